@@ -1,0 +1,142 @@
+"""Backbones: functions that return a module `N x 3 x S x S -> N x feature_dim` with a `feature_dim` attribute.
+
+The first parameter, the image size, comes from the data set; the rest stands in the YAML.
+"""
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torchvision import models
+
+from sslrun.config import Node, PositiveInt, UserError, build
+from sslrun.device import Device
+
+SMALL_UP_TO = 64  # px: up to here `stem=auto` keeps the resolution in the first layers
+Stem = Literal["auto", "small", "imagenet"]
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def smallcnn(image_size: int, *, widths: Annotated[list[PositiveInt], Field(min_length=1)]) -> nn.Module:
+    """Blocks of conv3x3, batch norm, ReLU and 2 x 2 max-pool, then a global average."""
+    layers: list[nn.Module] = []
+    for before, after in zip([3, *widths], widths, strict=False):
+        layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+        layers += [nn.MaxPool2d(2, ceil_mode=True)]  # ceil_mode: tiles of 12 or 14 px survive four of them
+    net: Any = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net.feature_dim = widths[-1]
+    return net
+
+
+def resnet18(image_size: int, *, stem: Stem) -> nn.Module:
+    """ResNet-18 (He et al. 2016); the small stem is a 3 x 3 convolution of stride 1 without max-pool.
+
+    `imagenet_stem()` gives it the shape that ImageNet weights need, at stride 1 where the pictures are small.
+    """
+    net: Any = models.resnet18()
+    net.feature_dim, net.fc = net.fc.in_features, nn.Identity()
+    net.imagenet = models.ResNet18_Weights.IMAGENET1K_V1
+    if _small(stem, image_size):
+        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+
+        def imagenet_stem() -> None:
+            net.conv1 = nn.Conv2d(3, 64, 7, padding=3, bias=False)
+
+        net.imagenet_stem = imagenet_stem
+    return net
+
+
+def mobilenetv2(image_size: int, *, stem: Stem) -> nn.Module:
+    """MobileNetV2 (Sandler et al. 2018); the small stem keeps the resolution in the first convolution, and up to
+    32 px in the first bottleneck that halves it, too.
+    """
+    full: Any = models.mobilenet_v2()
+    if _small(stem, image_size):
+        full.features[0][0].stride = (1, 1)
+        if image_size <= SMALL_UP_TO // 2:
+            full.features[2].conv[1][0].stride = (1, 1)
+    net: Any = nn.Sequential(full.features, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net.feature_dim = full.last_channel
+    net.imagenet = models.MobileNet_V2_Weights.IMAGENET1K_V1
+    return net
+
+
+def _small(stem: str, image_size: int) -> bool:
+    return stem == "small" or (stem == "auto" and image_size <= SMALL_UP_TO)
+
+
+class Encoder(nn.Module):
+    """A backbone that normalises its pictures itself, so that a checkpoint cannot be used with other numbers.
+
+    Args:
+        backbone: a module as above.
+        mean, std: of the three channels, in [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.feature_dim: int = backbone.feature_dim  # type: ignore[assignment]
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`N x 3 x H x W` in [0, 1] -> features, `N x feature_dim`."""
+        return self.backbone((images - self.mean) / self.std)
+
+
+def build_encoder(node: Node, image_size: int, mean: list[float], std: list[float]) -> Encoder:
+    """Build the network that a `backbone` node describes, with random weights."""
+    backbone = build(node, image_size)
+    if not isinstance(getattr(backbone, "feature_dim", None), int):
+        raise UserError(f"{node['_target_']} must return a module with a whole number `feature_dim`")
+    return Encoder(backbone, mean, std)
+
+
+@torch.no_grad()
+def features(encoder: Encoder, images: Tensor, device: Device, batch_size: int = 512) -> Tensor:
+    """Return the features of whole pictures, without augmentation.
+
+    Args:
+        encoder: on the device; put into evaluation mode.
+        images: `N x 3 x S x S`, uint8.
+
+    Returns:
+        `N x feature_dim`, float32, on the CPU.
+    """
+    encoder.eval()
+    out = []
+    for part in images.split(batch_size):
+        with device.autocast():
+            out.append(encoder(device.floats(part)).float().cpu())
+    return torch.cat(out)
+
+
+def load_imagenet(encoder: Encoder) -> None:
+    """Give an encoder torchvision's ImageNet weights, every one of them, and ImageNet's normalisation.
+
+    Raises:
+        UserError: there are none for this backbone, or they cannot be fetched.
+    """
+    from sslrun.data.fetch import explained
+
+    backbone: Any = encoder.backbone
+    weights = getattr(backbone, "imagenet", None)
+    if weights is None:
+        raise UserError("init=imagenet: there are no ImageNet weights for this backbone; resnet18 and mobilenetv2 have")
+    place = f"{torch.hub.get_dir()}/checkpoints/{weights.url.rsplit('/', 1)[-1]}"
+    with explained("ImageNet's weight file", weights.url, place):
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    if hasattr(backbone, "imagenet_stem"):
+        backbone.imagenet_stem()
+    if isinstance(backbone, models.ResNet):
+        state = {k: v for k, v in state.items() if not k.startswith("fc.")}
+    else:
+        state = {f"0.{k.removeprefix('features.')}": v for k, v in state.items() if k.startswith("features.")}
+    backbone.load_state_dict(state)
+    encoder.mean.copy_(torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
+    encoder.std.copy_(torch.tensor(IMAGENET_STD).view(3, 1, 1))

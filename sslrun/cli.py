@@ -1,0 +1,245 @@
+"""The command line. It imports no torch, and hands what follows a command's name to Hydra."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sslrun import __version__
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+PACKAGED = Path(__file__).parent / "conf"
+CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
+TO_HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+WITH_VALUE = {"-cd", "--config-dir", "-cp", "--config-path", "-cn", "--config-name", "-p", "--package", "-c", "--cfg"}
+WITH_VALUE |= {"--experimental-rerun"}
+INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"sslrun {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Self-supervised learning of image classifiers: pretrain without labels, finetune with a few."""
+
+
+@app.command(context_settings=TO_HYDRA)
+def pretrain(ctx: typer.Context) -> None:
+    """Learn features from pictures without their labels."""
+    _run("pretrain", ctx.args)
+
+
+@app.command(context_settings=TO_HYDRA)
+def finetune(ctx: typer.Context) -> None:
+    """Make a classifier from few labels."""
+    _run("finetune", ctx.args)
+
+
+@app.command(context_settings=TO_HYDRA)
+def evaluate(ctx: typer.Context) -> None:
+    """Measure a classifier on the test split."""
+    _run("evaluate", ctx.args)
+
+
+@app.command(context_settings=TO_HYDRA)
+def predict(ctx: typer.Context) -> None:
+    """Name what is on pictures."""
+    _run("predict", ctx.args)
+
+
+@app.command()
+def runs(
+    stage: Annotated[str | None, typer.Argument(help="pretrain, finetune, evaluate or predict; all by default")] = None,
+    format: Annotated[str, typer.Option(help="table, json or csv")] = "table",
+) -> None:
+    """List what is in outputs/."""
+    _guarded(lambda: _list_runs(stage, format))
+
+
+@app.command()
+def demo(
+    epochs: Annotated[int, typer.Option(help="epochs of pretraining")] = 40,
+    seeds: Annotated[int, typer.Option(help="label subsets")] = 3,
+) -> None:
+    """Run the main job on scikit-learn's digits: does pretraining help with 30 labels?"""
+    from sslrun.demo import demo as run_demo
+
+    _guarded(lambda: run_demo(epochs, seeds))
+
+
+def _list_runs(stage: str | None, format: str) -> None:
+    from sslrun.listing import print_runs
+
+    print_runs(stage, format)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except BrokenPipeError:  # `sslrun runs | head`
+        sys.stderr.close()
+        sys.exit(141)
+
+
+# ---------------------------------------------------------------------------------------------- Hydra's commands
+
+
+def _run(stage: str, args: list[str]) -> None:
+    flags, values, others = split_arguments(args)
+    if "-h" in flags or "--help" in flags:
+        print_help(stage, config_dir(flags))
+        return
+    _guarded(lambda: _launch(stage, flags, values, others))
+
+
+def _guarded(action) -> None:  # noqa: ANN001
+    """Show a user's mistake as plain lines; `HYDRA_FULL_ERROR=1` shows where it was found."""
+    import os
+
+    from sslrun.console import start_logging
+    from sslrun.errors import UserError
+
+    start_logging()
+    try:
+        action()
+    except UserError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"sslrun: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def split_arguments(args: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """Sort the arguments into Hydra's flags, overrides, and others, which are pictures' names."""
+    flags: list[str] = []
+    values: list[str] = []
+    others: list[str] = []
+    rest = iter(args)
+    only_names = False
+    for arg in rest:
+        if only_names:
+            others.append(arg)
+        elif arg == "--":
+            only_names = True
+        elif arg in WITH_VALUE:
+            flags += [arg, *([v] if (v := next(rest, None)) is not None else [])]
+        elif flags and flags[-1] in ("-i", "--info") and arg in INFO:
+            flags.append(arg)
+        elif arg.startswith("-") and len(arg) > 1:
+            flags.append(arg)
+        elif arg.startswith("~") or ("=" in arg and not Path(arg).exists()):
+            values.append(arg)
+        else:
+            others.append(arg)
+    return flags, values, others
+
+
+def config_dir(flags: list[str]) -> str | None:
+    """Return the folder that `-cd DIR` or `--config-dir=DIR` names."""
+    for i, flag in enumerate(flags):
+        if flag in ("-cd", "--config-dir") and i + 1 < len(flags):
+            return flags[i + 1]
+        if flag.startswith("--config-dir="):
+            return flag.split("=", 1)[1]
+    return None
+
+
+def _launch(stage: str, flags: list[str], values: list[str], others: list[str]) -> None:
+    import hydra
+
+    from sslrun import config, job
+
+    own = config_dir(flags)
+    if own is not None and not Path(own).is_dir():
+        raise config.UserError(f"{own}: no such folder (-cd)")
+    if others and stage != "predict":
+        hints = [f"{g}={a}" for a in others for g in config.groups(own) if a in config.choices(g, own)]
+        hint = f"; did you mean {hints[0]}?" if hints else "; settings look like key=value"
+        raise config.UserError(f"unexpected: {' '.join(others)}{hint}")
+    if stage == "predict" and others:
+        values.append("images=[" + ",".join(quoted(o) for o in others) + "]")
+    sys.path.append(str(Path.cwd()))
+    multirun = any(f in ("-m", "--multirun") for f in flags)
+    if stage == "evaluate":
+        values, multirun = _whole_sweep(values, multirun)
+        flags = [*flags, "-m"] if multirun and "-m" not in flags and "--multirun" not in flags else flags
+    values = _resume(stage, values)
+    config.check_overrides(stage, values, own, multirun)
+    sys.argv = [f"sslrun {stage}", *flags, *values]
+    hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name=stage)(job.job)()
+
+
+def quoted(text: str) -> str:
+    """Quote any text for Hydra's override grammar."""
+    escaped = text.replace("\\", "\\\\") if text.endswith("\\") else text
+    return "'" + escaped.replace("'", r"\'") + "'"
+
+
+def _whole_sweep(values: list[str], multirun: bool) -> tuple[list[str], bool]:
+    """Turn `run=SWEEP` into a sweep over its jobs."""
+    for i, value in enumerate(values):
+        key, _, text = value.partition("=")
+        folder = Path(text)
+        if key == "run" and folder.is_dir() and not (folder / "summary.json").exists():
+            jobs = [p.parent for p in folder.glob("*/best.pt") if p.parent.name.isdigit()]
+            if jobs:
+                ordered = sorted(jobs, key=lambda p: int(p.name))
+                return [*values[:i], "run=" + ",".join(quoted(str(p)) for p in ordered), *values[i + 1 :]], True
+    return values, multirun
+
+
+def _resume(stage: str, values: list[str]) -> list[str]:
+    """Let a resumed run go on in its own directory: Hydra is told not to make another."""
+    from sslrun import run
+    from sslrun.errors import UserError
+
+    out = []
+    for value in values:
+        key, _, text = value.partition("=")
+        if key != "resume" or text in ("", "null"):
+            out.append(value)
+            continue
+        text = text.strip("'\"")
+        if text == "latest":
+            found = run.find([stage])
+            if not found:
+                raise UserError(f"resume=latest: no {stage} run in outputs/{stage}")
+            text = str(found[-1][0])
+        run.read_summary(Path(text))
+        out += [f"resume={quoted(text)}", f"hydra.run.dir={quoted(text)}", "hydra.output_subdir=null"]
+    return out
+
+
+def print_help(stage: str, own: str | None) -> None:
+    """Print a command's groups with their choices, and its keys with their defaults and what they mean."""
+    folders = [*([Path(own)] if own else []), CONF]
+    lines = (CONF / f"{stage}.yaml").read_text(encoding="utf-8").splitlines()
+    about = [line.removeprefix("#").strip() for line in lines if line.startswith("# ")]
+    body = [line for line in lines if not line.startswith("#")]
+    start = body.index("defaults:") + 1
+    end = next(i for i in range(start, len(body)) if not body[i].startswith(" "))
+    print(f"Usage: sslrun {stage} [flags] {'[IMAGE or FOLDER ...] ' if stage == 'predict' else ''}[key=value ...]\n")
+    print("\n".join(f"  {line}" for line in about))
+    print("\nGroups (group=choice, then group.key=value):")
+    for line in body[start:end]:
+        item = line.split("#")[0].strip(" -").removeprefix("optional ").replace("override ", "")
+        if ":" in item and not item.startswith("hydra"):
+            group, default = (part.strip() for part in item.split(":"))
+            names = {p.stem for f in folders for p in (f / group).glob("*.yaml") if not p.stem.startswith("_")}
+            if stage == "pretrain":
+                names -= {"from_checkpoint"}
+            print(f"  {group + '=' + default:<27}{' | '.join(sorted(names))}")
+    print("\nKeys and their defaults:")
+    print("\n".join(f"  {line}" for line in body[end:] if line.strip()))
+    print(
+        "\nFlags: -m sweeps over values with commas, --cfg job shows the config, -cd DIR adds config files of your own;"
+        "\nmore with --hydra-help. Put flags before key=value."
+    )

@@ -1,0 +1,79 @@
+"""What is shown while a command works, on standard error; standard output is for results alone."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+log = logging.getLogger("sslrun")
+PLAIN_EVERY = 15.0  # seconds between lines of progress where there is no terminal
+
+
+ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _ToConsole(logging.Handler):
+    """Prints above a progress bar, if one is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = {logging.WARNING: "yellow", logging.ERROR: "bold red"}.get(record.levelno)
+        ERR.print(Text(self.format(record), style=style or ""))
+
+
+def start_logging() -> None:
+    """Show what is logged on standard error; calling it again changes nothing."""
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    if not any(isinstance(h, _ToConsole) for h in log.handlers):
+        log.addHandler(_ToConsole())
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "")
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+    """Show a bar with the rate and the time left, or plain lines now and then where there is no terminal.
+
+    Yields:
+        A function `advance(n, note="")` to be called when `n` more of `total` are done.
+    """
+    if ERR.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate())
+        with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=ERR) as bar:
+            task = bar.add_task(what, total=total, unit=unit, note="")
+
+            def show(n: int, note: str = "") -> None:
+                bar.update(task, advance=n, **({"note": note} if note else {}))
+
+            yield show
+        return
+    started = last = time.monotonic()
+    done = 0
+
+    def line(n: int, note: str = "") -> None:
+        nonlocal done, last
+        done += n
+        now = time.monotonic()
+        if now - last >= PLAIN_EVERY:
+            last = now
+            rate = done / (now - started)
+            left = (total - done) / rate
+            log.info("%s %d/%d, %.0f %s/s, %.0f s left %s", what, done, total, rate, unit, left, note)
+
+    yield line

@@ -1,0 +1,193 @@
+"""Decoding picture files into one uint8 array, once: the result is kept under a cache folder."""
+
+import functools
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from sslrun.config import UserError
+from sslrun.console import log, progress
+
+VERSION = 1  # of this decoder: raise it when the same file comes to decode to other pixels
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+Resize = Literal["crop", "pad", "squash"]
+Channels = Literal["rgb", "gray"]
+
+
+class UnreadableImage(Exception):
+    """A picture file that cannot be decoded; the message gives the reason, without the path."""
+
+
+def decode(path: Path, image_size: int, resize: Resize = "crop", channels: Channels = "rgb") -> np.ndarray:
+    """Decode one picture file (the first frame of an animation), as an eye would see it.
+
+    EXIF orientation is applied, transparency lies over white, 16-bit and CMYK pictures become 8-bit RGB.
+
+    Returns:
+        `image_size x image_size x 3`, uint8. `crop` keeps the aspect ratio and cuts the middle, `pad` keeps it and
+        adds a grey border, `squash` does not keep it. `gray` repeats the luminance three times.
+
+    Raises:
+        UnreadableImage: the file is missing, empty, truncated, too large to be true, or not a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return to_array(image, image_size, resize, channels)
+    except FileNotFoundError:
+        raise UnreadableImage("no such file") from None
+    except IsADirectoryError:
+        raise UnreadableImage("a folder, not a file") from None
+    except UnidentifiedImageError:
+        size = path.stat().st_size
+        raise UnreadableImage("the file is empty" if size == 0 else "not a picture in a known format") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UnreadableImage("more pixels than any photograph has: refused") from None
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError) as error:
+        raise UnreadableImage(f"damaged: {error}") from None
+
+
+def to_array(image: Image.Image, image_size: int, resize: Resize, channels: Channels) -> np.ndarray:
+    """Turn an opened picture into the array that `decode` describes."""
+    if image.format == "JPEG":
+        image.draft("RGB", (2 * image_size, 2 * image_size))  # the JPEG is decoded small: several times faster
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float32)
+        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    image = image.convert("RGB")
+    size = (image_size, image_size)
+    if resize == "crop":
+        image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+    elif resize == "pad":
+        image = ImageOps.pad(image, size, Image.Resampling.BILINEAR, color=(128, 128, 128))
+    else:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    if channels == "gray":
+        image = image.convert("L").convert("RGB")
+    return np.asarray(image)
+
+
+def decode_all(
+    files: Sequence[Path], image_size: int, resize: Resize, channels: Channels, max_bad_fraction: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decode many files on all cores; a second call with the same files and settings reads the cache.
+
+    Returns:
+        The pictures, `N x image_size x image_size x 3` uint8, and a boolean array of length `len(files)`: which of
+        the files they are. Unreadable ones are left out and named in the log.
+
+    Raises:
+        UserError: more than `max_bad_fraction` of the files cannot be read.
+    """
+    key = _cache_key(files, image_size, resize, channels)
+    cached = cache_folder() / f"{key}.npz"
+    if cached.is_file():
+        try:
+            with np.load(cached) as saved:
+                images, good = saved["images"], saved["good"]
+        except (OSError, ValueError, KeyError, EOFError):
+            log.warning("The decoded copy %s is damaged; decoding anew.", cached)
+        else:
+            _judge(files, good, {}, max_bad_fraction)
+            return images, good
+
+    reasons: dict[Path, str] = {}
+
+    def one(path: Path) -> np.ndarray | None:
+        try:
+            return decode(path, image_size, resize, channels)
+        except UnreadableImage as error:
+            reasons[path] = str(error)
+            return None
+
+    out = np.empty((len(files), image_size, image_size, 3), dtype=np.uint8)
+    good = np.zeros(len(files), dtype=bool)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress("decoding", len(files), "images") as advance:
+        for i, image in enumerate(pool.map(one, files)):
+            if image is not None:
+                out[i], good[i] = image, True
+            advance(1)
+    _judge(files, good, reasons, max_bad_fraction)
+    _save(cached, out[good], good)
+    return out[good], good
+
+
+def _judge(files: Sequence[Path], good: np.ndarray, reasons: dict[Path, str], max_bad_fraction: float) -> None:
+    bad = [files[i] for i in np.flatnonzero(~good)]
+    if not bad:
+        return
+    named = [f"{p}: {reasons[p]}" if p in reasons else f"{p}: unreadable" for p in bad]
+    if len(bad) > max_bad_fraction * len(files):
+        shown = "\n".join(named[:10]) + (f"\n... and {len(named) - 10} more" if len(named) > 10 else "")
+        raise UserError(
+            f"{len(bad)} of {len(files)} images cannot be read, more than "
+            f"dataset.max_bad_fraction={max_bad_fraction:g}: mend or remove them, or raise it\n{shown}"
+        )
+    for line in named:
+        log.warning("Skipped %s", line)
+
+
+def cache_folder() -> Path:
+    """Return the folder of decoded copies: `$SSLRUN_CACHE`, else `sslrun` under the user's cache folder."""
+    home = os.environ.get("SSLRUN_CACHE") or Path(
+        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "sslrun"
+    )
+    return Path(home) / "decoded"
+
+
+def _cache_key(files: Sequence[Path], image_size: int, resize: str, channels: str) -> str:
+    digest = hashlib.sha256(f"{VERSION} {image_size} {resize} {channels}".encode())
+    for path in files:
+        try:
+            stat = path.stat()
+            digest.update(f"\0{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+        except OSError:
+            digest.update(f"\0{path}\0missing".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
+def _save(path: Path, images: np.ndarray, good: np.ndarray) -> None:
+    part = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(part, images=images, good=good)
+        os.replace(part, path)
+    except OSError as error:
+        log.warning("The decoded images could not be kept in %s (%s); the next run decodes anew.", path.parent, error)
+        part.unlink(missing_ok=True)
+
+
+@functools.cache
+def is_picture(name: str) -> bool:
+    """Tell by its suffix whether a file name is a picture's."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """Return the picture files in and below a folder in an order that is the same on every machine.
+
+    Links are followed, a loop of links is not; hidden files and folders are left out.
+    """
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for top, dirs, names in os.walk(folder, followlinks=True):
+        stat = os.stat(top)
+        if (stat.st_dev, stat.st_ino) in seen:
+            dirs.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        dirs[:] = sorted(d for d in dirs if not d.startswith("."))
+        found += [Path(top, n) for n in names if is_picture(n) and not n.startswith(".")]
+    return sorted(found, key=lambda p: p.relative_to(folder).as_posix())

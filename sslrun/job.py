@@ -1,0 +1,110 @@
+"""One job: what Hydra calls, for every stage, once or once for each point of a sweep."""
+
+import gc
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from sslrun.config import UserError, check, locate
+from sslrun.console import log, start_logging
+from sslrun.run import Run, read_summary
+
+MAY_DIFFER = ("train.epochs", "train.steps", "device.")  # when a run is resumed
+
+
+def job(config: DictConfig) -> float | None:
+    """Check the config, open the run directory, run the stage, close the directory.
+
+    Returns:
+        The run's score, for sweepers that optimise; None where there is none.
+    """
+    start_logging()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a user's own pretext.py beside her conf/ can be a _target_
+    hydra = HydraConfig.get()
+    stage = str(hydra.job.config_name)
+    asked = dict(o.split("=", 1) for o in hydra.overrides.task if "=" in o)
+    directory = Path(hydra.runtime.output_dir)
+    if directory.is_relative_to(Path.cwd()):
+        directory = directory.relative_to(Path.cwd())
+    in_sweep = hydra.mode == RunMode.MULTIRUN
+    if in_sweep:
+        log.info("--- job %s: %s", hydra.job.num, " ".join(hydra.overrides.task) or "defaults")
+    function = locate(f"sslrun.stages.{stage}.{stage}")
+    resumed = config.get("resume")
+    if resumed:
+        config = _resumed_config(Path(resumed), stage, asked)
+    mistakes = check(config, function)
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    run = Run(Path(resumed) if resumed else directory, stage, values, asked, resumed=bool(resumed))
+    try:
+        result = function(run, **values)
+    except UserError as error:
+        log.error("%s", error) if in_sweep else None
+        run.close("failed", error=str(error))
+        if in_sweep:
+            return None
+        raise
+    except BaseException as error:
+        log.error("%s", traceback.format_exc()) if isinstance(error, Exception) else None
+        run.close("failed", error=f"{type(error).__name__}: {error}")
+        if in_sweep and isinstance(error, Exception):
+            return None
+        raise
+    run.close("finished", **result)
+    log.info("Finished in %.0f s: %s", run.summary["wall_time_seconds"], run.directory)
+    gc.collect()
+    return next((run.summary[k] for k in ("test/accuracy", "val/accuracy", "val/knn_accuracy") if k in run.summary), None)
+
+
+def _resumed_config(directory: Path, stage: str, asked: dict[str, str]) -> DictConfig:
+    """Return the config of the run that goes on, with what may be changed changed.
+
+    Raises:
+        UserError: not a run of this stage, no checkpoint, or a key that must stay was changed.
+    """
+    summary = read_summary(directory)
+    if summary["stage"] != stage:
+        raise UserError(f"resume={directory} is a {summary['stage']} run: say sslrun {summary['stage']} resume=...")
+    if not (directory / "last.pt").is_file():
+        raise UserError(f"resume={directory} has no checkpoint yet: start the run anew")
+    before = OmegaConf.create(summary["config"])
+    after = OmegaConf.create(OmegaConf.to_container(before))
+    changed = []
+    for key, value in asked.items():
+        if key == "resume" or key.startswith("hydra"):
+            continue
+        new = OmegaConf.from_dotlist([f"{key}={value}"])
+        old = OmegaConf.select(before, key)
+        if OmegaConf.select(new, key) == old:
+            continue
+        if not key.startswith(MAY_DIFFER):
+            changed.append(f"{key}={value}: the run was started with {old}; leave it away, or start a new run")
+        after = OmegaConf.merge(after, new)  # type: ignore[assignment]
+    if changed:
+        raise UserError("\n".join(changed))
+    after.resume = str(directory)
+    return after
+
+
+class SweepTable(Callback):
+    """Hydra's callback at the end of a sweep: the table, the CSV, and the exit code."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Report on all jobs, whichever launcher ran them."""
+        from sslrun.report import finish_sweep
+
+        directory = Path(config.hydra.sweep.dir)
+        failed = finish_sweep(directory)
+        if failed:
+            log.error("%d jobs failed; the reasons stand above and in each job's run.log", failed)
+            raise SystemExit(1)

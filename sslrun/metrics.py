@@ -1,0 +1,82 @@
+"""Numbers about features and predictions."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+KNN_TEMPERATURE = 0.07  # Wu et al. 2018
+COLLAPSED_SPREAD = 0.05  # of 1, which is an even spread over the sphere
+COLLAPSED_RANK = 2.0
+
+
+def knn_probabilities(queries: Tensor, bank: Tensor, labels: Tensor, classes: int, k: int | None = None) -> Tensor:
+    """Classify by the k nearest in cosine similarity s, with weights exp(s / 0.07) (Wu et al. 2018, eq. 5).
+
+    Args:
+        queries: `Q x D` features.
+        bank: `N x D` features with `labels`, `N`.
+        k: by default a tenth of the bank, but 20 to 200, and at most N.
+
+    Returns:
+        `Q x classes`, rows add up to 1.
+    """
+    k = min(k or max(20, min(200, len(bank) // 10)), len(bank))
+    bank = F.normalize(bank.float(), dim=1)
+    out = []
+    for part in F.normalize(queries.float(), dim=1).split(1024):
+        with torch.autocast(part.device.type, enabled=False):  # the 8 bits of bf16 would blur the order
+            similarity, index = (part @ bank.T).topk(k, 1)
+        weights = ((similarity - 1) / KNN_TEMPERATURE).exp()  # -1: no overflow, the same shares
+        votes = torch.zeros(len(part), classes, device=part.device)
+        out.append(votes.scatter_add_(1, labels[index], weights))
+    votes = torch.cat(out)
+    return votes / votes.sum(1, keepdim=True).clamp(min=1e-30)
+
+
+def embedding_health(features: Tensor) -> dict[str, float]:
+    """Say without labels whether an embedding has collapsed.
+
+    Args:
+        features: `N x D`.
+
+    Returns:
+        `feature_spread`: the mean standard deviation of the l2-normalised features times sqrt(D): 1 where they lie
+        evenly on the sphere, 0 where all are the same (Chen & He 2021). `effective_rank`: the exponential of the
+        entropy of the centred features' singular values (Roy & Vetterli 2007; RankMe, Garrido et al. 2023).
+    """
+    z = F.normalize(features.double(), dim=1)
+    spread = float(z.std(0).mean() * math.sqrt(z.shape[1])) if len(z) > 1 else 0.0
+    s = torch.linalg.svdvals(z - z.mean(0))
+    p = s / s.sum().clamp(min=1e-12)
+    entropy = -(p * (p + 1e-12).log()).sum()
+    return {"feature_spread": spread, "effective_rank": float(entropy.exp()) if float(s.sum()) > 1e-6 else 1.0}
+
+
+def has_collapsed(health: dict[str, float]) -> bool:
+    """Tell whether the numbers of `embedding_health` are those of a collapsed embedding."""
+    return health["feature_spread"] < COLLAPSED_SPREAD or health["effective_rank"] < COLLAPSED_RANK
+
+
+def classification(labels: Sequence[int] | np.ndarray, predicted: np.ndarray, class_names: list[str]) -> dict[str, Any]:
+    """Return accuracy, macro precision, recall and F1, the same for every class, and the confusion matrix."""
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    ids = list(range(len(class_names)))
+    each = precision_recall_fscore_support(labels, predicted, labels=ids, zero_division=0)
+    macro = precision_recall_fscore_support(labels, predicted, labels=ids, average="macro", zero_division=0)
+    rows = zip(class_names, *(column.tolist() for column in each), strict=True)
+    return {
+        "accuracy": float((np.asarray(labels) == predicted).mean()),
+        "precision_macro": float(macro[0]),
+        "recall_macro": float(macro[1]),
+        "f1_macro": float(macro[2]),
+        "classes": [
+            {"class": c, "precision": p, "recall": r, "f1": f, "images": int(n)} for c, p, r, f, n in rows
+        ],
+        "confusion_matrix": confusion_matrix(labels, predicted, labels=ids).tolist(),
+    }

@@ -1,0 +1,209 @@
+"""Figures and tables."""
+
+import csv
+import io
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+
+from sslrun.console import ERR, log
+from sslrun.run import Run, read_summary, score
+
+VIEWS_SHOWN = 8
+
+
+def pyplot() -> Any:
+    """Return matplotlib's pyplot, drawing into files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 120})
+    return plt
+
+
+@torch.no_grad()
+def views_figure(run: Run, model: nn.Module, images: Tensor, seed: int) -> None:
+    """Draw some pictures beside what the network is shown of them, as a figure and for TensorBoard."""
+    rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:VIEWS_SHOWN]
+    originals = images[rows].float() / 255
+    views = model.views(originals, torch.Generator().manual_seed(seed))  # type: ignore[operator]
+    columns: dict[str, Tensor] = {"picture": originals, **views}
+    plt = pyplot()
+    figure, axes = plt.subplots(
+        len(rows), len(columns), figsize=(1.2 * len(columns), 1.2 * len(rows) + 0.3), squeeze=False
+    )
+    for j, (name, pictures) in enumerate(columns.items()):
+        axes[0][j].set_title(name)
+        for i, picture in enumerate(pictures):
+            axes[i][j].imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+            axes[i][j].axis("off")
+    figure.tight_layout(pad=0.3)
+    figure.savefig(run.figure("views"))
+    run.tensorboard.add_figure("views", figure)
+    plt.close(figure)
+
+
+def curves_figure(run: Run) -> None:
+    """Draw loss and accuracy over the steps from `metrics.jsonl`."""
+    rows = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
+    plt = pyplot()
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
+    for axis, word in zip(axes, ("loss", "accuracy"), strict=True):
+        names = sorted({k for r in rows for k in r if k.endswith(word)})
+        for name in names:
+            points = [(r["step"], r[name]) for r in rows if name in r]
+            axis.plot(*zip(*points, strict=True), label=name.replace("_", " "), marker="." if len(points) < 40 else None)
+        axis.set_xlabel("step")
+        axis.set_ylabel(word)
+        if names:
+            axis.legend(frameon=False)
+    axes[1].set_ylim(0, 1.02)
+    figure.tight_layout()
+    figure.savefig(run.figure("curves"))
+    plt.close(figure)
+
+
+def confusion_figure(run: Run, counts: list[list[int]], class_names: list[str]) -> None:
+    """Draw the confusion matrix: shades are parts of a row, numbers are pictures."""
+    plt = pyplot()
+    n = len(class_names)
+    side = min(14.0, 2.2 + 0.45 * n)
+    figure, axis = plt.subplots(figsize=(side, side))
+    matrix = torch.tensor(counts, dtype=torch.float)
+    axis.imshow(matrix / matrix.sum(1, keepdim=True).clamp(min=1), cmap="Blues", vmin=0, vmax=1)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    if n <= 60:
+        axis.set_xticks(range(n), class_names, rotation=90)
+        axis.set_yticks(range(n), class_names)
+    if n <= 25:
+        for i, row in enumerate(counts):
+            for j, count in enumerate(row):
+                dark = count > 0.5 * max(1, sum(row))
+                axis.text(j, i, count or "", ha="center", va="center", color="white" if dark else "black", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(run.figure("confusion_matrix"))
+    run.tensorboard.add_figure("confusion_matrix", figure)
+    plt.close(figure)
+
+
+def prediction_figures(run: Run, rows: list[dict[str, Any]]) -> None:
+    """Draw each picture with its prediction as the title."""
+    from PIL import Image, ImageOps
+
+    readable = [r for r in rows if not r["error"]]
+    plt = pyplot() if readable else None
+    for i, row in enumerate(readable):
+        with Image.open(row["image"]) as image:
+            image.draft("RGB", (800, 800))
+            shown = ImageOps.exif_transpose(image).convert("RGBA")
+        shown.thumbnail((800, 800))
+        figure, axis = plt.subplots(figsize=(4, 4.3))
+        axis.imshow(Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown))
+        axis.set_title(f"{row['class']}  {row['confidence']:.0%}".replace("$", r"\$"))
+        axis.axis("off")
+        figure.tight_layout()
+        figure.savefig(run.figure(f"{i:03d}_{Path(row['image']).stem[:60]}"))
+        plt.close(figure)
+
+
+def print_classification(found: dict[str, Any], source: Path) -> None:
+    """Print accuracy and the table of the classes on standard error."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("class", "precision", "recall", "f1", "images"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for row in found["classes"]:
+        numbers = [f"{row[k]:.3f}" for k in ("precision", "recall", "f1")]
+        table.add_row(Text(row["class"]), *numbers, str(row["images"]))
+    table.add_section()
+    macro = [f"{found[k]:.3f}" for k in ("precision_macro", "recall_macro", "f1_macro")]
+    table.add_row("macro mean", *macro, str(sum(r["images"] for r in found["classes"])))
+    ERR.print(table)
+    ERR.print(f"test accuracy {found['accuracy']:.4f} of {source}", markup=False)
+
+
+# --------------------------------------------------------------------------------------------------------- sweeps
+
+
+def sweep_rows(directory: Path) -> list[dict[str, Any]]:
+    """Return one row for every job of a sweep, in their order: what was varied, status and score."""
+    rows = []
+    jobs = [p.parent for p in directory.glob("*/summary.json") if p.parent.name.isdigit()]
+    for job in sorted(jobs, key=lambda p: int(p.name)):
+        summary = read_summary(job)
+        asked = dict(o.split("=", 1) for o in summary["overrides"] if "=" in o)
+        row: dict[str, Any] = {"job": int(job.name), "run": str(job), "status": summary["status"]}
+        row |= {k: summary.get(k) for k in ("dataset", "backbone", "pretext", "init", "mode")}
+        row |= {k: summary.get(k) for k in ("label_fraction", "labels_per_class")}
+        row |= {f"labels_{k}": v for k, v in (summary.get("labels") or {}).items()}
+        row |= {f"{k}_seed": v for k, v in (summary.get("seeds") or {}).items()}
+        row |= {f"override {k}": v for k, v in asked.items() if k not in ("run", "label_fraction", "seed", "init")}
+        row |= {k: v for k, v in summary.items() if "/" in k}
+        named = score(summary)
+        row |= {"score_name": named[0], "score": named[1]} if named else {"score_name": None, "score": None}
+        rows.append(row)
+    return rows
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as CSV, with every key that any of them has as a column."""
+    from sslrun.run import write_text
+
+    names = list(dict.fromkeys(k for r in rows for k in r))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, out.getvalue())
+
+
+def sweep_table(rows: list[dict[str, Any]]) -> Table:
+    """Return mean and spread of the score over seeds, one row for everything else that was varied."""
+    ignored = {"job", "run", "status", "score", "labels_train", "labels_validation"}
+    columns = [k for k in dict.fromkeys(k for r in rows for k in r) if k not in ignored and "/" not in k]
+    columns = [k for k in columns if not k.endswith("_seed")]
+    shown = [k for k in columns if k in ("label_fraction", "init") or len({str(r.get(k)) for r in rows}) > 1]
+    shown = [k for k in shown if any(r.get(k) is not None for r in rows) and k != "score_name"]
+    grouped: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for r in rows:
+        grouped.setdefault(tuple(_cell(r.get(k)) for k in shown), []).append(r)
+    table = Table(box=box.SIMPLE_HEAD)
+    names = {r["score_name"] for r in rows if r["score_name"]}
+    for name in (*(k.removeprefix("override ").replace("_", " ") for k in shown), "labels"):
+        table.add_column(name, justify="right" if name in ("labels", "label fraction") else "left")
+    for name in ("/".join(sorted(names)).replace("_", " ") or "score", "±", "runs"):
+        table.add_column(name, justify="right")
+    for key, members in grouped.items():
+        scores = [r["score"] for r in members if r["score"] is not None and r["status"] == "finished"]
+        labels = _cell(members[0].get("labels_train"))
+        mean = f"{statistics.mean(scores):.4f}" if scores else "failed"
+        spread = f"{statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
+        missing = len(members) - len(scores)
+        table.add_row(*map(Text, key), labels, mean, spread, f"{len(scores)}" + f", {missing} failed" * (missing > 0))
+    return table
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def finish_sweep(directory: Path) -> int:
+    """Print the table of a sweep, write `sweep.csv` beside its jobs, and return how many jobs failed."""
+    rows = sweep_rows(directory)
+    if not rows:
+        return 0
+    write_csv(directory / "sweep.csv", rows)
+    ERR.print(sweep_table(rows))
+    log.info("± is the standard deviation over runs. Every run: %s", directory / "sweep.csv")
+    return sum(r["status"] != "finished" for r in rows)

@@ -1,0 +1,236 @@
+"""The run directory: what is written where, and finding and reading earlier runs.
+
+    outputs/<stage>/<time>/
+        config.yaml      the config with everything resolved
+        run.log          what was said on screen
+        metrics.jsonl    one JSON object a line
+        events.out.*     the same for TensorBoard
+        last.pt best.pt  checkpoints
+        summary.json     final numbers, times, versions, seeds, fingerprints
+        figures/         PNG
+
+A sweep has its jobs in folders 0, 1, 2, ... of one such directory.
+"""
+
+import datetime
+import json
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sslrun import __version__
+from sslrun.console import log
+from sslrun.errors import UserError
+
+OUTPUTS = Path("outputs")
+STAGES = ("pretrain", "finetune", "evaluate", "predict")
+
+
+class Run:
+    """One run of one stage, writing into a directory of its own.
+
+    Args:
+        directory: made if it is not there.
+        stage: the command's name.
+        config: resolved, plain.
+        asked: what stands on the command line, as key -> value.
+        resumed: go on in a directory that has a run already.
+
+    Raises:
+        UserError: the directory cannot be written, or has a run already.
+    """
+
+    def __init__(
+        self, directory: Path, stage: str, config: dict[str, Any], asked: dict[str, str], resumed: bool = False
+    ) -> None:
+        self.directory, self.stage, self.asked, self.resumed = directory, stage, asked, resumed
+        self._clock = time.monotonic()
+        self._writer: Any = None
+        self._summary: dict[str, Any] = {}
+        if resumed:
+            self._summary = read_summary(directory)
+        elif (directory / "summary.json").exists():
+            raise UserError(f"{directory} holds a run already; to go on with it say resume={directory}")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._file = logging.FileHandler(directory / "run.log", encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise UserError(f"cannot write into {directory}: {error.strerror}") from None
+        self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(self._file)
+        self._before = self._summary.get("wall_time_seconds", 0.0)
+        self._summary |= {
+            "stage": stage,
+            "status": "running",
+            "started": self._summary.get("started") or _now(),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "overrides": [f"{k}={v}" for k, v in asked.items()],
+            "config": config,
+            "versions": {p: version(p) for p in ("torch", "torchvision", "numpy", "scikit-learn", "hydra-core")}
+            | {"sslrun": __version__, "python": platform.python_version()},
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            "git_commit": _git_commit(),
+        }
+        self.set_config(config)
+
+    def set_config(self, config: dict[str, Any]) -> None:
+        """Keep the config as it became once the checkpoint was read."""
+        self._summary["config"] = config
+        write_text(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        self.note()
+
+    def note(self, **entries: Any) -> None:
+        """Put entries into `summary.json`, now."""
+        self._summary |= entries
+        self._summary["wall_time_seconds"] = round(self._before + time.monotonic() - self._clock, 2)
+        write_text(self.directory / "summary.json", json.dumps(self._summary, indent=2, ensure_ascii=False) + "\n")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Return what `summary.json` holds."""
+        return self._summary
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Append one line to `metrics.jsonl` and the same to TensorBoard."""
+        row = {"step": step, **{k: round(float(v), 6) for k, v in values.items()}}
+        try:
+            with (self.directory / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            for name, value in values.items():
+                self.tensorboard.add_scalar(name, value, step)
+        except OSError as error:
+            raise _full(self.directory, error) from None
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics of steps that a resumed run does again."""
+        path = self.directory / "metrics.jsonl"
+        if path.exists():
+            rows = [r for r in path.read_text().splitlines(True) if json.loads(r)["step"] <= step]
+            write_text(path, "".join(rows))
+
+    @property
+    def tensorboard(self) -> Any:
+        """Return TensorBoard's writer, opened at first use."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.directory))
+        return self._writer
+
+    def figure(self, name: str) -> Path:
+        """Return the path of a figure, whose folder exists."""
+        path = self.directory / "figures" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        return path
+
+    def close(self, status: str, **entries: Any) -> None:
+        """End the run as `finished` or `failed`."""
+        try:
+            if self._writer is not None:
+                if status == "finished":
+                    self._hparams()
+                self._writer.close()
+            self.note(status=status, **entries)
+        except OSError as error:
+            log.error("The end of the run could not be written: %s", error)
+        finally:
+            log.removeHandler(self._file)
+            self._file.close()
+
+    def _hparams(self) -> None:
+        flat = {k: v for k, v in _flat(self._summary["config"]).items() if isinstance(v, bool | int | float | str)}
+        scores = {k: v for k, v in self._summary.items() if "/" in k and isinstance(v, float)}
+        self._writer.add_hparams(flat, scores, run_name=".")
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise _full(path, error) from None
+
+
+def _full(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {path}: {error.strerror}; what was written before is kept")
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="microseconds")
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the project that the command runs in, if there is one."""
+    try:
+        out = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+        return out.stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+# -------------------------------------------------------------------------------------------------- earlier runs
+
+
+def read_summary(directory: Path) -> dict[str, Any]:
+    """Read a run's `summary.json`.
+
+    Raises:
+        UserError: there is none, or it is not a summary.
+    """
+    path = directory / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        jobs = sorted(p.parent.name for p in directory.glob("*/summary.json"))
+        if jobs:
+            raise UserError(f"{directory} is a sweep of {len(jobs)} runs; name one: {directory / jobs[0]}") from None
+        raise UserError(f"{directory}: no run of sslrun there (it has no summary.json)") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(summary, dict) or "stage" not in summary:
+        raise UserError(f"{path} is not the summary of a run")
+    return summary
+
+
+def find(stages: Sequence[str] = STAGES) -> list[tuple[Path, dict[str, Any]]]:
+    """Return all runs below `outputs/`, oldest first, as (directory, summary); damaged ones are left out."""
+    found = []
+    for stage in stages:
+        for path in [*OUTPUTS.glob(f"{stage}/*/summary.json"), *OUTPUTS.glob(f"{stage}/*/*/summary.json")]:
+            try:
+                found.append((path.parent, read_summary(path.parent)))
+            except UserError:
+                log.warning("Left out %s: it cannot be read.", path)
+    return sorted(found, key=lambda f: str(f[1].get("started")))
+
+
+def score(summary: dict[str, Any]) -> tuple[str, float] | None:
+    """Return the name and value of the number that a run is judged by, if it has one."""
+    for name in ("test/accuracy", "val/accuracy", "val/knn_accuracy"):
+        if isinstance(summary.get(name), int | float):
+            return name, float(summary[name])
+    return None

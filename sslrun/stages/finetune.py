@@ -1,0 +1,171 @@
+"""`sslrun finetune`: make a classifier from few labels."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sslrun import checkpoint, report
+from sslrun.backbones import Encoder, features
+from sslrun.classifier import Classifier, Finetuning, KNNClassifier, probabilities
+from sslrun.config import Count, DatasetNode, Fraction, Node, Positive, PositiveInt, UserError, build
+from sslrun.console import log
+from sslrun.data.dataset import Dataset, describe, load_train
+from sslrun.data.splits import label_subset
+from sslrun.device import Device
+from sslrun.probe import fit_head
+from sslrun.run import Run
+from sslrun.start import Start, encoder_at, find_start, resolve, short_name
+from sslrun.train import total_steps
+
+
+def finetune(
+    run: Run,
+    *,
+    init: str,
+    mode: Literal["finetune", "probe", "knn"],
+    label_fraction: Positive | None,
+    labels_per_class: PositiveInt | None,
+    backbone: Node,
+    dataset: DatasetNode,
+    augment: Node,
+    freeze_fraction: Fraction,
+    backbone_rate: Positive,
+    freeze_batch_norm_below: Count,
+    label_smoothing: Fraction,
+    device: Node,
+    optimizer: Node,
+    train: Node,
+    seed: Count,
+    subset_seed: Count,
+    resume: str | None,
+) -> dict[str, Any]:
+    """Train a classifier on a stratified subset of the labels, and choose the best of its states on validation.
+
+    Returns:
+        What goes into the summary.
+
+    Raises:
+        UserError: nothing to start from, one class, or more labels asked for than there are.
+    """
+    if label_fraction is not None and label_fraction > 1:
+        raise UserError(f"label_fraction must be at most 1, found {label_fraction:g}; for a number of labels say labels_per_class")
+    hardware = build(device)
+    begin = Start("resumed", None, None, run.summary["config"]) if run.resumed else find_start(init, backbone, dataset)
+    backbone, dataset = resolve(begin, backbone, dataset, run.asked)
+    run.set_config(run.summary["config"] | {"backbone": backbone, "dataset": dataset, "init": _named(begin, init)})
+    data, val = load_train(dataset)
+    chosen = _labelled(data, dataset, label_fraction, labels_per_class, subset_seed)
+    torch.manual_seed(seed)
+    encoder = encoder_at(begin, backbone, dataset, data)
+    hardware.put(encoder)
+    used = {"train": len(chosen), "validation": len(val) if val else 0}
+    log.info(
+        "%s of %s from %s on %d labels of %s (%d more for validation); %s, %s",
+        {"finetune": "Finetuning", "probe": "Linear probe", "knn": "Nearest neighbours"}[mode],
+        short_name(backbone["_target_"]), run.summary["config"]["init"], used["train"], describe(dataset),
+        used["validation"], hardware.describe(), hardware.precision,
+    )  # fmt: skip
+    run.note(
+        init=begin.name,
+        mode=mode,
+        backbone=short_name(backbone["_target_"]),
+        dataset=describe(dataset),
+        label_fraction=label_fraction if labels_per_class is None else None,
+        labels_per_class=labels_per_class,
+        labels=used,
+        seeds={"training": seed, "subset": subset_seed, "split": dataset["split_seed"]},
+        data_fingerprint=data.fingerprint(),
+        subset_fingerprint=chosen.fingerprint(),
+        device=hardware.describe(),
+        precision=hardware.precision,
+    )
+    keep = {"stage": "finetune", "config": run.summary["config"], "class_names": data.class_names}
+    if mode == "finetune":
+        return _finetune(run, encoder, chosen, val, begin, hardware, keep, augment, optimizer, train, seed,
+                         freeze_fraction, backbone_rate, freeze_batch_norm_below, label_smoothing)  # fmt: skip
+    classifier = _without_training(mode, encoder, chosen, val, hardware, seed)
+    metrics = _validated(classifier, val, hardware)
+    state = {f"classifier.{k}": v for k, v in classifier.state_dict().items()}
+    for name in ("last.pt", "best.pt"):
+        checkpoint.save(run.directory / name, {**keep, "step": 0, "metrics": metrics, "model": state})
+    run.metrics(0, metrics)
+    return metrics
+
+
+def _named(begin: Start, init: str) -> str:
+    """Return `init` as it must be said to get the same start again."""
+    return init if begin.name == "resumed" else str(begin.path) if begin.path else begin.name
+
+
+def _labelled(
+    data: Dataset, dataset: Node, fraction: float | None, per_class: int | None, subset_seed: int
+) -> Dataset:
+    if data.labels is None:
+        raise UserError(f"{describe(dataset)} has no labels: put the pictures into a folder a class to finetune on them")
+    if len(data.class_names) < 2:
+        raise UserError(f"{describe(dataset)} has one class ({', '.join(data.class_names)}); a classifier needs two")
+    rows = label_subset(data.labels.numpy(), subset_seed, fraction, per_class, data.class_sizes, data.class_names)
+    return data.take(rows)
+
+
+def _finetune(
+    run: Run, encoder: Encoder, data: Dataset, val: Dataset | None, begin: Start, device: Device, keep: dict[str, Any],
+    augment: Node, optimizer: Node, train: Node, seed: int, freeze_fraction: float, backbone_rate: float,
+    freeze_batch_norm_below: int, label_smoothing: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Start the head from logistic regression where the features are pretrained; then train everything."""
+    assert data.labels is not None
+    classifier = Classifier(encoder, len(data.class_names))
+    pretrained = keep["config"]["init"] != "scratch"
+    if pretrained and not run.resumed:
+        fit_head(classifier, *_features(encoder, data, device), _features(encoder, val, device) if val else None, seed)
+    steps = total_steps(len(data), train["epochs"], train["steps"], train["batch_size"], quiet=True)
+    model = Finetuning(
+        classifier,
+        build(augment),
+        label_smoothing,
+        freeze_steps=round(freeze_fraction * steps) if pretrained else 0,
+        freeze_batch_norm=pretrained and len(data) < freeze_batch_norm_below,
+        backbone_rate=backbone_rate if pretrained else 1.0,
+    )
+    report.views_figure(run, model, data.images, seed)
+    device.put(model)
+    result = build(
+        train, model, device.hold(data.images), data.labels.to(device.torch), run, device, optimizer,
+        lambda: _validated(classifier, val, device), "val/accuracy", seed, keep,
+    )  # fmt: skip
+    report.curves_figure(run)
+    best = checkpoint.load(run.directory / "best.pt")
+    return result | best["metrics"]
+
+
+def _without_training(
+    mode: str, encoder: Encoder, data: Dataset, val: Dataset | None, device: Device, seed: int
+) -> Classifier | KNNClassifier:
+    bank, labels = _features(encoder, data, device)
+    if mode == "knn":
+        nearest = KNNClassifier(encoder, len(data.class_names), len(bank))
+        nearest.bank.copy_(bank)
+        nearest.labels.copy_(labels)
+        device.put(nearest)
+        return nearest
+    classifier = Classifier(encoder, len(data.class_names))
+    fit_head(classifier, bank, labels, _features(encoder, val, device) if val else None, seed)
+    device.put(classifier)
+    return classifier
+
+
+def _features(encoder: Encoder, data: Dataset, device: Device) -> tuple[Tensor, Tensor]:
+    assert data.labels is not None
+    return features(encoder, data.images, device), data.labels
+
+
+def _validated(classifier: Classifier | KNNClassifier, val: Dataset | None, device: Device) -> dict[str, float]:
+    if val is None:
+        return {}
+    assert val.labels is not None
+    p = probabilities(classifier, val.images, device)
+    true = p[torch.arange(len(p)), val.labels]
+    accuracy = (p.argmax(1) == val.labels).float().mean()
+    return {"val/accuracy": float(accuracy), "val/loss": float(-true.clamp(min=1e-9).log().mean())}

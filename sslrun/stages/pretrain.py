@@ -1,0 +1,91 @@
+"""`sslrun pretrain`: learn features from pictures without their labels."""
+
+from typing import Any
+
+import torch
+
+from sslrun import report, start
+from sslrun.backbones import build_encoder, features
+from sslrun.config import Count, DatasetNode, Node, UserError, build
+from sslrun.console import log
+from sslrun.data.dataset import Dataset, describe, load, load_pile, load_train
+from sslrun.metrics import embedding_health, has_collapsed, knn_probabilities
+from sslrun.run import Run
+
+HEALTH_IMAGES, KNN_BANK, KNN_QUERIES = 1024, 5000, 2000
+
+
+def pretrain(
+    run: Run,
+    *,
+    pretext: Node,
+    backbone: Node,
+    dataset: DatasetNode,
+    unlabeled: str | None,
+    device: Node,
+    optimizer: Node,
+    train: Node,
+    seed: Count,
+    resume: str | None,
+) -> dict[str, Any]:
+    """Train a backbone on a pretext task, on the training split less validation, and on unlabelled pictures if any.
+
+    Returns:
+        What goes into the summary.
+    """
+    hardware = build(device)
+    data, val = load_train(dataset)
+    images = torch.cat([data.images, *(extra.images for extra in _unlabeled(dataset, unlabeled))])
+    if len(images) < 2:
+        raise UserError(f"{describe(dataset)} has {len(images)} picture for pretraining; at least 2 are needed")
+    torch.manual_seed(seed)
+    mean, std = start.normalization(dataset, data)
+    encoder = build_encoder(backbone, dataset["image_size"], mean, std)
+    model = build(pretext, encoder, dataset["image_size"])
+    report.views_figure(run, model, images, seed)
+    model = hardware.put(model)
+    log.info(
+        "Pretraining %s with %s on %d pictures of %s at %d px; %s, %s",
+        start.short_name(backbone["_target_"]), start.short_name(pretext["_target_"]), len(images), describe(dataset),
+        dataset["image_size"], hardware.describe(), hardware.precision,
+    )  # fmt: skip
+    run.note(
+        pretext=start.short_name(pretext["_target_"]),
+        backbone=start.short_name(backbone["_target_"]),
+        dataset=describe(dataset),
+        images=len(images),
+        data_fingerprint=Dataset(images, None, [], []).fingerprint(),
+        seeds={"training": seed, "split": dataset["split_seed"]},
+        device=hardware.describe(),
+        precision=hardware.precision,
+    )
+
+    held = hardware.hold(images)
+
+    def evaluate() -> dict[str, float]:
+        health = embedding_health(features(encoder, held[:: max(1, len(held) // HEALTH_IMAGES)], hardware))
+        if has_collapsed(health):
+            log.warning(
+                "The embedding has collapsed: spread %.3f (healthy is about 1), effective rank %.1f. Try a lower "
+                "train.learning_rate, a larger train.batch_size, or another pretext.",
+                health["feature_spread"],
+                health["effective_rank"],
+            )
+        metrics = {f"val/{k}": v for k, v in health.items()}
+        if val is not None and data.labels is not None and len(data.class_names) > 1:
+            rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:KNN_BANK]
+            bank = features(encoder, data.images[rows], hardware)
+            queries = features(encoder, val.images[:KNN_QUERIES], hardware)
+            found = knn_probabilities(queries, bank, data.labels[rows], len(data.class_names)).argmax(1)
+            metrics["val/knn_accuracy"] = float((found == val.labels[:KNN_QUERIES]).float().mean())  # type: ignore[index]
+        return metrics
+
+    keep = {"stage": "pretrain", "config": run.summary["config"]}
+    fit = build(train, model, held, None, run, hardware, optimizer, evaluate, "val/knn_accuracy", seed, keep)
+    report.curves_figure(run)
+    return fit
+
+
+def _unlabeled(dataset: Node, folder: str | None) -> list[Dataset]:
+    own = load(dataset, "unlabeled")
+    return [d for d in (own, load_pile(folder, dataset) if folder else None) if d is not None]

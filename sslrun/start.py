@@ -1,0 +1,245 @@
+"""Where a network starts, and what it takes from there: weights, backbone, preprocessing, class names."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sslrun import checkpoint
+from sslrun.backbones import Encoder, build_encoder, load_imagenet
+from sslrun.checkpoint import ENCODER, State
+from sslrun.classifier import Classifier, KNNClassifier
+from sslrun.config import Node, UserError, compose_nodes
+from sslrun.console import log
+from sslrun.data.dataset import Dataset, shared
+from sslrun.run import find, read_summary
+
+PREPROCESSING = ("image_size", "resize", "channels")
+
+
+@dataclass
+class Start:
+    """Where a network starts.
+
+    Attributes:
+        name: `scratch`, `imagenet`, the pretext task of the run, or the file's name.
+        path: of the checkpoint, if there is one.
+        encoder: weights of the encoder, if there are any.
+        config: of the run that the checkpoint is from; empty for a bare file.
+    """
+
+    name: str
+    path: Path | None
+    encoder: State | None
+    config: dict[str, Any]
+
+
+def find_start(init: str, backbone: Node, dataset: Node) -> Start:
+    """Decide where a finetuned network starts.
+
+    Args:
+        init: `latest`, a pretext task's name (its latest run), `scratch`, `imagenet`, a run directory, or a file.
+        backbone, dataset: what was asked for; `from_checkpoint` asks for nothing.
+
+    Raises:
+        UserError: there is no such run or file, or it has another backbone.
+    """
+    runs = find(["pretrain"])
+    if init in ("scratch", "imagenet"):
+        # The same network on the same pictures as the newest pretraining, unless others are asked for.
+        latest = _newest(runs, backbone, dataset, None)
+        return Start(init, None, None, latest[1]["config"] if latest else {})
+    if Path(init).exists():
+        path = Path(init)
+    else:
+        pretext = None if init == "latest" else init
+        found = _newest(runs, backbone, dataset, pretext)
+        if found is None:
+            raise UserError(_no_run(init, runs, backbone, dataset))
+        path = found[0]
+        log.info("Starting from %s", path)
+    if path.is_dir():
+        read_summary(path)
+        path = path / "last.pt"
+    content = checkpoint.load(path)
+    if "model" not in content:
+        return Start(path.stem, path, content, {})
+    config = content["config"]
+    asked, has = backbone.get("_target_"), config["backbone"]["_target_"]
+    if asked and asked != has:
+        raise UserError(_differs("backbone", short_name(asked), short_name(has), path))
+    encoder = checkpoint.part(content["model"], *ENCODER)
+    return Start(short_name(config["pretext"]["_target_"]) if "pretext" in config else "finetune", path, encoder, config)
+
+
+def _newest(
+    runs: list[tuple[Path, dict[str, Any]]], backbone: Node, dataset: Node, pretext: str | None
+) -> tuple[Path, dict[str, Any]] | None:
+    for path, summary in reversed(runs):
+        config = summary["config"]
+        if not (path / "last.pt").is_file() or summary["status"] == "failed":
+            continue
+        same = [
+            not backbone.get("_target_") or backbone["_target_"] == config["backbone"]["_target_"],
+            not dataset.get("_target_") or _same_pictures(dataset, config["dataset"]),
+            pretext is None or pretext == short_name(config["pretext"]["_target_"]),
+        ]
+        if all(same):
+            return path, summary
+    return None
+
+
+def _same_pictures(a: Node, b: Node) -> bool:
+    roots = [str(Path(n["root"]).expanduser().resolve()) if n.get("root") else None for n in (a, b)]
+    return a["_target_"] == b["_target_"] and roots[0] == roots[1]
+
+
+def short_name(target: str) -> str:
+    """Return the name on the command line of what a `_target_` builds: `sslrun.pretext.simclr.SimCLR` -> `simclr`."""
+    module, _, name = target.rpartition(".")
+    return name if name.islower() else module.rpartition(".")[2]
+
+
+def _no_run(init: str, runs: list[Any], backbone: Node, dataset: Node) -> str:
+    if init not in ("latest", "rotation", "simclr", "jigsaw") and (os.sep in init or init.endswith(".pt")):
+        return f"init={init}: no such run or file"
+    wanted = [short_name(n["_target_"]) for n in (backbone, dataset) if n.get("_target_")]
+    kind = f"{'' if init == 'latest' else init + ' '}run" + (f" of {' on '.join(wanted)}" if wanted else "")
+    there = f"{len(runs)} other run{'s' * (len(runs) > 1)} in outputs/pretrain" if runs else "no run in outputs/pretrain"
+    return f"init={init}: no pretrain {kind} here ({there}): start one with sslrun pretrain, or say init=scratch"
+
+
+def resolve(start: Start, backbone: Node, dataset: Node, asked: dict[str, str]) -> tuple[Node, Node]:
+    """Fill in backbone and data set from the run that a network starts from.
+
+    A checkpoint's backbone and preprocessing are kept, whatever the defaults of the command line are.
+
+    Args:
+        asked: what stands on the command line, as key -> value.
+
+    Returns:
+        The complete `backbone` and `dataset` nodes.
+
+    Raises:
+        UserError: something else was asked for explicitly, or nothing says which backbone or data set it is.
+    """
+    if start.config:
+        has_backbone, has_dataset = start.config["backbone"], start.config["dataset"]
+    elif start.path is None:
+        has_backbone, has_dataset = compose_nodes("pretrain", "backbone", "dataset")
+    else:
+        for what, node in (("backbone", backbone), ("dataset", dataset)):
+            if not node.get("_target_"):
+                raise UserError(f"{start.path} holds weights alone and does not say of which {what}: add {what}=...")
+        return backbone, dataset
+    chosen_backbone = filled(backbone, has_backbone)
+    chosen_dataset = filled(dataset, has_dataset)
+    if start.path is None:
+        return chosen_backbone, chosen_dataset
+    for key, value in backbone.items():
+        if f"backbone.{key}" in asked and value != has_backbone[key]:
+            raise UserError(_differs(f"backbone.{key}", value, has_backbone[key], start.path))
+    return has_backbone, preprocessing_of(chosen_dataset, has_dataset, asked, start.path)
+
+
+def filled(asked: Node, has: Node) -> Node:
+    """Return a node, or what a checkpoint has where nothing was chosen; keys that were given win."""
+    return asked if asked.get("_target_") else {**has, **{k: v for k, v in asked.items() if v is not None}}
+
+
+def preprocessing_of(dataset: Node, has: Node, asked: dict[str, str], source: Path) -> Node:
+    """Return a data set's node with the preprocessing of a checkpoint.
+
+    Raises:
+        UserError: another image size, resizing, channels or normalisation was asked for.
+    """
+    for key in (*PREPROCESSING, "mean", "std"):
+        if f"dataset.{key}" in asked and dataset[key] != has[key]:
+            raise UserError(_differs(f"dataset.{key}", dataset[key], has[key], source))
+    return {**dataset, **{k: has[k] for k in (*PREPROCESSING, "mean", "std")}}
+
+
+def _differs(key: str, value: Any, has: Any, source: Path) -> str:
+    return f"{key}={value} was asked for, but {source} was made with {has}: leave {key} away, or pretrain anew"
+
+
+def normalization(dataset: Node, data: Dataset) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of the three channels: those given, else those of (at most 10,000 of) the data."""
+    options = shared(dataset)
+    pixels = data.images[:: max(1, len(data) // 10_000)].float().div_(255)
+    mean = options.mean or pixels.mean((0, 2, 3)).tolist()
+    std = options.std or pixels.std((0, 2, 3)).clamp(min=0.01).tolist()
+    return [round(m, 4) for m in mean], [round(s, 4) for s in std]
+
+
+def encoder_at(start: Start, backbone: Node, dataset: Node, data: Dataset) -> Encoder:
+    """Build an encoder with the weights that it starts from."""
+    encoder = build_encoder(backbone, dataset["image_size"], *normalization(dataset, data))
+    if start.name == "imagenet":
+        load_imagenet(encoder)
+    elif start.encoder:
+        checkpoint.load_state(encoder, start.encoder, start.path or start.name)
+    elif start.path is not None:  # a bare file: the backbone's own keys, or a whole encoder's
+        content = checkpoint.load(start.path)
+        module: nn.Module = encoder if "mean" in content else encoder.backbone
+        checkpoint.load_state(module, content, start.path)
+    return encoder
+
+
+def find_run(run: str) -> Path:
+    """Return the directory of a finetuned run: `latest`, or the one named.
+
+    Raises:
+        UserError: there is none, or it has no classifier.
+    """
+    if run != "latest":
+        summary = read_summary(Path(run))
+        if summary["stage"] != "finetune":
+            raise UserError(f"{run} is a {summary['stage']} run, without a classifier: sslrun finetune init={run} makes one")
+        return Path(run)
+    finished = [path for path, summary in find(["finetune"]) if summary["status"] == "finished"]
+    if not finished:
+        raise UserError("no finished finetune run in outputs/finetune: sslrun finetune makes one")
+    log.info("Using %s", finished[-1])
+    return finished[-1]
+
+
+@dataclass
+class Trained:
+    """A classifier read from a run.
+
+    Attributes:
+        model: gives probabilities.
+        config: of the run.
+        class_names: in the order of the probabilities.
+        path: of the checkpoint.
+    """
+
+    model: Classifier | KNNClassifier
+    config: dict[str, Any]
+    class_names: list[str]
+    path: Path
+
+
+def load_classifier(directory: Path) -> Trained:
+    """Read the best classifier of a finetuned run.
+
+    Raises:
+        UserError: no checkpoint there, or not a classifier's.
+    """
+    path = directory / "best.pt"
+    content = checkpoint.load(path)
+    state = checkpoint.part(content.get("model", {}), "classifier.")
+    if not state or "class_names" not in content:
+        raise UserError(f"{path} holds no classifier: sslrun finetune init={directory} makes one")
+    config, names = content["config"], content["class_names"]
+    encoder = build_encoder(config["backbone"], config["dataset"]["image_size"], [0.5] * 3, [0.5] * 3)
+    if "bank" in state:
+        model: Classifier | KNNClassifier = KNNClassifier(encoder, len(names), len(state["bank"]))
+    else:
+        model = Classifier(encoder, len(names))
+    checkpoint.load_state(model, state, path)
+    model.eval()
+    return Trained(model, config, names, path)

@@ -1,0 +1,263 @@
+"""The only training loop there is."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sslrun import checkpoint
+from sslrun.config import Fraction, Node, NotNegative, Positive, PositiveInt, UserError, build
+from sslrun.console import log, progress
+from sslrun.device import Device
+from sslrun.optimizers import parameter_groups
+from sslrun.run import Run
+
+ORDER, VIEWS = 0, 1  # what random numbers are for
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """Return a CPU generator seeded by a few whole numbers, such as (seed, purpose, epoch, step)."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
+def batches_per_epoch(n: int, batch_size: int) -> int:
+    """Return how many batches of nearly equal size, none above `batch_size`, n pictures make."""
+    return math.ceil(n / batch_size)
+
+
+def total_steps(n: int, epochs: int | None, steps: int | None, batch_size: int, quiet: bool = False) -> int:
+    """Return the length of a training in steps: `epochs` or `steps`, whichever ends first.
+
+    Raises:
+        UserError: neither is given.
+    """
+    by_epochs = epochs * batches_per_epoch(n, batch_size) if epochs else None
+    given = [s for s in (by_epochs, steps) if s is not None]
+    if not given:
+        raise UserError("say how long to train: train.epochs=... or train.steps=...")
+    if len(given) == 2 and not quiet:
+        which = "train.steps" if steps == min(given) else "train.epochs"
+        log.info("train.epochs=%s is %s steps, train.steps=%s: %s ends first.", epochs, by_epochs, steps, which)
+    return min(given)
+
+
+def learning_rate_at(step: int, total: int, warmup: int) -> float:
+    """Return the multiple of the learning rate: linear warm-up, then half a cosine down to 0."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def fit(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None,
+    run: Run,
+    device: Device,
+    optimizer_node: Node,
+    evaluate: Callable[[], dict[str, float]],
+    monitor: str,
+    seed: int,
+    keep: dict[str, Any],
+    *,
+    epochs: PositiveInt | None,
+    steps: PositiveInt | None,
+    batch_size: PositiveInt,
+    learning_rate: Positive,
+    warmup_fraction: Fraction,
+    gradient_clip: NotNegative | None,
+    evaluations: PositiveInt,
+    log_every: PositiveInt,
+) -> dict[str, float]:
+    """Train a model, with the order of the data and the views drawn from (seed, epoch, step), not from history.
+
+    Args:
+        model: `model(batch, rng) -> {"loss": ..., ...}`; `before_step(step)`, `after_step(step)` and
+            `learning_rates()` are called where it has them.
+        images: `N x 3 x S x S`, uint8, on the device or not.
+        labels: N, or None.
+        evaluate: returns metrics; called before the first step and `evaluations` times, evenly spread.
+        monitor: the metric of which the highest value makes `best.pt`.
+        keep: goes into every checkpoint.
+        epochs, steps: whichever ends first; null for no limit.
+        warmup_fraction: part of the steps with a rising learning rate; after it a cosine falls to 0.
+        gradient_clip: largest norm of the gradient; null for none.
+        log_every: steps between lines of `metrics.jsonl`.
+
+    Returns:
+        The last evaluation's metrics, and `best/step`, `train/loss`, `images_per_second`.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    per_epoch = batches_per_epoch(len(images), batch_size)
+    total = total_steps(len(images), epochs, steps, batch_size)
+    rates = model.learning_rates() if hasattr(model, "learning_rates") else {}
+    groups = parameter_groups(model, optimizer_node["weight_decay"], rates)
+    optimizer = build(optimizer_node, groups, learning_rate)
+    state = _State(run, model, optimizer, device, keep, monitor)
+    start = state.restore() if run.resumed else 0
+    stops = {math.ceil(total * i / evaluations) for i in range(1, evaluations + 1)}
+    window = _Window()
+    if start == 0:
+        state.evaluated(0, _evaluate(model, evaluate))
+
+    unit = "images"
+    with progress(run.stage, total * len(images) // per_epoch, unit) as advance:
+        advance(start * len(images) // per_epoch)
+        chunks: tuple[Tensor, ...] = ()
+        for step in range(start, total):
+            epoch, i = divmod(step, per_epoch)
+            if i == 0 or not chunks:
+                chunks = torch.randperm(len(images), generator=generator(seed, ORDER, epoch)).tensor_split(per_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * group["rate"] * learning_rate_at(step, total, int(warmup_fraction * total))
+            began = time.perf_counter()
+            batch = _batch(images, labels, chunks[i], device)
+            out = _step(model, batch, optimizer, device, gradient_clip, step, (seed, VIEWS, epoch, i))
+            window.add(out, len(chunks[i]), time.perf_counter() - began)
+            done = step + 1
+            advance(len(chunks[i]), f"{window.note}")
+            if done % log_every == 0 or done in stops:
+                row = window.close(step, optimizer.param_groups[-1]["lr"], run)
+                run.metrics(done, {"epoch": done / per_epoch, **row})
+            if done in stops:
+                state.evaluated(done, _evaluate(model, evaluate))
+                log.info("step %d/%d %s", done, total, _said(row | state.metrics))
+    return {**state.metrics, "best/step": state.best[1], **window.summary()}
+
+
+def _batch(images: Tensor, labels: Tensor | None, rows: Tensor, device: Device) -> dict[str, Tensor]:
+    rows = rows.to(images.device, non_blocking=True)
+    batch = {"images": device.floats(images[rows])}
+    if labels is not None:
+        batch["labels"] = labels[rows.to(labels.device)].to(device.torch, non_blocking=True)
+    return batch
+
+
+def _step(
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    device: Device,
+    gradient_clip: float | None,
+    step: int,
+    numbers: tuple[int, ...],
+) -> dict[str, Tensor]:
+    if hasattr(model, "before_step"):
+        model.before_step(step)
+    else:
+        model.train()
+    rng = generator(*numbers)
+    torch.manual_seed(rng.initial_seed())  # dropout
+    with device.autocast():
+        out = model(batch, rng)
+    optimizer.zero_grad(set_to_none=True)
+    device.scaler.scale(out["loss"]).backward()
+    if gradient_clip:
+        device.scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
+    device.scaler.step(optimizer)
+    device.scaler.update()
+    if hasattr(model, "after_step"):
+        model.after_step(step)
+    return {k: v.detach() for k, v in out.items()}
+
+
+@torch.no_grad()
+def _evaluate(model: nn.Module, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
+    model.eval()
+    return evaluate()
+
+
+class _Window:
+    """Sums of what the model returned since the last line of metrics; each batch counts by its size."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[dict[str, Tensor], int]] = []
+        self.seconds = self.total_seconds = 0.0
+        self.images = 0
+        self.note = ""
+        self.last: dict[str, float] = {}
+
+    def add(self, out: dict[str, Tensor], n: int, seconds: float) -> None:
+        self.rows.append((out, n))
+        self.images += n
+        self.seconds += seconds
+
+    def close(self, step: int, rate: float, run: Run) -> dict[str, float]:
+        """Return the means; the device is waited for here and nowhere else."""
+        began = time.perf_counter()
+        losses = torch.stack([out["loss"] for out, _ in self.rows]).float().cpu()
+        self.seconds += time.perf_counter() - began
+        if not losses.isfinite().all():
+            bad = step - len(losses) + 1 + int((~losses.isfinite()).nonzero()[0, 0])
+            raise UserError(
+                f"the loss became {losses[~losses.isfinite()][0]:g} in step {bad + 1} at a learning rate of {rate:.3g}; "
+                f"try train.learning_rate={rate / 10:.1g}, train.gradient_clip=1 or device.precision=fp32. "
+                f"The last good checkpoint is {run.directory / 'last.pt'}"
+            )
+        n = sum(k for _, k in self.rows)
+        sums = {k: sum(out[k].float() * m for out, m in self.rows) / n for k in self.rows[0][0]}
+        self.last = {f"train/{k}": float(v) for k, v in sums.items()}
+        self.note = f"loss {self.last['train/loss']:.3f}"
+        speed = n / self.seconds
+        self.total_seconds += self.seconds
+        self.rows, self.seconds = [], 0.0
+        return {**self.last, "learning_rate": rate, "images_per_second": speed}
+
+    def summary(self) -> dict[str, float]:
+        if not self.images:
+            return {}
+        return {**self.last, "images_per_second": round(self.images / self.total_seconds, 1)}
+
+
+class _State:
+    """What is saved and restored: weights, optimiser, scaler, the step, and the best so far."""
+
+    def __init__(
+        self, run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, device: Device, keep: dict, monitor: str
+    ) -> None:
+        self.run, self.model, self.optimizer, self.device = run, model, optimizer, device
+        self.keep, self.monitor = keep, monitor
+        self.best: tuple[float, int] = (-math.inf, 0)
+        self.metrics: dict[str, float] = {}
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        """Log an evaluation and save `last.pt`, and `best.pt` if it is not below the best so far."""
+        self.metrics = metrics
+        self.run.metrics(step, metrics)
+        value = metrics.get(self.monitor, float(step))
+        if value >= self.best[0]:
+            self.best = (value, step)
+        content = {
+            **self.keep,
+            "step": step,
+            "best": list(self.best),
+            "metrics": metrics,
+            "model": self.model.state_dict(),
+        }
+        trainer = {"optimizer": self.optimizer.state_dict(), "scaler": self.device.scaler.state_dict()}
+        checkpoint.save(self.run.directory / "last.pt", content | trainer)
+        if self.best[1] == step:
+            checkpoint.save(self.run.directory / "best.pt", content)
+
+    def restore(self) -> int:
+        path = self.run.directory / "last.pt"
+        content = checkpoint.load(path)
+        checkpoint.load_state(self.model, content["model"], path)
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.device.scaler.load_state_dict(content["scaler"])
+        self.best, self.metrics = (content["best"][0], content["best"][1]), content["metrics"]
+        self.run.forget_after(content["step"])
+        log.info("Going on after step %d", content["step"])
+        return content["step"]
+
+
+def _said(row: dict[str, float]) -> str:
+    names = [k for k in row if k not in ("learning_rate", "epoch")]
+    return "  ".join(f"{k.split('/')[-1].replace('_', ' ')} {row[k]:.4g}" for k in names)
