@@ -178,8 +178,8 @@ def _launch(stage: str, flags: list[str], values: list[str], others: list[str]) 
 
 
 def quoted(text: str) -> str:
-    """Quote any text for Hydra's override grammar."""
-    escaped = text.replace("\\", "\\\\") if text.endswith("\\") else text
+    """Quote any text for Hydra's override grammar; OmegaConf must not take `${` for an interpolation."""
+    escaped = text.replace("\\", "\\\\") if text.endswith("\\") else text.replace("${", "\\${")
     return "'" + escaped.replace("'", r"\'") + "'"
 
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -111,9 +111,16 @@ def check(config: DictConfig, stage: Callable[..., Any]) -> list[str]:
 
 
 def _check_call(
-    values: Any, raw: Any, target: Callable[..., Any], where: tuple[str, ...], also: str | None
+    values: Any,
+    raw: Any,
+    target: Callable[..., Any],
+    where: tuple[str, ...],
+    also: str | None,
+    complete: bool = True,
 ) -> list[str]:
     fields = parameters(target) | (parameters(locate(also)) if also else {})
+    if not complete:
+        fields = {k: v for k, v in fields.items() if k in values}
     mistakes: list[str] = []
     mine = {}
     for key, value in values.items():
@@ -154,7 +161,7 @@ def _check_node(value: dict[str, Any], raw: Any, annotation: Any, where: tuple[s
         if where[0] not in ("dataset", "backbone") or "_target_" not in value:
             return [f"{_dotted(where)}: has no _target_, so there is nothing to build"]
         given = {k: v for k, v in value.items() if v is not None}
-        return _check_call(given, raw, locate(also), where, None) if also else []
+        return _check_call(given, raw, locate(also), where, None, complete=False) if also else []
     try:
         target = locate(value["_target_"])
     except UserError as error:
@@ -284,9 +291,9 @@ def _parse(overrides: Sequence[str], mistakes: list[str]) -> Iterator[Override]:
     for text in overrides:
         try:
             yield parser.parse_override(text)
-        except OverrideParseException as error:
-            reason = str(error).splitlines()[0]
-            mistakes.append(f"{text}: cannot be read ({reason}); put quotes inside quotes: 'key=\"a value\"'")
+        except HydraException as error:
+            reason = str(error).splitlines()[0].split(chr(39) + text)[0]
+            mistakes.append(f"{text}: cannot be read ({reason}); put odd characters into quotes, as in 'key=\"a value\"'")
 
 
 def _stage_groups(stage: str, config_dir: str | None) -> list[str]:
@@ -347,7 +354,7 @@ def _check_key(o: Override, config: DictConfig, mistakes: list[str]) -> bool:
         return True
     key, node, passed = o.key_or_group, config, []
     for part in key.split("."):
-        if OmegaConf.is_dict(node) and part in node:
+        if OmegaConf.is_dict(node) and not node._is_none() and part in node.keys():  # noqa: SIM118 (`in` denies ???)
             passed.append(part)
             node = node._get_node(part)  # type: ignore[assignment,union-attr]
             continue

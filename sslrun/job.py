@@ -4,6 +4,7 @@ import gc
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sslrun.config import UserError, check, locate
 from sslrun.console import log, start_logging
-from sslrun.run import Run, read_summary
+from sslrun.run import Run, read_summary, score
 
 MAY_DIFFER = ("train.epochs", "train.steps", "device.")  # when a run is resumed
 
@@ -29,41 +30,46 @@ def job(config: DictConfig) -> float | None:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own pretext.py beside her conf/ can be a _target_
     hydra = HydraConfig.get()
-    stage = str(hydra.job.config_name)
-    asked = dict(o.split("=", 1) for o in hydra.overrides.task if "=" in o)
-    directory = Path(hydra.runtime.output_dir)
-    if directory.is_relative_to(Path.cwd()):
-        directory = directory.relative_to(Path.cwd())
     in_sweep = hydra.mode == RunMode.MULTIRUN
     if in_sweep:
         log.info("--- job %s: %s", hydra.job.num, " ".join(hydra.overrides.task) or "defaults")
+    run = None
+    try:
+        run, function = _open(config, hydra)
+        result = function(run, **run.summary["config"])
+        run.close("finished", **result)
+        log.info("Finished in %.0f s: %s", run.summary["wall_time_seconds"], run.directory)
+        named = score(run.summary)
+        return named[1] if named else None
+    except BaseException as error:
+        if isinstance(error, Exception):
+            log.error("%s", f"sslrun: {error}" if isinstance(error, UserError) else traceback.format_exc())
+        if run is not None:
+            run.close("failed", error=str(error) or type(error).__name__)
+        if not isinstance(error, Exception) or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        if in_sweep:
+            return None  # the other jobs go on; the end of the sweep tells of this one
+        raise SystemExit(1) from None
+    finally:
+        gc.collect()
+
+
+def _open(config: DictConfig, hydra: Any) -> tuple[Run, Callable[..., dict[str, Any]]]:
+    """Check the config and open the run directory; return the run and its stage's function."""
+    stage = str(hydra.job.config_name)
+    asked = dict(o.split("=", 1) for o in hydra.overrides.task if "=" in o)
     function = locate(f"sslrun.stages.{stage}.{stage}")
+    directory = Path(hydra.runtime.output_dir)
     resumed = config.get("resume")
     if resumed:
-        config = _resumed_config(Path(resumed), stage, asked)
+        directory, config = Path(resumed), _resumed_config(Path(resumed), stage, asked)
+    elif directory.is_relative_to(Path.cwd()):
+        directory = directory.relative_to(Path.cwd())
     mistakes = check(config, function)
     if mistakes:
         raise UserError("\n".join(mistakes))
-    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    run = Run(Path(resumed) if resumed else directory, stage, values, asked, resumed=bool(resumed))
-    try:
-        result = function(run, **values)
-    except UserError as error:
-        log.error("%s", error) if in_sweep else None
-        run.close("failed", error=str(error))
-        if in_sweep:
-            return None
-        raise
-    except BaseException as error:
-        log.error("%s", traceback.format_exc()) if isinstance(error, Exception) else None
-        run.close("failed", error=f"{type(error).__name__}: {error}")
-        if in_sweep and isinstance(error, Exception):
-            return None
-        raise
-    run.close("finished", **result)
-    log.info("Finished in %.0f s: %s", run.summary["wall_time_seconds"], run.directory)
-    gc.collect()
-    return next((run.summary[k] for k in ("test/accuracy", "val/accuracy", "val/knn_accuracy") if k in run.summary), None)
+    return Run(directory, stage, config, asked, resumed=bool(resumed)), function
 
 
 def _resumed_config(directory: Path, stage: str, asked: dict[str, str]) -> DictConfig:

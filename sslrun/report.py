@@ -139,8 +139,11 @@ def print_classification(found: dict[str, Any], source: Path) -> None:
 def sweep_rows(directory: Path) -> list[dict[str, Any]]:
     """Return one row for every job of a sweep, in their order: what was varied, status and score."""
     rows = []
-    jobs = [p.parent for p in directory.glob("*/summary.json") if p.parent.name.isdigit()]
+    jobs = [p for p in directory.iterdir() if p.is_dir() and p.name.isdigit()]
     for job in sorted(jobs, key=lambda p: int(p.name)):
+        if not (job / "summary.json").exists():  # it failed before its run began
+            rows.append({"job": int(job.name), "run": str(job), "status": "failed", "score_name": None, "score": None})
+            continue
         summary = read_summary(job)
         asked = dict(o.split("=", 1) for o in summary["overrides"] if "=" in o)
         row: dict[str, Any] = {"job": int(job.name), "run": str(job), "status": summary["status"]}

@@ -26,7 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from sslrun import __version__
 from sslrun.console import log
@@ -42,7 +42,7 @@ class Run:
     Args:
         directory: made if it is not there.
         stage: the command's name.
-        config: resolved, plain.
+        config: composed; its interpolations may still lack what only a checkpoint knows.
         asked: what stands on the command line, as key -> value.
         resumed: go on in a directory that has a run already.
 
@@ -51,7 +51,7 @@ class Run:
     """
 
     def __init__(
-        self, directory: Path, stage: str, config: dict[str, Any], asked: dict[str, str], resumed: bool = False
+        self, directory: Path, stage: str, config: DictConfig, asked: dict[str, str], resumed: bool = False
     ) -> None:
         self.directory, self.stage, self.asked, self.resumed = directory, stage, asked, resumed
         self._clock = time.monotonic()
@@ -75,19 +75,26 @@ class Run:
             "started": self._summary.get("started") or _now(),
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "overrides": [f"{k}={v}" for k, v in asked.items()],
-            "config": config,
             "versions": {p: version(p) for p in ("torch", "torchvision", "numpy", "scikit-learn", "hydra-core")}
             | {"sslrun": __version__, "python": platform.python_version()},
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             "git_commit": _git_commit(),
         }
-        self.set_config(config)
+        self._config = config
+        self.settle()
 
-    def set_config(self, config: dict[str, Any]) -> None:
-        """Keep the config as it became once the checkpoint was read."""
-        self._summary["config"] = config
-        write_text(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    def settle(self, **nodes: Any) -> dict[str, Any]:
+        """Put what a checkpoint decided into the config, resolve it and keep it.
+
+        Returns:
+            The whole config, plain.
+        """
+        self._config = OmegaConf.create({**self._config, **nodes})
+        resolved: dict[str, Any] = OmegaConf.to_container(self._config, resolve=True)  # type: ignore[assignment]
+        self._summary["config"] = resolved
+        write_text(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
         self.note()
+        return resolved
 
     def note(self, **entries: Any) -> None:
         """Put entries into `summary.json`, now."""

@@ -26,7 +26,7 @@ class Start:
     Attributes:
         name: `scratch`, `imagenet`, the pretext task of the run, or the file's name.
         path: of the checkpoint, if there is one.
-        encoder: weights of the encoder, if there are any.
+        encoder: its weights, if it is a checkpoint of ours.
         config: of the run that the checkpoint is from; empty for a bare file.
     """
 
@@ -65,7 +65,7 @@ def find_start(init: str, backbone: Node, dataset: Node) -> Start:
         path = path / "last.pt"
     content = checkpoint.load(path)
     if "model" not in content:
-        return Start(path.stem, path, content, {})
+        return Start(path.stem, path, None, {})
     config = content["config"]
     asked, has = backbone.get("_target_"), config["backbone"]["_target_"]
     if asked and asked != has:

@@ -3,8 +3,10 @@
 import functools
 import hashlib
 import os
+import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -60,7 +62,7 @@ def to_array(image: Image.Image, image_size: int, resize: Resize, channels: Chan
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float32)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
         image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -97,7 +99,7 @@ def decode_all(
         try:
             with np.load(cached) as saved:
                 images, good = saved["images"], saved["good"]
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             log.warning("The decoded copy %s is damaged; decoding anew.", cached)
         else:
             _judge(files, good, {}, max_bad_fraction)
@@ -166,7 +168,8 @@ def _save(path: Path, images: np.ndarray, good: np.ndarray) -> None:
         os.replace(part, path)
     except OSError as error:
         log.warning("The decoded images could not be kept in %s (%s); the next run decodes anew.", path.parent, error)
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 @functools.cache

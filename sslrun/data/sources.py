@@ -84,7 +84,8 @@ def cifar10(split: SplitName, *, root: str) -> Pictures | None:
     parts = [_unpickle(folder / f) for f in files]
     data = np.concatenate([np.asarray(p["data"], dtype=np.uint8) for p in parts])
     labels = np.concatenate([np.asarray(p["labels"], dtype=np.int64) for p in parts])
-    classes = tuple(str(n) for n in _unpickle(folder / "batches.meta")["label_names"])
+    words = _unpickle(folder / "batches.meta")["label_names"]
+    classes = tuple(w.decode() if isinstance(w, bytes) else str(w) for w in words)
     images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return Pictures(images, [f"{split}-{i:05d}" for i in range(len(images))], labels, classes)
 

@@ -10,7 +10,7 @@ from sslrun.classifier import probabilities
 from sslrun.config import DatasetNode, Node, PositiveInt, UserError, build
 from sslrun.console import log
 from sslrun.data.dataset import describe, load_test
-from sslown.metrics import classification
+from sslrun.metrics import classification
 from sslrun.run import Run, read_summary
 from sslrun.start import filled, find_run, load_classifier, preprocessing_of
 
@@ -31,7 +31,7 @@ def evaluate(
     trained = load_classifier(directory)
     has = trained.config["dataset"]
     dataset = preprocessing_of(filled(dataset, has), has, own.asked, trained.path)
-    own.set_config(own.summary["config"] | {"run": str(directory), "dataset": dataset})
+    own.settle(run=str(directory), dataset=dataset)
     data = load_test(dataset)
     if data.class_names != trained.class_names:
         raise UserError(

@@ -53,7 +53,7 @@ def finetune(
     hardware = build(device)
     begin = Start("resumed", None, None, run.summary["config"]) if run.resumed else find_start(init, backbone, dataset)
     backbone, dataset = resolve(begin, backbone, dataset, run.asked)
-    run.set_config(run.summary["config"] | {"backbone": backbone, "dataset": dataset, "init": _named(begin, init)})
+    config = run.settle(backbone=backbone, dataset=dataset, init=_named(begin, init))
     data, val = load_train(dataset)
     chosen = _labelled(data, dataset, label_fraction, labels_per_class, subset_seed)
     torch.manual_seed(seed)
@@ -63,7 +63,7 @@ def finetune(
     log.info(
         "%s of %s from %s on %d labels of %s (%d more for validation); %s, %s",
         {"finetune": "Finetuning", "probe": "Linear probe", "knn": "Nearest neighbours"}[mode],
-        short_name(backbone["_target_"]), run.summary["config"]["init"], used["train"], describe(dataset),
+        short_name(backbone["_target_"]), config["init"], used["train"], describe(dataset),
         used["validation"], hardware.describe(), hardware.precision,
     )  # fmt: skip
     run.note(
@@ -80,9 +80,9 @@ def finetune(
         device=hardware.describe(),
         precision=hardware.precision,
     )
-    keep = {"stage": "finetune", "config": run.summary["config"], "class_names": data.class_names}
+    keep = {"stage": "finetune", "config": config, "class_names": data.class_names}
     if mode == "finetune":
-        return _finetune(run, encoder, chosen, val, begin, hardware, keep, augment, optimizer, train, seed,
+        return _finetune(run, encoder, chosen, val, hardware, keep, config["augment"], optimizer, train, seed,
                          freeze_fraction, backbone_rate, freeze_batch_norm_below, label_smoothing)  # fmt: skip
     classifier = _without_training(mode, encoder, chosen, val, hardware, seed)
     metrics = _validated(classifier, val, hardware)
@@ -110,7 +110,7 @@ def _labelled(
 
 
 def _finetune(
-    run: Run, encoder: Encoder, data: Dataset, val: Dataset | None, begin: Start, device: Device, keep: dict[str, Any],
+    run: Run, encoder: Encoder, data: Dataset, val: Dataset | None, device: Device, keep: dict[str, Any],
     augment: Node, optimizer: Node, train: Node, seed: int, freeze_fraction: float, backbone_rate: float,
     freeze_batch_norm_below: int, label_smoothing: float,
 ) -> dict[str, Any]:  # fmt: skip

@@ -40,7 +40,7 @@ def predict(
     """
     files = _files(images)
     trained = load_classifier(find_run(run))
-    own.set_config(own.summary["config"] | {"run": str(trained.path.parent)})
+    own.settle(run=str(trained.path.parent))
     hardware = build(device)
     hardware.put(trained.model)
     rows: list[dict[str, Any]] = []

@@ -1,0 +1,5 @@
+"""`python -m sslrun`."""
+
+from sslrun.cli import main
+
+main()

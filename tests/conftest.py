@@ -1,0 +1,132 @@
+"""What several tests share: the command line in this process, small real pictures, and one trained run."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+REPOSITORY = Path(__file__).parent.parent
+QUICK = ("device=cpu", "device.precision=fp32")
+TINY = ("backbone.widths=[8,16]", "train.batch_size=64", *QUICK)  # a network that trains in a second
+
+
+@dataclass
+class Answer:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    def lines(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.strip()]
+
+
+Cli = Callable[..., Answer]
+
+
+@pytest.fixture(autouse=True)
+def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test works in an empty folder with an empty cache, and leaves the random state alone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    torch.manual_seed(0)
+    yield
+
+
+def run_here(*arguments: str) -> int:
+    """Run a command in this process, which saves the seconds that importing torch takes; return the exit code."""
+    from sslrun.cli import main
+
+    before = sys.argv
+    sys.argv = ["sslrun", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        sys.argv = before
+    return 0
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str]) -> Cli:
+    """Run a command in this process and return what it printed."""
+
+    def run(*arguments: str) -> Answer:
+        capfd.readouterr()
+        code = run_here(*arguments)
+        said = capfd.readouterr()
+        return Answer(code, said.out, said.err)
+
+    return run
+
+
+def process(*arguments: str, **settings: str) -> Answer:
+    """Run a command as a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sslrun", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **settings},
+        check=False,
+        timeout=300,
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder a class of real colour pictures: 40 px pieces of two photographs, 30 of a temple and 30 of a flower."""
+    top = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for name, photo in zip(("temple", "flower"), load_sample_images().images, strict=True):
+        (top / name).mkdir()
+        for i in range(30):
+            y, x = rng.integers(0, photo.shape[0] - 160), rng.integers(0, photo.shape[1] - 160)
+            piece = Image.fromarray(photo[y : y + 160, x : x + 160])
+            piece.resize((40, 40)).save(top / name / f"{name} {i:02d}.jpg")
+    return top
+
+
+@pytest.fixture(scope="session")
+def pieces(photos: Path) -> torch.Tensor:
+    """The same pictures as a batch, `60 x 3 x 32 x 32` in [0, 1]."""
+    files = sorted(photos.glob("*/*.jpg"))
+    arrays = [np.asarray(Image.open(f).resize((32, 32))) for f in files]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    """A folder in which the photos were pretrained on with two tasks, and finetuned; not to be written to."""
+    top = tmp_path_factory.mktemp("world")
+    before = Path.cwd()
+    os.environ["SSLRUN_CACHE"] = str(top / "cache")
+    os.chdir(top)
+    data = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=32", "dataset.val_fraction=0.2")
+    try:
+        for pretext in ("rotation", "simclr"):
+            assert run_here("pretrain", f"pretext={pretext}", *data, *TINY, "train.steps=6", "train.evaluations=2") == 0
+        assert run_here("finetune", "label_fraction=0.5", *QUICK, "train.steps=20") == 0
+    finally:
+        os.chdir(before)
+    return top
+
+
+@pytest.fixture
+def in_world(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the trained world, which may be written to, as the current folder."""
+    import shutil
+
+    shutil.copytree(world / "outputs", tmp_path / "outputs")
+    return tmp_path

@@ -1,0 +1,97 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sslrun.backbones import Encoder, build_encoder, features, load_imagenet
+from sslrun.config import compose_nodes
+from sslrun.device import Device
+from sslrun.errors import UserError
+
+NODES: dict[str, dict[str, Any]] = {
+    "smallcnn": {"_target_": "sslrun.backbones.smallcnn", "widths": [64, 128, 256, 512]},
+    "resnet18": {"_target_": "sslrun.backbones.resnet18", "stem": "auto"},
+    "mobilenetv2": {"_target_": "sslrun.backbones.mobilenetv2", "stem": "auto"},
+}
+
+
+def encoder(name: str, image_size: int) -> Encoder:
+    torch.manual_seed(0)
+    return build_encoder(NODES[name], image_size, [0.5] * 3, [0.25] * 3).eval()
+
+
+@pytest.mark.parametrize(("name", "d"), [("smallcnn", 512), ("resnet18", 512), ("mobilenetv2", 1280)])
+@pytest.mark.parametrize("image_size", [12, 16, 32, 64, 96])
+def test_features_have_the_promised_size(name: str, d: int, image_size: int) -> None:
+    net = encoder(name, image_size)
+    assert net.feature_dim == d
+    assert net(torch.rand(2, 3, image_size, image_size)).shape == (2, d)
+
+
+@pytest.mark.parametrize(("name", "image_size", "side"), [
+    ("resnet18", 32, 4), ("resnet18", 64, 8), ("resnet18", 128, 4),
+    ("mobilenetv2", 32, 4), ("mobilenetv2", 64, 4), ("mobilenetv2", 128, 4), ("smallcnn", 32, 2),
+])  # fmt: skip
+def test_small_pictures_keep_a_map_of_features(name: str, image_size: int, side: int) -> None:
+    net = encoder(name, image_size)
+    seen: list[Tensor] = []
+    pool = next(m for m in net.modules() if isinstance(m, torch.nn.AdaptiveAvgPool2d))
+    pool.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    net(torch.rand(1, 3, image_size, image_size))
+    assert seen[0].shape[-2:] == (side, side)
+
+
+def test_the_encoder_normalizes(pieces: Tensor) -> None:
+    net = encoder("smallcnn", 32)
+    assert torch.allclose(net(pieces), net.backbone((pieces - 0.5) / 0.25))
+    assert {"mean", "std"} <= net.state_dict().keys()
+
+
+def test_features_do_not_depend_on_the_batch(pieces: Tensor) -> None:
+    device = Device(name="cpu", precision="fp32", threads=None)
+    images = (pieces * 255).round().to(torch.uint8)
+    net = encoder("smallcnn", 32)
+    assert torch.allclose(features(net, images, device, 7), features(net, images, device, 60), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2"])
+@pytest.mark.parametrize("image_size", [32, 128])
+def test_imagenet_weights_of_torchvision_fit_every_key(
+    name: str, image_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision import models
+
+    weights = {"resnet18": models.ResNet18_Weights, "mobilenetv2": models.MobileNet_V2_Weights}[name]
+    original = {"resnet18": models.resnet18, "mobilenetv2": models.mobilenet_v2}[name]()  # stands for the download
+    monkeypatch.setattr(weights, "get_state_dict", lambda self, **_: original.state_dict())
+    net = encoder(name, image_size)
+    load_imagenet(net)
+    assert net.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    if image_size == 128:  # the same network as torchvision's: the same features
+        original.eval()
+        x = torch.rand(2, 3, 128, 128)
+        normal = (x - net.mean) / net.std
+        whole = original(normal)
+        head = original.fc if name == "resnet18" else original.classifier
+        assert torch.allclose(head(net.eval()(x)), whole, atol=1e-4)
+
+
+def test_imagenet_without_network_says_where_to_put_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"download\.pytorch\.org.*resnet18.*put it there"):
+        load_imagenet(encoder("resnet18", 32))
+    with pytest.raises(UserError, match="no ImageNet weights"):
+        load_imagenet(encoder("smallcnn", 32))
+
+
+def test_the_conf_of_a_backbone_is_what_is_tested_here() -> None:
+    from sslrun.config import _compose
+
+    for name, node in NODES.items():
+        assert dict(_compose("pretrain", [f"backbone={name}"], None).backbone) == node
+    assert compose_nodes("pretrain", "backbone") == [NODES["smallcnn"]]

@@ -1,0 +1,460 @@
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import QUICK, REPOSITORY, TINY, Cli, process
+
+COMMANDS = ("pretrain", "finetune", "evaluate", "predict")
+
+
+def runs(stage: str) -> list[Path]:
+    return sorted(p.parent for p in Path("outputs", stage).glob("**/summary.json"))
+
+
+def summary(path: Path) -> dict:
+    return json.loads((path / "summary.json").read_text())
+
+
+# ------------------------------------------------------------------------------------------------------------ help
+
+
+@pytest.mark.parametrize("command", ["--help", "--version", *(f"{c} --help" for c in (*COMMANDS, "runs", "demo"))])
+def test_case_72_help_and_version_answer_without_torch(command: str) -> None:
+    code = "import sys; from sslrun.cli import main; sys.argv = ['sslrun', *sys.argv[1:]]\n"
+    code += "try: main()\nexcept SystemExit as e: print('exit', e.code, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("exit 0 False") or "exit" not in done.stdout
+    assert "True" not in done.stdout.splitlines()[-1]
+    assert len(done.stdout) > 10
+
+
+def test_help_of_a_command_lists_its_groups_choices_and_keys(cli: Cli) -> None:
+    said = cli("pretrain", "--help").out
+    assert "jigsaw | rotation | simclr" in said
+    assert "mobilenetv2 | resnet18 | smallcnn" in said
+    for name in ("cifar10", "folder", "rotation_flowers", "learning_rate: ", "-m sweeps"):
+        assert name in said
+    assert "from_checkpoint" not in said
+    assert "from_checkpoint" in cli("finetune", "--help").out
+
+
+def test_cfg_shows_the_config_and_starts_nothing(cli: Cli) -> None:
+    answer = cli("pretrain", "--cfg", "job", "pretext=rotation", "train.epochs=7")
+    assert answer.code == 0
+    assert "_target_: sslrun.pretext.rotation.Rotation" in answer.out
+    assert "epochs: 7" in answer.out
+    assert not Path("outputs").exists()
+
+
+# -------------------------------------------------------------------------------------------------------- mistakes
+
+
+def test_cases_65_to_67_all_mistakes_at_once_with_the_nearest_name(cli: Cli) -> None:
+    answer = cli(
+        "pretrain", "pretext.temprature=0.2", "train.epochs=0", "train.batch_size=many", "optimizer=adamv",
+        "epochs=3", "device.precision=bf17", "seed=1.5",
+    )  # fmt: skip
+    assert answer.code == 1
+    said = answer.err
+    assert "pretext.temprature: no such key; did you mean pretext.temperature?" in said
+    assert "train.epochs: must be at least 1, found 0" in said
+    assert "train.batch_size: must be a whole number, found many" in said
+    assert "optimizer=adamv: no such optimizer; did you mean adam? Choices: adam, adamw, lars, sgd" in said
+    assert "epochs: no such key; did you mean train.epochs?" in said
+    assert "device.precision: must be one of auto, fp32, bf16 or fp16, found bf17" in said
+    assert "seed: must be a whole number, found 1.5" in said
+    assert len(answer.lines()) == 7
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pretrain", "simclr"], "did you mean pretext=simclr?"),
+        (["pretrain", "dataset=folder"], "dataset.root: must be given"),
+        (["pretrain", "dataset=from_checkpoint"], "no checkpoint"),
+        (["finetune", "pretext=rotation"], "say init=rotation"),
+        (["finetune", "label_fraction=0"], "label_fraction: must be greater than 0"),
+        (["finetune", "init=scratch", "label_fraction=1.5"], "at most 1"),
+        (["pretrain", "pretext.augment.crop_scale=[0.2]"], "pretext.augment.crop_scale: must be a list of at least 2"),
+        (["pretrain", "train.learning_rate=-1"], "train.learning_rate: must be greater than 0"),
+        (["pretrain", "train.learning_rate=.nan"], "train.learning_rate: must be"),
+        (["pretrain", "seed=0,1"], "put -m before it"),
+        (["pretrain", "-m", "seed=0,one"], "found one"),
+        (["pretrain", "-m", "pretext=simclr,simclear"], "no such pretext; did you mean simclr?"),
+        (["pretrain", "-cd", "nowhere"], "nowhere: no such folder"),
+        (["pretrain", "seed=[1"], "cannot be read"),
+        (["pretrain", "+train.foo=1"], "train.foo: no such key"),
+        (["pretrain", "device=cuda"], "no CUDA GPU"),
+        (["pretrain", "device.precision=fp16", "device=cpu"], "needs a GPU"),
+        (["pretrain", "dataset=folder", "dataset.root=nowhere"], "nowhere: no such folder"),
+        (["pretrain", "unlabeled=nowhere"], "nowhere: no such folder"),
+        (["pretrain", "resume=nowhere"], "no run of sslrun there"),
+        (["pretrain", "resume=latest"], "no pretrain run"),
+        (["finetune"], "no run in outputs/pretrain): start one with sslrun pretrain"),
+        (["finetune", "init=jigsaw"], "init=jigsaw: no pretrain jigsaw run"),
+        (["finetune", "init=nowhere/x.pt"], "no such run or file"),
+        (["finetune", "init=imagenet", *QUICK], "no ImageNet weights for this backbone"),
+        (["evaluate"], "no finished finetune run"),
+        (["evaluate", "run=nowhere"], "no run of sslrun there"),
+        (["predict", "x.jpg"], "no finished finetune run"),
+        (["predict"], "no picture named"),
+        (["runs", "finetuned"], "no such stage"),
+        (["runs", "--format", "xml"], "one of table, json, csv"),
+    ],
+)  # fmt: skip
+def test_case_71_a_mistake_gets_plain_lines_and_exit_code_1(cli: Cli, arguments: list[str], words: str) -> None:
+    if torch.cuda.is_available() and "device=cuda" in arguments:
+        return
+    answer = cli(*arguments)
+    assert answer.code == 1
+    assert words in answer.err
+    assert "Traceback" not in answer.err
+    assert "HYDRA_FULL_ERROR" not in answer.err
+    assert len(answer.lines()) <= 3
+    assert answer.out == ""
+
+
+def test_a_typo_inside_a_yaml_file_is_caught(cli: Cli) -> None:
+    Path("mine/dataset").mkdir(parents=True)
+    Path("mine/experiment").mkdir()
+    Path("mine/dataset/mine.yaml").write_text(
+        "defaults: [_shared, _self_]\n_target_: sslrun.data.sources.digits\nroot: null\nimage_sise: 24\nimage_size: big\n"
+    )
+    Path("mine/experiment/mine.yaml").write_text("# @package _global_\ntrain: {epochz: 3}\nsed: 1\n")
+    answer = cli("pretrain", "-cd", "mine", "dataset=mine", "experiment=mine")
+    assert answer.code == 1
+    assert "dataset.image_sise: no such key; did you mean dataset.image_size?" in answer.err
+    assert "dataset.image_size: must be a whole number, found big" in answer.err
+    assert "train.epochz: no such key; did you mean train.epochs?" in answer.err
+    assert "sed: no such key; did you mean seed?" in answer.err
+    assert len(answer.lines()) == 4
+
+
+def test_mistakes_in_a_process_of_its_own_exit_with_1() -> None:
+    answer = process("pretrain", "train.epochs=0")
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err == "sslrun: train.epochs: must be at least 1, found 0\n"
+
+
+# ------------------------------------------------------------------------------------------------------- main job
+
+
+def test_a_run_directory_holds_what_it_should(world: Path) -> None:
+    run = sorted((world / "outputs/pretrain").iterdir())[0]
+    names = {p.name for p in run.iterdir()}
+    assert {"config.yaml", "run.log", "metrics.jsonl", "last.pt", "best.pt", "summary.json", "figures"} <= names
+    assert any(n.startswith("events.out.tfevents") for n in names)
+    for figure in ("views", "curves"):
+        with Image.open(run / "figures" / f"{figure}.png") as image:
+            assert image.width > 200
+    said = json.loads((run / "summary.json").read_text())
+    assert said["status"] == "finished"
+    assert said["pretext"] == "rotation"
+    assert said["images_per_second"] > 0
+    assert said["wall_time_seconds"] > 0
+    assert said["seeds"] == {"training": 0, "split": 0}
+    assert torch.__version__.startswith(said["versions"]["torch"])
+    assert len(said["data_fingerprint"]) == 16
+    for key in ("train/loss", "train/pretext_accuracy", "val/feature_spread", "val/effective_rank", "val/knn_accuracy"):
+        assert key in said
+    assert "${" not in (run / "config.yaml").read_text()
+
+
+def test_tensorboard_has_curves_views_and_hparams(world: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = sorted((world / "outputs/pretrain").iterdir())[0]
+    events = EventAccumulator(str(run)).Reload()
+    assert {"train/loss", "val/knn_accuracy"} <= set(events.Tags()["scalars"])
+    assert "views" in events.Tags()["images"]
+    assert any("hparams" in t for t in events.summary_metadata)
+
+
+def test_finetune_takes_everything_from_the_newest_run_and_names_it(world: Path) -> None:
+    run = next((world / "outputs/finetune").iterdir())
+    newest = sorted((world / "outputs/pretrain").iterdir())[-1]
+    said = json.loads((run / "summary.json").read_text())
+    assert f"outputs/pretrain/{newest.name}" in (run / "run.log").read_text()
+    assert said["init"] == "simclr"
+    assert said["config"]["backbone"]["widths"] == [8, 16]
+    assert said["config"]["dataset"]["image_size"] == 32
+    assert said["labels"] == {"train": 24, "validation": 10}
+    assert said["val/accuracy"] > 0.6
+    assert "test/accuracy" not in said
+
+
+def test_starting_points(in_world: Path, cli: Cli) -> None:
+    quick = ("mode=probe", *QUICK)
+    pretrained = runs("pretrain")
+    bare = torch.load(pretrained[0] / "last.pt", weights_only=True)["model"]
+    torch.save({k.removeprefix("encoder.backbone."): v for k, v in bare.items() if "backbone" in k}, "bare.pt")
+    config = summary(pretrained[0])["config"]
+    data = ("dataset=folder", f"dataset.root={config['dataset']['root']}", "dataset.image_size=32")
+    for init, name in [
+        ("rotation", "rotation"), ("simclr", "simclr"), (str(pretrained[0]), "rotation"),
+        (str(pretrained[1] / "best.pt"), "simclr"), ("scratch", "scratch"),
+    ]:  # fmt: skip
+        assert cli("finetune", f"init={init}", *quick).code == 0
+        said = summary(runs("finetune")[-1])
+        assert said["init"] == name
+        assert said["config"]["backbone"]["widths"] == [8, 16]
+    assert cli("finetune", "init=bare.pt", "backbone=smallcnn", "backbone.widths=[8,16]", *data, *quick).code == 0
+    refused = cli("finetune", "init=bare.pt", *quick)
+    assert "add backbone=" in refused.err
+    wrong = cli("finetune", "init=bare.pt", "backbone=smallcnn", *data, *quick)
+    assert "do not fit this network" in wrong.err
+    assert wrong.code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["dataset.image_size=64"], "dataset.image_size=64 was asked for, but"),
+        (["dataset.mean=[0,0,0]"], "dataset.mean"),
+        (["backbone=resnet18", "init=RUN"], "backbone=resnet18 was asked for, but"),
+        (["backbone=smallcnn", "backbone.widths=[4]", "init=RUN"], "backbone.widths"),
+        (["backbone=resnet18"], "no pretrain run of resnet18"),
+        (["labels_per_class=500"], "labels_per_class=500 is more than there are"),
+        (["dataset.classes=[flower]"], "one class"),
+    ],
+)
+def test_asking_for_other_than_the_checkpoint_has_is_an_error(
+    in_world: Path, cli: Cli, arguments: list[str], words: str
+) -> None:
+    answer = cli("finetune", *(a.replace("RUN", str(runs("pretrain")[-1])) for a in arguments), *QUICK)
+    assert answer.code == 1
+    assert words in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_defaults_of_the_command_line_do_not_displace_the_checkpoint(in_world: Path, cli: Cli) -> None:
+    """dataset=folder has 64 px by default, the checkpoint 32: the checkpoint's is used."""
+    root = summary(runs("pretrain")[-1])["config"]["dataset"]["root"]
+    assert cli("finetune", "dataset=folder", f"dataset.root={root}", "mode=knn", *QUICK).code == 0
+    assert summary(runs("finetune")[-1])["config"]["dataset"]["image_size"] == 32
+
+
+@pytest.mark.parametrize("mode", ["probe", "knn", "finetune"])
+def test_every_mode_makes_a_classifier_that_evaluate_and_predict_read(
+    in_world: Path, cli: Cli, photos: Path, mode: str
+) -> None:
+    assert cli("finetune", f"mode={mode}", "train.steps=20", *QUICK).code == 0
+    run = runs("finetune")[-1]
+    answer = cli("evaluate", *QUICK)
+    assert answer.code == 0
+    evaluated = runs("evaluate")[-1]
+    said = summary(evaluated)
+    assert said["config"]["run"] == str(run)
+    assert 0.5 < said["test/accuracy"] <= 1
+    report = json.loads((evaluated / "report.json").read_text())
+    assert sum(map(sum, report["confusion_matrix"])) == said["images"] == 12
+    assert (evaluated / "figures/confusion_matrix.png").stat().st_size > 5000
+    assert [r["class"] for r in csv.DictReader((evaluated / "classes.csv").open())] == ["flower", "temple"]
+    answer = cli("predict", str(photos / "temple"), "format=json", *QUICK)
+    rows = json.loads(answer.out)
+    assert len(rows) == 30
+    assert sum(r["class"] == "temple" for r in rows) > 20
+    assert all(sum(g["confidence"] for g in r["top"]) == pytest.approx(1, abs=1e-3) for r in rows)
+
+
+def test_case_52_test_is_unread_before_evaluate(cli: Cli, photos: Path) -> None:
+    shutil.copytree(photos, "set/train")
+    shutil.copytree(photos, "set/test")
+    for path in Path("set/test").glob("*/*"):
+        path.write_text("whoever reads this fails")
+    assert cli("pretrain", "dataset=folder", "dataset.root=set", "dataset.image_size=16", *TINY, "train.steps=2").code == 0
+    assert cli("finetune", "train.steps=2", *QUICK).code == 0
+    answer = cli("evaluate", *QUICK)
+    assert answer.code == 1
+    assert "60 of 60 images cannot be read" in answer.err
+
+
+def test_case_53_permuted_labels_leave_pretrained_weights_unchanged(cli: Cli) -> None:
+    Path("mine/dataset").mkdir(parents=True)
+    Path("permuted.py").write_text(
+        "from dataclasses import replace\nimport numpy as np\nfrom sslrun.data.sources import digits\n"
+        "def permuted(split, *, root):\n    found = digits(split, root=None)\n"
+        "    return found and replace(found, labels=np.random.default_rng(0).permutation(found.labels))\n"
+    )
+    ours = (REPOSITORY / "conf/dataset/digits.yaml").read_text()
+    Path("mine/dataset/permuted.yaml").write_text(ours.replace("sslrun.data.sources.digits", "permuted.permuted"))
+    states = []
+    for name in ("digits", "permuted"):
+        settings = ("pretext=simclr", f"dataset={name}", "dataset.val_fraction=0", *TINY, "train.steps=3")
+        assert cli("pretrain", "-cd", "mine", *settings).code == 0
+        states.append(torch.load(runs("pretrain")[-1] / "last.pt", weights_only=True)["model"])
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_evaluate_on_other_pictures_of_the_same_classes(in_world: Path, cli: Cli, photos: Path) -> None:
+    shutil.copytree(photos, "more/train")
+    shutil.copytree(photos, "more/test")
+    assert cli("evaluate", "dataset=folder", "dataset.root=more", *QUICK).code == 0
+    assert summary(runs("evaluate")[-1])["images"] == 60
+    shutil.move("more/train/temple", "more/train/castle")
+    shutil.move("more/test/temple", "more/test/castle")
+    answer = cli("evaluate", "dataset=folder", "dataset.root=more", *QUICK)
+    assert "has the classes castle, flower" in answer.err
+
+
+def test_a_sweep_ends_with_a_table_and_a_csv_and_names_its_failures(in_world: Path, cli: Cli) -> None:
+    answer = cli("finetune", "-m", "label_fraction=0.2,0.5", "seed=0,1", "mode=probe", *QUICK)
+    assert answer.code == 0
+    sweep = next(Path("outputs/finetune").glob("*/sweep.csv")).parent
+    rows = list(csv.DictReader((sweep / "sweep.csv").open()))
+    assert [(r["label_fraction"], r["training_seed"], r["labels_train"]) for r in rows] == [
+        ("0.2", "0", "10"), ("0.2", "1", "10"), ("0.5", "0", "24"), ("0.5", "1", "24"),
+    ]  # fmt: skip
+    table = [line.split() for line in answer.err.splitlines() if line.strip().startswith(("simclr", "0."))]
+    mean = (float(rows[0]["val/accuracy"]) + float(rows[1]["val/accuracy"])) / 2
+    assert any(f"{mean:.4f}" in line and "0.2" in line for line in table)
+    answer = cli("evaluate", f"run={sweep}", *QUICK)
+    assert answer.code == 0
+    evaluated = next(Path("outputs/evaluate").glob("*/sweep.csv"))
+    assert len(list(csv.DictReader(evaluated.open()))) == 4
+    answer = cli("finetune", "-m", "init=nowhere,simclr", "mode=knn", *QUICK)
+    assert answer.code == 1
+    assert "init=nowhere: no pretrain nowhere run" in answer.err
+    assert "1 jobs failed" in answer.err
+    assert "finished" in (max(Path("outputs/finetune").glob("*/sweep.csv"))).read_text()
+
+
+def test_predict_on_names_that_look_like_settings_and_bad_files(in_world: Path, cli: Cli, photos: Path) -> None:
+    strange = ["a=b.jpg", "it's, a [picture] {x}.jpg", "tab\tü.jpg", "-dash.jpg", "back\\slash.jpg", "$dollar ${x}.jpg"]
+    for name in strange:
+        shutil.copy(photos / "temple/temple 00.jpg", name)
+    answer = cli("predict", "format=csv", "top=1", *QUICK, "--", *strange)
+    assert answer.code == 0
+    rows = list(csv.DictReader(io.StringIO(answer.out)))
+    assert [r["image"] for r in rows] == strange
+    assert len({(r["class_1"], r["confidence_1"]) for r in rows}) == 1
+    Path("text.jpg").write_text("hello")
+    answer = cli("predict", "a=b.jpg", "text.jpg", "missing.jpg", "format=json", *QUICK)
+    assert answer.code == 1
+    rows = json.loads(answer.out)
+    assert [r["error"] for r in rows] == [None, "not a picture in a known format", "no such file"]
+    assert "2 of 3 could not be read" in answer.err
+    Path("empty").mkdir()
+    assert "no pictures in empty" in cli("predict", "empty").err
+
+
+def test_predict_draws_pictures_and_prints_a_table(in_world: Path, cli: Cli, photos: Path) -> None:
+    answer = cli("predict", str(photos / "flower/flower 01.jpg"), *QUICK)
+    assert "flower 01.jpg" in answer.out
+    assert "%" in answer.out
+    figures = list(Path("outputs/predict").glob("*/figures/*.png"))
+    assert len(figures) == 1
+
+
+def test_predict_in_a_process_writes_nothing_but_the_answer_to_stdout(in_world: Path, photos: Path) -> None:
+    answer = process("predict", str(photos / "flower"), "format=json")
+    assert answer.code == 0
+    assert len(json.loads(answer.out)) == 30
+    assert "Written to outputs/predict" in answer.err
+
+
+def test_runs_lists_everything(in_world: Path, cli: Cli) -> None:
+    rows = json.loads(cli("runs", "--format", "json").out)
+    assert [r["stage"] for r in rows] == ["pretrain", "pretrain", "finetune"]
+    assert [r["pretext"] for r in rows] == ["rotation", "simclr", "simclr"]
+    assert rows[2]["fraction"] == 0.5
+    assert rows[2]["score"].startswith("val/accuracy 0.")
+    assert "rotation" in cli("runs").out
+    assert cli("runs", "finetune", "--format", "csv").out.count("\n") == 2
+    shutil.rmtree("outputs")
+    empty = cli("runs")
+    assert (empty.code, empty.out) == (0, "")
+    assert "No runs" in empty.err
+
+
+def test_case_68_and_69_overrides_win_and_the_saved_config_runs_again(cli: Cli) -> None:
+    asked = ("pretrain", "pretext=simclr", "pretext.temperature=0.3", "dataset.max_images=100", *TINY, "train.steps=3")
+    assert cli(*asked).code == 0
+    first = summary(runs("pretrain")[-1])
+    assert first["config"]["pretext"]["temperature"] == 0.3
+    Path("mine/experiment").mkdir(parents=True)
+    Path("mine/experiment/again.yaml").write_text("# @package _global_\n" + (runs("pretrain")[-1] / "config.yaml").read_text())
+    assert cli("pretrain", "-cd", "mine", "experiment=again").code == 0
+    second = summary(runs("pretrain")[-1])
+    assert second["train/loss"] == first["train/loss"]
+    assert second["config"] == first["config"]
+
+
+def test_case_10_a_job_of_a_sweep_gives_the_numbers_of_the_job_alone(cli: Cli) -> None:
+    settings = ("pretext=rotation", "dataset.max_images=100", *TINY, "train.steps=3")
+    assert cli("pretrain", "-m", "seed=0,1", *settings).code == 0
+    assert cli("pretrain", "seed=1", *settings).code == 0
+    a, b = (summary(p) for p in (*(p for p in runs("pretrain") if p.name == "1"), runs("pretrain")[-1]))
+    assert a["seeds"] == b["seeds"] == {"training": 1, "split": 0}
+    assert a["train/loss"] == b["train/loss"]
+
+
+def test_resume_goes_on_in_the_same_directory(cli: Cli) -> None:
+    settings = ("dataset.max_images=100", *TINY, "train.steps=4", "train.evaluations=2")
+    assert cli("pretrain", *settings).code == 0
+    run = runs("pretrain")[0]
+    answer = cli("pretrain", f"resume={run}", "train.steps=6")
+    assert answer.code == 0
+    assert "Going on after step 4" in answer.err
+    assert runs("pretrain") == [run]
+    assert len(list(Path("outputs/pretrain").iterdir())) == 1
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert steps[-1] == 6
+    refused = cli("pretrain", "resume=latest", "pretext.temperature=0.4")
+    assert refused.code == 1
+    assert "pretext.temperature=0.4: the run was started with 0.1" in refused.err
+    assert "is a pretrain run" in cli("finetune", f"resume={run}").err
+
+
+def test_unlabelled_pictures_are_added_to_pretraining(cli: Cli, photos: Path) -> None:
+    data = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=16", *TINY, "train.steps=2")
+    assert cli("pretrain", *data).code == 0
+    assert cli("pretrain", *data, f"unlabeled={photos / 'flower'}").code == 0
+    a, b = (summary(p)["images"] for p in runs("pretrain"))
+    assert b == a + 30
+
+
+def test_case_47_a_pile_pretrains_and_finetuning_on_it_is_a_clear_error(cli: Cli, photos: Path) -> None:
+    data = ("dataset=folder", f"dataset.root={photos / 'flower'}", "dataset.image_size=16")
+    assert cli("pretrain", *data, *TINY, "train.steps=2").code == 0
+    said = summary(runs("pretrain")[-1])
+    assert "val/effective_rank" in said
+    assert "val/knn_accuracy" not in said
+    answer = cli("finetune", *QUICK)
+    assert answer.code == 1
+    assert "has no labels: put the pictures into a folder a class" in answer.err
+    other = ("dataset=folder", f"dataset.root={photos}")
+    assert cli("finetune", f"init={runs('pretrain')[-1]}", *other, "mode=probe", *QUICK).code == 0
+
+
+def test_validation_can_be_left_out(in_world: Path, cli: Cli) -> None:
+    assert cli("finetune", "dataset.val_fraction=0", "labels_per_class=4", "train.steps=3", *QUICK).code == 0
+    said = summary(runs("finetune")[-1])
+    assert said["labels"] == {"train": 8, "validation": 0}
+    assert said["best/step"] == 3
+    assert cli("evaluate", *QUICK).code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pretext", ["rotation", "simclr", "jigsaw"])
+@pytest.mark.parametrize("backbone", ["smallcnn", "resnet18", "mobilenetv2"])
+def test_three_tasks_times_three_backbones_pretrain_and_finetune(cli: Cli, photos: Path, pretext: str, backbone: str) -> None:
+    data = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=32", "train.batch_size=16", "train.steps=2")
+    assert cli("pretrain", f"pretext={pretext}", f"backbone={backbone}", *data).code == 0
+    assert cli("finetune", "train.steps=2").code == 0
+    assert cli("evaluate").code == 0
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (REPOSITORY / "conf/experiment").glob("*.yaml")))
+def test_every_preset_composes_and_passes_the_check(cli: Cli, name: str) -> None:
+    assert cli("pretrain", "--cfg", "job", f"experiment={name}").code == 0

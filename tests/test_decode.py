@@ -1,0 +1,205 @@
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sslrun.data import decode as module
+from sslrun.data.decode import UnreadableImage, decode, decode_all, find_pictures
+from sslrun.errors import UserError
+
+
+@pytest.fixture
+def photo(photos: Path) -> Image.Image:
+    with Image.open(photos / "flower" / "flower 00.jpg") as image:
+        return image.convert("RGB")
+
+
+def save(image: Image.Image, name: str, **options: object) -> Path:
+    image.save(name, **options)  # type: ignore[arg-type]
+    return Path(name)
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a.astype(float) - b.astype(float)).mean())
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.webp", "a.gif", "a b=ü.jpg"])
+def test_case_37_every_format_and_any_name_gives_the_same_picture(photo: Image.Image, name: str) -> None:
+    plain = np.asarray(photo.resize((20, 20), Image.Resampling.BILINEAR))
+    assert difference(decode(save(photo, name), 20), plain) < 8
+
+
+def test_case_31_cmyk(photo: Image.Image) -> None:
+    assert difference(decode(save(photo.convert("CMYK"), "c.jpg", quality=95), 40), np.asarray(photo)) < 12
+
+
+def test_case_32_sixteen_bit(photo: Image.Image) -> None:
+    gray = np.asarray(photo.convert("L"))
+    path = save(Image.fromarray(gray.astype(np.uint16) * 257), "deep.png")
+    assert difference(decode(path, 40)[..., 0], gray) < 1.5
+    dark = save(Image.fromarray((gray.astype(np.uint16) * 257) // 300), "dark.png")  # no value above 255: still 16-bit
+    assert decode(dark, 40).max() <= 2
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_case_33_transparency_lies_over_white(mode: str) -> None:
+    image = Image.new("RGBA", (10, 10), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 5, 10))
+    if mode == "P":
+        flat = Image.new("P", (10, 10), 1)
+        flat.putpalette([0, 0, 0, 200, 0, 0])
+        flat.paste(0, (0, 0, 5, 10))
+        path = save(flat, "p.png", transparency=1)
+    else:
+        path = save(image.convert(mode), "t.png")
+    pixels = decode(path, 10)
+    assert (pixels[:, 6:] == 255).all()
+    assert (pixels[:, :4] == 0).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_case_34_exif_orientation_is_applied(orientation: int) -> None:
+    upright = Image.new("RGB", (40, 40), "white")
+    upright.paste("black", (0, 0, 20, 10))
+    undo = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+            8: Image.Transpose.ROTATE_270}  # fmt: skip
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert difference(decode(save(stored, "e.jpg", exif=exif, quality=95), 40), np.asarray(upright)) < 3
+
+
+def test_case_35_an_animation_shows_its_first_frame() -> None:
+    frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
+    frames[0].save("a.gif", save_all=True, append_images=frames[1:])
+    assert decode(Path("a.gif"), 8)[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
+@pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
+def test_case_36_strange_shapes(size: tuple[int, int], resize: str) -> None:
+    path = save(Image.new("RGB", size, "red"), "s.png")
+    assert decode(path, 16, resize).shape == (16, 16, 3)  # type: ignore[arg-type]
+
+
+def test_resizing_keeps_the_shape_of_things_unless_told_not_to() -> None:
+    wide = Image.new("RGB", (80, 40), "black")
+    wide.paste("white", (20, 0, 60, 40))  # a white square in the middle
+    path = save(wide, "w.png")
+    assert (decode(path, 20, "crop")[:, 1:-1] == 255).all()
+    padded = decode(path, 20, "pad")
+    assert (padded[0] == 128).all()
+    assert (padded[10, 6:14] == 255).all()
+    squashed = decode(path, 20, "squash")
+    assert (squashed[10, :4] == 0).all()
+    assert (squashed[:, 8:12] == 255).all()
+
+
+def test_gray_is_luminance_three_times(photo: Image.Image) -> None:
+    pixels = decode(save(photo, "g.png"), 40, channels="gray")
+    assert (pixels[..., 0] == pixels[..., 2]).all()
+    assert difference(pixels[..., 0], np.asarray(photo.convert("L"))) < 1
+
+
+def broken(photo: Image.Image) -> dict[str, Path]:
+    data = io.BytesIO()
+    photo.save(data, "JPEG")
+    Path("truncated.jpg").write_bytes(data.getvalue()[: len(data.getvalue()) // 2])
+    Path("empty.jpg").write_bytes(b"")
+    Path("text.jpg").write_text("I am not a picture")
+    Path("folder.jpg").mkdir()
+    return {n: Path(f"{n}.jpg") for n in ("truncated", "empty", "text", "missing", "folder")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("truncated", "damaged"), ("empty", "empty"), ("text", "not a picture"), ("missing", "no such"), ("folder", "folder")],
+)
+def test_cases_27_to_29_broken_files_give_their_reason(photo: Image.Image, kind: str, words: str) -> None:
+    with pytest.raises(UnreadableImage, match=words):
+        decode(broken(photo)[kind], 16)
+
+
+def test_case_30_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("1", (20_000, 20_000)).save("bomb.png")  # 400 million pixels in 50 kB
+    with pytest.raises(UnreadableImage, match="more pixels"):
+        decode(Path("bomb.png"), 16)
+
+
+def test_case_39_bad_files_are_named_and_skipped_up_to_a_share(
+    photo: Image.Image, photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = sorted(photos.glob("*/*.jpg")) + [broken(photo)["text"]]
+    with pytest.raises(UserError, match=r"1 of 61 images cannot be read.*\n.*text\.jpg: not a picture"):
+        decode_all(files, 16, "crop", "rgb", max_bad_fraction=0.01)
+    for _ in range(2):  # the second time from the cache
+        images, good = decode_all(files, 16, "crop", "rgb", max_bad_fraction=0.02)
+        assert len(images) == 60
+        assert good.tolist() == [True] * 60 + [False]
+    with pytest.raises(UserError, match="max_bad_fraction=0"):
+        decode_all(files, 16, "crop", "rgb", max_bad_fraction=0.0)
+
+
+def test_a_second_start_reads_the_cache_and_other_settings_or_files_do_not(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted(photos.glob("flower/*.jpg"))
+    first, _ = decode_all(files, 16, "crop", "rgb", 0)
+    calls: list[Path] = []
+    monkeypatch.setattr(module, "decode", lambda p, *a: (calls.append(p), decode(p, *a))[1])
+    again, _ = decode_all(files, 16, "crop", "rgb", 0)
+    assert (again == first).all()
+    assert calls == []
+    decode_all(files, 17, "crop", "rgb", 0)
+    assert len(calls) == 30
+    decode_all(files, 16, "squash", "rgb", 0)
+    decode_all(files[1:], 16, "crop", "rgb", 0)
+    assert len(calls) == 89
+
+
+def test_case_49_a_changed_file_is_decoded_anew_and_a_damaged_cache_too(photo: Image.Image) -> None:
+    path = save(photo, "x.png")
+    first, _ = decode_all([path], 16, "crop", "rgb", 0)
+    save(Image.new("RGB", (40, 40), "red"), "x.png")
+    os.utime(path, ns=(1, 1))
+    second, _ = decode_all([path], 16, "crop", "rgb", 0)
+    assert not (first == second).all()
+    for cached in module.cache_folder().glob("*.npz"):
+        cached.write_bytes(cached.read_bytes()[:100])
+    third, _ = decode_all([path], 16, "crop", "rgb", 0)
+    assert (second == third).all()
+
+
+def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("file").write_text("in the way")
+    monkeypatch.setenv("SSLRUN_CACHE", "file")
+    assert len(decode_all(sorted(photos.glob("*/*.jpg"))[:3], 16, "crop", "rgb", 0)[0]) == 3
+
+
+def test_case_38_links_are_followed_and_loops_are_not(photos: Path) -> None:
+    Path("top").mkdir()
+    os.symlink(photos / "flower", "top/linked")
+    os.symlink(Path("top").resolve(), "top/loop")
+    assert len(find_pictures(Path("top"))) == 30
+
+
+def test_case_46_the_order_of_files_does_not_depend_on_the_machine(photos: Path) -> None:
+    code = "import sys; from pathlib import Path; from sslrun.data.decode import find_pictures\n"
+    code += "print([p.name for p in find_pictures(Path(sys.argv[1]))])"
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(photos)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "LC_ALL": locale, "PYTHONHASHSEED": "1"},
+        ).stdout
+        for locale in ("C", "C.UTF-8")
+    }
+    assert len(said) == 1

@@ -1,0 +1,102 @@
+"""To add a pretext task, a backbone or a data set takes one Python file or function and one YAML, anywhere."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sslrun.config import _compose, build, compose_nodes, locate, parameters
+from tests.conftest import QUICK, REPOSITORY, Cli
+
+CODE = '''
+import numpy as np
+import torch
+from torch import nn
+
+from sslrun.data.sources import Pictures
+
+
+class Brightness(nn.Module):
+    """Predict the mean brightness."""
+
+    def __init__(self, encoder, image_size, *, weight: float):
+        super().__init__()
+        self.encoder, self.weight = encoder, weight
+        self.head = nn.Linear(encoder.feature_dim, 1)
+
+    def views(self, images, rng):
+        return {"same": images}
+
+    def forward(self, batch, rng):
+        images = batch["images"]
+        guess = self.head(self.encoder(images)).squeeze(1).float()
+        return {"loss": self.weight * (guess - images.mean((1, 2, 3))).pow(2).mean()}
+
+
+def tinynet(image_size, *, width: int):
+    net = nn.Sequential(nn.Conv2d(3, width, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net.feature_dim = width
+    return net
+
+
+def noise(split, *, root: None = None):
+    if split == "unlabeled":
+        return None
+    rng = np.random.default_rng(split == "test")
+    labels = np.arange(60) % 2
+    images = rng.integers(0, 128, (60, 10, 10, 3), dtype=np.uint8) + (labels * 120).astype(np.uint8)[:, None, None, None]
+    return Pictures(images, [f"{split}{i}" for i in range(60)], labels, ("dark", "bright"))
+'''
+
+
+def test_a_toy_of_each_outside_the_package(cli: Cli) -> None:
+    Path("toys.py").write_text(CODE)
+    for group, name, text in [
+        ("pretext", "brightness", "_target_: toys.Brightness\nweight: 1.0\n"),
+        ("backbone", "tinynet", "_target_: toys.tinynet\nwidth: 4\n"),
+        ("dataset", "noise", "defaults: [_shared, _self_]\n_target_: toys.noise\nroot: null\nimage_size: 12\n"),
+    ]:
+        Path("conf", group).mkdir(parents=True)
+        Path("conf", group, f"{name}.yaml").write_text(text)
+    names = ("pretext=brightness", "backbone=tinynet", "dataset=noise")
+    assert cli("pretrain", "-cd", "conf", *names, "train.steps=3", *QUICK).code == 0
+    assert cli("finetune", "init=latest", "train.steps=60", *QUICK).code == 0
+    assert cli("evaluate", *QUICK).code == 0
+    said = json.loads(next(Path("outputs/evaluate").glob("*/summary.json")).read_text())
+    assert said["test/accuracy"] == 1.0
+    assert "brightness" in cli("pretrain", "-cd", "conf", "--help").out
+    wrong = cli("pretrain", "-cd", "conf", *names, "pretext.weigth=2", "backbone.width=four")
+    assert "pretext.weigth: no such key; did you mean pretext.weight?" in wrong.err
+    assert "backbone.width: must be a whole number, found four" in wrong.err
+    Path("conf/pretext/brightness.yaml").write_text("_target_: toys.Brightnes\n")
+    assert "pretext: _target_ 'toys.Brightnes' cannot be imported" in cli("pretrain", "-cd", "conf", *names).err
+
+
+GROUPS = ["pretext", "backbone", "dataset", "optimizer", "device"]
+FILES = [(g, p.stem) for g in GROUPS for p in sorted((REPOSITORY / "conf" / g).glob("[!_]*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "name"), [f for f in FILES if f[1] != "from_checkpoint"])
+def test_keys_of_every_yaml_are_the_parameters_of_its_target(group: str, name: str) -> None:
+    settings = ["dataset.root=x"] if name == "folder" else []
+    node = _compose("pretrain", [f"{group}={name}", *settings], None)[group]
+    names = set(parameters(locate(node._target_)))
+    if group == "dataset":
+        names |= set(parameters(locate("sslrun.data.dataset.Options")))
+    assert set(node) - {"_target_"} == names
+
+
+@pytest.mark.parametrize("group", ["dataset", "backbone"])
+def test_from_checkpoint_offers_the_keys_that_all_have(group: str) -> None:
+    node = _compose("finetune", [], None)[group]
+    if group == "dataset":
+        assert set(node) - {"_target_", "root"} == set(parameters(locate("sslrun.data.dataset.Options")))
+    assert all(v is None for v in node.values())
+
+
+def test_values_that_a_target_refuses_become_one_line() -> None:
+    from sslrun.errors import UserError
+
+    (pretext,) = compose_nodes("pretrain", "pretext")
+    with pytest.raises(UserError, match="Augment: crop_scale must rise"):
+        build({**pretext["augment"], "crop_scale": [1.0, 0.5]})

@@ -1,0 +1,59 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import classification_report, confusion_matrix
+
+from sslrun.metrics import classification, embedding_health, has_collapsed, knn_probabilities
+
+
+def test_knn_against_a_naive_loop() -> None:
+    rng = torch.Generator().manual_seed(0)
+    bank, queries = torch.randn(50, 4, generator=rng), torch.randn(7, 4, generator=rng)
+    labels = torch.randint(3, (50,), generator=rng)
+    p = knn_probabilities(queries, bank, labels, 3, k=5)
+    for q in range(7):
+        s = [float(torch.cosine_similarity(queries[q], b, 0)) for b in bank]
+        nearest = sorted(range(50), key=lambda i: -s[i])[:5]
+        votes = [sum(math.exp(s[i] / 0.07) for i in nearest if labels[i] == c) for c in range(3)]
+        assert p[q].tolist() == pytest.approx([v / sum(votes) for v in votes], abs=1e-4)
+
+
+def test_knn_with_fewer_pictures_than_neighbours_and_huge_features() -> None:
+    bank = torch.eye(3) * 1e6
+    assert knn_probabilities(bank, bank, torch.arange(3), 3).argmax(1).tolist() == [0, 1, 2]
+
+
+def test_case_61_the_alarm_fires_on_a_collapsed_embedding_and_not_on_a_healthy_one() -> None:
+    rng = torch.Generator().manual_seed(0)
+    healthy = torch.randn(500, 64, generator=rng)
+    point = torch.ones(500, 64) + 1e-4 * healthy
+    line = torch.randn(500, 1, generator=rng) * torch.ones(1, 64) + 1e-4 * healthy
+    assert not has_collapsed(embedding_health(healthy))
+    assert has_collapsed(embedding_health(point))
+    assert has_collapsed(embedding_health(line))
+    assert has_collapsed(embedding_health(torch.ones(500, 64)))
+
+
+def test_health_of_an_even_spread_is_one_and_of_a_plane_its_dimension() -> None:
+    rng = torch.Generator().manual_seed(0)
+    health = embedding_health(torch.randn(4000, 32, generator=rng))
+    assert health["feature_spread"] == pytest.approx(1, abs=0.02)
+    assert health["effective_rank"] == pytest.approx(32, rel=0.02)
+    plane = torch.randn(4000, 5, generator=rng) @ torch.linalg.qr(torch.randn(32, 5, generator=rng))[0].T
+    assert embedding_health(plane)["effective_rank"] == pytest.approx(5, rel=0.02)
+
+
+def test_case_62_metrics_against_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    y, guess = rng.integers(0, 4, 200), rng.integers(0, 3, 200)  # class 3 is never predicted
+    ours = classification(y, guess, ["a", "b", "c", "d"])
+    theirs = classification_report(y, guess, target_names=list("abcd"), output_dict=True, zero_division=0)
+    assert ours["accuracy"] == pytest.approx(theirs["accuracy"])
+    assert ours["f1_macro"] == pytest.approx(theirs["macro avg"]["f1-score"])
+    assert ours["precision_macro"] == pytest.approx(theirs["macro avg"]["precision"])
+    for row in ours["classes"]:
+        assert row["recall"] == pytest.approx(theirs[row["class"]]["recall"])
+        assert row["images"] == theirs[row["class"]]["support"]
+    assert ours["confusion_matrix"] == confusion_matrix(y, guess).tolist()

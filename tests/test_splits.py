@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+
+from sslrun.data.splits import counts, hold_out, label_subset, validation
+from sslrun.errors import UserError
+
+LABELS = np.repeat([0, 1, 2], [100, 50, 10])
+NAMES = [f"class {c}/{i}.jpg" for i, c in enumerate(LABELS)]
+
+
+def test_case_50_train_validation_and_test_are_disjoint_and_complete() -> None:
+    train, test = hold_out(NAMES, LABELS)
+    keep, val = validation(LABELS[train], 0.2, 0)
+    parts = [set(test.tolist()), set(train[keep].tolist()), set(train[val].tolist())]
+    assert set.union(*parts) == set(range(160))
+    assert sum(map(len, parts)) == 160
+
+
+def test_splits_are_stratified() -> None:
+    train, test = hold_out(NAMES, LABELS)
+    assert counts(LABELS[test]) == {0: 20, 1: 10, 2: 2}
+    _, val = validation(LABELS[train], 0.1, 0)
+    assert counts(LABELS[train][val]) == {0: 8, 1: 4, 2: 1}
+
+
+def test_the_test_split_hardly_moves_when_pictures_are_added() -> None:
+    _, before = hold_out(NAMES, LABELS)
+    names = [f"class 0/new{i}.jpg" for i in range(3)] + NAMES
+    _, after = hold_out(names, np.concatenate([[0] * 3, LABELS]))
+    left = {NAMES[i] for i in before} - {names[i] for i in after}
+    assert len(left) <= 3
+
+
+def test_the_test_split_does_not_depend_on_the_order_of_the_files() -> None:
+    order = np.random.default_rng(0).permutation(160)
+    _, a = hold_out(NAMES, LABELS)
+    _, b = hold_out([NAMES[i] for i in order], LABELS[order])
+    assert {NAMES[i] for i in a} == {NAMES[order[i]] for i in b}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_case_51_subsets_are_nested_and_stratified(seed: int) -> None:
+    subsets = [set(label_subset(LABELS, seed, f).tolist()) for f in (0.01, 0.05, 0.1, 0.5, 1.0)]
+    for small, large in zip(subsets, subsets[1:], strict=False):
+        assert small < large
+    assert counts(LABELS[sorted(subsets[2])]) == {0: 10, 1: 5, 2: 1}
+    assert len(subsets[-1]) == 160
+    some = set(label_subset(LABELS, seed, per_class=3).tolist())
+    more = set(label_subset(LABELS, seed, per_class=7).tolist())
+    assert some < more
+    assert counts(LABELS[sorted(some)]) == {0: 3, 1: 3, 2: 3}
+
+
+def test_seeds_give_other_subsets_and_other_validation() -> None:
+    assert label_subset(LABELS, 0, 0.1).tolist() != label_subset(LABELS, 1, 0.1).tolist()
+    assert validation(LABELS, 0.1, 0)[1].tolist() != validation(LABELS, 0.1, 1)[1].tolist()
+
+
+def test_a_fraction_refers_to_the_whole_training_set() -> None:
+    keep, _ = validation(LABELS, 0.2, 0)
+    subset = label_subset(LABELS[keep], 0, 0.5, class_sizes=counts(LABELS))
+    assert counts(LABELS[keep][subset]) == {0: 50, 1: 25, 2: 5}
+
+
+def test_case_45_more_labels_than_there_are() -> None:
+    with pytest.raises(UserError, match="rose has 10"):
+        label_subset(LABELS, 0, per_class=11, class_names=["daisy", "tulip", "rose"])
+    with pytest.raises(UserError, match="too few to carve validation"):
+        validation(np.array([0, 0, 0, 1]), 0.1, 0)

@@ -1,0 +1,333 @@
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from sslrun import checkpoint
+from sslrun.backbones import Encoder, smallcnn
+from sslrun.classifier import Classifier, Finetuning
+from sslrun.device import Device
+from sslrun.errors import UserError
+from sslrun.optimizers import LARS, parameter_groups
+from sslrun.run import Run
+from sslrun.train import batches_per_epoch, fit, learning_rate_at, total_steps
+from sslrun.views import Augment
+from tests.test_views import NOTHING
+
+ADAMW = {"_target_": "sslrun.optimizers.adamw", "weight_decay": 0.05, "betas": [0.9, 0.999]}
+CPU = Device(name="cpu", precision="fp32", threads=None)
+
+
+class Mean(nn.Module):
+    """Predicts the mean brightness of its pictures; remembers what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.seen: list[Tensor] = []
+        self.draws: list[float] = []
+
+    def forward(self, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        brightness = batch["images"].mean((1, 2, 3))
+        self.seen.append((brightness * 255).round().long())
+        self.draws.append(float(torch.rand((), generator=rng)))
+        return {"loss": (self.weight - brightness).pow(2).mean(), "sizes": torch.tensor(float(len(brightness)))}
+
+
+def ramp(n: int) -> Tensor:
+    return torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 3, 8, 8).contiguous()
+
+
+def train(model: nn.Module, images: Tensor, where: str, resumed: bool = False, seed: int = 0, **keys: Any) -> dict:
+    settings = {"epochs": None, "steps": 10, "batch_size": 8, "learning_rate": 0.01, "warmup_fraction": 0.1}
+    settings |= {"gradient_clip": None, "evaluations": 2, "log_every": 5}
+    evaluate = keys.pop("evaluate", dict)
+    run = Run(Path(where), "pretrain", OmegaConf.create({"seed": seed}), {}, resumed)
+    try:
+        return fit(model, images, None, run, CPU, ADAMW, evaluate, "val/accuracy", seed, {}, **{**settings, **keys})
+    finally:
+        run.close("finished")
+
+
+def rows(where: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(where, "metrics.jsonl").read_text().splitlines()]
+
+
+def test_an_epoch_shows_every_picture_once_in_batches_of_nearly_equal_size() -> None:
+    model = Mean()
+    train(model, ramp(27), "a", epochs=2, steps=None)
+    assert [len(s) for s in model.seen] == [7, 7, 7, 6] * 2
+    for epoch in (model.seen[:4], model.seen[4:]):
+        assert sorted(torch.cat(epoch).tolist()) == list(range(27))
+    assert torch.cat(model.seen[:4]).tolist() != torch.cat(model.seen[4:]).tolist()
+
+
+def test_case_63_a_smaller_batch_counts_by_its_size() -> None:
+    train(Mean(), ramp(27), "a", epochs=1, steps=None, evaluations=1, learning_rate=1e-9)
+    row = next(r for r in rows("a") if "train/sizes" in r)
+    assert row["train/sizes"] == pytest.approx((3 * 7 * 7 + 6 * 6) / 27, abs=1e-5)
+    assert row["train/loss"] == pytest.approx(float((torch.arange(27) / 255).pow(2).mean()), abs=1e-5)
+
+
+def test_case_9_same_seed_same_numbers_other_seed_others() -> None:
+    models = [Mean() for _ in range(3)]
+    for i, (model, seed) in enumerate(zip(models, (0, 0, 1), strict=True)):
+        train(model, ramp(30), str(i), seed=seed)
+    assert rows("0") == [{**r, "images_per_second": s.get("images_per_second")} if "images_per_second" in r else r
+                         for r, s in zip(rows("1"), rows("0"), strict=True)]  # fmt: skip
+    assert models[0].draws == models[1].draws != models[2].draws
+    assert torch.cat(models[0].seen).tolist() == torch.cat(models[1].seen).tolist()
+    assert torch.cat(models[0].seen).tolist() != torch.cat(models[2].seen).tolist()
+    assert len(set(models[0].draws)) == len(models[0].draws)
+
+
+class Stop(Exception):
+    """Stands for a process that ends."""
+
+
+def test_case_1_k_steps_and_a_resume_equal_all_steps_bit_for_bit(pieces: Tensor) -> None:
+    images = (pieces * 255).to(torch.uint8)
+    labels = torch.arange(60) % 2
+
+    def model() -> Finetuning:
+        torch.manual_seed(0)
+        encoder = Encoder(smallcnn(32, widths=[4, 8]), [0.5] * 3, [0.2] * 3)
+        augment = Augment(**{**NOTHING, "crop_scale": [0.5, 1.0]})
+        return Finetuning(Classifier(encoder, 2), augment, 0.1, 0, False, 0.5)
+
+    def go(net: Finetuning, where: str, resumed: bool, stop_at: int | None) -> None:
+        run = Run(Path(where), "finetune", OmegaConf.create({}), {}, resumed)
+        count = [0]
+
+        def evaluate() -> dict[str, float]:
+            count[0] += 1
+            if stop_at == count[0]:
+                raise Stop
+            return {"val/accuracy": 0.5}
+
+        keys = {"epochs": None, "steps": 12, "batch_size": 16, "learning_rate": 0.01, "warmup_fraction": 0.1}
+        try:
+            fit(net, images, labels, run, CPU, ADAMW, evaluate, "val/accuracy", 3, {}, **keys,
+                gradient_clip=1.0, evaluations=4, log_every=3)  # fmt: skip
+        finally:
+            run.close("failed")
+
+    straight, broken, again = model(), model(), model()
+    go(straight, "straight", False, None)
+    with pytest.raises(Stop):
+        go(broken, "broken", False, 4)  # ends after step 9; the last checkpoint is of step 6, within an epoch of 4
+    with torch.no_grad():
+        again.classifier.head.weight.add_(1)  # whatever it starts from, the checkpoint decides
+    go(again, "broken", True, None)
+    for (name, a), b in zip(straight.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    mean_rows = [[{k: v for k, v in r.items() if k != "images_per_second"} for r in rows(w)] for w in ("straight", "broken")]
+    assert mean_rows[0] == mean_rows[1]
+
+
+def test_case_7_resuming_a_finished_run_does_nothing() -> None:
+    model = Mean()
+    train(model, ramp(16), "a")
+    before = Path("a/last.pt").read_bytes()
+    again = Mean()
+    train(again, ramp(16), "a", resumed=True)
+    assert again.seen == []
+    assert torch.equal(again.weight, model.weight)
+    assert Path("a/last.pt").read_bytes() == before
+
+
+def test_best_is_the_state_of_the_highest_score_and_last_the_last() -> None:
+    scores = iter([0.1, 0.9, 0.5])
+    result = train(Mean(), ramp(16), "a", evaluate=lambda: {"val/accuracy": next(scores)})
+    assert checkpoint.load(Path("a/best.pt"))["step"] == 5
+    assert checkpoint.load(Path("a/last.pt"))["step"] == 10
+    assert result["best/step"] == 5
+
+
+def test_case_70_a_loss_that_is_not_a_number_stops_with_the_step_and_what_to_try() -> None:
+    class Breaks(Mean):
+        def forward(self, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+            out = super().forward(batch, rng)
+            return {"loss": out["loss"] * (float("nan") if len(self.seen) == 8 else 1)}
+
+    with pytest.raises(UserError, match=r"nan in step 8 .*learning rate.*try train\.learning_rate"):
+        train(Breaks(), ramp(16), "a")
+    assert checkpoint.load(Path("a/last.pt"))["step"] == 5
+    assert all(torch.isfinite(v).all() for v in checkpoint.load(Path("a/last.pt"))["model"].values())
+
+
+def test_length_is_epochs_or_steps_whichever_ends_first() -> None:
+    assert total_steps(100, 3, None, 10) == 30
+    assert total_steps(100, None, 7, 10) == 7
+    assert total_steps(100, 3, 7, 10) == 7
+    assert total_steps(100, 3, 70, 10) == 30
+    assert batches_per_epoch(101, 10) == 11
+    with pytest.raises(UserError, match=r"train\.epochs"):
+        total_steps(100, None, None, 10)
+
+
+def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
+    rates = [learning_rate_at(s, 100, 10) for s in range(100)]
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[99] < 0.001
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
+def test_every_optimizer_lowers_a_loss(name: str) -> None:
+    from sslrun.config import _compose, build
+
+    node: Any = OmegaConf.to_container(_compose("pretrain", [f"optimizer={name}"], None).optimizer)
+    net = nn.Linear(4, 1)
+    optimizer = build(node, parameter_groups(net, node["weight_decay"], {}), 0.5 if name == "lars" else 0.01)
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for _ in range(30):
+        loss = (net(x) - x.sum(1, keepdim=True)).pow(2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_lars_against_its_formula() -> None:
+    w = nn.Parameter(torch.tensor([[3.0, 4.0]]))
+    optimizer = LARS([{"params": [w], "rate": 1.0}], lr=0.1, weight_decay=0.01, momentum=0.9, trust=0.02)
+    value, v = w.detach().clone(), torch.zeros(1, 2)
+    for _ in range(3):
+        w.grad = torch.tensor([[0.6, -0.8]])
+        optimizer.step()
+        g = torch.tensor([[0.6, -0.8]]) + 0.01 * value
+        v = 0.9 * v + 0.02 * value.norm() / g.norm() * g
+        value = value - 0.1 * v
+    assert torch.allclose(w, value, atol=1e-6)
+
+
+def test_vectors_do_not_decay_and_parts_have_their_own_rate() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    groups = parameter_groups(net, 0.1, {"3.": 5.0})
+    assert sum(len(g["params"]) for g in groups) == 6
+    for g in groups:
+        assert all((p.ndim > 1) == (g["weight_decay"] == 0.1) for p in g["params"])
+    assert {g["rate"] for g in groups} == {1.0, 5.0}
+
+
+def test_case_59_a_frozen_backbone_keeps_every_byte(pieces: Tensor) -> None:
+    encoder = Encoder(smallcnn(32, widths=[4, 8]), [0.5] * 3, [0.2] * 3)
+    model = Finetuning(Classifier(encoder, 2), Augment(**NOTHING), 0.0, 10, False, 1.0)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    run = Run(Path("a"), "finetune", OmegaConf.create({}), {})
+    keys = {"epochs": None, "steps": 10, "batch_size": 16, "learning_rate": 0.01, "warmup_fraction": 0.0}
+    fit(model, (pieces * 255).to(torch.uint8), torch.arange(60) % 2, run, CPU, ADAMW, dict, "", 0, {}, **keys,
+        gradient_clip=None, evaluations=1, log_every=5)  # fmt: skip
+    run.close("finished")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) == ("encoder" in name), name
+
+
+def test_frozen_batch_norm_keeps_its_statistics_while_weights_move(pieces: Tensor) -> None:
+    encoder = Encoder(smallcnn(32, widths=[4]), [0.5] * 3, [0.2] * 3)
+    for freeze in (True, False):
+        model = Finetuning(Classifier(encoder, 2), Augment(**NOTHING), 0.0, 0, freeze, 1.0)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        model.before_step(0)
+        loss = model({"images": pieces, "labels": torch.arange(60) % 2}, torch.Generator())["loss"]
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        loss.backward()
+        optimizer.step()
+        after = model.state_dict()
+        still = [torch.equal(after[k], before[k]) for k in before if "running" in k]
+        assert all(still) if freeze else not any(still)
+        assert not torch.equal(after["classifier.encoder.backbone.0.weight"], before["classifier.encoder.backbone.0.weight"])
+        model.eval()
+
+
+def test_case_60_the_classifier_learns_one_batch(pieces: Tensor) -> None:
+    labels = torch.arange(15) % 3
+    model = Finetuning(Classifier(Encoder(smallcnn(32, widths=[16, 32]), [0.5] * 3, [0.2] * 3), 3), Augment(**NOTHING),
+                       0.0, 0, False, 1.0)  # fmt: skip
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for step in range(60):
+        model.before_step(step)
+        out = model({"images": pieces[::4], "labels": labels}, torch.Generator())
+        optimizer.zero_grad()
+        out["loss"].backward()
+        optimizer.step()
+    assert out["accuracy"] > 0.95
+
+
+# ----------------------------------------------------------------------------------------------------- checkpoints
+
+
+def test_case_20_keys_that_do_not_match_are_named() -> None:
+    net = nn.Linear(2, 2)
+    with pytest.raises(UserError, match=r"1 missing \(bias\); 1 unexpected \(other\)"):
+        checkpoint.load_state(net, {"weight": torch.zeros(2, 2), "other": torch.zeros(1)}, "x.pt")
+    with pytest.raises(UserError, match=r"of another shape \(weight \(3, 2\) where \(2, 2\) is needed\)"):
+        checkpoint.load_state(net, {"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, "x.pt")
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "missing", "pickle", "number"])
+def test_cases_14_and_19_damaged_and_malicious_checkpoints_are_refused(kind: str) -> None:
+    path = Path("x.pt")
+    checkpoint.save(path, {"model": {"a": torch.zeros(1000)}})
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif kind in ("text", "empty"):
+        path.write_text("hello" if kind == "text" else "")
+    elif kind == "missing":
+        path.unlink()
+    elif kind == "number":
+        torch.save(3, path)
+    else:
+        torch.save({"model": Mean()}, path)  # a whole object: loading it could run anything
+    with pytest.raises(UserError, match=r"x\.pt"):
+        checkpoint.load(path)
+
+
+def test_case_13_a_full_disk_keeps_the_old_checkpoint_and_leaves_no_part() -> None:
+    """The system itself refuses the write, as a full disk would: the process may write no file above 50 kB."""
+    code = """
+import resource, torch
+from pathlib import Path
+from sslrun import checkpoint
+checkpoint.save(Path("x.pt"), {"model": {"a": torch.ones(10)}})
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    checkpoint.save(Path("x.pt"), {"model": {"a": torch.ones(1_000_000)}})
+except checkpoint.UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("cannot write x.pt")
+    assert resource.RLIMIT_FSIZE is not None
+    assert checkpoint.load(Path("x.pt"))["model"]["a"].tolist() == [1.0] * 10
+    assert [p.name for p in Path.cwd().iterdir()] == ["x.pt"]
+
+
+def test_case_12_a_rename_that_fails_keeps_the_old_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(Path("x.pt"), {"model": {"a": torch.ones(1)}})
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(UserError, match="Permission denied"):
+        checkpoint.save(Path("x.pt"), {"model": {"a": torch.zeros(1)}})
+    assert float(checkpoint.load(Path("x.pt"))["model"]["a"]) == 1
+    assert [p.name for p in Path.cwd().iterdir()] == ["x.pt"]
+
+
+def test_no_run_writes_into_the_directory_of_another() -> None:
+    Run(Path("a"), "pretrain", OmegaConf.create({}), {}).close("finished")
+    with pytest.raises(UserError, match="holds a run already"):
+        Run(Path("a"), "pretrain", OmegaConf.create({}), {})
