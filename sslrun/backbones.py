@@ -3,6 +3,7 @@
 The first parameter, the image size, comes from the data set; the rest stands in the YAML.
 """
 
+import itertools
 from typing import Annotated, Any, Literal
 
 import torch
@@ -21,8 +22,12 @@ IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 def smallcnn(image_size: int, *, widths: Annotated[list[PositiveInt], Field(min_length=1)]) -> nn.Module:
     """Blocks of conv3x3, batch norm, ReLU and 2 x 2 max-pool, then a global average."""
     layers: list[nn.Module] = []
-    for before, after in zip([3, *widths], widths, strict=False):
-        layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+    for before, after in itertools.pairwise([3, *widths]):
+        layers += [
+            nn.Conv2d(before, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(inplace=True),
+        ]
         layers += [nn.MaxPool2d(2, ceil_mode=True)]  # ceil_mode: tiles of 12 or 14 px survive four of them
     net: Any = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     net.feature_dim = widths[-1]

@@ -13,7 +13,10 @@ from sslrun import __version__
 from sslrun.config import UserError
 
 State = dict[str, Tensor]
-ENCODER = ("encoder.", "classifier.encoder.")  # where a pretext task's and a classifier's state has the encoder
+ENCODER = (
+    "encoder.",
+    "classifier.encoder.",
+)  # where a pretext task's and a classifier's state has the encoder
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -45,7 +48,15 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        zipfile.BadZipFile,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is damaged or is not a file of weights: {reason[:150]}") from None
     if not isinstance(content, dict) or not content:

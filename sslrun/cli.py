@@ -1,6 +1,7 @@
 """The command line. It imports no torch, and hands what follows a command's name to Hydra."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,18 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 PACKAGED = Path(__file__).parent / "conf"
 CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
 TO_HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-WITH_VALUE = {"-cd", "--config-dir", "-cp", "--config-path", "-cn", "--config-name", "-p", "--package", "-c", "--cfg"}
+WITH_VALUE = {
+    "-cd",
+    "--config-dir",
+    "-cp",
+    "--config-path",
+    "-cn",
+    "--config-name",
+    "-p",
+    "--package",
+    "-c",
+    "--cfg",
+}
 WITH_VALUE |= {"--experimental-rerun"}
 INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 
@@ -100,7 +112,7 @@ def _run(stage: str, args: list[str]) -> None:
     _guarded(lambda: _launch(stage, flags, values, others))
 
 
-def _guarded(action) -> None:  # noqa: ANN001
+def _guarded(action: Callable[[], None]) -> None:
     """Show a user's mistake as plain lines; `HYDRA_FULL_ERROR=1` shows where it was found."""
     import os
 
@@ -123,19 +135,16 @@ def split_arguments(args: list[str]) -> tuple[list[str], list[str], list[str]]:
     values: list[str] = []
     others: list[str] = []
     rest = iter(args)
-    only_names = False
     for arg in rest:
-        if only_names:
-            others.append(arg)
-        elif arg == "--":
-            only_names = True
-        elif arg in WITH_VALUE:
+        if arg in WITH_VALUE:
             flags += [arg, *([v] if (v := next(rest, None)) is not None else [])]
         elif flags and flags[-1] in ("-i", "--info") and arg in INFO:
             flags.append(arg)
-        elif arg.startswith("-") and len(arg) > 1:
+        elif Path(arg).exists():  # whatever its name looks like
+            others.append(arg)
+        elif arg.startswith("-"):
             flags.append(arg)
-        elif arg.startswith("~") or ("=" in arg and not Path(arg).exists()):
+        elif arg.startswith("~") or "=" in arg:
             values.append(arg)
         else:
             others.append(arg)
@@ -192,7 +201,11 @@ def _whole_sweep(values: list[str], multirun: bool) -> tuple[list[str], bool]:
             jobs = [p.parent for p in folder.glob("*/best.pt") if p.parent.name.isdigit()]
             if jobs:
                 ordered = sorted(jobs, key=lambda p: int(p.name))
-                return [*values[:i], "run=" + ",".join(quoted(str(p)) for p in ordered), *values[i + 1 :]], True
+                return [
+                    *values[:i],
+                    "run=" + ",".join(quoted(str(p)) for p in ordered),
+                    *values[i + 1 :],
+                ], True
     return values, multirun
 
 

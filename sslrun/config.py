@@ -6,15 +6,13 @@ position. Types and ranges stand in the signature, as annotations, and nowhere e
 """
 
 import difflib
-import functools
 import importlib
 import inspect
-import itertools
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -140,7 +138,11 @@ def _check_call(
     model = create_model(  # type: ignore[call-overload]
         "Config",
         __config__=ConfigDict(
-            extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, protected_namespaces=()
+            extra="forbid",
+            strict=True,
+            allow_inf_nan=False,
+            arbitrary_types_allowed=True,
+            protected_namespaces=(),
         ),
         **{f"f_{k}": (a, Field(None if k in known_later else d, alias=k)) for k, (a, d) in fields.items()},
     )
@@ -216,7 +218,10 @@ def _wanted(e: Any) -> str:
     }
     limits = {"greater_than": ("gt", "greater than"), "greater_than_equal": ("ge", "at least")}
     limits |= {"less_than": ("lt", "less than"), "less_than_equal": ("le", "at most")}
-    limits |= {"too_short": ("min_length", "a list of at least"), "too_long": ("max_length", "a list of at most")}
+    limits |= {
+        "too_short": ("min_length", "a list of at least"),
+        "too_long": ("max_length", "a list of at most"),
+    }
     if e["type"] in words:
         return words[e["type"]]
     if e["type"] in limits:
@@ -267,10 +272,10 @@ def check_overrides(stage: str, overrides: Sequence[str], config_dir: str | None
 
     function = locate(f"sslrun.stages.{stage}.{stage}")
     for trial in _trials(good):
-        chosen = [line for o, line in trial if _is_group(o, in_stage)]
+        chosen: list[str] = [line for o, line in trial if _is_group(o, in_stage)]
         settings = [(o, line) for o, line in trial if not _is_group(o, in_stage)]
         try:
-            base = _compose(stage, [*chosen, *(o.input_line for o, _ in settings if _is_hydra(o))], config_dir)
+            base = _compose(stage, [*chosen, *(str(o.input_line) for o, _ in settings if _is_hydra(o))], config_dir)
             known = [(o, s) for o, s in settings if not _is_hydra(o) and _check_key(o, base, mistakes)]
             config = _compose(stage, [*chosen, *(line for _, line in known)], config_dir)
         except (HydraException, OmegaConfBaseException) as error:
@@ -293,7 +298,9 @@ def _parse(overrides: Sequence[str], mistakes: list[str]) -> Iterator[Override]:
             yield parser.parse_override(text)
         except HydraException as error:
             reason = str(error).splitlines()[0].split(chr(39) + text)[0]
-            mistakes.append(f"{text}: cannot be read ({reason}); put odd characters into quotes, as in 'key=\"a value\"'")
+            mistakes.append(
+                f"{text}: cannot be read ({reason}); put odd characters into quotes, as in 'key=\"a value\"'"
+            )
 
 
 def _stage_groups(stage: str, config_dir: str | None) -> list[str]:
@@ -311,7 +318,12 @@ def _is_group(o: Override, in_stage: list[str]) -> bool:
 
 
 def _check_choice(
-    o: Override, stage: str, in_stage: list[str], all_groups: list[str], config_dir: str | None, mistakes: list[str]
+    o: Override,
+    stage: str,
+    in_stage: list[str],
+    all_groups: list[str],
+    config_dir: str | None,
+    mistakes: list[str],
 ) -> bool:
     group = o.key_or_group
     if group not in all_groups or _is_hydra(o):
@@ -337,26 +349,27 @@ def _trials(overrides: Sequence[Override]) -> Iterator[list[tuple[Override, str]
     for o in overrides:
         if o.is_sweep_override() and o.is_discrete_sweep():
             key = o.get_key_element()
-            sweeps[o.input_line] = [f"{key}={v}" for v in o.sweep_string_iterator()]
+            sweeps[str(o.input_line)] = [f"{key}={v}" for v in o.sweep_string_iterator()]
     rounds = max((len(v) for v in sweeps.values()), default=1)
     for i in range(rounds):
         trial = []
         for o in overrides:
-            values = sweeps.get(o.input_line)
+            values = sweeps.get(str(o.input_line))
             if values is None and o.is_sweep_override():
                 continue  # an interval: the sweeper draws from it
-            trial.append((o, values[i % len(values)] if values else o.input_line))
+            trial.append((o, values[i % len(values)] if values else str(o.input_line)))
         yield trial
 
 
 def _check_key(o: Override, config: DictConfig, mistakes: list[str]) -> bool:
     if o.is_add() or o.is_delete():
         return True
-    key, node, passed = o.key_or_group, config, []
+    key, passed = o.key_or_group, []
+    node: Any = config
     for part in key.split("."):
         if OmegaConf.is_dict(node) and not node._is_none() and part in node.keys():  # noqa: SIM118 (`in` denies ???)
             passed.append(part)
-            node = node._get_node(part)  # type: ignore[assignment,union-attr]
+            node = node._get_node(part)
             continue
         if passed and OmegaConf.is_dict(node) and not node:
             return True  # a free mapping, such as dataset.classes
@@ -386,5 +399,5 @@ def _compose(stage: str, overrides: list[str], config_dir: str | None) -> DictCo
 
 def compose_nodes(stage: str, *names: str) -> list[Node]:
     """Return some nodes of a stage's default config."""
-    config = OmegaConf.to_container(_compose(stage, [], None), resolve=True)
-    return [config[n] for n in names]  # type: ignore[call-overload,index]
+    config: dict[str, Any] = OmegaConf.to_container(_compose(stage, [], None), resolve=True)  # type: ignore[assignment]
+    return [config[n] for n in names]

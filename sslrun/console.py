@@ -59,7 +59,7 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
             task = bar.add_task(what, total=total, unit=unit, note="")
 
             def show(n: int, note: str = "") -> None:
-                bar.update(task, advance=n, **({"note": note} if note else {}))
+                bar.update(task, advance=n, note=note or bar.tasks[0].fields["note"])
 
             yield show
         return

@@ -38,7 +38,10 @@ def demo(epochs: int, seeds: int) -> None:
     picture = _picture(OUTPUTS / "demo")
     sslrun("predict", str(picture), f"run={sweep / '0'}")
     predicted = find(["predict"])[-1][0]
-    _tell(evaluated, {"pretrained": pretrained, "classifiers": sweep, "evaluated": evaluated, "predicted": predicted})
+    _tell(
+        evaluated,
+        {"pretrained": pretrained, "classifiers": sweep, "evaluated": evaluated, "predicted": predicted},
+    )
     ERR.print(f"The whole took {time.monotonic() - began:.0f} s.")
 
 
@@ -59,11 +62,12 @@ def _picture(folder: Path) -> Path:
 
     test = digits("test", root=None)
     assert test is not None
+    assert isinstance(test.items, np.ndarray)
     assert test.labels is not None
     which = int(np.flatnonzero(test.labels == 4)[0])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "four.png"
-    picture = Image.fromarray(test.items[which][..., 0])  # type: ignore[call-overload]
+    picture = Image.fromarray(test.items[which][..., 0])
     picture.resize((128, 128), Image.Resampling.NEAREST).save(path)
     return path
 

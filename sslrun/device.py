@@ -50,7 +50,7 @@ class Device:
 
     def put(self, module: nn.Module) -> nn.Module:
         """Move a module to the device, in the channels-last memory format (NHWC), which convolutions are fastest in."""
-        return module.to(self.torch, memory_format=torch.channels_last)
+        return module.to(self.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def hold(self, images: Tensor) -> Tensor:
         """Move a whole data set to the device if it fits in half of its free memory, else leave it where it is."""

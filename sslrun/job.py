@@ -84,7 +84,7 @@ def _resumed_config(directory: Path, stage: str, asked: dict[str, str]) -> DictC
     if not (directory / "last.pt").is_file():
         raise UserError(f"resume={directory} has no checkpoint yet: start the run anew")
     before = OmegaConf.create(summary["config"])
-    after = OmegaConf.create(OmegaConf.to_container(before))
+    after = DictConfig(OmegaConf.to_container(before))
     changed = []
     for key, value in asked.items():
         if key == "resume" or key.startswith("hydra"):
@@ -95,7 +95,7 @@ def _resumed_config(directory: Path, stage: str, asked: dict[str, str]) -> DictC
             continue
         if not key.startswith(MAY_DIFFER):
             changed.append(f"{key}={value}: the run was started with {old}; leave it away, or start a new run")
-        after = OmegaConf.merge(after, new)  # type: ignore[assignment]
+        after.merge_with(new)
     if changed:
         raise UserError("\n".join(changed))
     after.resume = str(directory)

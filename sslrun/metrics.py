@@ -54,7 +54,10 @@ def embedding_health(features: Tensor) -> dict[str, float]:
     s = torch.linalg.svdvals(z - z.mean(0))
     p = s / s.sum().clamp(min=1e-12)
     entropy = -(p * (p + 1e-12).log()).sum()
-    return {"feature_spread": spread, "effective_rank": float(entropy.exp()) if float(s.sum()) > 1e-6 else 1.0}
+    return {
+        "feature_spread": spread,
+        "effective_rank": float(entropy.exp()) if float(s.sum()) > 1e-6 else 1.0,
+    }
 
 
 def has_collapsed(health: dict[str, float]) -> bool:
@@ -75,8 +78,6 @@ def classification(labels: Sequence[int] | np.ndarray, predicted: np.ndarray, cl
         "precision_macro": float(macro[0]),
         "recall_macro": float(macro[1]),
         "f1_macro": float(macro[2]),
-        "classes": [
-            {"class": c, "precision": p, "recall": r, "f1": f, "images": int(n)} for c, p, r, f, n in rows
-        ],
+        "classes": [{"class": c, "precision": p, "recall": r, "f1": f, "images": int(n)} for c, p, r, f, n in rows],
         "confusion_matrix": confusion_matrix(labels, predicted, labels=ids).tolist(),
     }

@@ -1,6 +1,7 @@
 """Logistic regression on frozen features: the linear probe, and the start of a finetuned head."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def fit_head(
     return best
 
 
-def _regression(c: float):  # noqa: ANN202
+def _regression(c: float) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(C=c, max_iter=300, tol=1e-3)

@@ -61,7 +61,11 @@ def curves_figure(run: Run) -> None:
         names = sorted({k for r in rows for k in r if k.endswith(word)})
         for name in names:
             points = [(r["step"], r[name]) for r in rows if name in r]
-            axis.plot(*zip(*points, strict=True), label=name.replace("_", " "), marker="." if len(points) < 40 else None)
+            axis.plot(
+                *zip(*points, strict=True),
+                label=name.replace("_", " "),
+                marker="." if len(points) < 40 else None,
+            )
         axis.set_xlabel("step")
         axis.set_ylabel(word)
         if names:
@@ -91,7 +95,15 @@ def confusion_figure(run: Run, counts: list[list[int]], class_names: list[str]) 
         for i, row in enumerate(counts):
             for j, count in enumerate(row):
                 dark = count > 0.5 * max(1, sum(row))
-                axis.text(j, i, count or "", ha="center", va="center", color="white" if dark else "black", fontsize=8)
+                axis.text(
+                    j,
+                    i,
+                    count or "",
+                    ha="center",
+                    va="center",
+                    color="white" if dark else "black",
+                    fontsize=8,
+                )
     figure.tight_layout()
     figure.savefig(run.figure("confusion_matrix"))
     run.tensorboard.add_figure("confusion_matrix", figure)
@@ -103,7 +115,7 @@ def prediction_figures(run: Run, rows: list[dict[str, Any]]) -> None:
     from PIL import Image, ImageOps
 
     readable = [r for r in rows if not r["error"]]
-    plt = pyplot() if readable else None
+    plt = pyplot()
     for i, row in enumerate(readable):
         with Image.open(row["image"]) as image:
             image.draft("RGB", (800, 800))

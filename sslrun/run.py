@@ -89,7 +89,9 @@ class Run:
         Returns:
             The whole config, plain.
         """
-        self._config = OmegaConf.create({**self._config, **nodes})
+        OmegaConf.set_struct(self._config, False)
+        for name, node in nodes.items():
+            self._config[name] = node
         resolved: dict[str, Any] = OmegaConf.to_container(self._config, resolve=True)  # type: ignore[assignment]
         self._summary["config"] = resolved
         write_text(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))

@@ -71,7 +71,12 @@ def find_start(init: str, backbone: Node, dataset: Node) -> Start:
     if asked and asked != has:
         raise UserError(_differs("backbone", short_name(asked), short_name(has), path))
     encoder = checkpoint.part(content["model"], *ENCODER)
-    return Start(short_name(config["pretext"]["_target_"]) if "pretext" in config else "finetune", path, encoder, config)
+    return Start(
+        short_name(config["pretext"]["_target_"]) if "pretext" in config else "finetune",
+        path,
+        encoder,
+        config,
+    )
 
 
 def _newest(
@@ -107,7 +112,9 @@ def _no_run(init: str, runs: list[Any], backbone: Node, dataset: Node) -> str:
         return f"init={init}: no such run or file"
     wanted = [short_name(n["_target_"]) for n in (backbone, dataset) if n.get("_target_")]
     kind = f"{'' if init == 'latest' else init + ' '}run" + (f" of {' on '.join(wanted)}" if wanted else "")
-    there = f"{len(runs)} other run{'s' * (len(runs) > 1)} in outputs/pretrain" if runs else "no run in outputs/pretrain"
+    there = (
+        f"{len(runs)} other run{'s' * (len(runs) > 1)} in outputs/pretrain" if runs else "no run in outputs/pretrain"
+    )
     return f"init={init}: no pretrain {kind} here ({there}): start one with sslrun pretrain, or say init=scratch"
 
 
@@ -166,7 +173,7 @@ def _differs(key: str, value: Any, has: Any, source: Path) -> str:
 
 
 def normalization(dataset: Node, data: Dataset) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of the three channels: those given, else those of (at most 10,000 of) the data."""
+    """Return mean and standard deviation of the three channels: those given, else those of 10,000 of the pictures."""
     options = shared(dataset)
     pixels = data.images[:: max(1, len(data) // 10_000)].float().div_(255)
     mean = options.mean or pixels.mean((0, 2, 3)).tolist()
@@ -197,7 +204,9 @@ def find_run(run: str) -> Path:
     if run != "latest":
         summary = read_summary(Path(run))
         if summary["stage"] != "finetune":
-            raise UserError(f"{run} is a {summary['stage']} run, without a classifier: sslrun finetune init={run} makes one")
+            raise UserError(
+                f"{run} is a {summary['stage']} run, without a classifier: sslrun finetune init={run} makes one"
+            )
         return Path(run)
     finished = [path for path, summary in find(["finetune"]) if summary["status"] == "finished"]
     if not finished:

@@ -96,7 +96,7 @@ def fit(
     """
     per_epoch = batches_per_epoch(len(images), batch_size)
     total = total_steps(len(images), epochs, steps, batch_size)
-    rates = model.learning_rates() if hasattr(model, "learning_rates") else {}
+    rates: dict[str, float] = getattr(model, "learning_rates", dict)()
     groups = parameter_groups(model, optimizer_node["weight_decay"], rates)
     optimizer = build(optimizer_node, groups, learning_rate)
     state = _State(run, model, optimizer, device, keep, monitor)
@@ -115,7 +115,9 @@ def fit(
             if i == 0 or not chunks:
                 chunks = torch.randperm(len(images), generator=generator(seed, ORDER, epoch)).tensor_split(per_epoch)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate * group["rate"] * learning_rate_at(step, total, int(warmup_fraction * total))
+                group["lr"] = (
+                    learning_rate * group["rate"] * learning_rate_at(step, total, int(warmup_fraction * total))
+                )
             began = time.perf_counter()
             batch = _batch(images, labels, chunks[i], device)
             out = _step(model, batch, optimizer, device, gradient_clip, step, (seed, VIEWS, epoch, i))
@@ -129,6 +131,10 @@ def fit(
                 state.evaluated(done, _evaluate(model, evaluate))
                 log.info("step %d/%d %s", done, total, _said(row | state.metrics))
     return {**state.metrics, "best/step": state.best[1], **window.summary()}
+
+
+def _nothing(step: int) -> None:
+    """Stand in for a hook that a model does not have."""
 
 
 def _batch(images: Tensor, labels: Tensor | None, rows: Tensor, device: Device) -> dict[str, Tensor]:
@@ -148,10 +154,8 @@ def _step(
     step: int,
     numbers: tuple[int, ...],
 ) -> dict[str, Tensor]:
-    if hasattr(model, "before_step"):
-        model.before_step(step)
-    else:
-        model.train()
+    model.train()
+    getattr(model, "before_step", _nothing)(step)
     rng = generator(*numbers)
     torch.manual_seed(rng.initial_seed())  # dropout
     with device.autocast():
@@ -163,8 +167,7 @@ def _step(
         nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
     device.scaler.step(optimizer)
     device.scaler.update()
-    if hasattr(model, "after_step"):
-        model.after_step(step)
+    getattr(model, "after_step", _nothing)(step)
     return {k: v.detach() for k, v in out.items()}
 
 
@@ -197,7 +200,7 @@ class _Window:
         if not losses.isfinite().all():
             bad = step - len(losses) + 1 + int((~losses.isfinite()).nonzero()[0, 0])
             raise UserError(
-                f"the loss became {losses[~losses.isfinite()][0]:g} in step {bad + 1} at a learning rate of {rate:.3g}; "
+                f"the loss became {losses[~losses.isfinite()][0]:g} in step {bad + 1} at learning rate {rate:.3g}; "
                 f"try train.learning_rate={rate / 10:.1g}, train.gradient_clip=1 or device.precision=fp32. "
                 f"The last good checkpoint is {run.directory / 'last.pt'}"
             )
@@ -220,7 +223,13 @@ class _State:
     """What is saved and restored: weights, optimiser, scaler, the step, and the best so far."""
 
     def __init__(
-        self, run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, device: Device, keep: dict, monitor: str
+        self,
+        run: Run,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        device: Device,
+        keep: dict,
+        monitor: str,
     ) -> None:
         self.run, self.model, self.optimizer, self.device = run, model, optimizer, device
         self.keep, self.monitor = keep, monitor

@@ -23,11 +23,12 @@ _FROM_YIQ = torch.linalg.inv(_TO_YIQ)
 
 
 class Augment:
-    """Random crop, mirror, colour jitter, grayscale and blur, in this order.
+    """Random crop, tilt and mirror in one go, then colour jitter, grayscale and blur.
 
     Args:
         crop_scale: area of the crop as a part of the picture, drawn between the two; `[1, 1]` crops nothing.
         crop_ratio: width over height of the crop, drawn log-uniformly between the two.
+        tilt: largest angle of a small turn either way, in degrees; the corners repeat the border.
         horizontal_flip: mirror half of the pictures.
         color_jitter: strengths of brightness, contrast, saturation and hue, as in SimCLR (appendix A).
         jitter_probability: how many pictures get colour jitter at all.
@@ -40,6 +41,7 @@ class Augment:
         *,
         crop_scale: Area,
         crop_ratio: Pair,
+        tilt: Annotated[float, Field(ge=0, le=45)],
         horizontal_flip: bool,
         color_jitter: Annotated[list[NotNegative], Field(min_length=4, max_length=4)],
         jitter_probability: Fraction,
@@ -53,7 +55,7 @@ class Augment:
         if color_jitter[3] > 0.5:
             raise ValueError(f"the hue in color_jitter is at most 0.5 (half a turn), found {color_jitter[3]}")
         self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
-        self.horizontal_flip = horizontal_flip
+        self.tilt, self.horizontal_flip = tilt, horizontal_flip
         self.color_jitter, self.jitter_probability = color_jitter, jitter_probability
         self.grayscale, self.blur = grayscale, blur
 
@@ -67,23 +69,24 @@ class Augment:
         Returns:
             The same shape and range.
         """
-        u = torch.rand(len(images), 13, generator=rng).to(images.device, non_blocking=True)
+        u = torch.rand(len(images), 14, generator=rng).to(images.device, non_blocking=True)
         with torch.autocast(images.device.type, enabled=False):  # colours need more than the 8 bits of bf16
-            images = self._crop_and_flip(images, u[:, :5])
+            images = self._crop_and_flip(images, u[:, [0, 1, 2, 3, 4, 13]])
             images = self._recolor(images, u[:, 5:11])
             blur = (0.5 if images.shape[-1] >= BLUR_FROM else 0.0) if self.blur == "auto" else self.blur
             return gaussian_blur(images, u[:, 11] < blur, 0.1 + 1.9 * u[:, 12]) if blur > 0 else images
 
     def _crop_and_flip(self, images: Tensor, u: Tensor) -> Tensor:
         mirror = (u[:, 4] < 0.5) & self.horizontal_flip
-        if tuple(self.crop_scale) == (1, 1):
+        if tuple(self.crop_scale) == (1, 1) and self.tilt == 0:
             return torch.where(mirror[:, None, None, None], images.flip(-1), images)
         low, high = self.crop_scale
         log_low, log_high = (math.log(r) for r in self.crop_ratio)
         area, ratio = low + (high - low) * u[:, 0], torch.exp(log_low + (log_high - log_low) * u[:, 1])
         width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
         x, y = (1 - width) * (2 * u[:, 2] - 1), (1 - height) * (2 * u[:, 3] - 1)
-        return crop(images, x, y, torch.where(mirror, -width, width), height)
+        angle = math.radians(self.tilt) * (2 * u[:, 5] - 1)
+        return crop(images, x, y, torch.where(mirror, -width, width), height, angle)
 
     def _recolor(self, images: Tensor, u: Tensor) -> Tensor:
         brightness, contrast, saturation, hue = self.color_jitter
@@ -100,16 +103,19 @@ class Augment:
         return recolor(images, factor(brightness, u[:, 0]), factor(contrast, u[:, 1]), saturate, turn)
 
 
-def crop(images: Tensor, x: Tensor, y: Tensor, width: Tensor, height: Tensor) -> Tensor:
+def crop(images: Tensor, x: Tensor, y: Tensor, width: Tensor, height: Tensor, angle: Tensor) -> Tensor:
     """Cut a rectangle out of each picture and scale it to the picture's size (bilinear).
 
     Args:
         images: `N x C x H x W`.
         x, y: N centres, -1 to 1 from edge to edge.
         width, height: N sizes as parts of the picture; a negative width mirrors.
+        angle: N angles by which the rectangle is turned, in radians.
     """
-    zero = torch.zeros_like(x)
-    theta = torch.stack([torch.stack([width, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
+    cos, sin = angle.cos(), angle.sin()
+    theta = torch.stack(
+        [torch.stack([cos * width, -sin * height, x], 1), torch.stack([sin * width, cos * height, y], 1)], 1
+    )
     grid = F.affine_grid(theta.to(images.dtype), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 

@@ -78,9 +78,7 @@ def test_imagenet_weights_of_torchvision_fit_every_key(
         assert torch.allclose(head(net.eval()(x)), whole, atol=1e-4)
 
 
-def test_imagenet_without_network_says_where_to_put_the_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_imagenet_without_network_says_where_to_put_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"download\.pytorch\.org.*resnet18.*put it there"):

@@ -127,7 +127,8 @@ def test_a_typo_inside_a_yaml_file_is_caught(cli: Cli) -> None:
     Path("mine/dataset").mkdir(parents=True)
     Path("mine/experiment").mkdir()
     Path("mine/dataset/mine.yaml").write_text(
-        "defaults: [_shared, _self_]\n_target_: sslrun.data.sources.digits\nroot: null\nimage_sise: 24\nimage_size: big\n"
+        "defaults: [_shared, _self_]\n_target_: sslrun.data.sources.digits\nroot: null\n"
+        "image_sise: 24\nimage_size: big\n"
     )
     Path("mine/experiment/mine.yaml").write_text("# @package _global_\ntrain: {epochz: 3}\nsed: 1\n")
     answer = cli("pretrain", "-cd", "mine", "dataset=mine", "experiment=mine")
@@ -151,7 +152,15 @@ def test_mistakes_in_a_process_of_its_own_exit_with_1() -> None:
 def test_a_run_directory_holds_what_it_should(world: Path) -> None:
     run = sorted((world / "outputs/pretrain").iterdir())[0]
     names = {p.name for p in run.iterdir()}
-    assert {"config.yaml", "run.log", "metrics.jsonl", "last.pt", "best.pt", "summary.json", "figures"} <= names
+    assert {
+        "config.yaml",
+        "run.log",
+        "metrics.jsonl",
+        "last.pt",
+        "best.pt",
+        "summary.json",
+        "figures",
+    } <= names
     assert any(n.startswith("events.out.tfevents") for n in names)
     for figure in ("views", "curves"):
         with Image.open(run / "figures" / f"{figure}.png") as image:
@@ -164,7 +173,13 @@ def test_a_run_directory_holds_what_it_should(world: Path) -> None:
     assert said["seeds"] == {"training": 0, "split": 0}
     assert torch.__version__.startswith(said["versions"]["torch"])
     assert len(said["data_fingerprint"]) == 16
-    for key in ("train/loss", "train/pretext_accuracy", "val/feature_spread", "val/effective_rank", "val/knn_accuracy"):
+    for key in (
+        "train/loss",
+        "train/pretext_accuracy",
+        "val/feature_spread",
+        "val/effective_rank",
+        "val/knn_accuracy",
+    ):
         assert key in said
     assert "${" not in (run / "config.yaml").read_text()
 
@@ -271,7 +286,9 @@ def test_case_52_test_is_unread_before_evaluate(cli: Cli, photos: Path) -> None:
     shutil.copytree(photos, "set/test")
     for path in Path("set/test").glob("*/*"):
         path.write_text("whoever reads this fails")
-    assert cli("pretrain", "dataset=folder", "dataset.root=set", "dataset.image_size=16", *TINY, "train.steps=2").code == 0
+    assert (
+        cli("pretrain", "dataset=folder", "dataset.root=set", "dataset.image_size=16", *TINY, "train.steps=2").code == 0
+    )
     assert cli("finetune", "train.steps=2", *QUICK).code == 0
     answer = cli("evaluate", *QUICK)
     assert answer.code == 1
@@ -329,7 +346,14 @@ def test_a_sweep_ends_with_a_table_and_a_csv_and_names_its_failures(in_world: Pa
 
 
 def test_predict_on_names_that_look_like_settings_and_bad_files(in_world: Path, cli: Cli, photos: Path) -> None:
-    strange = ["a=b.jpg", "it's, a [picture] {x}.jpg", "tab\tü.jpg", "-dash.jpg", "back\\slash.jpg", "$dollar ${x}.jpg"]
+    strange = [
+        "a=b.jpg",
+        "it's, a [picture] {x}.jpg",
+        "tab\tü.jpg",
+        "-dash.jpg",
+        "back\\slash.jpg",
+        "$dollar ${x}.jpg",
+    ]
     for name in strange:
         shutil.copy(photos / "temple/temple 00.jpg", name)
     answer = cli("predict", "format=csv", "top=1", *QUICK, "--", *strange)
@@ -377,12 +401,21 @@ def test_runs_lists_everything(in_world: Path, cli: Cli) -> None:
 
 
 def test_case_68_and_69_overrides_win_and_the_saved_config_runs_again(cli: Cli) -> None:
-    asked = ("pretrain", "pretext=simclr", "pretext.temperature=0.3", "dataset.max_images=100", *TINY, "train.steps=3")
+    asked = (
+        "pretrain",
+        "pretext=simclr",
+        "pretext.temperature=0.3",
+        "dataset.max_images=100",
+        *TINY,
+        "train.steps=3",
+    )
     assert cli(*asked).code == 0
     first = summary(runs("pretrain")[-1])
     assert first["config"]["pretext"]["temperature"] == 0.3
     Path("mine/experiment").mkdir(parents=True)
-    Path("mine/experiment/again.yaml").write_text("# @package _global_\n" + (runs("pretrain")[-1] / "config.yaml").read_text())
+    Path("mine/experiment/again.yaml").write_text(
+        "# @package _global_\n" + (runs("pretrain")[-1] / "config.yaml").read_text()
+    )
     assert cli("pretrain", "-cd", "mine", "experiment=again").code == 0
     second = summary(runs("pretrain")[-1])
     assert second["train/loss"] == first["train/loss"]
@@ -448,8 +481,16 @@ def test_validation_can_be_left_out(in_world: Path, cli: Cli) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("pretext", ["rotation", "simclr", "jigsaw"])
 @pytest.mark.parametrize("backbone", ["smallcnn", "resnet18", "mobilenetv2"])
-def test_three_tasks_times_three_backbones_pretrain_and_finetune(cli: Cli, photos: Path, pretext: str, backbone: str) -> None:
-    data = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=32", "train.batch_size=16", "train.steps=2")
+def test_three_tasks_times_three_backbones_pretrain_and_finetune(
+    cli: Cli, photos: Path, pretext: str, backbone: str
+) -> None:
+    data = (
+        "dataset=folder",
+        f"dataset.root={photos}",
+        "dataset.image_size=32",
+        "train.batch_size=16",
+        "train.steps=2",
+    )
     assert cli("pretrain", f"pretext={pretext}", f"backbone={backbone}", *data).code == 0
     assert cli("finetune", "train.steps=2").code == 0
     assert cli("evaluate").code == 0

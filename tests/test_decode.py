@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +120,13 @@ def broken(photo: Image.Image) -> dict[str, Path]:
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [("truncated", "damaged"), ("empty", "empty"), ("text", "not a picture"), ("missing", "no such"), ("folder", "folder")],
+    [
+        ("truncated", "damaged"),
+        ("empty", "empty"),
+        ("text", "not a picture"),
+        ("missing", "no such"),
+        ("folder", "folder"),
+    ],
 )
 def test_cases_27_to_29_broken_files_give_their_reason(photo: Image.Image, kind: str, words: str) -> None:
     with pytest.raises(UnreadableImage, match=words):
@@ -135,7 +142,7 @@ def test_case_30_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_case_39_bad_files_are_named_and_skipped_up_to_a_share(
     photo: Image.Image, photos: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    files = sorted(photos.glob("*/*.jpg")) + [broken(photo)["text"]]
+    files = [*sorted(photos.glob("*/*.jpg")), broken(photo)["text"]]
     with pytest.raises(UserError, match=r"1 of 61 images cannot be read.*\n.*text\.jpg: not a picture"):
         decode_all(files, 16, "crop", "rgb", max_bad_fraction=0.01)
     for _ in range(2):  # the second time from the cache
@@ -152,7 +159,12 @@ def test_a_second_start_reads_the_cache_and_other_settings_or_files_do_not(
     files = sorted(photos.glob("flower/*.jpg"))
     first, _ = decode_all(files, 16, "crop", "rgb", 0)
     calls: list[Path] = []
-    monkeypatch.setattr(module, "decode", lambda p, *a: (calls.append(p), decode(p, *a))[1])
+
+    def counted(path: Path, *settings: Any) -> np.ndarray:
+        calls.append(path)
+        return decode(path, *settings)
+
+    monkeypatch.setattr(module, "decode", counted)
     again, _ = decode_all(files, 16, "crop", "rgb", 0)
     assert (again == first).all()
     assert calls == []

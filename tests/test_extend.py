@@ -44,7 +44,8 @@ def noise(split, *, root: None = None):
         return None
     rng = np.random.default_rng(split == "test")
     labels = np.arange(60) % 2
-    images = rng.integers(0, 128, (60, 10, 10, 3), dtype=np.uint8) + (labels * 120).astype(np.uint8)[:, None, None, None]
+    light = (labels * 120).astype(np.uint8)[:, None, None, None]
+    images = rng.integers(0, 128, (60, 10, 10, 3), dtype=np.uint8) + light
     return Pictures(images, [f"{split}{i}" for i in range(60)], labels, ("dark", "bright"))
 '''
 
@@ -54,7 +55,11 @@ def test_a_toy_of_each_outside_the_package(cli: Cli) -> None:
     for group, name, text in [
         ("pretext", "brightness", "_target_: toys.Brightness\nweight: 1.0\n"),
         ("backbone", "tinynet", "_target_: toys.tinynet\nwidth: 4\n"),
-        ("dataset", "noise", "defaults: [_shared, _self_]\n_target_: toys.noise\nroot: null\nimage_size: 12\n"),
+        (
+            "dataset",
+            "noise",
+            "defaults: [_shared, _self_]\n_target_: toys.noise\nroot: null\nimage_size: 12\n",
+        ),
     ]:
         Path("conf", group).mkdir(parents=True)
         Path("conf", group, f"{name}.yaml").write_text(text)

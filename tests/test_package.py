@@ -22,7 +22,15 @@ def test_the_wheel_runs_away_from_the_repository(tmp_path: Path) -> None:
     assert (tmp_path / "site/sslrun/conf/pretext/simclr.yaml").is_file()
     code = "import sslrun; print(sslrun.__file__); from sslrun.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, "pretrain", "train.steps=1", "train.evaluations=1", "dataset.max_images=50"],
+        [
+            sys.executable,
+            "-c",
+            code,
+            "pretrain",
+            "train.steps=1",
+            "train.evaluations=1",
+            "dataset.max_images=50",
+        ],
         env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
         capture_output=True,
         text=True,

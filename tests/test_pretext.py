@@ -171,7 +171,14 @@ def test_tiles_with_a_gap_lie_somewhere_in_their_cell_each_at_its_own_place(piec
 
 def test_shuffled_tiles_are_in_the_order_that_the_label_names(pieces: Tensor) -> None:
     jigsaw = Jigsaw(
-        encoder(), 32, augment=Augment(**NOTHING), grid=2, permutations=24, gap=0.0, normalize_tiles=False, hidden_dim=8
+        encoder(),
+        32,
+        augment=Augment(**NOTHING),
+        grid=2,
+        permutations=24,
+        gap=0.0,
+        normalize_tiles=False,
+        hidden_dim=8,
     )
     shuffled, which = jigsaw.shuffled(pieces, rng())
     tiles = cut(pieces, 2, 16, 16, rng())
@@ -203,7 +210,9 @@ def test_twelve_orders_of_four_tiles_are_the_even_ones() -> None:
         assert swaps % 2 == 0
 
 
-@pytest.mark.parametrize(("changes", "words"), [({"permutations": 25}, "2 to 24"), ({"grid": 3, "gap": 0.8}, "tiles of")])
+@pytest.mark.parametrize(
+    ("changes", "words"), [({"permutations": 25}, "2 to 24"), ({"grid": 3, "gap": 0.8}, "tiles of")]
+)
 def test_impossible_jigsaws_are_refused_in_words(changes: dict[str, Any], words: str) -> None:
     from sslrun.errors import UserError
 

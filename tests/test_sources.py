@@ -24,7 +24,12 @@ SHARED = {"image_size": 16, "val_fraction": 0.2}
 
 
 def node(name: str, root: Path | str | None, **more: Any) -> dict[str, Any]:
-    return {"_target_": f"sslrun.data.sources.{name}", "root": None if root is None else str(root), **SHARED, **more}
+    return {
+        "_target_": f"sslrun.data.sources.{name}",
+        "root": None if root is None else str(root),
+        **SHARED,
+        **more,
+    }
 
 
 # --------------------------------------------------------------------------------------------------------- folders
@@ -120,7 +125,10 @@ def test_classes_joined_in_groups() -> None:
 
 @pytest.mark.parametrize(
     ("classes", "words"),
-    [(["temple", "flowr"], "no class flowr; did you mean flower"), ({"a": ["temple"], "b": ["temple"]}, "two groups")],
+    [
+        (["temple", "flowr"], "no class flowr; did you mean flower"),
+        ({"a": ["temple"], "b": ["temple"]}, "two groups"),
+    ],
 )
 def test_unknown_classes(photos: Path, classes: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
@@ -159,7 +167,18 @@ def cifar_files(n: int = 20) -> dict[str, bytes]:
         planes = np.stack([np.concatenate([np.full(1024, v) for v in (b, c, 0)]) for c in labels]).astype(np.uint8)
         content = {b"batch_label": b"x", b"labels": labels, b"data": planes, b"filenames": [b"f.png"] * n}
         files[f"cifar-10-batches-py/{name}"] = pickle.dumps(content, protocol=2)
-    names = [b"airplane", b"automobile", b"bird", b"cat", b"deer", b"dog", b"frog", b"horse", b"ship", b"truck"]
+    names = [
+        b"airplane",
+        b"automobile",
+        b"bird",
+        b"cat",
+        b"deer",
+        b"dog",
+        b"frog",
+        b"horse",
+        b"ship",
+        b"truck",
+    ]
     files["cifar-10-batches-py/batches.meta"] = pickle.dumps({b"label_names": names, b"num_vis": 3072}, protocol=2)
     return files
 
@@ -218,7 +237,9 @@ def test_tinyimagenet_as_published() -> None:
     assert len(test) == 3
     red = {c: int(test.images[i, 0, 8, 8]) for i, c in enumerate(test.labels.tolist())}  # type: ignore[union-attr]
     assert red[1] < red[0] < red[2]  # goose 0, goldfish 80, penguin 160: the annotations were read
-    two, _ = load_train(node("tinyimagenet", "data", classes={"bird": ["n01855672", "n02056570"], "fish": ["goldfish"]}))
+    two, _ = load_train(
+        node("tinyimagenet", "data", classes={"bird": ["n01855672", "n02056570"], "fish": ["goldfish"]})
+    )
     assert two.class_names == ["bird", "fish"]
 
 
@@ -237,7 +258,8 @@ def test_fashion_mnist_as_published() -> None:
     assert len(train) == 40
     assert len(load_test(node("fashion_mnist", "data"))) == 10
     assert train.class_names[9] == "Ankle boot"
-    assert (train.images[:, 0, 4, 4] == train.labels * 20).all()  # type: ignore[operator]
+    assert train.labels is not None
+    assert (train.images[:, 0, 4, 4] == train.labels * 20).all()
 
 
 @pytest.mark.parametrize("name", ["cifar10", "fashion_mnist", "flowers", "tinyimagenet"])
@@ -246,7 +268,9 @@ def test_case_43_without_network_one_line_says_what_to_fetch_and_where_to_put_it
 ) -> None:
     for proxy in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
-    with pytest.raises(UserError, match=r"cannot be downloaded \(.*\): fetch https?://\S+ elsewhere and put it") as caught:
+    with pytest.raises(
+        UserError, match=r"cannot be downloaded \(.*\): fetch https?://\S+ elsewhere and put it"
+    ) as caught:
         load_train(node(name, "data"))
     assert "\n" not in str(caught.value)
 

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -41,7 +43,7 @@ def test_the_test_split_does_not_depend_on_the_order_of_the_files() -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_case_51_subsets_are_nested_and_stratified(seed: int) -> None:
     subsets = [set(label_subset(LABELS, seed, f).tolist()) for f in (0.01, 0.05, 0.1, 0.5, 1.0)]
-    for small, large in zip(subsets, subsets[1:], strict=False):
+    for small, large in itertools.pairwise(subsets):
         assert small < large
     assert counts(LABELS[sorted(subsets[2])]) == {0: 10, 1: 5, 2: 1}
     assert len(subsets[-1]) == 160

@@ -38,7 +38,10 @@ class Mean(nn.Module):
         brightness = batch["images"].mean((1, 2, 3))
         self.seen.append((brightness * 255).round().long())
         self.draws.append(float(torch.rand((), generator=rng)))
-        return {"loss": (self.weight - brightness).pow(2).mean(), "sizes": torch.tensor(float(len(brightness)))}
+        return {
+            "loss": (self.weight - brightness).pow(2).mean(),
+            "sizes": torch.tensor(float(len(brightness))),
+        }
 
 
 def ramp(n: int) -> Tensor:
@@ -112,7 +115,13 @@ def test_case_1_k_steps_and_a_resume_equal_all_steps_bit_for_bit(pieces: Tensor)
                 raise Stop
             return {"val/accuracy": 0.5}
 
-        keys = {"epochs": None, "steps": 12, "batch_size": 16, "learning_rate": 0.01, "warmup_fraction": 0.1}
+        keys: dict[str, Any] = {
+            "epochs": None,
+            "steps": 12,
+            "batch_size": 16,
+            "learning_rate": 0.01,
+            "warmup_fraction": 0.1,
+        }
         try:
             fit(net, images, labels, run, CPU, ADAMW, evaluate, "val/accuracy", 3, {}, **keys,
                 gradient_clip=1.0, evaluations=4, log_every=3)  # fmt: skip
@@ -128,7 +137,9 @@ def test_case_1_k_steps_and_a_resume_equal_all_steps_bit_for_bit(pieces: Tensor)
     go(again, "broken", True, None)
     for (name, a), b in zip(straight.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    mean_rows = [[{k: v for k, v in r.items() if k != "images_per_second"} for r in rows(w)] for w in ("straight", "broken")]
+    mean_rows = [
+        [{k: v for k, v in r.items() if k != "images_per_second"} for r in rows(w)] for w in ("straight", "broken")
+    ]
     assert mean_rows[0] == mean_rows[1]
 
 
@@ -157,7 +168,7 @@ def test_case_70_a_loss_that_is_not_a_number_stops_with_the_step_and_what_to_try
             out = super().forward(batch, rng)
             return {"loss": out["loss"] * (float("nan") if len(self.seen) == 8 else 1)}
 
-    with pytest.raises(UserError, match=r"nan in step 8 .*learning rate.*try train\.learning_rate"):
+    with pytest.raises(UserError, match=r"nan in step 8 at learning rate.*try train\.learning_rate"):
         train(Breaks(), ramp(16), "a")
     assert checkpoint.load(Path("a/last.pt"))["step"] == 5
     assert all(torch.isfinite(v).all() for v in checkpoint.load(Path("a/last.pt"))["model"].values())
@@ -226,7 +237,13 @@ def test_case_59_a_frozen_backbone_keeps_every_byte(pieces: Tensor) -> None:
     model = Finetuning(Classifier(encoder, 2), Augment(**NOTHING), 0.0, 10, False, 1.0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     run = Run(Path("a"), "finetune", OmegaConf.create({}), {})
-    keys = {"epochs": None, "steps": 10, "batch_size": 16, "learning_rate": 0.01, "warmup_fraction": 0.0}
+    keys: dict[str, Any] = {
+        "epochs": None,
+        "steps": 10,
+        "batch_size": 16,
+        "learning_rate": 0.01,
+        "warmup_fraction": 0.0,
+    }
     fit(model, (pieces * 255).to(torch.uint8), torch.arange(60) % 2, run, CPU, ADAMW, dict, "", 0, {}, **keys,
         gradient_clip=None, evaluations=1, log_every=5)  # fmt: skip
     run.close("finished")
@@ -247,7 +264,9 @@ def test_frozen_batch_norm_keeps_its_statistics_while_weights_move(pieces: Tenso
         after = model.state_dict()
         still = [torch.equal(after[k], before[k]) for k in before if "running" in k]
         assert all(still) if freeze else not any(still)
-        assert not torch.equal(after["classifier.encoder.backbone.0.weight"], before["classifier.encoder.backbone.0.weight"])
+        assert not torch.equal(
+            after["classifier.encoder.backbone.0.weight"], before["classifier.encoder.backbone.0.weight"]
+        )
         model.eval()
 
 

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -7,16 +8,23 @@ from torchvision.transforms.v2 import functional as tv
 
 from sslrun.views import Augment, crop, gaussian_blur, recolor
 
-STRONG = {
+STRONG: dict[str, Any] = {
     "crop_scale": [0.2, 1.0],
     "crop_ratio": [0.75, 1.333],
+    "tilt": 10.0,
     "horizontal_flip": True,
     "color_jitter": [0.4, 0.4, 0.4, 0.1],
     "jitter_probability": 0.8,
     "grayscale": 0.2,
     "blur": 0.5,
 }
-NOTHING = {**STRONG, "crop_scale": [1, 1], "horizontal_flip": False, "color_jitter": [0, 0, 0, 0]} | {
+NOTHING: dict[str, Any] = {
+    **STRONG,
+    "crop_scale": [1, 1],
+    "tilt": 0,
+    "horizontal_flip": False,
+    "color_jitter": [0, 0, 0, 0],
+} | {
     "grayscale": 0,
     "blur": 0,
 }
@@ -51,7 +59,7 @@ def test_case_64_each_sample_gets_its_own_augmentation(pieces: Tensor) -> None:
     assert len(different) == 32
 
 
-@pytest.mark.parametrize("key", ["crop_scale", "horizontal_flip", "color_jitter", "grayscale", "blur"])
+@pytest.mark.parametrize("key", ["crop_scale", "tilt", "horizontal_flip", "color_jitter", "grayscale", "blur"])
 def test_every_key_has_an_effect(pieces: Tensor, key: str) -> None:
     with_one = Augment(**{**NOTHING, key: STRONG[key]})(pieces, rng())
     assert not torch.allclose(with_one, pieces, atol=1e-3)
@@ -66,15 +74,23 @@ def test_jitter_probability_is_the_share_of_jittered_pictures(pieces: Tensor) ->
 
 def test_crop_of_a_quarter_is_that_quarter(pieces: Tensor) -> None:
     n = len(pieces)
-    top_left = crop(pieces, ones(n, -0.5), ones(n, -0.5), ones(n, 0.5), ones(n, 0.5))
+    top_left = crop(pieces, ones(n, -0.5), ones(n, -0.5), ones(n, 0.5), ones(n, 0.5), ones(n, 0))
     naive = torch.nn.functional.interpolate(pieces[:, :, :16, :16], (32, 32), mode="bilinear")
     assert torch.allclose(top_left[:, :, 2:-2, 2:-2], naive[:, :, 2:-2, 2:-2], atol=1e-4)
 
 
 def test_crop_of_everything_is_the_picture_and_a_negative_width_its_mirror(pieces: Tensor) -> None:
     n = len(pieces)
-    assert torch.allclose(crop(pieces, ones(n, 0), ones(n, 0), ones(n), ones(n)), pieces, atol=1e-5)
-    assert torch.allclose(crop(pieces, ones(n, 0), ones(n, 0), -ones(n), ones(n)), pieces.flip(-1), atol=1e-5)
+    assert torch.allclose(crop(pieces, ones(n, 0), ones(n, 0), ones(n), ones(n), ones(n, 0)), pieces, atol=1e-5)
+    assert torch.allclose(
+        crop(pieces, ones(n, 0), ones(n, 0), -ones(n), ones(n), ones(n, 0)), pieces.flip(-1), atol=1e-5
+    )
+
+
+def test_a_tilt_of_a_quarter_turn_is_rot90(pieces: Tensor) -> None:
+    n = len(pieces)
+    turned = crop(pieces, ones(n, 0), ones(n, 0), ones(n), ones(n), ones(n, math.pi / 2))
+    assert torch.allclose(turned, torch.rot90(pieces, 1, (2, 3)), atol=1e-4)
 
 
 @pytest.mark.parametrize("factor", [0.6, 1.0, 1.4])
@@ -116,7 +132,8 @@ def test_crop_areas_lie_between_the_limits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("crop_scale", [0.9, 0.2]), ("crop_ratio", [2.0, 1.0]), ("color_jitter", [0, 0, 0, 0.7])]
+    ("key", "value"),
+    [("crop_scale", [0.9, 0.2]), ("crop_ratio", [2.0, 1.0]), ("color_jitter", [0, 0, 0, 0.7])],
 )
 def test_impossible_settings_are_refused(key: str, value: list[float]) -> None:
     with pytest.raises(ValueError, match=key):

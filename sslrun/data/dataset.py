@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -68,9 +68,9 @@ class Dataset:
     def fingerprint(self) -> str:
         """Return a hash of the pixels, labels and class names."""
         digest = hashlib.sha256("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
-        digest.update(self.images.numpy())
+        digest.update(self.images.numpy().data)
         if self.labels is not None:
-            digest.update(self.labels.numpy())
+            digest.update(self.labels.numpy().data)
         return digest.hexdigest()[:16]
 
 

@@ -127,7 +127,7 @@ def decode_all(
 
 
 def _judge(files: Sequence[Path], good: np.ndarray, reasons: dict[Path, str], max_bad_fraction: float) -> None:
-    bad = [files[i] for i in np.flatnonzero(~good)]
+    bad = [path for path, ok in zip(files, good, strict=True) if not ok]
     if not bad:
         return
     named = [f"{p}: {reasons[p]}" if p in reasons else f"{p}: unreadable" for p in bad]
@@ -143,9 +143,7 @@ def _judge(files: Sequence[Path], good: np.ndarray, reasons: dict[Path, str], ma
 
 def cache_folder() -> Path:
     """Return the folder of decoded copies: `$SSLRUN_CACHE`, else `sslrun` under the user's cache folder."""
-    home = os.environ.get("SSLRUN_CACHE") or Path(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "sslrun"
-    )
+    home = os.environ.get("SSLRUN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "sslrun")
     return Path(home) / "decoded"
 
 

@@ -53,7 +53,9 @@ class Jigsaw(nn.Module):
         self.cell = image_size // self.grid
         self.tile = self.cell - round(gap * self.cell)
         if self.tile < 4:
-            raise ValueError(f"tiles of {self.tile} px show nothing: use larger pictures, a coarser grid or a smaller gap")
+            raise ValueError(
+                f"tiles of {self.tile} px show nothing: use larger pictures, a coarser grid or a smaller gap"
+            )
         self.register_buffer("orders", torch.from_numpy(permutation_set(tiles, count)), persistent=False)
         self.head = nn.Sequential(
             nn.Linear(tiles * encoder.feature_dim, hidden_dim, bias=False),

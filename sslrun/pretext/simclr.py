@@ -1,5 +1,6 @@
 """SimCLR: two views of a picture attract each other, all others repel (Chen et al. 2020)."""
 
+import itertools
 from typing import Any, Literal
 
 import torch
@@ -39,7 +40,7 @@ class SimCLR(nn.Module):
         self.loss = {"ntxent": ntxent, "dcl": dcl}[loss]
         widths = [encoder.feature_dim, *[hidden_dim] * (layers - 1)]
         hidden: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             hidden += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
         self.projector = nn.Sequential(*hidden, nn.Linear(widths[-1], output_dim))
 

@@ -15,9 +15,7 @@ from sslrun.run import Run, read_summary
 from sslrun.start import filled, find_run, load_classifier, preprocessing_of
 
 
-def evaluate(
-    own: Run, *, run: str, dataset: DatasetNode, batch_size: PositiveInt, device: Node
-) -> dict[str, Any]:
+def evaluate(own: Run, *, run: str, dataset: DatasetNode, batch_size: PositiveInt, device: Node) -> dict[str, Any]:
     """Evaluate a run's best classifier on the test split of the data that it was trained on, or of other data.
 
     Returns:
@@ -53,7 +51,16 @@ def evaluate(
     report.confusion_figure(own, found["confusion_matrix"], data.class_names)
     report.print_classification(found, directory)
     of_run = read_summary(directory)
-    kept = ("init", "mode", "backbone", "label_fraction", "labels_per_class", "labels", "seeds", "subset_fingerprint")
+    kept = (
+        "init",
+        "mode",
+        "backbone",
+        "label_fraction",
+        "labels_per_class",
+        "labels",
+        "seeds",
+        "subset_fingerprint",
+    )
     metrics = {f"test/{k}": found[k] for k in ("accuracy", "precision_macro", "recall_macro", "f1_macro")}
     own.metrics(0, metrics)
     return {

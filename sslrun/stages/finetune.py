@@ -49,7 +49,9 @@ def finetune(
         UserError: nothing to start from, one class, or more labels asked for than there are.
     """
     if label_fraction is not None and label_fraction > 1:
-        raise UserError(f"label_fraction must be at most 1, found {label_fraction:g}; for a number of labels say labels_per_class")
+        raise UserError(
+            f"label_fraction must be at most 1, found {label_fraction:g}; for a number of labels say labels_per_class"
+        )
     hardware = build(device)
     begin = Start("resumed", None, None, run.summary["config"]) if run.resumed else find_start(init, backbone, dataset)
     backbone, dataset = resolve(begin, backbone, dataset, run.asked)
@@ -98,11 +100,11 @@ def _named(begin: Start, init: str) -> str:
     return init if begin.name == "resumed" else str(begin.path) if begin.path else begin.name
 
 
-def _labelled(
-    data: Dataset, dataset: Node, fraction: float | None, per_class: int | None, subset_seed: int
-) -> Dataset:
+def _labelled(data: Dataset, dataset: Node, fraction: float | None, per_class: int | None, subset_seed: int) -> Dataset:
     if data.labels is None:
-        raise UserError(f"{describe(dataset)} has no labels: put the pictures into a folder a class to finetune on them")
+        raise UserError(
+            f"{describe(dataset)} has no labels: put the pictures into a folder a class to finetune on them"
+        )
     if len(data.class_names) < 2:
         raise UserError(f"{describe(dataset)} has one class ({', '.join(data.class_names)}); a classifier needs two")
     rows = label_subset(data.labels.numpy(), subset_seed, fraction, per_class, data.class_sizes, data.class_names)
@@ -119,7 +121,12 @@ def _finetune(
     classifier = Classifier(encoder, len(data.class_names))
     pretrained = keep["config"]["init"] != "scratch"
     if pretrained and not run.resumed:
-        fit_head(classifier, *_features(encoder, data, device), _features(encoder, val, device) if val else None, seed)
+        fit_head(
+            classifier,
+            *_features(encoder, data, device),
+            _features(encoder, val, device) if val else None,
+            seed,
+        )
     steps = total_steps(len(data), train["epochs"], train["steps"], train["batch_size"], quiet=True)
     model = Finetuning(
         classifier,

@@ -1,0 +1,1 @@
+"""The tests mirror sslrun/; `make test` runs those that are not slow."""
