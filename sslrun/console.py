@@ -36,6 +36,7 @@ def start_logging() -> None:
     """Show what is logged on standard error; calling it again changes nothing."""
     log.setLevel(logging.INFO)
     log.propagate = False
+    logging.raiseExceptions = False  # a log on a full disk is no reason for a traceback
     if not any(isinstance(h, _ToConsole) for h in log.handlers):
         log.addHandler(_ToConsole())
 

@@ -1,5 +1,6 @@
 """One job: what Hydra calls, for every stage, once or once for each point of a sweep."""
 
+import errno
 import gc
 import os
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -17,6 +19,7 @@ from sslrun.config import UserError, check, locate
 from sslrun.console import log, start_logging
 from sslrun.run import Run, read_summary, score
 
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 MAY_DIFFER = ("train.epochs", "train.steps", "device.")  # when a run is resumed
 
 
@@ -41,18 +44,34 @@ def job(config: DictConfig) -> float | None:
         log.info("Finished in %.0f s: %s", run.summary["wall_time_seconds"], run.directory)
         named = score(run.summary)
         return named[1] if named else None
-    except BaseException as error:
-        if isinstance(error, Exception):
-            log.error("%s", f"sslrun: {error}" if isinstance(error, UserError) else traceback.format_exc())
+    except KeyboardInterrupt:
+        if run is not None:
+            resumable = "resume" in config and (run.directory / "last.pt").exists()
+            log.warning("Interrupted.%s", f" Go on with: sslrun {run.stage} resume={run.directory}" * resumable)
+            run.close("interrupted")
+        raise SystemExit(INTERRUPTED) from None
+    except Exception as error:
+        log.error("%s", _explained(error))
         if run is not None:
             run.close("failed", error=str(error) or type(error).__name__)
-        if not isinstance(error, Exception) or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         if in_sweep:
             return None  # the other jobs go on; the end of the sweep tells of this one
         raise SystemExit(1) from None
     finally:
         gc.collect()
+
+
+def _explained(error: Exception) -> str:
+    """Return one line for what a user can mend, and the traceback for everything else."""
+    if isinstance(error, UserError):
+        return f"sslrun: {error}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return f"sslrun: cannot write {error.filename or 'here'}: {error.strerror}; what was written before is kept"
+    if isinstance(error, torch.OutOfMemoryError):
+        return "sslrun: the GPU's memory is full: try a smaller train.batch_size or batch_size"
+    return traceback.format_exc()
 
 
 def _open(config: DictConfig, hydra: Any) -> tuple[Run, Callable[..., dict[str, Any]]]:

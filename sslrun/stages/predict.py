@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,12 +81,16 @@ def _files(images: list[str]) -> list[Path]:
 
 def _batch(files: list[Path], trained: Trained, device: Any, batch_size: int, top: int) -> list[dict[str, Any]]:
     dataset = trained.config["dataset"]
-    arrays, reasons = [], {}
-    for path in files:
+
+    def one(path: Path) -> np.ndarray | str:
         try:
-            arrays.append(decode(path, dataset["image_size"], dataset["resize"], dataset["channels"]))
+            return decode(path, dataset["image_size"], dataset["resize"], dataset["channels"])
         except UnreadableImage as error:
-            reasons[path] = str(error)
+            return str(error)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(one, files))
+    arrays = [f for f in found if not isinstance(f, str)]
     guesses: list[Any] = []
     if arrays:
         stack = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
@@ -92,9 +98,9 @@ def _batch(files: list[Path], trained: Trained, device: Any, batch_size: int, to
         guesses = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
     answers = iter(guesses)
     rows: list[dict[str, Any]] = []
-    for path in files:
-        if path in reasons:
-            rows.append({"image": str(path), "class": None, "confidence": None, "top": [], "error": reasons[path]})
+    for path, result in zip(files, found, strict=True):
+        if isinstance(result, str):
+            rows.append({"image": str(path), "class": None, "confidence": None, "top": [], "error": result})
             continue
         ids, values = next(answers)
         named = [{"class": trained.class_names[i], "confidence": round(v, 4)} for i, v in zip(ids, values, strict=True)]
