@@ -29,7 +29,7 @@ def demo(epochs: int, seeds: int) -> None:
         raise UserError("sslrun demo: --epochs and --seeds must be at least 1")
     began = time.monotonic()
     subsets = ",".join(map(str, range(seeds)))
-    sslrun("pretrain", "pretext=simclr", f"train.epochs={epochs}")
+    sslrun("pretrain", "experiment=simclr_digits", f"train.epochs={epochs}")
     pretrained = find(["pretrain"])[-1][0]
     sslrun("finetune", "-m", f"init={pretrained},scratch", f"label_fraction={LABELS}", f"seed={subsets}")
     sweep = find(["finetune"])[-1][0].parent

