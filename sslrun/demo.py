@@ -31,7 +31,9 @@ def demo(epochs: int, seeds: int) -> None:
     subsets = ",".join(map(str, range(seeds)))
     sslrun("pretrain", "experiment=simclr_digits", f"train.epochs={epochs}")
     pretrained = find(["pretrain"])[-1][0]
-    sslrun("finetune", "-m", f"init={pretrained},scratch", f"label_fraction={LABELS}", f"seed={subsets}")
+    sslrun(
+        "finetune", "-m", f"init={pretrained},scratch", f"label_fraction={LABELS}", f"seed={subsets}", "train.steps=200"
+    )
     sweep = find(["finetune"])[-1][0].parent
     sslrun("evaluate", f"run={sweep}")
     evaluated = find(["evaluate"])[-1][0].parent
