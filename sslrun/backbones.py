@@ -15,7 +15,7 @@ from sslrun.config import Node, PositiveInt, UserError, build
 from sslrun.device import Device
 
 SMALL_UP_TO = 64  # px: up to here `stem=auto` keeps the resolution in the first layers
-Stem = Literal["auto", "small", "imagenet"]
+Stem = Literal["auto", "small", "imagenet", "imagenet_small"]
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
@@ -37,18 +37,14 @@ def smallcnn(image_size: int, *, widths: Annotated[list[PositiveInt], Field(min_
 def resnet18(image_size: int, *, stem: Stem) -> nn.Module:
     """ResNet-18 (He et al. 2016); the small stem is a 3 x 3 convolution of stride 1 without max-pool.
 
-    `imagenet_stem()` gives it the shape that ImageNet weights need, at stride 1 where the pictures are small.
+    `imagenet_small` has the 7 x 7 convolution of the ImageNet weights, at stride 1 and without max-pool.
     """
     net: Any = models.resnet18()
     net.feature_dim, net.fc = net.fc.in_features, nn.Identity()
     net.imagenet = models.ResNet18_Weights.IMAGENET1K_V1
     if _small(stem, image_size):
-        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-
-        def imagenet_stem() -> None:
-            net.conv1 = nn.Conv2d(3, 64, 7, padding=3, bias=False)
-
-        net.imagenet_stem = imagenet_stem
+        kernel = 7 if stem == "imagenet_small" else 3
+        net.conv1, net.maxpool = nn.Conv2d(3, 64, kernel, padding=kernel // 2, bias=False), nn.Identity()
     return net
 
 
@@ -68,7 +64,13 @@ def mobilenetv2(image_size: int, *, stem: Stem) -> nn.Module:
 
 
 def _small(stem: str, image_size: int) -> bool:
-    return stem == "small" or (stem == "auto" and image_size <= SMALL_UP_TO)
+    return stem in ("small", "imagenet_small") or (stem == "auto" and image_size <= SMALL_UP_TO)
+
+
+def for_imagenet(node: Node, image_size: int) -> Node:
+    """Return a backbone's node with a stem that ImageNet weights fit."""
+    small = "stem" in node and _small(node["stem"], image_size)
+    return {**node, "stem": "imagenet_small"} if small else node
 
 
 class Encoder(nn.Module):
@@ -136,8 +138,6 @@ def load_imagenet(encoder: Encoder) -> None:
     place = f"{torch.hub.get_dir()}/checkpoints/{weights.url.rsplit('/', 1)[-1]}"
     with explained("ImageNet's weight file", weights.url, place):
         state = weights.get_state_dict(progress=False, check_hash=True)
-    if hasattr(backbone, "imagenet_stem"):
-        backbone.imagenet_stem()
     if isinstance(backbone, models.ResNet):
         state = {k: v for k, v in state.items() if not k.startswith("fc.")}
     else:

@@ -1,6 +1,8 @@
 """The command line. It imports no torch, and hands what follows a command's name to Hydra."""
 
+import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +28,7 @@ WITH_VALUE = {
     "--cfg",
 }
 WITH_VALUE |= {"--experimental-rerun"}
+SHOWING = {"-c", "--cfg", "-i", "--info", "--hydra-help"}  # these show something and start nothing
 INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 
 
@@ -114,8 +117,6 @@ def _run(stage: str, args: list[str]) -> None:
 
 def _guarded(action: Callable[[], None]) -> None:
     """Show a user's mistake as plain lines; `HYDRA_FULL_ERROR=1` shows where it was found."""
-    import os
-
     from sslrun.console import start_logging
     from sslrun.errors import UserError
 
@@ -140,7 +141,7 @@ def split_arguments(args: list[str]) -> tuple[list[str], list[str], list[str]]:
             flags += [arg, *([v] if (v := next(rest, None)) is not None else [])]
         elif flags and flags[-1] in ("-i", "--info") and arg in INFO:
             flags.append(arg)
-        elif Path(arg).exists():  # whatever its name looks like
+        elif os.path.exists(arg):  # whatever its name looks like
             others.append(arg)
         elif arg.startswith("-"):
             flags.append(arg)
@@ -182,8 +183,24 @@ def _launch(stage: str, flags: list[str], values: list[str], others: list[str]) 
         flags = [*flags, "-m"] if multirun and "-m" not in flags and "--multirun" not in flags else flags
     values = _resume(stage, values)
     config.check_overrides(stage, values, own, multirun)
+    if not SHOWING & {f.split("=")[0] for f in flags}:
+        _outputs_writable(stage)
     sys.argv = [f"sslrun {stage}", *flags, *values]
     hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name=stage)(job.job)()
+
+
+def _outputs_writable(stage: str) -> None:
+    """Find out before anything starts whether outputs/ can be written."""
+    from sslrun.errors import UserError
+    from sslrun.run import OUTPUTS
+
+    folder = OUTPUTS / stage
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise UserError(f"cannot write into {folder} below {Path.cwd()}: {error.strerror}") from None
 
 
 def quoted(text: str) -> str:
@@ -193,12 +210,14 @@ def quoted(text: str) -> str:
 
 
 def _whole_sweep(values: list[str], multirun: bool) -> tuple[list[str], bool]:
-    """Turn `run=SWEEP` into a sweep over its jobs."""
+    """Turn `run=SWEEP` into a sweep over its finished jobs."""
+    from sslrun import run
+
     for i, value in enumerate(values):
         key, _, text = value.partition("=")
         folder = Path(text)
         if key == "run" and folder.is_dir() and not (folder / "summary.json").exists():
-            jobs = [p.parent for p in folder.glob("*/best.pt") if p.parent.name.isdigit()]
+            jobs = [p for p in folder.iterdir() if p.name.isdigit() and run.is_finished(p)]
             if jobs:
                 ordered = sorted(jobs, key=lambda p: int(p.name))
                 return [
@@ -241,6 +260,7 @@ def print_help(stage: str, own: str | None) -> None:
     end = next(i for i in range(start, len(body)) if not body[i].startswith(" "))
     print(f"Usage: sslrun {stage} [flags] {'[IMAGE or FOLDER ...] ' if stage == 'predict' else ''}[key=value ...]\n")
     print("\n".join(f"  {line}" for line in about))
+    chosen: list[tuple[str, str]] = []
     print("\nGroups (group=choice, then group.key=value):")
     for line in body[start:end]:
         item = line.split("#")[0].strip(" -").removeprefix("optional ").replace("override ", "")
@@ -250,9 +270,25 @@ def print_help(stage: str, own: str | None) -> None:
             if stage == "pretrain":
                 names -= {"from_checkpoint"}
             print(f"  {group + '=' + default:<27}{' | '.join(sorted(names))}")
+            chosen.append((group, default))
     print("\nKeys and their defaults:")
     print("\n".join(f"  {line}" for line in body[end:] if line.strip()))
+    for group, default in chosen:
+        if default not in ("null", "from_checkpoint"):
+            print(f"  {group}:  # {default}")
+            print("\n".join(f"    {line}" for line in _keys(folders, group, default)))
     print(
         "\nFlags: -m sweeps over values with commas, --cfg job shows the config, -cd DIR adds config files of your own;"
         "\nmore with --hydra-help. Put flags before key=value."
     )
+
+
+def _keys(folders: list[Path], group: str, choice: str) -> list[str]:
+    """Return the lines of a group's file, over those of its `_shared.yaml`."""
+    lines: dict[str, str] = {}
+    for name in ("_shared", choice):
+        file = next((f / group / f"{name}.yaml" for f in folders if (f / group / f"{name}.yaml").is_file()), None)
+        for line in file.read_text(encoding="utf-8").splitlines() if file else []:
+            if line.strip() and not line.startswith(("#", "_target_", "defaults:")):
+                lines[line.split(":")[0]] = line
+    return list(lines.values())

@@ -83,14 +83,19 @@ def parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     }
 
 
+def function(node: Node) -> Callable[..., Any]:
+    """Return the target of a node with the node's keys filled in; nested nodes are built."""
+    return instantiate(node, _partial_=True, _convert_="all")
+
+
 def build(node: Node, *supplied: Any) -> Any:
     """Build what a node describes; `supplied` are the arguments that come from sslrun, by position.
 
     Raises:
-        UserError: the target refuses the values (its `ValueError`, in its words).
+        UserError: the constructor refuses the values (its `ValueError`, in its words).
     """
     try:
-        return instantiate(node, _partial_=True, _convert_="all")(*supplied)
+        return function(node)(*supplied)
     except ValueError as error:
         raise UserError(f"{node['_target_'].rsplit('.', 1)[-1]}: {error}") from None
 

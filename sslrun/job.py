@@ -20,7 +20,7 @@ from sslrun.console import log, start_logging
 from sslrun.run import Run, read_summary, score
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
-MAY_DIFFER = ("train.epochs", "train.steps", "device.")  # when a run is resumed
+MAY_DIFFER = ("train.epochs", "train.steps")  # and the device, when a run is resumed
 
 
 def job(config: DictConfig) -> float | None:
@@ -67,8 +67,8 @@ def _explained(error: Exception) -> str:
     """Return one line for what a user can mend, and the traceback for everything else."""
     if isinstance(error, UserError):
         return f"sslrun: {error}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return f"sslrun: cannot write {error.filename or 'here'}: {error.strerror}; what was written before is kept"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        return f"sslrun: {error.filename or 'the disk'}: {error.strerror}; what was written before is kept"
     if isinstance(error, torch.OutOfMemoryError):
         return "sslrun: the GPU's memory is full: try a smaller train.batch_size or batch_size"
     return traceback.format_exc()
@@ -77,12 +77,12 @@ def _explained(error: Exception) -> str:
 def _open(config: DictConfig, hydra: Any) -> tuple[Run, Callable[..., dict[str, Any]]]:
     """Check the config and open the run directory; return the run and its stage's function."""
     stage = str(hydra.job.config_name)
-    asked = dict(o.split("=", 1) for o in hydra.overrides.task if "=" in o)
+    asked = dict(o.lstrip("+").split("=", 1) for o in hydra.overrides.task if "=" in o)
     function = locate(f"sslrun.stages.{stage}.{stage}")
     directory = Path(hydra.runtime.output_dir)
     resumed = config.get("resume")
     if resumed:
-        directory, config = Path(resumed), _resumed_config(Path(resumed), stage, asked)
+        directory, config = Path(resumed), _resumed_config(Path(resumed), stage, asked, config)
     elif directory.is_relative_to(Path.cwd()):
         directory = directory.relative_to(Path.cwd())
     mistakes = check(config, function)
@@ -91,7 +91,7 @@ def _open(config: DictConfig, hydra: Any) -> tuple[Run, Callable[..., dict[str, 
     return Run(directory, stage, config, asked, resumed=bool(resumed)), function
 
 
-def _resumed_config(directory: Path, stage: str, asked: dict[str, str]) -> DictConfig:
+def _resumed_config(directory: Path, stage: str, asked: dict[str, str], composed: DictConfig) -> DictConfig:
     """Return the config of the run that goes on, with what may be changed changed.
 
     Raises:
@@ -107,6 +107,9 @@ def _resumed_config(directory: Path, stage: str, asked: dict[str, str]) -> DictC
     changed = []
     for key, value in asked.items():
         if key == "resume" or key.startswith("hydra"):
+            continue
+        if key == "device" or key.startswith("device."):
+            after.device = composed.device
             continue
         new = OmegaConf.from_dotlist([f"{key}={value}"])
         old = OmegaConf.select(before, key)

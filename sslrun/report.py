@@ -157,9 +157,9 @@ def sweep_rows(directory: Path) -> list[dict[str, Any]]:
             rows.append({"job": int(job.name), "run": str(job), "status": "failed", "score_name": None, "score": None})
             continue
         summary = read_summary(job)
-        asked = dict(o.split("=", 1) for o in summary["overrides"] if "=" in o)
+        asked = dict(o.split("=", 1) for o in summary.get("of_overrides") or summary["overrides"] if "=" in o)
         row: dict[str, Any] = {"job": int(job.name), "run": str(job), "status": summary["status"]}
-        row |= {k: summary.get(k) for k in ("dataset", "backbone", "pretext", "init", "mode")}
+        row |= {k: summary.get(k) for k in ("of_run", "dataset", "backbone", "pretext", "init", "source", "mode")}
         row |= {k: summary.get(k) for k in ("label_fraction", "labels_per_class")}
         row |= {f"labels_{k}": v for k, v in (summary.get("labels") or {}).items()}
         row |= {f"{k}_seed": v for k, v in (summary.get("seeds") or {}).items()}
@@ -185,7 +185,12 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def sweep_table(rows: list[dict[str, Any]]) -> Table:
     """Return mean and spread of the score over seeds, one row for everything else that was varied."""
-    ignored = {"job", "run", "status", "score", "labels_train", "labels_validation"}
+    ignored = {"job", "run", "of_run", "status", "score", "labels_train", "labels_validation"}
+    sources: dict[str, set[str]] = {}
+    for r in rows:
+        sources.setdefault(str(r.get("init")), set()).add(str(r.get("source")))
+    if all(len(s) == 1 for s in sources.values()):
+        ignored.add("source")  # `init` says enough
     columns = [k for k in dict.fromkeys(k for r in rows for k in r) if k not in ignored and "/" not in k]
     columns = [k for k in columns if not k.endswith("_seed")]
     shown = [k for k in columns if k in ("label_fraction", "init") or len({str(r.get(k)) for r in rows}) > 1]

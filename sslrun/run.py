@@ -145,11 +145,11 @@ class Run:
     def close(self, status: str, **entries: Any) -> None:
         """End the run as `finished` or `failed`."""
         try:
+            self.note(status=status, **entries)
             if self._writer is not None:
                 if status == "finished":
                     self._hparams()
                 self._writer.close()
-            self.note(status=status, **entries)
         except OSError as error:
             log.error("The end of the run could not be written: %s", error)
         finally:
@@ -223,6 +223,11 @@ def read_summary(directory: Path) -> dict[str, Any]:
     if not isinstance(summary, dict) or "stage" not in summary:
         raise UserError(f"{path} is not the summary of a run")
     return summary
+
+
+def is_finished(directory: Path) -> bool:
+    """Tell whether a directory holds a run that came to its end."""
+    return (directory / "summary.json").is_file() and read_summary(directory)["status"] == "finished"
 
 
 def find(stages: Sequence[str] = STAGES) -> list[tuple[Path, dict[str, Any]]]:

@@ -8,15 +8,15 @@ from typing import Any
 from torch import nn
 
 from sslrun import checkpoint
-from sslrun.backbones import Encoder, build_encoder, load_imagenet
+from sslrun.backbones import Encoder, build_encoder, for_imagenet, load_imagenet
 from sslrun.checkpoint import ENCODER, State
 from sslrun.classifier import Classifier, KNNClassifier
 from sslrun.config import Node, UserError, compose_nodes
 from sslrun.console import log
-from sslrun.data.dataset import Dataset, shared
+from sslrun.data.dataset import Dataset, describe, shared
 from sslrun.run import find, read_summary
 
-PREPROCESSING = ("image_size", "resize", "channels")
+PREPROCESSING = ("image_size", "resize", "channels", "mean", "std")
 
 
 @dataclass
@@ -49,34 +49,31 @@ def find_start(init: str, backbone: Node, dataset: Node) -> Start:
     runs = find(["pretrain"])
     if init in ("scratch", "imagenet"):
         # The same network on the same pictures as the newest pretraining, unless others are asked for.
-        latest = _newest(runs, backbone, dataset, None)
+        latest = _newest(runs, backbone, dataset, None) or _newest(runs, {}, dataset, None)
         return Start(init, None, None, latest[1]["config"] if latest else {})
-    if Path(init).exists():
+    if os.path.exists(init):
         path = Path(init)
     else:
-        pretext = None if init == "latest" else init
-        found = _newest(runs, backbone, dataset, pretext)
+        found = _newest(runs, backbone, dataset, None if init == "latest" else init)
         if found is None:
             raise UserError(_no_run(init, runs, backbone, dataset))
         path = found[0]
         log.info("Starting from %s", path)
     if path.is_dir():
-        read_summary(path)
+        summary = read_summary(path)
+        if summary["status"] != "finished":
+            log.warning("%s did not finish (%s): its last checkpoint is used.", path, summary["status"])
         path = path / "last.pt"
     content = checkpoint.load(path)
-    if "model" not in content:
+    if "config" not in content:
         return Start(path.stem, path, None, {})
     config = content["config"]
     asked, has = backbone.get("_target_"), config["backbone"]["_target_"]
     if asked and asked != has:
         raise UserError(_differs("backbone", short_name(asked), short_name(has), path))
     encoder = checkpoint.part(content["model"], *ENCODER)
-    return Start(
-        short_name(config["pretext"]["_target_"]) if "pretext" in config else "finetune",
-        path,
-        encoder,
-        config,
-    )
+    name = short_name(config["pretext"]["_target_"]) if "pretext" in config else "finetune"
+    return Start(name, path, encoder, config)
 
 
 def _newest(
@@ -84,7 +81,7 @@ def _newest(
 ) -> tuple[Path, dict[str, Any]] | None:
     for path, summary in reversed(runs):
         config = summary["config"]
-        if not (path / "last.pt").is_file() or summary["status"] == "failed":
+        if not (path / "last.pt").is_file() or summary["status"] != "finished":
             continue
         same = [
             not backbone.get("_target_") or backbone["_target_"] == config["backbone"]["_target_"],
@@ -97,7 +94,7 @@ def _newest(
 
 
 def _same_pictures(a: Node, b: Node) -> bool:
-    roots = [str(Path(n["root"]).expanduser().resolve()) if n.get("root") else None for n in (a, b)]
+    roots = [str(Path(os.path.expanduser(n["root"])).resolve()) if n.get("root") else None for n in (a, b)]
     return a["_target_"] == b["_target_"] and roots[0] == roots[1]
 
 
@@ -132,43 +129,48 @@ def resolve(start: Start, backbone: Node, dataset: Node, asked: dict[str, str]) 
     Raises:
         UserError: something else was asked for explicitly, or nothing says which backbone or data set it is.
     """
-    if start.config:
-        has_backbone, has_dataset = start.config["backbone"], start.config["dataset"]
-    elif start.path is None:
-        has_backbone, has_dataset = compose_nodes("pretrain", "backbone", "dataset")
-    else:
+    if start.path is not None and not start.config:
         for what, node in (("backbone", backbone), ("dataset", dataset)):
             if not node.get("_target_"):
                 raise UserError(f"{start.path} holds weights alone and does not say of which {what}: add {what}=...")
         return backbone, dataset
-    chosen_backbone = filled(backbone, has_backbone)
-    chosen_dataset = filled(dataset, has_dataset)
-    if start.path is None:
-        return chosen_backbone, chosen_dataset
-    for key, value in backbone.items():
-        if f"backbone.{key}" in asked and value != has_backbone[key]:
-            raise UserError(_differs(f"backbone.{key}", value, has_backbone[key], start.path))
-    return has_backbone, preprocessing_of(chosen_dataset, has_dataset, asked, start.path)
+    if start.config:
+        has_backbone, has_dataset = start.config["backbone"], start.config["dataset"]
+    else:
+        has_backbone, has_dataset = compose_nodes("pretrain", "backbone", "dataset")
+        if not dataset.get("_target_"):
+            log.info("No pretrain run to take the data set from: it is %s.", describe(has_dataset))
+    same = backbone.get("_target_") in (None, has_backbone["_target_"])
+    chosen = overlaid("backbone", has_backbone if same else backbone, backbone, asked)
+    if start.path is not None and chosen != has_backbone:
+        key = next(k for k in chosen if chosen[k] != has_backbone.get(k))
+        raise UserError(_differs(f"backbone.{key}", chosen[key], has_backbone.get(key), start.path))
+    data = overlaid("dataset", dataset if dataset.get("_target_") else has_dataset, dataset, asked)
+    if start.config:
+        data = preprocessing_of(data, has_dataset, asked, start.path)
+    return (for_imagenet(chosen, data["image_size"]) if start.name == "imagenet" else chosen), data
 
 
-def filled(asked: Node, has: Node) -> Node:
-    """Return a node, or what a checkpoint has where nothing was chosen; keys that were given win."""
-    return asked if asked.get("_target_") else {**has, **{k: v for k, v in asked.items() if v is not None}}
+def overlaid(group: str, node: Node, asked_for: Node, asked: dict[str, str]) -> Node:
+    """Return a node with the keys that were asked for on the command line, or beside `from_checkpoint`."""
+    beside = asked_for.get("_target_") is None
+    wins = {k for k, v in asked_for.items() if f"{group}.{k}" in asked or (beside and v is not None)}
+    return {**node, **{k: asked_for[k] for k in wins}}
 
 
-def preprocessing_of(dataset: Node, has: Node, asked: dict[str, str], source: Path) -> Node:
-    """Return a data set's node with the preprocessing of a checkpoint.
+def preprocessing_of(dataset: Node, has: Node, asked: dict[str, str], source: Path | None) -> Node:
+    """Return a data set's node with the preprocessing of a checkpoint, or of a run to be compared with (no source).
 
     Raises:
-        UserError: another image size, resizing, channels or normalisation was asked for.
+        UserError: a checkpoint has another image size, resizing, channels or normalisation than was asked for.
     """
-    for key in (*PREPROCESSING, "mean", "std"):
-        if f"dataset.{key}" in asked and dataset[key] != has[key]:
+    for key in PREPROCESSING:
+        if source is not None and f"dataset.{key}" in asked and dataset[key] != has[key]:
             raise UserError(_differs(f"dataset.{key}", dataset[key], has[key], source))
-    return {**dataset, **{k: has[k] for k in (*PREPROCESSING, "mean", "std")}}
+    return {**dataset, **{k: has[k] for k in PREPROCESSING if f"dataset.{k}" not in asked}}
 
 
-def _differs(key: str, value: Any, has: Any, source: Path) -> str:
+def _differs(key: str, value: Any, has: Any, source: Path | str) -> str:
     return f"{key}={value} was asked for, but {source} was made with {has}: leave {key} away, or pretrain anew"
 
 
@@ -190,6 +192,7 @@ def encoder_at(start: Start, backbone: Node, dataset: Node, data: Dataset) -> En
         checkpoint.load_state(encoder, start.encoder, start.path or start.name)
     elif start.path is not None:  # a bare file: the backbone's own keys, or a whole encoder's
         content = checkpoint.load(start.path)
+        content = content.get("state_dict", content.get("model", content))
         module: nn.Module = encoder if "mean" in content else encoder.backbone
         checkpoint.load_state(module, content, start.path)
     return encoder
@@ -207,6 +210,8 @@ def find_run(run: str) -> Path:
             raise UserError(
                 f"{run} is a {summary['stage']} run, without a classifier: sslrun finetune init={run} makes one"
             )
+        if summary["status"] != "finished":
+            log.warning("%s did not finish (%s): its best checkpoint so far is used.", run, summary["status"])
         return Path(run)
     finished = [path for path, summary in find(["finetune"]) if summary["status"] == "finished"]
     if not finished:

@@ -145,7 +145,7 @@ def test_case_39_bad_files_are_named_and_skipped_up_to_a_share(
     files = [*sorted(photos.glob("*/*.jpg")), broken(photo)["text"]]
     with pytest.raises(UserError, match=r"1 of 61 images cannot be read.*\n.*text\.jpg: not a picture"):
         decode_all(files, 16, "crop", "rgb", max_bad_fraction=0.01)
-    for _ in range(2):  # the second time from the cache
+    for _ in range(2):  # the second time from the cache, with the reasons
         images, good = decode_all(files, 16, "crop", "rgb", max_bad_fraction=0.02)
         assert len(images) == 60
         assert good.tolist() == [True] * 60 + [False]

@@ -1,5 +1,4 @@
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -328,7 +327,6 @@ except checkpoint.UserError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("cannot write x.pt")
-    assert resource.RLIMIT_FSIZE is not None
     assert checkpoint.load(Path("x.pt"))["model"]["a"].tolist() == [1.0] * 10
     assert [p.name for p in Path.cwd().iterdir()] == ["x.pt"]
 

@@ -1,6 +1,7 @@
 """From a `dataset` node of the config to tensors: `load` is the only way in."""
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -112,7 +113,10 @@ def load(node: Node, split: SplitName) -> Dataset | None:
         UserError: nothing there, no pictures, unknown classes, too many unreadable files.
     """
     target = locate(node["_target_"])
-    pictures = target(split, **{k: node[k] for k in parameters(target) if k in node})
+    keys = {k: node[k] for k in parameters(target) if k in node}
+    if isinstance(keys.get("root"), str):
+        keys["root"] = os.path.expanduser(keys["root"])
+    pictures = target(split, **keys)
     if pictures is None:
         return None
     options = shared(node)
@@ -125,7 +129,7 @@ def load(node: Node, split: SplitName) -> Dataset | None:
 
 def load_pile(folder: str, node: Node) -> Dataset:
     """Load every picture below a folder, without labels, at the size that the data set's node asks for."""
-    return _decoded(pile(Path(folder).expanduser()), shared(node))
+    return _decoded(pile(Path(os.path.expanduser(folder))), shared(node))
 
 
 def shared(node: Node) -> Options:

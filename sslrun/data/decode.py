@@ -98,43 +98,41 @@ def decode_all(
     if cached.is_file():
         try:
             with np.load(cached) as saved:
-                images, good = saved["images"], saved["good"]
+                images, reasons = saved["images"], saved["reasons"].tolist()
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             log.warning("The decoded copy %s is damaged; decoding anew.", cached)
         else:
-            _judge(files, good, {}, max_bad_fraction)
-            return images, good
+            _judge(files, reasons, max_bad_fraction)
+            return images, np.array([not r for r in reasons])
 
-    reasons: dict[Path, str] = {}
-
-    def one(path: Path) -> np.ndarray | None:
+    def one(path: Path) -> np.ndarray | str:
         try:
             return decode(path, image_size, resize, channels)
         except UnreadableImage as error:
-            reasons[path] = str(error)
-            return None
+            return str(error)
 
     out = np.empty((len(files), image_size, image_size, 3), dtype=np.uint8)
-    good = np.zeros(len(files), dtype=bool)
+    reasons = [""] * len(files)
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress("decoding", len(files), "images") as advance:
         for i, image in enumerate(pool.map(one, files)):
-            if image is not None:
-                out[i], good[i] = image, True
+            if isinstance(image, str):
+                reasons[i] = image
+            else:
+                out[i] = image
             advance(1)
-    _judge(files, good, reasons, max_bad_fraction)
-    _save(cached, out[good], good)
-    return out[good], good
+    _judge(files, reasons, max_bad_fraction)
+    good = np.array([not r for r in reasons])
+    images = out if good.all() else out[good]
+    _save(cached, images, reasons)
+    return images, good
 
 
-def _judge(files: Sequence[Path], good: np.ndarray, reasons: dict[Path, str], max_bad_fraction: float) -> None:
-    bad = [path for path, ok in zip(files, good, strict=True) if not ok]
-    if not bad:
-        return
-    named = [f"{p}: {reasons[p]}" if p in reasons else f"{p}: unreadable" for p in bad]
-    if len(bad) > max_bad_fraction * len(files):
+def _judge(files: Sequence[Path], reasons: list[str], max_bad_fraction: float) -> None:
+    named = [f"{path}: {reason}" for path, reason in zip(files, reasons, strict=True) if reason]
+    if len(named) > max_bad_fraction * len(files):
         shown = "\n".join(named[:10]) + (f"\n... and {len(named) - 10} more" if len(named) > 10 else "")
         raise UserError(
-            f"{len(bad)} of {len(files)} images cannot be read, more than "
+            f"{len(named)} of {len(files)} images cannot be read, more than "
             f"dataset.max_bad_fraction={max_bad_fraction:g}: mend or remove them, or raise it\n{shown}"
         )
     for line in named:
@@ -158,11 +156,11 @@ def _cache_key(files: Sequence[Path], image_size: int, resize: str, channels: st
     return digest.hexdigest()[:32]
 
 
-def _save(path: Path, images: np.ndarray, good: np.ndarray) -> None:
+def _save(path: Path, images: np.ndarray, reasons: list[str]) -> None:
     part = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(part, images=images, good=good)
+        np.savez(part, images=images, reasons=np.array(reasons))
         os.replace(part, path)
     except OSError as error:
         log.warning("The decoded images could not be kept in %s (%s); the next run decodes anew.", path.parent, error)

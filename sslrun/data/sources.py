@@ -177,7 +177,7 @@ def folder(split: SplitName, *, root: str) -> Pictures | None:
     Raises:
         UserError: no such folder, or no pictures in it.
     """
-    top = Path(root).expanduser()
+    top = Path(root)
     if not top.is_dir():
         raise UserError(f"{top}: no such folder (dataset.root)")
     if not (top / "train").is_dir():
@@ -224,12 +224,23 @@ def _class_folders(top: Path) -> list[str]:
     if not top.is_dir():
         return []
     here = [e for e in sorted(top.iterdir()) if not e.name.startswith(".")]
-    if any(e.is_file() and is_picture(e.name) for e in here):
+    folders = [e for e in here if e.is_dir()]
+    names = {e.name for e in folders if _has_picture(e.iterdir())}
+    stray = [e.name for e in here if e.is_file() and is_picture(e.name)]
+    if stray:
+        if names:
+            log.warning(
+                "%s holds pictures (%s, ...) beside folders of pictures, so all are taken without labels; "
+                "move them away to have a class a folder.", top, stray[0],
+            )  # fmt: skip
         return []
-    names = {e.name for e in here if e.is_dir() and _has_picture(e.iterdir())}
-    for e in here:
-        if e.is_dir() and e.name not in names and names and {d.name for d in e.iterdir() if d.is_dir()} & names:
+    for e in folders:
+        if not names or e.name in names:
+            continue
+        if {d.name for d in e.iterdir() if d.is_dir()} & names:
             log.warning("Left out %s: it holds the same classes once more.", e)
+        elif find_pictures(e):
+            names.add(e.name)
     return sorted(names)
 
 

@@ -12,7 +12,7 @@ from sslrun.console import log
 from sslrun.data.dataset import describe, load_test
 from sslrun.metrics import classification
 from sslrun.run import Run, read_summary
-from sslrun.start import filled, find_run, load_classifier, preprocessing_of
+from sslrun.start import find_run, load_classifier, overlaid, preprocessing_of
 
 
 def evaluate(own: Run, *, run: str, dataset: DatasetNode, batch_size: PositiveInt, device: Node) -> dict[str, Any]:
@@ -28,7 +28,8 @@ def evaluate(own: Run, *, run: str, dataset: DatasetNode, batch_size: PositiveIn
     directory = find_run(run)
     trained = load_classifier(directory)
     has = trained.config["dataset"]
-    dataset = preprocessing_of(filled(dataset, has), has, own.asked, trained.path)
+    base = dataset if dataset.get("_target_") else has
+    dataset = preprocessing_of(overlaid("dataset", base, dataset, own.asked), has, own.asked, trained.path)
     own.settle(run=str(directory), dataset=dataset)
     data = load_test(dataset)
     if data.class_names != trained.class_names:
@@ -65,6 +66,9 @@ def evaluate(own: Run, *, run: str, dataset: DatasetNode, batch_size: PositiveIn
     own.metrics(0, metrics)
     return {
         **{k: of_run.get(k) for k in kept},
+        "of_run": str(directory),
+        "of_overrides": of_run["overrides"],
+        "source": of_run["config"]["init"],
         "dataset": describe(dataset),
         "images": len(data),
         "data_fingerprint": data.fingerprint(),

@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 from sslrun import checkpoint, report
-from sslrun.backbones import Encoder, features
+from sslrun.backbones import Encoder, build_encoder, features
 from sslrun.classifier import Classifier, Finetuning, KNNClassifier, probabilities
-from sslrun.config import Count, DatasetNode, Fraction, Node, Positive, PositiveInt, UserError, build
+from sslrun.config import Count, DatasetNode, Fraction, Node, Positive, PositiveInt, UserError, build, function
 from sslrun.console import log
 from sslrun.data.dataset import Dataset, describe, load_train
 from sslrun.data.splits import label_subset
 from sslrun.device import Device
 from sslrun.probe import fit_head
 from sslrun.run import Run
-from sslrun.start import Start, encoder_at, find_start, resolve, short_name
+from sslrun.start import Start, encoder_at, find_start, normalization, resolve, short_name
 from sslrun.train import total_steps
 
 
@@ -52,14 +52,26 @@ def finetune(
         raise UserError(
             f"label_fraction must be at most 1, found {label_fraction:g}; for a number of labels say labels_per_class"
         )
+    if {"label_fraction", "labels_per_class"} <= run.asked.keys():
+        raise UserError("say label_fraction or labels_per_class, not both")
+    if run.resumed and mode != "finetune":
+        raise UserError(f"mode={mode} has no steps to go on with: run it anew")
     hardware = build(device)
-    begin = Start("resumed", None, None, run.summary["config"]) if run.resumed else find_start(init, backbone, dataset)
+    if run.resumed:
+        begin = Start(run.summary["init"], None, None, run.summary["config"])
+    else:
+        begin = find_start(init, backbone, dataset)
     backbone, dataset = resolve(begin, backbone, dataset, run.asked)
-    config = run.settle(backbone=backbone, dataset=dataset, init=_named(begin, init))
+    if not run.resumed:
+        init = str(begin.path or begin.name)  # as it must be said to get the same start again
+    config = run.settle(backbone=backbone, dataset=dataset, init=init)
     data, val = load_train(dataset)
     chosen = _labelled(data, dataset, label_fraction, labels_per_class, subset_seed)
     torch.manual_seed(seed)
-    encoder = encoder_at(begin, backbone, dataset, data)
+    if run.resumed:  # the weights come from the run's own last checkpoint
+        encoder = build_encoder(backbone, dataset["image_size"], *normalization(dataset, data))
+    else:
+        encoder = encoder_at(begin, backbone, dataset, data)
     hardware.put(encoder)
     used = {"train": len(chosen), "validation": len(val) if val else 0}
     log.info(
@@ -70,6 +82,7 @@ def finetune(
     )  # fmt: skip
     run.note(
         init=begin.name,
+        source=init,
         mode=mode,
         backbone=short_name(backbone["_target_"]),
         dataset=describe(dataset),
@@ -93,11 +106,6 @@ def finetune(
         checkpoint.save(run.directory / name, {**keep, "step": 0, "metrics": metrics, "model": state})
     run.metrics(0, metrics)
     return metrics
-
-
-def _named(begin: Start, init: str) -> str:
-    """Return `init` as it must be said to get the same start again."""
-    return init if begin.name == "resumed" else str(begin.path) if begin.path else begin.name
 
 
 def _labelled(data: Dataset, dataset: Node, fraction: float | None, per_class: int | None, subset_seed: int) -> Dataset:
@@ -138,8 +146,9 @@ def _finetune(
     )
     report.views_figure(run, model, data.images, seed)
     device.put(model)
-    result = build(
-        train, model, device.hold(data.images), data.labels.to(device.torch), run, device, optimizer,
+    fit = function(train)
+    result = fit(
+        model, device.hold(data.images), data.labels.to(device.torch), run, device, optimizer,
         lambda: _validated(classifier, val, device), "val/accuracy", seed, keep,
     )  # fmt: skip
     report.curves_figure(run)

@@ -68,7 +68,7 @@ def _files(images: list[str]) -> list[Path]:
         raise UserError("no picture named: say sslrun predict image.jpg, or a folder")
     files: list[Path] = []
     for name in images:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         if path.is_dir():
             inside = find_pictures(path)
             if not inside:

@@ -6,12 +6,13 @@ import torch
 
 from sslrun import report, start
 from sslrun.backbones import build_encoder, features
-from sslrun.config import Count, DatasetNode, Node, UserError, build
+from sslrun.config import Count, DatasetNode, Node, UserError, build, function
 from sslrun.console import log
 from sslrun.data.dataset import Dataset, describe, load, load_pile, load_train
 from sslrun.metrics import embedding_health, has_collapsed, knn_probabilities
 from sslrun.run import Run
 
+SMALLEST_BATCH = 4  # batch norm and contrastive losses compare the pictures of a batch
 HEALTH_IMAGES, KNN_BANK, KNN_QUERIES = 1024, 5000, 2000
 
 
@@ -33,6 +34,10 @@ def pretrain(
     Returns:
         What goes into the summary.
     """
+    if train["batch_size"] < SMALLEST_BATCH:
+        raise UserError(
+            f"train.batch_size must be at least {SMALLEST_BATCH} for pretraining, found {train['batch_size']}"
+        )
     hardware = build(device)
     data, val = load_train(dataset)
     images = torch.cat([data.images, *(extra.images for extra in _unlabeled(dataset, unlabeled))])
@@ -81,9 +86,9 @@ def pretrain(
         return metrics
 
     keep = {"stage": "pretrain", "config": run.summary["config"]}
-    fit = build(train, model, held, None, run, hardware, optimizer, evaluate, "val/knn_accuracy", seed, keep)
+    result = function(train)(model, held, None, run, hardware, optimizer, evaluate, "val/knn_accuracy", seed, keep)
     report.curves_figure(run)
-    return fit
+    return result
 
 
 def _unlabeled(dataset: Node, folder: str | None) -> list[Dataset]:
