@@ -20,10 +20,10 @@ demo: $(READY)  ## the main job on scikit-learn's digits, offline, at most 3 min
 	$(VENV)/bin/sslrun demo
 
 test: $(READY)  ## the tests, at most 10 minutes on 2 cores
-	$(VENV)/bin/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 -m "not slow"
 
 test-all: $(READY)  ## the slow tests too
-	$(VENV)/bin/python -m pytest -q
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2
 
 check: $(READY)  ## lint, format and types
 	$(VENV)/bin/ruff check .

@@ -80,7 +80,7 @@ def runs(
 
 @app.command()
 def demo(
-    epochs: Annotated[int, typer.Option(help="epochs of pretraining")] = 22,
+    epochs: Annotated[int, typer.Option(help="epochs of pretraining")] = 32,
     seeds: Annotated[int, typer.Option(help="label subsets")] = 3,
 ) -> None:
     """Run the main job on scikit-learn's digits: does pretraining help with 30 labels?"""

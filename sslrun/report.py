@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich import box
 from rich.table import Table
@@ -83,7 +84,7 @@ def confusion_figure(run: Run, counts: list[list[int]], class_names: list[str]) 
     side = min(14.0, 2.2 + 0.45 * n)
     figure, axis = plt.subplots(figsize=(side, side))
     matrix = torch.tensor(counts, dtype=torch.float)
-    axis.imshow(matrix / matrix.sum(1, keepdim=True).clamp(min=1), cmap="Blues", vmin=0, vmax=1)
+    axis.imshow((matrix / matrix.sum(1, keepdim=True).clamp(min=1)).numpy(), cmap="Blues", vmin=0, vmax=1)
     for spine in axis.spines.values():
         spine.set_visible(False)
     axis.set_xlabel("predicted")
@@ -122,7 +123,7 @@ def prediction_figures(run: Run, rows: list[dict[str, Any]]) -> None:
             shown = ImageOps.exif_transpose(image).convert("RGBA")
         shown.thumbnail((800, 800))
         figure, axis = plt.subplots(figsize=(4, 4.3))
-        axis.imshow(Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown))
+        axis.imshow(np.asarray(Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)))
         axis.set_title(f"{row['class']}  {row['confidence']:.0%}".replace("$", r"\$"))
         axis.axis("off")
         figure.tight_layout()
@@ -130,8 +131,14 @@ def prediction_figures(run: Run, rows: list[dict[str, Any]]) -> None:
         plt.close(figure)
 
 
-def print_classification(found: dict[str, Any], source: Path) -> None:
-    """Print accuracy and the table of the classes on standard error."""
+def print_classification(found: dict[str, Any], source: Path, table: bool) -> None:
+    """Print the accuracy on standard error, and if asked for the table of the classes."""
+    ERR.print(f"test accuracy {found['accuracy']:.4f} of {source}", markup=False)
+    if table:
+        ERR.print(_classes_table(found))
+
+
+def _classes_table(found: dict[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("class", "precision", "recall", "f1", "images"):
         table.add_column(name, justify="left" if name == "class" else "right")
@@ -141,8 +148,7 @@ def print_classification(found: dict[str, Any], source: Path) -> None:
     table.add_section()
     macro = [f"{found[k]:.3f}" for k in ("precision_macro", "recall_macro", "f1_macro")]
     table.add_row("macro mean", *macro, str(sum(r["images"] for r in found["classes"])))
-    ERR.print(table)
-    ERR.print(f"test accuracy {found['accuracy']:.4f} of {source}", markup=False)
+    return table
 
 
 # --------------------------------------------------------------------------------------------------------- sweeps

@@ -54,6 +54,7 @@ class Run:
         self, directory: Path, stage: str, config: DictConfig, asked: dict[str, str], resumed: bool = False
     ) -> None:
         self.directory, self.stage, self.asked, self.resumed = directory, stage, asked, resumed
+        self.in_sweep = directory.name.isdigit()
         self._clock = time.monotonic()
         self._writer: Any = None
         self._summary: dict[str, Any] = {}

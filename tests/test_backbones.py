@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslrun.backbones import Encoder, build_encoder, features, load_imagenet
+from sslrun.backbones import Encoder, build_encoder, features, for_imagenet, load_imagenet
 from sslrun.config import compose_nodes
 from sslrun.device import Device
 from sslrun.errors import UserError
@@ -66,7 +66,7 @@ def test_imagenet_weights_of_torchvision_fit_every_key(
     weights = {"resnet18": models.ResNet18_Weights, "mobilenetv2": models.MobileNet_V2_Weights}[name]
     original = {"resnet18": models.resnet18, "mobilenetv2": models.mobilenet_v2}[name]()  # stands for the download
     monkeypatch.setattr(weights, "get_state_dict", lambda self, **_: original.state_dict())
-    net = encoder(name, image_size)
+    net = build_encoder(for_imagenet(NODES[name], image_size), image_size, [0.5] * 3, [0.25] * 3)
     load_imagenet(net)
     assert net.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
     if image_size == 128:  # the same network as torchvision's: the same features

@@ -50,7 +50,7 @@ def evaluate(own: Run, *, run: str, dataset: DatasetNode, batch_size: PositiveIn
         writer.writeheader()
         writer.writerows(found["classes"])
     report.confusion_figure(own, found["confusion_matrix"], data.class_names)
-    report.print_classification(found, directory)
+    report.print_classification(found, directory, table=not own.in_sweep)
     of_run = read_summary(directory)
     kept = (
         "init",

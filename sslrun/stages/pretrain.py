@@ -35,9 +35,7 @@ def pretrain(
         What goes into the summary.
     """
     if train["batch_size"] < SMALLEST_BATCH:
-        raise UserError(
-            f"train.batch_size must be at least {SMALLEST_BATCH} for pretraining, found {train['batch_size']}"
-        )
+        raise UserError(f"train.batch_size: must be at least {SMALLEST_BATCH} to pretrain, found {train['batch_size']}")
     hardware = build(device)
     data, val = load_train(dataset)
     images = torch.cat([data.images, *(extra.images for extra in _unlabeled(dataset, unlabeled))])
