@@ -165,15 +165,16 @@ def config_dir(flags: list[str]) -> str | None:
 def _launch(stage: str, flags: list[str], values: list[str], others: list[str]) -> None:
     import hydra
 
-    from sslrun import config, job
+    from sslrun import config, job, overrides
+    from sslrun.errors import UserError
 
     own = config_dir(flags)
     if own is not None and not Path(own).is_dir():
-        raise config.UserError(f"{own}: no such folder (-cd)")
+        raise UserError(f"{own}: no such folder (-cd)")
     if others and stage != "predict":
         hints = [f"{g}={a}" for a in others for g in config.groups(own) if a in config.choices(g, own)]
         hint = f"; did you mean {hints[0]}?" if hints else "; settings look like key=value"
-        raise config.UserError(f"unexpected: {' '.join(others)}{hint}")
+        raise UserError(f"unexpected: {' '.join(others)}{hint}")
     if stage == "predict" and others:
         values.append("images=[" + ",".join(quoted(o) for o in others) + "]")
     sys.path.append(str(Path.cwd()))
@@ -182,7 +183,7 @@ def _launch(stage: str, flags: list[str], values: list[str], others: list[str]) 
         values, multirun = _whole_sweep(values, multirun)
         flags = [*flags, "-m"] if multirun and "-m" not in flags and "--multirun" not in flags else flags
     values = _resume(stage, values)
-    config.check_overrides(stage, values, own, multirun)
+    overrides.check_overrides(stage, values, own, multirun)
     if not SHOWING & {f.split("=")[0] for f in flags}:
         _outputs_writable(stage)
     sys.argv = [f"sslrun {stage}", *flags, *values]

@@ -74,7 +74,7 @@ class Run:
             "stage": stage,
             "status": "running",
             "started": self._summary.get("started") or _now(),
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": shlex.join(["sslrun", stage, *sys.argv[1:]]),
             "overrides": [f"{k}={v}" for k, v in asked.items()],
             "versions": {p: version(p) for p in ("torch", "torchvision", "numpy", "scikit-learn", "hydra-core")}
             | {"sslrun": __version__, "python": platform.python_version()},

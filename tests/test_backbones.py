@@ -88,8 +88,8 @@ def test_imagenet_without_network_says_where_to_put_the_file(monkeypatch: pytest
 
 
 def test_the_conf_of_a_backbone_is_what_is_tested_here() -> None:
-    from sslrun.config import _compose
+    from sslrun.config import compose_config
 
     for name, node in NODES.items():
-        assert dict(_compose("pretrain", [f"backbone={name}"], None).backbone) == node
+        assert dict(compose_config("pretrain", [f"backbone={name}"], None).backbone) == node
     assert compose_nodes("pretrain", "backbone") == [NODES["smallcnn"]]

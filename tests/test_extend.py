@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sslrun.config import _compose, build, compose_nodes, locate, parameters
+from sslrun.config import build, compose_config, compose_nodes, locate, parameters
 from tests.conftest import QUICK, REPOSITORY, Cli
 
 CODE = '''
@@ -84,7 +84,7 @@ FILES = [(g, p.stem) for g in GROUPS for p in sorted((REPOSITORY / "conf" / g).g
 @pytest.mark.parametrize(("group", "name"), [f for f in FILES if f[1] != "from_checkpoint"])
 def test_keys_of_every_yaml_are_the_parameters_of_its_target(group: str, name: str) -> None:
     settings = ["dataset.root=x"] if name == "folder" else []
-    node = _compose("pretrain", [f"{group}={name}", *settings], None)[group]
+    node = compose_config("pretrain", [f"{group}={name}", *settings], None)[group]
     names = set(parameters(locate(node._target_)))
     if group == "dataset":
         names |= set(parameters(locate("sslrun.data.dataset.Options")))
@@ -93,7 +93,7 @@ def test_keys_of_every_yaml_are_the_parameters_of_its_target(group: str, name: s
 
 @pytest.mark.parametrize("group", ["dataset", "backbone"])
 def test_from_checkpoint_offers_the_keys_that_all_have(group: str) -> None:
-    node = _compose("finetune", [], None)[group]
+    node = compose_config("finetune", [], None)[group]
     if group == "dataset":
         assert set(node) - {"_target_", "root"} == set(parameters(locate("sslrun.data.dataset.Options")))
     assert all(v is None for v in node.values())

@@ -24,9 +24,9 @@ def encoder(widths: tuple[int, ...] = (16, 32)) -> Encoder:
 
 
 def task(name: str, **changes: Any) -> nn.Module:
-    from sslrun.config import _compose
+    from sslrun.config import compose_config
 
-    config = _compose("pretrain", [f"pretext={name}"], None)
+    config = compose_config("pretrain", [f"pretext={name}"], None)
     from omegaconf import OmegaConf
 
     node: dict[str, Any] = OmegaConf.to_container(config.pretext, resolve=True)  # type: ignore[assignment]

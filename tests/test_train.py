@@ -193,9 +193,9 @@ def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
 def test_every_optimizer_lowers_a_loss(name: str) -> None:
-    from sslrun.config import _compose, build
+    from sslrun.config import build, compose_config
 
-    node: Any = OmegaConf.to_container(_compose("pretrain", [f"optimizer={name}"], None).optimizer)
+    node: Any = OmegaConf.to_container(compose_config("pretrain", [f"optimizer={name}"], None).optimizer)
     net = nn.Linear(4, 1)
     optimizer = build(node, parameter_groups(net, node["weight_decay"], {}), 0.5 if name == "lars" else 0.01)
     x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,151 @@
+"""Checking what stands on the command line before anything starts, all of it, in plain words."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sslrun.config import FROM_CHECKPOINT, check, choices, compose_config, folders, groups, locate, nearest
+from sslrun.errors import UserError
+
+
+def check_overrides(stage: str, overrides: Sequence[str], config_dir: str | None, multirun: bool) -> None:
+    """Check everything that was asked for on the command line and in YAML, before anything starts.
+
+    Raises:
+        UserError: with a line for every mistake.
+    """
+    mistakes: list[str] = []
+    parsed = list(_parse(overrides, mistakes))
+    all_groups = groups(config_dir)
+    try:
+        in_stage = _stage_groups(stage, config_dir)
+    except OSError as error:
+        raise UserError(f"cannot read the config: {error}") from None
+    good = [o for o in parsed if _check_choice(o, stage, in_stage, all_groups, config_dir, mistakes)]
+    if not multirun:
+        for o in [o for o in good if o.is_sweep_override()]:
+            mistakes.append(f"{o.input_line}: several values make a sweep; put -m before it")
+            good.remove(o)
+
+    function = locate(f"sslrun.stages.{stage}.{stage}")
+    for trial in _trials(good):
+        chosen: list[str] = [line for o, line in trial if _is_group(o, in_stage)]
+        settings = [(o, line) for o, line in trial if not _is_group(o, in_stage)]
+        try:
+            base = compose_config(
+                stage, [*chosen, *(str(o.input_line) for o, _ in settings if _is_hydra(o))], config_dir
+            )
+            known = [(o, s) for o, s in settings if not _is_hydra(o) and _check_key(o, base, mistakes)]
+            config = compose_config(stage, [*chosen, *(line for _, line in known)], config_dir)
+        except (HydraException, OmegaConfBaseException) as error:
+            mistakes.append(_first_lines(error))
+            continue
+        mistakes += check(config, function)
+    if mistakes:
+        raise UserError("\n".join(dict.fromkeys(mistakes)))
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(("full_key", "object_type", "Set the")))
+
+
+def _parse(overrides: Sequence[str], mistakes: list[str]) -> Iterator[Override]:
+    parser = OverridesParser.create()
+    for text in overrides:
+        try:
+            yield parser.parse_override(text)
+        except HydraException as error:
+            reason = str(error).splitlines()[0].split(chr(39) + text)[0]
+            mistakes.append(
+                f"{text}: cannot be read ({reason}); put odd characters into quotes, as in 'key=\"a value\"'"
+            )
+
+
+def _stage_groups(stage: str, config_dir: str | None) -> list[str]:
+    path = next(d / f"{stage}.yaml" for d in folders(config_dir) if (d / f"{stage}.yaml").is_file())
+    defaults = OmegaConf.to_container(OmegaConf.load(path))["defaults"]  # type: ignore[call-overload,index]
+    return [next(iter(d)).removeprefix("optional ") for d in defaults if isinstance(d, dict)]
+
+
+def _is_hydra(o: Override) -> bool:
+    return o.key_or_group.split(".")[0].split("/")[0] == "hydra"
+
+
+def _is_group(o: Override, in_stage: list[str]) -> bool:
+    return o.key_or_group in in_stage
+
+
+def _check_choice(
+    o: Override,
+    stage: str,
+    in_stage: list[str],
+    all_groups: list[str],
+    config_dir: str | None,
+    mistakes: list[str],
+) -> bool:
+    group = o.key_or_group
+    if group not in all_groups or _is_hydra(o):
+        return True
+    if group not in in_stage:
+        hint = f"; say init={o.value()} to start from the newest {o.value()} run" if group == "pretext" else ""
+        mistakes.append(f"{o.input_line}: {stage} has no {group}{hint}")
+        return False
+    options = choices(group, config_dir)
+    values = list(o.sweep_string_iterator()) if o.is_sweep_override() else [str(o.value())]
+    bad = [v for v in values if v not in [*options, "None", "null"]]
+    for v in bad:
+        mistakes.append(f"{group}={v}: no such {group}{nearest(v, options)} Choices: {', '.join(options)}")
+    if stage == "pretrain" and FROM_CHECKPOINT in values:
+        mistakes.append(f"{group}={FROM_CHECKPOINT}: pretrain starts from no checkpoint")
+        return False
+    return not bad
+
+
+def _trials(overrides: Sequence[Override]) -> Iterator[list[tuple[Override, str]]]:
+    """Yield sets of overrides in which each value of every sweep stands at least once."""
+    sweeps = {}
+    for o in overrides:
+        if o.is_sweep_override() and o.is_discrete_sweep():
+            key = o.get_key_element()
+            sweeps[str(o.input_line)] = [f"{key}={v}" for v in o.sweep_string_iterator()]
+    rounds = max((len(v) for v in sweeps.values()), default=1)
+    for i in range(rounds):
+        trial = []
+        for o in overrides:
+            values = sweeps.get(str(o.input_line))
+            if values is None and o.is_sweep_override():
+                continue  # an interval: the sweeper draws from it
+            trial.append((o, values[i % len(values)] if values else str(o.input_line)))
+        yield trial
+
+
+def _check_key(o: Override, config: DictConfig, mistakes: list[str]) -> bool:
+    if o.is_add() or o.is_delete():
+        return True
+    key, passed = o.key_or_group, []
+    node: Any = config
+    for part in key.split("."):
+        if OmegaConf.is_dict(node) and not node._is_none() and part in node.keys():  # noqa: SIM118 (`in` denies ???)
+            passed.append(part)
+            node = node._get_node(part)
+            continue
+        if passed and OmegaConf.is_dict(node) and not node:
+            return True  # a free mapping, such as dataset.classes
+        mistakes.append(f"{key}: no such key{nearest(key, _leaves(config))}")
+        return False
+    return True
+
+
+def _leaves(config: Any, prefix: str = "") -> list[str]:
+    out = []
+    for key in config:
+        node = config._get_node(key)
+        inner = OmegaConf.is_dict(node) and not node._is_none() and not node._is_interpolation()
+        out += [f"{prefix}{key}", *_leaves(node, f"{prefix}{key}.")] if inner else [f"{prefix}{key}"]
+    return [name for name in out if not name.endswith("_target_")]
