@@ -97,6 +97,8 @@ def _list_runs(stage: str | None, format: str) -> None:
 
 def main() -> None:
     """Run the command line."""
+    if sys.stdout is None:  # `sslrun runs >&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         app()
     except BrokenPipeError:  # `sslrun runs | head`
@@ -175,6 +177,8 @@ def _launch(stage: str, flags: list[str], values: list[str], others: list[str]) 
         hints = [f"{g}={a}" for a in others for g in config.groups(own) if a in config.choices(g, own)]
         hint = f"; did you mean {hints[0]}?" if hints else "; settings look like key=value"
         raise UserError(f"unexpected: {' '.join(others)}{hint}")
+    if stage == "predict" and others and any(v.startswith("images=") for v in values):
+        raise UserError("name the pictures as they are or as images=[...], not both ways")
     if stage == "predict" and others:
         values.append("images=[" + ",".join(quoted(o) for o in others) + "]")
     sys.path.append(str(Path.cwd()))
@@ -182,12 +186,29 @@ def _launch(stage: str, flags: list[str], values: list[str], others: list[str]) 
     if stage == "evaluate":
         values, multirun = _whole_sweep(values, multirun)
         flags = [*flags, "-m"] if multirun and "-m" not in flags and "--multirun" not in flags else flags
-    values = _resume(stage, values)
-    overrides.check_overrides(stage, values, own, multirun)
+    resumed = _resume(stage, values)
+    if resumed != values and multirun:
+        raise UserError("resume= goes on with one run: leave -m away")
+    if resumed == values:  # a resumed run has a config of its own, which is checked once it is read
+        overrides.check_overrides(stage, values, own, multirun)
+    values = resumed
+    if multirun:
+        _sweep_is_new(values)
     if not SHOWING & {f.split("=")[0] for f in flags}:
         _outputs_writable(stage)
     sys.argv = [f"sslrun {stage}", *flags, *values]
     hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name=stage)(job.job)()
+
+
+def _sweep_is_new(values: list[str]) -> None:
+    """Refuse a sweep into the folder of an earlier one, which would mix their jobs."""
+    from sslrun.errors import UserError
+
+    for value in values:
+        key, _, text = value.partition("=")
+        folder = Path(text.strip("'\""))
+        if key == "hydra.sweep.dir" and folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder} is not empty: a sweep needs a folder of its own")
 
 
 def _outputs_writable(stage: str) -> None:
@@ -213,14 +234,19 @@ def quoted(text: str) -> str:
 def _whole_sweep(values: list[str], multirun: bool) -> tuple[list[str], bool]:
     """Turn `run=SWEEP` into a sweep over its finished jobs."""
     from sslrun import run
+    from sslrun.console import log
 
     for i, value in enumerate(values):
         key, _, text = value.partition("=")
         folder = Path(text)
         if key == "run" and folder.is_dir() and not (folder / "summary.json").exists():
-            jobs = [p for p in folder.iterdir() if p.name.isdigit() and run.is_finished(p)]
+            every = [p.parent for p in folder.glob("*/config.yaml")]
+            jobs = [p for p in every if run.is_finished(p)]
+            left_out = sorted(p.name for p in every if p not in jobs)
+            if left_out:
+                log.warning("%d of %d jobs did not finish and are left out: %s", len(left_out), len(every), left_out)
             if jobs:
-                ordered = sorted(jobs, key=lambda p: int(p.name))
+                ordered = sorted(jobs, key=run.job_order)
                 return [
                     *values[:i],
                     "run=" + ",".join(quoted(str(p)) for p in ordered),

@@ -165,7 +165,7 @@ def _check_node(value: dict[str, Any], raw: Any, annotation: Any, where: tuple[s
     if value.get("_target_") is None:
         if where[0] not in ("dataset", "backbone") or "_target_" not in value:
             return [f"{_dotted(where)}: has no _target_, so there is nothing to build"]
-        given = {k: v for k, v in value.items() if v is not None}
+        given = {k: v for k, v in value.items() if v is not None and k != "root"}  # root is the source's to check
         return _check_call(given, raw, locate(also), where, None, complete=False) if also else []
     try:
         target = locate(value["_target_"])

@@ -1,6 +1,7 @@
 """What is shown while a command works, on standard error; standard output is for results alone."""
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ log = logging.getLogger("sslrun")
 PLAIN_EVERY = 15.0  # seconds between lines of progress where there is no terminal
 
 
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr and sys.stderr.isatty() else 160)
 
 
 class _ToConsole(logging.Handler):

@@ -20,7 +20,7 @@ from sslrun.console import log, start_logging
 from sslrun.run import Run, read_summary, score
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
-MAY_DIFFER = ("train.epochs", "train.steps")  # and the device, when a run is resumed
+MAY_DIFFER = ("train.epochs", "train.steps", "dataset.root", "unlabeled")  # and the device, when a run is resumed
 
 
 def job(config: DictConfig) -> float | None:
@@ -39,6 +39,7 @@ def job(config: DictConfig) -> float | None:
     run = None
     try:
         run, function = _open(config, hydra)
+        run.in_sweep = in_sweep
         result = function(run, **run.summary["config"])
         run.close("finished", **result)
         log.info("Finished in %.0f s: %s", run.summary["wall_time_seconds"], run.directory)
@@ -111,11 +112,15 @@ def _resumed_config(directory: Path, stage: str, asked: dict[str, str], composed
         if key == "device" or key.startswith("device."):
             after.device = composed.device
             continue
-        new = OmegaConf.from_dotlist([f"{key}={value}"])
         old = OmegaConf.select(before, key)
+        if OmegaConf.is_dict(old) and "_target_" in old:  # a group: the same choice is no change
+            if composed[key].get("_target_") not in (None, old["_target_"]):
+                changed.append(f"{key}={value}: the run was started with {old['_target_']}; leave it away")
+            continue
+        new = OmegaConf.from_dotlist([f"{key}={value}"])
         if OmegaConf.select(new, key) == old:
             continue
-        if not key.startswith(MAY_DIFFER):
+        if key not in MAY_DIFFER:
             changed.append(f"{key}={value}: the run was started with {old}; leave it away, or start a new run")
         after.merge_with(new)
     if changed:

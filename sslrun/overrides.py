@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -32,8 +32,12 @@ def check_overrides(stage: str, overrides: Sequence[str], config_dir: str | None
             mistakes.append(f"{o.input_line}: several values make a sweep; put -m before it")
             good.remove(o)
 
+    for o in [o for o in good if isinstance(o.value(), Glob) and o.key_or_group not in in_stage]:
+        mistakes.append(f"{o.input_line}: glob() chooses among the files of a group, and {o.key_or_group} is a key")
+        good.remove(o)
+
     function = locate(f"sslrun.stages.{stage}.{stage}")
-    for trial in _trials(good):
+    for trial in _trials(good, config_dir):
         chosen: list[str] = [line for o, line in trial if _is_group(o, in_stage)]
         settings = [(o, line) for o, line in trial if not _is_group(o, in_stage)]
         try:
@@ -97,6 +101,8 @@ def _check_choice(
         mistakes.append(f"{o.input_line}: {stage} has no {group}{hint}")
         return False
     options = choices(group, config_dir)
+    if isinstance(o.value(), Glob):
+        return True
     values = list(o.sweep_string_iterator()) if o.is_sweep_override() else [str(o.value())]
     bad = [v for v in values if v not in [*options, "None", "null"]]
     for v in bad:
@@ -107,13 +113,20 @@ def _check_choice(
     return not bad
 
 
-def _trials(overrides: Sequence[Override]) -> Iterator[list[tuple[Override, str]]]:
+def _swept(o: Override, config_dir: str | None) -> list[str]:
+    value = o.value()
+    if isinstance(value, Glob):
+        return value.filter(choices(o.key_or_group, config_dir))
+    return [str(v) for v in o.sweep_string_iterator()]
+
+
+def _trials(overrides: Sequence[Override], config_dir: str | None) -> Iterator[list[tuple[Override, str]]]:
     """Yield sets of overrides in which each value of every sweep stands at least once."""
     sweeps = {}
     for o in overrides:
         if o.is_sweep_override() and o.is_discrete_sweep():
             key = o.get_key_element()
-            sweeps[str(o.input_line)] = [f"{key}={v}" for v in o.sweep_string_iterator()]
+            sweeps[str(o.input_line)] = [f"{key}={v}" for v in _swept(o, config_dir)]
     rounds = max((len(v) for v in sweeps.values()), default=1)
     for i in range(rounds):
         trial = []

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from sslrun.console import ERR, log
-from sslrun.run import Run, read_summary, score
+from sslrun.run import Run, job_order, read_metrics, read_summary, score
 
 VIEWS_SHOWN = 8
 
@@ -27,7 +26,15 @@ def pyplot() -> Any:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 120})
+    plt.rcParams.update(
+        {
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "figure.dpi": 120,
+            "text.parse_math": False,
+        }
+    )
     return plt
 
 
@@ -55,7 +62,7 @@ def views_figure(run: Run, model: nn.Module, images: Tensor, seed: int) -> None:
 
 def curves_figure(run: Run) -> None:
     """Draw loss and accuracy over the steps from `metrics.jsonl`."""
-    rows = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(run.directory)
     plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
     for axis, word in zip(axes, ("loss", "accuracy"), strict=True):
@@ -124,7 +131,7 @@ def prediction_figures(run: Run, rows: list[dict[str, Any]]) -> None:
         shown.thumbnail((800, 800))
         figure, axis = plt.subplots(figsize=(4, 4.3))
         axis.imshow(np.asarray(Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)))
-        axis.set_title(f"{row['class']}  {row['confidence']:.0%}".replace("$", r"\$"))
+        axis.set_title(f"{row['class']}  {row['confidence']:.0%}")
         axis.axis("off")
         figure.tight_layout()
         figure.savefig(run.figure(f"{i:03d}_{Path(row['image']).stem[:60]}"))
@@ -157,14 +164,14 @@ def _classes_table(found: dict[str, Any]) -> Table:
 def sweep_rows(directory: Path) -> list[dict[str, Any]]:
     """Return one row for every job of a sweep, in their order: what was varied, status and score."""
     rows = []
-    jobs = [p for p in directory.iterdir() if p.is_dir() and p.name.isdigit()]
-    for job in sorted(jobs, key=lambda p: int(p.name)):
+    jobs = {p.parent for name in (".hydra", "summary.json") for p in directory.glob(f"*/{name}")}
+    for job in sorted(jobs, key=job_order):
         if not (job / "summary.json").exists():  # it failed before its run began
-            rows.append({"job": int(job.name), "run": str(job), "status": "failed", "score_name": None, "score": None})
+            rows.append({"job": job.name, "run": str(job), "status": "failed", "score": None})
             continue
         summary = read_summary(job)
         asked = dict(o.split("=", 1) for o in summary.get("of_overrides") or summary["overrides"] if "=" in o)
-        row: dict[str, Any] = {"job": int(job.name), "run": str(job), "status": summary["status"]}
+        row: dict[str, Any] = {"job": job.name, "run": str(job), "status": summary["status"]}
         row |= {k: summary.get(k) for k in ("of_run", "dataset", "backbone", "pretext", "init", "source", "mode")}
         row |= {k: summary.get(k) for k in ("label_fraction", "labels_per_class")}
         row |= {f"labels_{k}": v for k, v in (summary.get("labels") or {}).items()}
@@ -197,15 +204,16 @@ def sweep_table(rows: list[dict[str, Any]]) -> Table:
         sources.setdefault(str(r.get("init")), set()).add(str(r.get("source")))
     if all(len(s) == 1 for s in sources.values()):
         ignored.add("source")  # `init` says enough
+    done = [r for r in rows if r["status"] == "finished"] or rows
     columns = [k for k in dict.fromkeys(k for r in rows for k in r) if k not in ignored and "/" not in k]
     columns = [k for k in columns if not k.endswith("_seed")]
-    shown = [k for k in columns if k in ("label_fraction", "init") or len({str(r.get(k)) for r in rows}) > 1]
+    shown = [k for k in columns if k in ("label_fraction", "init") or len({str(r.get(k)) for r in done}) > 1]
     shown = [k for k in shown if any(r.get(k) is not None for r in rows) and k != "score_name"]
     grouped: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for r in rows:
         grouped.setdefault(tuple(_cell(r.get(k)) for k in shown), []).append(r)
     table = Table(box=box.SIMPLE_HEAD)
-    names = {r["score_name"] for r in rows if r["score_name"]}
+    names = {r["score_name"] for r in rows if r.get("score_name")}
     for name in (*(k.removeprefix("override ").replace("_", " ") for k in shown), "labels"):
         table.add_column(name, justify="right" if name in ("labels", "label fraction") else "left")
     for name in ("/".join(sorted(names)).replace("_", " ") or "score", "±", "runs"):

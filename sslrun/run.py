@@ -24,7 +24,12 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes are not kept apart there
+    fcntl = None  # type: ignore[assignment]
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -54,7 +59,7 @@ class Run:
         self, directory: Path, stage: str, config: DictConfig, asked: dict[str, str], resumed: bool = False
     ) -> None:
         self.directory, self.stage, self.asked, self.resumed = directory, stage, asked, resumed
-        self.in_sweep = directory.name.isdigit()
+        self.in_sweep = False
         self._clock = time.monotonic()
         self._writer: Any = None
         self._summary: dict[str, Any] = {}
@@ -64,6 +69,7 @@ class Run:
             raise UserError(f"{directory} holds a run already; to go on with it say resume={directory}")
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(directory)
             self._file = logging.FileHandler(directory / "run.log", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise UserError(f"cannot write into {directory}: {error.strerror}") from None
@@ -125,8 +131,8 @@ class Run:
         """Drop the metrics of steps that a resumed run does again."""
         path = self.directory / "metrics.jsonl"
         if path.exists():
-            rows = [r for r in path.read_text().splitlines(True) if json.loads(r)["step"] <= step]
-            write_text(path, "".join(rows))
+            rows = [r for r in read_metrics(self.directory) if r["step"] <= step]
+            write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
 
     @property
     def tensorboard(self) -> Any:
@@ -156,11 +162,28 @@ class Run:
         finally:
             log.removeHandler(self._file)
             self._file.close()
+            self._lock.close()
 
     def _hparams(self) -> None:
         flat = {k: v for k, v in _flat(self._summary["config"]).items() if isinstance(v, bool | int | float | str)}
         scores = {k: v for k, v in self._summary.items() if "/" in k and isinstance(v, float)}
         self._writer.add_hparams(flat, scores, run_name=".")
+
+
+def _locked(directory: Path) -> IO[str]:
+    """Hold a lock on a run directory as long as this process lives, however it ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    file = (directory / ".lock").open("w")
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UserError(f"{directory} is being written by another process: wait for it, or stop it") from None
+    return file
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -221,9 +244,25 @@ def read_summary(directory: Path) -> dict[str, Any]:
         raise UserError(f"{directory}: no run of sslrun there (it has no summary.json)") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(summary, dict) or "stage" not in summary:
+    if not isinstance(summary, dict) or not {"stage", "status", "config"} <= summary.keys():
         raise UserError(f"{path} is not the summary of a run")
     return summary
+
+
+def job_order(job: Path) -> tuple[int, str]:
+    """Return the key by which the jobs of a sweep are sorted."""
+    return (int(job.name) if job.name.isdigit() else 0, job.name)
+
+
+def read_metrics(directory: Path) -> list[dict[str, float]]:
+    """Return the lines of `metrics.jsonl`, without a last one that was cut off."""
+    rows = []
+    for line in (directory / "metrics.jsonl").read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            log.warning("Left out a damaged line of %s", directory / "metrics.jsonl")
+    return rows
 
 
 def is_finished(directory: Path) -> bool:

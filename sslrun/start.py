@@ -51,8 +51,10 @@ def find_start(init: str, backbone: Node, dataset: Node) -> Start:
         # The same network on the same pictures as the newest pretraining, unless others are asked for.
         latest = _newest(runs, backbone, dataset, None) or _newest(runs, {}, dataset, None)
         return Start(init, None, None, latest[1]["config"] if latest else {})
-    if os.path.exists(init):
+    if os.path.isfile(init) or os.path.exists(os.path.join(init, "summary.json")) or os.sep in init:
         path = Path(init)
+        if not path.exists():
+            raise UserError(f"init={init}: no such run or file")
     else:
         found = _newest(runs, backbone, dataset, None if init == "latest" else init)
         if found is None:
@@ -105,8 +107,8 @@ def short_name(target: str) -> str:
 
 
 def _no_run(init: str, runs: list[Any], backbone: Node, dataset: Node) -> str:
-    if init not in ("latest", "rotation", "simclr", "jigsaw") and (os.sep in init or init.endswith(".pt")):
-        return f"init={init}: no such run or file"
+    if init.endswith(".pt"):
+        return f"init={init}: no such file"
     wanted = [short_name(n["_target_"]) for n in (backbone, dataset) if n.get("_target_")]
     kind = f"{'' if init == 'latest' else init + ' '}run" + (f" of {' on '.join(wanted)}" if wanted else "")
     there = (

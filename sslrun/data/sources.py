@@ -179,7 +179,7 @@ def folder(split: SplitName, *, root: str) -> Pictures | None:
     """
     top = Path(root)
     if not top.is_dir():
-        raise UserError(f"{top}: no such folder (dataset.root)")
+        raise UserError(f"{top}: no such folder; if it has moved, say dataset.root=...")
     if not (top / "train").is_dir():
         return None if split == "unlabeled" else _one_folder_a_class(_unwrapped(top), split)
     test = next((top / n for n in TEST_FOLDERS if (top / n).is_dir()), None)
