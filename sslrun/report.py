@@ -26,6 +26,7 @@ def pyplot() -> Any:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    plt.rcParams["text.parse_math"] = False  # a class may be called $1
     plt.rcParams.update(
         {
             "font.size": 9,
