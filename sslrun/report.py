@@ -177,7 +177,7 @@ def sweep_rows(directory: Path) -> list[dict[str, Any]]:
         row |= {k: summary.get(k) for k in ("label_fraction", "labels_per_class")}
         row |= {f"labels_{k}": v for k, v in (summary.get("labels") or {}).items()}
         row |= {f"{k}_seed": v for k, v in (summary.get("seeds") or {}).items()}
-        row |= {f"override {k}": v for k, v in asked.items() if k not in ("run", "label_fraction", "seed", "init")}
+        row |= {f"override {k}": v for k, v in asked.items() if k not in (*row, "seed")}
         row |= {k: v for k, v in summary.items() if "/" in k}
         named = score(summary)
         row |= {"score_name": named[0], "score": named[1]} if named else {"score_name": None, "score": None}
