@@ -9,11 +9,9 @@ from typing import Annotated
 
 import typer
 
-from sslrun import __version__
+from sslrun import CONF, __version__
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-PACKAGED = Path(__file__).parent / "conf"
-CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
 TO_HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 WITH_VALUE = {
     "-cd",
