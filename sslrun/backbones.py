@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from sslrun.config import Node, PositiveInt, UserError, build
+from sslrun.data.images import Images
 from sslrun.device import Device
 
 SMALL_UP_TO = 64  # px: up to here `stem=auto` keeps the resolution in the first layers
@@ -105,7 +106,7 @@ def build_encoder(node: Node, image_size: int, mean: list[float], std: list[floa
 
 
 @torch.no_grad()
-def features(encoder: Encoder, images: Tensor, device: Device, batch_size: int = 512) -> Tensor:
+def features(encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int = 512) -> Tensor:
     """Return the features of whole pictures, without augmentation.
 
     Args:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.backbones import Encoder
+from sslrun.data.images import Images
 from sslrun.device import Device
 from sslrun.metrics import knn_probabilities
 from sslrun.views import Augment
@@ -113,7 +114,7 @@ class Finetuning(nn.Module):
 
 @torch.no_grad()
 def probabilities(
-    classifier: Classifier | KNNClassifier, images: Tensor, device: Device, batch_size: int = 512
+    classifier: Classifier | KNNClassifier, images: Tensor | Images, device: Device, batch_size: int = 512
 ) -> Tensor:
     """Return the probabilities of whole pictures, without augmentation.
 

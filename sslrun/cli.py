@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sslrun import CONF, __version__
+from sslrun import CONF, __version__, command
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 TO_HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -26,6 +26,7 @@ WITH_VALUE = {
     "--cfg",
 }
 WITH_VALUE |= {"--experimental-rerun"}
+FROM_CHECKPOINT = "from_checkpoint"  # the choice of a group that leaves it to the checkpoint
 SHOWING = {"-c", "--cfg", "-i", "--info", "--hydra-help"}  # these show something and start nothing
 INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 
@@ -65,6 +66,28 @@ def evaluate(ctx: typer.Context) -> None:
 def predict(ctx: typer.Context) -> None:
     """Name what is on pictures."""
     _run("predict", ctx.args)
+
+
+data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Fetch, check and look at data sets.")
+app.add_typer(data, name="data")
+
+
+@data.command(context_settings=TO_HYDRA)
+def fetch(ctx: typer.Context) -> None:
+    """Have a published data set where it belongs."""
+    _run("fetch", ctx.args)
+
+
+@data.command(context_settings=TO_HYDRA)
+def check(ctx: typer.Context) -> None:
+    """Look a data set over before training on it."""
+    _run("check", ctx.args)
+
+
+@data.command(context_settings=TO_HYDRA)
+def preview(ctx: typer.Context) -> None:
+    """Draw what a network is shown of it."""
+    _run("preview", ctx.args)
 
 
 @app.command()
@@ -194,7 +217,7 @@ def _launch(stage: str, flags: list[str], values: list[str], others: list[str]) 
         _sweep_is_new(values)
     if not SHOWING & {f.split("=")[0] for f in flags}:
         _outputs_writable(stage)
-    sys.argv = [f"sslrun {stage}", *flags, *values]
+    sys.argv = [command(stage), *flags, *values]
     hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name=stage)(job.job)()
 
 
@@ -282,8 +305,8 @@ def print_help(stage: str, own: str | None) -> None:
     about = [line.removeprefix("#").strip() for line in lines if line.startswith("# ")]
     body = [line for line in lines if not line.startswith("#")]
     start = body.index("defaults:") + 1
-    end = next(i for i in range(start, len(body)) if not body[i].startswith(" "))
-    print(f"Usage: sslrun {stage} [flags] {'[IMAGE or FOLDER ...] ' if stage == 'predict' else ''}[key=value ...]\n")
+    end = next((i for i in range(start, len(body)) if not body[i].startswith(" ")), len(body))
+    print(f"Usage: {command(stage)} [flags] {'[IMAGE or FOLDER ...] ' if stage == 'predict' else ''}[key=value ...]\n")
     print("\n".join(f"  {line}" for line in about))
     chosen: list[tuple[str, str]] = []
     print("\nGroups (group=choice, then group.key=value):")
@@ -292,14 +315,13 @@ def print_help(stage: str, own: str | None) -> None:
         if ":" in item and not item.startswith("hydra"):
             group, default = (part.strip() for part in item.split(":"))
             names = {p.stem for f in folders for p in (f / group).glob("*.yaml") if not p.stem.startswith("_")}
-            if stage == "pretrain":
-                names -= {"from_checkpoint"}
+            names -= {FROM_CHECKPOINT} if default != FROM_CHECKPOINT else set()
             print(f"  {group + '=' + default:<27}{' | '.join(sorted(names))}")
             chosen.append((group, default))
     print("\nKeys and their defaults:")
     print("\n".join(f"  {line}" for line in body[end:] if line.strip()))
     for group, default in chosen:
-        if default not in ("null", "from_checkpoint"):
+        if default not in ("null", FROM_CHECKPOINT):
             print(f"  {group}:  # {default}")
             print("\n".join(f"    {line}" for line in _keys(folders, group, default)))
     print(

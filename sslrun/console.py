@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.text import Text
 
@@ -52,13 +54,19 @@ class _Rate(ProgressColumn):
 def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
     """Show a bar with the rate and the time left, or plain lines now and then where there is no terminal.
 
+    Args:
+        what: is done.
+        total: number, 0 if it is not known.
+        unit: of the total; `B` is bytes.
+
     Yields:
         A function `advance(n, note="")` to be called when `n` more of `total` are done.
     """
     if ERR.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate())
-        with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=ERR) as bar:
-            task = bar.add_task(what, total=total, unit=unit, note="")
+        counts = (DownloadColumn(), TransferSpeedColumn()) if unit == "B" else (MofNCompleteColumn(), _Rate())
+        columns = (TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn())
+        with Progress(*columns, TextColumn("{task.fields[note]}"), console=ERR) as bar:
+            task = bar.add_task(what, total=total or None, unit=unit, note="")
 
             def show(n: int, note: str = "") -> None:
                 bar.update(task, advance=n, note=note or bar.tasks[0].fields["note"])
@@ -66,6 +74,7 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
             yield show
         return
     started = last = time.monotonic()
+    scale, shown = (1e6, "MB") if unit == "B" else (1, unit)
     done = 0
 
     def line(n: int, note: str = "") -> None:
@@ -75,7 +84,8 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
         if now - last >= PLAIN_EVERY:
             last = now
             rate = done / (now - started)
-            left = (total - done) / rate
-            log.info("%s %d/%d, %.0f %s/s, %.0f s left %s", what, done, total, rate, unit, left, note)
+            whole = f"/{total / scale:.0f}" if total else ""
+            left = f", {(total - done) / rate:.0f} s left" if total else ""
+            log.info("%s %.0f%s, %.0f %s/s%s %s", what, done / scale, whole, rate / scale, shown, left, note)
 
     yield line

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sslrun.config import PositiveInt, UserError
+from sslrun.data.images import Images
 
 
 class Device:
@@ -52,7 +53,7 @@ class Device:
         """Move a module to the device, in the channels-last memory format (NHWC), which convolutions are fastest in."""
         return module.to(self.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def hold(self, images: Tensor) -> Tensor:
+    def hold(self, images: Images) -> Images:
         """Move a whole data set to the device if it fits in half of its free memory, else leave it where it is."""
         if self.torch.type == "cuda" and images.nbytes > torch.cuda.mem_get_info()[0] // 2:
             return images

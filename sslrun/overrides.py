@@ -107,8 +107,8 @@ def _check_choice(
     bad = [v for v in values if v not in [*options, "None", "null"]]
     for v in bad:
         mistakes.append(f"{group}={v}: no such {group}{nearest(v, options)} Choices: {', '.join(options)}")
-    if stage == "pretrain" and FROM_CHECKPOINT in values:
-        mistakes.append(f"{group}={FROM_CHECKPOINT}: pretrain starts from no checkpoint")
+    if stage not in ("finetune", "evaluate") and FROM_CHECKPOINT in values:
+        mistakes.append(f"{group}={FROM_CHECKPOINT}: {stage} starts from no checkpoint")
         return False
     return not bad
 

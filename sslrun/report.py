@@ -3,6 +3,7 @@
 import csv
 import io
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from sslrun.console import ERR, log
+from sslrun.data.images import Images
 from sslrun.run import Run, job_order, read_metrics, read_summary, score
 
 VIEWS_SHOWN = 8
@@ -39,26 +41,52 @@ def pyplot() -> Any:
     return plt
 
 
-@torch.no_grad()
-def views_figure(run: Run, model: nn.Module, images: Tensor, seed: int) -> None:
-    """Draw some pictures beside what the network is shown of them, as a figure and for TensorBoard."""
-    rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:VIEWS_SHOWN]
-    originals = images[rows].float() / 255
-    views = model.views(originals, torch.Generator().manual_seed(seed))  # type: ignore[operator]
-    columns: dict[str, Tensor] = {"picture": originals, **views}
+def views_figure(
+    run: Run, model: nn.Module, images: Tensor | Images, seed: int, files: Sequence[str] | None = None
+) -> Path:
+    """Draw some pictures beside what the network is shown of them, as a figure and for TensorBoard.
+
+    Args:
+        files: draws all of `images`, beside the whole files that they were decoded from if there are any; without it
+            eight of the images are drawn.
+
+    Returns:
+        The path of the figure.
+    """
+    if files is None:
+        images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:VIEWS_SHOWN]]
+    originals = images[:].float() / 255
+    with torch.no_grad():
+        views = model.views(originals, torch.Generator().manual_seed(seed))  # type: ignore[operator]
+    columns: dict[str, Any] = {f"{originals.shape[-1]} px": originals, **views}
+    shown = {name: [p.permute(1, 2, 0).clamp(0, 1).numpy() for p in pictures] for name, pictures in columns.items()}
+    if files:
+        shown = {"file": [_whole_file(f) for f in files], **shown}
     plt = pyplot()
-    figure, axes = plt.subplots(
-        len(rows), len(columns), figsize=(1.2 * len(columns), 1.2 * len(rows) + 0.3), squeeze=False
-    )
-    for j, (name, pictures) in enumerate(columns.items()):
+    size = (1.2 * len(shown), 1.2 * len(originals) + 0.3)
+    figure, axes = plt.subplots(len(originals), len(shown), figsize=size, squeeze=False)
+    for j, (name, pictures) in enumerate(shown.items()):
         axes[0][j].set_title(name)
         for i, picture in enumerate(pictures):
-            axes[i][j].imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+            axes[i][j].imshow(picture, interpolation="nearest")
             axes[i][j].axis("off")
     figure.tight_layout(pad=0.3)
-    figure.savefig(run.figure("views"))
+    path = run.figure("views")
+    figure.savefig(path)
     run.tensorboard.add_figure("views", figure)
     plt.close(figure)
+    return path
+
+
+def _whole_file(path: str, side: int = 400) -> np.ndarray:
+    """Return a picture file upright, over white, uncropped, at most `side` px."""
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        image.draft("RGB", (2 * side, 2 * side))
+        shown = ImageOps.exif_transpose(image).convert("RGBA")
+    shown.thumbnail((side, side))
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown))
 
 
 def curves_figure(run: Run) -> None:
@@ -121,17 +149,11 @@ def confusion_figure(run: Run, counts: list[list[int]], class_names: list[str]) 
 
 def prediction_figures(run: Run, rows: list[dict[str, Any]]) -> None:
     """Draw each picture with its prediction as the title."""
-    from PIL import Image, ImageOps
-
     readable = [r for r in rows if not r["error"]]
     plt = pyplot()
     for i, row in enumerate(readable):
-        with Image.open(row["image"]) as image:
-            image.draft("RGB", (800, 800))
-            shown = ImageOps.exif_transpose(image).convert("RGBA")
-        shown.thumbnail((800, 800))
         figure, axis = plt.subplots(figsize=(4, 4.3))
-        axis.imshow(np.asarray(Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)))
+        axis.imshow(_whole_file(row["image"], 800))
         axis.set_title(f"{row['class']}  {row['confidence']:.0%}")
         axis.axis("off")
         figure.tight_layout()

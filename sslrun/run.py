@@ -33,7 +33,7 @@ except ImportError:  # Windows: two processes are not kept apart there
 
 from omegaconf import DictConfig, OmegaConf
 
-from sslrun import __version__
+from sslrun import __version__, command
 from sslrun.console import log
 from sslrun.errors import UserError
 
@@ -80,7 +80,7 @@ class Run:
             "stage": stage,
             "status": "running",
             "started": self._summary.get("started") or _now(),
-            "command": shlex.join(["sslrun", stage, *sys.argv[1:]]),
+            "command": f"{command(stage)} {shlex.join(sys.argv[1:])}".strip(),
             "overrides": [f"{k}={v}" for k, v in asked.items()],
             "versions": {p: version(p) for p in ("torch", "torchvision", "numpy", "scikit-learn", "hydra-core")}
             | {"sslrun": __version__, "python": platform.python_version()},

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 from sslrun import checkpoint
 from sslrun.config import Fraction, Node, NotNegative, Positive, PositiveInt, UserError, build
 from sslrun.console import log, progress
+from sslrun.data.images import Images
 from sslrun.device import Device
 from sslrun.optimizers import parameter_groups
 from sslrun.run import Run
 
 ORDER, VIEWS = 0, 1  # what random numbers are for
+REHEARSAL = 3.0  # seconds that a rehearsal takes, about
 
 
 def generator(*numbers: int) -> torch.Generator:
@@ -54,7 +57,7 @@ def learning_rate_at(step: int, total: int, warmup: int) -> float:
 
 def fit(
     model: nn.Module,
-    images: Tensor,
+    images: Tensor | Images,
     labels: Tensor | None,
     run: Run,
     device: Device,
@@ -78,7 +81,7 @@ def fit(
     Args:
         model: `model(batch, rng) -> {"loss": ..., ...}`; `before_step(step)`, `after_step(step)` and
             `learning_rates()` are called where it has them.
-        images: `N x 3 x S x S`, uint8, on the device or not.
+        images: N of them, `3 x S x S`, uint8, on the device or not.
         labels: N, or None.
         evaluate: returns metrics; called before the first step and `evaluations` times, evenly spread.
         monitor: the metric of which the highest value makes `best.pt`.
@@ -137,8 +140,7 @@ def _nothing(step: int) -> None:
     """Stand in for a hook that a model does not have."""
 
 
-def _batch(images: Tensor, labels: Tensor | None, rows: Tensor, device: Device) -> dict[str, Tensor]:
-    rows = rows.to(images.device, non_blocking=True)
+def _batch(images: Tensor | Images, labels: Tensor | None, rows: Tensor, device: Device) -> dict[str, Tensor]:
     batch = {"images": device.floats(images[rows])}
     if labels is not None:
         batch["labels"] = labels[rows.to(labels.device)].to(device.torch, non_blocking=True)
@@ -169,6 +171,54 @@ def _step(
     device.scaler.update()
     getattr(model, "after_step", _nothing)(step)
     return {k: v.detach() for k, v in out.items()}
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a few steps took.
+
+    Attributes:
+        images_per_second: pictures of the data set, however many views are made of each.
+        bytes: of weights, gradients, the optimiser's state, and what is kept for the backward pass of a whole batch.
+    """
+
+    images_per_second: float
+    bytes: int
+
+
+def rehearse(
+    model: nn.Module, images: Tensor | Images, device: Device, optimizer_node: Node, batch_size: int
+) -> Rehearsal:
+    """Take a few steps of a training that nothing comes of, to say how fast it is and how much memory it needs."""
+    groups = parameter_groups(model, optimizer_node["weight_decay"], {})
+    optimizer = build(optimizer_node, groups, 0.0)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    def step(n: int, i: int) -> float:
+        began = time.perf_counter()
+        rows = torch.randperm(len(images), generator=generator(0, ORDER, i))[:n]
+        out = _step(model, _batch(images, None, rows, device), optimizer, device, None, 0, (0, VIEWS, 0, i))
+        float(out["loss"])  # waits for the device
+        return time.perf_counter() - began
+
+    few = min(batch_size, len(images), 32)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        step(few, 0)
+    activations = sum(size for place, size in kept.items() if place not in own) * batch_size // few
+    states = sum(t.nbytes for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor))
+    n = min(batch_size, len(images))
+    n = n if step(few, 1) * n / few < REHEARSAL else few
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < REHEARSAL / 3:
+        times.append(step(n, 2 + len(times)))
+    times.sort()
+    return Rehearsal(n / times[len(times) // 2], 2 * sum(w.nbytes for w in weights) + states + activations)
 
 
 @torch.no_grad()

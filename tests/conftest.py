@@ -1,9 +1,11 @@
 """What several tests share: the command line in this process, small real pictures, and one trained run."""
 
+import http.server
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,3 +131,58 @@ def in_world(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
     shutil.copytree(world / "outputs", tmp_path / "outputs")
     return tmp_path
+
+
+class Served:
+    """A local HTTP server over a folder, which can be told to misbehave.
+
+    Attributes:
+        folder: what is served.
+        address: without a slash at the end.
+        asked: the path and Range of every request.
+        cut: answers end after so many bytes, each popped once; None is a whole answer.
+        ranges: whether Range is understood.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.ranges = folder, True
+        self.asked: list[tuple[str, str | None]] = []
+        self.cut: list[int | None] = []
+        served = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path = served.folder / self.path.lstrip("/")
+                wanted = self.headers.get("Range")
+                served.asked.append((self.path, wanted))
+                if not path.is_file():
+                    self.send_error(404)
+                    return
+                data = path.read_bytes()
+                first = int(wanted.split("=")[1].rstrip("-")) if wanted and served.ranges else 0
+                if first and first >= len(data):
+                    self.send_error(416)
+                    return
+                self.send_response(206 if first else 200)
+                self.send_header("Content-Length", str(len(data) - first))
+                self.end_headers()
+                end = served.cut.pop(0) if served.cut else None
+                self.wfile.write(data[first:] if end is None else data[first : first + end])
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def served(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """A local HTTP server."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    served = Served(tmp_path_factory.mktemp("served"))
+    yield served
+    served.server.shutdown()
+    served.server.server_close()

@@ -1,6 +1,5 @@
 """From a `dataset` node of the config to tensors: `load` is the only way in."""
 
-import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,13 +7,14 @@ from typing import Annotated
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 
 from sslrun.config import Count, Fraction, Node, PositiveInt, Share, UserError, locate, parameters
 from sslrun.console import log
 from sslrun.data import splits
-from sslrun.data.decode import Channels, Resize, decode_all
+from sslrun.data.cache import Decoded, decode_all, resize_all, resized
+from sslrun.data.decode import Channels, Resize
+from sslrun.data.images import Images, digests
 from sslrun.data.sources import Pictures, SplitName, pile
 
 ImageSize = Annotated[int, Field(ge=8, le=1024)]
@@ -43,14 +43,14 @@ class Dataset:
     """Decoded pictures.
 
     Attributes:
-        images: `N x 3 x S x S`, uint8.
+        images: N of them, `3 x S x S`, uint8.
         labels: `N`, int64, or None.
         class_names: what the labels mean.
         names: N names of pictures.
         class_sizes: pictures of each class before validation was carved off: what a label fraction refers to.
     """
 
-    images: torch.Tensor
+    images: Images
     labels: torch.Tensor | None
     class_names: list[str]
     names: list[str]
@@ -60,16 +60,15 @@ class Dataset:
         return len(self.images)
 
     def take(self, positions: np.ndarray) -> "Dataset":
-        """Return the pictures at these positions, copied."""
-        rows = torch.from_numpy(positions)
-        labels = None if self.labels is None else self.labels[rows]
+        """Return the pictures at these positions."""
+        labels = None if self.labels is None else self.labels[torch.from_numpy(positions)]
         names = [self.names[i] for i in positions]
-        return Dataset(self.images[rows], labels, self.class_names, names, self.class_sizes)
+        return Dataset(self.images.take(positions), labels, self.class_names, names, self.class_sizes)
 
     def fingerprint(self) -> str:
         """Return a hash of the pixels, labels and class names."""
-        digest = hashlib.sha256("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
-        digest.update(self.images.numpy().data)
+        digest = self.images.fingerprint()
+        digest.update("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
         if self.labels is not None:
             digest.update(self.labels.numpy().data)
         return digest.hexdigest()[:16]
@@ -112,19 +111,25 @@ def load(node: Node, split: SplitName) -> Dataset | None:
     Raises:
         UserError: nothing there, no pictures, unknown classes, too many unreadable files.
     """
+    pictures = find(node, split)
+    return None if pictures is None else _decoded(pictures, shared(node))
+
+
+def find(node: Node, split: SplitName) -> Pictures | None:
+    """Return the pictures of one split as they lie on disk, fetched if need be; None where there is no such split."""
     target = locate(node["_target_"])
     keys = {k: node[k] for k in parameters(target) if k in node}
     if isinstance(keys.get("root"), str):
         keys["root"] = os.path.expanduser(keys["root"])
-    pictures = target(split, **keys)
+    pictures: Pictures | None = target(split, **keys)
+    options = shared(node)
     if pictures is None:
         return None
-    options = shared(node)
-    if options.classes is not None:
+    if options.classes is not None and split != "unlabeled":
         pictures = _choose_classes(pictures, options.classes)
     if split == "train" and options.max_images is not None and options.max_images < len(pictures.names):
         pictures = _cap(pictures, options.max_images)
-    return _decoded(pictures, options)
+    return pictures
 
 
 def load_pile(folder: str, node: Node) -> Dataset:
@@ -144,37 +149,40 @@ def describe(node: Node) -> str:
     return f"{name} {node['root']}" if name == "folder" else name
 
 
-def _decoded(pictures: Pictures, options: Options) -> Dataset:
-    names, labels = pictures.names, pictures.labels
+def decoded(pictures: Pictures, options: Options) -> Decoded:
+    """Decode or resize pictures, all of them; whether too many are unreadable is for the caller to say."""
+    if isinstance(pictures.items, np.memmap):
+        return resize_all(pictures.items, options.image_size, options.channels)
     if isinstance(pictures.items, np.ndarray):
-        images = _resized(pictures.items, options)
-    else:
-        array, good = decode_all(
-            pictures.items, options.image_size, options.resize, options.channels, options.max_bad_fraction
-        )
-        images = torch.from_numpy(array).permute(0, 3, 1, 2).contiguous()
-        names = [n for n, ok in zip(names, good, strict=True) if ok]
-        labels = None if labels is None else labels[good]
-    if not len(images):
+        array = resized(pictures.items, options.image_size, options.channels)
+        return Decoded(array, digests(array), {})
+    return decode_all(pictures.items, options.image_size, options.resize, options.channels)
+
+
+def _decoded(pictures: Pictures, options: Options) -> Dataset:
+    found = decoded(pictures, options)
+    names, labels = pictures.names, pictures.labels
+    if found.bad:
+        _judge(pictures, found.bad, options.max_bad_fraction)
+        good = found.good()
+        names, labels = [names[i] for i in good], None if labels is None else labels[good]
+    if not len(names):
         raise UserError("no picture is left to work with")
     if labels is None:
-        return Dataset(images, None, [], names)
-    return Dataset(images, torch.from_numpy(labels), list(pictures.class_names), names, splits.counts(labels))
+        return Dataset(found.images(), None, [], names)
+    return Dataset(found.images(), torch.from_numpy(labels), list(pictures.class_names), names, splits.counts(labels))
 
 
-def _resized(array: np.ndarray, options: Options) -> torch.Tensor:
-    """Bring `N x H x W x C` to `N x 3 x S x S`, antialiased, a slice at a time; a square needs no crop or pad."""
-    size = options.image_size
-    out = torch.empty(len(array), 3, size, size, dtype=torch.uint8)
-    for i in range(0, len(array), 4096):
-        part = torch.from_numpy(np.ascontiguousarray(array[i : i + 4096])).permute(0, 3, 1, 2)
-        if options.channels == "gray" and part.shape[1] == 3:
-            weights = torch.tensor([0.299, 0.587, 0.114])
-            part = (part.float() * weights[:, None, None]).sum(1, keepdim=True).round().to(torch.uint8)
-        if part.shape[-2:] != (size, size):
-            part = F.interpolate(part, (size, size), mode="bilinear", antialias=True)
-        out[i : i + 4096] = part
-    return out
+def _judge(pictures: Pictures, bad: dict[int, str], max_bad_fraction: float) -> None:
+    named = [f"{pictures.items[i]}: {reason}" for i, reason in bad.items()]
+    if len(named) > max_bad_fraction * len(pictures.items):
+        shown = "\n".join(named[:10]) + (f"\n... and {len(named) - 10} more" if len(named) > 10 else "")
+        raise UserError(
+            f"{len(named)} of {len(pictures.items)} images cannot be read, more than "
+            f"dataset.max_bad_fraction={max_bad_fraction:g}: mend or remove them, or raise it\n{shown}"
+        )
+    for line in named:
+        log.warning("Skipped %s", line)
 
 
 def _choose_classes(pictures: Pictures, wanted: list[str] | dict[str, list[str]]) -> Pictures:

@@ -1,8 +1,12 @@
 """Fetching a published data set: downloaded, verified, unpacked, and then there as a whole or not at all."""
 
+import errno
+import gzip
 import hashlib
+import http.client
 import os
 import shutil
+import stat
 import tarfile
 import tempfile
 import urllib.error
@@ -10,18 +14,27 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from sslrun import __version__
 from sslrun.config import UserError
 from sslrun.console import log, progress
+from sslrun.data.lock import alone
 
 BLOCK = 1 << 20
+TRIES = 5  # in a row without a byte; what has arrived is kept
+TIMEOUT = 30  # seconds of silence
+BROKEN = (http.client.HTTPException, ConnectionError, TimeoutError)
+
+
+class _WrongChecksum(Exception):
+    pass
 
 
 def archive(root: str, name: str, url: str, md5: str) -> Path:
     """Return the folder `root/name`, fetching and unpacking the archive at `url` if it is not there.
 
-    An archive that was put into `root` by hand is used.
+    An archive that was put into `root` by hand is used; `root` may be the folder itself.
 
     Raises:
         UserError: no network, a wrong checksum, an unsafe or damaged archive, no space.
@@ -29,15 +42,52 @@ def archive(root: str, name: str, url: str, md5: str) -> Path:
     folder = Path(root, name)
     if folder.is_dir():
         return folder
+    if Path(root).name == name and Path(root).is_dir():
+        return Path(root)
     packed = Path(root, url.rsplit("/", 1)[-1])
-    with explained(name, url, packed):
-        if not packed.is_file():
-            _download(url, packed)
-        found = _md5(packed)
-        if found != md5:
-            raise UserError(f"{packed}: wrong checksum (md5 {found}, expected {md5}): remove it and fetch {url} again")
-        _unpack(packed, folder)
+    with _in(packed.parent, name, url, packed):
+        if not folder.is_dir():  # no other process has made it meanwhile
+            _have(packed, url, md5)
+            _unpack(packed, folder)
     return folder
+
+
+def file(place: Path, url: str, md5: str) -> Path:
+    """Return a file at its place, fetching it if it is not there.
+
+    Raises:
+        UserError: no network, a wrong checksum, no space.
+    """
+    if not place.is_file():
+        with _in(place.parent, place.name, url, place):
+            _have(place, url, md5)
+    return place
+
+
+def gzipped(folder: Path, name: str, url: str, md5: str) -> Path:
+    """Return a file of which `name.gz` is published, in a folder, fetching and unpacking it if it is not there.
+
+    Raises:
+        UserError: no network, a wrong checksum, a damaged file, no space.
+    """
+    place = folder / name.removesuffix(".gz")
+    if not place.is_file():
+        with _in(folder, name, url, folder / name):
+            _have(folder / name, url, md5)
+            part = place.with_name(f".{place.name}.part")
+            with gzip.open(folder / name) as packed, part.open("wb") as out:
+                shutil.copyfileobj(packed, out, BLOCK)
+            os.replace(part, place)
+    return place
+
+
+@contextmanager
+def _in(folder: Path, name: str, url: str, place: Path) -> Iterator[None]:
+    """Work in a folder, alone, with failures explained."""
+    with explained(name, url, place):
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder / ".fetch.lock", f"fetching into {folder}"):
+            yield
 
 
 @contextmanager
@@ -45,49 +95,129 @@ def explained(name: str, url: str, place: Path | str) -> Iterator[None]:
     """Turn failures of fetching into one line that says what to do."""
     try:
         yield
-    except (urllib.error.URLError, ConnectionError, TimeoutError, RuntimeError) as error:
-        reason = getattr(error, "reason", error)
+    except (urllib.error.URLError, *BROKEN, RuntimeError) as error:
+        reason = str(getattr(error, "reason", error)) or type(error).__name__
         raise UserError(
-            f"{name} is not at {place} and cannot be downloaded ({str(reason).splitlines()[0]}): "
+            f"{name} is not at {place} and cannot be downloaded ({reason.splitlines()[0]}): "
             f"fetch {url} elsewhere and put it there"
         ) from None
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    except _WrongChecksum as error:
+        raise UserError(f"{place}: {error}; fetch {url} again") from None
+    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError) as error:
         raise UserError(f"{place} cannot be unpacked ({error}): remove it and fetch {url} again") from None
     except OSError as error:
-        raise UserError(f"{name} could not be put at {place}: {error}") from None
+        raise UserError(f"{name} could not be put at {place}: {error.strerror or error}") from None
 
 
-def _download(url: str, to: Path) -> None:
-    to.parent.mkdir(parents=True, exist_ok=True)
-    part = to.with_name(to.name + ".part")
-    log.info("Downloading %s", url)
-    with urllib.request.urlopen(url, timeout=30) as answer, part.open("wb") as file:
-        size = int(answer.headers.get("Content-Length") or 0)
-        with progress(to.name, size, "B") as advance:
-            while block := answer.read(BLOCK):
-                file.write(block)
-                advance(len(block))
-    if size and part.stat().st_size != size:
+# ------------------------------------------------------------------------------------------------------ downloading
+
+
+def _have(place: Path, url: str, md5: str) -> None:
+    """Download a file, unless it is there, and hold it against its checksum."""
+    if place.is_file():
+        found = _md5(place)
+        if found != md5:
+            raise _WrongChecksum(f"wrong checksum (md5 {found}, expected {md5}): remove it")
+        return
+    part = place.with_name(place.name + ".part")
+    resumed = part.is_file() and part.stat().st_size > 0
+    _download(url, part)
+    found = _md5(part)
+    if found != md5 and resumed:  # the first half was of another file
+        log.warning("What was left of an earlier download does not fit; starting anew.")
         part.unlink()
-        raise ConnectionError(f"the connection ended after {part.name} was fetched in part")
-    os.replace(part, to)
+        _download(url, part)
+        found = _md5(part)
+    if found != md5:
+        part.unlink()
+        raise _WrongChecksum(f"the download has a wrong checksum (md5 {found}, expected {md5}) and was removed")
+    os.replace(part, place)
+
+
+def _download(url: str, part: Path) -> None:
+    """Download to a file, going on where an earlier try ended."""
+    log.info("Downloading %s", url)
+    tries = TRIES
+    while True:
+        before = part.stat().st_size if part.is_file() else 0
+        try:
+            _go_on(url, part, before)
+            return
+        except urllib.error.HTTPError as error:
+            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return  # it is there to the end; the checksum tells whether it is right
+            raise
+        except BROKEN as error:
+            tries = TRIES if part.is_file() and part.stat().st_size > before else tries - 1
+            if not tries:
+                raise
+            log.warning("The connection broke off (%s); going on.", error or type(error).__name__)
+
+
+def _go_on(url: str, part: Path, offset: int) -> None:
+    headers = {"User-Agent": f"sslrun/{__version__}", "Accept-Encoding": "identity"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
+        if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
+            offset = 0  # this server always begins at the beginning
+        length = answer.headers.get("Content-Length")
+        size = offset + int(length) if length else 0
+        if size and shutil.disk_usage(part.parent).free < size - offset:
+            raise OSError(errno.ENOSPC, f"no space left: {size / 1e6:.0f} MB are needed")
+        with part.open("ab" if offset else "wb") as out, progress(part.stem, size, "B") as advance:
+            advance(offset)
+            while block := answer.read(BLOCK):
+                out.write(block)
+                advance(len(block))
+    if size and part.stat().st_size < size:
+        raise ConnectionError(f"{part.stat().st_size} of {size} bytes arrived")
 
 
 def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "md5").hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------- unpacking
 
 
 def _unpack(packed: Path, folder: Path) -> None:
-    """Unpack into a folder of its own, then rename: the data set is there whole or not there."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacking-") as inside:
+    """Unpack into a folder of its own, then rename: the data set is there as a whole or not there."""
+    for left in folder.parent.glob(f".unpacking-{folder.name}-*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    prefix = f".unpacking-{folder.name}-"
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix, ignore_cleanup_errors=True) as inside:
         log.info("Unpacking %s", packed)
         if zipfile.is_zipfile(packed):
-            with zipfile.ZipFile(packed) as zipped:
-                zipped.extractall(inside)
+            _unzip(packed, inside)
         else:
-            with tarfile.open(packed) as tarred:
-                tarred.extractall(inside, filter="data")
+            _untar(packed, inside)
         if not Path(inside, folder.name).is_dir():
             raise UserError(f"{packed} holds no folder {folder.name}: is it the right archive?")
-        shutil.move(Path(inside, folder.name), folder)
+        os.replace(Path(inside, folder.name), folder)
+
+
+def _unzip(packed: Path, inside: str) -> None:
+    with zipfile.ZipFile(packed) as zipped, progress("unpacking", len(zipped.infolist()), "files") as advance:
+        for member in zipped.infolist():
+            _judge(packed, member.filename, link=stat.S_ISLNK(member.external_attr >> 16))
+        for member in zipped.infolist():
+            zipped.extract(member, inside)
+            advance(1)
+
+
+def _untar(packed: Path, inside: str) -> None:
+    with tarfile.open(packed) as tarred, progress("unpacking", 0, "files") as advance:
+        for member in tarred:
+            _judge(packed, member.name, link=not (member.isfile() or member.isdir()))
+            tarred.extract(member, inside, filter="data")
+            advance(1)
+
+
+def _judge(packed: Path, name: str, link: bool) -> None:
+    """Refuse a member of an archive that would lie, or point, outside the folder that it is unpacked into."""
+    unsafe = [p for p in (PurePosixPath(name), PureWindowsPath(name)) if p.anchor or ".." in p.parts]
+    if unsafe or link:
+        what = "a link or a device" if link else "outside its folder"
+        raise UserError(f"{packed} was not unpacked: its member {name!r} is {what}, which no picture is")

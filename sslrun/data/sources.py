@@ -4,8 +4,10 @@ A source is `source(split, *, root) -> Pictures | None` for the splits `train`, 
 data set has no such split. It lists files or returns arrays; it reads nothing of a split that was not asked for.
 """
 
+import os
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,7 +17,7 @@ import numpy as np
 from sslrun.config import UserError
 from sslrun.console import log
 from sslrun.data import fetch
-from sslrun.data.decode import find_pictures, is_picture
+from sslrun.data.decode import find_pictures, is_picture, relative
 from sslrun.data.splits import hold_out
 
 SplitName = Literal["train", "test", "unlabeled"]
@@ -26,14 +28,14 @@ class Pictures:
     """One split as it lies on disk.
 
     Attributes:
-        items: N files, or an array `N x H x W x C` (C of 1 or 3), uint8.
+        items: N files, or an array `N x H x W x C` (C of 1 or 3), uint8; one that may be large is a `numpy.memmap`.
         names: N names, independent of where the data set lies.
         labels: N whole numbers, or None where there are none.
         class_names: what the labels mean, for people.
         class_ids: other names that `dataset.classes` accepts, such as synset ids.
     """
 
-    items: list[Path] | np.ndarray
+    items: list[str] | np.ndarray
     names: list[str]
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
@@ -58,36 +60,61 @@ def digits(split: SplitName, *, root: None = None) -> Pictures | None:
     return _part(Pictures(images, names, labels.astype(np.int64), tuple("0123456789")), split)
 
 
-def fashion_mnist(split: SplitName, *, root: str) -> Pictures | None:
-    """60,000 + 10,000 pictures of clothing, 28 x 28 px, grey (Xiao et al. 2017, MIT)."""
+def fashion_mnist(split: SplitName, *, root: str, url: str, files: dict[str, str]) -> Pictures | None:
+    """60,000 + 10,000 pictures of clothing, 28 x 28 px, grey (Xiao et al. 2017), read by torchvision."""
     from torchvision.datasets import FashionMNIST
 
     if split == "unlabeled":
         return None
-    with fetch.explained("Fashion-MNIST", FashionMNIST.mirrors[0], Path(root, "FashionMNIST", "raw")):
-        data = FashionMNIST(root, train=split == "train", download=True)
+    for name, md5 in files.items():
+        fetch.gzipped(Path(root, "FashionMNIST", "raw"), name, url + name, md5)
+    with _as_published("Fashion-MNIST", Path(root, "FashionMNIST", "raw")):
+        data = FashionMNIST(root, train=split == "train")
     names = [f"{split}-{i:05d}" for i in range(len(data.data))]
     return Pictures(data.data.numpy()[..., None], names, data.targets.numpy(), tuple(data.classes))
 
 
-def cifar10(split: SplitName, *, root: str) -> Pictures | None:
+def cifar10(split: SplitName, *, root: str, url: str, md5: str) -> Pictures | None:
     """50,000 + 10,000 photos of 32 x 32 px in 10 classes (Krizhevsky 2009)."""
     if split == "unlabeled":
         return None
-    folder = fetch.archive(
-        root,
-        "cifar-10-batches-py",
-        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        md5="c58f30108f718f92721af3b95e74349a",
-    )
-    files = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
-    parts = [_unpickle(folder / f) for f in files]
-    data = np.concatenate([np.asarray(p["data"], dtype=np.uint8) for p in parts])
-    labels = np.concatenate([np.asarray(p["labels"], dtype=np.int64) for p in parts])
-    words = _unpickle(folder / "batches.meta")["label_names"]
+    top = fetch.archive(root, "cifar-10-batches-py", url, md5)
+    with _as_published("CIFAR-10", top):
+        files = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
+        parts = [_unpickle(top / f) for f in files]
+        data = np.concatenate([np.asarray(p["data"], dtype=np.uint8) for p in parts])
+        labels = np.concatenate([np.asarray(p["labels"], dtype=np.int64) for p in parts])
+        words = _unpickle(top / "batches.meta")["label_names"]
+        images = data.reshape(len(labels), 3, 32, 32).transpose(0, 2, 3, 1)
     classes = tuple(w.decode() if isinstance(w, bytes) else str(w) for w in words)
-    images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return Pictures(images, [f"{split}-{i:05d}" for i in range(len(images))], labels, classes)
+
+
+def stl10(split: SplitName, *, root: str, url: str, md5: str) -> Pictures | None:
+    """5,000 + 8,000 photos of 96 x 96 px in 10 classes, and 100,000 without labels (Coates et al. 2011)."""
+    top = fetch.archive(root, "stl10_binary", url, md5)
+    with _as_published("STL-10", top):
+        planes = np.memmap(top / f"{split}_X.bin", dtype=np.uint8, mode="r").reshape(-1, 3, 96, 96)
+        images = planes.transpose(0, 3, 2, 1)  # each plane lies there column after column
+        names = [f"{split}-{i:06d}" for i in range(len(images))]
+        if split == "unlabeled":
+            return Pictures(images, names)
+        labels = np.fromfile(top / f"{split}_y.bin", dtype=np.uint8).astype(np.int64) - 1
+        classes = tuple((top / "class_names.txt").read_text().split())
+        if len(labels) != len(images) or labels.max() >= len(classes):
+            raise ValueError(f"{len(images)} pictures, {len(labels)} labels, {len(classes)} classes")
+    return Pictures(images, names, labels, classes)
+
+
+@contextmanager
+def _as_published(name: str, top: Path) -> Iterator[None]:
+    """Say in one line that a data set's files are damaged or not what they are said to be."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as e:
+        raise UserError(f"{top} is not as {name} is published ({e}): remove it to fetch it anew") from None
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -108,56 +135,64 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _unpickle(path: Path) -> dict:
-    try:
-        with path.open("rb") as file:
-            read = _ArraysOnly(file, encoding="latin1").load()
-        return {k.decode() if isinstance(k, bytes) else k: v for k, v in read.items()}
-    except (OSError, pickle.UnpicklingError, EOFError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not as CIFAR-10 has it ({error}): remove its folder to fetch it anew") from None
+    with path.open("rb") as file:
+        read = _ArraysOnly(file, encoding="latin1").load()
+    return {k.decode() if isinstance(k, bytes) else k: v for k, v in read.items()}
 
 
-def flowers(split: SplitName, *, root: str) -> Pictures | None:
+def flowers(split: SplitName, *, root: str, url: str, md5: str) -> Pictures | None:
     """Five classes of flower photos: TensorFlow's `flower_photos/<class>`, or Kaggle's `flowers/<class>` in `root`."""
     if split == "unlabeled":
         return None
     below = next((Path(root, n) for n in ("flower_photos", "flowers") if Path(root, n).is_dir()), None)
     if below is None and not _class_folders(Path(root)):
-        below = fetch.archive(
-            root,
-            "flower_photos",
-            "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz",
-            md5="6f87fb78e9cc9ab41eff2015b380011d",
-        )
+        below = fetch.archive(root, "flower_photos", url, md5)
     return folder(split, root=str(below or root))
 
 
-def tinyimagenet(split: SplitName, *, root: str) -> Pictures | None:
+def flowers102(split: SplitName, *, root: str, url: str, files: dict[str, str]) -> Pictures | None:
+    """102 classes of flower photos, 2,040 + 6,149 (Nilsback & Zisserman 2008), read by torchvision.
+
+    Its official training and validation parts, 10 + 10 of each class, are our training split.
+    """
+    from torchvision.datasets import Flowers102
+
+    if split == "unlabeled":
+        return None
+    top = Path(root, "flowers-102")
+    packed, *lists = files
+    fetch.archive(str(top), "jpg", url + packed, files[packed])
+    for name in lists:
+        fetch.file(top / name, url + name, files[name])
+    with _as_published("Flowers-102", top):
+        parts = [Flowers102(root, split=s) for s in (("train", "val") if split == "train" else ("test",))]
+    found = sorted((str(f), c) for p in parts for f, c in zip(p._image_files, p._labels, strict=True))
+    names = [relative(f, top) for f, _ in found]
+    return Pictures([f for f, _ in found], names, np.array([c for _, c in found]), tuple(Flowers102.classes))
+
+
+def tinyimagenet(split: SplitName, *, root: str, url: str, md5: str) -> Pictures | None:
     """200 classes of 500 photos, 64 x 64 px; the 10,000 validation photos are our test, for the official test has
     no labels (Stanford CS231n).
     """
     if split == "unlabeled":
         return None
-    top = fetch.archive(
-        root,
-        "tiny-imagenet-200",
-        "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-        md5="90528d7ca1a48142e341f4ef8d21d0de",
-    )
-    try:
+    top = fetch.archive(root, "tiny-imagenet-200", url, md5)
+    with _as_published("Tiny ImageNet", top):
         ids = sorted((top / "wnids.txt").read_text().split())
         words = dict(line.split("\t", 1) for line in (top / "words.txt").read_text().splitlines() if "\t" in line)
         if split == "train":
-            files = [(p, wnid) for wnid in ids for p in sorted((top / "train" / wnid / "images").iterdir())]
+            folders = [(top / "train" / wnid / "images", wnid) for wnid in ids]
+            files = [(f"{f}{os.sep}{name}", wnid) for f, wnid in folders for name in sorted(os.listdir(f))]
         else:
             rows = [line.split("\t") for line in (top / "val" / "val_annotations.txt").read_text().splitlines()]
-            files = sorted((top / "val" / "images" / row[0], row[1]) for row in rows)
-    except (OSError, IndexError, ValueError) as error:
-        raise UserError(f"{top} is not as Tiny ImageNet has it ({error}): remove it to fetch it anew") from None
-    files = [(p, wnid) for p, wnid in files if is_picture(p.name)]
-    labels = np.array([ids.index(wnid) for _, wnid in files], dtype=np.int64)
-    names = [p.relative_to(top).as_posix() for p, _ in files]
+            files = sorted((str(top / "val" / "images" / row[0]), row[1]) for row in rows)
+        files = [(f, wnid) for f, wnid in files if is_picture(f)]
+        position = {wnid: i for i, wnid in enumerate(ids)}
+        labels = np.array([position[wnid] for _, wnid in files], dtype=np.int64)
+    names = [relative(f, top) for f, _ in files]
     classes = _distinct([words.get(wnid, wnid).split(",")[0] for wnid in ids], ids)
-    return Pictures([p for p, _ in files], names, labels, classes, tuple(ids))
+    return Pictures([f for f, _ in files], names, labels, classes, tuple(ids))
 
 
 def _distinct(words: list[str], ids: list[str]) -> tuple[str, ...]:
@@ -265,4 +300,4 @@ def _labelled(top: Path, classes: list[str]) -> Pictures:
         files, labels = find_pictures(top), None
     if not files:
         raise UserError(f"no pictures in {top} (looked for .jpg .png .webp .bmp .gif .tif)")
-    return Pictures(files, [p.relative_to(top).as_posix() for p in files], labels, tuple(classes))
+    return Pictures(files, [relative(f, top) for f in files], labels, tuple(classes))

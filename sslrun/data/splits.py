@@ -24,7 +24,8 @@ def hold_out(names: Sequence[str], labels: np.ndarray, fraction: float = 0.2) ->
     Returns:
         The positions of train and of test, both sorted.
     """
-    order = np.argsort([hashlib.sha256(n.encode("utf-8", "surrogateescape")).hexdigest() for n in names])
+    hashes = [hashlib.sha256(n.encode("utf-8", "surrogateescape")).digest() for n in names]
+    order = np.argsort(np.array(hashes, dtype="S32"), kind="stable")
     test = _prefixes(order, labels, {int(c): round(fraction * n) for c, n in counts(labels).items()})
     return np.setdiff1d(np.arange(len(labels)), test), test
 

@@ -17,6 +17,7 @@ from sslrun.classifier import probabilities
 from sslrun.config import Count, Node, PositiveInt, UserError, build
 from sslrun.console import log, progress
 from sslrun.data.decode import UnreadableImage, decode, find_pictures
+from sslrun.data.workers import cores
 from sslrun.run import Run, write_text
 from sslrun.start import Trained, find_run, load_classifier
 
@@ -63,10 +64,10 @@ def predict(
     return {"images": len(rows), "device": hardware.describe(), "precision": hardware.precision}
 
 
-def _files(images: list[str]) -> list[Path]:
+def _files(images: list[str]) -> list[str]:
     if not images:
         raise UserError("no picture named: say sslrun predict image.jpg, or a folder")
-    files: list[Path] = []
+    files: list[str] = []
     for name in images:
         path = Path(os.path.expanduser(name))
         if path.is_dir():
@@ -75,20 +76,20 @@ def _files(images: list[str]) -> list[Path]:
                 raise UserError(f"no pictures in {path} (looked for .jpg .png .webp .bmp .gif .tif)")
             files += inside
         else:
-            files.append(path)
+            files.append(str(path))
     return files
 
 
-def _batch(files: list[Path], trained: Trained, device: Any, batch_size: int, top: int) -> list[dict[str, Any]]:
+def _batch(files: list[str], trained: Trained, device: Any, batch_size: int, top: int) -> list[dict[str, Any]]:
     dataset = trained.config["dataset"]
 
-    def one(path: Path) -> np.ndarray | str:
+    def one(path: str) -> np.ndarray | str:
         try:
             return decode(path, dataset["image_size"], dataset["resize"], dataset["channels"])
         except UnreadableImage as error:
             return str(error)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         found = list(pool.map(one, files))
     arrays = [f for f in found if not isinstance(f, str)]
     guesses: list[Any] = []
@@ -100,11 +101,11 @@ def _batch(files: list[Path], trained: Trained, device: Any, batch_size: int, to
     rows: list[dict[str, Any]] = []
     for path, result in zip(files, found, strict=True):
         if isinstance(result, str):
-            rows.append({"image": str(path), "class": None, "confidence": None, "top": [], "error": result})
+            rows.append({"image": path, "class": None, "confidence": None, "top": [], "error": result})
             continue
         ids, values = next(answers)
         named = [{"class": trained.class_names[i], "confidence": round(v, 4)} for i, v in zip(ids, values, strict=True)]
-        rows.append({"image": str(path), **named[0], "top": named, "error": None})
+        rows.append({"image": path, **named[0], "top": named, "error": None})
     return rows
 
 

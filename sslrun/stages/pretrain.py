@@ -38,7 +38,9 @@ def pretrain(
         raise UserError(f"train.batch_size: must be at least {SMALLEST_BATCH} to pretrain, found {train['batch_size']}")
     hardware = build(device)
     data, val = load_train(dataset)
-    images = torch.cat([data.images, *(extra.images for extra in _unlabeled(dataset, unlabeled))])
+    images = data.images
+    for extra in _unlabeled(dataset, unlabeled):
+        images = images + extra.images
     if len(images) < 2:
         raise UserError(f"{describe(dataset)} has {len(images)} picture for pretraining; at least 2 are needed")
     torch.manual_seed(seed)
@@ -57,7 +59,7 @@ def pretrain(
         backbone=start.short_name(backbone["_target_"]),
         dataset=describe(dataset),
         images=len(images),
-        data_fingerprint=Dataset(images, None, [], []).fingerprint(),
+        data_fingerprint=images.fingerprint().hexdigest()[:16],
         seeds={"training": seed, "split": dataset["split_seed"]},
         device=hardware.describe(),
         precision=hardware.precision,

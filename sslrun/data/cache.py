@@ -1,0 +1,207 @@
+"""Decoding many pictures, once: the result lies under a cache folder and is mapped into memory from there.
+
+    $SSLRUN_CACHE/decoded/<key>/
+        images.npy     N x S x S x 3, uint8; unreadable pictures are black
+        digests.npy    a hash of each
+        bad.json       the unreadable ones: position -> reason
+
+The key is made of the files (path, size, time), the settings, and the version of the decoder.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from sslrun.config import UserError
+from sslrun.console import log, progress
+from sslrun.data.decode import Channels, Resize, decode_some
+from sslrun.data.images import DIGEST, Images, digests
+from sslrun.data.lock import alone
+from sslrun.data.workers import cores, workers
+
+VERSION = 2  # of the decoder: raise it when the same file comes to decode to other pixels
+BLOCK = 32 << 20  # bytes of pictures that are worked on at once
+
+Blocks = Iterator[tuple[np.ndarray, list[str]]]
+
+
+@dataclass
+class Decoded:
+    """Pictures as they were decoded.
+
+    Attributes:
+        array: `N x S x S x 3`, uint8.
+        digests: a hash of each, `N x 16`.
+        bad: why a picture could not be read, by its position.
+    """
+
+    array: np.ndarray
+    digests: np.ndarray
+    bad: dict[int, str]
+
+    def good(self) -> np.ndarray:
+        """Return the positions of the readable pictures."""
+        return np.setdiff1d(np.arange(len(self.array)), list(self.bad))
+
+    def images(self) -> Images:
+        """Return the readable pictures."""
+        index = torch.from_numpy(self.good()) if self.bad else None
+        return Images([torch.from_numpy(self.array)], self.digests, index)
+
+
+def decode_all(files: Sequence[str], image_size: int, resize: Resize, channels: Channels) -> Decoded:
+    """Decode picture files on all cores, or map what an earlier call with the same files and settings has kept."""
+    return _kept(
+        _key(files, image_size, resize, channels),
+        len(files),
+        image_size,
+        lambda: _decode(files, image_size, resize, channels),
+    )
+
+
+def resize_all(array: np.memmap, image_size: int, channels: Channels) -> Decoded:
+    """Bring a mapped array `N x H x W x C` to `N x S x S x 3`, or map what an earlier call has kept."""
+    key = _key([str(array.filename)], image_size, "squash", channels)
+    return _kept(key, len(array), image_size, lambda: _resize(array, image_size, channels))
+
+
+def resized(array: np.ndarray, image_size: int, channels: Channels) -> np.ndarray:
+    """Bring `N x H x W x C` (C of 1 or 3) to `N x S x S x 3`, antialiased; a square needs no crop or pad."""
+    return np.concatenate([block for block, _ in _resize(array, image_size, channels)])
+
+
+def cache_folder() -> Path:
+    """Return the folder of decoded pictures: below `SSLRUN_CACHE`, or `XDG_CACHE_HOME`, or `~/.cache`."""
+    home = os.environ.get("SSLRUN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "sslrun")
+    return Path(home) / "decoded"
+
+
+def _decode(files: Sequence[str], image_size: int, resize: Resize, channels: Channels) -> Blocks:
+    at_once = max(8, BLOCK // (image_size**2 * 3))
+    work = partial(decode_some, image_size=image_size, resize=resize, channels=channels)
+    few = max(1, min(64, at_once // cores()))  # files for one worker at a time
+    with workers(len(files)) as pool, progress("decoding", len(files), "images") as advance:
+        for i in range(0, len(files), at_once):
+            some = files[i : i + at_once]
+            for block, reasons in pool.map(work, [some[j : j + few] for j in range(0, len(some), few)]):
+                advance(len(block))
+                yield block, reasons
+
+
+def _resize(array: np.ndarray, image_size: int, channels: Channels) -> Blocks:
+    at_once = max(1, BLOCK // max(1, array[0].size, image_size**2 * 3)) if len(array) else 1
+    for i in range(0, len(array), at_once):
+        part = torch.from_numpy(np.array(array[i : i + at_once])).permute(0, 3, 1, 2)
+        if channels == "gray" and part.shape[1] == 3:
+            weights = torch.tensor([0.299, 0.587, 0.114])
+            part = (part.float() * weights[:, None, None]).sum(1, keepdim=True).round().to(torch.uint8)
+        if part.shape[-2:] != (image_size, image_size):
+            part = F.interpolate(part.contiguous(), (image_size, image_size), mode="bilinear", antialias=True)
+        block = part.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous().numpy()
+        yield block, [""] * len(block)
+
+
+def _key(files: Sequence[str], *settings: object) -> str:
+    digest = hashlib.sha256(f"{VERSION} {settings}".encode())
+    for path in files:
+        try:
+            stat = os.stat(path)
+            text = f"\0{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}"
+        except OSError:
+            text = f"\0{os.path.abspath(path)}\0missing"
+        digest.update(text.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
+# ------------------------------------------------------------------------------------------------------ the folder
+
+
+def _kept(key: str, n: int, image_size: int, produce: Callable[[], Blocks]) -> Decoded:
+    """Return what lies under the key, or produce it; two processes at once produce it once."""
+    folder = cache_folder() / key
+    shape = (n, image_size, image_size, 3)
+    if found := _read(folder, shape):
+        return found
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with alone(folder.with_name(f"{key}.lock"), "decoding the same pictures"):
+            if found := _read(folder, shape):  # another process has just made it
+                return found
+            _write(folder, shape, produce())
+        found = _read(folder, shape)
+        assert found is not None
+        return found
+    except OSError as error:
+        log.warning("The decoded pictures cannot be kept in %s (%s); the next run decodes anew.", folder.parent, error)
+        return _produced(shape, produce(), folder.parent)
+
+
+def _read(folder: Path, shape: tuple[int, ...]) -> Decoded | None:
+    if not folder.is_dir():
+        return None
+    try:
+        array = np.load(folder / "images.npy", mmap_mode="c")
+        hashes = np.load(folder / "digests.npy")
+        bad = {int(i): str(reason) for i, reason in json.loads((folder / "bad.json").read_text()).items()}
+        if array.shape != shape or hashes.shape != (shape[0], DIGEST):
+            raise ValueError(f"holds {array.shape}, not {shape}")
+    except (OSError, ValueError, EOFError, AttributeError) as error:
+        log.warning("The decoded copy %s is damaged (%s); decoding anew.", folder, error)
+        return None
+    return Decoded(array, hashes, bad)
+
+
+def _write(folder: Path, shape: tuple[int, ...], blocks: Blocks) -> None:
+    size = int(np.prod(shape))
+    if shutil.disk_usage(folder.parent).free < size + (64 << 20):
+        raise OSError(errno.ENOSPC, f"{size / 1e9:.1f} GB are needed")
+    part = folder.with_name(f"{folder.name}.part")  # one that a killed process left behind is written over
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        bad: dict[int, str] = {}
+        hashes = []
+        with (part / "images.npy").open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_2_0(file, header)
+            done = 0
+            for block, reasons in blocks:
+                file.write(block.data)
+                hashes.append(digests(block))
+                bad |= {done + i: reason for i, reason in enumerate(reasons) if reason}
+                done += len(block)
+        np.save(part / "digests.npy", np.concatenate(hashes) if hashes else np.empty((0, DIGEST), np.uint8))
+        (part / "bad.json").write_text(json.dumps(bad))
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _produced(shape: tuple[int, ...], blocks: Blocks, folder: Path) -> Decoded:
+    """Decode into memory, where there is no room for a cache."""
+    size = int(np.prod(shape))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else size * 2
+    if size > memory // 2:
+        raise UserError(
+            f"the decoded pictures take {size / 1e9:.1f} GB, too much for memory: make room in {folder}, or let "
+            "SSLRUN_CACHE name a folder on another disk"
+        )
+    array = np.zeros(shape, dtype=np.uint8)
+    bad: dict[int, str] = {}
+    done = 0
+    for block, reasons in blocks:
+        array[done : done + len(block)] = block
+        bad |= {done + i: reason for i, reason in enumerate(reasons) if reason}
+        done += len(block)
+    return Decoded(array, digests(array), bad)

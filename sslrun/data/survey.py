@@ -1,0 +1,192 @@
+"""Looking at a data set before anything is trained on it: files, duplicates, and what its pixels say.
+
+Everything here reads; nothing here decides. `preflight.py` makes sentences of it.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from sslrun.console import progress
+from sslrun.data.decode import Header, is_picture, read_headers
+from sslrun.data.images import Images
+from sslrun.data.workers import workers
+
+SAME = 0.05  # largest distance of near duplicates' thumbnails, as a part of their contrast
+THUMBNAIL = 16  # px
+PROJECTED = 20  # dimensions in which neighbours are looked for
+NEIGHBOURS = 8  # looked at for each picture
+BLANK = 2.0  # standard deviation, of 255, below which a picture shows nothing
+GREY = 2  # largest difference of the channels, of 255, in a grey picture
+LOOKED_AT = 2000  # pictures, for what is estimated from a sample
+
+
+# ----------------------------------------------------------------------------------------------------------- files
+
+
+def headers(files: Sequence[str]) -> list[Header]:
+    """Read every file and the header of the picture in it, on all cores."""
+    found: list[Header] = []
+    with workers(len(files)) as pool, progress("reading", len(files), "files") as advance:
+        for i in range(0, len(files), 4096):
+            some = files[i : i + 4096]
+            for part in pool.map(read_headers, [some[j : j + 64] for j in range(0, len(some), 64)]):
+                found += part
+                advance(len(part))
+    return found
+
+
+def other_files(folder: str) -> dict[str, int]:
+    """Count the files below a folder that are not taken for pictures, by their suffix."""
+    found: Counter[str] = Counter()
+    for _, dirs, names in os.walk(folder):
+        dirs[:] = [d for d in dirs if not d.startswith(".")]
+        found.update(os.path.splitext(n)[1].lower() for n in names if not n.startswith(".") and not is_picture(n))
+    return dict(found.most_common())
+
+
+# ------------------------------------------------------------------------------------------------------ duplicates
+
+
+def exact_duplicates(digests: Sequence[bytes]) -> list[list[int]]:
+    """Return the groups of positions that have the same digest; an empty digest is like no other."""
+    groups: dict[bytes, list[int]] = {}
+    for i, digest in enumerate(digests):
+        if digest:
+            groups.setdefault(digest, []).append(i)
+    return [g for g in groups.values() if len(g) > 1]
+
+
+def near_duplicates(images: Images) -> list[list[int]]:
+    """Return groups of positions of pictures that differ by no more than compression, scale or brightness.
+
+    Two pictures are near duplicates if their 16 px thumbnails, less their mean, differ by less than 5 % of their
+    contrast. Neighbours are found in a 20-dimensional projection, which makes no distance larger. Blank pictures are
+    left out. A crop is not found.
+    """
+    vectors, contrast = _thumbnails(images)
+    shown = np.flatnonzero(contrast > BLANK)
+    _, first = np.unique(images.digests[images.index.numpy()][shown], axis=0, return_index=True)
+    rows = shown[np.sort(first)]  # of pictures with the same pixels one is enough
+    if len(rows) < 2:
+        return []
+    unit = vectors[rows] / (contrast[rows, None] * np.sqrt(vectors.shape[1]))
+    a, b = _close(unit)
+    ratio = contrast[rows][a] / contrast[rows][b]
+    alike = (np.linalg.norm(unit[a] - unit[b], axis=1) < SAME) & (ratio > 0.8) & (ratio < 1.25)
+    return _groups(rows[a[alike]], rows[b[alike]], len(images))
+
+
+def _thumbnails(images: Images) -> tuple[np.ndarray, np.ndarray]:
+    """Return N thumbnails, `N x 768` less the mean of each, and N standard deviations."""
+    out = np.empty((len(images), 3 * THUMBNAIL**2), dtype=np.float32)
+    with progress("comparing", len(images), "images") as advance:
+        done = 0
+        for batch in images.split(1024):
+            small = F.interpolate(batch.float(), (THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True).flatten(1)
+            out[done : done + len(batch)] = (small - small.mean(1, keepdim=True)).numpy()
+            done += len(batch)
+            advance(len(batch))
+    return out, out.std(1)
+
+
+def _close(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return pairs of rows that may be within `SAME` of each other: all such pairs and some more."""
+    some = torch.from_numpy(unit[:: max(1, len(unit) // 5000)])
+    mean = some.mean(0)
+    basis = torch.linalg.svd(some - mean, full_matrices=False)[2][:PROJECTED].T.numpy()
+    low = (unit - mean.numpy()) @ basis
+    distances, found = cKDTree(low).query(low, k=NEIGHBOURS + 1, distance_upper_bound=SAME, workers=-1)
+    i, j = np.nonzero(np.isfinite(distances))
+    a, b = i, found[i, j]
+    return a[a != b], b[a != b]
+
+
+def _groups(a: np.ndarray, b: np.ndarray, n: int) -> list[list[int]]:
+    _, label = connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(n, n)), directed=False)
+    groups: dict[int, list[int]] = {}
+    for i in np.unique(np.concatenate([a, b])).tolist():
+        groups.setdefault(int(label[i]), []).append(i)
+    return list(groups.values())
+
+
+# --------------------------------------------------------------------------------------------------------- pixels
+
+
+def sample(images: Images, seed: int = 0) -> Tensor:
+    """Return at most 2,000 of the pictures, `n x 3 x S x S` uint8."""
+    rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:LOOKED_AT]
+    return images[rows]
+
+
+def grey_share(pictures: Tensor) -> float:
+    """Return which part of `N x 3 x S x S` pictures has no colour."""
+    spread = pictures.amax(1).short() - pictures.amin(1).short()
+    return float((spread.flatten(1).amax(1) <= GREY).float().mean())
+
+
+def blank_share(pictures: Tensor) -> float:
+    """Return which part of `N x 3 x S x S` pictures shows nothing."""
+    return float((pictures.float().std((2, 3)).amax(1) < BLANK).float().mean())
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How well a linear rule on edges and coarse colours tells, on pictures that it was not fitted to.
+
+    Attributes:
+        turn: by how many quarter turns a picture was turned; chance is 0.25.
+        half_turn_errors: the part of all guesses that is wrong by a half turn.
+        mirror: whether a picture was mirrored; chance is 0.5.
+    """
+
+    turn: float
+    half_turn_errors: float
+    mirror: float
+
+
+def orientation(pictures: Tensor) -> Orientation:
+    """Measure whether pictures `N x 3 x S x S` have an up, and a left and right."""
+    small = F.interpolate(pictures.float() / 255, (32, 32), mode="bilinear", antialias=True)
+    cut = len(small) * 3 // 4
+    guess, truth = _told(small[:cut], small[cut:], [partial(torch.rot90, k=k, dims=(2, 3)) for k in range(4)])
+    mirrored, sides = _told(small[:cut], small[cut:], [lambda x: x, lambda x: x.flip(3)])
+    return Orientation(
+        float((guess == truth).mean()), float(((guess - truth) % 4 == 2).mean()), float((mirrored == sides).mean())
+    )
+
+
+def _told(train: Tensor, held: Tensor, changes: Sequence[Callable[[Tensor], Tensor]]) -> tuple[np.ndarray, np.ndarray]:
+    """Fit a linear rule that tells which change was made, and return its guesses on others, and the truth."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def all_of(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        return np.concatenate([_edges_and_colours(c(x)) for c in changes]), np.repeat(range(len(changes)), len(x))
+
+    rule = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
+    rule.fit(*all_of(train))
+    x, truth = all_of(held)
+    return rule.predict(x), truth
+
+
+def _edges_and_colours(x: Tensor) -> np.ndarray:
+    """Return histograms of the gradient's direction in 4 x 4 cells (Dalal & Triggs 2005), and 6 x 6 mean colours."""
+    grey = F.pad(x.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    dx, dy = grey[:, :, 1:-1, 2:] - grey[:, :, 1:-1, :-2], grey[:, :, 2:, 1:-1] - grey[:, :, :-2, 1:-1]
+    direction = ((torch.atan2(dy, dx) / (2 * torch.pi) + 0.5) * 8).long().clamp(0, 7)
+    edges = torch.zeros(len(x), 8, *dx.shape[2:]).scatter_(1, direction, (dx.square() + dy.square()).sqrt())
+    edges = F.normalize(F.adaptive_avg_pool2d(edges, 4).flatten(1), dim=1)
+    colours = F.adaptive_avg_pool2d(x, 6)
+    return torch.cat([edges, (colours - colours.mean((1, 2, 3), keepdim=True)).flatten(1)], 1).numpy()

@@ -1,0 +1,218 @@
+"""`sslrun data check`: look a data set over before anything is trained on it."""
+
+import json
+import os
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslrun import preflight
+from sslrun.backbones import build_encoder
+from sslrun.config import DatasetNode, Node, Positive, PositiveInt, UserError, build
+from sslrun.console import log
+from sslrun.data import splits, survey
+from sslrun.data.cache import Decoded
+from sslrun.data.dataset import Options, decoded, describe, find, shared
+from sslrun.data.images import Images
+from sslrun.data.sources import Pictures, SplitName, pile
+from sslrun.device import Device
+from sslrun.run import Run, write_text
+from sslrun.start import short_name
+from sslrun.train import rehearse
+
+SPLITS: tuple[SplitName, ...] = ("train", "unlabeled", "test")
+ENOUGH = 50  # pictures to tell from whether they have an up
+
+
+class Part:
+    """One split, or the pictures of `unlabeled=`: as they lie on disk and decoded."""
+
+    def __init__(self, name: str, pictures: Pictures, found: Decoded) -> None:
+        self.name, self.pictures, self.found = name, pictures, found
+        self.images, self.good = found.images(), found.good()
+        self.headers = [] if isinstance(pictures.items, np.ndarray) else survey.headers(pictures.items)
+        self.labels = None if pictures.labels is None else pictures.labels[self.good]
+
+    def path(self, i: int) -> str:
+        """Return the path of a picture, or its name where it is not a file, by its position among the readable."""
+        at = self.good[i]
+        return str(self.pictures.items[at]) if self.headers else f"{self.name}: {self.pictures.names[at]}"
+
+    def digests(self) -> list[bytes]:
+        """Return a hash of each readable file's bytes, or of its pixels where it is not a file."""
+        if self.headers:
+            return [self.headers[i].digest for i in self.good]
+        return [d.tobytes() for d in self.images.digests[self.images.index.numpy()]]
+
+    def class_of(self, i: int) -> str | None:
+        """Return the class of a picture by its position among the readable."""
+        return None if self.labels is None else self.pictures.class_names[self.labels[i]]
+
+
+def check(
+    run: Run,
+    *,
+    dataset: DatasetNode,
+    unlabeled: str | None,
+    pretext: Node,
+    backbone: Node,
+    optimizer: Node,
+    device: Node,
+    label_fraction: Positive | None,
+    labels_per_class: PositiveInt | None,
+    batch_size: PositiveInt,
+    format: Literal["table", "json"],
+) -> dict[str, Any]:
+    """Report on a data set, on standard output and in `check.json`; nothing is trained.
+
+    Test pictures are counted, and compared with the others; no label of theirs and no number about their pixels goes
+    into the advice.
+
+    Returns:
+        What goes into the summary.
+
+    Raises:
+        UserError: something would stop a run (after the report).
+    """
+    hardware = build(device)
+    options = shared(dataset)
+    parts = list(_parts(dataset, unlabeled))
+    images = _joined([p for p in parts if p.name != "test"])
+    report: dict[str, Any] = {
+        "dataset": describe(dataset),
+        "options": {k: getattr(options, k) for k in ("image_size", "resize", "max_bad_fraction", "horizontal_flip")},
+        "splits": {p.name: _split(p, options) for p in parts},
+        "other_files": _other_files(dataset),
+        "duplicates": _duplicates(parts),
+        "labels": _labels(parts[0], options, label_fraction, labels_per_class),
+        "pixels": _pixels(survey.sample(images)),
+    }
+    if len(images) > 1:
+        report["estimate"] = _estimate(images, pretext, backbone, optimizer, hardware, options.image_size, batch_size)
+    findings = preflight.findings(report)
+    report["findings"] = [{"level": level, "text": text} for level, text in findings]
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    write_text(run.directory / "check.json", text)
+    print(text if format == "json" else preflight.table(report), end="")
+    log.info("Written to %s", run.directory / "check.json")
+    errors = [text for level, text in findings if level == "error"]
+    if errors:
+        raise UserError("a run would stop: " + "; ".join(errors))
+    return {"dataset": describe(dataset), "images": len(images), "warnings": sum(f[0] == "warning" for f in findings)}
+
+
+def _parts(dataset: Node, unlabeled: str | None) -> Iterator[Part]:
+    found = [(name, find(dataset, name)) for name in SPLITS]
+    if unlabeled:
+        found.insert(1, (unlabeled, pile(Path(os.path.expanduser(unlabeled)))))  # type: ignore[arg-type]
+    for name, pictures in found:
+        if pictures is not None:
+            log.info("Looking at %d pictures of %s", len(pictures.names), name)
+            yield Part(name, pictures, decoded(pictures, shared(dataset)))
+
+
+def _joined(parts: list[Part]) -> Images:
+    images = parts[0].images
+    for part in parts[1:]:
+        images = images + part.images
+    return images
+
+
+def _split(part: Part, options: Options) -> dict[str, Any]:
+    items, names = part.pictures.items, part.pictures.class_names
+    sizes = splits.counts(part.labels) if part.labels is not None else {}
+    if isinstance(items, np.ndarray):
+        height, width, channels = items.shape[1:]
+        shapes = [(width, height)] * len(items)
+        formats, modes = {"array": len(items)}, {"RGB" if channels == 3 else "L": len(items)}
+    else:
+        known = [h for h in part.headers if h.format]
+        shapes = [(h.width, h.height) for h in known]
+        formats = dict(Counter(h.format for h in known).most_common())
+        modes = dict(Counter(h.mode for h in known).most_common())
+    out: dict[str, Any] = {
+        "images": len(part.good),
+        "classes": {name: sizes.get(c, 0) for c, name in enumerate(names)} if part.labels is not None else None,
+        "formats": formats,
+        "modes": modes,
+        "unreadable": [{"file": str(items[i]), "reason": why} for i, why in part.found.bad.items()],
+    }
+    if shapes:
+        widths, heights = zip(*shapes, strict=True)
+        out |= {side: {"min": min(v), "median": statistics.median_low(v), "max": max(v)}
+                for side, v in (("width", widths), ("height", heights))}  # fmt: skip
+        out["smaller_than_image_size"] = sum(min(s) < options.image_size for s in shapes)
+        out["cut_away_by_crop"] = round(statistics.mean(1 - min(s) / max(s) for s in shapes), 3)
+    return out
+
+
+def _other_files(dataset: Node) -> dict[str, int]:
+    is_folder = short_name(dataset["_target_"]) == "folder"
+    return survey.other_files(os.path.expanduser(dataset["root"])) if is_folder else {}
+
+
+def _duplicates(parts: list[Part]) -> dict[str, list[list[str]]]:
+    """Return groups of paths: the same bytes, nearly the same, across training and test, and in several classes."""
+    where = [(p, i) for p in parts for i in range(len(p.good))]
+    exact = survey.exact_duplicates([d for p in parts for d in p.digests()])
+    near = survey.near_duplicates(_joined(parts))
+    both = [g for g in exact + near if len({where[i][0].name == "test" for i in g}) > 1]
+    mixed = [g for g in exact + near if len({where[i][0].class_of(where[i][1]) for i in g} - {None}) > 1]
+    named = {"exact": exact, "near": near, "train_and_test": both, "classes_differ": mixed}
+    return {kind: [[where[i][0].path(where[i][1]) for i in g] for g in groups] for kind, groups in named.items()}
+
+
+def _labels(part: Part, options: Options, fraction: float | None, per_class: int | None) -> dict[str, Any] | None:
+    """Say for which classes there are too few pictures; None where there are no labels."""
+    if part.labels is None:
+        return None
+    names, sizes = part.pictures.class_names, splits.counts(part.labels)
+    out: dict[str, Any] = {"label_fraction": fraction, "labels_per_class": per_class, "classes": len(sizes)}
+    out["too_few_for_validation"] = [names[c] for c, n in sizes.items() if options.val_fraction and n < 2]
+    available = sizes
+    if not out["too_few_for_validation"]:
+        keep, _ = splits.validation(part.labels, options.val_fraction, options.split_seed)
+        available = splits.counts(part.labels[keep])
+    short = (
+        {c for c, n in available.items() if n < per_class}
+        if per_class
+        else {c for c in sizes if fraction and fraction * sizes[c] < 1}
+    )
+    return out | {"too_few": {names[c]: available[c] for c in sorted(short)}}
+
+
+def _pixels(pictures: Tensor) -> dict[str, Any]:
+    found = {"looked_at": len(pictures), "grey": survey.grey_share(pictures), "blank": survey.blank_share(pictures)}
+    return found | {"orientation": asdict(survey.orientation(pictures)) if len(pictures) >= ENOUGH else None}
+
+
+def _estimate(
+    images: Images, pretext: Node, backbone: Node, optimizer: Node, device: Device, image_size: int, batch_size: int
+) -> dict[str, Any]:
+    encoder = build_encoder(backbone, image_size, [0.5] * 3, [0.5] * 3)
+    model = device.put(build(pretext, encoder, image_size))
+    took = rehearse(model, images, device, optimizer, batch_size)
+    memory = None
+    if device.torch.type == "cuda":
+        memory = torch.cuda.get_device_properties(device.torch).total_memory
+    elif hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "pretext": short_name(pretext["_target_"]),
+        "backbone": short_name(backbone["_target_"]),
+        "batch_size": batch_size,
+        "device": device.describe(),
+        "precision": device.precision,
+        "images_per_second": round(took.images_per_second, 1),
+        "epoch_seconds": round(len(images) / took.images_per_second, 1),
+        "training_bytes": took.bytes,
+        "decoded_bytes": images.nbytes,
+        "memory_bytes": memory,
+    }
