@@ -53,7 +53,8 @@ def pretrain(folder: Path, work: Path, steps: int, prepare: str) -> dict[str, fl
     sweep = work / f"{time.time_ns()}"
     arguments = [
         "pretrain", "dataset=folder", f"dataset.root={folder / 'labelled'}", "dataset.image_size=64",
-        f"unlabeled={folder / 'unlabeled'}", "pretext=rotation", "pretext.copies=1", "train.batch_size=128",
+        f"unlabeled={folder / 'unlabeled'}", "pretext=rotation", "pretext.copies=1", "backbone.widths=[16,32,64,128]",
+        "train.batch_size=128",
         f"train.steps={steps}", "train.evaluations=1", f"hydra.run.dir={sweep}",
     ]  # fmt: skip
     code = f"import sys\n{prepare}\nfrom sslrun.cli import main\nsys.argv = ['sslrun', *{arguments!r}]\nmain()"

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,27 +113,27 @@ def fit(
     unit = "images"
     with progress(run.stage, total * len(images) // per_epoch, unit) as advance:
         advance(start * len(images) // per_epoch)
-        chunks: tuple[Tensor, ...] = ()
-        for step in range(start, total):
+        began = time.perf_counter()
+        for step, (rows, pixels) in zip(
+            range(start, total), _gathered(images, start, total, per_epoch, seed), strict=True
+        ):
             epoch, i = divmod(step, per_epoch)
-            if i == 0 or not chunks:
-                chunks = torch.randperm(len(images), generator=generator(seed, ORDER, epoch)).tensor_split(per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = (
                     learning_rate * group["rate"] * learning_rate_at(step, total, int(warmup_fraction * total))
                 )
-            began = time.perf_counter()
-            batch = _batch(images, labels, chunks[i], device)
+            batch = _batch(pixels, labels, rows, device)
             out = _step(model, batch, optimizer, device, gradient_clip, step, (seed, VIEWS, epoch, i))
-            window.add(out, len(chunks[i]), time.perf_counter() - began)
+            window.add(out, len(rows), time.perf_counter() - began)
             done = step + 1
-            advance(len(chunks[i]), f"{window.note}")
+            advance(len(rows), f"{window.note}")
             if done % log_every == 0 or done in stops:
                 row = window.close(step, optimizer.param_groups[-1]["lr"], run)
                 run.metrics(done, {"epoch": done / per_epoch, **row})
             if done in stops:
                 state.evaluated(done, _evaluate(model, evaluate))
                 log.info("step %d/%d %s", done, total, _said(row | state.metrics))
+            began = time.perf_counter()
     return {**state.metrics, "best/step": state.best[1], **window.summary()}
 
 
@@ -140,8 +141,35 @@ def _nothing(step: int) -> None:
     """Stand in for a hook that a model does not have."""
 
 
-def _batch(images: Tensor | Images, labels: Tensor | None, rows: Tensor, device: Device) -> dict[str, Tensor]:
-    batch = {"images": device.floats(images[rows])}
+def _gathered(
+    images: Tensor | Images, start: int, total: int, per_epoch: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the rows of every step and their pictures, which are gathered while the step before is computed."""
+    order: tuple[int, tuple[Tensor, ...]] = (-1, ())
+
+    def rows_of(step: int) -> Tensor:
+        nonlocal order
+        epoch, i = divmod(step, per_epoch)
+        if order[0] != epoch:
+            rows = torch.randperm(len(images), generator=generator(seed, ORDER, epoch))
+            order = (epoch, rows.tensor_split(per_epoch))
+        return order[1][i]
+
+    with ThreadPoolExecutor(1) as beside:
+
+        def gather(step: int) -> Future[tuple[Tensor, Tensor]]:
+            rows = rows_of(step)
+            return beside.submit(lambda: (rows, images[rows]))
+
+        coming = gather(start) if start < total else None
+        for step in range(start, total):
+            assert coming is not None
+            here, coming = coming, gather(step + 1) if step + 1 < total else None
+            yield here.result()
+
+
+def _batch(pixels: Tensor, labels: Tensor | None, rows: Tensor, device: Device) -> dict[str, Tensor]:
+    batch = {"images": device.floats(pixels)}
     if labels is not None:
         batch["labels"] = labels[rows.to(labels.device)].to(device.torch, non_blocking=True)
     return batch
@@ -203,7 +231,7 @@ def rehearse(
     def step(n: int, i: int) -> float:
         began = time.perf_counter()
         rows = torch.randperm(len(images), generator=generator(0, ORDER, i))[:n]
-        out = _step(model, _batch(images, None, rows, device), optimizer, device, None, 0, (0, VIEWS, 0, i))
+        out = _step(model, _batch(images[rows], None, rows, device), optimizer, device, None, 0, (0, VIEWS, 0, i))
         float(out["loss"])  # waits for the device
         return time.perf_counter() - began
 

@@ -181,3 +181,25 @@ def test_case_46_the_order_of_files_does_not_depend_on_the_machine(photos: Path)
         for locale in ("C", "C.UTF-8")
     }
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tif", "bmp"])
+def test_whatever_a_file_holds_it_is_a_picture_or_gives_a_reason(photo: Image.Image, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a flower"
+    options: dict[str, object] = {} if suffix in ("gif", "bmp") else {"exif": exif}
+    data = save(photo, f"whole.{suffix}", **options).read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for i in range(150):
+        damaged = bytearray(data)
+        near = len(data) if i % 2 else min(300, len(data))  # the header more often
+        for at in rng.integers(0, near, rng.integers(1, 12)):
+            damaged[at] = rng.integers(256)
+        Path(f"x.{suffix}").write_bytes(bytes(damaged[: len(data) if i % 3 else int(rng.integers(1, len(data)))]))
+        try:
+            assert decode(f"x.{suffix}", 16).shape == (16, 16, 3)
+        except UnreadableImage as error:
+            assert str(error)
+            refused += 1
+    assert 0 < refused < 150

@@ -127,7 +127,7 @@ def test_files_that_are_not_taken_are_counted_by_their_suffix() -> None:
         "set/a/.DS_Store",
         "set/a/.hidden/q.heic",
     ):
-        Path(name).write_text("x")
+        Path("set", name).write_text("x")
     assert survey.other_files("set") == {".heic": 2, ".txt": 1}
 
 

@@ -82,8 +82,7 @@ def load_train(node: Node) -> tuple[Dataset, Dataset | None]:
     """
     data = load(node, "train")
     options = shared(node)
-    if data is None:
-        raise UserError("the data set has no training split")
+    assert data is not None
     if data.labels is None or options.val_fraction == 0:
         return data, None
     keep, val = splits.validation(data.labels.numpy(), options.val_fraction, options.split_seed)
@@ -123,6 +122,8 @@ def find(node: Node, split: SplitName) -> Pictures | None:
         keys["root"] = os.path.expanduser(keys["root"])
     pictures: Pictures | None = target(split, **keys)
     options = shared(node)
+    if pictures is None and split == "train":
+        raise UserError(f"{describe(node)} has no training split")
     if pictures is None:
         return None
     if options.classes is not None and split != "unlabeled":

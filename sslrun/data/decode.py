@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import os
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+warnings.filterwarnings("ignore", module="PIL")  # of damaged or strange files, which are none of a user's doing
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 Resize = Literal["crop", "pad", "squash"]
@@ -44,8 +47,8 @@ def decode(path: str | Path, image_size: int, resize: Resize = "crop", channels:
         raise UnreadableImage("the file is empty" if size == 0 else "not a picture in a known format") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UnreadableImage("more pixels than any photograph has: refused") from None
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError) as error:
-        raise UnreadableImage(f"damaged: {error}") from None
+    except Exception as error:  # a file may hold anything, and Pillow raise anything
+        raise UnreadableImage(f"damaged: {error or type(error).__name__}") from None
 
 
 def to_array(image: Image.Image, image_size: int, resize: Resize, channels: Channels) -> np.ndarray:

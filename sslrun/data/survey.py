@@ -72,44 +72,54 @@ def near_duplicates(images: Images) -> list[list[int]]:
 
     Two pictures are near duplicates if their 16 px thumbnails, less their mean, differ by less than 5 % of their
     contrast. Neighbours are found in a 20-dimensional projection, which makes no distance larger. Blank pictures are
-    left out. A crop is not found.
+    left out, and all but one of pictures with the same pixels. A crop is not found.
     """
-    vectors, contrast = _thumbnails(images)
+    if len(images) < 2:
+        return []
+    some, _ = _thumbnails(images[:: max(1, len(images) // 5000)])
+    mean = some.mean(0)
+    basis = torch.linalg.svd(some - mean, full_matrices=False)[2][:PROJECTED].T
+    low, contrast = _projected(images, mean, basis)
     shown = np.flatnonzero(contrast > BLANK)
     _, first = np.unique(images.digests[images.index.numpy()][shown], axis=0, return_index=True)
-    rows = shown[np.sort(first)]  # of pictures with the same pixels one is enough
+    rows = shown[np.sort(first)]
     if len(rows) < 2:
         return []
-    unit = vectors[rows] / (contrast[rows, None] * np.sqrt(vectors.shape[1]))
-    a, b = _close(unit)
-    ratio = contrast[rows][a] / contrast[rows][b]
-    alike = (np.linalg.norm(unit[a] - unit[b], axis=1) < SAME) & (ratio > 0.8) & (ratio < 1.25)
-    return _groups(rows[a[alike]], rows[b[alike]], len(images))
+    distances, found = cKDTree(low[rows]).query(low[rows], k=NEIGHBOURS + 1, distance_upper_bound=SAME, workers=-1)
+    i, j = np.nonzero(np.isfinite(distances))
+    a, b = rows[i], rows[found[i, j]]
+    a, b = a[a != b], b[a != b]
+    alike = [_alike(images, a[k : k + 1024], b[k : k + 1024]) for k in range(0, len(a), 1024)]
+    keep = np.concatenate(alike) if alike else np.empty(0, dtype=bool)
+    return _groups(a[keep], b[keep], len(images))
 
 
-def _thumbnails(images: Images) -> tuple[np.ndarray, np.ndarray]:
-    """Return N thumbnails, `N x 768` less the mean of each, and N standard deviations."""
-    out = np.empty((len(images), 3 * THUMBNAIL**2), dtype=np.float32)
+def _thumbnails(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Return thumbnails less their means, `N x 768` of length 1, and N standard deviations."""
+    small = F.interpolate(pictures.float(), (THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True).flatten(1)
+    small -= small.mean(1, keepdim=True)
+    return F.normalize(small), small.std(1, unbiased=False)
+
+
+def _projected(images: Images, mean: Tensor, basis: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    low = np.empty((len(images), basis.shape[1]), dtype=np.float32)
+    contrast = np.empty(len(images), dtype=np.float32)
+    done = 0
     with progress("comparing", len(images), "images") as advance:
-        done = 0
-        for batch in images.split(1024):
-            small = F.interpolate(batch.float(), (THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True).flatten(1)
-            out[done : done + len(batch)] = (small - small.mean(1, keepdim=True)).numpy()
+        for batch in images.split(512):
+            unit, deviation = _thumbnails(batch)
+            low[done : done + len(batch)] = ((unit - mean) @ basis).numpy()
+            contrast[done : done + len(batch)] = deviation.numpy()
             done += len(batch)
             advance(len(batch))
-    return out, out.std(1)
+    return low, contrast
 
 
-def _close(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return pairs of rows that may be within `SAME` of each other: all such pairs and some more."""
-    some = torch.from_numpy(unit[:: max(1, len(unit) // 5000)])
-    mean = some.mean(0)
-    basis = torch.linalg.svd(some - mean, full_matrices=False)[2][:PROJECTED].T.numpy()
-    low = (unit - mean.numpy()) @ basis
-    distances, found = cKDTree(low).query(low, k=NEIGHBOURS + 1, distance_upper_bound=SAME, workers=-1)
-    i, j = np.nonzero(np.isfinite(distances))
-    a, b = i, found[i, j]
-    return a[a != b], b[a != b]
+def _alike(images: Images, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Tell which pairs of positions are near duplicates."""
+    (one, contrast), (other, contrasts) = (_thumbnails(images[torch.from_numpy(rows)]) for rows in (a, b))
+    ratio = contrast / contrasts
+    return ((one - other).norm(dim=1) < SAME).numpy() & ((ratio > 0.8) & (ratio < 1.25)).numpy()
 
 
 def _groups(a: np.ndarray, b: np.ndarray, n: int) -> list[list[int]]:

@@ -1,0 +1,97 @@
+"""Decoding beside a plain Pillow loop, and the start of a run whose pictures are decoded already.
+
+    python benchmarks/decoding.py FOLDER
+
+makes pieces of two photographs in FOLDER (2 GB): 300 JPEG of 2400 x 1600 px, 3,000 PNG of 300 px and 20,000 JPEG of
+64 px, which it decodes in turns by `sslrun` (all cores, cache written) and by a loop of Pillow (one core, nothing
+kept). Then 70,000 JPEG of 28 px, on which `sslrun pretrain` takes one step, the second time without decoding.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+
+def make(folder: Path, n: int, width: int, height: int, suffix: str, seed: int) -> None:
+    """Write n pieces of two photographs, scaled to one size."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    photos = load_sample_images().images
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for i in range(n):
+        photo = photos[rng.integers(2)]
+        side = int(rng.integers(100, 400))
+        y, x = rng.integers(0, photo.shape[0] - side), rng.integers(0, photo.shape[1] - side)
+        piece = Image.fromarray(photo[y : y + side, x : x + side]).resize((width, height), Image.Resampling.BICUBIC)
+        piece.save(folder / f"{i:05d}.{suffix}")
+
+
+def rate(files: list[str], image_size: int, how: str) -> float:
+    """Return images per second."""
+    import numpy as np
+    from PIL import Image
+
+    from sslrun.data.cache import cache_folder, decode_all
+
+    shutil.rmtree(cache_folder(), ignore_errors=True)
+    began = time.perf_counter()
+    if how == "sslrun":
+        decode_all(files, image_size, "crop", "rgb")
+    else:
+        for path in files:
+            np.asarray(Image.open(path).convert("RGB").resize((image_size, image_size)))
+    return len(files) / (time.perf_counter() - began)
+
+
+def start(root: Path, work: Path) -> dict[str, float]:
+    """Run one step of pretraining and say what it took as a whole."""
+    began = time.perf_counter()
+    directory = work / f"{time.time_ns()}"
+    command = ["pretrain", "dataset=folder", f"dataset.root={root}", "dataset.image_size=32", "train.steps=1",
+               "train.evaluations=1", "train.batch_size=64", f"hydra.run.dir={directory}"]  # fmt: skip
+    subprocess.run([sys.executable, "-m", "sslrun", *command], check=True, capture_output=True)
+    summary = json.loads((directory / "summary.json").read_text())
+    return {"images": summary["images"], "seconds": round(time.perf_counter() - began, 1)}
+
+
+def main() -> None:
+    """Measure."""
+    top = Path(sys.argv[1]).resolve()
+    os.environ["SSLRUN_CACHE"] = str(top / "cache")
+    sets = {"2400x1600.jpg": (2, 150, 2400, 1600, 224), "300x300.png": (2, 1500, 300, 300, 64),
+            "64x64.jpg": (10, 2000, 64, 64, 64), "28x28.jpg": (10, 7000, 28, 28, 32)}  # fmt: skip
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for name, (folders, n, width, height, _) in sets.items():
+            for i in range(folders):
+                if not (top / name / str(i)).exists():
+                    pool.submit(make, top / name / str(i), n, width, height, name.split(".")[1], i)
+
+    from sslrun.data.decode import find_pictures
+
+    for name, (*_, image_size) in list(sets.items())[:3]:
+        files = find_pictures(top / name)
+        rates = [(rate(files, image_size, "Pillow"), rate(files, image_size, "sslrun")) for _ in range(3)]
+        plain, ours = (statistics.median(r) for r in zip(*rates, strict=True))
+        print(
+            f"{name:<14} to {image_size:>3} px: sslrun {ours:6.0f} images/s, Pillow {plain:6.0f}, {ours / plain:.2f}x"
+        )
+    for what in ("first start", "warm cache", "warm cache"):
+        print(what, json.dumps(start(top / "28x28.jpg", top / "runs")), flush=True)
+    began = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-c", "import sslrun.job, sslrun.stages.pretrain, torch.utils.tensorboard"], check=True
+    )
+    print(f"of which Python's imports {time.perf_counter() - began:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
