@@ -114,9 +114,7 @@ def fit(
     with progress(run.stage, total * len(images) // per_epoch, unit) as advance:
         advance(start * len(images) // per_epoch)
         began = time.perf_counter()
-        for step, (rows, pixels) in zip(
-            range(start, total), _gathered(images, start, total, per_epoch, seed), strict=True
-        ):
+        for step, rows, pixels in _gathered(images, start, total, per_epoch, seed):
             epoch, i = divmod(step, per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = (
@@ -143,8 +141,8 @@ def _nothing(step: int) -> None:
 
 def _gathered(
     images: Tensor | Images, start: int, total: int, per_epoch: int, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the rows of every step and their pictures, which are gathered while the step before is computed."""
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield every step, its rows, and their pictures, which are gathered while the step before is computed."""
     order: tuple[int, tuple[Tensor, ...]] = (-1, ())
 
     def rows_of(step: int) -> Tensor:
@@ -157,9 +155,9 @@ def _gathered(
 
     with ThreadPoolExecutor(1) as beside:
 
-        def gather(step: int) -> Future[tuple[Tensor, Tensor]]:
+        def gather(step: int) -> Future[tuple[int, Tensor, Tensor]]:
             rows = rows_of(step)
-            return beside.submit(lambda: (rows, images[rows]))
+            return beside.submit(lambda: (step, rows, images[rows]))
 
         coming = gather(start) if start < total else None
         for step in range(start, total):
