@@ -128,6 +128,8 @@ def _labels(report: dict[str, Any]) -> list[Finding]:
 def _pixels(report: dict[str, Any]) -> list[Finding]:
     pixels = report["pixels"]
     out: list[Finding] = []
+    if pixels is None:
+        return out
     if pixels["blank"] > 0:
         out.append(
             ("warning" if pixels["blank"] > 0.01 else "advice", f"{pixels['blank']:.2%} of the pictures are blank")

@@ -101,6 +101,17 @@ def test_case_45_classes_of_one_picture_and_only_one_class(photos: Path, cli: Cl
     assert "there is one class" in said(answer, "warning")
 
 
+def test_a_folder_in_which_nothing_can_be_read(cli: Cli) -> None:
+    for c in ("a", "b"):
+        for i in range(3):
+            Path("set", c).mkdir(parents=True, exist_ok=True)
+            Path("set", c, f"{i}.jpg").write_text("text")
+    answer = check(cli, "format=json")
+    assert answer.code == 1
+    assert json.loads(answer.out)["splits"]["train"]["images"] == 0
+    assert "4 of 4 pictures of train cannot be read" in said(answer, "error")
+
+
 def test_a_pile_without_labels(photos: Path, cli: Cli) -> None:
     answer = check(cli, "format=json", root=photos / "flower")
     assert answer.code == 0
@@ -112,7 +123,7 @@ def test_unlabelled_pictures_beside_are_looked_at_too(photos: Path, cli: Cli) ->
     shutil.copytree(photos / "temple", "pile")
     answer = check(cli, "format=json", "unlabeled=pile", root=photos)
     report = json.loads(answer.out)
-    assert report["splits"]["pile"]["images"] == 30
+    assert report["splits"]["unlabeled=pile"]["images"] == 30
     assert len(report["duplicates"]["exact"]) == 30
     assert "6 pictures of test stand in training too" in said(answer, "warning")
 

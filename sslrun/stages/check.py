@@ -18,7 +18,7 @@ from sslrun.backbones import build_encoder
 from sslrun.config import DatasetNode, Node, Positive, PositiveInt, UserError, build
 from sslrun.console import log
 from sslrun.data import splits, survey
-from sslrun.data.cache import Decoded
+from sslrun.data.cache import Decoded, physical_memory
 from sslrun.data.dataset import Options, decoded, describe, find, shared
 from sslrun.data.images import Images
 from sslrun.data.sources import Pictures, SplitName, pile
@@ -92,7 +92,7 @@ def check(
         "other_files": _other_files(dataset),
         "duplicates": _duplicates(parts),
         "labels": _labels(parts[0], options, label_fraction, labels_per_class),
-        "pixels": _pixels(survey.sample(images)),
+        "pixels": _pixels(survey.sample(images)) if len(images) else None,
     }
     if len(images) > 1:
         report["estimate"] = _estimate(images, pretext, backbone, optimizer, hardware, options.image_size, batch_size)
@@ -109,9 +109,9 @@ def check(
 
 
 def _parts(dataset: Node, unlabeled: str | None) -> Iterator[Part]:
-    found = [(name, find(dataset, name)) for name in SPLITS]
+    found: list[tuple[str, Pictures | None]] = [(name, find(dataset, name)) for name in SPLITS]
     if unlabeled:
-        found.insert(1, (unlabeled, pile(Path(os.path.expanduser(unlabeled)))))  # type: ignore[arg-type]
+        found.insert(1, (f"unlabeled={unlabeled}", pile(Path(os.path.expanduser(unlabeled)))))
     for name, pictures in found:
         if pictures is not None:
             log.info("Looking at %d pictures of %s", len(pictures.names), name)
@@ -199,11 +199,8 @@ def _estimate(
     encoder = build_encoder(backbone, image_size, [0.5] * 3, [0.5] * 3)
     model = device.put(build(pretext, encoder, image_size))
     took = rehearse(model, images, device, optimizer, batch_size)
-    memory = None
-    if device.torch.type == "cuda":
-        memory = torch.cuda.get_device_properties(device.torch).total_memory
-    elif hasattr(os, "sysconf"):
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    on_gpu = device.torch.type == "cuda"
+    memory = torch.cuda.get_device_properties(device.torch).total_memory if on_gpu else physical_memory()
     return {
         "pretext": short_name(pretext["_target_"]),
         "backbone": short_name(backbone["_target_"]),
