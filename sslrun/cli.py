@@ -300,7 +300,7 @@ def _resume(stage: str, values: list[str]) -> list[str]:
 
 def print_help(stage: str, own: str | None) -> None:
     """Print a command's groups with their choices, and its keys with their defaults and what they mean."""
-    folders = [*([Path(own)] if own else []), CONF]
+    folders = [CONF, *([Path(own)] if own else [])]
     lines = (CONF / f"{stage}.yaml").read_text(encoding="utf-8").splitlines()
     about = [line.removeprefix("#").strip() for line in lines if line.startswith("# ")]
     body = [line for line in lines if not line.startswith("#")]

@@ -238,8 +238,8 @@ def _wanted(e: Any) -> str:
 
 
 def folders(config_dir: str | None = None) -> list[Path]:
-    """Return the folders that hold config files: the user's own, if one was named, and ours."""
-    return [*([Path(config_dir)] if config_dir else []), CONF]
+    """Return the folders that hold config files, in Hydra's order: ours, and the user's own, if one was named."""
+    return [CONF, *([Path(config_dir)] if config_dir else [])]
 
 
 def choices(group: str, config_dir: str | None = None) -> list[str]:

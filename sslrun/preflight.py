@@ -66,26 +66,21 @@ def _files(report: dict[str, Any]) -> list[Finding]:
 
 
 def _duplicates(found: dict[str, list[list[str]]]) -> list[Finding]:
-    def about(kind: str) -> tuple[str, str]:
-        groups = found[kind]
-        return f"{len(groups)} picture{'s' * (len(groups) != 1)}", f"the first: {_some(groups[0])}"
-
-    out: list[Finding] = []
-    if found["train_and_test"]:
-        n, first = about("train_and_test")
-        out.append(
-            ("warning", f"{n} of test stand in training too, the same or nearly: test accuracy will flatter; {first}")
-        )
-    if found["classes_differ"]:
-        n, first = about("classes_differ")
-        out.append(("warning", f"{n} stand in more than one class, the same or nearly; {first}"))
-    if found["exact"]:
-        n, first = about("exact")
-        out.append(("advice", f"{n} stand there more than once; {first}"))
-    if found["near"]:
-        n, first = about("near")
-        out.append(("advice", f"{n} stand there more than once with small differences; {first}"))
-    return out
+    kinds: list[tuple[str, Literal["warning", "advice"], str]] = [
+        (
+            "train_and_test",
+            "warning",
+            "pictures of test that are in training too, exactly or nearly (accuracy will flatter)",
+        ),
+        ("classes_differ", "warning", "pictures that are in more than one class, exactly or nearly"),
+        ("exact", "advice", "pictures that are there more than once"),
+        ("near", "advice", "pictures that are there more than once with small differences"),
+    ]
+    return [
+        (level, f"{text}: {len(found[kind])}; the first: {_some(found[kind][0])}")
+        for kind, level, text in kinds
+        if found[kind]
+    ]
 
 
 def _labels(report: dict[str, Any]) -> list[Finding]:

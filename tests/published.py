@@ -1,5 +1,6 @@
 """The published data sets in miniature: archives with exactly their real layout, of pieces of two photographs."""
 
+import functools
 import gzip
 import hashlib
 import io
@@ -141,6 +142,7 @@ def flowers102_files(a_class: int = 4) -> Files:
     return {f"jpg/image_{i + 1:05d}.jpg": jpeg(40, i) for i in range(102 * a_class)}
 
 
+@functools.cache
 def flowers102_lists(a_class: int = 4) -> Files:
     """imagelabels.mat and setid.mat: one of each class for training, one for validation, the rest for test."""
     n = 102 * a_class
@@ -172,6 +174,7 @@ def stl10_files() -> Files:
     return files
 
 
+@functools.cache
 def archives(name: str) -> Files:
     """Return what lies at a data set's address, by its file name."""
     made: dict[str, Callable[[], Files]] = {
@@ -186,7 +189,7 @@ def archives(name: str) -> Files:
 
 
 def mirrored(name: str, served: Path, address: str, config_dir: Path) -> Files:
-    """Serve a data set's archives, and write its YAML with their address and checksums, as for a mirror of one's own.
+    """Serve a data set's archives, and write a YAML for them, `NAME_here`, as one would for a mirror of one's own.
 
     Returns:
         What is served.
@@ -202,7 +205,7 @@ def mirrored(name: str, served: Path, address: str, config_dir: Path) -> Files:
         (packed,) = files
         assert node.url.endswith(f"/{packed}")
         node.url, node.md5 = f"{address}/{packed}", md5(files[packed])
-    place = config_dir / "dataset" / f"{name}.yaml"
+    place = config_dir / "dataset" / f"{name}_here.yaml"
     place.parent.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(node, place)
     return files

@@ -36,7 +36,7 @@ def node(name: str, served: Served, **more: Any) -> Node:
     """Return a data set's node as its YAML has it, but for the server and what is given here."""
     published.mirrored(name, served.folder, served.address, Path("mine"))
     shared = OmegaConf.load(REPOSITORY / "conf" / "dataset" / "_shared.yaml")
-    own = OmegaConf.load(f"mine/dataset/{name}.yaml")
+    own = OmegaConf.load(f"mine/dataset/{name}_here.yaml")
     merged = OmegaConf.merge(shared, own, OmegaConf.create({"val_fraction": 0.0, **more}))
     return OmegaConf.to_container(merged)  # type: ignore[return-value]
 
@@ -50,8 +50,8 @@ def labels(data: Dataset) -> np.ndarray:
 def test_fetch_check_preview_pretrain_finetune_evaluate(name: str, served: Served, cli: Cli) -> None:
     published.mirrored(name, served.folder, served.address, Path("mine"))
     mine = ("-cd", "mine")
-    data = (f"dataset={name}", "dataset.image_size=16")
-    fetched = cli("data", "fetch", *mine, f"dataset={name}")
+    data = (f"dataset={name}_here", "dataset.image_size=16")
+    fetched = cli("data", "fetch", *mine, f"dataset={name}_here")
     assert fetched.code == 0, fetched.err
     requests = len(served.asked)
     assert requests == len(published.archives(name))

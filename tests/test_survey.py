@@ -83,7 +83,7 @@ def test_near_duplicates_are_those_that_comparing_all_pairs_finds() -> None:
     unit = torch.nn.functional.normalize(small)
     alike = (torch.cdist(unit, unit) < survey.SAME) & ((contrast[:, None] / contrast).log().abs() < 0.2)
     pairs = {(i, j) for i, j in alike.nonzero().tolist() if i < j}
-    assert 20 < len(pairs) < 300
+    assert 20 < len(pairs) < 600
     together = {(min(i, j), max(i, j)) for g in found for i in g for j in g if i != j}
     assert pairs <= together
     assert {i for p in pairs for i in p} == {i for g in found for i in g}
@@ -119,14 +119,7 @@ def test_many_files_are_read_by_processes_in_their_order(photos: Path, monkeypat
 
 def test_files_that_are_not_taken_are_counted_by_their_suffix() -> None:
     Path("set/a/.hidden").mkdir(parents=True)
-    for name in (
-        "set/x.jpg",
-        "set/a/y.HEIC",
-        "set/a/z.heic",
-        "set/notes.txt",
-        "set/a/.DS_Store",
-        "set/a/.hidden/q.heic",
-    ):
+    for name in ("x.jpg", "a/y.HEIC", "a/z.heic", "notes.txt", "a/.DS_Store", "a/.hidden/q.heic"):
         Path("set", name).write_text("x")
     assert survey.other_files("set") == {".heic": 2, ".txt": 1}
 

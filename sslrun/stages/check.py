@@ -208,7 +208,7 @@ def _estimate(
         "device": device.describe(),
         "precision": device.precision,
         "images_per_second": round(took.images_per_second, 1),
-        "epoch_seconds": round(len(images) / took.images_per_second, 1),
+        "epoch_seconds": round(len(images) / took.images_per_second, 3),
         "training_bytes": took.bytes,
         "decoded_bytes": images.nbytes,
         "memory_bytes": memory,
