@@ -70,7 +70,7 @@ def _duplicates(found: dict[str, list[list[str]]]) -> list[Finding]:
         (
             "train_and_test",
             "warning",
-            "pictures of test that are in training too, exactly or nearly (accuracy will flatter)",
+            "pictures of test that are in training too, exactly or nearly; accuracy will flatter",
         ),
         ("classes_differ", "warning", "pictures that are in more than one class, exactly or nearly"),
         ("exact", "advice", "pictures that are there more than once"),

@@ -24,13 +24,9 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows: two processes are not kept apart there
-    fcntl = None  # type: ignore[assignment]
-
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from sslrun import __version__, command
@@ -162,7 +158,7 @@ class Run:
         finally:
             log.removeHandler(self._file)
             self._file.close()
-            self._lock.close()
+            self._lock.release()
 
     def _hparams(self) -> None:
         flat = {k: v for k, v in _flat(self._summary["config"]).items() if isinstance(v, bool | int | float | str)}
@@ -170,20 +166,18 @@ class Run:
         self._writer.add_hparams(flat, scores, run_name=".")
 
 
-def _locked(directory: Path) -> IO[str]:
+def _locked(directory: Path) -> FileLock:
     """Hold a lock on a run directory as long as this process lives, however it ends.
 
     Raises:
         UserError: another process holds it.
     """
-    file = (directory / ".lock").open("w")
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise UserError(f"{directory} is being written by another process: wait for it, or stop it") from None
-    return file
+    lock = FileLock(directory / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{directory} is being written by another process: wait for it, or stop it") from None
+    return lock
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

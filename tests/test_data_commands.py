@@ -60,7 +60,7 @@ def test_check_finds_what_is_wrong_with_a_folder(messy: Path, cli: Cli) -> None:
     assert d["classes_differ"] == [["flower 01.jpg", "flower.jpg"]]
     warnings = said(answer, "warning")
     assert "1 of 53 pictures of train cannot be read: set/train/flower/broken.jpg (damaged" in warnings
-    assert "in training too, exactly or nearly (accuracy will flatter): 2; the first: set/t" in warnings
+    assert "in training too, exactly or nearly; accuracy will flatter: 2; the first: set/t" in warnings
     assert "pictures that are in more than one class, exactly or nearly: 1;" in warnings
     assert "1 .heic" in warnings
     assert "label_fraction=0.02 is less than one picture of flower (23), temple (23)" in warnings
@@ -125,7 +125,7 @@ def test_unlabelled_pictures_beside_are_looked_at_too(photos: Path, cli: Cli) ->
     report = json.loads(answer.out)
     assert report["splits"]["unlabeled=pile"]["images"] == 30
     assert len(report["duplicates"]["exact"]) == 30
-    assert "in training too, exactly or nearly (accuracy will flatter): 6;" in said(answer, "warning")
+    assert "in training too, exactly or nearly; accuracy will flatter: 6;" in said(answer, "warning")
 
 
 def test_small_wide_and_grey_pictures(cli: Cli) -> None:
