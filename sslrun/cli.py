@@ -1,5 +1,6 @@
 """The command line. It imports no torch, and hands what follows a command's name to Hydra."""
 
+import io
 import os
 import sys
 import tempfile
@@ -120,6 +121,8 @@ def main() -> None:
     """Run the command line."""
     if sys.stdout is None:  # `sslrun runs >&-`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except BrokenPipeError:  # `sslrun runs | head`

@@ -51,13 +51,14 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+def progress(what: str, total: int, unit: str, before: int = 0) -> Iterator[Callable[..., None]]:
     """Show a bar with the rate and the time left, or plain lines now and then where there is no terminal.
 
     Args:
         what: is done.
         total: number, 0 if it is not known.
         unit: of the total; `B` is bytes.
+        before: were done before, by an earlier run.
 
     Yields:
         A function `advance(n, note="")` to be called when `n` more of `total` are done.
@@ -66,7 +67,7 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
         counts = (DownloadColumn(), TransferSpeedColumn()) if unit == "B" else (MofNCompleteColumn(), _Rate())
         columns = (TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn())
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=ERR) as bar:
-            task = bar.add_task(what, total=total or None, unit=unit, note="")
+            task = bar.add_task(what, total=total or None, completed=before, unit=unit, note="")
 
             def show(n: int, note: str = "") -> None:
                 bar.update(task, advance=n, note=note or bar.tasks[0].fields["note"])
@@ -75,7 +76,7 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
         return
     started = last = time.monotonic()
     scale, shown = (1e6, "MB") if unit == "B" else (1, unit)
-    done = 0
+    done = before
 
     def line(n: int, note: str = "") -> None:
         nonlocal done, last
@@ -83,7 +84,7 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
         now = time.monotonic()
         if now - last >= PLAIN_EVERY:
             last = now
-            rate = done / (now - started)
+            rate = (done - before) / (now - started)
             whole = f"/{total / scale:.0f}" if total else ""
             left = f", {(total - done) / rate:.0f} s left" if total else ""
             log.info("%s %.0f%s, %.0f %s/s%s %s", what, done / scale, whole, rate / scale, shown, left, note)

@@ -1,5 +1,6 @@
 """What `sslrun data check` found, in sentences and as a table."""
 
+import math
 import os
 from typing import Any, Literal
 
@@ -10,12 +11,8 @@ from rich.text import Text
 
 SHOWN = 5  # of a list that may be long
 CUT = 0.3  # part of a picture that a crop to a square may cut away without a word
-NO_UP, HALF_UP, ALL_UP, MIRRORED = (
-    0.32,
-    0.8,
-    0.95,
-    0.65,
-)  # of what survey.Orientation measures; noise gives 0.25 and 0.5
+NO_UP, HALF_UP, ALL_UP = 0.32, 0.8, 0.95  # of survey.Orientation.turn; chance is 0.25, give or take 3 standard errors
+MIRRORED = 0.65  # of survey.Orientation.mirror; chance is 0.5
 UNBALANCED = 10  # times as many pictures in the largest class as in the smallest
 CONVERTIBLE = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".raw", ".dng", ".cr2", ".nef", ".arw", ".psd")
 
@@ -65,19 +62,18 @@ def _files(report: dict[str, Any]) -> list[Finding]:
     return out
 
 
-def _duplicates(found: dict[str, list[list[str]]]) -> list[Finding]:
+def _duplicates(found: dict[str, Any]) -> list[Finding]:
+    counts = {kind: len(groups) for kind, groups in found.items() if isinstance(groups, list)}
+    counts["train_and_test"] = found["test_pictures_in_training"]
+    leaked = "test accuracy will flatter: pictures of test that are in training too, exactly or nearly"
     kinds: list[tuple[str, Literal["warning", "advice"], str]] = [
-        (
-            "train_and_test",
-            "warning",
-            "pictures of test that are in training too, exactly or nearly; accuracy will flatter",
-        ),
+        ("train_and_test", "warning", leaked),
         ("classes_differ", "warning", "pictures that are in more than one class, exactly or nearly"),
         ("exact", "advice", "pictures that are there more than once"),
         ("near", "advice", "pictures that are there more than once with small differences"),
     ]
     return [
-        (level, f"{text}: {len(found[kind])}; the first: {_some(found[kind][0])}")
+        (level, f"{text}: {counts[kind]}; the first: {_some(found[kind][0])}")
         for kind, level, text in kinds
         if found[kind]
     ]
@@ -94,7 +90,7 @@ def _labels(report: dict[str, Any]) -> list[Finding]:
         out.append(
             (
                 "error",
-                f"classes of one picture, from which no validation can be carved: "
+                f"classes too small to carve validation from: "
                 f"{_some(found['too_few_for_validation'])}; dataset.val_fraction=0 does without",
             )
         )
@@ -153,8 +149,8 @@ def _pixels(report: dict[str, Any]) -> list[Finding]:
 def _orientation(found: dict[str, float], horizontal_flip: bool) -> list[Finding]:
     turn, half = found["turn"], found["half_turn_errors"]
     measured = f"a linear rule tells by how many quarter turns they were turned in {turn:.0%} of cases, chance is 25 %"
-    if turn < NO_UP:
-        text = f"the pictures have no up ({measured}): pretext=rotation has little to learn from"
+    if turn < max(NO_UP, 0.25 + 3 * math.sqrt(0.25 * 0.75 / found["pictures"])):
+        text = f"the pictures show no up ({measured}): pretext=rotation has little to learn from"
     elif turn > ALL_UP:
         text = f"the pictures' up shows at once ({measured}): pretext=rotation may be too easy to teach much"
     elif half > 0.8 * (1 - turn) and turn < HALF_UP:
@@ -162,7 +158,7 @@ def _orientation(found: dict[str, float], horizontal_flip: bool) -> list[Finding
     else:
         text = f"the pictures have an up ({measured}): pretext=rotation can be learnt"
     out: list[Finding] = [("advice", text)]
-    if horizontal_flip and found["mirror"] > MIRRORED:
+    if horizontal_flip and found["mirror"] > max(MIRRORED, 0.5 + 3 * math.sqrt(0.25 / found["pictures"])):
         out.append(
             (
                 "advice",

@@ -15,6 +15,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from sslrun.console import ERR, log
+from sslrun.data.decode import opened, to_rgb
 from sslrun.data.images import Images
 from sslrun.run import Run, job_order, read_metrics, read_summary, score
 
@@ -41,21 +42,22 @@ def pyplot() -> Any:
     return plt
 
 
-def views_figure(
-    run: Run, model: nn.Module, images: Tensor | Images, seed: int, files: Sequence[str] | None = None
-) -> Path:
-    """Draw some pictures beside what the network is shown of them, as a figure and for TensorBoard.
+def some_of(images: Tensor | Images, seed: int) -> Tensor:
+    """Choose the pictures that a run draws with their views."""
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:VIEWS_SHOWN]]
+
+
+def views_figure(run: Run, model: nn.Module, images: Tensor, seed: int, files: Sequence[str] = ()) -> Path:
+    """Draw pictures beside what the network is shown of them, as a figure and for TensorBoard.
 
     Args:
-        files: draws all of `images`, beside the whole files that they were decoded from if there are any; without it
-            eight of the images are drawn.
+        images: `N x 3 x S x S`, uint8.
+        files: that they were decoded from, drawn beside them whole; none for arrays.
 
     Returns:
         The path of the figure.
     """
-    if files is None:
-        images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:VIEWS_SHOWN]]
-    originals = images[:].float() / 255
+    originals = images.float() / 255
     with torch.no_grad():
         views = model.views(originals, torch.Generator().manual_seed(seed))  # type: ignore[operator]
     columns: dict[str, Any] = {f"{originals.shape[-1]} px": originals, **views}
@@ -79,14 +81,12 @@ def views_figure(
 
 
 def _whole_file(path: str, side: int = 400) -> np.ndarray:
-    """Return a picture file upright, over white, uncropped, at most `side` px."""
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as image:
+    """Return a picture file as it is decoded, but uncropped, at most `side` px."""
+    with opened(path) as image:
         image.draft("RGB", (2 * side, 2 * side))
-        shown = ImageOps.exif_transpose(image).convert("RGBA")
+        shown = to_rgb(image)
     shown.thumbnail((side, side))
-    return np.asarray(Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown))
+    return np.asarray(shown)
 
 
 def curves_figure(run: Run) -> None:

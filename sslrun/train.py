@@ -111,8 +111,8 @@ def fit(
         state.evaluated(0, _evaluate(model, evaluate))
 
     unit = "images"
-    with progress(run.stage, total * len(images) // per_epoch, unit) as advance:
-        advance(start * len(images) // per_epoch)
+    before = start * len(images) // per_epoch
+    with progress(run.stage, total * len(images) // per_epoch, unit, before) as advance:
         began = time.perf_counter()
         for step, rows, pixels in _gathered(images, start, total, per_epoch, seed):
             epoch, i = divmod(step, per_epoch)
@@ -124,7 +124,7 @@ def fit(
             out = _step(model, batch, optimizer, device, gradient_clip, step, (seed, VIEWS, epoch, i))
             window.add(out, len(rows), time.perf_counter() - began)
             done = step + 1
-            advance(len(rows), f"{window.note}")
+            advance(len(rows), window.note)
             if done % log_every == 0 or done in stops:
                 row = window.close(step, optimizer.param_groups[-1]["lr"], run)
                 run.metrics(done, {"epoch": done / per_epoch, **row})
@@ -213,9 +213,12 @@ class Rehearsal:
 
 
 def rehearse(
-    model: nn.Module, images: Tensor | Images, device: Device, optimizer_node: Node, batch_size: int
+    model: nn.Module, images: Tensor | Images, device: Device, optimizer_node: Node, batch_size: int, memory: int
 ) -> Rehearsal:
-    """Take a few steps of a training that nothing comes of, to say how fast it is and how much memory it needs."""
+    """Take a few steps of a training that nothing comes of, to say how fast it is and how much memory it needs.
+
+    The steps are on whole batches if these are quick and fit into half of the memory, else on 32 pictures.
+    """
     groups = parameter_groups(model, optimizer_node["weight_decay"], {})
     optimizer = build(optimizer_node, groups, 0.0)
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -238,13 +241,14 @@ def rehearse(
         step(few, 0)
     activations = sum(size for place, size in kept.items() if place not in own) * batch_size // few
     states = sum(t.nbytes for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor))
+    needed = 2 * sum(w.nbytes for w in weights) + states + activations
     n = min(batch_size, len(images))
-    n = n if step(few, 1) * n / few < REHEARSAL else few
+    n = n if step(few, 1) * n / few < REHEARSAL and needed < memory / 2 else few
     times: list[float] = []
     while len(times) < 3 or sum(times) < REHEARSAL / 3:
         times.append(step(n, 2 + len(times)))
     times.sort()
-    return Rehearsal(n / times[len(times) // 2], 2 * sum(w.nbytes for w in weights) + states + activations)
+    return Rehearsal(n / times[len(times) // 2], needed)
 
 
 @torch.no_grad()

@@ -142,10 +142,11 @@ class Served:
         asked: the path and Range of every request.
         cut: answers end after so many bytes, each popped once; None is a whole answer.
         ranges: whether Range is understood.
+        busy: how many requests are answered with 503 first.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.ranges = folder, True
+        self.folder, self.ranges, self.busy = folder, True, 0
         self.asked: list[tuple[str, str | None]] = []
         self.cut: list[int | None] = []
         served = self
@@ -155,6 +156,10 @@ class Served:
                 path = served.folder / self.path.lstrip("/")
                 wanted = self.headers.get("Range")
                 served.asked.append((self.path, wanted))
+                if served.busy:
+                    served.busy -= 1
+                    self.send_error(503)
+                    return
                 if not path.is_file():
                     self.send_error(404)
                     return

@@ -204,3 +204,18 @@ def test_whatever_a_file_holds_it_is_a_picture_or_gives_a_reason(photo: Image.Im
         except UnreadableImage:
             refused += 1
     assert refused > 0
+
+
+def test_only_the_formats_that_are_promised_are_read(photo: Image.Image) -> None:
+    photo.save("a.eps")
+    photo.save("b.ppm")
+    for name in ("a.eps", "b.ppm"):
+        Path(name).rename(f"{name}.jpg")
+        with pytest.raises(UnreadableImage, match="not a picture in a known format"):
+            decode(f"{name}.jpg", 16)
+
+
+def test_the_jpegs_of_phones_hold_several_pictures_of_which_the_first_is_read(photo: Image.Image) -> None:
+    photo.save("phone.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (40, 40), "red")], quality=95)
+    assert difference(decode("phone.jpg", 40), np.asarray(photo)) < 5
+    assert difference(decode("phone.jpg", 8), np.asarray(photo.resize((8, 8), Image.Resampling.BOX))) < 12

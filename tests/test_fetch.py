@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from sslrun.errors import UserError
 from tests.conftest import Served
 from tests.published import cifar_files, md5, tar_of, write_all, zip_of
 
+pytestmark = pytest.mark.usefixtures("_no_pauses")
 FOLDER = "cifar-10-batches-py"
 Files = dict[str, bytes]
 
@@ -25,6 +27,11 @@ Files = dict[str, bytes]
 @pytest.fixture(scope="module")
 def packed() -> bytes:
     return tar_of(cifar_files())
+
+
+@pytest.fixture
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "PAUSE", 0.0)
 
 
 def get(served: Served, data: bytes, name: str = "a.tar.gz", checksum: str | None = None) -> Path:
@@ -200,6 +207,45 @@ def test_a_gzipped_file(served: Served) -> None:
     data = gzip.compress(b"hello")
     (served.folder / "a.gz").write_bytes(data)
     for _ in range(2):
-        place = fetch.gzipped(Path("data"), "a.gz", f"{served.address}/a.gz", md5(data))
-        assert place.read_bytes() == b"hello"
+        fetch.gzipped(Path("data"), f"{served.address}/", {"a.gz": md5(data)})
+        assert Path("data/a").read_bytes() == b"hello"
     assert len(served.asked) == 1
+
+
+def test_an_archive_put_into_a_root_of_the_data_sets_own_name_is_used(served: Served, packed: bytes) -> None:
+    root = Path("x", FOLDER)
+    with pytest.raises(UserError, match=f"is not at {root}/a.tar.gz and cannot be downloaded"):
+        fetch.archive(str(root), FOLDER, "http://127.0.0.1:9/a.tar.gz", md5(packed))
+    write_all({"a.tar.gz": packed}, root)
+    assert is_whole(fetch.archive(str(root), FOLDER, "http://127.0.0.1:9/a.tar.gz", md5(packed)))
+
+
+def test_a_server_that_is_busy_is_asked_again(served: Served, packed: bytes) -> None:
+    (served.folder / "a.tar.gz").write_bytes(packed)
+    served.busy = 2
+    assert is_whole(get(served, packed))
+    assert len(served.asked) == 3
+
+
+def test_what_has_arrived_is_kept_and_the_message_says_so(served: Served, packed: bytes) -> None:
+    (served.folder / "a.tar.gz").write_bytes(packed)
+    served.cut = [3000, *[0] * 50]
+    with pytest.raises(UserError, match="what has arrived is kept, and the same command goes on"):
+        get(served, packed)
+    assert Path("data/a.tar.gz.part").stat().st_size == 3000
+
+
+def test_without_a_terminal_progress_is_plain_lines_with_the_rate_and_the_time_left(
+    served: Served, packed: bytes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from sslrun import console
+
+    console.start_logging()
+    monkeypatch.setattr(console, "PLAIN_EVERY", 0.0)
+    monkeypatch.setattr(fetch, "BLOCK", 4096)
+    (served.folder / "a.tar.gz").write_bytes(packed)
+    get(served, packed)
+    said = capfd.readouterr().err
+    assert f"Downloading {served.address}/a.tar.gz" in said
+    assert re.search(r"a\.tar\.gz \d+/\d+, \d+ MB/s, \d+ s left", said)
+    assert re.search(r"unpacking 8, \d+ files/s", said)

@@ -169,6 +169,7 @@ def test_case_43_without_network_one_line_says_what_to_fetch_and_where_to_put_it
             load_train(settings)
         text = str(caught.value)
         assert "\n" not in text
+        assert all(n in text for n in files if n not in places)  # all that are missing are named
         place = Path(text.split(" is not at ")[1].split(" and cannot")[0])
         address = text.split(": fetch ")[1].split(" elsewhere")[0]
         assert address == f"{served.address}/{place.name}"
@@ -239,3 +240,9 @@ def test_licence_and_source_stand_in_the_yaml_and_in_the_readme(name: str) -> No
     assert "# Source: http" in text
     assert "Licence: " in text
     assert f"| `{name}` |" in (REPOSITORY / "README.md").read_text()
+
+
+def test_a_run_from_before_a_data_set_had_an_address_is_refused_in_words(served: Served) -> None:
+    old = {k: v for k, v in node("cifar10", served).items() if k not in ("url", "md5")}
+    with pytest.raises(UserError, match=r"cifar10 needs dataset.url, dataset.md5, which an older run has not"):
+        load_train(old)

@@ -14,7 +14,7 @@ import json
 import mmap
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,15 +25,15 @@ import torch.nn.functional as F
 
 from sslrun.config import UserError
 from sslrun.console import log, progress
-from sslrun.data.decode import Channels, Resize, decode_some
+from sslrun.data.decode import NOT_ITS_FAULT, VERSION, Channels, Resize, decode_some
 from sslrun.data.images import DIGEST, Images, digests
 from sslrun.data.lock import alone
-from sslrun.data.workers import cores, workers
+from sslrun.data.workers import in_order, workers
 
-VERSION = 2  # of the decoder: raise it when the same file comes to decode to other pixels
-BLOCK = 32 << 20  # bytes of pictures that are worked on at once
+BLOCK = 32 << 20  # bytes of an array that are worked on at once
+CHUNK = 4 << 20  # bytes of pictures that a core decodes at once
 
-Blocks = Iterator[tuple[np.ndarray, list[str]]]
+Blocks = Generator[tuple[np.ndarray, list[str]], None, None]
 
 
 @dataclass
@@ -70,9 +70,16 @@ def decode_all(files: Sequence[str], image_size: int, resize: Resize, channels: 
     )
 
 
-def resize_all(array: np.memmap, image_size: int, channels: Channels) -> Decoded:
-    """Bring a mapped array `N x H x W x C` to `N x S x S x 3`, or map what an earlier call has kept."""
-    key = _key([str(array.filename)], image_size, "squash", channels)
+def resize_all(array: np.ndarray, image_size: int, channels: Channels) -> Decoded:
+    """Bring an array `N x H x W x C` to `N x S x S x 3`, or map what an earlier call has kept.
+
+    A mapped array is known by its file, another by its content.
+    """
+    if isinstance(array, np.memmap):
+        key = _key([str(array.filename)], image_size, channels, array.shape, array.strides)
+    else:
+        content = hashlib.blake2b(np.ascontiguousarray(array).data).hexdigest()
+        key = _key([], image_size, channels, array.shape, content)
     return _kept(key, len(array), image_size, lambda: _resize(array, image_size, channels))
 
 
@@ -88,15 +95,13 @@ def cache_folder() -> Path:
 
 
 def _decode(files: Sequence[str], image_size: int, resize: Resize, channels: Channels) -> Blocks:
-    at_once = max(8, BLOCK // (image_size**2 * 3))
+    at_once = max(1, min(64, CHUNK // (image_size**2 * 3)))
+    chunks = (files[i : i + at_once] for i in range(0, len(files), at_once))
     work = partial(decode_some, image_size=image_size, resize=resize, channels=channels)
-    few = max(1, min(64, at_once // cores()))  # files for one worker at a time
     with workers(len(files)) as pool, progress("decoding", len(files), "images") as advance:
-        for i in range(0, len(files), at_once):
-            some = files[i : i + at_once]
-            for block, reasons in pool.map(work, [some[j : j + few] for j in range(0, len(some), few)]):
-                advance(len(block))
-                yield block, reasons
+        for block, reasons in in_order(pool, work, chunks):
+            advance(len(block))
+            yield block, reasons
 
 
 def _resize(array: np.ndarray, image_size: int, channels: Channels) -> Blocks:
@@ -139,15 +144,15 @@ def _kept(key: str, n: int, image_size: int, produce: Callable[[], Blocks]) -> D
             if found := _read(folder, shape):  # another process has just made it
                 return found
             _write(folder, shape, produce())
-        found = _read(folder, shape)
-        assert found is not None
-        return found
+            found = _read(folder, shape, just_made=True)
+            assert found is not None
+            return found
     except OSError as error:
         log.warning("The decoded pictures cannot be kept in %s (%s); the next run decodes anew.", folder.parent, error)
         return _produced(shape, produce(), folder.parent)
 
 
-def _read(folder: Path, shape: tuple[int, ...]) -> Decoded | None:
+def _read(folder: Path, shape: tuple[int, ...], just_made: bool = False) -> Decoded | None:
     if not folder.is_dir():
         return None
     try:
@@ -158,6 +163,9 @@ def _read(folder: Path, shape: tuple[int, ...]) -> Decoded | None:
             raise ValueError(f"holds {array.shape}, not {shape}")
     except (OSError, ValueError, EOFError, AttributeError) as error:
         log.warning("The decoded copy %s is damaged (%s); decoding anew.", folder, error)
+        return None
+    if not just_made and any(reason.startswith(NOT_ITS_FAULT) for reason in bad.values()):
+        log.info("Some files could not be opened the last time; decoding anew.")
         return None
     _advise(array)
     return Decoded(array, hashes, bad)
@@ -202,6 +210,7 @@ def _write(folder: Path, shape: tuple[int, ...], blocks: Blocks) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one
         os.replace(part, folder)
     finally:
+        blocks.close()  # ends its workers
         shutil.rmtree(part, ignore_errors=True)
 
 

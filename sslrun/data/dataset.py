@@ -12,9 +12,9 @@ from pydantic import Field
 from sslrun.config import Count, Fraction, Node, PositiveInt, Share, UserError, locate, parameters
 from sslrun.console import log
 from sslrun.data import splits
-from sslrun.data.cache import Decoded, decode_all, resize_all, resized
+from sslrun.data.cache import Decoded, decode_all, resize_all
 from sslrun.data.decode import Channels, Resize
-from sslrun.data.images import Images, digests
+from sslrun.data.images import Images
 from sslrun.data.sources import Pictures, SplitName, pile
 
 ImageSize = Annotated[int, Field(ge=8, le=1024)]
@@ -118,6 +118,9 @@ def find(node: Node, split: SplitName) -> Pictures | None:
     """Return the pictures of one split as they lie on disk, fetched if need be; None where there is no such split."""
     target = locate(node["_target_"])
     keys = {k: node[k] for k in parameters(target) if k in node}
+    lacking = [f"dataset.{k}" for k, (_, default) in parameters(target).items() if k not in node and default is ...]
+    if lacking:
+        raise UserError(f"{describe(node)} needs {', '.join(lacking)}, which an older run has not: pretrain anew")
     if isinstance(keys.get("root"), str):
         keys["root"] = os.path.expanduser(keys["root"])
     pictures: Pictures | None = target(split, **keys)
@@ -152,11 +155,8 @@ def describe(node: Node) -> str:
 
 def decoded(pictures: Pictures, options: Options) -> Decoded:
     """Decode or resize pictures, all of them; whether too many are unreadable is for the caller to say."""
-    if isinstance(pictures.items, np.memmap):
-        return resize_all(pictures.items, options.image_size, options.channels)
     if isinstance(pictures.items, np.ndarray):
-        array = resized(pictures.items, options.image_size, options.channels)
-        return Decoded(array, digests(array), {})
+        return resize_all(pictures.items, options.image_size, options.channels)
     return decode_all(pictures.items, options.image_size, options.resize, options.channels)
 
 

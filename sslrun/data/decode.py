@@ -1,19 +1,23 @@
 """Decoding one picture file, and finding those in a folder."""
 
-import functools
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 warnings.filterwarnings("ignore", module="PIL")  # of damaged or strange files, which are none of a user's doing
 
+VERSION = f"3 {PIL.__version__}"  # of this decoder: raise it when the same file comes to decode to other pixels
+NOT_ITS_FAULT = "cannot be opened"  # such a file may be readable the next time
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 Resize = Literal["crop", "pad", "squash"]
 Channels = Literal["rgb", "gray"]
@@ -35,9 +39,20 @@ def decode(path: str | Path, image_size: int, resize: Resize = "crop", channels:
     Raises:
         UnreadableImage: the file is missing, empty, truncated, too large to be true, or not a picture.
     """
+    with opened(path) as image:
+        return to_array(image, image_size, resize, channels)
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Image.Image]:
+    """Open a picture file; whatever goes wrong with it, here or while it is worked on, becomes one exception.
+
+    Raises:
+        UnreadableImage: the file is missing, empty, truncated, too large to be true, or not a picture.
+    """
     try:
-        with Image.open(path) as image:
-            return to_array(image, image_size, resize, channels)
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
     except FileNotFoundError:
         raise UnreadableImage("no such file") from None
     except IsADirectoryError:
@@ -45,29 +60,21 @@ def decode(path: str | Path, image_size: int, resize: Resize = "crop", channels:
     except UnidentifiedImageError:
         size = os.stat(path).st_size
         raise UnreadableImage("the file is empty" if size == 0 else "not a picture in a known format") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
         raise UnreadableImage("more pixels than any photograph has: refused") from None
+    except MemoryError:
+        raise UnreadableImage(f"{NOT_ITS_FAULT}: not enough memory") from None
     except Exception as error:  # a file may hold anything, and Pillow raise anything
+        if isinstance(error, OSError) and error.errno:
+            raise UnreadableImage(f"{NOT_ITS_FAULT}: {error.strerror}") from None
         raise UnreadableImage(f"damaged: {error or type(error).__name__}") from None
 
 
 def to_array(image: Image.Image, image_size: int, resize: Resize, channels: Channels) -> np.ndarray:
     """Turn an opened picture into the array that `decode` describes."""
-    if image.format == "JPEG":
-        image.draft("RGB", (2 * image_size, 2 * image_size))  # the JPEG is decoded small: several times faster
-    image.load()
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float32)
-        most = values.max(initial=0)
-        deep = image.mode.startswith("I;16") or most > 255
-        top = 65535.0 if deep else 1.0 if image.mode == "F" and most <= 1 else 255.0
-        image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
-    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    image = image.convert("RGB")
+    if image.format in ("JPEG", "MPO"):
+        image.draft("RGB", (2 * image_size, 2 * image_size))  # it is decoded small: several times faster
+    image = to_rgb(image)
     size = (image_size, image_size)
     if image.size == size:
         pass
@@ -80,6 +87,23 @@ def to_array(image: Image.Image, image_size: int, resize: Resize, channels: Chan
     if channels == "gray":
         image = image.convert("L").convert("RGB")
     return np.asarray(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn an opened picture upright, lay it over white, and make it 8-bit RGB."""
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float32)
+        most = values.max(initial=0)
+        deep = image.mode.startswith("I;16") or most > 255
+        top = 65535.0 if deep else 1.0 if image.mode == "F" and most <= 1 else 255.0
+        image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
 
 
 def decode_some(
@@ -119,7 +143,7 @@ def read_headers(files: Sequence[str]) -> list[Header]:
         try:
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).digest()
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 about = (str(image.format), image.mode, *image.size)
         except Exception:
             pass
@@ -127,7 +151,6 @@ def read_headers(files: Sequence[str]) -> list[Header]:
     return found
 
 
-@functools.cache
 def is_picture(name: str) -> bool:
     """Tell by its suffix whether a file name is a picture's."""
     return os.path.splitext(name)[1].lower() in SUFFIXES

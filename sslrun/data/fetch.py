@@ -4,15 +4,18 @@ import errno
 import gzip
 import hashlib
 import http.client
+import lzma
 import os
 import shutil
 import stat
 import tarfile
 import tempfile
+import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -22,7 +25,8 @@ from sslrun.console import log, progress
 from sslrun.data.lock import alone
 
 BLOCK = 1 << 20
-TRIES = 5  # in a row without a byte; what has arrived is kept
+TRIES = 5  # in a row without a byte
+PAUSE = 0.5  # seconds before the second try, then twice as long, and so on
 TIMEOUT = 30  # seconds of silence
 BROKEN = (http.client.HTTPException, ConnectionError, TimeoutError)
 
@@ -42,9 +46,9 @@ def archive(root: str, name: str, url: str, md5: str) -> Path:
     folder = Path(root, name)
     if folder.is_dir():
         return folder
-    if Path(root).name == name and Path(root).is_dir():
-        return Path(root)
     packed = Path(root, url.rsplit("/", 1)[-1])
+    if Path(root).name == name and _holds_more_than(Path(root), packed.name):
+        return Path(root)
     with _in(packed.parent, name, url, packed):
         if not folder.is_dir():  # no other process has made it meanwhile
             _have(packed, url, md5)
@@ -52,58 +56,72 @@ def archive(root: str, name: str, url: str, md5: str) -> Path:
     return folder
 
 
-def file(place: Path, url: str, md5: str) -> Path:
+def file(place: Path, url: str, md5: str, more: Sequence[str] = ()) -> Path:
     """Return a file at its place, fetching it if it is not there.
+
+    Args:
+        more: names of other files that are wanted from the same folder, for the message.
 
     Raises:
         UserError: no network, a wrong checksum, no space.
     """
     if not place.is_file():
-        with _in(place.parent, place.name, url, place):
+        with _in(place.parent, place.name, url, place, more):
             _have(place, url, md5)
     return place
 
 
-def gzipped(folder: Path, name: str, url: str, md5: str) -> Path:
-    """Return a file of which `name.gz` is published, in a folder, fetching and unpacking it if it is not there.
+def gzipped(folder: Path, url: str, files: dict[str, str]) -> None:
+    """Have some files in a folder of which `name.gz` is published in the folder `url`, fetched and unpacked.
+
+    Args:
+        files: name -> md5.
 
     Raises:
         UserError: no network, a wrong checksum, a damaged file, no space.
     """
-    place = folder / name.removesuffix(".gz")
-    if not place.is_file():
-        with _in(folder, name, url, folder / name):
-            _have(folder / name, url, md5)
+    missing = [name for name in files if not (folder / name.removesuffix(".gz")).is_file()]
+    for i, name in enumerate(missing):
+        place = folder / name.removesuffix(".gz")
+        more = [n for n in missing[i + 1 :] if not (folder / n).is_file()]
+        with _in(folder, name, url + name, folder / name, more):
+            _have(folder / name, url + name, files[name])
             part = place.with_name(f".{place.name}.part")
             with gzip.open(folder / name) as packed, part.open("wb") as out:
                 shutil.copyfileobj(packed, out, BLOCK)
             os.replace(part, place)
-    return place
+
+
+def _holds_more_than(folder: Path, packed: str) -> bool:
+    """Tell whether a folder holds anything but an archive, or a part of it, that was put there."""
+    return folder.is_dir() and any(not p.name.startswith((".", packed)) for p in folder.iterdir())
 
 
 @contextmanager
-def _in(folder: Path, name: str, url: str, place: Path) -> Iterator[None]:
+def _in(folder: Path, name: str, url: str, place: Path, more: Sequence[str] = ()) -> Iterator[None]:
     """Work in a folder, alone, with failures explained."""
-    with explained(name, url, place):
+    with explained(name, url, place, more):
         folder.mkdir(parents=True, exist_ok=True)
         with alone(folder / ".fetch.lock", f"fetching into {folder}"):
             yield
 
 
 @contextmanager
-def explained(name: str, url: str, place: Path | str) -> Iterator[None]:
+def explained(name: str, url: str, place: Path | str, more: Sequence[str] = ()) -> Iterator[None]:
     """Turn failures of fetching into one line that says what to do."""
     try:
         yield
     except (urllib.error.URLError, *BROKEN, RuntimeError) as error:
         reason = str(getattr(error, "reason", error)) or type(error).__name__
+        others = f", likewise {', '.join(more)}" if more else ""
+        part = "; what has arrived is kept, and the same command goes on" if Path(f"{place}.part").is_file() else ""
         raise UserError(
             f"{name} is not at {place} and cannot be downloaded ({reason.splitlines()[0]}): "
-            f"fetch {url} elsewhere and put it there"
+            f"fetch {url} elsewhere and put it there{others}{part}"
         ) from None
     except _WrongChecksum as error:
         raise UserError(f"{place}: {error}; fetch {url} again") from None
-    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{place} cannot be unpacked ({error}): remove it and fetch {url} again") from None
     except OSError as error:
         raise UserError(f"{name} could not be put at {place}: {error.strerror or error}") from None
@@ -135,23 +153,27 @@ def _have(place: Path, url: str, md5: str) -> None:
 
 
 def _download(url: str, part: Path) -> None:
-    """Download to a file, going on where an earlier try ended."""
+    """Download to a file, going on where an earlier try ended; what has arrived is kept, whatever happens."""
     log.info("Downloading %s", url)
-    tries = TRIES
+    tries = 0
+    began = False
     while True:
         before = part.stat().st_size if part.is_file() else 0
         try:
             _go_on(url, part, before)
             return
-        except urllib.error.HTTPError as error:
-            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        except (urllib.error.URLError, *BROKEN) as error:
+            code = error.code if isinstance(error, urllib.error.HTTPError) else None
+            if code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return  # it is there to the end; the checksum tells whether it is right
-            raise
-        except BROKEN as error:
-            tries = TRIES if part.is_file() and part.stat().st_size > before else tries - 1
-            if not tries:
+            arrived = part.is_file() and part.stat().st_size > before
+            began = began or arrived
+            tries = 1 if arrived else tries + 1
+            hopeless = code is not None and code < http.HTTPStatus.INTERNAL_SERVER_ERROR
+            if hopeless or tries >= TRIES or (isinstance(error, urllib.error.URLError) and code is None and not began):
                 raise
             log.warning("The connection broke off (%s); going on.", error or type(error).__name__)
+            time.sleep(PAUSE * 2 ** (tries - 1))
 
 
 def _go_on(url: str, part: Path, offset: int) -> None:
@@ -165,13 +187,19 @@ def _go_on(url: str, part: Path, offset: int) -> None:
         size = offset + int(length) if length else 0
         if size and shutil.disk_usage(part.parent).free < size - offset:
             raise OSError(errno.ENOSPC, f"no space left: {size / 1e6:.0f} MB are needed")
-        with part.open("ab" if offset else "wb") as out, progress(part.stem, size, "B") as advance:
-            advance(offset)
-            while block := answer.read(BLOCK):
+        with part.open("ab" if offset else "wb") as out, progress(part.stem, size, "B", offset) as advance:
+            while block := _read(answer):
                 out.write(block)
                 advance(len(block))
     if size and part.stat().st_size < size:
         raise ConnectionError(f"{part.stat().st_size} of {size} bytes arrived")
+
+
+def _read(answer: http.client.HTTPResponse) -> bytes:
+    try:
+        return answer.read(BLOCK)
+    except OSError as error:  # of the network, not of the disk
+        raise ConnectionError(str(error)) from None
 
 
 def _md5(path: Path) -> str:
@@ -203,7 +231,10 @@ def _unzip(packed: Path, inside: str) -> None:
         for member in zipped.infolist():
             _judge(packed, member.filename, link=stat.S_ISLNK(member.external_attr >> 16))
         for member in zipped.infolist():
-            zipped.extract(member, inside)
+            try:
+                zipped.extract(member, inside)
+            except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed in a way of its own
+                raise zipfile.BadZipFile(str(error)) from None
             advance(1)
 
 

@@ -66,8 +66,7 @@ def fashion_mnist(split: SplitName, *, root: str, url: str, files: dict[str, str
 
     if split == "unlabeled":
         return None
-    for name, md5 in files.items():
-        fetch.gzipped(Path(root, "FashionMNIST", "raw"), name, url + name, md5)
+    fetch.gzipped(Path(root, "FashionMNIST", "raw"), url, files)
     with _as_published("Fashion-MNIST", Path(root, "FashionMNIST", "raw")):
         data = FashionMNIST(root, train=split == "train")
     names = [f"{split}-{i:05d}" for i in range(len(data.data))]
@@ -161,9 +160,10 @@ def flowers102(split: SplitName, *, root: str, url: str, files: dict[str, str]) 
         return None
     top = Path(root, "flowers-102")
     packed, *lists = files
+    for i, name in enumerate(lists):
+        more = [n for n in [*lists[i + 1 :], packed] if not (top / n).exists() and not (top / "jpg").exists()]
+        fetch.file(top / name, url + name, files[name], more)
     fetch.archive(str(top), "jpg", url + packed, files[packed])
-    for name in lists:
-        fetch.file(top / name, url + name, files[name])
     with _as_published("Flowers-102", top):
         parts = [Flowers102(root, split=s) for s in (("train", "val") if split == "train" else ("test",))]
     found = sorted((str(f), c) for p in parts for f, c in zip(p._image_files, p._labels, strict=True))

@@ -5,7 +5,7 @@ that of 10 %, for every class.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -51,6 +51,24 @@ def validation(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
     order = np.random.default_rng([seed, 1]).permutation(len(labels))
     val = _prefixes(order, labels, wanted)
     return np.setdiff1d(np.arange(len(labels)), val), val
+
+
+def check_amount(fraction: float | None, asked: Collection[str]) -> None:
+    """Refuse an amount of labels that cannot be meant.
+
+    Args:
+        fraction: of the training labels.
+        asked: the keys that stand on the command line.
+
+    Raises:
+        UserError: more than all of them, or two amounts at once.
+    """
+    if fraction is not None and fraction > 1:
+        raise UserError(
+            f"label_fraction must be at most 1, found {fraction:g}; for a number of labels say labels_per_class"
+        )
+    if {"label_fraction", "labels_per_class"} <= set(asked):
+        raise UserError("say label_fraction or labels_per_class, not both")
 
 
 def label_subset(

@@ -20,7 +20,7 @@ from torch import Tensor
 from sslrun.console import progress
 from sslrun.data.decode import Header, is_picture, read_headers
 from sslrun.data.images import Images
-from sslrun.data.workers import workers
+from sslrun.data.workers import in_order, workers
 
 SAME = 0.05  # largest distance of near duplicates' thumbnails, as a part of their contrast
 THUMBNAIL = 16  # px
@@ -28,7 +28,8 @@ PROJECTED = 20  # dimensions in which neighbours are looked for
 NEIGHBOURS = 8  # looked at for each picture
 BLANK = 2.0  # standard deviation, of 255, below which a picture shows nothing
 GREY = 2  # largest difference of the channels, of 255, in a grey picture
-LOOKED_AT = 2000  # pictures, for what is estimated from a sample
+SAMPLED = 5000  # pictures that the projection is found on
+LOOKED_AT, SMALL = 2000, 32  # pictures, and their px, for what is estimated from a sample
 
 
 # ----------------------------------------------------------------------------------------------------------- files
@@ -38,11 +39,9 @@ def headers(files: Sequence[str]) -> list[Header]:
     """Read every file and the header of the picture in it, on all cores."""
     found: list[Header] = []
     with workers(len(files)) as pool, progress("reading", len(files), "files") as advance:
-        for i in range(0, len(files), 4096):
-            some = files[i : i + 4096]
-            for part in pool.map(read_headers, [some[j : j + 64] for j in range(0, len(some), 64)]):
-                found += part
-                advance(len(part))
+        for part in in_order(pool, read_headers, (files[i : i + 64] for i in range(0, len(files), 64))):
+            found += part
+            advance(len(part))
     return found
 
 
@@ -67,31 +66,49 @@ def exact_duplicates(digests: Sequence[bytes]) -> list[list[int]]:
     return [g for g in groups.values() if len(g) > 1]
 
 
-def near_duplicates(images: Images) -> list[list[int]]:
+def near_duplicates(images: Images, test: np.ndarray | None = None) -> list[list[int]]:
     """Return groups of positions of pictures that differ by no more than compression, scale or brightness.
 
     Two pictures are near duplicates if their 16 px thumbnails, less their mean, differ by less than 5 % of their
-    contrast. Neighbours are found in a 20-dimensional projection, which makes no distance larger. Blank pictures are
-    left out, and all but one of pictures with the same pixels. A crop is not found.
+    contrast; those with the same pixels are. Neighbours are looked for in a 20-dimensional projection, which makes no
+    distance larger: the 8 nearest of each, and the 8 nearest on the other side of training and test, so that in a long
+    burst each picture has its group, though a burst may be several groups. Blank pictures are left out. A crop is not
+    found.
+
+    Args:
+        images: all pictures.
+        test: whether each is of the test split.
     """
     if len(images) < 2:
         return []
-    some, _ = _thumbnails(images[:: max(1, len(images) // 5000)])
+    step = max(1, len(images) // SAMPLED)
+    some = torch.cat([_thumbnails(batch)[0] for batch in images.take(np.arange(0, len(images), step)).split(512)])
     mean = some.mean(0)
     basis = torch.linalg.svd(some - mean, full_matrices=False)[2][:PROJECTED].T
     low, contrast = _projected(images, mean, basis)
     shown = np.flatnonzero(contrast > BLANK)
-    _, first = np.unique(images.digests[images.index.numpy()][shown], axis=0, return_index=True)
-    rows = shown[np.sort(first)]
-    if len(rows) < 2:
-        return []
-    distances, found = cKDTree(low[rows]).query(low[rows], k=NEIGHBOURS + 1, distance_upper_bound=SAME, workers=-1)
+    side = np.zeros(len(images), dtype=bool) if test is None else test
+    pixels = np.concatenate([images.digests[images.index.numpy()], side[:, None]], 1)[shown]
+    _, first, of = np.unique(pixels, axis=0, return_index=True, return_inverse=True)
+    rows = shown[np.sort(first)]  # of pictures with the same pixels, one for each side
+    pairs = [_neighbours(low, rows, rows), _neighbours(low, rows[side[rows]], rows[~side[rows]]),
+             _neighbours(low, rows[~side[rows]], rows[side[rows]])]  # fmt: skip
+    a, b = np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs])
+    alike = [_alike(images, a[k : k + 512], b[k : k + 512]) for k in range(0, len(a), 512)]
+    keep = np.concatenate([np.empty(0, dtype=bool), *alike])
+    same = shown[first[of.ravel()]]  # for each picture that is shown, the first with its pixels
+    return _groups(np.concatenate([a[keep], same]), np.concatenate([b[keep], shown]), len(images))
+
+
+def _neighbours(low: np.ndarray, of: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return pairs of positions that may be near duplicates, the first `of` these, the second `among` those."""
+    if not len(of) or not len(among):
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    tree = cKDTree(low[among])
+    distances, found = tree.query(low[of], k=NEIGHBOURS + 1, distance_upper_bound=SAME, workers=-1)
     i, j = np.nonzero(np.isfinite(distances))
-    a, b = rows[i], rows[found[i, j]]
-    a, b = a[a != b], b[a != b]
-    alike = [_alike(images, a[k : k + 1024], b[k : k + 1024]) for k in range(0, len(a), 1024)]
-    keep = np.concatenate(alike) if alike else np.empty(0, dtype=bool)
-    return _groups(a[keep], b[keep], len(images))
+    a, b = of[i], among[found[i, j]]
+    return a[a != b], b[a != b]
 
 
 def _thumbnails(pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,27 +144,31 @@ def _groups(a: np.ndarray, b: np.ndarray, n: int) -> list[list[int]]:
     groups: dict[int, list[int]] = {}
     for i in np.unique(np.concatenate([a, b])).tolist():
         groups.setdefault(int(label[i]), []).append(i)
-    return list(groups.values())
+    return [g for g in groups.values() if len(g) > 1]
 
 
 # --------------------------------------------------------------------------------------------------------- pixels
 
 
 def sample(images: Images, seed: int = 0) -> Tensor:
-    """Return at most 2,000 of the pictures, `n x 3 x S x S` uint8."""
+    """Return at most 2,000 of the pictures at 32 px, `n x 3 x 32 x 32` in [0, 1]."""
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:LOOKED_AT]
-    return images[rows]
+    small = [
+        F.interpolate(batch.float() / 255, (SMALL, SMALL), mode="bilinear", antialias=True)
+        for batch in images.take(rows.numpy()).split(256)
+    ]
+    return torch.cat(small)
 
 
 def grey_share(pictures: Tensor) -> float:
-    """Return which part of `N x 3 x S x S` pictures has no colour."""
-    spread = pictures.amax(1).short() - pictures.amin(1).short()
-    return float((spread.flatten(1).amax(1) <= GREY).float().mean())
+    """Return which part of `N x 3 x S x S` pictures in [0, 1] has no colour."""
+    spread = pictures.amax(1) - pictures.amin(1)
+    return float((spread.flatten(1).amax(1) <= GREY / 255).float().mean())
 
 
 def blank_share(pictures: Tensor) -> float:
-    """Return which part of `N x 3 x S x S` pictures shows nothing."""
-    return float((pictures.float().std((2, 3)).amax(1) < BLANK).float().mean())
+    """Return which part of `N x 3 x S x S` pictures in [0, 1] shows nothing."""
+    return float((pictures.std((2, 3)).amax(1) < BLANK / 255).float().mean())
 
 
 @dataclass(frozen=True)
@@ -158,22 +179,23 @@ class Orientation:
         turn: by how many quarter turns a picture was turned; chance is 0.25.
         half_turn_errors: the part of all guesses that is wrong by a half turn.
         mirror: whether a picture was mirrored; chance is 0.5.
+        pictures: that it was tried on.
     """
 
     turn: float
     half_turn_errors: float
     mirror: float
+    pictures: int
 
 
 def orientation(pictures: Tensor) -> Orientation:
-    """Measure whether pictures `N x 3 x S x S` have an up, and a left and right."""
-    small = F.interpolate(pictures.float() / 255, (32, 32), mode="bilinear", antialias=True)
-    cut = len(small) * 3 // 4
-    guess, truth = _told(small[:cut], small[cut:], [partial(torch.rot90, k=k, dims=(2, 3)) for k in range(4)])
-    mirrored, sides = _told(small[:cut], small[cut:], [lambda x: x, lambda x: x.flip(3)])
-    return Orientation(
-        float((guess == truth).mean()), float(((guess - truth) % 4 == 2).mean()), float((mirrored == sides).mean())
-    )
+    """Measure whether pictures, `N x 3 x 32 x 32` in [0, 1] in any order, have an up, and a left and right."""
+    cut = len(pictures) * 3 // 4
+    train, held = pictures[:cut], pictures[cut:]
+    guess, truth = _told(train, held, [partial(torch.rot90, k=k, dims=(2, 3)) for k in range(4)])
+    mirrored, sides = _told(train, held, [lambda x: x, lambda x: x.flip(3)])
+    half = float(((guess - truth) % 4 == 2).mean())
+    return Orientation(float((guess == truth).mean()), half, float((mirrored == sides).mean()), len(held))
 
 
 def _told(train: Tensor, held: Tensor, changes: Sequence[Callable[[Tensor], Tensor]]) -> tuple[np.ndarray, np.ndarray]:

@@ -4,10 +4,15 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 WORTH_PROCESSES = 2000  # tasks; it takes a second to start processes
 
@@ -25,22 +30,57 @@ def workers(tasks: int) -> Iterator[Executor]:
         UserError: a process was killed.
     """
     if tasks < WORTH_PROCESSES or cores() == 1:
-        with ThreadPoolExecutor(cores()) as pool:
+        with ThreadPoolExecutor(cores()) as pool, _cancelled(pool):
             yield pool
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(cores(), context, initializer=_become_a_worker) as pool:
+    with ProcessPoolExecutor(cores(), context, initializer=_become_a_worker) as processes, _cancelled(processes):
+        with _ctrl_c_ignored():
+            processes.submit(int).result()  # starts them all
         try:
-            yield pool
+            yield processes
         except BrokenProcessPool:
             from sslrun.errors import UserError
 
             raise UserError("a process that was reading pictures was killed: is the memory full?") from None
 
 
+@contextmanager
+def _cancelled(pool: Executor) -> Iterator[None]:
+    """Leave undone what has not begun when something goes wrong, such as Ctrl-C."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+def in_order(pool: Executor, work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+    """Yield the results of all tasks in their order, with a few for each core under way at any time."""
+    under_way: deque[Future[R]] = deque()
+    for task in tasks:
+        under_way.append(pool.submit(work, task))
+        if len(under_way) >= 4 * cores():
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()
+
+
+@contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C, as processes that are started meanwhile then do for good: the parent ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _become_a_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent ends, however it does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """End when the parent ends, however it does."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -81,6 +81,7 @@ def check(
     Raises:
         UserError: something would stop a run (after the report).
     """
+    splits.check_amount(label_fraction, run.asked)
     hardware = build(device)
     options = shared(dataset)
     parts = list(_parts(dataset, unlabeled))
@@ -148,7 +149,8 @@ def _split(part: Part, options: Options) -> dict[str, Any]:
         widths, heights = zip(*shapes, strict=True)
         out |= {side: {"min": min(v), "median": statistics.median_low(v), "max": max(v)}
                 for side, v in (("width", widths), ("height", heights))}  # fmt: skip
-        out["smaller_than_image_size"] = sum(min(s) < options.image_size for s in shapes)
+        side = max if options.resize == "pad" else min
+        out["smaller_than_image_size"] = sum(side(s) < options.image_size for s in shapes)
         out["cut_away_by_crop"] = round(statistics.mean(1 - min(s) / max(s) for s in shapes), 3)
     return out
 
@@ -158,15 +160,18 @@ def _other_files(dataset: Node) -> dict[str, int]:
     return survey.other_files(os.path.expanduser(dataset["root"])) if is_folder else {}
 
 
-def _duplicates(parts: list[Part]) -> dict[str, list[list[str]]]:
+def _duplicates(parts: list[Part]) -> dict[str, Any]:
     """Return groups of paths: the same bytes, nearly the same, across training and test, and in several classes."""
     where = [(p, i) for p in parts for i in range(len(p.good))]
     exact = survey.exact_duplicates([d for p in parts for d in p.digests()])
-    near = survey.near_duplicates(_joined(parts))
+    in_test = np.array([p.name == "test" for p, _ in where])
+    known = [set(g) for g in exact]
+    near = [g for g in survey.near_duplicates(_joined(parts), in_test) if not any(k.issuperset(g) for k in known)]
     both = [g for g in exact + near if len({where[i][0].name == "test" for i in g}) > 1]
     mixed = [g for g in exact + near if len({where[i][0].class_of(where[i][1]) for i in g} - {None}) > 1]
     named = {"exact": exact, "near": near, "train_and_test": both, "classes_differ": mixed}
-    return {kind: [[where[i][0].path(where[i][1]) for i in g] for g in groups] for kind, groups in named.items()}
+    paths = {kind: [[where[i][0].path(where[i][1]) for i in g] for g in groups] for kind, groups in named.items()}
+    return paths | {"test_pictures_in_training": len({i for g in both for i in g if in_test[i]})}
 
 
 def _labels(part: Part, options: Options, fraction: float | None, per_class: int | None) -> dict[str, Any] | None:
@@ -175,11 +180,9 @@ def _labels(part: Part, options: Options, fraction: float | None, per_class: int
         return None
     names, sizes = part.pictures.class_names, splits.counts(part.labels)
     out: dict[str, Any] = {"label_fraction": fraction, "labels_per_class": per_class, "classes": len(sizes)}
-    out["too_few_for_validation"] = [names[c] for c, n in sizes.items() if options.val_fraction and n < 2]
-    available = sizes
-    if not out["too_few_for_validation"]:
-        keep, _ = splits.validation(part.labels, options.val_fraction, options.split_seed)
-        available = splits.counts(part.labels[keep])
+    taken = {c: max(1, round(options.val_fraction * n)) if options.val_fraction else 0 for c, n in sizes.items()}
+    out["too_few_for_validation"] = [names[c] for c, n in sizes.items() if taken[c] >= n]
+    available = {c: n - taken[c] for c, n in sizes.items()}
     short = (
         {c for c, n in available.items() if n < per_class}
         if per_class
@@ -198,9 +201,10 @@ def _estimate(
 ) -> dict[str, Any]:
     encoder = build_encoder(backbone, image_size, [0.5] * 3, [0.5] * 3)
     model = device.put(build(pretext, encoder, image_size))
-    took = rehearse(model, images, device, optimizer, batch_size)
     on_gpu = device.torch.type == "cuda"
     memory = torch.cuda.get_device_properties(device.torch).total_memory if on_gpu else physical_memory()
+    held = device.hold(images)
+    took = rehearse(model, held, device, optimizer, batch_size, memory)
     return {
         "pretext": short_name(pretext["_target_"]),
         "backbone": short_name(backbone["_target_"]),
@@ -209,7 +213,7 @@ def _estimate(
         "precision": device.precision,
         "images_per_second": round(took.images_per_second, 1),
         "epoch_seconds": round(len(images) / took.images_per_second, 3),
-        "training_bytes": took.bytes,
+        "training_bytes": took.bytes + (held.nbytes if held.device.type == "cuda" else 0),
         "decoded_bytes": images.nbytes,
         "memory_bytes": memory,
     }

@@ -11,7 +11,7 @@ from sslrun.classifier import Classifier, Finetuning, KNNClassifier, probabiliti
 from sslrun.config import Count, DatasetNode, Fraction, Node, Positive, PositiveInt, UserError, build, function
 from sslrun.console import log
 from sslrun.data.dataset import Dataset, describe, load_train
-from sslrun.data.splits import label_subset
+from sslrun.data.splits import check_amount, label_subset
 from sslrun.device import Device
 from sslrun.probe import fit_head
 from sslrun.run import Run
@@ -48,12 +48,7 @@ def finetune(
     Raises:
         UserError: nothing to start from, one class, or more labels asked for than there are.
     """
-    if label_fraction is not None and label_fraction > 1:
-        raise UserError(
-            f"label_fraction must be at most 1, found {label_fraction:g}; for a number of labels say labels_per_class"
-        )
-    if {"label_fraction", "labels_per_class"} <= run.asked.keys():
-        raise UserError("say label_fraction or labels_per_class, not both")
+    check_amount(label_fraction, run.asked)
     if run.resumed and mode != "finetune":
         raise UserError(f"mode={mode} has no steps to go on with: run it anew")
     hardware = build(device)
@@ -144,7 +139,7 @@ def _finetune(
         freeze_batch_norm=pretrained and len(data) < freeze_batch_norm_below,
         backbone_rate=backbone_rate if pretrained else 1.0,
     )
-    report.views_figure(run, model, data.images, seed)
+    report.views_figure(run, model, report.some_of(data.images, seed), seed)
     device.put(model)
     fit = function(train)
     result = fit(

@@ -47,7 +47,7 @@ def pretrain(
     mean, std = start.normalization(dataset, data)
     encoder = build_encoder(backbone, dataset["image_size"], mean, std)
     model = build(pretext, encoder, dataset["image_size"])
-    report.views_figure(run, model, images, seed)
+    report.views_figure(run, model, report.some_of(images, seed), seed)
     model = hardware.put(model)
     log.info(
         "Pretraining %s with %s on %d pictures of %s at %d px; %s, %s",
