@@ -36,7 +36,8 @@ def workers(tasks: int) -> Iterator[Executor]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(cores(), context, initializer=_become_a_worker) as processes, _cancelled(processes):
         with _ctrl_c_ignored():
-            processes.submit(int).result()  # starts them all
+            for _ in range(cores()):
+                processes.submit(int)  # which starts one
         try:
             yield processes
         except BrokenProcessPool:
