@@ -1,10 +1,11 @@
-"""Decoding beside a plain Pillow loop, and the start of a run whose pictures are decoded already.
+"""Decoding beside loops of Pillow, and the start of a run whose pictures are decoded already.
 
     python benchmarks/decoding.py FOLDER
 
 makes pieces of two photographs in FOLDER (2 GB): 300 JPEG of 2400 x 1600 px, 3,000 PNG of 300 px and 20,000 JPEG of
 64 px, which it decodes in turns by `sslrun` (all cores, cache written) and by loops of Pillow (one core, nothing kept),
-a plain one and one that lets JPEGs be decoded at a fraction of their size. Then 70,000 JPEG of 28 px, on which `sslrun pretrain` takes one step, the second time without decoding.
+a plain one and one that lets JPEGs be decoded at a fraction of their size. Then 70,000 JPEG of 28 px, on which `sslrun
+pretrain` takes one step, the second time without decoding.
 """
 
 import json
