@@ -73,17 +73,6 @@ def test_case_47_piles_without_labels_flat_and_nested(photos: Path) -> None:
             load_test(node("folder", root))
 
 
-@pytest.mark.parametrize("inner", ["flowers", "flowers/flowers"])
-def test_case_44_flowers_as_kaggle_has_them_with_their_nested_duplicate(photos: Path, inner: str) -> None:
-    shutil.copytree(photos, "data/flowers")
-    if inner != "flowers":
-        shutil.copytree(photos, f"data/{inner}")
-    for root in ("data", "data/flowers"):
-        train, _ = load_train(node("flowers", root, val_fraction=0.0))
-        assert len(train) == 48
-        assert train.class_names == ["flower", "temple"]
-
-
 def test_a_class_of_folders_is_a_class_and_a_stray_picture_is_named(
     photos: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
