@@ -139,5 +139,5 @@ class SweepTable(Callback):
         directory = Path(config.hydra.sweep.dir)
         failed = finish_sweep(directory)
         if failed:
-            log.error("%d jobs failed; the reasons stand above and in each job's run.log", failed)
+            log.error("%d of the jobs failed; the reasons stand above and in each job's run.log", failed)
             raise SystemExit(1)

@@ -258,9 +258,10 @@ def _cell(value: Any) -> str:
 def finish_sweep(directory: Path) -> int:
     """Print the table of a sweep, write `sweep.csv` beside its jobs, and return how many jobs failed."""
     rows = sweep_rows(directory)
-    if not rows:
-        return 0
+    finished = [r for r in rows if r["status"] == "finished"]
+    if not rows or (finished and all(r["score"] is None for r in finished)):  # a stage whose runs have no score
+        return len(rows) - len(finished)
     write_csv(directory / "sweep.csv", rows)
     ERR.print(sweep_table(rows))
     log.info("± is the standard deviation over runs. Every run: %s", directory / "sweep.csv")
-    return sum(r["status"] != "finished" for r in rows)
+    return len(rows) - len(finished)

@@ -277,7 +277,7 @@ def test_a_sweep_ends_with_a_table_and_a_csv_and_names_its_failures(in_world: Pa
     answer = cli("finetune", "-m", "init=nowhere,simclr", "mode=knn", *QUICK)
     assert answer.code == 1
     assert "init=nowhere: no pretrain nowhere run" in answer.err
-    assert "1 jobs failed" in answer.err
+    assert "1 of the jobs failed" in answer.err
     assert "finished" in (max(Path("outputs/finetune").glob("*/sweep.csv"))).read_text()
 
 
