@@ -67,13 +67,13 @@ def exact_duplicates(digests: Sequence[bytes]) -> list[list[int]]:
 
 
 def near_duplicates(images: Images, test: np.ndarray | None = None) -> list[list[int]]:
-    """Return groups of positions of pictures that differ by no more than compression, scale or brightness.
+    """Return groups of positions of pictures that differ by little more than compression, scale or brightness.
 
     Two pictures are near duplicates if their 16 px thumbnails, less their mean, differ by less than 5 % of their
     contrast; those with the same pixels are. Neighbours are looked for in a 20-dimensional projection, which makes no
     distance larger: the 8 nearest of each, and the 8 nearest on the other side of training and test, so that in a long
-    burst each picture has its group, though a burst may be several groups. Blank pictures are left out. A crop is not
-    found.
+    burst each picture has its group, though a burst may be several groups. Blank pictures are left out. Crops, shifts,
+    strong compression of small pictures, and brightness that clips are not found.
 
     Args:
         images: all pictures.
