@@ -390,11 +390,10 @@ def test_a_file_that_could_not_be_opened_is_tried_again(photos: Path, monkeypatc
             raise OSError(errno.EIO, "Input/output error")
         return plain(path, *rest, **more)
 
-    monkeypatch.setattr(Image, "open", failing)
-    for _ in range(2):
-        assert decode_all(files, 16, "crop", "rgb").bad == {2: "cannot be opened: Input/output error"}
-    monkeypatch.undo()
-    monkeypatch.setenv("SSLRUN_CACHE", "cache")
+    with monkeypatch.context() as broken:
+        broken.setattr(Image, "open", failing)
+        for _ in range(2):
+            assert decode_all(files, 16, "crop", "rgb").bad == {2: "cannot be opened: Input/output error"}
     found = decode_all(files, 16, "crop", "rgb")
     assert found.bad == {}
     assert (found.array[2] == decode(files[2], 16)).all()
