@@ -45,6 +45,11 @@ def job(config: DictConfig) -> float | None:
         log.info("Finished in %.0f s: %s", run.summary["wall_time_seconds"], run.directory)
         named = score(run.summary)
         return named[1] if named else None
+    except BrokenPipeError:  # `sslrun data check format=json | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if run is not None:
+            run.close("interrupted")
+        raise SystemExit(141) from None
     except KeyboardInterrupt:
         if run is not None:
             resumable = "resume" in config and (run.directory / "last.pt").exists()

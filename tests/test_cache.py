@@ -408,3 +408,11 @@ def test_arrays_in_memory_are_kept_by_their_content(monkeypatch: pytest.MonkeyPa
     other = array.copy()
     other[7] += 1
     assert (resize_all(other, 20, "rgb").array == resized(other, 20, "rgb")).all()
+
+
+def test_two_parts_of_one_mapped_file_are_told_apart() -> None:
+    array = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 3), dtype=np.uint8)
+    np.save("a.npy", array)
+    mapped = np.load("a.npy", mmap_mode="r")
+    for part in (slice(0, 20), slice(20, 40), slice(None)):
+        assert (resize_all(mapped[part], 8, "rgb").array == array[part]).all()

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -349,3 +351,14 @@ def test_every_group_that_the_readme_lists_is_there() -> None:
     text = (REPOSITORY / "README.md").read_text()
     for p in (REPOSITORY / "conf" / "dataset").glob("[!_]*.yaml"):
         assert p.stem == "from_checkpoint" or f"`{p.stem}`" in text
+
+
+def test_a_reader_that_goes_away_is_no_failure(photos: Path) -> None:
+    where = ("data", "check", "dataset=folder", f"dataset.root={photos}", *SMALL, "format=json")
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "sslrun", *where], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 141
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr

@@ -1,5 +1,6 @@
 import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslrun.data.decode import UnreadableImage, decode, find_pictures
+from sslrun.data.decode import UnreadableImage, decode, find_pictures, read_headers
 
 
 @pytest.fixture
@@ -219,3 +220,26 @@ def test_the_jpegs_of_phones_hold_several_pictures_of_which_the_first_is_read(ph
     photo.save("phone.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (40, 40), "red")], quality=95)
     assert difference(decode("phone.jpg", 40), np.asarray(photo)) < 5
     assert difference(decode("phone.jpg", 8), np.asarray(photo.resize((8, 8), Image.Resampling.BOX))) < 12
+
+
+def test_a_link_to_a_folder_above_is_not_followed(photos: Path) -> None:
+    for name in ("a", "b"):
+        Path("top", name).mkdir(parents=True)
+        shutil.copy(photos / "flower/flower 00.jpg", f"top/{name}/x.jpg")
+    os.symlink(Path("top").resolve(), "top/a/loop")
+    assert find_pictures("top/a") == ["top/a/x.jpg"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a pipe")
+def test_a_pipe_is_not_waited_for() -> None:
+    os.mkfifo("x.jpg")
+    with pytest.raises(UnreadableImage, match="not a file"):
+        decode("x.jpg", 8)
+    assert read_headers(["x.jpg"])[0].format == ""
+
+
+def test_values_that_are_no_numbers_do_not_change_the_range() -> None:
+    array = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    array[0, 0] = np.nan
+    pixels = decode(save(Image.fromarray(array), "f.tif"), 8)
+    assert pixels.max() == 255

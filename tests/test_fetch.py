@@ -249,3 +249,9 @@ def test_without_a_terminal_progress_is_plain_lines_with_the_rate_and_the_time_l
     assert f"Downloading {served.address}/a.tar.gz" in said
     assert re.search(r"a\.tar\.gz \d+/\d+, \d+ MB/s, \d+ s left", said)
     assert re.search(r"unpacking 8, \d+ files/s", said)
+
+
+@pytest.mark.parametrize("url", ["example.com/a.tar.gz", "http://127.0.0.1/ü/a.tar.gz"])
+def test_an_address_that_is_none(url: str, packed: bytes) -> None:
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        fetch.archive("data", FOLDER, url, md5(packed))

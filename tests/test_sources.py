@@ -137,3 +137,12 @@ def test_fingerprints_tell_data_apart(photos: Path) -> None:
     assert a.fingerprint() == load_train(node("folder", photos))[0].fingerprint()
     assert a.fingerprint() != load_train(node("folder", photos, image_size=15))[0].fingerprint()
     assert a.fingerprint() != load_train(node("folder", photos, split_seed=1))[0].fingerprint()
+
+
+@pytest.mark.parametrize(("train_name", "test_name"), [("Train", "Test"), ("Training", "Testing"), ("TRAIN", "valid")])
+def test_split_folders_by_other_names(photos: Path, train_name: str, test_name: str) -> None:
+    shutil.copytree(photos, f"set/{train_name}")
+    shutil.copytree(photos / "temple", f"set/{test_name}/temple")
+    train, _ = load_train(node("folder", "set", val_fraction=0.0))
+    assert (len(train), train.class_names) == (60, ["flower", "temple"])
+    assert len(load_test(node("folder", "set"))) == 30

@@ -73,9 +73,9 @@ def decode_all(files: Sequence[str], image_size: int, resize: Resize, channels: 
 def resize_all(array: np.ndarray, image_size: int, channels: Channels) -> Decoded:
     """Bring an array `N x H x W x C` to `N x S x S x 3`, or map what an earlier call has kept.
 
-    A mapped array is known by its file, another by its content.
+    A mapped array that is its whole file is known by the file, another by its content.
     """
-    if isinstance(array, np.memmap):
+    if isinstance(array, np.memmap) and array.filename and array.nbytes == os.stat(array.filename).st_size:
         key = _key([str(array.filename)], image_size, channels, array.shape, array.strides)
     else:
         content = hashlib.blake2b(np.ascontiguousarray(array).data).hexdigest()

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,8 +52,12 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         UnreadableImage: the file is missing, empty, truncated, too large to be true, or not a picture.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+            raise UnreadableImage("not a file")  # a pipe would be waited for
         with Image.open(path, formats=FORMATS) as image:
             yield image
+    except UnreadableImage:
+        raise
     except FileNotFoundError:
         raise UnreadableImage("no such file") from None
     except IsADirectoryError:
@@ -94,7 +99,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float32)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
         most = values.max(initial=0)
         deep = image.mode.startswith("I;16") or most > 255
         top = 65535.0 if deep else 1.0 if image.mode == "F" and most <= 1 else 255.0
@@ -140,6 +145,9 @@ def read_headers(files: Sequence[str]) -> list[Header]:
     found = []
     for path in files:
         digest, about = b"", ("", "", 0, 0)
+        if not os.path.isfile(path):
+            found.append(Header(digest, *about))
+            continue
         try:
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).digest()
@@ -159,16 +167,17 @@ def is_picture(name: str) -> bool:
 def find_pictures(folder: str | Path) -> list[str]:
     """Return the picture files in and below a folder in an order that is the same on every machine.
 
-    Links are followed, a loop of links is not; hidden files and folders are left out.
+    Links are followed, but not to a folder above or twice to the same; hidden files and folders are left out.
     """
     found: list[str] = []
-    seen: set[tuple[int, int]] = set()
+    above = [os.stat(p) for p in Path(folder).resolve().parents]
+    seen = {(s.st_dev, s.st_ino) for s in above}
     for top, dirs, names in os.walk(folder, followlinks=True):
-        stat = os.stat(top)
-        if (stat.st_dev, stat.st_ino) in seen:
+        here = os.stat(top)
+        if (here.st_dev, here.st_ino) in seen:
             dirs.clear()
             continue
-        seen.add((stat.st_dev, stat.st_ino))
+        seen.add((here.st_dev, here.st_ino))
         dirs[:] = sorted(d for d in dirs if not d.startswith("."))
         found += [os.path.join(top, n) for n in names if is_picture(n) and not n.startswith(".")]
     return sorted(found, key=lambda path: relative(path, folder))

@@ -111,7 +111,7 @@ def explained(name: str, url: str, place: Path | str, more: Sequence[str] = ()) 
     """Turn failures of fetching into one line that says what to do."""
     try:
         yield
-    except (urllib.error.URLError, *BROKEN, RuntimeError) as error:
+    except (urllib.error.URLError, *BROKEN, RuntimeError, ValueError) as error:
         reason = str(getattr(error, "reason", error)) or type(error).__name__
         others = f", likewise {', '.join(more)}" if more else ""
         part = "; what has arrived is kept, and the same command goes on" if Path(f"{place}.part").is_file() else ""
@@ -197,7 +197,7 @@ def _go_on(url: str, part: Path, offset: int) -> None:
 
 def _read(answer: http.client.HTTPResponse) -> bytes:
     try:
-        return answer.read(BLOCK)
+        return answer.read1(BLOCK)
     except OSError as error:  # of the network, not of the disk
         raise ConnectionError(str(error)) from None
 

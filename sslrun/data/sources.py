@@ -199,7 +199,8 @@ def _distinct(words: list[str], ids: list[str]) -> tuple[str, ...]:
     return tuple(w if words.count(w) == 1 else f"{w} ({i})" for w, i in zip(words, ids, strict=True))
 
 
-TEST_FOLDERS = ("test", "val", "valid", "validation")
+TRAIN_FOLDERS = ("train", "training")
+TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 
 
 def folder(split: SplitName, *, root: str) -> Pictures | None:
@@ -215,19 +216,25 @@ def folder(split: SplitName, *, root: str) -> Pictures | None:
     top = Path(root)
     if not top.is_dir():
         raise UserError(f"{top}: no such folder; if it has moved, say dataset.root=...")
-    if not (top / "train").is_dir():
+    train, test = _named(top, TRAIN_FOLDERS), _named(top, TEST_FOLDERS)
+    if train is None:
         return None if split == "unlabeled" else _one_folder_a_class(_unwrapped(top), split)
-    test = next((top / n for n in TEST_FOLDERS if (top / n).is_dir()), None)
     if split == "unlabeled":
         return pile(top / "unlabeled") if (top / "unlabeled").is_dir() else None
     if test is None:
-        return _one_folder_a_class(top / "train", split)
-    classes = _class_folders(top / "train")
+        return _one_folder_a_class(train, split)
+    classes = _class_folders(train)
     if split == "test" and classes:
         strange = sorted(set(_class_folders(test)) - set(classes))
         if strange:
             raise UserError(f"{test} has classes that {top / 'train'} has not: {', '.join(strange[:5])}")
-    return _labelled(test if split == "test" else top / "train", classes)
+    return _labelled(test if split == "test" else train, classes)
+
+
+def _named(top: Path, names: tuple[str, ...]) -> Path | None:
+    """Return the folder in `top` that has the first of these names, in upper or lower case."""
+    folders = {e.name.lower(): e for e in sorted(top.iterdir()) if e.is_dir()}
+    return next((folders[n] for n in names if n in folders), None)
 
 
 def pile(top: Path) -> Pictures:
