@@ -20,6 +20,7 @@ from sslrun.optimizers import parameter_groups
 from sslrun.run import Run
 
 ORDER, VIEWS = 0, 1  # what random numbers are for
+SMALLEST_BATCH = 4  # of pretraining: batch norm and contrastive losses compare the pictures of a batch
 REHEARSAL = 3.0  # seconds that a rehearsal takes, about
 
 

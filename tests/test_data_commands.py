@@ -326,6 +326,7 @@ def test_help_of_the_data_commands(command: str, cli: Cli) -> None:
         (("check", "format=xml"), "format: must be one of table or json, found xml"),
         (("check", "dataset=flower"), "dataset=flower: no such dataset; did you mean flowers"),
         (("check", "dataset=from_checkpoint"), "check starts from no checkpoint"),
+        (("check", "batch_size=1"), "batch_size: must be at least 4, found 1"),
         (("preview", "images=0"), "images: must be at least 1, found 0"),
         (("preview", "label_fraction=1"), "label_fraction: no such key"),
         (("fetch", "pretext=simclr"), "fetch has no pretext"),

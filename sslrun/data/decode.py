@@ -5,7 +5,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -145,16 +145,11 @@ def read_headers(files: Sequence[str]) -> list[Header]:
     found = []
     for path in files:
         digest, about = b"", ("", "", 0, 0)
-        if not os.path.isfile(path):
-            found.append(Header(digest, *about))
-            continue
-        try:
-            with open(path, "rb") as file:
+        with suppress(OSError, UnreadableImage), opened(path) as image:  # decoding tells what is wrong with a file
+            about = (str(image.format), image.mode, *image.size)
+        if os.path.isfile(path):
+            with suppress(OSError), open(path, "rb") as file:
                 digest = hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).digest()
-            with Image.open(path, formats=FORMATS) as image:
-                about = (str(image.format), image.mode, *image.size)
-        except Exception:
-            pass
         found.append(Header(digest, *about))
     return found
 

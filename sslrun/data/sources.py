@@ -227,7 +227,7 @@ def folder(split: SplitName, *, root: str) -> Pictures | None:
     if split == "test" and classes:
         strange = sorted(set(_class_folders(test)) - set(classes))
         if strange:
-            raise UserError(f"{test} has classes that {top / 'train'} has not: {', '.join(strange[:5])}")
+            raise UserError(f"{test} has classes that {train} has not: {', '.join(strange[:5])}")
     return _labelled(test if split == "test" else train, classes)
 
 

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from sslrun import preflight
@@ -25,7 +26,7 @@ from sslrun.data.sources import Pictures, SplitName, pile
 from sslrun.device import Device
 from sslrun.run import Run, write_text
 from sslrun.start import short_name
-from sslrun.train import rehearse
+from sslrun.train import SMALLEST_BATCH, rehearse
 
 SPLITS: tuple[SplitName, ...] = ("train", "unlabeled", "test")
 ENOUGH = 50  # pictures to tell from whether they have an up
@@ -67,7 +68,7 @@ def check(
     device: Node,
     label_fraction: Positive | None,
     labels_per_class: PositiveInt | None,
-    batch_size: PositiveInt,
+    batch_size: Annotated[int, Field(ge=SMALLEST_BATCH)],
     format: Literal["table", "json"],
 ) -> dict[str, Any]:
     """Report on a data set, on standard output and in `check.json`; nothing is trained.

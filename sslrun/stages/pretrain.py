@@ -11,8 +11,8 @@ from sslrun.console import log
 from sslrun.data.dataset import Dataset, describe, load, load_pile, load_train
 from sslrun.metrics import embedding_health, has_collapsed, knn_probabilities
 from sslrun.run import Run
+from sslrun.train import SMALLEST_BATCH
 
-SMALLEST_BATCH = 4  # batch norm and contrastive losses compare the pictures of a batch
 HEALTH_IMAGES, KNN_BANK, KNN_QUERIES = 1024, 5000, 2000
 
 
