@@ -105,9 +105,11 @@ def _check_choice(
         return True
     values = list(o.sweep_string_iterator()) if o.is_sweep_override() else [str(o.value())]
     bad = [v for v in values if v not in [*options, "None", "null"]]
+    after_pretraining = stage in ("finetune", "evaluate")
     for v in bad:
-        mistakes.append(f"{group}={v}: no such {group}{nearest(v, options)} Choices: {', '.join(options)}")
-    if stage not in ("finetune", "evaluate") and FROM_CHECKPOINT in values:
+        shown = [o for o in options if after_pretraining or o != FROM_CHECKPOINT]
+        mistakes.append(f"{group}={v}: no such {group}{nearest(v, shown)} Choices: {', '.join(shown)}")
+    if not after_pretraining and FROM_CHECKPOINT in values:
         mistakes.append(f"{group}={FROM_CHECKPOINT}: {stage} starts from no checkpoint")
         return False
     return not bad
