@@ -127,6 +127,6 @@ def probabilities(
     classifier.eval()
     out = []
     for part in images.split(batch_size):
-        with device.autocast():
+        with device.autocast(), device.eager():
             out.append(classifier.probabilities(device.floats(part)).cpu())
     return torch.cat(out)

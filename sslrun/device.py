@@ -1,6 +1,8 @@
 """Where and in which precision the arithmetic is done."""
 
-from contextlib import AbstractContextManager
+import ctypes
+import platform
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -9,14 +11,22 @@ from torch import Tensor, nn
 from sslrun.config import PositiveInt, UserError
 from sslrun.data.images import Images
 
+Precision = Literal["fp32", "bf16", "fp16"]
+MemoryFormat = Literal["contiguous", "channels_last"]
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # glibc's malloc.h
+
 
 class Device:
     """A device, its precision and its memory format.
 
     Args:
         name: `auto` is a CUDA GPU if there is one, else the CPU.
-        precision: `auto` is bf16 where the hardware multiplies it natively (a GPU since Ampere, a CPU with AVX512-BF16
-            or AMX), else fp16 on a GPU and fp32 on a CPU. Weights stay in fp32 always; the loss is computed in fp32.
+        precision: of convolutions and matrix products; weights and loss stay in fp32. `auto` is the fastest for the
+            network on this machine, which `modes.choose` measures; before that, and where nothing is trained, bf16 if
+            the hardware multiplies it natively (a GPU since Ampere, a CPU with AVX512-BF16 or AMX), else fp16 on a GPU
+            and fp32 on a CPU.
+        memory_format: how pictures and feature maps lie in memory; `auto` is the fastest, too.
+        compile: the mode of `torch.compile`, in which training steps run; null compiles nothing.
         threads: CPU threads, null leaves torch's choice.
 
     Raises:
@@ -28,10 +38,11 @@ class Device:
         *,
         name: Literal["auto", "cpu", "cuda", "mps"],
         precision: Literal["auto", "fp32", "bf16", "fp16"],
+        memory_format: Literal["auto", "contiguous", "channels_last"],
+        compile: Literal["default", "reduce-overhead", "max-autotune"] | None,
         threads: PositiveInt | None,
     ) -> None:
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = kind(name)
         if name == "cuda" and not torch.cuda.is_available():
             raise UserError("device=cuda: torch sees no CUDA GPU here; say device=cpu or device=auto")
         if name == "mps" and not torch.backends.mps.is_available():
@@ -40,9 +51,23 @@ class Device:
             raise UserError("device.precision=fp16 needs a GPU; on a CPU say bf16 or fp32")
         if threads:
             torch.set_num_threads(threads)
-        self.torch = torch.device(name)
-        self.precision = _native(name) if precision == "auto" else precision
-        self.scaler = torch.amp.GradScaler(name, enabled=self.precision == "fp16")
+        if name == "cpu":
+            _keep_freed_memory()
+        if name == "cuda":
+            torch.backends.cudnn.benchmark = True
+        self.torch, self.compiled = torch.device(name), compile
+        native = native_precision(name)
+        half: list[Precision] = {"cpu": ["bf16"], "cuda": [native], "mps": []}[name]  # type: ignore[list-item]
+        self.precisions: list[Precision] = [precision] if precision != "auto" else [*half, "fp32"]
+        self.formats: list[MemoryFormat] = (
+            [memory_format] if memory_format != "auto" else ["channels_last", "contiguous"]
+        )
+        self.use(native if precision == "auto" else precision, self.formats[0])
+
+    def use(self, precision: Precision, memory_format: MemoryFormat) -> None:
+        """Set the mode; what was put on the device before must be put there anew."""
+        self.precision, self.memory_format = precision, memory_format
+        self.scaler = torch.amp.GradScaler(self.torch.type, enabled=precision == "fp16")
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context in which the forward pass runs."""
@@ -50,8 +75,17 @@ class Device:
         return torch.autocast(self.torch.type, dtype, enabled=self.precision != "fp32")
 
     def put(self, module: nn.Module) -> nn.Module:
-        """Move a module to the device, in the channels-last memory format (NHWC), which convolutions are fastest in."""
-        return module.to(self.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        """Move a module to the device, in the memory format."""
+        return module.to(self.torch, memory_format=self._format)  # type: ignore[call-overload]
+
+    def compile(self, encoder: nn.Module) -> None:
+        """Compile what an encoder does while it trains, if asked for; its state dict stays as it is."""
+        if self.compiled:
+            encoder.compile(mode=self.compiled)
+
+    def eager(self) -> AbstractContextManager[None]:
+        """Return a context in which nothing is compiled, for batches of many sizes."""
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()  # type: ignore[return-value]
 
     def hold(self, images: Images) -> Images:
         """Move a whole data set to the device if it fits in half of its free memory, else leave it where it is."""
@@ -60,9 +94,16 @@ class Device:
         return images.to(self.torch)
 
     def floats(self, images: Tensor) -> Tensor:
-        """Turn uint8 pictures into floats in [0, 1] on the device, channels last."""
+        """Turn uint8 pictures into floats in [0, 1] on the device, in the memory format."""
         x = images.to(self.torch, non_blocking=True).float().div_(255)
-        return x.contiguous(memory_format=torch.channels_last)
+        return x.contiguous(memory_format=self._format)
+
+    def wait(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.torch.type == "cuda":
+            torch.cuda.synchronize()
+        elif self.torch.type == "mps":
+            torch.mps.synchronize()
 
     def describe(self) -> str:
         """Return the device's name for people."""
@@ -70,9 +111,31 @@ class Device:
             return torch.cuda.get_device_name()
         return f"{self.torch.type} ({torch.get_num_threads()} threads)" if self.torch.type == "cpu" else "mps"
 
+    @property
+    def _format(self) -> torch.memory_format:
+        return torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
 
-def _native(name: str) -> Literal["fp32", "bf16", "fp16"]:
+
+def kind(name: str) -> str:
+    """Return which device `auto` is here; other names as they are."""
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def native_precision(name: str) -> Precision:
+    """Return the precision that a device multiplies fastest, as far as its instructions tell."""
     if name == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if name == "cpu" and native else "fp32"
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep what a training step frees, since the next step needs just as much.
+
+    By default glibc gives every large array back to the system, which hands out zeroed pages again: with `smallcnn`
+    that takes a third of the time. Other C libraries are left alone.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(MMAP_MAX, 0)
+        libc.mallopt(TRIM_THRESHOLD, -1)

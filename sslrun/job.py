@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sslrun.config import UserError, check, locate
 from sslrun.console import log, start_logging
+from sslrun.device import kind
 from sslrun.run import Run, read_summary, score
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
@@ -116,6 +117,11 @@ def _resumed_config(directory: Path, stage: str, asked: dict[str, str], composed
             continue
         if key == "device" or key.startswith("device."):
             after.device = composed.device
+            if kind(composed.device.name) == kind(before.device.name):  # the mode that was measured is kept
+                for k in ("precision", "memory_format"):
+                    after.device[k] = (
+                        before.device.get(k, "auto") if composed.device[k] == "auto" else composed.device[k]
+                    )
             continue
         old = OmegaConf.select(before, key)
         if OmegaConf.is_dict(old) and "_target_" in old:  # a group: the same choice is no change

@@ -13,9 +13,10 @@ from sslrun import checkpoint
 from sslrun.backbones import Encoder, build_encoder, for_imagenet, load_imagenet
 from sslrun.checkpoint import ENCODER, State
 from sslrun.classifier import Classifier, KNNClassifier
-from sslrun.config import Node, UserError, compose_nodes
+from sslrun.config import Node, UserError, build, compose_nodes
 from sslrun.console import log
 from sslrun.data.dataset import Dataset, describe, shared
+from sslrun.device import Device
 from sslrun.run import find, read_summary
 
 PREPROCESSING = ("image_size", "resize", "channels", "mean", "std")
@@ -267,3 +268,13 @@ def load_classifier(directory: Path) -> Trained:
     checkpoint.load_state(model, state, path)
     model.eval()
     return Trained(model, config, names, path)
+
+
+def inference_device(node: Node, trained: Trained) -> Device:
+    """Build a device that computes with a classifier as it was trained: fp32 stays fp32, the memory format stays."""
+    device: Device = build(node)
+    was = trained.config["device"]
+    memory_format = device.formats[0] if len(device.formats) == 1 else was.get("memory_format", device.formats[0])
+    fp32 = node["precision"] == "auto" and was["precision"] == "fp32"
+    device.use("fp32" if fp32 else device.precision, memory_format)
+    return device

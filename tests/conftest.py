@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 REPOSITORY = Path(__file__).parent.parent
-QUICK = ("device=cpu", "device.precision=fp32")
+QUICK = ("device=cpu", "device.precision=fp32", "device.memory_format=channels_last")
 TINY = ("backbone.widths=[8,16]", "train.batch_size=64", *QUICK)  # a network that trains in a second
 
 

@@ -50,7 +50,7 @@ def test_the_encoder_normalizes(pieces: Tensor) -> None:
 
 
 def test_features_do_not_depend_on_the_batch(pieces: Tensor) -> None:
-    device = Device(name="cpu", precision="fp32", threads=None)
+    device = Device(name="cpu", precision="fp32", memory_format="channels_last", compile=None, threads=None)
     images = (pieces * 255).round().to(torch.uint8)
     net = encoder("smallcnn", 32)
     assert torch.allclose(features(net, images, device, 7), features(net, images, device, 60), atol=1e-5)

@@ -21,7 +21,7 @@ from sslrun.views import Augment
 from tests.test_views import NOTHING
 
 ADAMW = {"_target_": "sslrun.optimizers.adamw", "weight_decay": 0.05, "betas": [0.9, 0.999]}
-CPU = Device(name="cpu", precision="fp32", threads=None)
+CPU = Device(name="cpu", precision="fp32", memory_format="channels_last", compile=None, threads=None)
 
 
 class Mean(nn.Module):

@@ -27,7 +27,7 @@ from sslrun.config import UserError
 from sslrun.console import log, progress
 from sslrun.data.decode import NOT_ITS_FAULT, VERSION, Channels, Resize, decode_some
 from sslrun.data.images import DIGEST, Images, digests
-from sslrun.data.lock import alone
+from sslrun.data.lock import alone, home
 from sslrun.data.workers import in_order, workers
 
 BLOCK = 32 << 20  # bytes of an array that are worked on at once
@@ -89,9 +89,8 @@ def resized(array: np.ndarray, image_size: int, channels: Channels) -> np.ndarra
 
 
 def cache_folder() -> Path:
-    """Return the folder of decoded pictures: below `SSLRUN_CACHE`, or `XDG_CACHE_HOME`, or `~/.cache`."""
-    home = os.environ.get("SSLRUN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "sslrun")
-    return Path(home) / "decoded"
+    """Return the folder of decoded pictures."""
+    return home() / "decoded"
 
 
 def _decode(files: Sequence[str], image_size: int, resize: Resize, channels: Channels) -> Blocks:

@@ -1,5 +1,6 @@
-"""One process at a time."""
+"""The cache folder, and one process at a time in it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +8,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sslrun.console import log
+
+
+def home() -> Path:
+    """Return the cache folder: `SSLRUN_CACHE`, or `sslrun` below `XDG_CACHE_HOME` or `~/.cache`."""
+    own = os.environ.get("SSLRUN_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "sslrun")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sslrun import preflight
+from sslrun import modes, preflight
 from sslrun.backbones import build_encoder
 from sslrun.config import DatasetNode, Node, Positive, PositiveInt, UserError, build
 from sslrun.console import log
@@ -201,6 +201,7 @@ def _estimate(
     images: Images, pretext: Node, backbone: Node, optimizer: Node, device: Device, image_size: int, batch_size: int
 ) -> dict[str, Any]:
     encoder = build_encoder(backbone, image_size, [0.5] * 3, [0.5] * 3)
+    modes.choose(device, encoder, backbone, image_size)
     model = device.put(build(pretext, encoder, image_size))
     on_gpu = device.torch.type == "cuda"
     memory = torch.cuda.get_device_properties(device.torch).total_memory if on_gpu else physical_memory()
@@ -212,6 +213,7 @@ def _estimate(
         "batch_size": batch_size,
         "device": device.describe(),
         "precision": device.precision,
+        "memory_format": device.memory_format,
         "images_per_second": round(took.images_per_second, 1),
         "epoch_seconds": round(len(images) / took.images_per_second, 3),
         "training_bytes": took.bytes + (held.nbytes if held.device.type == "cuda" else 0),

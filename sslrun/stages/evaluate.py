@@ -7,12 +7,12 @@ from typing import Any
 
 from sslrun import report
 from sslrun.classifier import probabilities
-from sslrun.config import DatasetNode, Node, PositiveInt, UserError, build
+from sslrun.config import DatasetNode, Node, PositiveInt, UserError
 from sslrun.console import log
 from sslrun.data.dataset import describe, load_test
 from sslrun.metrics import classification
 from sslrun.run import Run, read_summary
-from sslrun.start import find_run, load_classifier, overlaid, preprocessing_of
+from sslrun.start import find_run, inference_device, load_classifier, overlaid, preprocessing_of
 
 
 def evaluate(own: Run, *, run: str, dataset: DatasetNode, batch_size: PositiveInt, device: Node) -> dict[str, Any]:
@@ -24,9 +24,9 @@ def evaluate(own: Run, *, run: str, dataset: DatasetNode, batch_size: PositiveIn
     Raises:
         UserError: no such run, no test labels, or other classes.
     """
-    hardware = build(device)
     directory = find_run(run)
     trained = load_classifier(directory)
+    hardware = inference_device(device, trained)
     has = trained.config["dataset"]
     base = dataset if dataset.get("_target_") else has
     dataset = preprocessing_of(overlaid("dataset", base, dataset, own.asked), has, own.asked, trained.path)

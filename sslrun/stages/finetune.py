@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sslrun import checkpoint, report
+from sslrun import checkpoint, modes, report
 from sslrun.backbones import Encoder, build_encoder, features
 from sslrun.classifier import Classifier, Finetuning, KNNClassifier, probabilities
 from sslrun.config import Count, DatasetNode, Fraction, Node, Positive, PositiveInt, UserError, build, function
@@ -59,7 +59,7 @@ def finetune(
     backbone, dataset = resolve(begin, backbone, dataset, run.asked)
     if not run.resumed:
         init = str(begin.path or begin.name)  # as it must be said to get the same start again
-    config = run.settle(backbone=backbone, dataset=dataset, init=init)
+    run.settle(backbone=backbone, dataset=dataset, init=init)
     data, val = load_train(dataset)
     chosen = _labelled(data, dataset, label_fraction, labels_per_class, subset_seed)
     torch.manual_seed(seed)
@@ -67,13 +67,16 @@ def finetune(
         encoder = build_encoder(backbone, dataset["image_size"], *normalization(dataset, data))
     else:
         encoder = encoder_at(begin, backbone, dataset, data)
+    fastest = modes.choose(hardware, encoder, backbone, dataset["image_size"])
+    config = run.settle(device=device | fastest)
     hardware.put(encoder)
+    hardware.compile(encoder)
     used = {"train": len(chosen), "validation": len(val) if val else 0}
     log.info(
-        "%s of %s from %s on %d labels of %s (%d more for validation); %s, %s",
+        "%s of %s from %s on %d labels of %s (%d more for validation); %s, %s, %s",
         {"finetune": "Finetuning", "probe": "Linear probe", "knn": "Nearest neighbours"}[mode],
         short_name(backbone["_target_"]), config["init"], used["train"], describe(dataset),
-        used["validation"], hardware.describe(), hardware.precision,
+        used["validation"], hardware.describe(), hardware.precision, hardware.memory_format,
     )  # fmt: skip
     run.note(
         init=begin.name,
@@ -89,6 +92,7 @@ def finetune(
         subset_fingerprint=chosen.fingerprint(),
         device=hardware.describe(),
         precision=hardware.precision,
+        memory_format=hardware.memory_format,
     )
     keep = {"stage": "finetune", "config": config, "class_names": data.class_names}
     if mode == "finetune":

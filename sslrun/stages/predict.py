@@ -14,12 +14,12 @@ import torch
 
 from sslrun import report
 from sslrun.classifier import probabilities
-from sslrun.config import Count, Node, PositiveInt, UserError, build
+from sslrun.config import Count, Node, PositiveInt, UserError
 from sslrun.console import log, progress
 from sslrun.data.decode import UnreadableImage, decode, find_pictures
 from sslrun.data.workers import cores
 from sslrun.run import Run, write_text
-from sslrun.start import Trained, find_run, load_classifier
+from sslrun.start import Trained, find_run, inference_device, load_classifier
 
 
 def predict(
@@ -44,7 +44,7 @@ def predict(
     files = _files(images)
     trained = load_classifier(find_run(run))
     own.settle(run=str(trained.path.parent))
-    hardware = build(device)
+    hardware = inference_device(device, trained)
     hardware.put(trained.model)
     rows: list[dict[str, Any]] = []
     with progress("predicting", len(files), "images") as advance:

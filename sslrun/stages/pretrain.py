@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from sslrun import report, start
+from sslrun import modes, report, start
 from sslrun.backbones import build_encoder, features
 from sslrun.config import Count, DatasetNode, Node, UserError, build, function
 from sslrun.console import log
@@ -48,11 +48,15 @@ def pretrain(
     encoder = build_encoder(backbone, dataset["image_size"], mean, std)
     model = build(pretext, encoder, dataset["image_size"])
     report.views_figure(run, model, report.some_of(images, seed), seed)
+    fastest = modes.choose(hardware, encoder, backbone, dataset["image_size"])
+    config = run.settle(device=device | fastest)
     model = hardware.put(model)
+    hardware.compile(encoder)
     log.info(
-        "Pretraining %s with %s on %d pictures of %s at %d px; %s, %s",
+        "Pretraining %s with %s on %d pictures of %s at %d px; %s, %s, %s",
         start.short_name(backbone["_target_"]), start.short_name(pretext["_target_"]), len(images), describe(dataset),
         dataset["image_size"], hardware.describe(), hardware.precision,
+        hardware.memory_format,
     )  # fmt: skip
     run.note(
         pretext=start.short_name(pretext["_target_"]),
@@ -63,6 +67,7 @@ def pretrain(
         seeds={"training": seed, "split": dataset["split_seed"]},
         device=hardware.describe(),
         precision=hardware.precision,
+        memory_format=hardware.memory_format,
     )
 
     held = hardware.hold(images)
@@ -85,7 +90,7 @@ def pretrain(
             metrics["val/knn_accuracy"] = float((found == val.labels[:KNN_QUERIES]).float().mean())  # type: ignore[index]
         return metrics
 
-    keep = {"stage": "pretrain", "config": run.summary["config"]}
+    keep = {"stage": "pretrain", "config": config}
     result = function(train)(model, held, None, run, hardware, optimizer, evaluate, "val/knn_accuracy", seed, keep)
     report.curves_figure(run)
     return result

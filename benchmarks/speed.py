@@ -1,0 +1,210 @@
+"""How close a training step comes to the bare network, and whether the mode chosen is the fastest.
+
+    python benchmarks/speed.py overhead [--quick]    a whole pretraining step against forward and backward alone
+    python benchmarks/speed.py modes [--quick]       every precision, memory format and compilation in turns
+
+Both sides of a ratio run in one process, in turns, so that what else the machine does hits both.
+"""
+
+import argparse
+import copy
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from sslrun import modes
+from sslrun.backbones import build_encoder
+from sslrun.config import build, compose_config, function
+from sslrun.data.images import Images, digests
+from sslrun.device import Device
+from sslrun.run import Run, read_metrics
+from sslrun.train import generator
+
+PRETEXTS, BACKBONES, SIZES = ("simclr", "rotation", "jigsaw"), ("smallcnn", "resnet18", "mobilenetv2"), (32, 64)
+STEP = 1.2  # seconds that a step should take at least on a CPU, since a batch of 256 takes longer still
+SMALL_SET = 3000  # pictures: the checkpoint of every fifth epoch is spread over so many times five
+
+
+def config_of(pretext: str, backbone: str, size: int, *more: str) -> dict[str, Any]:
+    """Return the config of `sslrun pretrain` with these choices."""
+    overrides = [f"pretext={pretext}", f"backbone={backbone}", f"dataset.image_size={size}", *more]
+    return OmegaConf.to_container(compose_config("pretrain", overrides, None), resolve=True)  # type: ignore[return-value]
+
+
+def noise(n: int, size: int) -> Images:
+    """Return pictures without content, uint8 in memory."""
+    array = np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+    return Images([torch.from_numpy(array)], digests(array))
+
+
+def bare(task: Any, pretext: str, images: Tensor) -> Any:
+    """Return a function that does what a task's network does with a batch that is ready, forward and backward."""
+    rng = generator(0)
+    task.train()
+    if pretext == "simclr":
+        ready = torch.cat(list(task.views(images, rng).values()))
+        network: Any = lambda x: task.projector(task.encoder(x))  # noqa: E731
+    elif pretext == "rotation":
+        ready = task.turned(images, rng)[0]
+        network = lambda x: task.head(task.encoder(x))  # noqa: E731
+    else:
+        ready = task.shuffled(images, rng)[0].flatten(0, 1)
+        network = lambda x: task.head(task.encoder(x).view(len(images), -1))  # noqa: E731
+    ready = ready.contiguous(memory_format=torch.channels_last)
+
+    def step(device: Device) -> None:
+        with device.autocast():
+            out = network(ready)
+        out.float().square().mean().backward()
+        task.zero_grad(set_to_none=True)
+
+    return step
+
+
+def overhead(quick: bool) -> None:
+    """Print the table of floor 1."""
+    rows = []
+    for size, backbone, pretext in itertools.product(SIZES, BACKBONES, PRETEXTS):
+        share, rate, ceiling, mode, n = _overhead(pretext, backbone, size, rounds=2 if quick else 5)
+        rows.append(share)
+        line = f"| {pretext} | {backbone} | {size} | {n} | {mode} | {ceiling:.0f} | {rate:.0f} | {share:.3f} |"
+        if len(rows) == 1:
+            print("### 1. No overhead: a whole pretraining step against the network alone\n")
+            print("Images/s of the data set (each is seen as 2 views, 4 copies, or 4 to 9 tiles). `alone` is forward")
+            print("and backward of encoder and head on a batch of ready views; `step` is reading, views, loss,")
+            print("optimiser, logging, and its part of the checkpoints. Median of the rounds' ratios.\n")
+            print(
+                "| pretext | backbone | px | batch | mode | alone | step | ratio |\n|---|---|---|---|---|---|---|---|"
+            )
+        print(line, flush=True)
+        print(line, file=sys.stderr)
+    print(f"\nLowest ratio {min(rows):.3f}, median {statistics.median(rows):.3f}; the floor is 0.93.\n")
+
+
+def _overhead(pretext: str, backbone: str, size: int, rounds: int) -> tuple[float, float, float, str, int]:
+    config = config_of(pretext, backbone, size)
+    device: Device = build(config["device"])
+    torch.manual_seed(0)
+    encoder = build_encoder(config["backbone"], size, [0.5] * 3, [0.25] * 3)
+    modes.choose(device, encoder, config["backbone"], size)
+    task: Any = device.put(build(config["pretext"], encoder, size))
+    pictures = noise(2048, size)
+    held = device.hold(pictures)
+
+    def seconds(step: Any, times: int) -> float:
+        device.wait()
+        began = time.perf_counter()
+        for _ in range(times):
+            step(device)
+        device.wait()
+        return (time.perf_counter() - began) / times
+
+    probe = bare(task, pretext, device.floats(held[:8]))
+    seconds(probe, 1)
+    n = 256 if device.torch.type == "cuda" else min(256, max(16, int(8 * STEP / seconds(probe, 1)) // 16 * 16))
+    alone = bare(task, pretext, device.floats(held[:n]))
+    few = 50 if device.torch.type == "cuda" else 2
+    train = {**config["train"], "epochs": None, "steps": 4 * few, "batch_size": n, "evaluations": 1, "log_every": few}
+    keep = {"stage": "pretrain", "config": config}
+    shares, rates, ceilings = [], [], []
+    for i in range(rounds):
+        seconds(alone, 1)
+        ready = [seconds(alone, few)]
+        with tempfile.TemporaryDirectory() as folder:
+            run = Run(Path(folder), "pretrain", OmegaConf.create({}), {})
+            began = time.perf_counter()
+            function(train)(task, held, None, run, device, config["optimizer"], dict, "x", i, keep)
+            whole = time.perf_counter() - began
+            logged = [n / row["images_per_second"] for row in read_metrics(run.directory) if "images_per_second" in row]
+            run.close("finished")
+        ready.append(seconds(alone, few))
+        checkpoint = (whole - few * sum(logged)) / 2  # one before the first step, one after the last
+        step = statistics.mean(logged[1:]) + checkpoint * n / (5 * SMALL_SET)  # the first steps make the optimiser
+        shares.append(statistics.mean(ready) / step)
+        rates.append(n / step)
+        ceilings.append(n / statistics.mean(ready))
+    mode = f"{device.precision} {device.memory_format}"
+    return (*(statistics.median(v) for v in (shares, rates, ceilings)), mode, n)  # type: ignore[return-value]
+
+
+def every_mode(quick: bool) -> None:
+    """Print the table of floor 2."""
+    print("### 2. The right mode: what `device.precision=auto` chose against the best of all\n")
+    print("Images/s of forward and backward, best of 5 turns; `compiled` is torch.compile in its default mode")
+    print("(its compilation not counted). `cost` is the time the choice took, once for each network and machine.\n")
+    head = ("fp32 contiguous", "fp32 channels_last", "bf16 contiguous", "bf16 channels_last")
+    print("| backbone | px | batch | " + " | ".join(head) + " | compiled, best | chosen | ratio | cost |")
+    print("|---|---|---|" + "---|" * 8)
+    ratios = []
+    for backbone, size in itertools.product(BACKBONES, SIZES):
+        row, ratio = _modes(backbone, size, compiled=not quick or size == 32)
+        ratios.append(ratio)
+        print(row, flush=True)
+        print(row, file=sys.stderr)
+    print(f"\nLowest ratio {min(ratios):.3f}; the floor is 0.97, and 5 s for the choice.\n")
+
+
+def _modes(backbone: str, size: int, compiled: bool) -> tuple[str, float]:
+    config = config_of("simclr", backbone, size)
+    device: Device = build(config["device"])
+    torch.manual_seed(0)
+    encoder = build_encoder(config["backbone"], size, [0.5] * 3, [0.25] * 3)
+    options = list(itertools.product(device.precisions, device.formats))
+    began = time.perf_counter()
+    rates = modes.measure(device, encoder, size, options)
+    cost = time.perf_counter() - began
+    chosen = max(options, key=lambda m: rates[" ".join(m)])
+    n = min(256, max(16, int(max(rates.values()) * 0.5) // 8 * 8))
+    pictures = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8)
+    runners: dict[str, tuple[modes.Mode, nn.Module]] = {}
+    for mode in options:
+        runners[" ".join(mode)] = (mode, _placed(device, encoder, mode))
+    if compiled:
+        for mode in [m for m in options if m[1] == "channels_last"]:
+            torch._dynamo.reset()
+            network = _placed(device, encoder, mode)
+            network.compile()
+            runners[f"{mode[0]} {mode[1]} compiled"] = (mode, network)
+    best = dict.fromkeys(runners, 0.0)
+    for turn in range(7):
+        for name, (mode, network) in runners.items():
+            device.use(*mode)
+            began = time.perf_counter()
+            with device.autocast():
+                features = network(device.floats(pictures))
+            features.float().square().mean().backward()
+            network.zero_grad(set_to_none=True)
+            device.wait()
+            if turn > 1:  # compilation, and the second step that may compile once more
+                best[name] = max(best[name], n / (time.perf_counter() - began))
+    ratio = best[" ".join(chosen)] / max(best.values())
+    cells = [f"{best[f'{p} {f}']:.0f}" if f"{p} {f}" in best else "" for p, f in
+             itertools.product(("fp32", "bf16"), ("contiguous", "channels_last"))]  # fmt: skip
+    fastest = max((v, k) for k, v in best.items() if k.endswith("compiled")) if compiled else (0.0, "")
+    cells += [f"{fastest[0]:.0f} ({fastest[1].split()[0]})" if compiled else "not run"]
+    return (
+        f"| {backbone} | {size} | {n} | {' | '.join(cells)} | {' '.join(chosen)} | {ratio:.3f} | {cost:.1f} s |",
+        ratio,
+    )
+
+
+def _placed(device: Device, encoder: nn.Module, mode: modes.Mode) -> nn.Module:
+    device.use(*mode)
+    return device.put(copy.deepcopy(encoder)).train()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["overhead", "modes"])
+    parser.add_argument("--quick", action="store_true", help="fewer rounds; fewer compilations")
+    asked = parser.parse_args()
+    {"overhead": overhead, "modes": every_mode}[asked.what](asked.quick)
