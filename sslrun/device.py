@@ -57,8 +57,8 @@ class Device:
             torch.backends.cudnn.benchmark = True
         self.torch, self.compiled = torch.device(name), compile
         native = native_precision(name)
-        half: list[Precision] = {"cpu": ["bf16"], "cuda": [native], "mps": []}[name]  # type: ignore[list-item]
-        self.precisions: list[Precision] = [precision] if precision != "auto" else [*half, "fp32"]
+        every: dict[str, list[Precision]] = {"cpu": ["bf16", "fp32"], "cuda": [native, "fp32"], "mps": ["fp32"]}
+        self.precisions: list[Precision] = [precision] if precision != "auto" else every[name]
         self.formats: list[MemoryFormat] = (
             [memory_format] if memory_format != "auto" else ["channels_last", "contiguous"]
         )
@@ -85,7 +85,7 @@ class Device:
 
     def eager(self) -> AbstractContextManager[None]:
         """Return a context in which nothing is compiled, for batches of many sizes."""
-        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()  # type: ignore[return-value]
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def hold(self, images: Images) -> Images:
         """Move a whole data set to the device if it fits in half of its free memory, else leave it where it is."""
@@ -116,9 +116,11 @@ class Device:
         return torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
 
 
-def kind(name: str) -> str:
+def kind(name: Literal["auto", "cpu", "cuda", "mps"]) -> Literal["cpu", "cuda", "mps"]:
     """Return which device `auto` is here; other names as they are."""
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
 
 
 def native_precision(name: str) -> Precision:

@@ -22,24 +22,22 @@ from sslrun.run import Run, job_order, read_metrics, read_summary, score
 VIEWS_SHOWN = 8
 
 
-def pyplot() -> Any:
-    """Return matplotlib's pyplot, drawing into files."""
+def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """Return an empty figure and its axes, `rows x columns`; without pyplot, which takes longer to import."""
     import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    plt.rcParams["text.parse_math"] = False  # a class may be called $1
-    plt.rcParams.update(
+    matplotlib.rcParams.update(
         {
             "font.size": 9,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "figure.dpi": 120,
-            "text.parse_math": False,
+            "text.parse_math": False,  # a class may be called $1
         }
     )
-    return plt
+    figure = Figure(figsize=size)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def some_of(images: Tensor | Images, seed: int) -> Tensor:
@@ -64,9 +62,8 @@ def views_figure(run: Run, model: nn.Module, images: Tensor, seed: int, files: S
     shown = {name: [p.permute(1, 2, 0).clamp(0, 1).numpy() for p in pictures] for name, pictures in columns.items()}
     if files:
         shown = {"file": [_whole_file(f) for f in files], **shown}
-    plt = pyplot()
     size = (1.2 * len(shown), 1.2 * len(originals) + 0.3)
-    figure, axes = plt.subplots(len(originals), len(shown), figsize=size, squeeze=False)
+    figure, axes = new_figure(len(originals), len(shown), size)
     for j, (name, pictures) in enumerate(shown.items()):
         axes[0][j].set_title(name)
         for i, picture in enumerate(pictures):
@@ -76,7 +73,6 @@ def views_figure(run: Run, model: nn.Module, images: Tensor, seed: int, files: S
     path = run.figure("views")
     figure.savefig(path)
     run.tensorboard.add_figure("views", figure)
-    plt.close(figure)
     return path
 
 
@@ -92,8 +88,7 @@ def _whole_file(path: str, side: int = 400) -> np.ndarray:
 def curves_figure(run: Run) -> None:
     """Draw loss and accuracy over the steps from `metrics.jsonl`."""
     rows = read_metrics(run.directory)
-    plt = pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
+    figure, (axes,) = new_figure(1, 2, (9, 3.2))
     for axis, word in zip(axes, ("loss", "accuracy"), strict=True):
         names = sorted({k for r in rows for k in r if k.endswith(word)})
         for name in names:
@@ -110,15 +105,13 @@ def curves_figure(run: Run) -> None:
     axes[1].set_ylim(0, 1.02)
     figure.tight_layout()
     figure.savefig(run.figure("curves"))
-    plt.close(figure)
 
 
 def confusion_figure(run: Run, counts: list[list[int]], class_names: list[str]) -> None:
     """Draw the confusion matrix: shades are parts of a row, numbers are pictures."""
-    plt = pyplot()
     n = len(class_names)
     side = min(14.0, 2.2 + 0.45 * n)
-    figure, axis = plt.subplots(figsize=(side, side))
+    figure, ((axis,),) = new_figure(1, 1, (side, side))
     matrix = torch.tensor(counts, dtype=torch.float)
     axis.imshow((matrix / matrix.sum(1, keepdim=True).clamp(min=1)).numpy(), cmap="Blues", vmin=0, vmax=1)
     for spine in axis.spines.values():
@@ -144,21 +137,18 @@ def confusion_figure(run: Run, counts: list[list[int]], class_names: list[str]) 
     figure.tight_layout()
     figure.savefig(run.figure("confusion_matrix"))
     run.tensorboard.add_figure("confusion_matrix", figure)
-    plt.close(figure)
 
 
 def prediction_figures(run: Run, rows: list[dict[str, Any]]) -> None:
     """Draw each picture with its prediction as the title."""
     readable = [r for r in rows if not r["error"]]
-    plt = pyplot()
     for i, row in enumerate(readable):
-        figure, axis = plt.subplots(figsize=(4, 4.3))
+        figure, ((axis,),) = new_figure(1, 1, (4, 4.3))
         axis.imshow(_whole_file(row["image"], 800))
         axis.set_title(f"{row['class']}  {row['confidence']:.0%}")
         axis.axis("off")
         figure.tight_layout()
         figure.savefig(run.figure(f"{i:03d}_{Path(row['image']).stem[:60]}"))
-        plt.close(figure)
 
 
 def print_classification(found: dict[str, Any], source: Path, table: bool) -> None:

@@ -334,7 +334,7 @@ def test_predict_in_a_process_writes_nothing_but_the_answer_to_stdout(in_world: 
     answer = process("predict", str(photos / "flower"), "format=json")
     assert answer.code == 0
     assert len(json.loads(answer.out)) == 30
-    assert "Written to outputs/predict" in answer.err
+    assert "written to outputs/predict" in answer.err
 
 
 def test_runs_lists_everything(in_world: Path, cli: Cli) -> None:

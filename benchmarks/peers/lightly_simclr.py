@@ -41,7 +41,9 @@ class Pictures(Dataset):
 def backbone(name: str) -> tuple[nn.Module, int]:
     if name == "smallcnn":
         return smallcnn(), 512
-    return nn.Sequential(*list(ResNetGenerator("resnet-18").children())[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten()), 512
+    return nn.Sequential(
+        *list(ResNetGenerator("resnet-18").children())[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ), 512
 
 
 def main(data: str, name: str, seconds: float, seed: int, out: str) -> None:

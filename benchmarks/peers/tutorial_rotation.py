@@ -2,10 +2,10 @@
 
     python tutorial_rotation.py DATA.npz EPOCHS FINETUNE_EPOCHS SEED
 
-Each picture is turned at random by 0, 90, 180 or 270 degrees, normalised to mean and std 0.5; Adam 1e-3, batch 64. Then
-a third of the finetuning trains the head alone, the rest everything at Adam 1e-4, on the labelled tenth, whose rows DATA
-holds. Prints images/s, times, and the accuracy on the held-out pictures. (The published recipe picks the best epoch on
-the test set; here the last one counts.)
+Each picture is turned at random by 0, 90, 180 or 270 degrees, normalised to mean and std 0.5; Adam 1e-3, batch 64.
+Then a third of the finetuning trains the head alone, the rest everything at Adam 1e-4, on the labelled tenth, whose
+rows DATA holds. Prints images/s, times, and the accuracy on the held-out pictures. (The published recipe picks the best
+epoch on the test set; here the last one counts.)
 """
 
 import json

@@ -15,8 +15,8 @@ class Images:
     """N pictures: rows of one or several arrays that lie in memory, on a GPU, or are mapped from a file.
 
     Indexing by positions or a slice gathers a batch, `B x 3 x S x S` uint8 with the channels last in memory. In main
-    memory that is numpy's work: batches are gathered in a thread beside the network, where torch would start a second
-    team of threads, which slows the network's own down by 5 to 15 % (OpenMP stops spinning once threads outnumber cores).
+    memory numpy does it: batches are gathered in a thread beside the network, where torch would start a second team of
+    threads, and once threads outnumber cores OpenMP stops spinning, which slows the network by 5 to 15 %.
 
     Args:
         parts: arrays `M x S x S x 3`, uint8, on one device.

@@ -44,11 +44,12 @@ class Rotation(nn.Module):
         if self.copies == 4:
             turns = torch.arange(4, device=images.device).repeat_interleave(len(images))
             return torch.cat([torch.rot90(images, k, (2, 3)) for k in range(4)]), turns
-        turns = torch.randint(4, (len(images),), generator=rng).to(images.device)
+        turns = torch.randint(4, (len(images),), generator=rng)
         out = images.clone()
         for k in (1, 2, 3):
-            out[turns == k] = torch.rot90(images[turns == k], k, (2, 3))
-        return out, turns
+            rows = (turns == k).nonzero()[:, 0].to(images.device)  # found on the CPU: a GPU need not be waited for
+            out[rows] = torch.rot90(images[rows], k, (2, 3))
+        return out, turns.to(images.device)
 
     def views(self, images: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Return the turned copies by their angle, or the one that each picture got."""

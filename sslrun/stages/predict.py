@@ -5,19 +5,20 @@ import io
 import json
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from sslrun import report
 from sslrun.classifier import probabilities
 from sslrun.config import Count, Node, PositiveInt, UserError
 from sslrun.console import log, progress
-from sslrun.data.decode import UnreadableImage, decode, find_pictures
-from sslrun.data.workers import cores
+from sslrun.data.decode import decode_some, find_pictures
+from sslrun.data.workers import cores, in_order, workers
+from sslrun.device import Device
 from sslrun.run import Run, write_text
 from sslrun.start import Trained, find_run, inference_device, load_classifier
 
@@ -46,22 +47,27 @@ def predict(
     own.settle(run=str(trained.path.parent))
     hardware = inference_device(device, trained)
     hardware.put(trained.model)
-    rows: list[dict[str, Any]] = []
-    with progress("predicting", len(files), "images") as advance:
-        for i in range(0, len(files), batch_size):
-            rows += _batch(files[i : i + batch_size], trained, hardware, batch_size, top)
-            advance(len(files[i : i + batch_size]))
+    began = time.perf_counter()
+    rows = _rows(files, trained, hardware, batch_size, top)
+    seconds = time.perf_counter() - began
     text = {"table": _table, "json": _json, "csv": _csv}[format](rows)
     for name, written in (("predictions.json", _json(rows)), ("predictions.csv", _csv(rows))):
         write_text(own.directory / name, written)
     report.prediction_figures(own, rows[:figures])
     sys.stdout.write(text)
     sys.stdout.flush()
-    log.info("Written to %s", own.directory)
+    log.info(
+        "%d pictures in %.1f s, %.0f images/s; written to %s", len(rows), seconds, len(rows) / seconds, own.directory
+    )
     bad = [r for r in rows if r["error"]]
     if bad:
         raise UserError(f"{len(bad)} of {len(rows)} could not be read; the first: {bad[0]['image']}: {bad[0]['error']}")
-    return {"images": len(rows), "device": hardware.describe(), "precision": hardware.precision}
+    return {
+        "images": len(rows),
+        "device": hardware.describe(),
+        "precision": hardware.precision,
+        "images_per_second": round(len(rows) / seconds, 1),
+    }
 
 
 def _files(images: list[str]) -> list[str]:
@@ -80,33 +86,31 @@ def _files(images: list[str]) -> list[str]:
     return files
 
 
-def _batch(files: list[str], trained: Trained, device: Any, batch_size: int, top: int) -> list[dict[str, Any]]:
+def _rows(files: list[str], trained: Trained, device: Device, batch_size: int, top: int) -> list[dict[str, Any]]:
+    """Decode on all cores while the network looks at what is decoded; return a row for each file, in order."""
     dataset = trained.config["dataset"]
-
-    def one(path: str) -> np.ndarray | str:
-        try:
-            return decode(path, dataset["image_size"], dataset["resize"], dataset["channels"])
-        except UnreadableImage as error:
-            return str(error)
-
-    with ThreadPoolExecutor(cores()) as pool:
-        found = list(pool.map(one, files))
-    arrays = [f for f in found if not isinstance(f, str)]
-    guesses: list[Any] = []
-    if arrays:
-        stack = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-        best = probabilities(trained.model, stack, device, batch_size).topk(min(top, len(trained.class_names)), 1)
-        guesses = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    answers = iter(guesses)
+    at_once = max(1, min(batch_size, len(files) // (2 * cores())))
+    batches = [files[i : i + at_once] for i in range(0, len(files), at_once)]
+    size, resize, channels = dataset["image_size"], dataset["resize"], dataset["channels"]
+    work = partial(decode_some, image_size=size, resize=resize, channels=channels)
     rows: list[dict[str, Any]] = []
-    for path, result in zip(files, found, strict=True):
-        if isinstance(result, str):
-            rows.append({"image": path, "class": None, "confidence": None, "top": [], "error": result})
-            continue
-        ids, values = next(answers)
-        named = [{"class": trained.class_names[i], "confidence": round(v, 4)} for i, v in zip(ids, values, strict=True)]
-        rows.append({"image": path, **named[0], "top": named, "error": None})
+    with workers(len(files)) as pool, progress("predicting", len(files), "images") as advance:
+        for names, (block, reasons) in zip(batches, in_order(pool, work, batches), strict=True):
+            best = probabilities(trained.model, torch.from_numpy(block).permute(0, 3, 1, 2), device, batch_size)
+            guesses = best.topk(min(top, len(trained.class_names)), 1)
+            for name, reason, ids, values in zip(
+                names, reasons, guesses.indices.tolist(), guesses.values.tolist(), strict=True
+            ):
+                rows.append(_row(name, reason, trained.class_names, ids, values))
+            advance(len(names))
     return rows
+
+
+def _row(name: str, reason: str, class_names: list[str], ids: list[int], values: list[float]) -> dict[str, Any]:
+    if reason:
+        return {"image": name, "class": None, "confidence": None, "top": [], "error": reason}
+    top = [{"class": class_names[i], "confidence": round(v, 4)} for i, v in zip(ids, values, strict=True)]
+    return {"image": name, **top[0], "top": top, "error": None}
 
 
 def _json(rows: list[dict[str, Any]]) -> str:

@@ -1,0 +1,261 @@
+"""sslrun beside what people would otherwise use: lightly's SimCLR, and the rotation recipe of the tutorials.
+
+    python benchmarks/peers.py speed [--quick]
+    python benchmarks/peers.py accuracy --seconds 300 --seeds 3 dataset=fashion_mnist
+    python benchmarks/peers.py accuracy --seconds 300 --seeds 3 dataset=folder dataset.root=emoji
+    python benchmarks/peers.py recipe dataset=folder dataset.root=emoji
+
+`speed` compares images/s in turns; `accuracy` gives both the same seconds of SimCLR and compares nearest neighbours
+on validation; `recipe` runs the tutorial in full and compares its test accuracy at 10 % of labels with that of two
+commands of ours. lightly gets an environment of its own in .venv-lightly, which shares torch with this one.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from scipy.stats import t as student
+
+from sslrun import checkpoint
+from sslrun.backbones import build_encoder, features
+from sslrun.config import build, compose_config
+from sslrun.data.dataset import load_test, load_train
+from sslrun.data.images import Images
+from sslrun.data.splits import label_subset
+from sslrun.metrics import knn_probabilities
+from sslrun.run import read_summary
+
+HERE = Path(__file__).parent
+LIGHTLY = HERE.parent / ".venv-lightly"
+VERSION = "lightly==1.6.0"
+PICTURES = 3000  # of the speed tests: noise, since the content makes no difference
+
+
+def lightly_python() -> str:
+    """Return the interpreter of lightly's environment, which is made at first use."""
+    python = LIGHTLY / "bin" / "python"
+    if not (LIGHTLY / "ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", LIGHTLY], check=True)
+        site = next(LIGHTLY.glob("lib/python*/site-packages"))
+        (site / "shared.pth").write_text(f"{next(p for p in sys.path if p.endswith('site-packages'))}\n")
+        subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", VERSION], check=True)
+        (LIGHTLY / "ready").touch()
+    return str(python)
+
+
+def peer(python: str, script: str, *arguments: Any) -> dict[str, Any]:
+    """Run a script of benchmarks/peers and return what it printed."""
+    command = [python, str(HERE / "peers" / script), *map(str, arguments)]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "LIGHTLY_SERVER_LOCATION": ""}
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def sslrun(folder: Path, *arguments: str) -> dict[str, Any]:
+    """Run a command of ours in a folder and return its summary, with the seconds that the command took."""
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "sslrun", *arguments], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"sslrun {' '.join(arguments)}:\n{done.stderr}")
+    newest = max((folder / "outputs" / arguments[0]).glob("*/summary.json"))
+    return {**json.loads(newest.read_text()), "directory": newest.parent, "seconds": time.perf_counter() - began}
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """Return mean and 95 % t-interval."""
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}"
+    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}"
+
+
+# --------------------------------------------------------------------------------------------------------- speed
+
+
+def speed(quick: bool) -> None:
+    """Print the table of floor 3."""
+    print("### 3. Ahead of peers: images/s of pretraining at 32 px\n")
+    print("Pictures of the data set a second, medians of turns; every command a process of its own, its start not")
+    print("counted. lightly: its CIFAR-10 benchmark's transform, loss, head, SGD, batch 512, fp32, 2 workers.")
+    print("Tutorial: PIL, DataLoader with 2 workers, fp32, batch 64, one random turn a picture; ours beside it makes")
+    print("one random turn, too (`pretext.copies=1`).\n")
+    print("| task | backbone | sslrun | peer | ratio (lowest, highest) | floor |\n|---|---|---|---|---|---|")
+    turns = 2 if quick else 5
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        array = np.random.default_rng(0).integers(0, 256, (PICTURES, 32, 32, 3), dtype=np.uint8)
+        np.savez(folder / "noise.npz", train=array, val=array[:10])
+        _as_folder(array, folder / "noise")
+        both = ["dataset=folder", f"dataset.root={folder / 'noise'}", "dataset.image_size=32", "train.evaluations=1"]
+        python = lightly_python()
+        for backbone, floor, steps in (("smallcnn", 2.2, 60), ("resnet18", 1.8, 8)):
+            rows = []
+            for _ in range(turns):
+                lightly = peer(python, "lightly_simclr.py", folder / "noise.npz", backbone, 20, 0)
+                ours = sslrun(folder, "pretrain", f"backbone={backbone}", f"train.steps={steps}", *both)
+                rows.append((ours["images_per_second"], lightly["images_per_second"]))
+            _row("SimCLR, lightly", backbone, rows, floor)
+        rows = []
+        for _ in range(turns):
+            tutorial = peer(sys.executable, "tutorial_rotation.py", folder / "noise.npz", 1, 0, 0)
+            ours = sslrun(folder, "pretrain", "pretext=rotation", "pretext.copies=1", "train.steps=60", *both)
+            rows.append((ours["images_per_second"], tutorial["images_per_second"]))
+        _row("rotation, tutorial", "smallcnn", rows, 2.5)
+    print()
+
+
+def _as_folder(array: np.ndarray, folder: Path) -> None:
+    from PIL import Image
+
+    folder.mkdir()
+    for i, picture in enumerate(array):
+        Image.fromarray(picture).save(folder / f"{i}.png")
+
+
+def _row(task: str, backbone: str, rows: list[tuple[float, float]], floor: float) -> None:
+    ours, peers = (statistics.median(v) for v in zip(*rows, strict=True))
+    ratios = sorted(a / b for a, b in rows)
+    ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}, {ratios[-1]:.2f})"
+    print(f"| {task} | {backbone} | {ours:.0f} | {peers:.0f} | {ratio} | {floor} |", flush=True)
+
+
+# ------------------------------------------------------------------------------------------------------ accuracy
+
+
+def accuracy(overrides: list[str], seconds: float, seeds: int) -> None:
+    """Print one data set's rows of floor 4: nearest neighbours after equal seconds of SimCLR."""
+    data = [o if not o.startswith("dataset.root=") else f"dataset.root={_absolute(o)}" for o in overrides]
+    data.append("dataset.image_size=32")
+    config: dict[str, Any] = OmegaConf.to_container(compose_config("pretrain", data, None), resolve=True)  # type: ignore[assignment]
+    train, val = load_train(config["dataset"])
+    assert val is not None
+    found: dict[str, list[float]] = {"random": [], "lightly": [], "sslrun": []}
+    seen: dict[str, list[float]] = {"lightly": [], "sslrun": []}
+    took: dict[str, list[float]] = {"lightly": [], "sslrun": []}
+    python = lightly_python()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.savez(folder / "data.npz", train=_array(train.images), val=_array(val.images))
+
+        def knn(bank: torch.Tensor, queries: torch.Tensor) -> float:
+            guesses = knn_probabilities(queries, bank, train.labels, len(train.class_names)).argmax(1)
+            return 100 * float((guesses == val.labels).float().mean())
+
+        rate = sslrun(folder, "pretrain", *data, "train.steps=30", "train.evaluations=1")["images_per_second"]
+        for seed in range(seeds):
+            peers = peer(python, "lightly_simclr.py", folder / "data.npz", "smallcnn", seconds, seed, folder / "f.npz")
+            stored = np.load(folder / "f.npz")
+            found["lightly"].append(knn(torch.from_numpy(stored["train"]), torch.from_numpy(stored["val"])))
+            steps = round(rate * seconds / config["train"]["batch_size"])
+            ours = sslrun(
+                folder,
+                "pretrain",
+                *data,
+                f"train.steps={steps}",
+                "train.epochs=null",
+                "train.evaluations=1",
+                f"seed={seed}",
+            )
+            found["sslrun"].append(knn(*_features(ours["directory"], train.images, val.images)))
+            rate = ours["images_per_second"]
+            if not seed:
+                found["random"].append(knn(*_features(ours["directory"], train.images, val.images, random=True)))
+            seen["lightly"].append(peers["images_per_second"] * peers["seconds"])
+            seen["sslrun"].append(steps * config["train"]["batch_size"])
+            took["lightly"].append(peers["seconds"])
+            took["sslrun"].append(seen["sslrun"][-1] / ours["images_per_second"])
+            print({k: v[-1] for k, v in found.items()}, file=sys.stderr, flush=True)
+    what = f"{overrides[0].removeprefix('dataset=')}, {len(train)} pictures"
+    for who in ("random", "lightly", "sslrun"):
+        n = f"{statistics.mean(seen[who]):.0f} | {statistics.mean(took[who]):.0f}" if who in seen else " | "
+        print(f"| {what} | {who} | {n} | {len(found[who])} | {spread(found[who])} |", flush=True)
+    gains = [a - b for a, b in zip(found["sslrun"], found["lightly"], strict=True)]
+    print(f"| {what} | difference | | | {len(gains)} | **{spread(gains)}** |", flush=True)
+
+
+def _absolute(override: str) -> str:
+    return str(Path(override.split("=", 1)[1]).expanduser().resolve())
+
+
+def _array(images: Images) -> np.ndarray:
+    return np.concatenate([b.permute(0, 2, 3, 1).numpy() for b in images.split(4096)])
+
+
+def _features(run: Path, *images: Images, random: bool = False) -> list[torch.Tensor]:
+    """Return the features of pictures by a run's encoder, or by the network before its first step."""
+    config = read_summary(run)["config"]
+    device = build(config["device"])
+    torch.manual_seed(0)
+    state = checkpoint.part(checkpoint.load(run / "last.pt")["model"], "encoder.")
+    encoder = build_encoder(config["backbone"], 32, state["mean"].flatten().tolist(), state["std"].flatten().tolist())
+    if not random:
+        checkpoint.load_state(encoder, state, run)
+    device.put(encoder)
+    return [features(encoder, i, device) for i in images]
+
+
+# -------------------------------------------------------------------------------------------------------- recipe
+
+
+def recipe(overrides: list[str], most: int | None, seeds: int) -> None:
+    """Print one data set's rows of floor 4: the tutorial in full against our two commands."""
+    data = [o if not o.startswith("dataset.root=") else f"dataset.root={_absolute(o)}" for o in overrides]
+    data.append("dataset.image_size=32")
+    config: dict[str, Any] = OmegaConf.to_container(compose_config("pretrain", data, None), resolve=True)  # type: ignore[assignment]
+    train, _ = load_train(config["dataset"])
+    test = load_test(config["dataset"])
+    assert train.labels is not None
+    assert test.labels is not None
+    ours: list[tuple[float, float]] = []
+    theirs: list[tuple[float, float]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for seed in range(seeds):
+            pretrained = sslrun(
+                folder, "pretrain", *data, "train.epochs=null", "train.steps=30", "train.evaluations=1", f"seed={seed}"
+            )
+            tuned = sslrun(
+                folder, "finetune", "label_fraction=0.1", "train.steps=120", "train.evaluations=4", f"seed={seed}"
+            )
+            tested = sslrun(folder, "evaluate")
+            ours.append((100 * tested["test/accuracy"], pretrained["seconds"] + tuned["seconds"]))
+            print(ours[-1], file=sys.stderr, flush=True)
+            labels = train.labels.numpy()
+            rows = label_subset(labels, seed, 0.1, None, train.class_sizes, train.class_names)
+            kept = np.arange(len(train))
+            np.savez(folder / "data.npz", train=_array(train.images)[kept], train_labels=labels[kept], labelled=rows,
+                     val=_array(test.images), val_labels=test.labels.numpy())  # fmt: skip
+            full = peer(sys.executable, "tutorial_rotation.py", folder / "data.npz", most or 50, 30, seed)
+            theirs.append((100 * full["accuracy"], full["seconds"]))
+            print(theirs[-1], file=sys.stderr, flush=True)
+    what = f"{overrides[0].removeprefix('dataset=')}, {len(train)} pictures, {len(rows)} labels"
+    for who, rows_ in (("tutorial, 50 + 30 epochs", theirs), ("sslrun pretrain, sslrun finetune", ours)):
+        scores, seconds = ([r[i] for r in rows_] for i in (0, 1))
+        print(f"| {what} | {who} | {statistics.mean(seconds):.0f} | {len(scores)} | {spread(scores)} |", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["speed", "accuracy", "recipe"])
+    parser.add_argument("data", nargs="*", help="dataset=... dataset.root=...")
+    parser.add_argument("--quick", action="store_true", help="fewer turns")
+    parser.add_argument("--seconds", type=float, default=300, help="of pretraining")
+    parser.add_argument("--seeds", type=int, default=3)
+    asked = parser.parse_args()
+    if asked.what == "speed":
+        speed(asked.quick)
+    elif asked.what == "accuracy":
+        accuracy(asked.data, asked.seconds, asked.seeds)
+    else:
+        recipe(asked.data, None, asked.seeds)
