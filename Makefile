@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
 
-.PHONY: help demo test test-all check format lock clean
+.PHONY: help demo test test-all bench bench-full check format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -25,6 +25,12 @@ test: $(READY)  ## the tests, at most 10 minutes on 2 cores
 test-all: $(READY)  ## the slow tests too
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2
 
+bench: $(READY)  ## the benchmarks, under 15 minutes on 2 cores, into benchmarks/RESULTS.md
+	$(VENV)/bin/python benchmarks/bench.py --quick $(BENCH)
+
+bench-full: $(READY)  ## with all turns and 3 seeds: hours; BENCH="--fashion DIR --folder DIR" names two data sets
+	$(VENV)/bin/python benchmarks/bench.py $(BENCH)
+
 check: $(READY)  ## lint, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -39,4 +45,4 @@ lock:  ## write requirements.lock anew (needs uv)
 		--no-header pyproject.toml -o requirements.lock
 
 clean:  ## remove the environment and caches; outputs/ is left alone
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist
+	rm -rf $(VENV) .venv-lightly .pytest_cache .mypy_cache .ruff_cache dist

@@ -94,7 +94,7 @@ def _remembered(
     device: Device, encoder: Encoder, backbone: Node, image_size: int, modes: list[Mode]
 ) -> dict[str, float]:
     """Return the rates of `measure` from the cache, or measure and put them there."""
-    machine = [device.describe(), _processor(), torch.__version__, os.environ.get("OMP_NUM_THREADS")]
+    machine = [device.describe(), processor(), torch.__version__, os.environ.get("OMP_NUM_THREADS")]
     of = [backbone, image_size, *machine, [" ".join(m) for m in modes]]
     key = f"{backbone['_target_']} {image_size} {hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]}"
     path = home() / "modes.json"
@@ -103,7 +103,8 @@ def _remembered(
         with alone(path.with_suffix(".lock"), "measuring the fastest precision"):
             known = _read(path)
             if key not in known:
-                known[key] = measure(device, encoder, image_size, modes)
+                with torch.random.fork_rng(range(torch.cuda.device_count())):  # a backbone of yours may have dropout
+                    known[key] = measure(device, encoder, image_size, modes)
                 part = path.with_suffix(".part")
                 part.write_text(json.dumps(known, indent=2) + "\n")
                 os.replace(part, path)
@@ -121,7 +122,7 @@ def _read(path: Path) -> dict[str, dict[str, float]]:
     return found if isinstance(found, dict) else {}
 
 
-def _processor() -> str:
+def processor() -> str:
     """Return the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

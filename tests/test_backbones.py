@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sslrun.backbones import Encoder, build_encoder, features, for_imagenet, load_imagenet
+from sslrun.backbones import Encoder, build_encoder, features, for_imagenet, load_imagenet, smallcnn
 from sslrun.config import compose_nodes
 from sslrun.device import Device
 from sslrun.errors import UserError
@@ -93,3 +93,28 @@ def test_the_conf_of_a_backbone_is_what_is_tested_here() -> None:
     for name, node in NODES.items():
         assert dict(compose_config("pretrain", [f"backbone={name}"], None).backbone) == node
     assert compose_nodes("pretrain", "backbone") == [NODES["smallcnn"]]
+
+
+def test_smallcnn_is_the_textbook_network(pieces: Tensor) -> None:
+    """Pooling before the ReLU is only a matter of speed."""
+    torch.manual_seed(0)
+    ours = smallcnn(32, widths=[8, 16, 24])
+    layers: list[nn.Module] = []
+    for before, after in ((3, 8), (8, 16), (16, 24)):
+        layers += [
+            nn.Conv2d(before, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
+    textbook = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    textbook.load_state_dict(ours.state_dict())
+    out = []
+    for net in (ours, textbook):
+        features = net(pieces)
+        features.square().sum().backward()
+        out.append([features, *(p.grad for p in net.parameters()), *net.buffers()])
+    for a, b in zip(*out, strict=True):
+        assert a is not None
+        assert b is not None
+        assert torch.equal(a, b)

@@ -1,0 +1,116 @@
+"""Run the benchmarks and write RESULTS.md beside this file.
+
+    make bench                                                        under 15 minutes, on digits
+    make bench-full BENCH="--fashion DIR --folder DIR"                hours: 3 seeds, all turns, two data sets
+
+Sections that are run replace those of the same title in RESULTS.md; the others stay, each with its own date.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "RESULTS.md"
+HEAD = """# Results of `make bench`
+
+Each section was written by the script that its last line names. Ratios compare two sides that ran in turns within one
+run; absolute numbers are of this machine and what else it did. What was tried and why: [README.md](README.md).
+"""
+ACCURACY = """### 4a. Accuracy per second: nearest neighbours after equal seconds of SimCLR
+
+`smallcnn`, 32 px, defaults of `sslrun pretrain`; lightly as in section 3. kNN accuracy on validation in %, mean and
+95 % t-interval over seeds; `random` is the network before its first step.
+
+| data | by | pictures seen | seconds | n | kNN accuracy |
+|---|---|---|---|---|---|"""
+RECIPE = """### 4b. Accuracy per second: the tutorial in full against two commands
+
+Test accuracy in % with 10 % of the labels. The tutorial's seconds are its loops alone; ours are the whole commands.
+
+| data | by | seconds | n | test accuracy |
+|---|---|---|---|---|"""
+
+
+def sections(fashion: str | None, folder: str | None, quick: bool) -> list[tuple[str, list[list[str]]]]:
+    """Return the heading (empty where the script prints its own) and the commands of each section."""
+    short = ["--quick"] if quick else []
+    data = [["dataset=digits"]] if not fashion and not folder else []
+    data += [["dataset=fashion_mnist", f"dataset.root={fashion}"]] if fashion else []
+    data += [["dataset=folder", f"dataset.root={folder}"]] if folder else []
+    budget = ["--seconds", "40", "--seeds", "1"] if quick else ["--seconds", "300", "--seeds", "3"]
+    small = [d for d in data if "fashion" not in d[0]]  # 50 epochs of 54,000 pictures take hours
+    return [
+        ("", [["speed.py", "overhead", *short]]),
+        ("", [["speed.py", "modes", *short]]),
+        ("", [["peers.py", "speed", *short]]),
+        (ACCURACY, [["peers.py", "accuracy", *budget, *d] for d in data]),
+        (RECIPE, [["peers.py", "recipe", "--seeds", "1" if quick else "3", *d] for d in small]),
+        ("", [["startup.py", *short]]),
+        ("", [["growth.py", *short]]),
+    ]
+
+
+def machine() -> str:
+    """Return a line about the machine and the versions."""
+    import torch
+
+    from sslrun.modes import processor
+
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "torchvision", "numpy"))
+    return (
+        f"{processor()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+        f"{gpu}, {platform.system()}, Python {platform.python_version()}, {packages}, sslrun {version('sslrun')}"
+    )
+
+
+def main(fashion: str | None, folder: str | None, quick: bool, only: str) -> None:
+    """Run what was asked for and keep each section as soon as it is done."""
+    began = time.monotonic()
+    for heading, commands in sections(fashion, folder, quick):
+        chosen = [c for c in commands if only in " ".join(c)]
+        if not chosen:
+            continue
+        text = heading + "\n" * bool(heading)
+        for command in chosen:
+            print(f"{time.monotonic() - began:5.0f} s  {' '.join(command)}", file=sys.stderr, flush=True)
+            done = subprocess.run([sys.executable, HERE / command[0], *command[1:]], stdout=subprocess.PIPE, text=True)
+            text += done.stdout
+            if done.returncode:
+                text += f"\n**`{' '.join(command)}` failed.**\n"
+        said = "; ".join("`benchmarks/" + " ".join(_private(c)) + "`" for c in chosen)
+        keep(text.rstrip() + f"\n\n{datetime.date.today()}, {machine()}. {said}\n")
+    print(f"{time.monotonic() - began:5.0f} s  written to {RESULTS}", file=sys.stderr)
+
+
+def _private(command: list[str]) -> list[str]:
+    """Leave out where a data set lies."""
+    return [re.sub(r"root=.*/", "root=", part) for part in command]
+
+
+def keep(section: str) -> None:
+    """Put a section into RESULTS.md in place of the one with the same number."""
+    text = RESULTS.read_text() if RESULTS.exists() else HEAD
+    head, *old = re.split(r"(?m)^(?=### )", text)
+    number = section.split()[1]
+    others = [s for s in old if s.split()[1] != number]
+    RESULTS.write_text(head.rstrip() + "\n\n" + "\n".join(sorted([*(o.rstrip() + "\n" for o in others), section])))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer turns, one seed")
+    parser.add_argument("--fashion", help="folder of Fashion-MNIST's four files")
+    parser.add_argument("--folder", help="a folder of pictures, a folder a class")
+    parser.add_argument("--only", default="", help="sections whose command has this in it, such as startup")
+    asked = parser.parse_args()
+    places = [str(Path(p).expanduser().resolve()) if p else None for p in (asked.fashion, asked.folder)]
+    main(*places, asked.quick, asked.only)

@@ -1,0 +1,86 @@
+"""What a command costs before it works, and how fast a folder of pictures is predicted.
+
+    python benchmarks/startup.py [--quick]
+
+Each turn times every command once, as a process of its own.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+PICTURES = 5000
+PREDICT = ("-m", "sslrun", "predict")
+
+
+def seconds(folder: Path, *command: str) -> float:
+    """Return how long a command takes."""
+    return run(folder, *command)[0]
+
+
+def run(folder: Path, *command: str) -> tuple[float, float, str]:
+    """Run a command; return its seconds, the processors' seconds of it and its children, and what it said."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run([sys.executable, *command], cwd=folder, check=True, capture_output=True, text=True)
+    took, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stderr
+
+
+def main(quick: bool) -> None:
+    """Print the table of floor 6."""
+    print("### 6. Start-up and prediction\n")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for stage in ("pretrain", "finetune"):
+            seconds(folder, "-m", "sslrun", stage, "train.steps=3", "train.evaluations=1", "dataset.image_size=32")
+        rng = np.random.default_rng(0)
+        (folder / "many").mkdir()
+        for i in range(PICTURES):
+            coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+            coarse.resize((256, 256), Image.Resampling.BICUBIC).save(folder / "many" / f"{i}.jpg", quality=90)
+        commands = {
+            "help": ("-m", "sslrun", "--help"),
+            "torch": ("-c", "import torch, torchvision"),
+            "predict": (*PREDICT, "many/0.jpg", "figures=1"),
+        }
+        turns: list[dict[str, float]] = []
+        for _ in range(4 if quick else 11):
+            turns.append({k: seconds(folder, *c) for k, c in commands.items()})
+        turns = turns[1:]  # the first reads the libraries from disk
+
+        def median(k: str) -> float:
+            return statistics.median(t[k] for t in turns)
+
+        ratios = sorted(t["predict"] / t["torch"] for t in turns)
+        print(f"- `sslrun --help`: {median('help'):.2f} s (floor 0.5).")
+        print(
+            f"- `sslrun predict` of one picture: {median('predict'):.2f} s; importing torch and torchvision alone: "
+            f"{median('torch'):.2f} s; ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}; "
+            f"floor 1.5; n = {len(turns)})."
+        )
+        rates, busy = [], []
+        for _ in range(1 if quick else 5):
+            wall, processor, _ = run(folder, *commands["predict"])
+            wall_many, processor_many, said = run(folder, *PREDICT, "many", "format=csv", "figures=1")
+            rates.append(float(said.split(" images/s")[0].split()[-1].replace(",", "")))
+            busy.append((processor_many - processor) / (wall_many - wall))
+        print(
+            f"- `sslrun predict many/`, {PICTURES:,} JPEG files of 256 px, `smallcnn` at 32 px: "
+            f"{statistics.median(rates):,.0f} images/s, {statistics.median(busy):.2f} of {os.cpu_count()} cores busy "
+            f"beyond what one picture takes (n = {len(rates)}).\n"
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer turns")
+    main(parser.parse_args().quick)

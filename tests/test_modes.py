@@ -1,0 +1,158 @@
+import json
+import os
+import platform
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sslrun import modes
+from sslrun.backbones import Encoder, smallcnn
+from sslrun.device import Device
+from sslrun.start import Trained, inference_device
+from tests.conftest import TINY, Cli
+
+NODE = {"_target_": "sslrun.backbones.smallcnn", "widths": [8, 16]}
+LEFT_OPEN: dict[str, Any] = {"precision": "auto", "memory_format": "auto", "compile": None, "threads": None}
+EVERY = ["fp32 contiguous", "fp32 channels_last", "bf16 contiguous", "bf16 channels_last"]
+
+
+def cpu(**keys: Any) -> Device:
+    return Device(name="cpu", **{**LEFT_OPEN, **keys})
+
+
+def tiny() -> Encoder:
+    return Encoder(smallcnn(16, widths=[8, 16]), [0.5] * 3, [0.25] * 3)
+
+
+def rates(monkeypatch: pytest.MonkeyPatch, fastest: str) -> list[int]:
+    """Replace the clock's verdict; return a list that grows with every measurement."""
+    sizes: list[int] = []
+
+    def measured(device: Device, encoder: Encoder, image_size: int, of: list[modes.Mode]) -> dict[str, float]:
+        sizes.append(image_size)
+        return {" ".join(m): 2.0 if " ".join(m) == fastest else 1.0 for m in of}
+
+    monkeypatch.setattr(modes, "measure", measured)
+    return sizes
+
+
+@pytest.mark.parametrize("fastest", EVERY)
+def test_the_fastest_mode_is_taken_and_remembered(monkeypatch: pytest.MonkeyPatch, fastest: str) -> None:
+    sizes = rates(monkeypatch, fastest)
+    for _ in range(2):
+        device = cpu()
+        precision, memory_format = fastest.split()
+        assert modes.choose(device, tiny(), NODE, 16) == {"precision": precision, "memory_format": memory_format}
+        assert (device.precision, device.memory_format) == (precision, memory_format)
+    assert sizes == [16]
+    modes.choose(cpu(), tiny(), NODE, 32)
+    modes.choose(cpu(), tiny(), {**NODE, "widths": [4, 8]}, 16)
+    assert sizes == [16, 32, 16]
+
+
+def test_what_was_named_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = rates(monkeypatch, "bf16 contiguous")
+    device = cpu(precision="fp32", memory_format="channels_last")
+    assert modes.choose(device, tiny(), NODE, 16) == {"precision": "fp32", "memory_format": "channels_last"}
+    assert sizes == []
+    device = cpu(precision="bf16")
+    assert modes.choose(device, tiny(), NODE, 16) == {"precision": "bf16", "memory_format": "contiguous"}
+    assert sizes == [16]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\0"])
+def test_a_damaged_memory_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
+    sizes = rates(monkeypatch, "bf16 contiguous")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "modes.json").write_text(content)
+    for _ in range(2):
+        modes.choose(cpu(), tiny(), NODE, 16)
+    assert sizes == [16]
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sizes = rates(monkeypatch, "bf16 contiguous")
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "file"))
+    assert modes.choose(cpu(), tiny(), NODE, 16)["precision"] == "bf16"
+    assert sizes == [16]
+
+
+def test_measuring_times_every_mode_and_changes_nothing() -> None:
+    encoder = tiny()
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    device = cpu()
+    random = torch.get_rng_state()
+    modes.choose(device, encoder, NODE, 16)
+    assert torch.equal(random, torch.get_rng_state())
+    assert encoder.training
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+    assert all(p.grad is None for p in encoder.parameters())
+    (found,) = json.loads(Path(os.environ["SSLRUN_CACHE"], "modes.json").read_text()).values()
+    assert sorted(found) == sorted(EVERY)
+    assert found[f"{device.precision} {device.memory_format}"] == max(found.values()) > 0
+
+
+def test_the_choice_is_recorded_and_kept_on_resume_and_by_what_follows(
+    monkeypatch: pytest.MonkeyPatch, cli: Cli, tmp_path: Path
+) -> None:
+    small = ("backbone.widths=[8,16]", "train.batch_size=64", "train.evaluations=1", "device=cpu")
+    rates(monkeypatch, "fp32 contiguous")
+    assert cli("pretrain", "train.epochs=null", "train.steps=2", *small).code == 0
+    (run,) = Path("outputs/pretrain").iterdir()
+
+    def recorded(of: Path) -> tuple[str, str]:
+        summary = json.loads((of / "summary.json").read_text())
+        chosen = summary["config"]["device"]
+        assert (summary["precision"], summary["memory_format"]) == (chosen["precision"], chosen["memory_format"])
+        return chosen["precision"], chosen["memory_format"]
+
+    assert recorded(run) == ("fp32", "contiguous")
+    shutil.rmtree(tmp_path / "cache")
+    rates(monkeypatch, "bf16 channels_last")  # on another day another mode is fastest
+    assert cli("pretrain", f"resume={run}", "train.steps=4").code == 0
+    assert recorded(run) == ("fp32", "contiguous")
+    assert cli("pretrain", f"resume={run}", "train.steps=6", "device=cpu").code == 0
+    assert recorded(run) == ("fp32", "contiguous")
+    assert cli("pretrain", f"resume={run}", "train.steps=8", "device.precision=bf16").code == 0
+    assert recorded(run) == ("bf16", "contiguous")
+    assert cli("finetune", "train.steps=2", "train.evaluations=1", "device=cpu").code == 0
+    (tuned,) = Path("outputs/finetune").iterdir()
+    assert recorded(tuned) == ("bf16", "channels_last")
+
+
+@pytest.mark.parametrize(("trained", "asked", "used"), [("fp32", "auto", "fp32"), ("fp32", "bf16", "bf16")])
+def test_a_classifier_computes_as_it_was_trained(trained: str, asked: str, used: str) -> None:
+    config = {"device": {"precision": trained, "memory_format": "contiguous"}}
+    node = {"_target_": "sslrun.device.Device", "name": "cpu", **LEFT_OPEN, "precision": asked}
+    device = inference_device(node, Trained(None, config, [], Path()))  # type: ignore[arg-type]
+    assert (device.precision, device.memory_format) == (used, "contiguous")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc gives memory back, and can be told not to")
+def test_freed_memory_is_kept() -> None:
+    cpu()
+    faults = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.empty(64 << 20, dtype=torch.uint8).fill_(1)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert faults[-1] < 1000  # 16,384 pages, if they had been given back
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_training_gives_the_same_losses(cli: Cli) -> None:
+    losses = []
+    for compiled in ("null", "default"):
+        steps = ("train.epochs=null", "train.steps=6", "train.evaluations=2", "train.log_every=1")
+        done = cli("pretrain", *steps, *TINY, f"device.compile={compiled}")
+        assert done.code == 0, done.err
+        run = max(Path("outputs/pretrain").iterdir())
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["train/loss"] for line in lines if "train/loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
