@@ -84,10 +84,10 @@ def main(quick: bool) -> None:
                          f"dataset.pictures={pictures}", f"train.steps={steps}", "train.evaluations=1")  # fmt: skip
             peak(folder, *arguments)  # decodes
             most, took, summary = peak(folder, *arguments)
-            rate = summary["images_per_second"]
+            rate, batch = summary["images_per_second"], summary["config"]["train"]["batch_size"]
             own = (most - torch_alone) / 2**30
             print(
-                f"| {pictures:,} | {steps} | {own:.2f} | {took:.1f} | {256 * steps / rate:.1f} | {rate:.0f} |",
+                f"| {pictures:,} | {steps} | {own:.2f} | {took:.1f} | {batch * steps / rate:.1f} | {rate:.0f} |",
                 flush=True,
             )
     print(f"\nThe floor is 1.5 GiB at 70,000; torch and torchvision alone have {torch_alone / 2**30:.2f} GiB.\n")

@@ -7,7 +7,8 @@
 
 `speed` compares images/s in turns; `accuracy` gives both the same seconds of SimCLR and compares nearest neighbours
 on validation; `recipe` runs the tutorial in full and compares its test accuracy at 10 % of labels with that of two
-commands of ours. lightly gets an environment of its own in .venv-lightly, which shares torch with this one.
+commands of ours. All of it on the CPU, as the peers' scripts are written. lightly gets an environment of its own in
+.venv-lightly, which shares torch with this one.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from sslrun.run import read_summary
 HERE = Path(__file__).parent
 LIGHTLY = HERE.parent / ".venv-lightly"
 VERSION = "lightly==1.6.0"
+PRETRAIN, TUNE = 40, 150  # steps of ours beside the tutorial in full
 PICTURES = 3000  # of the speed tests: noise, since the content makes no difference
 
 
@@ -65,7 +67,12 @@ def peer(python: str, script: str, *arguments: Any) -> dict[str, Any]:
 def sslrun(folder: Path, *arguments: str) -> dict[str, Any]:
     """Run a command of ours in a folder and return its summary, with the seconds that the command took."""
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "sslrun", *arguments], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "sslrun", arguments[0], "device=cpu", *arguments[1:]],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         sys.exit(f"sslrun {' '.join(arguments)}:\n{done.stderr}")
     newest = max((folder / "outputs" / arguments[0]).glob("*/summary.json"))
@@ -86,8 +93,9 @@ def spread(values: list[float], digits: int = 1) -> str:
 def speed(quick: bool) -> None:
     """Print the table of floor 3."""
     print("### 3. Ahead of peers: images/s of pretraining at 32 px\n")
-    print("Pictures of the data set a second, medians of turns; every command a process of its own, its start not")
-    print("counted. lightly: its CIFAR-10 benchmark's transform, loss, head, SGD, batch 512, fp32, 2 workers.")
+    print("CPU. Pictures of the data set a second, medians of turns; every command a process of its own, its start and")
+    print("its first batch not counted. lightly: its CIFAR-10 benchmark's transform, loss, head, SGD, batch 512, fp32,")
+    print("2 workers.")
     print("Tutorial: PIL, DataLoader with 2 workers, fp32, batch 64, one random turn a picture; ours beside it makes")
     print("one random turn, too (`pretext.copies=1`).\n")
     print("| task | backbone | sslrun | peer | ratio (lowest, highest) | floor |\n|---|---|---|---|---|---|")
@@ -99,17 +107,17 @@ def speed(quick: bool) -> None:
         _as_folder(array, folder / "noise")
         both = ["dataset=folder", f"dataset.root={folder / 'noise'}", "dataset.image_size=32", "train.evaluations=1"]
         python = lightly_python()
-        for backbone, floor, steps in (("smallcnn", 2.2, 60), ("resnet18", 1.8, 8)):
+        for backbone, floor, steps, seconds in (("smallcnn", 2.2, 120, 30), ("resnet18", 1.8, 12, 40)):
             rows = []
             for _ in range(turns):
-                lightly = peer(python, "lightly_simclr.py", folder / "noise.npz", backbone, 20, 0)
+                lightly = peer(python, "lightly_simclr.py", folder / "noise.npz", backbone, seconds, 0)
                 ours = sslrun(folder, "pretrain", f"backbone={backbone}", f"train.steps={steps}", *both)
                 rows.append((ours["images_per_second"], lightly["images_per_second"]))
             _row("SimCLR, lightly", backbone, rows, floor)
         rows = []
         for _ in range(turns):
             tutorial = peer(sys.executable, "tutorial_rotation.py", folder / "noise.npz", 1, 0, 0)
-            ours = sslrun(folder, "pretrain", "pretext=rotation", "pretext.copies=1", "train.steps=60", *both)
+            ours = sslrun(folder, "pretrain", "pretext=rotation", "pretext.copies=1", "train.steps=120", *both)
             rows.append((ours["images_per_second"], tutorial["images_per_second"]))
         _row("rotation, tutorial", "smallcnn", rows, 2.5)
     print()
@@ -140,6 +148,9 @@ def accuracy(overrides: list[str], seconds: float, seeds: int) -> None:
     config: dict[str, Any] = OmegaConf.to_container(compose_config("pretrain", data, None), resolve=True)  # type: ignore[assignment]
     train, val = load_train(config["dataset"])
     assert val is not None
+    assert train.labels is not None
+    assert val.labels is not None
+    labels = train.labels, val.labels
     found: dict[str, list[float]] = {"random": [], "lightly": [], "sslrun": []}
     seen: dict[str, list[float]] = {"lightly": [], "sslrun": []}
     took: dict[str, list[float]] = {"lightly": [], "sslrun": []}
@@ -149,8 +160,8 @@ def accuracy(overrides: list[str], seconds: float, seeds: int) -> None:
         np.savez(folder / "data.npz", train=_array(train.images), val=_array(val.images))
 
         def knn(bank: torch.Tensor, queries: torch.Tensor) -> float:
-            guesses = knn_probabilities(queries, bank, train.labels, len(train.class_names)).argmax(1)
-            return 100 * float((guesses == val.labels).float().mean())
+            guesses = knn_probabilities(queries, bank, labels[0], len(train.class_names)).argmax(1)
+            return 100 * float((guesses == labels[1]).float().mean())
 
         rate = sslrun(folder, "pretrain", *data, "train.steps=30", "train.evaluations=1")["images_per_second"]
         for seed in range(seeds):
@@ -208,41 +219,40 @@ def _features(run: Path, *images: Images, random: bool = False) -> list[torch.Te
 # -------------------------------------------------------------------------------------------------------- recipe
 
 
-def recipe(overrides: list[str], most: int | None, seeds: int) -> None:
+def recipe(overrides: list[str], seeds: int) -> None:
     """Print one data set's rows of floor 4: the tutorial in full against our two commands."""
     data = [o if not o.startswith("dataset.root=") else f"dataset.root={_absolute(o)}" for o in overrides]
-    data.append("dataset.image_size=32")
+    data += ["dataset.image_size=32", "dataset.val_fraction=0"]  # nobody gets more labels than the others
     config: dict[str, Any] = OmegaConf.to_container(compose_config("pretrain", data, None), resolve=True)  # type: ignore[assignment]
     train, _ = load_train(config["dataset"])
     test = load_test(config["dataset"])
     assert train.labels is not None
     assert test.labels is not None
-    ours: list[tuple[float, float]] = []
-    theirs: list[tuple[float, float]] = []
+    rows: dict[str, list[tuple[float, float]]] = {"tutorial": [], "scratch": [], "sslrun": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for seed in range(seeds):
+            own = ("label_fraction=0.1", f"train.steps={TUNE}", "train.evaluations=1", f"seed={seed}")
             pretrained = sslrun(
-                folder, "pretrain", *data, "train.epochs=null", "train.steps=30", "train.evaluations=1", f"seed={seed}"
+                folder, "pretrain", *data, f"train.steps={PRETRAIN}", "train.evaluations=1", f"seed={seed}"
             )
-            tuned = sslrun(
-                folder, "finetune", "label_fraction=0.1", "train.steps=120", "train.evaluations=4", f"seed={seed}"
-            )
-            tested = sslrun(folder, "evaluate")
-            ours.append((100 * tested["test/accuracy"], pretrained["seconds"] + tuned["seconds"]))
-            print(ours[-1], file=sys.stderr, flush=True)
+            for start, before in (("sslrun", pretrained["seconds"]), ("scratch", 0.0)):
+                tuned = sslrun(folder, "finetune", f"init={'latest' if start == 'sslrun' else start}", *own)
+                tested = sslrun(folder, "evaluate")
+                rows[start].append((100 * tested["test/accuracy"], before + tuned["seconds"]))
             labels = train.labels.numpy()
-            rows = label_subset(labels, seed, 0.1, None, train.class_sizes, train.class_names)
-            kept = np.arange(len(train))
-            np.savez(folder / "data.npz", train=_array(train.images)[kept], train_labels=labels[kept], labelled=rows,
+            labelled = label_subset(labels, seed, 0.1, None, train.class_sizes, train.class_names)
+            np.savez(folder / "data.npz", train=_array(train.images), train_labels=labels, labelled=labelled,
                      val=_array(test.images), val_labels=test.labels.numpy())  # fmt: skip
-            full = peer(sys.executable, "tutorial_rotation.py", folder / "data.npz", most or 50, 30, seed)
-            theirs.append((100 * full["accuracy"], full["seconds"]))
-            print(theirs[-1], file=sys.stderr, flush=True)
-    what = f"{overrides[0].removeprefix('dataset=')}, {len(train)} pictures, {len(rows)} labels"
-    for who, rows_ in (("tutorial, 50 + 30 epochs", theirs), ("sslrun pretrain, sslrun finetune", ours)):
-        scores, seconds = ([r[i] for r in rows_] for i in (0, 1))
-        print(f"| {what} | {who} | {statistics.mean(seconds):.0f} | {len(scores)} | {spread(scores)} |", flush=True)
+            full = peer(sys.executable, "tutorial_rotation.py", folder / "data.npz", 50, 30, seed)
+            rows["tutorial"].append((100 * full["accuracy"], full["seconds"]))
+            print({k: v[-1] for k, v in rows.items()}, file=sys.stderr, flush=True)
+    what = f"{overrides[0].removeprefix('dataset=')}, {len(train)} pictures, {len(labelled)} labels"
+    told = {"tutorial": "tutorial, 50 + 30 epochs", "sslrun": f"SimCLR, {PRETRAIN} steps, then finetuning, {TUNE}",
+            "scratch": f"from scratch, {TUNE} steps"}  # fmt: skip
+    for who, label in told.items():
+        scores, seconds = ([r[i] for r in rows[who]] for i in (0, 1))
+        print(f"| {what} | {label} | {statistics.mean(seconds):.0f} | {len(scores)} | {spread(scores)} |", flush=True)
 
 
 if __name__ == "__main__":
@@ -258,4 +268,4 @@ if __name__ == "__main__":
     elif asked.what == "accuracy":
         accuracy(asked.data, asked.seconds, asked.seeds)
     else:
-        recipe(asked.data, None, asked.seeds)
+        recipe(asked.data, asked.seeds)

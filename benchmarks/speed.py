@@ -46,7 +46,7 @@ def noise(n: int, size: int) -> Images:
     return Images([torch.from_numpy(array)], digests(array))
 
 
-def bare(task: Any, pretext: str, images: Tensor) -> Any:
+def bare(task: Any, pretext: str, images: Tensor, device: Device) -> Any:
     """Return a function that does what a task's network does with a batch that is ready, forward and backward."""
     rng = generator(0)
     task.train()
@@ -59,9 +59,9 @@ def bare(task: Any, pretext: str, images: Tensor) -> Any:
     else:
         ready = task.shuffled(images, rng)[0].flatten(0, 1)
         network = lambda x: task.head(task.encoder(x).view(len(images), -1))  # noqa: E731
-    ready = ready.contiguous(memory_format=torch.channels_last)
+    ready = ready.contiguous(memory_format=device.format)
 
-    def step(device: Device) -> None:
+    def step() -> None:
         with device.autocast():
             out = network(ready)
         out.float().square().mean().backward()
@@ -72,19 +72,16 @@ def bare(task: Any, pretext: str, images: Tensor) -> Any:
 
 def overhead(quick: bool) -> None:
     """Print the table of floor 1."""
+    print("### 1. No overhead: a whole pretraining step against the network alone\n")
+    print("Images/s of the data set (each is seen as 2 views, 4 copies, or 4 to 9 tiles). `alone` is forward")
+    print("and backward of encoder and head on a batch of ready views; `step` is reading, views, loss,")
+    print("optimiser, logging, and its part of the checkpoints. Median of the rounds' ratios.\n")
+    print("| pretext | backbone | px | batch | mode | alone | step | ratio |\n|---|---|---|---|---|---|---|---|")
     rows = []
     for size, backbone, pretext in itertools.product(SIZES, BACKBONES, PRETEXTS):
         share, rate, ceiling, mode, n = _overhead(pretext, backbone, size, rounds=2 if quick else 5)
         rows.append(share)
         line = f"| {pretext} | {backbone} | {size} | {n} | {mode} | {ceiling:.0f} | {rate:.0f} | {share:.3f} |"
-        if len(rows) == 1:
-            print("### 1. No overhead: a whole pretraining step against the network alone\n")
-            print("Images/s of the data set (each is seen as 2 views, 4 copies, or 4 to 9 tiles). `alone` is forward")
-            print("and backward of encoder and head on a batch of ready views; `step` is reading, views, loss,")
-            print("optimiser, logging, and its part of the checkpoints. Median of the rounds' ratios.\n")
-            print(
-                "| pretext | backbone | px | batch | mode | alone | step | ratio |\n|---|---|---|---|---|---|---|---|"
-            )
         print(line, flush=True)
         print(line, file=sys.stderr)
     print(f"\nLowest ratio {min(rows):.3f}, median {statistics.median(rows):.3f}; the floor is 0.93.\n")
@@ -95,7 +92,7 @@ def _overhead(pretext: str, backbone: str, size: int, rounds: int) -> tuple[floa
     device: Device = build(config["device"])
     torch.manual_seed(0)
     encoder = build_encoder(config["backbone"], size, [0.5] * 3, [0.25] * 3)
-    modes.choose(device, encoder, config["backbone"], size)
+    modes.choose(device, encoder, config["backbone"], size, config["train"]["batch_size"])
     task: Any = device.put(build(config["pretext"], encoder, size))
     pictures = noise(2048, size)
     held = device.hold(pictures)
@@ -104,14 +101,14 @@ def _overhead(pretext: str, backbone: str, size: int, rounds: int) -> tuple[floa
         device.wait()
         began = time.perf_counter()
         for _ in range(times):
-            step(device)
+            step()
         device.wait()
         return (time.perf_counter() - began) / times
 
-    probe = bare(task, pretext, device.floats(held[:8]))
+    probe = bare(task, pretext, device.floats(held[:8]), device)
     seconds(probe, 1)
     n = 256 if device.torch.type == "cuda" else min(256, max(16, int(8 * STEP / seconds(probe, 1)) // 16 * 16))
-    alone = bare(task, pretext, device.floats(held[:n]))
+    alone = bare(task, pretext, device.floats(held[:n]), device)
     few = 50 if device.torch.type == "cuda" else 2
     train = {**config["train"], "epochs": None, "steps": 4 * few, "batch_size": n, "evaluations": 1, "log_every": few}
     keep = {"stage": "pretrain", "config": config}
@@ -139,28 +136,31 @@ def _overhead(pretext: str, backbone: str, size: int, rounds: int) -> tuple[floa
 def every_mode(quick: bool) -> None:
     """Print the table of floor 2."""
     print("### 2. The right mode: what `device.precision=auto` chose against the best of all\n")
-    print("Images/s of forward and backward, best of 5 turns; `compiled` is torch.compile in its default mode")
-    print("(its compilation not counted). `cost` is the time the choice took, once for each network and machine.\n")
+    print("Images/s of forward and backward, best of 5 turns; `compiled` is torch.compile in its default mode (its")
+    print(
+        "compilation not counted; in quick mode of the chosen mode alone, at 32 px). `cost` is the time that the choice"
+    )
+    print("took, once for each network and machine.\n")
     head = ("fp32 contiguous", "fp32 channels_last", "bf16 contiguous", "bf16 channels_last")
     print("| backbone | px | batch | " + " | ".join(head) + " | compiled, best | chosen | ratio | cost |")
     print("|---|---|---|" + "---|" * 8)
     ratios = []
     for backbone, size in itertools.product(BACKBONES, SIZES):
-        row, ratio = _modes(backbone, size, compiled=not quick or size == 32)
+        row, ratio = _modes(backbone, size, quick)
         ratios.append(ratio)
         print(row, flush=True)
         print(row, file=sys.stderr)
     print(f"\nLowest ratio {min(ratios):.3f}; the floor is 0.97, and 5 s for the choice.\n")
 
 
-def _modes(backbone: str, size: int, compiled: bool) -> tuple[str, float]:
+def _modes(backbone: str, size: int, quick: bool) -> tuple[str, float]:
     config = config_of("simclr", backbone, size)
     device: Device = build(config["device"])
     torch.manual_seed(0)
     encoder = build_encoder(config["backbone"], size, [0.5] * 3, [0.25] * 3)
     options = list(itertools.product(device.precisions, device.formats))
     began = time.perf_counter()
-    rates = modes.measure(device, encoder, size, options)
+    rates = modes.measure(device, encoder, size, config["train"]["batch_size"], options)
     cost = time.perf_counter() - began
     chosen = max(options, key=lambda m: rates[" ".join(m)])
     n = min(256, max(16, int(max(rates.values()) * 0.5) // 8 * 8))
@@ -168,8 +168,9 @@ def _modes(backbone: str, size: int, compiled: bool) -> tuple[str, float]:
     runners: dict[str, tuple[modes.Mode, nn.Module]] = {}
     for mode in options:
         runners[" ".join(mode)] = (mode, _placed(device, encoder, mode))
+    compiled = not quick or size == 32
     if compiled:
-        for mode in [m for m in options if m[1] == "channels_last"]:
+        for mode in [chosen] if quick else options:
             torch._dynamo.reset()
             network = _placed(device, encoder, mode)
             network.compile()

@@ -6,7 +6,6 @@ Each turn times every command once, as a process of its own.
 """
 
 import argparse
-import os
 import resource
 import statistics
 import subprocess
@@ -17,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from sslrun.data.workers import cores
 
 PICTURES = 5000
 PREDICT = ("-m", "sslrun", "predict")
@@ -75,7 +76,7 @@ def main(quick: bool) -> None:
             busy.append((processor_many - processor) / (wall_many - wall))
         print(
             f"- `sslrun predict many/`, {PICTURES:,} JPEG files of 256 px, `smallcnn` at 32 px: "
-            f"{statistics.median(rates):,.0f} images/s, {statistics.median(busy):.2f} of {os.cpu_count()} cores busy "
+            f"{statistics.median(rates):,.0f} images/s, {statistics.median(busy):.2f} of {cores()} cores busy "
             f"beyond what one picture takes (n = {len(rates)}).\n"
         )
 

@@ -95,10 +95,9 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """`N x 3 x H x W` in [0, 1] -> features, `N x feature_dim`."""
         x = (images - self.mean) / self.std
-        weights = next((p for p in self.backbone.parameters() if p.ndim == 4), x)
-        if weights.is_contiguous(memory_format=torch.channels_last):
-            x = x.contiguous(memory_format=torch.channels_last)
-        return self.backbone(x)
+        weights = next((p for p in self.backbone.parameters() if p.ndim == 4 and p.shape[2:] != (1, 1)), x)
+        last = weights.is_contiguous(memory_format=torch.channels_last)  # views may come in any format
+        return self.backbone(x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format))
 
 
 def build_encoder(node: Node, image_size: int, mean: list[float], std: list[float]) -> Encoder:

@@ -1,7 +1,9 @@
 """Where and in which precision the arithmetic is done."""
 
 import ctypes
+import os
 import platform
+import shutil
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -49,6 +51,8 @@ class Device:
             raise UserError("device=mps: torch sees no Apple GPU here; say device=cpu or device=auto")
         if precision == "fp16" and name == "cpu":
             raise UserError("device.precision=fp16 needs a GPU; on a CPU say bf16 or fp32")
+        if compile and not any(shutil.which(c) for c in (os.environ.get("CXX", "g++"), "clang++", "cl")):
+            raise UserError(f"device.compile={compile} needs a C++ compiler, such as g++; install one, or say null")
         if threads:
             torch.set_num_threads(threads)
         if name == "cpu":
@@ -57,7 +61,8 @@ class Device:
             torch.backends.cudnn.benchmark = True
         self.torch, self.compiled = torch.device(name), compile
         native = native_precision(name)
-        every: dict[str, list[Precision]] = {"cpu": ["bf16", "fp32"], "cuda": [native, "fp32"], "mps": ["fp32"]}
+        half: list[Precision] = ["bf16"] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else []
+        every: dict[str, list[Precision]] = {"cpu": ["fp32", *half], "cuda": [native, "fp32"], "mps": ["fp32"]}
         self.precisions: list[Precision] = [precision] if precision != "auto" else every[name]
         self.formats: list[MemoryFormat] = (
             [memory_format] if memory_format != "auto" else ["channels_last", "contiguous"]
@@ -76,7 +81,7 @@ class Device:
 
     def put(self, module: nn.Module) -> nn.Module:
         """Move a module to the device, in the memory format."""
-        return module.to(self.torch, memory_format=self._format)  # type: ignore[call-overload]
+        return module.to(self.torch, memory_format=self.format)  # type: ignore[call-overload]
 
     def compile(self, encoder: nn.Module) -> None:
         """Compile what an encoder does while it trains, if asked for; its state dict stays as it is."""
@@ -96,7 +101,7 @@ class Device:
     def floats(self, images: Tensor) -> Tensor:
         """Turn uint8 pictures into floats in [0, 1] on the device, in the memory format."""
         x = images.to(self.torch, non_blocking=True).float().div_(255)
-        return x.contiguous(memory_format=self._format)
+        return x.contiguous(memory_format=self.format)
 
     def wait(self) -> None:
         """Wait until the device has done what it was given."""
@@ -112,7 +117,8 @@ class Device:
         return f"{self.torch.type} ({torch.get_num_threads()} threads)" if self.torch.type == "cpu" else "mps"
 
     @property
-    def _format(self) -> torch.memory_format:
+    def format(self) -> torch.memory_format:
+        """Return the memory format as torch names it."""
         return torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
 
 

@@ -111,17 +111,16 @@ def _resumed_config(directory: Path, stage: str, asked: dict[str, str], composed
         raise UserError(f"resume={directory} has no checkpoint yet: start the run anew")
     before = OmegaConf.create(summary["config"])
     after = DictConfig(OmegaConf.to_container(before))
+    after.device = OmegaConf.merge(composed.device, after.device)  # keys that an older version did not have
     changed = []
     for key, value in asked.items():
         if key == "resume" or key.startswith("hydra"):
             continue
-        if key == "device" or key.startswith("device."):
-            after.device = composed.device
-            if kind(composed.device.name) == kind(before.device.name):  # the mode that was measured is kept
-                for k in ("precision", "memory_format"):
-                    after.device[k] = (
-                        before.device.get(k, "auto") if composed.device[k] == "auto" else composed.device[k]
-                    )
+        if key == "device":
+            after.device = _other_device(before.device, composed.device)
+            continue
+        if key.startswith("device."):
+            OmegaConf.update(after, key, OmegaConf.select(composed, key))
             continue
         old = OmegaConf.select(before, key)
         if OmegaConf.is_dict(old) and "_target_" in old:  # a group: the same choice is no change
@@ -137,6 +136,16 @@ def _resumed_config(directory: Path, stage: str, asked: dict[str, str], composed
     if changed:
         raise UserError("\n".join(changed))
     after.resume = str(directory)
+    return after
+
+
+def _other_device(before: DictConfig, asked: DictConfig) -> DictConfig:
+    """Return the device asked for; on the same kind of device a run keeps the mode that was measured."""
+    after = asked.copy()
+    if kind(asked.name) == before.name:
+        for key in ("precision", "memory_format"):
+            if asked[key] == "auto":
+                after[key] = before.get(key, "auto")
     return after
 
 

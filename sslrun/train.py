@@ -123,16 +123,18 @@ def fit(
                 )
             batch = _batch(pixels, labels, rows, device)
             out = _step(model, batch, optimizer, device, gradient_clip, step, (seed, VIEWS, epoch, i))
-            window.add(out, len(rows), time.perf_counter() - began)
-            done = step + 1
+            ended = time.perf_counter()
+            window.add(out, len(rows), ended - began)
+            began, done = ended, step + 1
             advance(len(rows), window.note)
             if done % log_every == 0 or done in stops:
                 row = window.close(step, optimizer.param_groups[-1]["lr"], run)
+                began = time.perf_counter()
                 run.metrics(done, {"epoch": done / per_epoch, **row})
             if done in stops:
                 state.evaluated(done, _evaluate(model, evaluate))
                 log.info("step %d/%d %s", done, total, _said(row | state.metrics))
-            began = time.perf_counter()
+                began = time.perf_counter()  # evaluations and checkpoints are no part of the speed
     return {**state.metrics, "best/step": state.best[1], **window.summary()}
 
 

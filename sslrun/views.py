@@ -129,7 +129,7 @@ def recolor(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Te
         hue: N turns, 0 changes nothing.
     """
     n, device = len(images), images.device
-    gray, to_yiq, from_yiq = (t.to(device) for t in (_GRAY, _TO_YIQ, _FROM_YIQ))
+    gray, to_yiq, from_yiq = (t.to(device, non_blocking=True) for t in (_GRAY, _TO_YIQ, _FROM_YIQ))
     cos, sin = torch.cos(2 * math.pi * hue) * saturation, torch.sin(2 * math.pi * hue) * saturation
     rotate = torch.zeros(n, 3, 3, device=device)
     rotate[:, 0, 0] = 1

@@ -3,15 +3,17 @@ import os
 import platform
 import resource
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from sslrun import modes
 from sslrun.backbones import Encoder, smallcnn
-from sslrun.device import Device
+from sslrun.device import Device, native_precision
 from sslrun.start import Trained, inference_device
 from tests.conftest import TINY, Cli
 
@@ -32,7 +34,9 @@ def rates(monkeypatch: pytest.MonkeyPatch, fastest: str) -> list[int]:
     """Replace the clock's verdict; return a list that grows with every measurement."""
     sizes: list[int] = []
 
-    def measured(device: Device, encoder: Encoder, image_size: int, of: list[modes.Mode]) -> dict[str, float]:
+    def measured(
+        device: Device, encoder: Encoder, image_size: int, batch_size: int, of: list[modes.Mode]
+    ) -> dict[str, float]:
         sizes.append(image_size)
         return {" ".join(m): 2.0 if " ".join(m) == fastest else 1.0 for m in of}
 
@@ -46,31 +50,43 @@ def test_the_fastest_mode_is_taken_and_remembered(monkeypatch: pytest.MonkeyPatc
     for _ in range(2):
         device = cpu()
         precision, memory_format = fastest.split()
-        assert modes.choose(device, tiny(), NODE, 16) == {"precision": precision, "memory_format": memory_format}
+        assert modes.choose(device, tiny(), NODE, 16, 64) == {
+            "name": "cpu",
+            "precision": precision,
+            "memory_format": memory_format,
+        }
         assert (device.precision, device.memory_format) == (precision, memory_format)
     assert sizes == [16]
-    modes.choose(cpu(), tiny(), NODE, 32)
-    modes.choose(cpu(), tiny(), {**NODE, "widths": [4, 8]}, 16)
+    modes.choose(cpu(), tiny(), NODE, 32, 64)
+    modes.choose(cpu(), tiny(), {**NODE, "widths": [4, 8]}, 16, 64)
     assert sizes == [16, 32, 16]
 
 
 def test_what_was_named_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = rates(monkeypatch, "bf16 contiguous")
     device = cpu(precision="fp32", memory_format="channels_last")
-    assert modes.choose(device, tiny(), NODE, 16) == {"precision": "fp32", "memory_format": "channels_last"}
+    assert modes.choose(device, tiny(), NODE, 16, 64) == {
+        "name": "cpu",
+        "precision": "fp32",
+        "memory_format": "channels_last",
+    }
     assert sizes == []
     device = cpu(precision="bf16")
-    assert modes.choose(device, tiny(), NODE, 16) == {"precision": "bf16", "memory_format": "contiguous"}
+    assert modes.choose(device, tiny(), NODE, 16, 64) == {
+        "name": "cpu",
+        "precision": "bf16",
+        "memory_format": "contiguous",
+    }
     assert sizes == [16]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "\0"])
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\0", '{"a": 1}', '{"a": {"fp32 contiguous": "fast"}}'])
 def test_a_damaged_memory_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
     sizes = rates(monkeypatch, "bf16 contiguous")
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "modes.json").write_text(content)
     for _ in range(2):
-        modes.choose(cpu(), tiny(), NODE, 16)
+        modes.choose(cpu(), tiny(), NODE, 16, 64)
     assert sizes == [16]
 
 
@@ -78,16 +94,17 @@ def test_a_cache_that_cannot_be_written_stops_nothing(monkeypatch: pytest.Monkey
     sizes = rates(monkeypatch, "bf16 contiguous")
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "file"))
-    assert modes.choose(cpu(), tiny(), NODE, 16)["precision"] == "bf16"
+    assert modes.choose(cpu(), tiny(), NODE, 16, 64)["precision"] == "bf16"
     assert sizes == [16]
 
 
 def test_measuring_times_every_mode_and_changes_nothing() -> None:
     encoder = tiny()
+    encoder.backbone = nn.Sequential(encoder.backbone, nn.Dropout(0.5))  # which draws random numbers
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     device = cpu()
     random = torch.get_rng_state()
-    modes.choose(device, encoder, NODE, 16)
+    modes.choose(device, encoder, NODE, 16, 64)
     assert torch.equal(random, torch.get_rng_state())
     assert encoder.training
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
@@ -95,6 +112,41 @@ def test_measuring_times_every_mode_and_changes_nothing() -> None:
     (found,) = json.loads(Path(os.environ["SSLRUN_CACHE"], "modes.json").read_text()).values()
     assert sorted(found) == sorted(EVERY)
     assert found[f"{device.precision} {device.memory_format}"] == max(found.values()) > 0
+
+
+def test_a_hopelessly_slow_mode_is_tried_once() -> None:
+    class Slow(nn.Module):
+        feature_dim = 3
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            half = torch.is_autocast_enabled("cpu")
+            steps.append(half)
+            time.sleep(1.3 if half else 0.05)
+            return x.mean((2, 3)) * self.weight
+
+    steps: list[bool] = []
+    device = cpu()
+    every = [(p, f) for p in ("fp32", "bf16") for f in ("contiguous", "channels_last")]
+    found = modes.measure(device, Encoder(Slow(), [0.5] * 3, [0.5] * 3), 8, 64, every)  # type: ignore[arg-type]
+    assert steps.count(True) == 2
+    assert found["bf16 contiguous"] == found["bf16 channels_last"] == 0 < found["fp32 contiguous"]
+
+
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_the_memory_format_is_that_of_every_view(memory_format: Any) -> None:
+    device = cpu(precision="fp32", memory_format=memory_format)
+    encoder = tiny()
+    seen: list[Tensor] = []
+    next(encoder.backbone.children()).register_forward_hook(lambda _, inputs, out: seen.extend([inputs[0], out]))
+    device.put(encoder)
+    tiles = torch.rand(2, 16, 16, 3).permute(0, 3, 1, 2)  # as they come out of a jigsaw, in either format
+    for views in (tiles, tiles.contiguous()):
+        encoder(views)
+    assert all(t.is_contiguous(memory_format=device.format) for t in seen)
 
 
 def test_the_choice_is_recorded_and_kept_on_resume_and_by_what_follows(
@@ -118,14 +170,23 @@ def test_the_choice_is_recorded_and_kept_on_resume_and_by_what_follows(
     assert recorded(run) == ("fp32", "contiguous")
     assert cli("pretrain", f"resume={run}", "train.steps=6", "device=cpu").code == 0
     assert recorded(run) == ("fp32", "contiguous")
-    assert cli("pretrain", f"resume={run}", "train.steps=8", "device.precision=bf16").code == 0
+    assert cli("pretrain", f"resume={run}", "train.steps=8", "device.precision=bf16", "device.threads=1").code == 0
     assert recorded(run) == ("bf16", "contiguous")
+    summary = json.loads((run / "summary.json").read_text())
+    for key in ("memory_format", "compile"):  # as a run of an older version
+        del summary["config"]["device"][key]
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert cli("pretrain", f"resume={run}", "train.steps=10", "device.precision=auto").code == 0
+    assert recorded(run) == ("bf16", "channels_last")
     assert cli("finetune", "train.steps=2", "train.evaluations=1", "device=cpu").code == 0
     (tuned,) = Path("outputs/finetune").iterdir()
     assert recorded(tuned) == ("bf16", "channels_last")
 
 
-@pytest.mark.parametrize(("trained", "asked", "used"), [("fp32", "auto", "fp32"), ("fp32", "bf16", "bf16")])
+@pytest.mark.parametrize(
+    ("trained", "asked", "used"),
+    [("fp32", "auto", "fp32"), ("bf16", "auto", native_precision("cpu")), ("fp32", "bf16", "bf16")],
+)
 def test_a_classifier_computes_as_it_was_trained(trained: str, asked: str, used: str) -> None:
     config = {"device": {"precision": trained, "memory_format": "contiguous"}}
     node = {"_target_": "sslrun.device.Device", "name": "cpu", **LEFT_OPEN, "precision": asked}
@@ -155,4 +216,5 @@ def test_compiled_training_gives_the_same_losses(cli: Cli) -> None:
         run = max(Path("outputs/pretrain").iterdir())
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         losses.append([line["train/loss"] for line in lines if "train/loss" in line])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)

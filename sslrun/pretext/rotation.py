@@ -47,9 +47,10 @@ class Rotation(nn.Module):
         turns = torch.randint(4, (len(images),), generator=rng)
         out = images.clone()
         for k in (1, 2, 3):
-            rows = (turns == k).nonzero()[:, 0].to(images.device)  # found on the CPU: a GPU need not be waited for
+            # found on the CPU: a GPU need not be waited for
+            rows = (turns == k).nonzero()[:, 0].to(images.device, non_blocking=True)
             out[rows] = torch.rot90(images[rows], k, (2, 3))
-        return out, turns.to(images.device)
+        return out, turns.to(images.device, non_blocking=True)
 
     def views(self, images: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Return the turned copies by their angle, or the one that each picture got."""
