@@ -262,7 +262,7 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="fewer turns")
     parser.add_argument("--seconds", type=float, default=300, help="of pretraining")
     parser.add_argument("--seeds", type=int, default=3)
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     if asked.what == "speed":
         speed(asked.quick)
     elif asked.what == "accuracy":
