@@ -92,7 +92,7 @@ def _overhead(pretext: str, backbone: str, size: int, rounds: int) -> tuple[floa
     device: Device = build(config["device"])
     torch.manual_seed(0)
     encoder = build_encoder(config["backbone"], size, [0.5] * 3, [0.25] * 3)
-    modes.choose(device, encoder, config["backbone"], size, config["train"]["batch_size"])
+    modes.choose(device, config["backbone"], size, config["train"]["batch_size"])
     task: Any = device.put(build(config["pretext"], encoder, size))
     pictures = noise(2048, size)
     held = device.hold(pictures)
@@ -160,9 +160,9 @@ def _modes(backbone: str, size: int, quick: bool) -> tuple[str, float]:
     encoder = build_encoder(config["backbone"], size, [0.5] * 3, [0.25] * 3)
     options = list(itertools.product(device.precisions, device.formats))
     began = time.perf_counter()
-    rates = modes.measure(device, encoder, size, config["train"]["batch_size"], options)
+    rates = modes.measure(device, config["backbone"], size, config["train"]["batch_size"], options)
     cost = time.perf_counter() - began
-    chosen = max(options, key=lambda m: rates[" ".join(m)])
+    chosen = next(m for m in options if rates[" ".join(m)] >= modes.EQUAL * max(rates.values()))
     n = min(256, max(16, int(max(rates.values()) * 0.5) // 8 * 8))
     pictures = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8)
     runners: dict[str, tuple[modes.Mode, nn.Module]] = {}

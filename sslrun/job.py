@@ -15,7 +15,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from sslrun.config import UserError, check, locate
+from sslrun.config import UserError, build, check, locate
 from sslrun.console import log, start_logging
 from sslrun.device import kind
 from sslrun.run import Run, read_summary, score
@@ -95,6 +95,8 @@ def _open(config: DictConfig, hydra: Any) -> tuple[Run, Callable[..., dict[str, 
     mistakes = check(config, function)
     if mistakes:
         raise UserError("\n".join(mistakes))
+    if resumed:
+        build(dict(config.device))  # before another device is written into the run: is it there?
     return Run(directory, stage, config, asked, resumed=bool(resumed)), function
 
 

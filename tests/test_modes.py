@@ -5,7 +5,7 @@ import resource
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def rates(monkeypatch: pytest.MonkeyPatch, fastest: str) -> list[int]:
     sizes: list[int] = []
 
     def measured(
-        device: Device, encoder: Encoder, image_size: int, batch_size: int, of: list[modes.Mode]
+        device: Device, backbone: Any, image_size: int, batch_size: int, of: list[modes.Mode]
     ) -> dict[str, float]:
         sizes.append(image_size)
         return {" ".join(m): 2.0 if " ".join(m) == fastest else 1.0 for m in of}
@@ -50,29 +50,29 @@ def test_the_fastest_mode_is_taken_and_remembered(monkeypatch: pytest.MonkeyPatc
     for _ in range(2):
         device = cpu()
         precision, memory_format = fastest.split()
-        assert modes.choose(device, tiny(), NODE, 16, 64) == {
+        assert modes.choose(device, NODE, 16, 64) == {
             "name": "cpu",
             "precision": precision,
             "memory_format": memory_format,
         }
         assert (device.precision, device.memory_format) == (precision, memory_format)
     assert sizes == [16]
-    modes.choose(cpu(), tiny(), NODE, 32, 64)
-    modes.choose(cpu(), tiny(), {**NODE, "widths": [4, 8]}, 16, 64)
+    modes.choose(cpu(), NODE, 32, 64)
+    modes.choose(cpu(), {**NODE, "widths": [4, 8]}, 16, 64)
     assert sizes == [16, 32, 16]
 
 
 def test_what_was_named_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = rates(monkeypatch, "bf16 contiguous")
     device = cpu(precision="fp32", memory_format="channels_last")
-    assert modes.choose(device, tiny(), NODE, 16, 64) == {
+    assert modes.choose(device, NODE, 16, 64) == {
         "name": "cpu",
         "precision": "fp32",
         "memory_format": "channels_last",
     }
     assert sizes == []
     device = cpu(precision="bf16")
-    assert modes.choose(device, tiny(), NODE, 16, 64) == {
+    assert modes.choose(device, NODE, 16, 64) == {
         "name": "cpu",
         "precision": "bf16",
         "memory_format": "contiguous",
@@ -80,13 +80,15 @@ def test_what_was_named_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None
     assert sizes == [16]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "\0", '{"a": 1}', '{"a": {"fp32 contiguous": "fast"}}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[1]", "\0", '{"a": 1}', '{"a": {"fp32 contiguous": "fast"}}', "[" * 99999]
+)
 def test_a_damaged_memory_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
     sizes = rates(monkeypatch, "bf16 contiguous")
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "modes.json").write_text(content)
     for _ in range(2):
-        modes.choose(cpu(), tiny(), NODE, 16, 64)
+        modes.choose(cpu(), NODE, 16, 64)
     assert sizes == [16]
 
 
@@ -94,46 +96,109 @@ def test_a_cache_that_cannot_be_written_stops_nothing(monkeypatch: pytest.Monkey
     sizes = rates(monkeypatch, "bf16 contiguous")
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "file"))
-    assert modes.choose(cpu(), tiny(), NODE, 16, 64)["precision"] == "bf16"
+    assert modes.choose(cpu(), NODE, 16, 64)["precision"] == "bf16"
     assert sizes == [16]
 
 
-def test_measuring_times_every_mode_and_changes_nothing() -> None:
-    encoder = tiny()
-    encoder.backbone = nn.Sequential(encoder.backbone, nn.Dropout(0.5))  # which draws random numbers
-    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+class Dropping(nn.Module):
+    """Draws random numbers when it is built and when it is used."""
+
+    feature_dim = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Slow(Dropping):
+    """Takes its time under autocast."""
+
+    steps: ClassVar[list[bool]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = torch.is_autocast_enabled("cpu")
+        self.steps.append(half)
+        time.sleep(1.3 if half else 0.05)
+        return super().forward(x)
+
+
+class Frozen(Dropping):
+    """Has nothing to learn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requires_grad_(False)
+
+
+class Fussy(Dropping):
+    """Fails under autocast, and cannot be copied."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("Index put requires the source and destination dtypes match\nand more")
+        self.last = super().forward(x)
+        return self.last
+
+
+class Hopeless(Dropping):
+    """Fails always."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise AssertionError
+
+
+def dropping(image_size: int) -> nn.Module:
+    return Dropping()
+
+
+def slow(image_size: int) -> nn.Module:
+    return Slow()
+
+
+def frozen(image_size: int) -> nn.Module:
+    return Frozen()
+
+
+def fussy(image_size: int) -> nn.Module:
+    return Fussy()
+
+
+def hopeless(image_size: int) -> nn.Module:
+    return Hopeless()
+
+
+def test_measuring_times_every_mode_and_uses_up_no_random_number() -> None:
     device = cpu()
     random = torch.get_rng_state()
-    modes.choose(device, encoder, NODE, 16, 64)
+    modes.choose(device, {"_target_": "tests.test_modes.dropping"}, 16, 64)
     assert torch.equal(random, torch.get_rng_state())
-    assert encoder.training
-    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
-    assert all(p.grad is None for p in encoder.parameters())
     (found,) = json.loads(Path(os.environ["SSLRUN_CACHE"], "modes.json").read_text()).values()
     assert sorted(found) == sorted(EVERY)
-    assert found[f"{device.precision} {device.memory_format}"] == max(found.values()) > 0
+    assert found[f"{device.precision} {device.memory_format}"] >= 0.98 * max(found.values()) > 0
+
+
+def measured_rates(name: str) -> dict[str, float]:
+    every: list[modes.Mode] = [(p, f) for p in ("fp32", "bf16") for f in ("contiguous", "channels_last")]
+    return modes.measure(cpu(), {"_target_": f"tests.test_modes.{name}"}, 8, 64, every)
 
 
 def test_a_hopelessly_slow_mode_is_tried_once() -> None:
-    class Slow(nn.Module):
-        feature_dim = 3
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(1))
-
-        def forward(self, x: Tensor) -> Tensor:
-            half = torch.is_autocast_enabled("cpu")
-            steps.append(half)
-            time.sleep(1.3 if half else 0.05)
-            return x.mean((2, 3)) * self.weight
-
-    steps: list[bool] = []
-    device = cpu()
-    every = [(p, f) for p in ("fp32", "bf16") for f in ("contiguous", "channels_last")]
-    found = modes.measure(device, Encoder(Slow(), [0.5] * 3, [0.5] * 3), 8, 64, every)  # type: ignore[arg-type]
-    assert steps.count(True) == 2
+    found = measured_rates("slow")
+    assert Slow.steps.count(True) == 2
     assert found["bf16 contiguous"] == found["bf16 channels_last"] == 0 < found["fp32 contiguous"]
+
+
+def test_backbones_that_train_are_measured_or_left_alone() -> None:
+    assert min(measured_rates("frozen").values()) > 0
+    found = measured_rates("fussy")
+    assert found["bf16 contiguous"] == found["bf16 channels_last"] == 0 < found["fp32 contiguous"]
+    assert max(measured_rates("hopeless").values()) == 0
+    device = cpu()
+    modes.choose(device, {"_target_": "tests.test_modes.hopeless"}, 8, 64)
+    assert (device.precision, device.memory_format) == ("fp32", "channels_last")
 
 
 @pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
@@ -178,9 +243,26 @@ def test_the_choice_is_recorded_and_kept_on_resume_and_by_what_follows(
     (run / "summary.json").write_text(json.dumps(summary))
     assert cli("pretrain", f"resume={run}", "train.steps=10", "device.precision=auto").code == 0
     assert recorded(run) == ("bf16", "channels_last")
+    if not torch.cuda.is_available():
+        before = (run / "config.yaml").read_bytes()
+        assert "device=cuda: torch sees no" in cli("pretrain", f"resume={run}", "train.steps=12", "device=cuda").err
+        assert (run / "config.yaml").read_bytes() == before
     assert cli("finetune", "train.steps=2", "train.evaluations=1", "device=cpu").code == 0
     (tuned,) = Path("outputs/finetune").iterdir()
     assert recorded(tuned) == ("bf16", "channels_last")
+
+
+def test_what_is_remembered_must_be_rates_of_all_modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sizes = rates(monkeypatch, "bf16 contiguous")
+    modes.choose(cpu(), NODE, 16, 64)
+    path = tmp_path / "cache" / "modes.json"
+    ((key, good),) = json.loads(path.read_text()).items()
+    for bad in (float("nan"), -1, float("inf"), "fast", None, [1]):
+        path.write_text(json.dumps({key: {**good, "fp32 contiguous": bad}}))
+        assert modes.choose(cpu(), NODE, 16, 64)["precision"] == "bf16"
+    path.write_text(json.dumps({key: {"fp32 contiguous": 3}}))
+    assert modes.choose(cpu(), NODE, 16, 64)["precision"] == "bf16"
+    assert len(sizes) == 8
 
 
 @pytest.mark.parametrize(
@@ -198,11 +280,11 @@ def test_a_classifier_computes_as_it_was_trained(trained: str, asked: str, used:
 def test_freed_memory_is_kept() -> None:
     cpu()
     faults = []
-    for _ in range(3):
+    for _ in range(20):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.empty(64 << 20, dtype=torch.uint8).fill_(1)
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    assert faults[-1] < 1000  # 16,384 pages, if they had been given back
+    assert sorted(faults)[10] < 1000  # 16,384 pages, if they had been given back
 
 
 @pytest.mark.slow

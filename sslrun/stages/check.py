@@ -201,7 +201,7 @@ def _estimate(
     images: Images, pretext: Node, backbone: Node, optimizer: Node, device: Device, image_size: int, batch_size: int
 ) -> dict[str, Any]:
     encoder = build_encoder(backbone, image_size, [0.5] * 3, [0.5] * 3)
-    modes.choose(device, encoder, backbone, image_size, batch_size)
+    modes.choose(device, backbone, image_size, batch_size)
     model = device.put(build(pretext, encoder, image_size))
     on_gpu = device.torch.type == "cuda"
     memory = torch.cuda.get_device_properties(device.torch).total_memory if on_gpu else physical_memory()

@@ -67,7 +67,7 @@ def finetune(
         encoder = build_encoder(backbone, dataset["image_size"], *normalization(dataset, data))
     else:
         encoder = encoder_at(begin, backbone, dataset, data)
-    fastest = modes.choose(hardware, encoder, backbone, dataset["image_size"], train["batch_size"])
+    fastest = modes.choose(hardware, backbone, dataset["image_size"], train["batch_size"])
     config = run.settle(device=device | fastest)
     hardware.put(encoder)
     hardware.compile(encoder)

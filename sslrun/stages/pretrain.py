@@ -48,7 +48,7 @@ def pretrain(
     encoder = build_encoder(backbone, dataset["image_size"], mean, std)
     model = build(pretext, encoder, dataset["image_size"])
     report.views_figure(run, model, report.some_of(images, seed), seed)
-    fastest = modes.choose(hardware, encoder, backbone, dataset["image_size"], train["batch_size"])
+    fastest = modes.choose(hardware, backbone, dataset["image_size"], train["batch_size"])
     config = run.settle(device=device | fastest)
     model = hardware.put(model)
     hardware.compile(encoder)
