@@ -30,7 +30,7 @@ from sslrun.run import Run, read_metrics
 from sslrun.train import generator
 
 PRETEXTS, BACKBONES, SIZES = ("simclr", "rotation", "jigsaw"), ("smallcnn", "resnet18", "mobilenetv2"), (32, 64)
-STEP = 1.2  # seconds that a step should take at least on a CPU, since a batch of 256 takes longer still
+STEP = 1.2  # seconds that a step should take on a CPU, half of it in quick mode; a full batch takes longer still
 SMALL_SET = 3000  # pictures: the checkpoint of every fifth epoch is spread over so many times five
 
 
@@ -79,7 +79,7 @@ def overhead(quick: bool) -> None:
     print("| pretext | backbone | px | batch | mode | alone | step | ratio |\n|---|---|---|---|---|---|---|---|")
     rows = []
     for size, backbone, pretext in itertools.product(SIZES, BACKBONES, PRETEXTS):
-        share, rate, ceiling, mode, n = _overhead(pretext, backbone, size, rounds=2 if quick else 5)
+        share, rate, ceiling, mode, n = _overhead(pretext, backbone, size, quick)
         rows.append(share)
         line = f"| {pretext} | {backbone} | {size} | {n} | {mode} | {ceiling:.0f} | {rate:.0f} | {share:.3f} |"
         print(line, flush=True)
@@ -87,7 +87,7 @@ def overhead(quick: bool) -> None:
     print(f"\nLowest ratio {min(rows):.3f}, median {statistics.median(rows):.3f}; the floor is 0.93.\n")
 
 
-def _overhead(pretext: str, backbone: str, size: int, rounds: int) -> tuple[float, float, float, str, int]:
+def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[float, float, float, str, int]:
     config = config_of(pretext, backbone, size)
     device: Device = build(config["device"])
     torch.manual_seed(0)
@@ -105,15 +105,16 @@ def _overhead(pretext: str, backbone: str, size: int, rounds: int) -> tuple[floa
         device.wait()
         return (time.perf_counter() - began) / times
 
+    step_seconds = STEP / 2 if quick else STEP
     probe = bare(task, pretext, device.floats(held[:8]), device)
     seconds(probe, 1)
-    n = 256 if device.torch.type == "cuda" else min(256, max(16, int(8 * STEP / seconds(probe, 1)) // 16 * 16))
+    n = 256 if device.torch.type == "cuda" else min(256, max(16, int(8 * step_seconds / seconds(probe, 1)) // 16 * 16))
     alone = bare(task, pretext, device.floats(held[:n]), device)
     few = 50 if device.torch.type == "cuda" else 2
     train = {**config["train"], "epochs": None, "steps": 4 * few, "batch_size": n, "evaluations": 1, "log_every": few}
     keep = {"stage": "pretrain", "config": config}
     shares, rates, ceilings = [], [], []
-    for i in range(rounds):
+    for i in range(1 if quick else 5):
         seconds(alone, 1)
         ready = [seconds(alone, few)]
         with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +137,9 @@ def _overhead(pretext: str, backbone: str, size: int, rounds: int) -> tuple[floa
 def every_mode(quick: bool) -> None:
     """Print the table of floor 2."""
     print("### 2. The right mode: what `device.precision=auto` chose against the best of all\n")
-    print("Images/s of forward and backward, best of 5 turns; `compiled` is torch.compile in its default mode (its")
+    print(
+        "Images/s of forward and backward, best of 5 turns (2 in quick mode); `compiled` is torch.compile in its default mode (its"
+    )
     print(
         "compilation not counted; in quick mode of the chosen mode alone, at 32 px). `cost` is the time that the choice"
     )
@@ -176,7 +179,7 @@ def _modes(backbone: str, size: int, quick: bool) -> tuple[str, float]:
             network.compile()
             runners[f"{mode[0]} {mode[1]} compiled"] = (mode, network)
     best = dict.fromkeys(runners, 0.0)
-    for turn in range(7):
+    for turn in range(4 if quick else 7):
         for name, (mode, network) in runners.items():
             device.use(*mode)
             began = time.perf_counter()
