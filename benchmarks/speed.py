@@ -137,13 +137,11 @@ def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[floa
 def every_mode(quick: bool) -> None:
     """Print the table of floor 2."""
     print("### 2. The right mode: what `device.precision=auto` chose against the best of all\n")
+    print("Images/s of forward and backward, best of 5 turns (2 in quick mode). `compiled`: by torch.compile, its own")
     print(
-        "Images/s of forward and backward, best of 5 turns (2 in quick mode); `compiled` is torch.compile in its default"
+        "time not counted; in quick mode of the chosen mode alone, at 32 px. `cost` is the time that the choice took,"
     )
-    print(
-        "mode (its compilation not counted; in quick mode of the chosen mode alone, at 32 px). `cost` is the time that"
-    )
-    print("the choice took, once for each network and machine.\n")
+    print("once for each network and machine.\n")
     head = ("fp32 contiguous", "fp32 channels_last", "bf16 contiguous", "bf16 channels_last")
     print("| backbone | px | batch | " + " | ".join(head) + " | compiled, best | chosen | ratio | cost |")
     print("|---|---|---|" + "---|" * 8)
