@@ -85,9 +85,10 @@ def main(quick: bool) -> None:
             peak(folder, *arguments)  # decodes
             most, took, summary = peak(folder, *arguments)
             rate, batch = summary["images_per_second"], summary["config"]["train"]["batch_size"]
+            seen = steps * pictures / -(-pictures // batch)  # batches of an epoch are of nearly equal size
             own = (most - torch_alone) / 2**30
             print(
-                f"| {pictures:,} | {steps} | {own:.2f} | {took:.1f} | {batch * steps / rate:.1f} | {rate:.0f} |",
+                f"| {pictures:,} | {steps} | {own:.2f} | {took:.1f} | {seen / rate:.1f} | {rate:.0f} |",
                 flush=True,
             )
     print(f"\nThe floor is 1.5 GiB at 70,000; torch and torchvision alone have {torch_alone / 2**30:.2f} GiB.\n")

@@ -61,7 +61,8 @@ class Device:
             torch.backends.cudnn.benchmark = True
         self.torch, self.compiled = torch.device(name), compile
         native = native_precision(name)
-        half: list[Precision] = ["bf16"] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else []
+        mkldnn = torch.backends.mkldnn.is_available()
+        half: list[Precision] = ["bf16"] if mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported() else []
         every: dict[str, list[Precision]] = {"cpu": ["fp32", *half], "cuda": [native, "fp32"], "mps": ["fp32"]}
         self.precisions: list[Precision] = [precision] if precision != "auto" else every[name]
         self.formats: list[MemoryFormat] = (

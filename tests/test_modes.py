@@ -1,7 +1,6 @@
 import json
 import os
 import platform
-import resource
 import shutil
 import time
 from pathlib import Path
@@ -278,6 +277,7 @@ def test_a_classifier_computes_as_it_was_trained(trained: str, asked: str, used:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc gives memory back, and can be told not to")
 def test_freed_memory_is_kept() -> None:
+    resource = pytest.importorskip("resource")
     cpu()
     faults = []
     for _ in range(20):
