@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from sslrun.device import Device, MemoryFormat, Precision
 SECONDS = 4.0  # that measuring takes, about
 PROBE = 2  # pictures of a first step, after which modes that are hopelessly slow are dropped
 HOPELESS = 2.0  # times as slow as the best
+AGREEING = 1.3  # median over fastest turn
 EQUAL = 0.98  # of the best; so that chance decides less often
 
 Mode = tuple[Precision, MemoryFormat]
@@ -42,11 +44,13 @@ def choose(device: Device, backbone: Node, image_size: int, batch_size: int) -> 
         `name`, `precision` and `memory_format`, as keys of the device's config.
     """
     modes = list(itertools.product(device.precisions, device.formats))
+    default = device.precision, device.memory_format
     if len(modes) > 1:
         rates = _remembered(device, backbone, image_size, batch_size, modes)
-        device.use(*next(m for m in modes if rates[" ".join(m)] >= EQUAL * max(rates.values())))
+        best = max(rates.values(), default=0.0)
+        device.use(*(next(m for m in modes if rates[" ".join(m)] >= EQUAL * best) if best else default))
         told = [f"{name} {rate:.0f}" for name, rate in sorted(rates.items(), key=lambda r: -r[1]) if rate]
-        log.info("Images/s of the network alone: %s", ", ".join(told))
+        log.info("Images/s of the network alone: %s", ", ".join(told) or "not known")
     return {"name": device.torch.type, "precision": device.precision, "memory_format": device.memory_format}
 
 
@@ -55,6 +59,7 @@ def measure(device: Device, backbone: Node, image_size: int, batch_size: int, mo
 
     Returns:
         Images/s by mode, such as `bf16 channels_last`; 0 where a mode was dropped, as too slow or because it failed.
+        Empty if the turns of the best do not agree, since then something else keeps the machine busy.
     """
     began = time.perf_counter()
 
@@ -72,9 +77,9 @@ def measure(device: Device, backbone: Node, image_size: int, batch_size: int, mo
         device.wait()
         return time.perf_counter() - start
 
-    def rates(n: int, of: list[Mode], until: float) -> dict[Mode, float]:
-        """Return images/s with n pictures; what is hopelessly slow in its first step is not tried again."""
-        first = {}
+    def turns(n: int, of: list[Mode], least: int, until: float) -> dict[Mode, list[float]]:
+        """Return the seconds that n pictures took; what is hopelessly slow in its first step is not tried again."""
+        first: dict[Mode, float] = {}
         for mode in of:
             try:
                 first[mode] = seconds(mode, n)  # which prepares, too
@@ -83,27 +88,32 @@ def measure(device: Device, backbone: Node, image_size: int, batch_size: int, mo
                 continue
             if first[mode] > 1 + HOPELESS * min(first.values()):
                 del first[mode]
-        best = dict.fromkeys(first, float("inf"))
-        rounds = 0
-        while best and (rounds < 1 or (rounds < 10 and time.perf_counter() - began < until)):
-            best = {mode: min(best[mode], seconds(mode, n)) for mode in best}
-            rounds += 1
-        return {mode: n / s for mode, s in best.items()}
+        found: dict[Mode, list[float]] = {mode: [] for mode in first}
+        for i in range(10):
+            if i < least or time.perf_counter() - began < until:
+                for mode, times in found.items():
+                    times.append(seconds(mode, n))
+        return found
 
     on_gpu = device.torch.type == "cuda"
+    steady = True
     with torch.random.fork_rng([torch.cuda.current_device()] if on_gpu else []):
         mean, std = [0.5] * 3, [0.25] * 3
         encoders = {f: build_encoder(backbone, image_size, mean, std) for f in dict.fromkeys(m[1] for m in modes)}
-        found = rates(min(PROBE, batch_size), modes, SECONDS / 4)
-        best = max(found.values(), default=0.0)
-        hopeful = [m for m in found if found[m] * HOPELESS > best]
-        left = SECONDS - (time.perf_counter() - began)
-        n = batch_size if on_gpu else int(best * left / (4 * max(1, len(hopeful))))  # for 4 turns each
-        if len(hopeful) > 1 and n > PROBE:
-            found = rates(min(n, batch_size, 256), hopeful, SECONDS)
+        n = min(PROBE, batch_size)
+        found = turns(n, modes, 2, SECONDS / 4)
+        if found:
+            best = min(min(t) for t in found.values())
+            hopeful = [m for m, t in found.items() if min(t) < HOPELESS * best]
+            left = SECONDS - (time.perf_counter() - began)
+            fit = int(n / best * left / (4.5 * len(hopeful)))  # for a first step and three turns each
+            n = max(n, min(batch_size if on_gpu else fit, batch_size, 256))
+            found = turns(n, hopeful, 3, SECONDS)
+            times = min(found.values(), key=min)
+            steady = statistics.median(times) < AGREEING * min(times)
     if on_gpu:
         torch.cuda.empty_cache()
-    return {" ".join(m): round(found.get(m, 0.0), 1) for m in modes}
+    return {" ".join(m): round(n / min(found[m]), 1) if m in found else 0.0 for m in modes} if steady else {}
 
 
 def _remembered(
@@ -121,7 +131,10 @@ def _remembered(
             found = _read(path).get(key)
             if found is None or sorted(found) != sorted(names):
                 found = measure(device, backbone, image_size, batch_size, modes)
-                _write(path, {**_read(path), key: found})
+                if found:
+                    _write(path, {**_read(path), key: found})
+                else:
+                    log.warning("The machine is too busy to measure the fastest precision: the usual one is used.")
             return found
     except OSError as error:  # of the folder or the lock
         log.warning("%s: %s; the fastest precision is measured in every run", path, error.strerror)
