@@ -35,11 +35,11 @@ SOURCE = """
 import numpy as np
 from sslrun.data.sources import Pictures
 
-def noise(split, root, *, pictures):
+def noise(split, *, root, pictures):
     if split != "train":
         return None
     items = np.load("noise.npy", mmap_mode="r")[:pictures]
-    return Pictures(items, [str(i) for i in range(len(items))], None, [])
+    return Pictures(items, [str(i) for i in range(len(items))])
 """
 YAML = """
 defaults:

@@ -30,7 +30,7 @@ from sslrun.run import Run, read_metrics
 from sslrun.train import generator
 
 PRETEXTS, BACKBONES, SIZES = ("simclr", "rotation", "jigsaw"), ("smallcnn", "resnet18", "mobilenetv2"), (32, 64)
-STEP = 1.2  # seconds that a step should take on a CPU, half of it in quick mode; a full batch takes longer still
+STEP = 0.7  # seconds that a step should take on a CPU; a whole batch takes longer, and shows less overhead
 SMALL_SET = 3000  # pictures: the checkpoint of every fifth epoch is spread over so many times five
 
 
@@ -75,7 +75,10 @@ def overhead(quick: bool) -> None:
     print("### 1. No overhead: a whole pretraining step against the network alone\n")
     print("Images/s of the data set (each is seen as 2 views, 4 copies, or 4 to 9 tiles). `alone` is forward")
     print("and backward of encoder and head on a batch of ready views; `step` is reading, views, loss,")
-    print("optimiser, logging, and its part of the checkpoints. Median of the rounds' ratios.\n")
+    print(
+        "optimiser, logging every step (by default every tenth), and its part of the checkpoints. The two take turns,"
+    )
+    print(f"step by step; medians of {8 if quick else 24} pairs.\n")
     print("| pretext | backbone | px | batch | mode | alone | step | ratio |\n|---|---|---|---|---|---|---|---|")
     rows = []
     for size, backbone, pretext in itertools.product(SIZES, BACKBONES, PRETEXTS):
@@ -88,50 +91,51 @@ def overhead(quick: bool) -> None:
 
 
 def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[float, float, float, str, int]:
+    """Train with `fit`, and after every step do the same batch's bare work; return the median of the pairs' ratios."""
     config = config_of(pretext, backbone, size)
     device: Device = build(config["device"])
     torch.manual_seed(0)
     encoder = build_encoder(config["backbone"], size, [0.5] * 3, [0.25] * 3)
     modes.choose(device, config["backbone"], size, config["train"]["batch_size"])
     task: Any = device.put(build(config["pretext"], encoder, size))
-    pictures = noise(2048, size)
-    held = device.hold(pictures)
+    held = device.hold(noise(2048, size))
+    probe = bare(task, pretext, device.floats(held[:8]), device)
+    probe()
+    began = time.perf_counter()
+    probe()
+    device.wait()
+    n = (
+        256
+        if device.torch.type == "cuda"
+        else min(256, max(16, int(8 * STEP / (time.perf_counter() - began)) // 16 * 16))
+    )
+    alone = bare(task, pretext, device.floats(held[:n]), device)
+    spent: list[float] = []
 
-    def seconds(step: Any, times: int) -> float:
+    def after_step(step: int) -> None:
         device.wait()
         began = time.perf_counter()
-        for _ in range(times):
-            step()
+        alone()
         device.wait()
-        return (time.perf_counter() - began) / times
+        spent.append(time.perf_counter() - began)
 
-    step_seconds = STEP / 2 if quick else STEP
-    probe = bare(task, pretext, device.floats(held[:8]), device)
-    seconds(probe, 1)
-    n = 256 if device.torch.type == "cuda" else min(256, max(16, int(8 * step_seconds / seconds(probe, 1)) // 16 * 16))
-    alone = bare(task, pretext, device.floats(held[:n]), device)
-    few = 50 if device.torch.type == "cuda" else 2
-    train = {**config["train"], "epochs": None, "steps": 4 * few, "batch_size": n, "evaluations": 1, "log_every": few}
+    task.after_step = after_step
+    pairs = 8 if quick else 24
+    train = {**config["train"], "epochs": None, "steps": pairs + 3, "batch_size": n, "evaluations": 1, "log_every": 1}
     keep = {"stage": "pretrain", "config": config}
-    shares, rates, ceilings = [], [], []
-    for i in range(1 if quick else 5):
-        seconds(alone, 1)
-        ready = [seconds(alone, few)]
-        with tempfile.TemporaryDirectory() as folder:
-            run = Run(Path(folder), "pretrain", OmegaConf.create({}), {})
-            began = time.perf_counter()
-            function(train)(task, held, None, run, device, config["optimizer"], dict, "x", i, keep)
-            whole = time.perf_counter() - began
-            logged = [n / row["images_per_second"] for row in read_metrics(run.directory) if "images_per_second" in row]
-            run.close("finished")
-        ready.append(seconds(alone, few))
-        checkpoint = (whole - few * sum(logged)) / 2  # one before the first step, one after the last
-        step = statistics.mean(logged[1:]) + checkpoint * n / (5 * SMALL_SET)  # the first steps make the optimiser
-        shares.append(statistics.mean(ready) / step)
-        rates.append(n / step)
-        ceilings.append(n / statistics.mean(ready))
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder), "pretrain", OmegaConf.create({}), {})
+        began = time.perf_counter()
+        function(train)(task, held, None, run, device, config["optimizer"], dict, "x", 0, keep)
+        whole = time.perf_counter() - began
+        both = [n / row["images_per_second"] for row in read_metrics(run.directory) if "images_per_second" in row]
+        run.close("finished")
+    checkpoint = max(0.0, whole - sum(both)) / 2  # one before the first step, one after the last
+    steps = [b - a + checkpoint * n / (5 * SMALL_SET) for a, b in zip(spent, both, strict=True)][3:]
+    spent = spent[3:]  # the first steps make the optimiser's state and fill the memory
+    share = statistics.median(a / b for a, b in zip(spent, steps, strict=True))
     mode = f"{device.precision} {device.memory_format}"
-    return (*(statistics.median(v) for v in (shares, rates, ceilings)), mode, n)  # type: ignore[return-value]
+    return share, n / statistics.median(steps), n / statistics.median(spent), mode, n
 
 
 def every_mode(quick: bool) -> None:

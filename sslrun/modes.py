@@ -24,7 +24,7 @@ from sslrun.console import log
 from sslrun.data.lock import alone, home
 from sslrun.device import Device, MemoryFormat, Precision
 
-SECONDS = 4.0  # that measuring takes, about
+SECONDS = 3.0  # that measuring takes, about
 PROBE = 2  # pictures of a first step, after which modes that are hopelessly slow are dropped
 HOPELESS = 2.0  # times as slow as the best
 AGREEING = 1.3  # median over fastest turn

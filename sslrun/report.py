@@ -147,7 +147,7 @@ def prediction_figures(run: Run, rows: list[dict[str, Any]]) -> None:
         axis.imshow(_whole_file(row["image"], 800))
         axis.set_title(f"{row['class']}  {row['confidence']:.0%}")
         axis.axis("off")
-        figure.tight_layout()
+        figure.subplots_adjust(left=0.02, right=0.98, bottom=0.02, top=0.92)
         figure.savefig(run.figure(f"{i:03d}_{Path(row['image']).stem[:60]}"))
 
 
