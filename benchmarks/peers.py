@@ -13,7 +13,6 @@ commands of ours. All of it on the CPU, as the peers' scripts are written. light
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -58,9 +57,7 @@ def lightly_python() -> str:
 def peer(python: str, script: str, *arguments: Any) -> dict[str, Any]:
     """Run a script of benchmarks/peers and return what it printed."""
     command = [python, str(HERE / "peers" / script), *map(str, arguments)]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "LIGHTLY_SERVER_LOCATION": ""}
-    )
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -109,8 +109,9 @@ def measure(device: Device, backbone: Node, image_size: int, batch_size: int, mo
             fit = int(n / best * left / (4.5 * len(hopeful)))  # for a first step and three turns each
             n = max(n, min(batch_size if on_gpu else fit, batch_size, 256))
             found = turns(n, hopeful, 3, SECONDS)
-            times = min(found.values(), key=min)
-            steady = statistics.median(times) < AGREEING * min(times)
+            if found:  # more pictures may fail where few did not, as when the memory is full
+                times = min(found.values(), key=min)
+                steady = statistics.median(times) < AGREEING * min(times)
     if on_gpu:
         torch.cuda.empty_cache()
     return {" ".join(m): round(n / min(found[m]), 1) if m in found else 0.0 for m in modes} if steady else {}

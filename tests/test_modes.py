@@ -104,7 +104,7 @@ class Dropping(nn.Module):
 
     feature_dim = 3
 
-    def __init__(self) -> None:
+    def __init__(self, image_size: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
@@ -138,8 +138,8 @@ class Busy(Dropping):
 class Frozen(Dropping):
     """Has nothing to learn."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, image_size: int) -> None:
+        super().__init__(image_size)
         self.requires_grad_(False)
 
 
@@ -153,35 +153,20 @@ class Fussy(Dropping):
         return self.last
 
 
+class Narrow(Dropping):
+    """Has memory for two pictures."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 2:
+            raise RuntimeError("out of memory")
+        return super().forward(x)
+
+
 class Hopeless(Dropping):
     """Fails always."""
 
     def forward(self, x: Tensor) -> Tensor:
         raise AssertionError
-
-
-def dropping(image_size: int) -> nn.Module:
-    return Dropping()
-
-
-def slow(image_size: int) -> nn.Module:
-    return Slow()
-
-
-def busy(image_size: int) -> nn.Module:
-    return Busy()
-
-
-def frozen(image_size: int) -> nn.Module:
-    return Frozen()
-
-
-def fussy(image_size: int) -> nn.Module:
-    return Fussy()
-
-
-def hopeless(image_size: int) -> nn.Module:
-    return Hopeless()
 
 
 @pytest.fixture
@@ -194,7 +179,7 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_measuring_times_every_mode_and_uses_up_no_random_number() -> None:
     device = cpu()
     random = torch.get_rng_state()
-    modes.choose(device, {"_target_": "tests.test_modes.dropping"}, 16, 64)
+    modes.choose(device, {"_target_": "tests.test_modes.Dropping"}, 16, 64)
     assert torch.equal(random, torch.get_rng_state())
     (found,) = json.loads(Path(os.environ["SSLRUN_CACHE"], "modes.json").read_text()).values()
     assert sorted(found) == sorted(EVERY)
@@ -208,7 +193,7 @@ def measured_rates(name: str) -> dict[str, float]:
 
 @pytest.mark.usefixtures("_patient")
 def test_a_hopelessly_slow_mode_is_tried_once() -> None:
-    found = measured_rates("slow")
+    found = measured_rates("Slow")
     assert Slow.steps.count(True) == 2
     assert found["bf16 contiguous"] == found["bf16 channels_last"] == 0 < found["fp32 contiguous"]
 
@@ -217,20 +202,21 @@ def test_a_measurement_whose_turns_disagree_is_not_remembered(monkeypatch: pytes
     monkeypatch.setattr(Busy, "calls", 0)
     device = cpu()
     default = device.precision, device.memory_format
-    modes.choose(device, {"_target_": "tests.test_modes.busy"}, 8, 64)
+    modes.choose(device, {"_target_": "tests.test_modes.Busy"}, 8, 64)
     assert (device.precision, device.memory_format) == default
     assert not (tmp_path / "cache" / "modes.json").exists()
 
 
 @pytest.mark.usefixtures("_patient")
 def test_backbones_that_train_are_measured_or_left_alone() -> None:
-    assert min(measured_rates("frozen").values()) > 0
-    found = measured_rates("fussy")
+    assert min(measured_rates("Frozen").values()) > 0
+    found = measured_rates("Fussy")
     assert found["bf16 contiguous"] == found["bf16 channels_last"] == 0 < found["fp32 contiguous"]
-    assert max(measured_rates("hopeless").values()) == 0
+    assert max(measured_rates("Hopeless").values()) == 0
+    assert max(measured_rates("Narrow").values()) == 0
     device = cpu()
     default = device.precision, device.memory_format
-    modes.choose(device, {"_target_": "tests.test_modes.hopeless"}, 8, 64)
+    modes.choose(device, {"_target_": "tests.test_modes.Hopeless"}, 8, 64)
     assert (device.precision, device.memory_format) == default
 
 
