@@ -67,7 +67,8 @@ def job(config: DictConfig) -> float | None:
             return None  # the other jobs go on; the end of the sweep tells of this one
         raise SystemExit(1) from None
     finally:
-        gc.collect()
+        if in_sweep:
+            gc.collect()  # before the next job
 
 
 def _explained(error: Exception) -> str:

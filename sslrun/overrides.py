@@ -41,17 +41,27 @@ def check_overrides(stage: str, overrides: Sequence[str], config_dir: str | None
         chosen: list[str] = [line for o, line in trial if _is_group(o, in_stage)]
         settings = [(o, line) for o, line in trial if not _is_group(o, in_stage)]
         try:
-            base = compose_config(
-                stage, [*chosen, *(str(o.input_line) for o, _ in settings if _is_hydra(o))], config_dir
-            )
-            known = [(o, s) for o, s in settings if not _is_hydra(o) and _check_key(o, base, mistakes)]
-            config = compose_config(stage, [*chosen, *(line for _, line in known)], config_dir)
-        except (HydraException, OmegaConfBaseException) as error:
-            mistakes.append(_first_lines(error))
+            config: DictConfig | None = compose_config(stage, [*chosen, *(line for _, line in settings)], config_dir)
+        except (HydraException, OmegaConfBaseException):
+            config = _without_mistakes(stage, chosen, settings, config_dir, mistakes)
+        if config is None:
             continue
         mistakes += check(config, function)
     if mistakes:
         raise UserError("\n".join(dict.fromkeys(mistakes)))
+
+
+def _without_mistakes(
+    stage: str, chosen: list[str], settings: list[tuple[Override, str]], config_dir: str | None, mistakes: list[str]
+) -> DictConfig | None:
+    """Compose the config without the keys that do not exist; None if it still cannot be composed."""
+    try:
+        base = compose_config(stage, [*chosen, *(line for o, line in settings if _is_hydra(o))], config_dir)
+        known = [line for o, line in settings if not _is_hydra(o) and _check_key(o, base, mistakes)]
+        return compose_config(stage, [*chosen, *known], config_dir)
+    except (HydraException, OmegaConfBaseException) as error:
+        mistakes.append(_first_lines(error))
+        return None
 
 
 def _first_lines(error: Exception) -> str:

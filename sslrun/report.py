@@ -1,6 +1,7 @@
 """Figures and tables."""
 
 import csv
+import importlib.util
 import io
 import statistics
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +22,7 @@ from sslrun.data.images import Images
 from sslrun.run import Run, job_order, read_metrics, read_summary, score
 
 VIEWS_SHOWN = 8
+FIGURE_SIDE = 480  # px of a predicted picture
 
 
 def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
@@ -140,15 +143,31 @@ def confusion_figure(run: Run, counts: list[list[int]], class_names: list[str]) 
 
 
 def prediction_figures(run: Run, rows: list[dict[str, Any]]) -> None:
-    """Draw each picture with its prediction as the title."""
-    readable = [r for r in rows if not r["error"]]
-    for i, row in enumerate(readable):
-        figure, ((axis,),) = new_figure(1, 1, (4, 4.3))
-        axis.imshow(_whole_file(row["image"], 800))
-        axis.set_title(f"{row['class']}  {row['confidence']:.0%}")
-        axis.axis("off")
-        figure.subplots_adjust(left=0.02, right=0.98, bottom=0.02, top=0.92)
-        figure.savefig(run.figure(f"{i:03d}_{Path(row['image']).stem[:60]}"))
+    """Draw each picture with its prediction as the title; Pillow starts half a second sooner than matplotlib."""
+    for i, row in enumerate(r for r in rows if not r["error"]):
+        picture = Image.fromarray(_whole_file(row["image"], FIGURE_SIDE))
+        times = FIGURE_SIDE / max(picture.size)
+        if times > 1:
+            picture = picture.resize([max(1, int(times * s)) for s in picture.size], Image.Resampling.NEAREST)
+        titled = Image.new("RGB", (FIGURE_SIDE + 20, picture.height + 50), "white")
+        titled.paste(picture, ((titled.width - picture.width) // 2, 40))
+        title, font = _title(f"{row['class']}  {row['confidence']:.0%}", FIGURE_SIDE)
+        ImageDraw.Draw(titled).text((titled.width / 2, 20), title, "black", font, anchor="mm")
+        titled.save(run.figure(f"{i:03d}_{Path(row['image']).stem[:60]}"))
+
+
+def _title(text: str, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
+    """Return a text, with its middle left out if it is wider than so many px, and matplotlib's font for it."""
+    package = importlib.util.find_spec("matplotlib")
+    assert package is not None
+    assert package.origin is not None
+    font = ImageFont.truetype(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", 18)
+    text = " ".join(text.splitlines())
+    shown, cut = text, len(text) // 2
+    while font.getlength(shown) > width and cut > 1:
+        cut -= 1
+        shown = f"{text[:cut]}…{text[-cut:]}"
+    return shown, font
 
 
 def print_classification(found: dict[str, Any], source: Path, table: bool) -> None:
