@@ -98,8 +98,7 @@ def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[floa
     encoder = build_encoder(config["backbone"], size, [0.5] * 3, [0.25] * 3)
     modes.choose(device, config["backbone"], size, config["train"]["batch_size"])
     task: Any = device.put(build(config["pretext"], encoder, size))
-    held = device.hold(noise(2048, size))
-    probe = bare(task, pretext, device.floats(held[:8]), device)
+    probe = bare(task, pretext, device.floats(noise(8, size)[:]), device)
     probe()
     began = time.perf_counter()
     probe()
@@ -109,6 +108,7 @@ def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[floa
         if device.torch.type == "cuda"
         else min(256, max(16, int(8 * STEP / (time.perf_counter() - began)) // 16 * 16))
     )
+    held = device.hold(noise(8 * n, size))  # whole batches, as large as the one beside them
     alone = bare(task, pretext, device.floats(held[:n]), device)
     spent: list[float] = []
 

@@ -71,7 +71,7 @@ class Augment:
         """
         u = torch.rand(len(images), 14, generator=rng).to(images.device, non_blocking=True)
         with torch.autocast(images.device.type, enabled=False):  # colours need more than the 8 bits of bf16
-            images = self._crop_and_flip(images, u[:, [0, 1, 2, 3, 4, 13]])
+            images = self._crop_and_flip(images.contiguous(), u[:, [0, 1, 2, 3, 4, 13]])
             images = self._recolor(images, u[:, 5:11])
             blur = (0.5 if images.shape[-1] >= BLUR_FROM else 0.0) if self.blur == "auto" else self.blur
             return gaussian_blur(images, u[:, 11] < blur, 0.1 + 1.9 * u[:, 12]) if blur > 0 else images

@@ -66,14 +66,14 @@ class Jigsaw(nn.Module):
 
     def shuffled(self, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the tiles in their new order, `N x tiles x 3 x t x t`, and which order of the set it is, `N`."""
-        tiles = cut(self.augment(images, rng), self.grid, self.cell, self.tile, rng)
-        if self.normalize_tiles:
-            mean, std = tiles.mean((2, 3, 4), keepdim=True), tiles.std((2, 3, 4), keepdim=True)
-            tiles = (tiles - mean) / (std + 0.05) * self.encoder.std.mean() + self.encoder.mean.mean()
         which = torch.randint(len(self.orders), (len(images),), generator=rng).to(images.device, non_blocking=True)  # type: ignore[arg-type]
-        order = self.orders[which]  # type: ignore[index]
-        rows = torch.arange(len(images), device=images.device)[:, None]
-        return tiles[rows, order], which
+        orders: Tensor = self.orders[which]  # type: ignore[index]
+        tiles = cut(self.augment(images, rng), orders, self.grid, self.cell, self.tile, rng)
+        if self.normalize_tiles:
+            tiles = tiles - tiles.mean((2, 3, 4), keepdim=True)
+            std = tiles.square().mean((2, 3, 4), keepdim=True).sqrt()
+            tiles = torch.addcmul(self.encoder.mean.mean(), tiles, self.encoder.std.mean() / (std + 0.05))
+        return tiles, which
 
     def views(self, images: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Return the shuffled tiles, laid out as a picture with the gaps between them."""
@@ -96,24 +96,24 @@ class Jigsaw(nn.Module):
         }
 
 
-def cut(images: Tensor, grid: int, cell: int, tile: int, rng: torch.Generator) -> Tensor:
+def cut(images: Tensor, orders: Tensor, grid: int, cell: int, tile: int, rng: torch.Generator) -> Tensor:
     """Cut one tile out of each cell of a `grid x grid` raster, at a random place of its own.
 
     Args:
         images: `N x C x S x S` with S of at least `grid * cell`.
+        orders: `N x grid^2`, the cells, counted row by row, in the order in which their tiles come.
 
     Returns:
-        `N x grid^2 x C x tile x tile`, row by row.
+        `N x grid^2 x C x tile x tile`.
     """
-    n = len(images)
     device = images.device
-    offsets = torch.randint(cell - tile + 1, (2, n, grid * grid, 1), generator=rng).to(device, non_blocking=True)
-    corners = torch.cartesian_prod(torch.arange(grid), torch.arange(grid)).to(device, non_blocking=True) * cell
+    offsets = torch.randint(cell - tile + 1, (2, *orders.shape), generator=rng).to(device, non_blocking=True)
     inside = torch.arange(tile, device=device)
-    rows = (offsets[0] + corners[None, :, :1] + inside)[..., :, None]
-    columns = (offsets[1] + corners[None, :, 1:] + inside)[..., None, :]
-    picture = torch.arange(n, device=device)[:, None, None, None]
-    return images.permute(0, 2, 3, 1)[picture, rows, columns].permute(0, 1, 4, 2, 3)
+    rows = (orders // grid * cell + offsets[0])[..., None] + inside
+    columns = (orders % grid * cell + offsets[1])[..., None] + inside
+    places = (rows[..., :, None] * images.shape[-1] + columns[..., None, :]).view(len(images), 1, -1)
+    pixels = images.flatten(2).gather(2, places.expand(-1, images.shape[1], -1))
+    return pixels.view(*images.shape[:2], -1, tile, tile).transpose(1, 2)
 
 
 @functools.cache
