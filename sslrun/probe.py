@@ -30,10 +30,11 @@ def fit_head(
         The chosen C.
     """
     from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
 
     mean, std = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
     x, y = ((features - mean) / std).double().numpy(), labels.numpy()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threadpool_limits(1, "blas"):  # more threads wait for each other and for torch's
         warnings.simplefilter("ignore", ConvergenceWarning)
         if val is not None:
             xv = ((val[0] - mean) / std).double().numpy()
