@@ -1,7 +1,7 @@
 """Run the benchmarks and write RESULTS.md beside this file.
 
-    make bench                                                        under 15 minutes, on digits; without 4b
-    make bench-full BENCH="--fashion DIR --folder DIR"                hours: 3 seeds, all turns, two data sets
+    make bench                                  under 15 minutes: fewer turns, 4a on digits with one seed, without 4b
+    make bench-full BENCH="--fashion DIR --folder DIR"      hours: 3 seeds, all turns, two data sets
 
 Sections that are run replace those of the same title in RESULTS.md; the others stay, each with its own date.
 """
@@ -52,7 +52,11 @@ def sections(fashion: str | None, folder: str | None, quick: bool) -> list[tuple
         ("1", "", [["speed.py", "overhead", *short]]),
         ("2", "", [["speed.py", "modes", *short]]),
         ("3", "", [["peers.py", "speed", *short]]),
-        ("4a", ACCURACY, [["peers.py", "accuracy", *budget, *d] for d in data]),
+        (
+            "4a",
+            ACCURACY.replace("4a.", "4a, quick.") if quick else ACCURACY,
+            [["peers.py", "accuracy", *budget, *d] for d in data],
+        ),
         ("4b", RECIPE, [["peers.py", "recipe", "--seeds", "3", *d] for d in small]),
         ("6", "", [["startup.py", *short]]),
         ("7", "", [["growth.py", *short]]),
@@ -110,8 +114,8 @@ def keep(section: str) -> None:
     """Put a section into RESULTS.md in place of the one with the same number."""
     text = RESULTS.read_text() if RESULTS.exists() else HEAD
     head, *old = re.split(r"(?m)^(?=### )", text)
-    number = section.split()[1]
-    others = [s for s in old if s.split()[1] != number]
+    number = section.splitlines()[0].split(". ")[0]  # 4a, quick is not in place of 4a
+    others = [s for s in old if s.splitlines()[0].split(". ")[0] != number]
     RESULTS.write_text(head.rstrip() + "\n\n" + "\n".join(sorted([*(o.rstrip() + "\n" for o in others), section])))
 
 
