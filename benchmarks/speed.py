@@ -141,7 +141,7 @@ def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[floa
 def every_mode(quick: bool) -> None:
     """Print the table of floor 2."""
     print("### 2. The right mode: what `device.precision=auto` chose against the best of all\n")
-    print("Images/s of forward and backward, best of 5 turns (2 in quick mode). `compiled`: by torch.compile, its own")
+    print("Images/s of forward and backward, best of 5 turns (4 in quick mode). `compiled`: by torch.compile, its own")
     print(
         "time not counted; in quick mode of the chosen mode alone, at 32 px. `cost` is the time that the choice took,"
     )
@@ -183,7 +183,7 @@ def _modes(backbone: str, size: int, quick: bool) -> tuple[str, float]:
             network.compile()
             runners[f"{mode[0]} {mode[1]} compiled"] = (mode, network)
     best = dict.fromkeys(runners, 0.0)
-    for turn in range(4 if quick else 7):
+    for turn in range(6 if quick else 7):
         for name, (mode, network) in runners.items():
             device.use(*mode)
             began = time.perf_counter()
