@@ -24,10 +24,9 @@ from sslrun.console import log
 from sslrun.data.lock import alone, home
 from sslrun.device import Device, MemoryFormat, Precision
 
-SECONDS = 3.0  # that measuring takes, about
+SECONDS = 3.5  # that measuring takes, about
 PROBE = 2  # pictures of a first step, after which modes that are hopelessly slow are dropped
 HOPELESS = 2.0  # times as slow as the best
-CLOSE = 1.15  # times as slow as the best: worth more turns
 AGREEING = 1.3  # median over fastest turn
 EQUAL = 0.98  # of the best; so that chance decides less often
 
@@ -91,11 +90,9 @@ def measure(device: Device, backbone: Node, image_size: int, batch_size: int, mo
                 del first[mode]
         found: dict[Mode, list[float]] = {mode: [] for mode in first}
         for i in range(10):
-            best = min((min(t) for t in found.values() if t), default=math.inf)
             if i < least or time.perf_counter() - began < until:
                 for mode, times in found.items():
-                    if i < 2 or min(times) < CLOSE * best:  # the others are out of the race
-                        times.append(seconds(mode, n))
+                    times.append(seconds(mode, n))
         return found
 
     on_gpu = device.torch.type == "cuda"
@@ -110,8 +107,10 @@ def measure(device: Device, backbone: Node, image_size: int, batch_size: int, mo
             hopeful = [m for m, t in found.items() if min(t) < HOPELESS * best]
             left = SECONDS - (time.perf_counter() - began)
             fit = int(n / best * left / (4.5 * len(hopeful)))  # for a first step and three turns each
-            n = max(n, min(batch_size if on_gpu else fit, batch_size, 256))
-            found = turns(n, hopeful, 3, SECONDS)
+            more = min(batch_size if on_gpu else fit, batch_size, 256)
+            if more > n:  # else the network is so slow that a few pictures tell
+                n = more
+                found = turns(n, hopeful, 3, SECONDS)
             if found:  # more pictures may fail where few did not, as when the memory is full
                 times = min(found.values(), key=min)
                 steady = statistics.median(times) < AGREEING * min(times)
