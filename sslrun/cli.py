@@ -29,6 +29,7 @@ WITH_VALUE = {
 WITH_VALUE |= {"--experimental-rerun"}
 FROM_CHECKPOINT = "from_checkpoint"  # the choice of a group that leaves it to the checkpoint
 SHOWING = {"-c", "--cfg", "-i", "--info", "--hydra-help"}  # these show something and start nothing
+SWEEP = "multirun.yaml"  # which Hydra writes into a sweep's folder
 INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 
 
@@ -125,6 +126,8 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
+    except KeyboardInterrupt:  # before or after a run, which ends itself in order
+        sys.exit(130)
     except BrokenPipeError:  # `sslrun runs | head`
         sys.stderr.close()
         sys.exit(141)
@@ -210,13 +213,18 @@ def _launch(stage: str, flags: list[str], values: list[str], others: list[str]) 
     if stage == "evaluate":
         values, multirun = _whole_sweep(values, multirun)
         flags = [*flags, "-m"] if multirun and "-m" not in flags and "--multirun" not in flags else flags
-    resumed = _resume(stage, values)
+    values = _latest(stage, values)
+    sweep = _stopped_sweep(values)
+    if sweep is not None:
+        values, multirun = _as_started(sweep, stage, values), True
+        flags = [*flags, "-m"] if "-m" not in flags and "--multirun" not in flags else flags
+    resumed = _resume(values)
     if resumed != values and multirun:
         raise UserError("resume= goes on with one run: leave -m away")
     if resumed == values:  # a resumed run has a config of its own, which is checked once it is read
         overrides.check_overrides(stage, values, own, multirun)
     values = resumed
-    if multirun:
+    if multirun and sweep is None:
         _sweep_is_new(values)
     if not SHOWING & {f.split("=")[0] for f in flags}:
         _outputs_writable(stage)
@@ -279,10 +287,50 @@ def _whole_sweep(values: list[str], multirun: bool) -> tuple[list[str], bool]:
     return values, multirun
 
 
-def _resume(stage: str, values: list[str]) -> list[str]:
-    """Let a resumed run go on in its own directory: Hydra is told not to make another."""
+def _latest(stage: str, values: list[str]) -> list[str]:
+    """Turn `resume=latest` into the newest run of a stage, or into the sweep that it is in."""
     from sslrun import run
     from sslrun.errors import UserError
+
+    if "resume=latest" not in values:
+        return values
+    found = run.find([stage])
+    if not found:
+        raise UserError(f"resume=latest: no {stage} run in outputs/{stage}")
+    newest = found[-1][0]
+    place = newest.parent if (newest.parent / SWEEP).is_file() else newest
+    return [f"resume={place}" if v == "resume=latest" else v for v in values]
+
+
+def _stopped_sweep(values: list[str]) -> Path | None:
+    """Return the folder of the sweep that `resume=` names, if it is one."""
+    named = [Path(v.partition("=")[2].strip("'\"")) for v in values if v.startswith("resume=")]
+    return named[0] if named and (named[0] / SWEEP).is_file() else None
+
+
+def _as_started(sweep: Path, stage: str, values: list[str]) -> list[str]:
+    """Return what a sweep was started with, into the same folder: jobs that are finished are passed over."""
+    from omegaconf import OmegaConf
+
+    from sslrun.errors import UserError
+
+    others = [v for v in values if not v.startswith("resume=")]
+    if others:
+        raise UserError(f"{' '.join(others)}: a sweep goes on as it was started; leave it away")
+    try:
+        hydra = OmegaConf.load(sweep / SWEEP).hydra
+        started, own, was = list(hydra.overrides.task), list(hydra.overrides.hydra), hydra.job.config_name
+    except Exception as error:
+        raise UserError(f"{sweep / SWEEP} cannot be read: {error}") from None
+    if was != stage:
+        raise UserError(f"resume={sweep} is a {was} sweep: say sslrun {was} resume=...")
+    kept = [o for o in own if not o.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+    return [*started, *kept, f"hydra.sweep.dir={quoted(str(sweep))}"]
+
+
+def _resume(values: list[str]) -> list[str]:
+    """Let a resumed run go on in its own directory: Hydra is told not to make another."""
+    from sslrun import run
 
     out = []
     for value in values:
@@ -291,11 +339,6 @@ def _resume(stage: str, values: list[str]) -> list[str]:
             out.append(value)
             continue
         text = text.strip("'\"")
-        if text == "latest":
-            found = run.find([stage])
-            if not found:
-                raise UserError(f"resume=latest: no {stage} run in outputs/{stage}")
-            text = str(found[-1][0])
         run.read_summary(Path(text))
         out += [f"resume={quoted(text)}", f"hydra.run.dir={quoted(text)}", "hydra.output_subdir=null"]
     return out

@@ -6,6 +6,7 @@ position. Types and ranges stand in the signature, as annotations, and nowhere e
 """
 
 import difflib
+import functools
 import importlib
 import inspect
 import typing
@@ -66,6 +67,34 @@ def locate(path: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"_target_ {path!r} cannot be imported: {error}") from None
+
+
+def refuse_foreign(node: Any, source: Path | str) -> None:
+    """Let a config that was read from a file call nothing but what our config files name, and the user's code here.
+
+    A checkpoint or a run may come from anybody, and a `_target_` in it could be any function of any package.
+
+    Raises:
+        UserError: it names something else.
+    """
+    if isinstance(node, dict):
+        target = node.get("_target_")
+        if target is not None and target not in _our_targets() and not _is_here(str(target)):
+            raise UserError(f"{source} would call {target}, which is neither sslrun's nor code in this folder: refused")
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        refuse_foreign(value, source)
+
+
+@functools.cache
+def _our_targets() -> set[str]:
+    lines = [line for path in CONF.rglob("*.yaml") for line in path.read_text(encoding="utf-8").splitlines()]
+    return {line.split()[1] for line in lines if line.strip().startswith("_target_: ")}
+
+
+def _is_here(target: str) -> bool:
+    """Tell whether a target is in a module of the working directory, which is the user's own."""
+    first = target.split(".")[0]
+    return any(p.is_file() for p in (Path(f"{first}.py"), Path(first) / "__init__.py")) and first != "sslrun"
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:

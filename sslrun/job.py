@@ -3,6 +3,7 @@
 import errno
 import gc
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,12 +16,12 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from sslrun.config import UserError, build, check, locate
+from sslrun import checkpoint, command, signals
+from sslrun.config import UserError, build, check, locate, refuse_foreign
 from sslrun.console import log, start_logging
 from sslrun.device import kind
-from sslrun.run import Run, read_summary, score
+from sslrun.run import Run, is_finished, read_summary, score
 
-INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 MAY_DIFFER = ("train.epochs", "train.steps", "dataset.root", "unlabeled")  # and the device, when a run is resumed
 
 
@@ -37,26 +38,28 @@ def job(config: DictConfig) -> float | None:
     in_sweep = hydra.mode == RunMode.MULTIRUN
     if in_sweep:
         log.info("--- job %s: %s", hydra.job.num, " ".join(hydra.overrides.task) or "defaults")
+        if is_finished(Path(hydra.runtime.output_dir)):  # by an earlier process, of which this one goes on
+            log.info("Finished before: %s", hydra.runtime.output_dir)
+            return _score(read_summary(Path(hydra.runtime.output_dir)))
     run = None
     try:
-        run, function = _open(config, hydra)
-        run.in_sweep = in_sweep
-        result = function(run, **run.summary["config"])
-        run.close("finished", **result)
+        with signals.handled():
+            run, function = _open(config, hydra)
+            run.in_sweep = in_sweep
+            result = function(run, **run.summary["config"])
+            run.close("finished", **result)
         log.info("Finished in %.0f s: %s", run.summary["wall_time_seconds"], run.directory)
-        named = score(run.summary)
-        return named[1] if named else None
+        return _score(run.summary)
     except BrokenPipeError:  # `sslrun data check format=json | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if run is not None:
             run.close("interrupted")
         raise SystemExit(141) from None
-    except KeyboardInterrupt:
+    except signals.Stopped as stop:
         if run is not None:
-            resumable = "resume" in config and (run.directory / "last.pt").exists()
-            log.warning("Interrupted.%s", f" Go on with: sslrun {run.stage} resume={run.directory}" * resumable)
+            log.warning("Stopped by %s.%s", stop, _how_to_go_on(run, hydra))
             run.close("interrupted")
-        raise SystemExit(INTERRUPTED) from None
+        raise SystemExit(128 + stop.number) from None  # as shells have it
     except Exception as error:
         log.error("%s", _explained(error))
         if run is not None:
@@ -69,6 +72,22 @@ def job(config: DictConfig) -> float | None:
     finally:
         if in_sweep:
             gc.collect()  # before the next job
+
+
+def _score(summary: dict[str, Any]) -> float | None:
+    named = score(summary)
+    return named[1] if named else None
+
+
+def _how_to_go_on(run: Run, hydra: Any) -> str:
+    """Return the command that goes on with a run, or with the sweep that it is in; nothing if there is none."""
+    if run.in_sweep:
+        place = hydra.sweep.dir
+    elif "resume" in run.summary["config"] and checkpoint.there_is_one(run.directory):
+        place = run.directory
+    else:
+        return ""
+    return f" Go on with: {command(run.stage)} {shlex.quote(f'resume={place}')}"
 
 
 def _explained(error: Exception) -> str:
@@ -89,6 +108,9 @@ def _open(config: DictConfig, hydra: Any) -> tuple[Run, Callable[..., dict[str, 
     function = locate(f"sslrun.stages.{stage}.{stage}")
     directory = Path(hydra.runtime.output_dir)
     resumed = config.get("resume")
+    again = hydra.mode == RunMode.MULTIRUN and (directory / "summary.json").exists()
+    if again and "resume" in config and checkpoint.there_is_one(directory):
+        resumed = directory
     if resumed:
         directory, config = Path(resumed), _resumed_config(Path(resumed), stage, asked, config)
     elif directory.is_relative_to(Path.cwd()):
@@ -98,7 +120,7 @@ def _open(config: DictConfig, hydra: Any) -> tuple[Run, Callable[..., dict[str, 
         raise UserError("\n".join(mistakes))
     if resumed:
         build(dict(config.device))  # before another device is written into the run: is it there?
-    return Run(directory, stage, config, asked, resumed=bool(resumed)), function
+    return Run(directory, stage, config, asked, resumed=bool(resumed), again=again), function
 
 
 def _resumed_config(directory: Path, stage: str, asked: dict[str, str], composed: DictConfig) -> DictConfig:
@@ -110,11 +132,13 @@ def _resumed_config(directory: Path, stage: str, asked: dict[str, str], composed
     summary = read_summary(directory)
     if summary["stage"] != stage:
         raise UserError(f"resume={directory} is a {summary['stage']} run: say sslrun {summary['stage']} resume=...")
-    if not (directory / "last.pt").is_file():
+    if not checkpoint.there_is_one(directory):
         raise UserError(f"resume={directory} has no checkpoint yet: start the run anew")
+    refuse_foreign(summary["config"], directory)
     before = OmegaConf.create(summary["config"])
     after = DictConfig(OmegaConf.to_container(before))
-    after.device = OmegaConf.merge(composed.device, after.device)  # keys that an older version did not have
+    for node in ("device", "train"):  # keys that an older version did not have
+        after[node] = OmegaConf.merge(composed[node], after[node])
     changed = []
     for key, value in asked.items():
         if key == "resume" or key.startswith("hydra"):

@@ -46,22 +46,30 @@ class Run:
         config: composed; its interpolations may still lack what only a checkpoint knows.
         asked: what stands on the command line, as key -> value.
         resumed: go on in a directory that has a run already.
+        again: start anew in a directory whose run, a job of a sweep, did not come to a checkpoint.
 
     Raises:
         UserError: the directory cannot be written, or has a run already.
     """
 
     def __init__(
-        self, directory: Path, stage: str, config: DictConfig, asked: dict[str, str], resumed: bool = False
+        self,
+        directory: Path,
+        stage: str,
+        config: DictConfig,
+        asked: dict[str, str],
+        resumed: bool = False,
+        again: bool = False,
     ) -> None:
         self.directory, self.stage, self.asked, self.resumed = directory, stage, asked, resumed
         self.in_sweep = False
         self._clock = time.monotonic()
         self._writer: Any = None
+        self._purge: int | None = None  # from which step on TensorBoard forgets
         self._summary: dict[str, Any] = {}
         if resumed:
             self._summary = read_summary(directory)
-        elif (directory / "summary.json").exists():
+        elif (directory / "summary.json").exists() and not again:
             raise UserError(f"{directory} holds a run already; to go on with it say resume={directory}")
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -71,6 +79,8 @@ class Run:
             raise UserError(f"cannot write into {directory}: {error.strerror}") from None
         self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self._file)
+        if again and not resumed:
+            self.forget_after(-1)
         self._before = self._summary.get("wall_time_seconds", 0.0)
         self._summary |= {
             "stage": stage,
@@ -124,11 +134,15 @@ class Run:
             raise _full(self.directory, error) from None
 
     def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps that a resumed run does again."""
+        """Drop the metrics of steps that a resumed run does again, from TensorBoard's curves too."""
         path = self.directory / "metrics.jsonl"
         if path.exists():
             rows = [r for r in read_metrics(self.directory) if r["step"] <= step]
             write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self._purge = step + 1
 
     @property
     def tensorboard(self) -> Any:
@@ -136,7 +150,7 @@ class Run:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.directory))
+            self._writer = SummaryWriter(str(self.directory), purge_step=self._purge)
         return self._writer
 
     def figure(self, name: str) -> Path:

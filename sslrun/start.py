@@ -13,7 +13,7 @@ from sslrun import checkpoint
 from sslrun.backbones import Encoder, build_encoder, for_imagenet, load_imagenet
 from sslrun.checkpoint import ENCODER, State
 from sslrun.classifier import Classifier, KNNClassifier
-from sslrun.config import Node, UserError, build, compose_nodes
+from sslrun.config import Node, UserError, build, compose_nodes, refuse_foreign
 from sslrun.console import log
 from sslrun.data.dataset import Dataset, describe, shared
 from sslrun.device import Device
@@ -53,6 +53,8 @@ def find_start(init: str, backbone: Node, dataset: Node) -> Start:
     if init in ("scratch", "imagenet"):
         # The same network on the same pictures as the newest pretraining, unless others are asked for.
         latest = _newest(runs, backbone, dataset, None) or _newest(runs, {}, dataset, None)
+        if latest:
+            refuse_foreign(latest[1]["config"], latest[0])
         return Start(init, None, None, latest[1]["config"] if latest else {})
     if os.path.isfile(init) or os.path.exists(os.path.join(init, "summary.json")) or os.sep in init:
         path = Path(init)
@@ -68,8 +70,9 @@ def find_start(init: str, backbone: Node, dataset: Node) -> Start:
         summary = read_summary(path)
         if summary["status"] != "finished":
             log.warning("%s did not finish (%s): its last checkpoint is used.", path, summary["status"])
-        path = path / "last.pt"
-    content = checkpoint.load(path)
+        path, content = checkpoint.newest(path)
+    else:
+        content = checkpoint.load(path)
     if "config" not in content:
         return Start(path.stem, path, None, {})
     config = content["config"]
@@ -86,7 +89,7 @@ def _newest(
 ) -> tuple[Path, dict[str, Any]] | None:
     for path, summary in reversed(runs):
         config = summary["config"]
-        if not (path / "last.pt").is_file() or summary["status"] != "finished":
+        if not checkpoint.there_is_one(path) or summary["status"] != "finished":
             continue
         same = [
             not backbone.get("_target_") or backbone["_target_"] == config["backbone"]["_target_"],
@@ -254,7 +257,7 @@ def load_classifier(directory: Path) -> Trained:
     Raises:
         UserError: no checkpoint there, or not a classifier's.
     """
-    path = directory / "best.pt"
+    path = directory / checkpoint.BEST
     content = checkpoint.load(path)
     state = checkpoint.part(content.get("model", {}), "classifier.")
     if not state or "class_names" not in content:

@@ -1,6 +1,7 @@
 """The only training loop there is."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sslrun import checkpoint
+from sslrun import checkpoint, signals
 from sslrun.config import Fraction, Node, NotNegative, Positive, PositiveInt, UserError, build
 from sslrun.console import log, progress
 from sslrun.data.images import Images
@@ -21,6 +22,7 @@ from sslrun.run import Run
 
 ORDER, VIEWS = 0, 1  # what random numbers are for
 SMALLEST_BATCH = 4  # of pretraining: batch norm and contrastive losses compare the pictures of a batch
+EXPLODED = 2.0  # a loss that rises by so many times its start is worth a warning
 REHEARSAL = 3.0  # seconds that a rehearsal takes, about
 
 
@@ -77,6 +79,8 @@ def fit(
     gradient_clip: NotNegative | None,
     evaluations: PositiveInt,
     log_every: PositiveInt,
+    save_minutes: Positive,
+    keep_every: PositiveInt | None,
 ) -> dict[str, float]:
     """Train a model, with the order of the data and the views drawn from (seed, epoch, step), not from history.
 
@@ -92,28 +96,33 @@ def fit(
         warmup_fraction: part of the steps with a rising learning rate; after it a cosine falls to 0.
         gradient_clip: largest norm of the gradient; null for none.
         log_every: steps between lines of `metrics.jsonl`.
+        save_minutes: a checkpoint is made after so many minutes, too, not only after evaluations.
+        keep_every: steps between checkpoints that stay; null keeps the last, the one before it, and the best.
 
     Returns:
         The last evaluation's metrics, and `best/step`, `train/loss`, `images_per_second`.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: the loss or a weight is not finite.
+        Stopped: a signal came; the state after the last whole step is saved.
     """
     per_epoch = batches_per_epoch(len(images), batch_size)
     total = total_steps(len(images), epochs, steps, batch_size)
     rates: dict[str, float] = getattr(model, "learning_rates", dict)()
     groups = parameter_groups(model, optimizer_node["weight_decay"], rates)
     optimizer = build(optimizer_node, groups, learning_rate)
-    state = _State(run, model, optimizer, device, keep, monitor)
-    start = state.restore() if run.resumed else 0
-    stops = {math.ceil(total * i / evaluations) for i in range(1, evaluations + 1)}
     window = _Window()
+    state = _State(run, model, optimizer, device, keep, monitor, window)
+    start = state.restore() if run.resumed else 0
+    if start >= total:
+        log.info("Nothing is left to do: all of its %d steps are done. More is train.steps= or train.epochs=", total)
+    stops = {math.ceil(total * i / evaluations) for i in range(1, evaluations + 1)}
     if start == 0:
         state.evaluated(0, _evaluate(model, evaluate))
 
     unit = "images"
     before = start * len(images) // per_epoch
-    with progress(run.stage, total * len(images) // per_epoch, unit, before) as advance:
+    with progress(run.stage, total * len(images) // per_epoch, unit, before) as advance, signals.steps():
         began = time.perf_counter()
         for step, rows, pixels in _gathered(images, start, total, per_epoch, seed):
             epoch, i = divmod(step, per_epoch)
@@ -134,6 +143,11 @@ def fit(
             if done in stops:
                 state.evaluated(done, _evaluate(model, evaluate))
                 log.info("step %d/%d %s", done, total, _said(row | state.metrics))
+            kept = keep_every is not None and done % keep_every == 0
+            if kept or signals.asked() or time.monotonic() - state.saved_at > 60 * save_minutes:
+                state.save(done, f"step_{done:06d}.pt" if kept else None)
+            signals.check()
+            if done in stops or kept:
                 began = time.perf_counter()  # evaluations and checkpoints are no part of the speed
     return {**state.metrics, "best/step": state.best[1], **window.summary()}
 
@@ -269,6 +283,8 @@ class _Window:
         self.images = 0
         self.note = ""
         self.last: dict[str, float] = {}
+        self.first: float | None = None
+        self.warned = False
 
     def add(self, out: dict[str, Tensor], n: int, seconds: float) -> None:
         self.rows.append((out, n))
@@ -282,19 +298,32 @@ class _Window:
         self.seconds += time.perf_counter() - began
         if not losses.isfinite().all():
             bad = step - len(losses) + 1 + int((~losses.isfinite()).nonzero()[0, 0])
-            raise UserError(
-                f"the loss became {losses[~losses.isfinite()][0]:g} in step {bad + 1} at learning rate {rate:.3g}; "
-                f"try train.learning_rate={rate / 10:.1g}, train.gradient_clip=1 or device.precision=fp32. "
-                f"The last good checkpoint is {run.directory / 'last.pt'}"
-            )
+            raise _diverged(f"the loss became {losses[~losses.isfinite()][0]:g}", bad + 1, rate, run)
         n = sum(k for _, k in self.rows)
         sums = {k: sum(out[k].float() * m for out, m in self.rows) / n for k in self.rows[0][0]}
         self.last = {f"train/{k}": float(v) for k, v in sums.items()}
-        self.note = f"loss {self.last['train/loss']:.3f}"
+        loss = self.last["train/loss"]
+        self.note = f"loss {loss:.3f}"
+        self.first = loss if self.first is None else self.first
+        if not self.warned and loss > self.first + EXPLODED * max(1.0, abs(self.first)):
+            self.warned = True
+            log.warning(
+                "The loss rose from %.3g to %.3g by step %d, at learning rate %.3g: try train.learning_rate=%.1g or "
+                "train.gradient_clip=1.", self.first, loss, step + 1, rate, rate / 10,
+            )  # fmt: skip
         speed = n / self.seconds
         self.total_seconds += self.seconds
         self.rows, self.seconds = [], 0.0
         return {**self.last, "learning_rate": rate, "images_per_second": speed}
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs to log the same means."""
+        rows = [({k: float(v) for k, v in out.items()}, n) for out, n in self.rows]
+        return {"rows": rows, "last": self.last, "first": self.first, "warned": self.warned}
+
+    def restore(self, state: dict[str, Any], device: Device) -> None:
+        self.rows = [({k: torch.tensor(v, device=device.torch) for k, v in out.items()}, n) for out, n in state["rows"]]
+        self.last, self.first, self.warned = state["last"], state["first"], state["warned"]
 
     def summary(self) -> dict[str, float]:
         if not self.images:
@@ -303,7 +332,7 @@ class _Window:
 
 
 class _State:
-    """What is saved and restored: weights, optimiser, scaler, the step, and the best so far."""
+    """What is saved and restored: weights, optimiser, scaler, the step, the best so far, and what is not yet logged."""
 
     def __init__(
         self,
@@ -313,11 +342,13 @@ class _State:
         device: Device,
         keep: dict,
         monitor: str,
+        window: _Window,
     ) -> None:
         self.run, self.model, self.optimizer, self.device = run, model, optimizer, device
-        self.keep, self.monitor = keep, monitor
+        self.keep, self.monitor, self.window = keep, monitor, window
         self.best: tuple[float, int] = (-math.inf, 0)
         self.metrics: dict[str, float] = {}
+        self.saved_at = time.monotonic()
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """Log an evaluation and save `last.pt`, and `best.pt` if it is not below the best so far."""
@@ -326,28 +357,52 @@ class _State:
         value = metrics.get(self.monitor, float(step))
         if value >= self.best[0]:
             self.best = (value, step)
-        content = {
-            **self.keep,
-            "step": step,
-            "best": list(self.best),
-            "metrics": metrics,
-            "model": self.model.state_dict(),
+            checkpoint.save(self.run.directory / checkpoint.BEST, self._content(step))
+        self.save(step)
+
+    def save(self, step: int, also: str | None = None) -> None:
+        """Save the state after so many steps as `last.pt`; `also` is the name of a checkpoint that stays."""
+        trainer = {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.device.scaler.state_dict(),
+            "window": self.window.state(),
         }
-        trainer = {"optimizer": self.optimizer.state_dict(), "scaler": self.device.scaler.state_dict()}
-        checkpoint.save(self.run.directory / "last.pt", content | trainer)
-        if self.best[1] == step:
-            checkpoint.save(self.run.directory / "best.pt", content)
+        directory, content = self.run.directory, self._content(step) | trainer
+        checkpoint.save(directory / checkpoint.LAST, content, before=directory / checkpoint.PREVIOUS)
+        if also:
+            checkpoint.save(directory / also, content)
+        self.saved_at = time.monotonic()
+
+    def _content(self, step: int) -> dict[str, Any]:
+        state = self.model.state_dict()
+        bad = [k for k, v in state.items() if not v.isfinite().all()]
+        if bad:
+            rate = self.optimizer.param_groups[-1]["lr"]
+            raise _diverged(f"{len(bad)} weights, the first {bad[0]}, became infinite", step, rate, self.run)
+        return {**self.keep, "step": step, "best": list(self.best), "metrics": self.metrics, "model": state}
 
     def restore(self) -> int:
-        path = self.run.directory / "last.pt"
-        content = checkpoint.load(path)
+        """Go on from the newest checkpoint that is whole; return its step."""
+        path, content = checkpoint.newest(self.run.directory)
+        last = self.run.directory / checkpoint.LAST
+        if path != last and last.exists():
+            os.replace(last, last.with_name("damaged.pt"))  # it must not displace the good one
         checkpoint.load_state(self.model, content["model"], path)
         self.optimizer.load_state_dict(content["optimizer"])
         self.device.scaler.load_state_dict(content["scaler"])
         self.best, self.metrics = (content["best"][0], content["best"][1]), content["metrics"]
+        self.window.restore(content["window"], self.device)
         self.run.forget_after(content["step"])
         log.info("Going on after step %d", content["step"])
         return content["step"]
+
+
+def _diverged(what: str, step: int, rate: float, run: Run) -> UserError:
+    return UserError(
+        f"{what} in step {step} at learning rate {rate:.3g}; try train.learning_rate={rate / 10:.1g}, "
+        f"train.gradient_clip=1 or device.precision=fp32. The last good checkpoint is "
+        f"{run.directory / checkpoint.LAST}"
+    )
 
 
 def _said(row: dict[str, float]) -> str:

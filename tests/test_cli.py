@@ -382,7 +382,7 @@ def test_case_10_a_job_of_a_sweep_gives_the_numbers_of_the_job_alone(cli: Cli) -
     assert a["train/loss"] == b["train/loss"]
 
 
-def test_resume_goes_on_in_the_same_directory(cli: Cli) -> None:
+def test_case_8_a_resume_goes_on_in_the_same_directory_and_refuses_other_settings(cli: Cli) -> None:
     settings = ("dataset.max_images=100", *TINY, "train.steps=4", "train.evaluations=2")
     assert cli("pretrain", *settings).code == 0
     run = runs("pretrain")[0]

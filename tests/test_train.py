@@ -1,6 +1,9 @@
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from sslrun import checkpoint
+from sslrun import CONF, checkpoint, signals
 from sslrun.backbones import Encoder, smallcnn
 from sslrun.classifier import Classifier, Finetuning
+from sslrun.config import compose_nodes
+from sslrun.console import log
 from sslrun.device import Device
 from sslrun.errors import UserError
 from sslrun.optimizers import LARS, parameter_groups
@@ -49,11 +54,13 @@ def ramp(n: int) -> Tensor:
 
 def train(model: nn.Module, images: Tensor, where: str, resumed: bool = False, seed: int = 0, **keys: Any) -> dict:
     settings = {"epochs": None, "steps": 10, "batch_size": 8, "learning_rate": 0.01, "warmup_fraction": 0.1}
-    settings |= {"gradient_clip": None, "evaluations": 2, "log_every": 5}
-    evaluate = keys.pop("evaluate", dict)
+    settings |= {"gradient_clip": None, "evaluations": 2, "log_every": 5, "save_minutes": 5, "keep_every": None}
+    evaluate, optimizer, labels = keys.pop("evaluate", dict), keys.pop("optimizer", ADAMW), keys.pop("labels", None)
     run = Run(Path(where), "pretrain", OmegaConf.create({"seed": seed}), {}, resumed)
     try:
-        return fit(model, images, None, run, CPU, ADAMW, evaluate, "val/accuracy", seed, {}, **{**settings, **keys})
+        return fit(
+            model, images, labels, run, CPU, optimizer, evaluate, "val/accuracy", seed, {}, **{**settings, **keys}
+        )
     finally:
         run.close("finished")
 
@@ -90,8 +97,85 @@ def test_case_9_same_seed_same_numbers_other_seed_others() -> None:
     assert len(set(models[0].draws)) == len(models[0].draws)
 
 
-class Stop(Exception):
-    """Stands for a process that ends."""
+class Teacher(nn.Module):
+    """Has all that there is to restore: weights, batch norm, dropout, a moving average, a queue and its place."""
+
+    queue: Tensor
+    place: Tensor
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.student = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
+        self.teacher = nn.Sequential(nn.Flatten(), nn.Linear(192, 8))
+        self.teacher.requires_grad_(False)
+        self.register_buffer("queue", torch.zeros(16, 8))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+        self.stop_after = stop_after
+        self.rates: list[float] = []
+
+    def forward(self, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        images = batch["images"] + 0.1 * torch.rand(batch["images"].shape, generator=rng)
+        with torch.no_grad():
+            told = self.teacher(images)
+            self.queue.roll(len(told), 0)
+            self.queue = torch.cat([told, self.queue])[:16].clone()
+            self.place += len(told)
+        return {"loss": (self.student(images) - told - self.queue.mean(0)).pow(2).mean(), "sum": told.sum()}
+
+    def after_step(self, step: int) -> None:
+        with torch.no_grad():
+            for a, b in zip(self.teacher.parameters(), self.student.parameters(), strict=False):
+                a.lerp_(b, 0.1)
+        if step + 1 == self.stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 4, 8, 9], ids=["first", "mid-epoch", "epoch-end", "second-end", "third"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+def test_cases_2_to_6_everything_is_restored_bit_for_bit_wherever_it_stops(stop_after: int, optimizer: str) -> None:
+    """Weights, optimiser, schedule, moving average, queue, batch norm, dropout and metrics; 4 steps an epoch."""
+    node = compose_nodes("pretrain", "optimizer")[0] if optimizer == "adamw" else None
+    node = node or OmegaConf.to_container(OmegaConf.load(CONF / "optimizer" / f"{optimizer}.yaml"))  # type: ignore[assignment]
+    images = torch.randint(0, 256, (30, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+    def go(net: Teacher, where: str, resumed: bool = False) -> None:
+        with signals.handled():
+            train(net, images, where, resumed, optimizer=node, steps=12, log_every=3, gradient_clip=1.0)
+
+    straight, broken, again = Teacher(), Teacher(stop_after), Teacher()
+    go(straight, "straight")
+    with pytest.raises(signals.Stopped):
+        go(broken, "broken")
+    assert checkpoint.load(Path("broken/last.pt"))["step"] == stop_after
+    torch.manual_seed(99)  # whatever it starts from, the checkpoint decides
+    with torch.no_grad():
+        again.student[1].weight.add_(1)  # type: ignore[operator]
+    go(again, "broken", True)
+    for (name, a), b in zip(straight.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    kept = [checkpoint.load(Path(w, "last.pt")) for w in ("straight", "broken")]
+    for a, b in zip(*(k["optimizer"]["state"].values() for k in kept), strict=True):
+        assert all(torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k])) for k in a)
+    found = [
+        [{k: v for k, v in r.items() if k != "images_per_second"} for r in rows(w)] for w in ("straight", "broken")
+    ]
+    assert found[0] == found[1]
+
+
+def test_case_4_after_a_resume_the_second_epoch_has_an_order_of_its_own() -> None:
+    class Stops(Mean):
+        def after_step(self, step: int) -> None:
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    first, second = Stops(), Mean()
+    with signals.handled(), pytest.raises(signals.Stopped):
+        train(first, ramp(32), "a", steps=8)
+    train(second, ramp(32), "a", resumed=True, steps=8)
+    orders = [torch.cat(m.seen).tolist() for m in (first, second)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(32))
+    assert orders[0] != orders[1]
 
 
 def test_case_1_k_steps_and_a_resume_equal_all_steps_bit_for_bit(pieces: Tensor) -> None:
@@ -102,44 +186,71 @@ def test_case_1_k_steps_and_a_resume_equal_all_steps_bit_for_bit(pieces: Tensor)
         torch.manual_seed(0)
         encoder = Encoder(smallcnn(32, widths=[4, 8]), [0.5] * 3, [0.2] * 3)
         augment = Augment(**{**NOTHING, "crop_scale": [0.5, 1.0]})
-        return Finetuning(Classifier(encoder, 2), augment, 0.1, 0, False, 0.5)
+        return Finetuning(Classifier(encoder, 2), augment, 0.1, 3, True, 0.5)
 
-    def go(net: Finetuning, where: str, resumed: bool, stop_at: int | None) -> None:
-        run = Run(Path(where), "finetune", OmegaConf.create({}), {}, resumed)
-        count = [0]
-
-        def evaluate() -> dict[str, float]:
-            count[0] += 1
-            if stop_at == count[0]:
-                raise Stop
-            return {"val/accuracy": 0.5}
-
-        keys: dict[str, Any] = {
-            "epochs": None,
-            "steps": 12,
-            "batch_size": 16,
-            "learning_rate": 0.01,
-            "warmup_fraction": 0.1,
-        }
-        try:
-            fit(net, images, labels, run, CPU, ADAMW, evaluate, "val/accuracy", 3, {}, **keys,
-                gradient_clip=1.0, evaluations=4, log_every=3)  # fmt: skip
-        finally:
-            run.close("failed")
+    class Stops(Finetuning):
+        def after_step(self, step: int) -> None:
+            if step == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
 
     straight, broken, again = model(), model(), model()
-    go(straight, "straight", False, None)
-    with pytest.raises(Stop):
-        go(broken, "broken", False, 4)  # ends after step 9; the last checkpoint is of step 6, within an epoch of 4
-    with torch.no_grad():
-        again.classifier.head.weight.add_(1)  # whatever it starts from, the checkpoint decides
-    go(again, "broken", True, None)
+    broken.__class__ = Stops
+    keys: dict[str, Any] = {"steps": 12, "batch_size": 16, "gradient_clip": 1.0, "evaluations": 4, "log_every": 3}
+    train(straight, images, "straight", labels=labels, **keys)
+    with signals.handled(), pytest.raises(signals.Stopped):
+        train(broken, images, "broken", labels=labels, **keys)
+    train(again, images, "broken", resumed=True, labels=labels, **keys)
     for (name, a), b in zip(straight.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    mean_rows = [
-        [{k: v for k, v in r.items() if k != "images_per_second"} for r in rows(w)] for w in ("straight", "broken")
-    ]
-    assert mean_rows[0] == mean_rows[1]
+
+
+def test_a_checkpoint_is_made_by_time_too() -> None:
+    class Slow(Mean):
+        def after_step(self, step: int) -> None:
+            if step == 4:
+                os.utime("a/last.pt", (0, 0))
+                time.sleep(0.7)
+            if step == 6:
+                raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        train(Slow(), ramp(16), "a", steps=10, evaluations=1, save_minutes=0.01)
+    assert checkpoint.load(Path("a/last.pt"))["step"] == 5
+    assert checkpoint.load(Path("a/previous.pt"))["step"] == 0
+
+
+def test_weights_that_are_no_longer_finite_displace_no_checkpoint() -> None:
+    class Breaks(Mean):
+        def after_step(self, step: int) -> None:
+            if step == 9:  # the last: no loss will tell
+                with torch.no_grad():
+                    self.weight.fill_(float("inf"))
+
+    with pytest.raises(UserError, match=r"1 weights, the first weight, became infinite in step 10 .*learning_rate"):
+        train(Breaks(), ramp(16), "a")
+    assert checkpoint.load(Path("a/last.pt"))["step"] == 5
+
+
+def test_a_loss_that_explodes_is_told_once_and_one_that_falls_is_not(caplog: pytest.LogCaptureFixture) -> None:
+    class Grows(Mean):
+        factor = 1.0
+
+        def forward(self, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+            return {"loss": super().forward(batch, rng)["loss"] * 0 + self.factor ** len(self.seen)}
+
+    log.propagate = True
+    try:
+        for factor in (0.5, 2.0):
+            model = Grows()
+            model.factor = factor
+            caplog.clear()
+            train(model, ramp(16), f"by {factor}", steps=20)
+            told = [r.getMessage() for r in caplog.records if "The loss rose" in r.getMessage()]
+            assert len(told) == (factor > 1)
+    finally:
+        log.propagate = False
+    assert "by step 10, at learning rate" in told[0]
+    assert "train.gradient_clip=1" in told[0]
 
 
 def test_case_7_resuming_a_finished_run_does_nothing() -> None:
@@ -235,17 +346,8 @@ def test_case_59_a_frozen_backbone_keeps_every_byte(pieces: Tensor) -> None:
     encoder = Encoder(smallcnn(32, widths=[4, 8]), [0.5] * 3, [0.2] * 3)
     model = Finetuning(Classifier(encoder, 2), Augment(**NOTHING), 0.0, 10, False, 1.0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    run = Run(Path("a"), "finetune", OmegaConf.create({}), {})
-    keys: dict[str, Any] = {
-        "epochs": None,
-        "steps": 10,
-        "batch_size": 16,
-        "learning_rate": 0.01,
-        "warmup_fraction": 0.0,
-    }
-    fit(model, (pieces * 255).to(torch.uint8), torch.arange(60) % 2, run, CPU, ADAMW, dict, "", 0, {}, **keys,
-        gradient_clip=None, evaluations=1, log_every=5)  # fmt: skip
-    run.close("finished")
+    images, labels = (pieces * 255).to(torch.uint8), torch.arange(60) % 2
+    train(model, images, "a", labels=labels, batch_size=16, warmup_fraction=0.0)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]) == ("encoder" in name), name
 
@@ -312,12 +414,12 @@ def test_cases_14_and_19_damaged_and_malicious_checkpoints_are_refused(kind: str
         checkpoint.load(path)
 
 
-def test_case_13_a_full_disk_keeps_the_old_checkpoint_and_leaves_no_part() -> None:
-    """The system itself refuses the write, as a full disk would: the process may write no file above 50 kB."""
+def test_case_13_a_write_that_is_refused_keeps_the_old_checkpoint_and_leaves_no_part() -> None:
+    """The process may write no file above 50 kB."""
     code = """
 import resource, torch
 from pathlib import Path
-from sslrun import checkpoint
+from sslrun import CONF, checkpoint, signals
 checkpoint.save(Path("x.pt"), {"model": {"a": torch.ones(10)}})
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:

@@ -101,7 +101,7 @@ def finetune(
     classifier = _without_training(mode, encoder, chosen, val, hardware, seed)
     metrics = _validated(classifier, val, hardware)
     state = {f"classifier.{k}": v for k, v in classifier.state_dict().items()}
-    for name in ("last.pt", "best.pt"):
+    for name in (checkpoint.LAST, checkpoint.BEST):
         checkpoint.save(run.directory / name, {**keep, "step": 0, "metrics": metrics, "model": state})
     run.metrics(0, metrics)
     return metrics
@@ -151,7 +151,7 @@ def _finetune(
         lambda: _validated(classifier, val, device), "val/accuracy", seed, keep,
     )  # fmt: skip
     report.curves_figure(run)
-    best = checkpoint.load(run.directory / "best.pt")
+    best = checkpoint.load(run.directory / checkpoint.BEST)
     return result | best["metrics"]
 
 
