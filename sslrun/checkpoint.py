@@ -25,7 +25,12 @@ ENCODER = (
 )  # where a pretext task's and a classifier's state has the encoder
 
 
+class Damaged(UserError):
+    """A file does not hold what was written into it."""
+
+
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+OURS = "sslrun"  # the key under which a checkpoint of ours has the version
 
 
 def save(path: Path, content: dict[str, Any], before: Path | None = None) -> None:
@@ -42,7 +47,7 @@ def save(path: Path, content: dict[str, Any], before: Path | None = None) -> Non
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
-            torch.save({"sslrun": __version__, **content}, file)
+            torch.save({OURS: __version__, **content}, file)
             file.flush()
             os.fsync(file.fileno())
         if before is not None and path.exists():
@@ -50,9 +55,10 @@ def save(path: Path, content: dict[str, Any], before: Path | None = None) -> Non
         os.replace(part, path)
         _sync(path.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        part.unlink(missing_ok=True)
         reason = error.strerror if isinstance(error, OSError) else "is the disk full?"
         raise UserError(f"cannot write {path} ({reason}); the checkpoint before it is kept, free some space") from None
+    finally:
+        part.unlink(missing_ok=True)  # it is there if a signal came
 
 
 def _sync(folder: Path) -> None:
@@ -78,21 +84,26 @@ def newest(directory: Path) -> tuple[Path, dict[str, Any]]:
     Raises:
         UserError: none is whole.
     """
-    try:
-        return directory / LAST, load(directory / LAST)
-    except UserError as error:
-        if not (directory / PREVIOUS).is_file():
-            raise
-        content = load(directory / PREVIOUS)
-        log.warning("%s. The checkpoint before it is used, of step %s", error, content.get("step"))
-        return directory / PREVIOUS, content
+    last, previous = directory / LAST, directory / PREVIOUS
+    reason = f"{last} is missing"  # a process was killed between two renames
+    if last.is_file() or not previous.is_file():
+        try:
+            return last, load(last)
+        except Damaged as error:
+            if not previous.is_file():
+                raise
+            reason = str(error)
+    content = load(previous)
+    log.warning("%s. The checkpoint before it is used, of step %s", reason, content.get("step"))
+    return previous, content
 
 
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint of ours or a bare state dict, with `weights_only=True`: nothing in it can execute.
 
     Raises:
-        UserError: no such file, damaged, or not weights.
+        Damaged: the file is not whole, or no file of weights.
+        UserError: no such file, it cannot be read, or it would call what is not ours.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
@@ -103,26 +114,39 @@ def load(path: Path) -> dict[str, Any]:
             if wrong:
                 raise zipfile.BadZipFile(f"wrong checksum of {wrong}")
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'no memory is left'}") from None
     except Exception as error:  # of many kinds, all of which mean bytes that are not a checkpoint
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged or is not a file of weights: {reason[:150]}") from None
+        raise Damaged(f"{path} is damaged or is not a file of weights: {reason[:150]}") from None
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{path} holds {type(content).__name__}, not weights")
-    _check_parts(content, path)
+        raise Damaged(f"{path} holds {type(content).__name__}, not weights")
+    if OURS in content:
+        _check_parts(content, path)
     return content
 
 
 def _check_parts(content: dict[str, Any], path: Path) -> None:
-    """Refuse a file whose parts are not what their names say, and a config that would call what is not ours."""
-    kinds = {"config": dict, "class_names": list, "step": int, "metrics": dict}
+    """Refuse a checkpoint whose parts are not what their names say, or whose config would call what is not ours."""
+    kinds = {"config": dict, "class_names": list, "step": int, "metrics": dict, "model": dict}
     wrong = [k for k, kind in kinds.items() if k in content and not isinstance(content[k], kind)]
-    for key in ("model", "state_dict"):
-        state = content.get(key, {})
-        if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-            wrong.append(key)
+    if not wrong and not all(isinstance(v, Tensor) for v in content.get("model", {}).values()):
+        wrong = ["model"]
     if wrong:
-        raise UserError(f"{path} is damaged or is not a file of weights: its {', '.join(wrong)} is something else")
+        raise Damaged(f"{path} is damaged: its {', '.join(wrong)} is something else")
     refuse_foreign(content.get("config"), path)
+
+
+def bare(content: dict[str, Any], path: Path) -> State:
+    """Return the weights of a file that others wrote: a state dict, or one under `state_dict` or `model`.
+
+    Raises:
+        UserError: there are none.
+    """
+    state = content.get("state_dict", content.get("model", content))
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path} holds no weights: a state dict, or one under state_dict or model, is needed")
+    return state
 
 
 def load_state(module: nn.Module, state: State, source: Path | str) -> None:

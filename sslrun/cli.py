@@ -216,7 +216,8 @@ def _launch(stage: str, flags: list[str], values: list[str], others: list[str]) 
     values = _latest(stage, values)
     sweep = _stopped_sweep(values)
     if sweep is not None:
-        values, multirun = _as_started(sweep, stage, values), True
+        values, own = _as_started(sweep, stage, values)
+        multirun, flags = True, [*flags, *(["-cd", own] if own and config_dir(flags) is None else [])]
         flags = [*flags, "-m"] if "-m" not in flags and "--multirun" not in flags else flags
     resumed = _resume(values)
     if resumed != values and multirun:
@@ -292,14 +293,15 @@ def _latest(stage: str, values: list[str]) -> list[str]:
     from sslrun import run
     from sslrun.errors import UserError
 
-    if "resume=latest" not in values:
+    latest = [v for v in values if v.startswith("resume=") and v.partition("=")[2].strip("'\"") == "latest"]
+    if not latest:
         return values
     found = run.find([stage])
     if not found:
         raise UserError(f"resume=latest: no {stage} run in outputs/{stage}")
     newest = found[-1][0]
     place = newest.parent if (newest.parent / SWEEP).is_file() else newest
-    return [f"resume={place}" if v == "resume=latest" else v for v in values]
+    return [f"resume={place}" if v in latest else v for v in values]
 
 
 def _stopped_sweep(values: list[str]) -> Path | None:
@@ -308,8 +310,11 @@ def _stopped_sweep(values: list[str]) -> Path | None:
     return named[0] if named and (named[0] / SWEEP).is_file() else None
 
 
-def _as_started(sweep: Path, stage: str, values: list[str]) -> list[str]:
-    """Return what a sweep was started with, into the same folder: jobs that are finished are passed over."""
+def _as_started(sweep: Path, stage: str, values: list[str]) -> tuple[list[str], str | None]:
+    """Return what a sweep was started with, into the same folder, and the user's config folder if it had one.
+
+    The jobs that are finished are passed over.
+    """
     from omegaconf import OmegaConf
 
     from sslrun.errors import UserError
@@ -319,13 +324,16 @@ def _as_started(sweep: Path, stage: str, values: list[str]) -> list[str]:
         raise UserError(f"{' '.join(others)}: a sweep goes on as it was started; leave it away")
     try:
         hydra = OmegaConf.load(sweep / SWEEP).hydra
-        started, own, was = list(hydra.overrides.task), list(hydra.overrides.hydra), hydra.job.config_name
+        started, settings, was = list(hydra.overrides.task), list(hydra.overrides.hydra), hydra.job.config_name
+        folders = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
     except Exception as error:
         raise UserError(f"{sweep / SWEEP} cannot be read: {error}") from None
     if was != stage:
         raise UserError(f"resume={sweep} is a {was} sweep: say sslrun {was} resume=...")
-    kept = [o for o in own if not o.startswith(("hydra.sweep.dir=", "hydra.mode="))]
-    return [*started, *kept, f"hydra.sweep.dir={quoted(str(sweep))}"]
+    kept = [o for o in settings if not o.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+    if any("_target_" in o for o in kept):
+        raise UserError(f"{sweep / SWEEP} would have Hydra call something of its own: start the sweep anew")
+    return [*started, *kept, f"hydra.sweep.dir={quoted(str(sweep))}"], folders[0] if folders else None
 
 
 def _resume(values: list[str]) -> list[str]:

@@ -79,8 +79,10 @@ def refuse_foreign(node: Any, source: Path | str) -> None:
     """
     if isinstance(node, dict):
         target = node.get("_target_")
-        if target is not None and target not in _our_targets() and not _is_here(str(target)):
-            raise UserError(f"{source} would call {target}, which is neither sslrun's nor code in this folder: refused")
+        if target is not None and not (isinstance(target, str) and (target in _our_targets() or _is_here(target))):
+            raise UserError(
+                f"{source} would call {target}, which is neither sslrun's nor in a Python file of this folder: refused"
+            )
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         refuse_foreign(value, source)
 

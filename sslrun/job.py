@@ -20,9 +20,10 @@ from sslrun import checkpoint, command, signals
 from sslrun.config import UserError, build, check, locate, refuse_foreign
 from sslrun.console import log, start_logging
 from sslrun.device import kind
-from sslrun.run import Run, is_finished, read_summary, score
+from sslrun.run import Run, read_summary, score
 
-MAY_DIFFER = ("train.epochs", "train.steps", "dataset.root", "unlabeled")  # and the device, when a run is resumed
+# What may differ when a run is resumed, besides the device: how long it is, where the data lie, what is kept.
+MAY_DIFFER = ("train.epochs", "train.steps", "train.save_minutes", "train.keep_every", "dataset.root", "unlabeled")
 
 
 def job(config: DictConfig) -> float | None:
@@ -38,18 +39,22 @@ def job(config: DictConfig) -> float | None:
     in_sweep = hydra.mode == RunMode.MULTIRUN
     if in_sweep:
         log.info("--- job %s: %s", hydra.job.num, " ".join(hydra.overrides.task) or "defaults")
-        if is_finished(Path(hydra.runtime.output_dir)):  # by an earlier process, of which this one goes on
-            log.info("Finished before: %s", hydra.runtime.output_dir)
-            return _score(read_summary(Path(hydra.runtime.output_dir)))
     run = None
     try:
         with signals.handled():
-            run, function = _open(config, hydra)
+            before = _job_before(hydra) if in_sweep else None
+            if before is not None and before["status"] == "finished":
+                log.info("Finished before: %s", hydra.runtime.output_dir)
+                return _score(before)
+            run, function = _open(config, hydra, again=before is not None)
             run.in_sweep = in_sweep
             result = function(run, **run.summary["config"])
-            run.close("finished", **result)
-        log.info("Finished in %.0f s: %s", run.summary["wall_time_seconds"], run.directory)
-        return _score(run.summary)
+            with signals.later():
+                run.close("finished", **result)
+            log.info("Finished in %.0f s: %s", run.summary["wall_time_seconds"], run.directory)
+            summary, run = run.summary, None
+            signals.check()
+        return _score(summary)
     except BrokenPipeError:  # `sslrun data check format=json | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if run is not None:
@@ -87,7 +92,7 @@ def _how_to_go_on(run: Run, hydra: Any) -> str:
         place = run.directory
     else:
         return ""
-    return f" Go on with: {command(run.stage)} {shlex.quote(f'resume={place}')}"
+    return f" Go on with: {command(run.stage)} {shlex.quote(f'resume={Path(place).as_posix()}')}"
 
 
 def _explained(error: Exception) -> str:
@@ -101,20 +106,46 @@ def _explained(error: Exception) -> str:
     return traceback.format_exc()
 
 
-def _open(config: DictConfig, hydra: Any) -> tuple[Run, Callable[..., dict[str, Any]]]:
+def _job_before(hydra: Any) -> dict[str, Any] | None:
+    """Return the summary that this job of a sweep has from an earlier process, of which this one goes on.
+
+    Raises:
+        UserError: the folder is another job's.
+    """
+    directory = Path(hydra.runtime.output_dir)
+    if not (directory / "summary.json").exists():
+        return None
+    summary = read_summary(directory)
+    asked = [f"{k}={v}" for k, v in _asked(hydra).items()]
+    if summary.get("overrides") != asked:
+        raise UserError(f"{directory} is of another job ({' '.join(summary.get('overrides', []))}): nothing is done")
+    return summary
+
+
+def _asked(hydra: Any) -> dict[str, str]:
+    return dict(o.lstrip("+").split("=", 1) for o in hydra.overrides.task if "=" in o)
+
+
+def _open(config: DictConfig, hydra: Any, again: bool) -> tuple[Run, Callable[..., dict[str, Any]]]:
     """Check the config and open the run directory; return the run and its stage's function."""
     stage = str(hydra.job.config_name)
-    asked = dict(o.lstrip("+").split("=", 1) for o in hydra.overrides.task if "=" in o)
+    asked = _asked(hydra)
     function = locate(f"sslrun.stages.{stage}.{stage}")
     directory = Path(hydra.runtime.output_dir)
     resumed = config.get("resume")
-    again = hydra.mode == RunMode.MULTIRUN and (directory / "summary.json").exists()
-    if again and "resume" in config and checkpoint.there_is_one(directory):
+    if (
+        again
+        and "resume" in config
+        and config.get("mode", "finetune") == "finetune"
+        and checkpoint.there_is_one(directory)
+    ):
         resumed = directory
     if resumed:
-        directory, config = Path(resumed), _resumed_config(Path(resumed), stage, asked, config)
+        changes = {} if again else asked
+        directory, config = Path(resumed), _resumed_config(Path(resumed), stage, changes, config)
     elif directory.is_relative_to(Path.cwd()):
         directory = directory.relative_to(Path.cwd())
+    refuse_foreign(OmegaConf.to_container(config), "the config")  # sooner than when its checkpoint is read
     mistakes = check(config, function)
     if mistakes:
         raise UserError("\n".join(mistakes))

@@ -87,7 +87,7 @@ class Run:
             "status": "running",
             "started": self._summary.get("started") or _now(),
             "command": f"{command(stage)} {shlex.join(sys.argv[1:])}".strip(),
-            "overrides": [f"{k}={v}" for k, v in asked.items()],
+            "overrides": _as_asked(self._summary if resumed else {}, asked),
             "versions": {p: version(p) for p in ("torch", "torchvision", "numpy", "scikit-learn", "hydra-core")}
             | {"sslrun": __version__, "python": platform.python_version()},
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
@@ -132,6 +132,15 @@ class Run:
                 self.tensorboard.add_scalar(name, value, step)
         except OSError as error:
             raise _full(self.directory, error) from None
+
+    def sync(self) -> None:
+        """Have what was logged on the disk, before a checkpoint that counts on it."""
+        path = self.directory / "metrics.jsonl"
+        if path.exists():
+            with path.open("a") as file:
+                os.fsync(file.fileno())
+        if self._writer is not None:
+            self._writer.flush()
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that a resumed run does again, from TensorBoard's curves too."""
@@ -180,6 +189,12 @@ class Run:
         self._writer.add_hparams(flat, scores, run_name=".")
 
 
+def _as_asked(summary: dict[str, Any], asked: dict[str, str]) -> list[str]:
+    """Return the overrides of a run, with those that were added when it was resumed."""
+    before = dict(o.split("=", 1) for o in summary.get("overrides", []))
+    return [f"{k}={v}" for k, v in (before | {k: v for k, v in asked.items() if k != "resume"}).items()]
+
+
 def _locked(directory: Path) -> FileLock:
     """Hold a lock on a run directory as long as this process lives, however it ends.
 
@@ -209,7 +224,10 @@ def write_text(path: Path, text: str) -> None:
     """
     part = path.with_name(f".{path.name}.part")
     try:
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+        with part.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)

@@ -4,13 +4,16 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 HANDLED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+AT_ONCE = 0.5  # seconds in which a repeated signal is the same one: `timeout` sends it to the process and its group
 _asked: int | None = None  # the signal that came
-_in_steps = False
+_asked_at = 0.0
+_waits = False
 
 
 class Stopped(KeyboardInterrupt):
@@ -27,7 +30,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Turn the signals into `Stopped`: at once, or after the step in `steps()`. A second signal ends the process.
+    """Turn the signals into `Stopped`: at once, or where `check` is called in `later()`. A second ends the process.
 
     A signal that is ignored, as SIGHUP is under nohup, stays ignored. Off the main thread nothing is changed.
     """
@@ -48,18 +51,18 @@ def handled() -> Iterator[None]:
 
 
 @contextmanager
-def steps() -> Iterator[None]:
+def later() -> Iterator[None]:
     """Let a signal wait until `check` is called."""
-    global _in_steps
-    _in_steps = True
+    global _waits
+    _waits = True
     try:
         yield
     finally:
-        _in_steps = False
+        _waits = False
 
 
 def asked() -> bool:
-    """Tell whether a signal came during `steps()`."""
+    """Tell whether a signal came during `later()`."""
     return _asked is not None
 
 
@@ -70,11 +73,18 @@ def check() -> None:
 
 
 def _came(number: int, frame: FrameType | None) -> None:
-    global _asked
-    again, _asked = _asked is not None, number
-    if again:
-        os._exit(128 + number)
-    if not _in_steps:
+    global _asked, _asked_at
+    now = time.monotonic()
+    if _asked is not None:
+        if now - _asked_at > AT_ONCE:
+            os._exit(128 + number)
+        return
+    _asked, _asked_at = number, now
+    said = f"\n{signal.Signals(number).name}: finishing the step, saving\n" if _waits else "\n"
+    stderr = sys.__stderr__.fileno() if sys.__stderr__ else 2
+    try:
+        os.write(stderr, said.encode())  # past Python's buffers, which this may have interrupted
+    except OSError:  # the terminal is closed, or the pipe's reader gone: nothing that is said later may fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stderr)
+    if not _waits:
         raise Stopped(number)
-    name = signal.Signals(number).name  # written past Python's buffers, which this may have interrupted
-    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{name}: finishing the step, saving\n".encode())

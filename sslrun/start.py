@@ -73,7 +73,7 @@ def find_start(init: str, backbone: Node, dataset: Node) -> Start:
         path, content = checkpoint.newest(path)
     else:
         content = checkpoint.load(path)
-    if "config" not in content:
+    if checkpoint.OURS not in content:
         return Start(path.stem, path, None, {})
     config = content["config"]
     asked, has = backbone.get("_target_"), config["backbone"]["_target_"]
@@ -205,10 +205,9 @@ def encoder_at(start: Start, backbone: Node, dataset: Node, data: Dataset) -> En
     elif start.encoder:
         checkpoint.load_state(encoder, start.encoder, start.path or start.name)
     elif start.path is not None:  # a bare file: the backbone's own keys, or a whole encoder's
-        content = checkpoint.load(start.path)
-        content = content.get("state_dict", content.get("model", content))
-        module: nn.Module = encoder if "mean" in content else encoder.backbone
-        checkpoint.load_state(module, content, start.path)
+        weights = checkpoint.bare(checkpoint.load(start.path), start.path)
+        module: nn.Module = encoder if "mean" in weights else encoder.backbone
+        checkpoint.load_state(module, weights, start.path)
     return encoder
 
 
@@ -259,7 +258,7 @@ def load_classifier(directory: Path) -> Trained:
     """
     path = directory / checkpoint.BEST
     content = checkpoint.load(path)
-    state = checkpoint.part(content.get("model", {}), "classifier.")
+    state = checkpoint.part(content.get("model", {}), "classifier.") if checkpoint.OURS in content else {}
     if not state or "class_names" not in content:
         raise UserError(f"{path} holds no classifier: sslrun finetune init={directory} makes one")
     config, names = content["config"], content["class_names"]

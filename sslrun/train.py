@@ -122,7 +122,7 @@ def fit(
 
     unit = "images"
     before = start * len(images) // per_epoch
-    with progress(run.stage, total * len(images) // per_epoch, unit, before) as advance, signals.steps():
+    with progress(run.stage, total * len(images) // per_epoch, unit, before) as advance, signals.later():
         began = time.perf_counter()
         for step, rows, pixels in _gathered(images, start, total, per_epoch, seed):
             epoch, i = divmod(step, per_epoch)
@@ -140,15 +140,18 @@ def fit(
                 row = window.close(step, optimizer.param_groups[-1]["lr"], run)
                 began = time.perf_counter()
                 run.metrics(done, {"epoch": done / per_epoch, **row})
+            also = f"step_{done:06d}.pt" if keep_every is not None and done % keep_every == 0 else None
+            stop = signals.asked()
             if done in stops:
-                state.evaluated(done, _evaluate(model, evaluate))
+                state.evaluated(done, _evaluate(model, evaluate), also)
                 log.info("step %d/%d %s", done, total, _said(row | state.metrics))
-            kept = keep_every is not None and done % keep_every == 0
-            if kept or signals.asked() or time.monotonic() - state.saved_at > 60 * save_minutes:
-                state.save(done, f"step_{done:06d}.pt" if kept else None)
-            signals.check()
-            if done in stops or kept:
+            elif also or stop or time.monotonic() - state.saved_at > 60 * save_minutes:
+                state.save(done, also)
+            if stop:
+                signals.check()
+            if state.saved == done:
                 began = time.perf_counter()  # evaluations and checkpoints are no part of the speed
+    signals.check()
     return {**state.metrics, "best/step": state.best[1], **window.summary()}
 
 
@@ -319,10 +322,12 @@ class _Window:
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs to log the same means."""
         rows = [({k: float(v) for k, v in out.items()}, n) for out, n in self.rows]
-        return {"rows": rows, "last": self.last, "first": self.first, "warned": self.warned}
+        kept = {"seconds": self.seconds, "last": self.last, "first": self.first, "warned": self.warned}
+        return {"rows": rows, **kept}
 
     def restore(self, state: dict[str, Any], device: Device) -> None:
         self.rows = [({k: torch.tensor(v, device=device.torch) for k, v in out.items()}, n) for out, n in state["rows"]]
+        self.images, self.seconds = sum(n for _, n in self.rows), state["seconds"]
         self.last, self.first, self.warned = state["last"], state["first"], state["warned"]
 
     def summary(self) -> dict[str, float]:
@@ -348,9 +353,9 @@ class _State:
         self.keep, self.monitor, self.window = keep, monitor, window
         self.best: tuple[float, int] = (-math.inf, 0)
         self.metrics: dict[str, float] = {}
-        self.saved_at = time.monotonic()
+        self.saved, self.saved_at = -1, time.monotonic()
 
-    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+    def evaluated(self, step: int, metrics: dict[str, float], also: str | None = None) -> None:
         """Log an evaluation and save `last.pt`, and `best.pt` if it is not below the best so far."""
         self.metrics = metrics
         self.run.metrics(step, metrics)
@@ -358,7 +363,7 @@ class _State:
         if value >= self.best[0]:
             self.best = (value, step)
             checkpoint.save(self.run.directory / checkpoint.BEST, self._content(step))
-        self.save(step)
+        self.save(step, also)
 
     def save(self, step: int, also: str | None = None) -> None:
         """Save the state after so many steps as `last.pt`; `also` is the name of a checkpoint that stays."""
@@ -368,10 +373,11 @@ class _State:
             "window": self.window.state(),
         }
         directory, content = self.run.directory, self._content(step) | trainer
-        checkpoint.save(directory / checkpoint.LAST, content, before=directory / checkpoint.PREVIOUS)
+        self.run.sync()
         if also:
             checkpoint.save(directory / also, content)
-        self.saved_at = time.monotonic()
+        checkpoint.save(directory / checkpoint.LAST, content, before=directory / checkpoint.PREVIOUS)
+        self.saved, self.saved_at = step, time.monotonic()
 
     def _content(self, step: int) -> dict[str, Any]:
         state = self.model.state_dict()
@@ -391,7 +397,8 @@ class _State:
         self.optimizer.load_state_dict(content["optimizer"])
         self.device.scaler.load_state_dict(content["scaler"])
         self.best, self.metrics = (content["best"][0], content["best"][1]), content["metrics"]
-        self.window.restore(content["window"], self.device)
+        if "window" in content:
+            self.window.restore(content["window"], self.device)
         self.run.forget_after(content["step"])
         log.info("Going on after step %d", content["step"])
         return content["step"]

@@ -9,7 +9,7 @@ LAST = 72
 
 
 def tests_by_case() -> dict[int, list[str]]:
-    """Read the numbers in the names of tests: `test_case_7_...`, `test_cases_2_to_6_...`, `test_cases_14_and_19_...`."""
+    """Read the numbers in the names of tests: `test_case_7_...`, `test_cases_2_to_6_...`, `test_cases_1_and_9_...`."""
     found: dict[int, list[str]] = {n: [] for n in range(1, LAST + 1)}
     for file in sorted(HERE.glob("test_*.py")):
         for name in re.findall(r"^def (test_cases?_\d\w*)", file.read_text(), re.MULTILINE):
@@ -37,7 +37,9 @@ def test_every_case_has_a_test_and_the_table_names_it() -> None:
 def write() -> None:
     """Put the names of the tests into the table."""
     head = TABLE.read_text().split("| 1 |")[0]
-    body = [f"| {n} | {rows()[n][0]} | {'<br>'.join(f'`{t}`' for t in tests)} |" for n, tests in tests_by_case().items()]
+    body = [
+        f"| {n} | {rows()[n][0]} | {'<br>'.join(f'`{t}`' for t in tests)} |" for n, tests in tests_by_case().items()
+    ]
     TABLE.write_text(head + "\n".join(body) + "\n")
 
 

@@ -101,7 +101,9 @@ def test_any_file_is_a_checkpoint_or_refused_in_words(changes: Changes, part: fl
 
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-(2**40), 2**40), st.floats(), st.text(max_size=5)),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5) | st.just("_target_"), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
@@ -109,7 +111,7 @@ VALUES = st.recursive(
 @bounded(200)
 @given(st.dictionaries(st.sampled_from(["model", "config", "class_names", "step", "state_dict"]), VALUES))
 def test_any_content_is_a_checkpoint_or_refused_in_words(content: dict[str, object]) -> None:
-    torch.save(content, "x.pt")
+    torch.save({checkpoint.OURS: "0.1.0", **content}, "x.pt")
     try:
         found = checkpoint.load(Path("x.pt"))
     except UserError as error:
