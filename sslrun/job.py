@@ -26,6 +26,10 @@ from sslrun.run import Run, read_summary, score
 MAY_DIFFER = ("train.epochs", "train.steps", "train.save_minutes", "train.keep_every", "dataset.root", "unlabeled")
 
 
+class AnotherJob(UserError):
+    """The folder of a job holds what another one has done: the whole sweep is in the wrong place."""
+
+
 def job(config: DictConfig) -> float | None:
     """Check the config, open the run directory, run the stage, close the directory.
 
@@ -71,7 +75,7 @@ def job(config: DictConfig) -> float | None:
             run.close("failed", error=str(error) or type(error).__name__)
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        if in_sweep:
+        if in_sweep and not isinstance(error, AnotherJob):
             return None  # the other jobs go on; the end of the sweep tells of this one
         raise SystemExit(1) from None
     finally:
@@ -110,7 +114,7 @@ def _job_before(hydra: Any) -> dict[str, Any] | None:
     """Return the summary that this job of a sweep has from an earlier process, of which this one goes on.
 
     Raises:
-        UserError: the folder is another job's.
+        AnotherJob: the folder is not of this one.
     """
     directory = Path(hydra.runtime.output_dir)
     if not (directory / "summary.json").exists():
@@ -118,7 +122,7 @@ def _job_before(hydra: Any) -> dict[str, Any] | None:
     summary = read_summary(directory)
     asked = [f"{k}={v}" for k, v in _asked(hydra).items()]
     if summary.get("overrides") != asked:
-        raise UserError(f"{directory} is of another job ({' '.join(summary.get('overrides', []))}): nothing is done")
+        raise AnotherJob(f"{directory} is of another job ({' '.join(summary.get('overrides', []))}): nothing is done")
     return summary
 
 

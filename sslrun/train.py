@@ -331,8 +331,8 @@ class _Window:
         self.last, self.first, self.warned = state["last"], state["first"], state["warned"]
 
     def summary(self) -> dict[str, float]:
-        if not self.images:
-            return {}
+        if not self.total_seconds:
+            return self.last
         return {**self.last, "images_per_second": round(self.images / self.total_seconds, 1)}
 
 

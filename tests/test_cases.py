@@ -8,7 +8,7 @@ TABLE = HERE / "CASES.md"
 LAST = 72
 
 
-def tests_by_case() -> dict[int, list[str]]:
+def _tests_by_case() -> dict[int, list[str]]:
     """Read the numbers in the names of tests: `test_case_7_...`, `test_cases_2_to_6_...`, `test_cases_1_and_9_...`."""
     found: dict[int, list[str]] = {n: [] for n in range(1, LAST + 1)}
     for file in sorted(HERE.glob("test_*.py")):
@@ -27,7 +27,7 @@ def rows() -> dict[int, tuple[str, list[str]]]:
 
 
 def test_every_case_has_a_test_and_the_table_names_it() -> None:
-    table, found = rows(), tests_by_case()
+    table, found = rows(), _tests_by_case()
     assert list(table) == list(range(1, LAST + 1))
     assert not [n for n, tests in found.items() if not tests]
     wrong = {n: tests for n, tests in found.items() if sorted(table[n][1]) != sorted(f"`{t}`" for t in tests)}
@@ -38,7 +38,7 @@ def write() -> None:
     """Put the names of the tests into the table."""
     head = TABLE.read_text().split("| 1 |")[0]
     body = [
-        f"| {n} | {rows()[n][0]} | {'<br>'.join(f'`{t}`' for t in tests)} |" for n, tests in tests_by_case().items()
+        f"| {n} | {rows()[n][0]} | {'<br>'.join(f'`{t}`' for t in tests)} |" for n, tests in _tests_by_case().items()
     ]
     TABLE.write_text(head + "\n".join(body) + "\n")
 

@@ -26,11 +26,22 @@ from sslrun import checkpoint
 from tests.conftest import TINY, Cli, run_here
 
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["torch", "torchvision", "sslrun.job", "tests.test_faults"])
+FORKED.set_forkserver_preload(
+    ["torch", "torchvision", "torch.utils.tensorboard", "matplotlib.figure", "sklearn.datasets", "sslrun.job",
+     "sslrun.stages.pretrain", "sslrun.stages.finetune", "tests.test_faults"]
+)  # fmt: skip
 DIGITS = ("dataset=digits", "dataset.max_images=120", "dataset.image_size=16", *TINY, "train.batch_size=32")
 STEPS = 24  # 6 epochs of 4 batches
 PRETRAIN = ("pretrain", *DIGITS, f"train.steps={STEPS}", "train.evaluations=3", "train.log_every=3")
-FINETUNE = ("finetune", "init=scratch", *DIGITS, f"train.steps={STEPS}", "train.evaluations=3", "train.log_every=3")
+FINETUNE = (
+    "finetune",
+    "init=scratch",
+    "backbone=smallcnn",
+    *DIGITS,
+    f"train.steps={STEPS}",
+    "train.evaluations=3",
+    "train.log_every=3",
+)
 OFTEN = ("train.save_minutes=0.00001",)  # after every step
 
 
@@ -72,12 +83,17 @@ def run(*arguments: str, folder: str = ".") -> str:
     return said
 
 
-def wait_for(there: Callable[[], bool]) -> None:
-    """Wait until something is so."""
-    until = time.monotonic() + 60
+def wait_for(process: ForkServerProcess | subprocess.Popen[bytes], there: Callable[[], bool]) -> None:
+    """Wait until something is so, while a process works on it."""
     while not there():
-        assert time.monotonic() < until, Path("said").read_text()
+        alive = process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()
+        assert alive, Path("said").read_text()
         time.sleep(0.002)
+
+
+def in_steps(where: str) -> bool:
+    """Tell whether a run has logged more than the state before its first step."""
+    return any(len(p.read_text().splitlines()) > 1 for p in Path("outputs").glob(f"{where}/metrics.jsonl"))
 
 
 def directory(folder: str = ".", stage: str = "pretrain") -> Path:
@@ -143,7 +159,7 @@ def killed_until_done(kills: int, stage: tuple[str, ...], seed: int) -> None:
 
 
 def test_case_11_a_run_that_is_killed_at_random_moments_ends_as_if_it_had_not_been() -> None:
-    killed_until_done(4, PRETRAIN, 0)
+    killed_until_done(3, PRETRAIN, 0)
 
 
 @pytest.mark.slow
@@ -154,7 +170,7 @@ def test_case_11_twenty_times(stage: tuple[str, ...]) -> None:
 
 def test_case_18_a_second_process_is_refused_and_a_killed_one_leaves_no_lock() -> None:
     process = start(*PRETRAIN[:-3], "train.steps=100000", *OFTEN, "train.evaluations=1")
-    wait_for(lambda: bool(list(Path("outputs").glob("pretrain/*/last.pt"))))
+    wait_for(process, lambda: bool(list(Path("outputs").glob("pretrain/*/last.pt"))))
     place = directory()
     second = start("pretrain", f"resume={place}")
     assert ended(second) == 1
@@ -170,7 +186,7 @@ def test_case_18_a_second_process_is_refused_and_a_killed_one_leaves_no_lock() -
 def stopped(number: int, stage: tuple[str, ...]) -> tuple[Path, str]:
     """Stop a run by a signal as soon as it takes steps; return its directory and what it said."""
     process = start(*stage)
-    wait_for(lambda: any(len(p.read_text().splitlines()) > 1 for p in Path("outputs").glob("*/*/metrics.jsonl")))
+    wait_for(process, lambda: in_steps("*/*"))
     assert process.pid is not None
     os.kill(process.pid, number)
     code, said = ended(process), Path("said").read_text()
@@ -223,7 +239,7 @@ def slow(seconds: float) -> ForkServerProcess:
     Path("slow.py").write_text(SLOW)
     Path("mine/pretext/slow.yaml").write_text(f"_target_: slow.Slow\nseconds: {seconds}\n")
     process = start("pretrain", "-cd", "mine", "pretext=slow", *DIGITS, "train.steps=50")
-    wait_for(lambda: bool(list(Path("outputs").glob("pretrain/*/last.pt"))))
+    wait_for(process, lambda: bool(list(Path("outputs").glob("pretrain/*/last.pt"))))
     time.sleep(0.3)
     assert process.pid is not None
     return process
@@ -248,7 +264,7 @@ def test_case_23_a_terminal_that_is_closed_loses_nothing() -> None:
     """Standard error is a pipe whose reader is gone by the time of the signal, as with `2>&1 | tee` and Ctrl-C."""
     command = [sys.executable, "-m", "sslrun", *PRETRAIN, "train.steps=20000", "train.evaluations=1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=reset_hangup)
-    wait_for(lambda: any(len(p.read_text().splitlines()) > 1 for p in Path("outputs").glob("*/*/metrics.jsonl")))
+    wait_for(process, lambda: in_steps("*/*"))
     assert process.stderr is not None
     process.stderr.close()
     process.send_signal(signal.SIGHUP)
@@ -278,7 +294,7 @@ def test_case_25_a_signal_during_a_save() -> None:
 def test_a_sweep_goes_on_where_it_stopped() -> None:
     seeds = "seed=0,1,2"
     process = start("pretrain", "-m", *(a.replace(f"={STEPS}", "=150") for a in PRETRAIN[1:]), seeds)
-    wait_for(lambda: any(len(p.read_text().splitlines()) > 1 for p in Path("outputs").glob("*/*/1/metrics.jsonl")))
+    wait_for(process, lambda: in_steps("*/*/1"))
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
     assert ended(process) == 128 + signal.SIGTERM
@@ -313,9 +329,7 @@ def test_a_sweep_of_finetunings_goes_on_from_the_starts_that_it_named() -> None:
     run(*PRETRAIN)
     jobs = ("finetune", "-m", "init=simclr,scratch", "label_fraction=0.5", "train.steps=150", *TINY[-3:])
     process = start(*jobs)
-    wait_for(
-        lambda: any(len(p.read_text().splitlines()) > 1 for p in Path("outputs").glob("finetune/*/0/metrics.jsonl"))
-    )
+    wait_for(process, lambda: in_steps("finetune/*/0"))
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
     assert ended(process) == 128 + signal.SIGTERM
@@ -332,7 +346,6 @@ def test_a_sweep_into_folders_of_other_jobs_does_nothing_to_them(cli: Cli) -> No
     answer = cli("pretrain", "-m", "hydra.sweep.subdir=one", "seed=0,1", *PRETRAIN[1:])
     assert answer.code == 1
     assert "is of another job" in answer.err
-    assert "1 of the jobs failed" in answer.err
 
 
 # ----------------------------------------------------------------------------------------------------------- disks
@@ -353,7 +366,9 @@ SSLRUN = f"{sys.executable} -m sslrun"
 
 def test_case_13_a_disk_that_fills_up_leaves_a_checkpoint_that_goes_on() -> None:
     more = " ".join([*PRETRAIN, *OFTEN, "train.steps=2000", "train.keep_every=1", "backbone.widths=[8,16,64]"])
-    done = in_a_mount("size=3m", f"cd disk; {SSLRUN} {more}; echo rc $?; cp -r outputs ../kept; find . -name '.*.part'")
+    done = in_a_mount(
+        "size=10m", f"cd disk; {SSLRUN} {more}; echo rc $?; cp -r outputs ../kept; find . -name '.*.part'"
+    )
     assert done.stdout.splitlines() == ["rc 1"], done.stdout + done.stderr
     assert "cannot write outputs/pretrain/" in done.stderr
     assert "Traceback" not in done.stderr
