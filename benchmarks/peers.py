@@ -104,7 +104,7 @@ def speed(quick: bool) -> None:
         _as_folder(array, folder / "noise")
         both = ["dataset=folder", f"dataset.root={folder / 'noise'}", "dataset.image_size=32", "train.evaluations=1"]
         python = lightly_python()
-        for backbone, floor, steps, seconds in (("smallcnn", 2.2, 80, 20), ("resnet18", 1.8, 10, 30)):
+        for backbone, floor, steps, seconds in (("smallcnn", 2.2, 80, 20), ("resnet18", 1.8, 10, 20)):
             rows = []
             for _ in range(turns):
                 lightly = peer(python, "lightly_simclr.py", folder / "noise.npz", backbone, seconds, 0)

@@ -30,7 +30,7 @@ from sslrun.run import Run, read_metrics
 from sslrun.train import generator
 
 PRETEXTS, BACKBONES, SIZES = ("simclr", "rotation", "jigsaw"), ("smallcnn", "resnet18", "mobilenetv2"), (32, 64)
-STEP = 0.6  # seconds that a step should take on a CPU; a whole batch takes longer, and shows less overhead
+STEP = 0.5  # seconds that a step should take on a CPU; a whole batch takes longer, and shows less overhead
 SMALL_SET = 3000  # pictures: the checkpoint of every fifth epoch is spread over so many times five
 
 
@@ -141,7 +141,7 @@ def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[floa
 def every_mode(quick: bool) -> None:
     """Print the table of floor 2."""
     print("### 2. The right mode: what `device.precision=auto` chose against the best of all\n")
-    print("Images/s of forward and backward, best of 5 turns (4 in quick mode). `compiled`: by torch.compile, its own")
+    print("Images/s of forward and backward, best of 5 turns (3 in quick mode). `compiled`: by torch.compile, its own")
     print(
         "time not counted; in quick mode of the chosen mode alone, at 32 px. `cost` is the time that the choice took,"
     )
@@ -183,7 +183,7 @@ def _modes(backbone: str, size: int, quick: bool) -> tuple[str, float]:
             network.compile()
             runners[f"{mode[0]} {mode[1]} compiled"] = (mode, network)
     best = dict.fromkeys(runners, 0.0)
-    for turn in range(6 if quick else 7):
+    for turn in range(5 if quick else 7):
         for name, (mode, network) in runners.items():
             device.use(*mode)
             began = time.perf_counter()

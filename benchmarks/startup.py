@@ -54,7 +54,7 @@ def main(quick: bool) -> None:
             "predict": (*PREDICT, "many/0.jpg", "figures=1"),
         }
         turns: list[dict[str, float]] = []
-        for _ in range(4 if quick else 11):
+        for _ in range(3 if quick else 11):
             turns.append({k: seconds(folder, *c) for k, c in commands.items()})
         turns = turns[1:]  # the first reads the libraries from disk
 
