@@ -46,7 +46,7 @@ def sections(fashion: str | None, folder: str | None, quick: bool) -> list[tuple
     data = [["dataset=digits"]] if not fashion and not folder else []
     data += [["dataset=fashion_mnist", f"dataset.root={fashion}"]] if fashion else []
     data += [["dataset=folder", f"dataset.root={folder}"]] if folder else []
-    budget = ["--seconds", "15", "--seeds", "1"] if quick else ["--seconds", "300", "--seeds", "3"]
+    budget = ["--seconds", "8", "--seeds", "1"] if quick else ["--seconds", "300", "--seeds", "3"]
     small = [d for d in data if "fashion" not in d[0]]  # 50 epochs of 60,000 pictures take hours
     every = [
         ("1", "", [["speed.py", "overhead", *short]]),

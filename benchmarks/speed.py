@@ -78,7 +78,7 @@ def overhead(quick: bool) -> None:
     print(
         "optimiser, logging every step (by default every tenth), and its part of the checkpoints. The two take turns,"
     )
-    print(f"step by step; medians of {6 if quick else 24} pairs.\n")
+    print(f"step by step; medians of {5 if quick else 24} pairs.\n")
     print("| pretext | backbone | px | batch | mode | alone | step | ratio |\n|---|---|---|---|---|---|---|---|")
     rows = []
     for size, backbone, pretext in itertools.product(SIZES, BACKBONES, PRETEXTS):
@@ -120,7 +120,7 @@ def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[floa
         spent.append(time.perf_counter() - began)
 
     task.after_step = after_step
-    pairs = 6 if quick else 24
+    pairs = 5 if quick else 24
     train = {**config["train"], "epochs": None, "steps": pairs + 3, "batch_size": n, "evaluations": 1, "log_every": 1}
     keep = {"stage": "pretrain", "config": config}
     with tempfile.TemporaryDirectory() as folder:
