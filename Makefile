@@ -25,7 +25,7 @@ test: $(READY)  ## the tests, at most 10 minutes on 2 cores
 test-all: $(READY)  ## the slow tests too
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2
 
-bench: $(READY)  ## the benchmarks, under 15 minutes on 2 cores, into benchmarks/RESULTS.md
+bench: $(READY)  ## the benchmarks, about 15 minutes on 2 cores, into benchmarks/RESULTS.md
 	$(VENV)/bin/python benchmarks/bench.py --quick $(BENCH)
 
 bench-full: $(READY)  ## with all turns and 3 seeds: hours; BENCH="--fashion DIR --folder DIR" names two data sets

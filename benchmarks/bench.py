@@ -1,6 +1,6 @@
 """Run the benchmarks and write RESULTS.md beside this file.
 
-    make bench                                  under 15 minutes: fewer turns, 4a on digits with one seed, without 4b
+    make bench                                  about 15 minutes: fewer turns, 4a on digits with one seed, without 4b
     make bench-full BENCH="--fashion DIR --folder DIR"      hours: 3 seeds, all turns, two data sets
 
 Sections that are run replace those of the same title in RESULTS.md; the others stay, each with its own date.

@@ -124,7 +124,7 @@ class Teacher(nn.Module):
 
     def after_step(self, step: int) -> None:
         with torch.no_grad():
-            for a, b in zip(self.teacher.parameters(), self.student.parameters(), strict=False):
+            for a, b in zip(self.teacher.parameters(), self.student[1].parameters(), strict=True):
                 a.lerp_(b, 0.1)
         if step + 1 == self.stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
