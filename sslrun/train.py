@@ -117,7 +117,7 @@ def fit(
     if start >= total:
         log.info("Nothing is left to do: all of its %d steps are done. More is train.steps= or train.epochs=", total)
     stops = {math.ceil(total * i / evaluations) for i in range(1, evaluations + 1)}
-    if start == 0:
+    if not run.resumed:
         state.evaluated(0, _evaluate(model, evaluate))
 
     warmup = int(warmup_fraction * total)

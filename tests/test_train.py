@@ -122,6 +122,10 @@ class Teacher(nn.Module):
             self.place += len(told)
         return {"loss": (self.student(images) - told - self.queue.mean(0)).pow(2).mean(), "sum": told.sum()}
 
+    def before_step(self, step: int) -> None:
+        if self.stop_after == 0:  # as by `kill -9`, with the state before the first step saved
+            raise signals.Stopped(signal.SIGKILL)
+
     def after_step(self, step: int) -> None:
         with torch.no_grad():
             for a, b in zip(self.teacher.parameters(), self.student[1].parameters(), strict=True):
@@ -130,7 +134,9 @@ class Teacher(nn.Module):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 4, 8, 9], ids=["first", "mid-epoch", "epoch-end", "second-end", "third"])
+@pytest.mark.parametrize(
+    "stop_after", [0, 1, 2, 4, 8, 9], ids=["none", "first", "mid-epoch", "epoch-end", "second-end", "third"]
+)
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
 def test_cases_2_to_6_everything_is_restored_bit_for_bit_wherever_it_stops(stop_after: int, optimizer: str) -> None:
     """Weights, optimiser, schedule, moving average, queue, batch norm, dropout and metrics; 4 steps an epoch."""
