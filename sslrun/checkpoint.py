@@ -30,6 +30,7 @@ class Damaged(UserError):
 
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+TO_GO_ON = {"model", "optimizer", "scaler", "step", "best", "metrics"}  # what a training goes on from
 OURS = "sslrun"  # the key under which a checkpoint of ours has the version
 
 
@@ -85,15 +86,24 @@ def newest(directory: Path) -> tuple[Path, dict[str, Any]]:
         UserError: none is whole.
     """
     last, previous = directory / LAST, directory / PREVIOUS
+
+    def loaded(path: Path) -> dict[str, Any]:
+        content = load(path)
+        if not content.keys() >= TO_GO_ON:
+            raise Damaged(f"{path} has no {', '.join(sorted(TO_GO_ON - content.keys()))}: it is not of a training")
+        if content["step"] < 0:
+            raise Damaged(f"{path} is damaged: it is of step {content['step']}")
+        return content
+
     reason = f"{last} is missing"  # a process was killed between two renames
     if last.is_file() or not previous.is_file():
         try:
-            return last, load(last)
+            return last, loaded(last)
         except Damaged as error:
             if not previous.is_file():
                 raise
             reason = str(error)
-    content = load(previous)
+    content = loaded(previous)
     log.warning("%s. The checkpoint before it is used, of step %s", reason, content.get("step"))
     return previous, content
 

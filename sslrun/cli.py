@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -194,7 +195,7 @@ def config_dir(flags: list[str]) -> str | None:
 def _launch(stage: str, flags: list[str], values: list[str], others: list[str]) -> None:
     import hydra
 
-    from sslrun import config, job, overrides
+    from sslrun import config, job, overrides, run
     from sslrun.errors import UserError
 
     own = config_dir(flags)
@@ -219,18 +220,24 @@ def _launch(stage: str, flags: list[str], values: list[str], others: list[str]) 
         values, own = _as_started(sweep, stage, values)
         multirun, flags = True, [*flags, *(["-cd", own] if own and config_dir(flags) is None else [])]
         flags = [*flags, "-m"] if "-m" not in flags and "--multirun" not in flags else flags
-    resumed = _resume(values)
-    if resumed != values and multirun:
+    place = _resumed(values)
+    if place is not None and multirun:
         raise UserError("resume= goes on with one run: leave -m away")
-    if resumed == values:  # a resumed run has a config of its own, which is checked once it is read
+    if place is None:
         overrides.check_overrides(stage, values, own, multirun)
-    values = resumed
+    else:  # it has a config of its own, which is checked once it is read
+        asked = [v for v in values if not _is_resume(v)]
+        overrides.check_resumed(stage, asked, run.read_summary(place)["config"], own)
+        values = _in_its_own_directory(values, place)
     if multirun and sweep is None:
         _sweep_is_new(values)
     if not SHOWING & {f.split("=")[0] for f in flags}:
         _outputs_writable(stage)
     sys.argv = [command(stage), *flags, *values]
-    hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name=stage)(job.job)()
+    with ExitStack() as ended:
+        if sweep is not None:
+            ended.callback(run.locked(sweep).release)
+        hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name=stage)(job.job)()
 
 
 def _sweep_is_new(values: list[str]) -> None:
@@ -293,21 +300,20 @@ def _latest(stage: str, values: list[str]) -> list[str]:
     from sslrun import run
     from sslrun.errors import UserError
 
-    latest = [v for v in values if v.startswith("resume=") and v.partition("=")[2].strip("'\"") == "latest"]
-    if not latest:
+    if _resumed(values) != Path("latest"):
         return values
     found = run.find([stage])
     if not found:
         raise UserError(f"resume=latest: no {stage} run in outputs/{stage}")
     newest = found[-1][0]
     place = newest.parent if (newest.parent / SWEEP).is_file() else newest
-    return [f"resume={place}" if v in latest else v for v in values]
+    return [f"resume={place}" if _is_resume(v) else v for v in values]
 
 
 def _stopped_sweep(values: list[str]) -> Path | None:
     """Return the folder of the sweep that `resume=` names, if it is one."""
-    named = [Path(v.partition("=")[2].strip("'\"")) for v in values if v.startswith("resume=")]
-    return named[0] if named and (named[0] / SWEEP).is_file() else None
+    place = _resumed(values)
+    return place if place is not None and (place / SWEEP).is_file() else None
 
 
 def _as_started(sweep: Path, stage: str, values: list[str]) -> tuple[list[str], str | None]:
@@ -319,7 +325,7 @@ def _as_started(sweep: Path, stage: str, values: list[str]) -> tuple[list[str], 
 
     from sslrun.errors import UserError
 
-    others = [v for v in values if not v.startswith("resume=")]
+    others = [v for v in values if not _is_resume(v)]
     if others:
         raise UserError(f"{' '.join(others)}: a sweep goes on as it was started; leave it away")
     try:
@@ -336,20 +342,29 @@ def _as_started(sweep: Path, stage: str, values: list[str]) -> tuple[list[str], 
     return [*started, *kept, f"hydra.sweep.dir={quoted(str(sweep))}"], folders[0] if folders else None
 
 
-def _resume(values: list[str]) -> list[str]:
-    """Let a resumed run go on in its own directory: Hydra is told not to make another."""
-    from sslrun import run
+def _is_resume(value: str) -> bool:
+    return value.lstrip("+").startswith("resume=")
 
-    out = []
-    for value in values:
-        key, _, text = value.partition("=")
-        if key != "resume" or text in ("", "null"):
-            out.append(value)
-            continue
-        text = text.strip("'\"")
-        run.read_summary(Path(text))
-        out += [f"resume={quoted(text)}", f"hydra.run.dir={quoted(text)}", "hydra.output_subdir=null"]
-    return out
+
+def _resumed(values: list[str]) -> Path | None:
+    """Return the run or sweep that `resume=` names, if it does."""
+    from sslrun.errors import UserError
+
+    named = [v.partition("=")[2].strip("'\"") for v in values if _is_resume(v)]
+    if len(named) > 1:
+        raise UserError(f"resume= was said {len(named)} times: one run goes on at a time")
+    return Path(named[0]) if named and named[0] not in ("", "null") else None
+
+
+def _in_its_own_directory(values: list[str], place: Path) -> list[str]:
+    """Let a run go on in its own directory: Hydra is told not to make another.
+
+    What is asked for is held against the run's config, not against the defaults, so Hydra must take any key.
+    """
+    kept = [v for v in values if not _is_resume(v) and not v.startswith(("hydra.run.dir=", "hydra.output_subdir="))]
+    free = [f"++{v.lstrip('+')}" if "." in v.partition("=")[0] and not v.startswith("hydra") else v for v in kept]
+    where = quoted(str(place))
+    return [*free, f"resume={where}", f"hydra.run.dir={where}", "hydra.output_subdir=null"]
 
 
 def print_help(stage: str, own: str | None) -> None:

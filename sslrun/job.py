@@ -20,10 +20,7 @@ from sslrun import checkpoint, command, signals
 from sslrun.config import UserError, build, check, locate, refuse_foreign
 from sslrun.console import log, start_logging
 from sslrun.device import kind
-from sslrun.run import Run, read_summary, score
-
-# What may differ when a run is resumed, besides the device: how long it is, where the data lie, what is kept.
-MAY_DIFFER = ("train.epochs", "train.steps", "train.save_minutes", "train.keep_every", "dataset.root", "unlabeled")
+from sslrun.run import MAY_DIFFER, Run, read_summary, score
 
 
 class AnotherJob(UserError):
@@ -121,9 +118,14 @@ def _job_before(hydra: Any) -> dict[str, Any] | None:
         return None
     summary = read_summary(directory)
     asked = [f"{k}={v}" for k, v in _asked(hydra).items()]
-    if summary.get("overrides") != asked:
-        raise AnotherJob(f"{directory} is of another job ({' '.join(summary.get('overrides', []))}): nothing is done")
+    if _fixed(summary["overrides"]) != _fixed(asked):
+        raise AnotherJob(f"{directory} is of another job ({' '.join(summary['overrides'])}): nothing is done")
     return summary
+
+
+def _fixed(overrides: list[str]) -> list[str]:
+    """Return the overrides of a run that cannot be changed when it goes on."""
+    return [o for o in overrides if (key := o.partition("=")[0]) not in MAY_DIFFER and key.split(".")[0] != "device"]
 
 
 def _asked(hydra: Any) -> dict[str, str]:
@@ -176,7 +178,10 @@ def _resumed_config(directory: Path, stage: str, asked: dict[str, str], composed
         after[node] = OmegaConf.merge(composed[node], after[node])
     changed = []
     for key, value in asked.items():
-        if key == "resume" or key.startswith("hydra"):
+        if key == "resume" or key.startswith("hydra") or f"{key}={value}" in summary["overrides"]:
+            continue
+        if key == "experiment":
+            changed.append(f"{key}={value}: the run was not started with it; leave it away")
             continue
         if key == "device":
             after.device = _other_device(before.device, composed.device)
@@ -185,9 +190,13 @@ def _resumed_config(directory: Path, stage: str, asked: dict[str, str], composed
             OmegaConf.update(after, key, OmegaConf.select(composed, key))
             continue
         old = OmegaConf.select(before, key)
+        if value.lstrip().startswith("{"):
+            changed.append(f"{key}={value}: say its keys one by one, as in {key}.KEY=VALUE")
+            continue
         if OmegaConf.is_dict(old) and "_target_" in old:  # a group: the same choice is no change
-            if composed[key].get("_target_") not in (None, old["_target_"]):
-                changed.append(f"{key}={value}: the run was started with {old['_target_']}; leave it away")
+            others = _other_choice(key, composed[key], old, summary["overrides"])
+            if others:
+                changed.append(f"{key}={value}: the run was started with other {', '.join(others)}; leave it away")
             continue
         new = OmegaConf.from_dotlist([f"{key}={value}"])
         if OmegaConf.select(new, key) == old:
@@ -199,6 +208,18 @@ def _resumed_config(directory: Path, stage: str, asked: dict[str, str], composed
         raise UserError("\n".join(changed))
     after.resume = str(directory)
     return after
+
+
+def _other_choice(group: str, asked: DictConfig, before: DictConfig, overrides: list[str]) -> list[str]:
+    """Return the keys in which a group's choice differs from a run's, but for those that the run had set itself."""
+    if asked is None or asked.get("_target_") is None:  # from_checkpoint
+        return []
+    if asked["_target_"] != before["_target_"]:
+        return ["_target_"]
+    set_then = {o.partition("=")[0] for o in overrides}
+    may = (*set_then, *MAY_DIFFER)
+    keys = [str(k) for k in asked]
+    return [k for k in keys if f"{group}.{k}" not in may and k in before and asked[k] != before[k]]
 
 
 def _other_device(before: DictConfig, asked: DictConfig) -> DictConfig:
@@ -219,7 +240,11 @@ class SweepTable(Callback):
         from sslrun.report import finish_sweep
 
         directory = Path(config.hydra.sweep.dir)
-        failed = finish_sweep(directory)
+        try:
+            failed = finish_sweep(directory)
+        except Exception as error:  # of which Hydra would make a warning
+            log.error("%s", _explained(error))
+            raise SystemExit(1) from None
         if failed:
             log.error("%d of the jobs failed; the reasons stand above and in each job's run.log", failed)
             raise SystemExit(1)

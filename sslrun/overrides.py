@@ -1,6 +1,6 @@
 """Checking what stands on the command line before anything starts, all of it, in plain words."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -51,6 +51,28 @@ def check_overrides(stage: str, overrides: Sequence[str], config_dir: str | None
         raise UserError("\n".join(dict.fromkeys(mistakes)))
 
 
+def check_resumed(stage: str, overrides: Sequence[str], config: dict[str, Any], config_dir: str | None) -> None:
+    """Check what is asked for when a run goes on: whether there are such keys and choices.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        UserError: with a line for every mistake.
+    """
+    mistakes: list[str] = []
+    in_stage, all_groups = _stage_groups(stage, config_dir), groups(config_dir)
+    for o in _parse(overrides, mistakes):
+        if _is_hydra(o) or not _check_choice(o, stage, in_stage, all_groups, config_dir, mistakes):
+            continue
+        if o.is_delete() or o.is_sweep_override() or "${" in str(o.value()):
+            mistakes.append(f"{o.input_line}: a run that goes on takes plain values alone")
+        elif not _is_group(o, in_stage):
+            _check_key(o, OmegaConf.create(config), mistakes)
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+
+
 def _without_mistakes(
     stage: str, chosen: list[str], settings: list[tuple[Override, str]], config_dir: str | None, mistakes: list[str]
 ) -> DictConfig | None:
@@ -81,24 +103,26 @@ def _parse(overrides: Sequence[str], mistakes: list[str]) -> Iterator[Override]:
             )
 
 
-def _stage_groups(stage: str, config_dir: str | None) -> list[str]:
+def _stage_groups(stage: str, config_dir: str | None) -> dict[str, bool]:
+    """Return the groups of a stage; those that may be null are True."""
     path = next(d / f"{stage}.yaml" for d in folders(config_dir) if (d / f"{stage}.yaml").is_file())
     defaults = OmegaConf.to_container(OmegaConf.load(path))["defaults"]  # type: ignore[call-overload,index]
-    return [next(iter(d)).removeprefix("optional ") for d in defaults if isinstance(d, dict)]
+    names = [next(iter(d)) for d in defaults if isinstance(d, dict)]
+    return {n.removeprefix("optional "): n.startswith("optional ") for n in names}
 
 
 def _is_hydra(o: Override) -> bool:
     return o.key_or_group.split(".")[0].split("/")[0] == "hydra"
 
 
-def _is_group(o: Override, in_stage: list[str]) -> bool:
+def _is_group(o: Override, in_stage: Container[str]) -> bool:
     return o.key_or_group in in_stage
 
 
 def _check_choice(
     o: Override,
     stage: str,
-    in_stage: list[str],
+    in_stage: dict[str, bool],
     all_groups: list[str],
     config_dir: str | None,
     mistakes: list[str],
@@ -114,10 +138,11 @@ def _check_choice(
     if isinstance(o.value(), Glob):
         return True
     values = list(o.sweep_string_iterator()) if o.is_sweep_override() else [str(o.value())]
-    bad = [v for v in values if v not in [*options, "None", "null"]]
+    bad = [v for v in values if v not in [*options, *(["None", "null"] if in_stage[group] else [])]]
     after_pretraining = stage in ("finetune", "evaluate")
     for v in bad:
         shown = [o for o in options if after_pretraining or o != FROM_CHECKPOINT]
+        v = "null" if v == "None" else v
         mistakes.append(f"{group}={v}: no such {group}{nearest(v, shown)} Choices: {', '.join(shown)}")
     if not after_pretraining and FROM_CHECKPOINT in values:
         mistakes.append(f"{group}={FROM_CHECKPOINT}: {stage} starts from no checkpoint")

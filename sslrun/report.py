@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sslrun.console import ERR, log
 from sslrun.data.decode import opened, to_rgb
 from sslrun.data.images import Images
+from sslrun.errors import UserError
 from sslrun.run import Run, job_order, read_metrics, read_summary, score
 
 VIEWS_SHOWN = 8
@@ -201,7 +202,12 @@ def sweep_rows(directory: Path) -> list[dict[str, Any]]:
         if not (job / "summary.json").exists():  # it failed before its run began
             rows.append({"job": job.name, "run": str(job), "status": "failed", "score": None})
             continue
-        summary = read_summary(job)
+        try:
+            summary = read_summary(job)
+        except UserError as error:
+            log.error("%s", error)
+            rows.append({"job": job.name, "run": str(job), "status": "failed", "score": None})
+            continue
         asked = dict(o.split("=", 1) for o in summary.get("of_overrides") or summary["overrides"] if "=" in o)
         row: dict[str, Any] = {"job": job.name, "run": str(job), "status": summary["status"]}
         row |= {k: summary.get(k) for k in ("of_run", "dataset", "backbone", "pretext", "init", "source", "mode")}

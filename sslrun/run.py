@@ -34,6 +34,8 @@ from sslrun.console import log
 from sslrun.errors import UserError
 
 OUTPUTS = Path("outputs")
+# What may differ when a run goes on, besides the device: how long it is, where the data lie, what is kept.
+MAY_DIFFER = ("train.epochs", "train.steps", "train.save_minutes", "train.keep_every", "dataset.root", "unlabeled")
 STAGES = ("pretrain", "finetune", "evaluate", "predict")
 
 
@@ -67,13 +69,17 @@ class Run:
         self._writer: Any = None
         self._purge: int | None = None  # from which step on TensorBoard forgets
         self._summary: dict[str, Any] = {}
+        self._before_resume: dict[Path, str] = {}  # files as they were, until the run really goes on
         if resumed:
             self._summary = read_summary(directory)
+            self._summary.pop("error", None)
+            files = [p for n in ("summary.json", "config.yaml") if (p := directory / n).is_file()]
+            self._before_resume = {p: p.read_text(encoding="utf-8") for p in files}
         elif (directory / "summary.json").exists() and not again:
             raise UserError(f"{directory} holds a run already; to go on with it say resume={directory}")
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(directory)
+            self._lock = locked(directory)
             self._file = logging.FileHandler(directory / "run.log", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise UserError(f"cannot write into {directory}: {error.strerror}") from None
@@ -162,6 +168,23 @@ class Run:
             self._writer = SummaryWriter(str(self.directory), purge_step=self._purge)
         return self._writer
 
+    def refuse_other_data(self, fingerprint: str, images: int) -> None:
+        """Let a resumed run go on with the pictures alone that it was started with.
+
+        Raises:
+            UserError: they are others, or have other labels.
+        """
+        was = self._summary.get("data_fingerprint")
+        if self.resumed and was not in (None, fingerprint):
+            raise UserError(
+                f"{self.directory} was started with other pictures, labels or classes than the {images} pictures that "
+                "are there now: bring those back, or start a new run"
+            )
+
+    def goes_on(self) -> None:
+        """Let a resumed run's new config stand: its checkpoint is read, and it takes steps."""
+        self._before_resume = {}
+
     def figure(self, name: str) -> Path:
         """Return the path of a figure, whose folder exists."""
         path = self.directory / "figures" / f"{name}.png"
@@ -171,7 +194,11 @@ class Run:
     def close(self, status: str, **entries: Any) -> None:
         """End the run as `finished` or `failed`."""
         try:
-            self.note(status=status, **entries)
+            if self._before_resume and status != "finished":  # it never went on: nothing has changed
+                for path, text in self._before_resume.items():
+                    write_text(path, text)
+            else:
+                self.note(status=status, **entries)
             if self._writer is not None:
                 if status == "finished":
                     self._hparams()
@@ -195,8 +222,8 @@ def _as_asked(summary: dict[str, Any], asked: dict[str, str]) -> list[str]:
     return [f"{k}={v}" for k, v in (before | {k: v for k, v in asked.items() if k != "resume"}).items()]
 
 
-def _locked(directory: Path) -> FileLock:
-    """Hold a lock on a run directory as long as this process lives, however it ends.
+def locked(directory: Path) -> FileLock:
+    """Hold a lock on the directory of a run or a sweep as long as this process lives, however it ends.
 
     Raises:
         UserError: another process holds it.
@@ -263,6 +290,8 @@ def read_summary(directory: Path) -> dict[str, Any]:
     path = directory / "summary.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
+    except NotADirectoryError:
+        raise UserError(f"{directory} is a file: name the run's folder, {directory.parent}") from None
     except FileNotFoundError:
         jobs = sorted(p.parent.name for p in directory.glob("*/summary.json"))
         if jobs:
@@ -270,7 +299,10 @@ def read_summary(directory: Path) -> dict[str, Any]:
         raise UserError(f"{directory}: no run of sslrun there (it has no summary.json)") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(summary, dict) or not {"stage", "status", "config"} <= summary.keys():
+    kinds = {"stage": str, "status": str, "config": dict, "overrides": list, "wall_time_seconds": int | float}
+    if not isinstance(summary, dict) or not all(isinstance(summary.get(k), kind) for k, kind in kinds.items()):
+        raise UserError(f"{path} is not the summary of a run")
+    if not all(isinstance(o, str) and "=" in o for o in summary["overrides"]) or not summary["config"]:
         raise UserError(f"{path} is not the summary of a run")
     return summary
 
@@ -281,14 +313,37 @@ def job_order(job: Path) -> tuple[int, str]:
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:
-    """Return the lines of `metrics.jsonl`, without a last one that was cut off."""
-    rows = []
-    for line in (directory / "metrics.jsonl").read_text().splitlines():
+    """Return the lines of `metrics.jsonl`, without those that are damaged, such as a last one that was cut off.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path, rows = directory / "metrics.jsonl", []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    for line in lines:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
-            log.warning("Left out a damaged line of %s", directory / "metrics.jsonl")
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        else:
+            log.warning("Left out a damaged line of %s", path)
     return rows
+
+
+def differing_keys(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
+    """Return the keys that differ between two configs of a run that goes on, but for those that may.
+
+    Keys that only one of them has are another version's.
+    """
+    a, b = _flat(now), _flat(then)
+    return [
+        k for k in a if k in b and a[k] != b[k] and k not in (*MAY_DIFFER, "resume") and not k.startswith("device.")
+    ]
 
 
 def is_finished(directory: Path) -> bool:

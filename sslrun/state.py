@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from sslrun import checkpoint
+from sslrun.config import UserError
 from sslrun.console import log
 from sslrun.device import Device
-from sslrun.run import Run
+from sslrun.run import Run, differing_keys
 from sslrun.window import Window, diverged
 
 
@@ -72,12 +73,18 @@ class State:
         last = self.run.directory / checkpoint.LAST
         if path != last and last.exists():
             os.replace(last, last.with_name("damaged.pt"))  # it must not displace the good one
+        others = differing_keys(self.keep.get("config", {}), content.get("config", {}))
+        if others:
+            raise UserError(f"{path} was made with other settings than this run's: {', '.join(others)} differ")
         checkpoint.load_state(self.model, content["model"], path)
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.device.scaler.load_state_dict(content["scaler"])
-        self.best, self.metrics = (content["best"][0], content["best"][1]), content["metrics"]
-        if "window" in content:
-            self.window.restore(content["window"], self.device)
+        try:
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.device.scaler.load_state_dict(content["scaler"])
+            self.best, self.metrics = (content["best"][0], content["best"][1]), content["metrics"]
+            if "window" in content:
+                self.window.restore(content["window"], self.device)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path} does not hold the state of this training ({error!r}): start a new run") from None
         self.run.forget_after(content["step"])
         log.info("Going on after step %d", content["step"])
         return content["step"]

@@ -114,7 +114,10 @@ def fit(
     window = Window()
     state = State(run, model, optimizer, device, keep, monitor, window)
     start = state.restore() if run.resumed else 0
-    if start >= total:
+    if start > total:
+        raise UserError(f"{start} steps are done already, so it cannot end after {total}")
+    run.goes_on()
+    if start == total:
         log.info("Nothing is left to do: all of its %d steps are done. More is train.steps= or train.epochs=", total)
     stops = {math.ceil(total * i / evaluations) for i in range(1, evaluations + 1)}
     if not run.resumed:

@@ -78,6 +78,7 @@ def finetune(
         short_name(backbone["_target_"]), config["init"], used["train"], describe(dataset),
         used["validation"], hardware.describe(), hardware.precision, hardware.memory_format,
     )  # fmt: skip
+    run.refuse_other_data(data.fingerprint(), len(data))
     run.note(
         init=begin.name,
         source=init,

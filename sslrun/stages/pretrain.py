@@ -58,12 +58,14 @@ def pretrain(
         dataset["image_size"], hardware.describe(), hardware.precision,
         hardware.memory_format,
     )  # fmt: skip
+    fingerprint = images.fingerprint().hexdigest()[:16]
+    run.refuse_other_data(fingerprint, len(images))
     run.note(
         pretext=start.short_name(pretext["_target_"]),
         backbone=start.short_name(backbone["_target_"]),
         dataset=describe(dataset),
         images=len(images),
-        data_fingerprint=images.fingerprint().hexdigest()[:16],
+        data_fingerprint=fingerprint,
         seeds={"training": seed, "split": dataset["split_seed"]},
         device=hardware.describe(),
         precision=hardware.precision,
