@@ -16,6 +16,7 @@ from sslrun.errors import UserError
 from sslrun.run import OUTPUTS, find, write_text
 
 LABELS = 0.02
+GENTLY = ("freeze_fraction=0.2", "backbone_rate=0.3", "freeze_batch_norm_below=500")  # as suits so few labels
 
 
 def demo(epochs: int, seeds: int) -> None:
@@ -31,7 +32,13 @@ def demo(epochs: int, seeds: int) -> None:
     sslrun("pretrain", "experiment=simclr_digits", f"train.epochs={epochs}")
     pretrained = find(["pretrain"])[-1][0]
     sslrun(
-        "finetune", "-m", f"init={pretrained},scratch", f"label_fraction={LABELS}", f"seed={subsets}", "train.steps=150"
+        "finetune",
+        "-m",
+        f"init={pretrained},scratch",
+        f"label_fraction={LABELS}",
+        f"seed={subsets}",
+        "train.steps=150",
+        *GENTLY,
     )
     sweep = find(["finetune"])[-1][0].parent
     sslrun("evaluate", f"run={sweep}")
