@@ -79,8 +79,11 @@ def there_is_one(directory: Path) -> bool:
     return (directory / LAST).is_file() or (directory / PREVIOUS).is_file()
 
 
-def newest(directory: Path) -> tuple[Path, dict[str, Any]]:
+def newest(directory: Path, to_go_on: bool = False) -> tuple[Path, dict[str, Any]]:
     """Read the newest checkpoint of a run that is whole; a damaged one is passed over, and said.
+
+    Args:
+        to_go_on: it must hold the state of a training, not weights alone.
 
     Raises:
         UserError: none is whole.
@@ -89,9 +92,9 @@ def newest(directory: Path) -> tuple[Path, dict[str, Any]]:
 
     def loaded(path: Path) -> dict[str, Any]:
         content = load(path)
-        if not content.keys() >= TO_GO_ON:
+        if to_go_on and not content.keys() >= TO_GO_ON:
             raise Damaged(f"{path} has no {', '.join(sorted(TO_GO_ON - content.keys()))}: it is not of a training")
-        if content["step"] < 0:
+        if to_go_on and content["step"] < 0:
             raise Damaged(f"{path} is damaged: it is of step {content['step']}")
         return content
 

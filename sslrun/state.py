@@ -69,7 +69,7 @@ class State:
 
     def restore(self) -> int:
         """Go on from the newest checkpoint that is whole; return its step."""
-        path, content = checkpoint.newest(self.run.directory)
+        path, content = checkpoint.newest(self.run.directory, to_go_on=True)
         last = self.run.directory / checkpoint.LAST
         if path != last and last.exists():
             os.replace(last, last.with_name("damaged.pt"))  # it must not displace the good one

@@ -149,6 +149,12 @@ def test_a_checkpoint_that_lacks_parts_is_refused_in_words(run: Path, cli: Cli, 
     assert str(run / "last.pt") in said.err
 
 
+def test_a_run_without_steps_is_a_start_for_another(run: Path, cli: Cli) -> None:
+    assert cli("finetune", "mode=probe", *DIGITS[-3:]).code == 0
+    said = cli("finetune", f"init={runs('finetune')[0]}", "mode=probe", *DIGITS[-3:])
+    assert said.code == 0, said.err
+
+
 def test_damaged_lines_of_metrics_are_left_out(run: Path, cli: Cli) -> None:
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(b'{"a": 1}\n5\n{"step": "x"}\n\xff\xfe\n')
