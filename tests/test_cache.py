@@ -201,7 +201,7 @@ def test_a_write_that_fails_on_the_way_leaves_no_half_a_copy(
 
 
 CHILD = """
-import os, sys, time
+import os, signal, sys, time
 from sslrun.console import start_logging
 from sslrun.data import cache, decode
 start_logging()
@@ -316,11 +316,12 @@ def test_results_come_in_order_while_few_tasks_are_under_way() -> None:
 
 
 BIG_CHILD = """
-import os, sys, time
+import os, signal, sys, time
 from sslrun.console import start_logging
 from sslrun.data import cache, decode, workers
 from sslrun.errors import UserError
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
     start_logging()
     workers.WORTH_PROCESSES = 2
     cache.CHUNK = 1
