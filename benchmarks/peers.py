@@ -234,7 +234,9 @@ def recipe(overrides: list[str], seeds: int, ours: bool) -> None:
                 folder, "pretrain", *data, f"train.steps={PRETRAIN}", "train.evaluations=1", f"seed={seed}"
             )
             for start, before in (("sslrun", pretrained["seconds"]), ("scratch", 0.0)):
-                tuned = sslrun(folder, "finetune", f"init={'latest' if start == 'sslrun' else start}", *own)
+                tuned = sslrun(
+                    folder, "finetune", "mode=finetune", f"init={'latest' if start == 'sslrun' else start}", *own
+                )
                 tested = sslrun(folder, "evaluate")
                 rows[start].append((100 * tested["test/accuracy"], before + tuned["seconds"]))
             print({k: v[-1] for k, v in rows.items() if v}, file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ The first parameter, the image size, comes from the data set; the rest stands in
 """
 
 import itertools
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -127,6 +128,16 @@ def features(encoder: Encoder, images: Tensor | Images, device: Device, batch_si
     return torch.cat(out)
 
 
+def imagenet_at_hand(node: Node, image_size: int) -> bool:
+    """Tell whether a backbone has ImageNet weights, and these lie on this machine."""
+    weights = getattr(build(node, image_size), "imagenet", None)
+    return weights is not None and _weight_file(weights).is_file()
+
+
+def _weight_file(weights: Any) -> Path:
+    return Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[-1])
+
+
 def load_imagenet(encoder: Encoder) -> None:
     """Give an encoder torchvision's ImageNet weights, every one of them, and ImageNet's normalisation.
 
@@ -139,8 +150,7 @@ def load_imagenet(encoder: Encoder) -> None:
     weights = getattr(backbone, "imagenet", None)
     if weights is None:
         raise UserError("init=imagenet: there are no ImageNet weights for this backbone; resnet18 and mobilenetv2 have")
-    place = f"{torch.hub.get_dir()}/checkpoints/{weights.url.rsplit('/', 1)[-1]}"
-    with explained("ImageNet's weight file", weights.url, place):
+    with explained("ImageNet's weight file", weights.url, str(_weight_file(weights))):
         state = weights.get_state_dict(progress=False, check_hash=True)
     if isinstance(backbone, models.ResNet):
         state = {k: v for k, v in state.items() if not k.startswith("fc.")}

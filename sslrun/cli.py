@@ -71,6 +71,12 @@ def predict(ctx: typer.Context) -> None:
     _run("predict", ctx.args)
 
 
+@app.command(context_settings=TO_HYDRA)
+def compare(ctx: typer.Context) -> None:
+    """Does pretraining help, and from how many labels on?"""
+    _run("compare", ctx.args)
+
+
 data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Fetch, check and look at data sets.")
 app.add_typer(data, name="data")
 
@@ -100,6 +106,16 @@ def runs(
 ) -> None:
     """List what is in outputs/."""
     _guarded(lambda: _list_runs(stage, format))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="evaluated classifiers, sweeps of them, or studies")],
+) -> None:
+    """Compare runs that are there already, on a page."""
+    from sslrun.existing import report_on
+
+    _guarded(lambda: report_on(runs))
 
 
 @app.command()
@@ -145,7 +161,7 @@ def _run(stage: str, args: list[str]) -> None:
     _guarded(lambda: _launch(stage, flags, values, others))
 
 
-def _guarded(action: Callable[[], None]) -> None:
+def _guarded(action: Callable[[], object]) -> None:
     """Show a user's mistake as plain lines; `HYDRA_FULL_ERROR=1` shows where it was found."""
     from sslrun.console import start_logging
     from sslrun.errors import UserError
@@ -214,6 +230,8 @@ def _launch(stage: str, flags: list[str], values: list[str], others: list[str]) 
     if stage == "evaluate":
         values, multirun = _whole_sweep(values, multirun)
         flags = [*flags, "-m"] if multirun and "-m" not in flags and "--multirun" not in flags else flags
+    if stage == "compare":
+        values = _classifiers_settings(values, own, multirun)
     values = _latest(stage, values)
     sweep = _stopped_sweep(values)
     if sweep is not None:
@@ -238,6 +256,26 @@ def _launch(stage: str, flags: list[str], values: list[str], others: list[str]) 
         if sweep is not None:
             ended.callback(run.locked(sweep).release)
         hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name=stage)(job.job)()
+
+
+def _classifiers_settings(values: list[str], own: str | None, multirun: bool) -> list[str]:
+    """Check `finetune.KEY=VALUE` as settings of finetune, and gather them in the study's list."""
+    from sslrun import overrides
+    from sslrun.errors import UserError
+
+    if multirun:
+        raise UserError("a study is a sweep of its own: leave -m away")
+    settings = [v.removeprefix("finetune.") for v in values if v.startswith("finetune.")]
+    if not settings:
+        return values
+    if any(v.startswith("finetune=") for v in values):
+        raise UserError("say finetune=[...] or finetune.KEY=VALUE, not both")
+    try:
+        overrides.check_overrides("finetune", settings, own, False)
+    except UserError as error:
+        raise UserError("\n".join(f"finetune.{line}" for line in str(error).splitlines())) from None
+    gathered = f"finetune=[{','.join(map(quoted, settings))}]"
+    return [*(v for v in values if not v.startswith("finetune.")), gathered]
 
 
 def _sweep_is_new(values: list[str]) -> None:
@@ -372,14 +410,12 @@ def print_help(stage: str, own: str | None) -> None:
     folders = [CONF, *([Path(own)] if own else [])]
     lines = (CONF / f"{stage}.yaml").read_text(encoding="utf-8").splitlines()
     about = [line.removeprefix("#").strip() for line in lines if line.startswith("# ")]
-    body = [line for line in lines if not line.startswith("#")]
-    start = body.index("defaults:") + 1
-    end = next((i for i in range(start, len(body)) if not body[i].startswith(" ")), len(body))
+    defaults, keys = _of_stage(stage)
     print(f"Usage: {command(stage)} [flags] {'[IMAGE or FOLDER ...] ' if stage == 'predict' else ''}[key=value ...]\n")
     print("\n".join(f"  {line}" for line in about))
     chosen: list[tuple[str, str]] = []
     print("\nGroups (group=choice, then group.key=value):")
-    for line in body[start:end]:
+    for line in defaults:
         item = line.split("#")[0].strip(" -").removeprefix("optional ").replace("override ", "")
         if ":" in item and not item.startswith("hydra"):
             group, default = (part.strip() for part in item.split(":"))
@@ -388,7 +424,7 @@ def print_help(stage: str, own: str | None) -> None:
             print(f"  {group + '=' + default:<27}{' | '.join(sorted(names))}")
             chosen.append((group, default))
     print("\nKeys and their defaults:")
-    print("\n".join(f"  {line}" for line in body[end:] if line.strip()))
+    print("\n".join(f"  {line}" for line in keys if line.strip()))
     for group, default in chosen:
         if default not in ("null", FROM_CHECKPOINT):
             print(f"  {group}:  # {default}")
@@ -397,6 +433,20 @@ def print_help(stage: str, own: str | None) -> None:
         "\nFlags: -m sweeps over values with commas, --cfg job shows the config, -cd DIR adds config files of your own;"
         "\nmore with --hydra-help. Put flags before key=value."
     )
+
+
+def _of_stage(stage: str) -> tuple[list[str], list[str]]:
+    """Return the lines of a stage's file: its defaults, and its keys; with those of the stage that it builds on."""
+    lines = (CONF / f"{stage}.yaml").read_text(encoding="utf-8").splitlines()
+    body = [line for line in lines if not line.startswith("#")]
+    start = body.index("defaults:") + 1
+    end = next((i for i in range(start, len(body)) if not body[i].startswith(" ")), len(body))
+    defaults, keys = body[start:end], body[end:]
+    for under in [line.strip(" -") for line in defaults]:
+        if under != "_base" and (CONF / f"{under}.yaml").is_file():
+            more = _of_stage(under)
+            defaults, keys = [*defaults, *more[0]], [*keys, *more[1]]
+    return defaults, keys
 
 
 def _keys(folders: list[Path], group: str, choice: str) -> list[str]:

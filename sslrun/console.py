@@ -44,6 +44,26 @@ def start_logging() -> None:
         log.addHandler(_ToConsole())
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Show warnings and errors alone for a while; a run's log gets everything all the same."""
+    handlers = [h for h in log.handlers if isinstance(h, _ToConsole)]
+    for h in handlers:
+        h.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for h in handlers:
+            h.setLevel(logging.NOTSET)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it: `40 s`, `12 min`, `2.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed

@@ -16,7 +16,12 @@ from sslrun.errors import UserError
 from sslrun.run import OUTPUTS, find, write_text
 
 LABELS = 0.02
-GENTLY = ("freeze_fraction=0.2", "backbone_rate=0.3", "freeze_batch_norm_below=500")  # as suits so few labels
+GENTLY = (
+    "mode=finetune",
+    "freeze_fraction=0.2",
+    "backbone_rate=0.3",
+    "freeze_batch_norm_below=500",
+)  # as suits so few labels
 
 
 def demo(epochs: int, seeds: int) -> None:

@@ -7,6 +7,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from sslrun import checkpoint, command, signals
 from sslrun.config import UserError, build, check, locate, refuse_foreign
-from sslrun.console import log, start_logging
+from sslrun.console import log, quietly, start_logging
 from sslrun.device import kind
 from sslrun.run import MAY_DIFFER, Run, read_summary, score
+
+PART = "part"  # hydra.job.name of a run that is part of a study
 
 
 class AnotherJob(UserError):
@@ -38,11 +41,12 @@ def job(config: DictConfig) -> float | None:
         sys.path.append(os.getcwd())  # a user's own pretext.py beside her conf/ can be a _target_
     hydra = HydraConfig.get()
     in_sweep = hydra.mode == RunMode.MULTIRUN
-    if in_sweep:
+    part = hydra.job.name == PART
+    if in_sweep and not part:
         log.info("--- job %s: %s", hydra.job.num, " ".join(hydra.overrides.task) or "defaults")
     run = None
     try:
-        with signals.handled():
+        with signals.handled(), quietly() if part else nullcontext():
             before = _job_before(hydra) if in_sweep else None
             if before is not None and before["status"] == "finished":
                 log.info("Finished before: %s", hydra.runtime.output_dir)
@@ -80,6 +84,11 @@ def job(config: DictConfig) -> float | None:
             gc.collect()  # before the next job
 
 
+def _has_parts(stage: str, config: dict[str, Any]) -> bool:
+    """Tell whether a run goes on by its parts, each of which has a checkpoint of its own."""
+    return stage == "compare" or (stage == "finetune" and config["mode"] == "auto")
+
+
 def _score(summary: dict[str, Any]) -> float | None:
     named = score(summary)
     return named[1] if named else None
@@ -87,12 +96,12 @@ def _score(summary: dict[str, Any]) -> float | None:
 
 def _how_to_go_on(run: Run, hydra: Any) -> str:
     """Return the command that goes on with a run, or with the sweep that it is in; nothing if there is none."""
-    if run.in_sweep:
-        place = hydra.sweep.dir
-    elif "resume" in run.summary["config"] and checkpoint.there_is_one(run.directory):
-        place = run.directory
-    else:
+    can_go_on = _has_parts(run.stage, run.summary["config"]) or (
+        "resume" in run.summary["config"] and checkpoint.there_is_one(run.directory)
+    )
+    if hydra.job.name == PART or not (run.in_sweep or can_go_on):  # of a part, the study says it
         return ""
+    place = hydra.sweep.dir if run.in_sweep else run.directory
     return f" Go on with: {command(run.stage)} {shlex.quote(f'resume={Path(place).as_posix()}')}"
 
 
@@ -169,7 +178,7 @@ def _resumed_config(directory: Path, stage: str, asked: dict[str, str], composed
     summary = read_summary(directory)
     if summary["stage"] != stage:
         raise UserError(f"resume={directory} is a {summary['stage']} run: say sslrun {summary['stage']} resume=...")
-    if not checkpoint.there_is_one(directory):
+    if not _has_parts(stage, summary["config"]) and not checkpoint.there_is_one(directory):
         raise UserError(f"resume={directory} has no checkpoint yet: start the run anew")
     refuse_foreign(summary["config"], directory)
     before = OmegaConf.create(summary["config"])

@@ -108,7 +108,10 @@ def _stage_groups(stage: str, config_dir: str | None) -> dict[str, bool]:
     path = next(d / f"{stage}.yaml" for d in folders(config_dir) if (d / f"{stage}.yaml").is_file())
     defaults = OmegaConf.to_container(OmegaConf.load(path))["defaults"]  # type: ignore[call-overload,index]
     names = [next(iter(d)) for d in defaults if isinstance(d, dict)]
-    return {n.removeprefix("optional "): n.startswith("optional ") for n in names}
+    out = {n.removeprefix("optional "): n.startswith("optional ") for n in names}
+    for under in [d for d in defaults if isinstance(d, str) and not d.startswith("_")]:  # a stage that it builds on
+        out |= _stage_groups(under, config_dir)
+    return out
 
 
 def _is_hydra(o: Override) -> bool:

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sslrun.console import duration
+
 SHOWN = 5  # of a list that may be long
 CUT = 0.3  # part of a picture that a crop to a square may cut away without a word
 NO_UP, HALF_UP, ALL_UP = 0.32, 0.8, 0.95  # of survey.Orientation.turn; chance is 0.25, give or take 3 standard errors
@@ -223,18 +225,10 @@ def _row(name: str, split: dict[str, Any]) -> list[str]:
 
 
 def _estimate(e: dict[str, Any]) -> str:
-    seconds = e["epoch_seconds"]
-    long = (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
     speed = f"{e['images_per_second']:.0f} images/s on {e['device']}, {e['precision']}"
     memory = f"{_bytes(e['training_bytes'])} for batches of {e['batch_size']}"
     return (
-        f"An epoch of {e['pretext']} with {e['backbone']} takes about {long} here: {speed}.\n"
+        f"An epoch of {e['pretext']} with {e['backbone']} takes about {duration(e['epoch_seconds'])} here: {speed}.\n"
         f"Memory: {memory}, and {_bytes(e['decoded_bytes'])} of decoded pictures on disk."
     )
 

@@ -23,6 +23,7 @@ from sslrun.errors import UserError
 from sslrun.run import Run, job_order, read_metrics, read_summary, score
 
 VIEWS_SHOWN = 8
+MISTAKES_SHOWN = 24
 FIGURE_SIDE = 480  # px of a predicted picture
 
 
@@ -143,6 +144,39 @@ def confusion_figure(run: Run, counts: list[list[int]], class_names: list[str]) 
     run.tensorboard.add_figure("confusion_matrix", figure)
 
 
+def mistakes_figure(
+    run: Run, images: Images, labels: np.ndarray, probabilities: np.ndarray, class_names: list[str]
+) -> None:
+    """Draw the wrong predictions that were made most confidently, the worst first; nothing where there are none.
+
+    Args:
+        images: N of them.
+        labels: N.
+        probabilities: `N x classes`.
+    """
+    predicted, sure = probabilities.argmax(1), probabilities.max(1)
+    wrong = np.flatnonzero(predicted != labels)
+    worst = wrong[np.argsort(-sure[wrong], kind="stable")][:MISTAKES_SHOWN]
+    if not len(worst):
+        return
+    columns = min(8, len(worst))
+    rows = -(-len(worst) // columns)
+    figure, axes = new_figure(rows, columns, (1.35 * columns, 1.75 * rows))
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, i in zip(axes.flat, worst, strict=False):
+        axis.imshow(images[torch.tensor([i])][0].permute(1, 2, 0).numpy(), interpolation="nearest")
+        said, true = (_short(class_names[k]) for k in (predicted[i], labels[i]))
+        axis.set_title(f"{said} {sure[i]:.0%}\nis {true}", fontsize=7)
+    figure.tight_layout(pad=0.4)
+    figure.savefig(run.figure("mistakes"))
+    run.tensorboard.add_figure("mistakes", figure)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 16 else f"{text[:9]}…{text[-6:]}"
+
+
 def prediction_figures(run: Run, rows: list[dict[str, Any]]) -> None:
     """Draw each picture with its prediction as the title; Pillow starts half a second sooner than matplotlib."""
     for i, row in enumerate(r for r in rows if not r["error"]):
@@ -172,8 +206,8 @@ def _title(text: str, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
 
 
 def print_classification(found: dict[str, Any], source: Path, table: bool) -> None:
-    """Print the accuracy on standard error, and if asked for the table of the classes."""
-    ERR.print(f"test accuracy {found['accuracy']:.4f} of {source}", markup=False)
+    """Say the accuracy, and if asked for print the table of the classes, on standard error."""
+    log.info("test accuracy %.4f of %s", found["accuracy"], source)
     if table:
         ERR.print(_classes_table(found))
 

@@ -34,9 +34,10 @@ from sslrun.console import log
 from sslrun.errors import UserError
 
 OUTPUTS = Path("outputs")
+PARTS = "parts"  # folder of runs that belong to studies and to mode=auto
 # What may differ when a run goes on, besides the device: how long it is, where the data lie, what is kept.
 MAY_DIFFER = ("train.epochs", "train.steps", "train.save_minutes", "train.keep_every", "dataset.root", "unlabeled")
-STAGES = ("pretrain", "finetune", "evaluate", "predict")
+STAGES = ("pretrain", "finetune", "evaluate", "predict", "compare")
 
 
 class Run:
@@ -351,11 +352,17 @@ def is_finished(directory: Path) -> bool:
     return (directory / "summary.json").is_file() and read_summary(directory)["status"] == "finished"
 
 
-def find(stages: Sequence[str] = STAGES) -> list[tuple[Path, dict[str, Any]]]:
-    """Return all runs below `outputs/`, oldest first, as (directory, summary); damaged ones are left out."""
+def find(stages: Sequence[str] = STAGES, parts: bool = False) -> list[tuple[Path, dict[str, Any]]]:
+    """Return all runs below `outputs/`, oldest first, as (directory, summary); damaged ones are left out.
+
+    Args:
+        parts: those that are parts of a study, too.
+    """
     found = []
     for stage in stages:
         for path in [*OUTPUTS.glob(f"{stage}/*/summary.json"), *OUTPUTS.glob(f"{stage}/*/*/summary.json")]:
+            if path.parent.parent.name == PARTS and not parts:
+                continue
             try:
                 found.append((path.parent, read_summary(path.parent)))
             except UserError:

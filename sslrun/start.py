@@ -49,7 +49,7 @@ def find_start(init: str, backbone: Node, dataset: Node) -> Start:
     Raises:
         UserError: there is no such run or file, or it has another backbone.
     """
-    runs = find(["pretrain"])
+    runs = find(["pretrain"], parts=True)
     if init in ("scratch", "imagenet"):
         # The same network on the same pictures as the newest pretraining, unless others are asked for.
         latest = _newest(runs, backbone, dataset, None) or _newest(runs, {}, dataset, None)

@@ -234,7 +234,13 @@ class Rehearsal:
 
 
 def rehearse(
-    model: nn.Module, images: Tensor | Images, device: Device, optimizer_node: Node, batch_size: int, memory: int
+    model: nn.Module,
+    images: Tensor | Images,
+    device: Device,
+    optimizer_node: Node,
+    batch_size: int,
+    memory: int,
+    labels: Tensor | None = None,
 ) -> Rehearsal:
     """Take a few steps of a training that nothing comes of, to say how fast it is and how much memory it needs.
 
@@ -253,7 +259,7 @@ def rehearse(
     def step(n: int, i: int) -> float:
         began = time.perf_counter()
         rows = torch.randperm(len(images), generator=generator(0, ORDER, i))[:n]
-        out = _step(model, _batch(images[rows], None, rows, device), optimizer, device, None, 0, (0, VIEWS, 0, i))
+        out = _step(model, _batch(images[rows], labels, rows, device), optimizer, device, None, 0, (0, VIEWS, 0, i))
         float(out["loss"])  # waits for the device
         return time.perf_counter() - began
 

@@ -118,7 +118,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     try:
         for pretext in ("rotation", "simclr"):
             assert run_here("pretrain", f"pretext={pretext}", *data, *TINY, "train.steps=6", "train.evaluations=2") == 0
-        assert run_here("finetune", "label_fraction=0.5", *QUICK, "train.steps=20") == 0
+        assert run_here("finetune", "mode=finetune", "label_fraction=0.5", *QUICK, "train.steps=20") == 0
     finally:
         os.chdir(before)
     return top

@@ -130,7 +130,7 @@ def test_starting_points(in_world: Path, cli: Cli) -> None:
 def test_asking_for_other_than_the_checkpoint_has_is_an_error(
     in_world: Path, cli: Cli, arguments: list[str], words: str
 ) -> None:
-    answer = cli("finetune", *(a.replace("RUN", str(runs("pretrain")[-1])) for a in arguments), *QUICK)
+    answer = cli("finetune", "mode=finetune", *(a.replace("RUN", str(runs("pretrain")[-1])) for a in arguments), *QUICK)
     assert answer.code == 1
     assert words in answer.err
     assert "Traceback" not in answer.err
@@ -226,7 +226,7 @@ def test_case_52_test_is_unread_before_evaluate(cli: Cli, photos: Path) -> None:
     assert (
         cli("pretrain", "dataset=folder", "dataset.root=set", "dataset.image_size=16", *TINY, "train.steps=2").code == 0
     )
-    assert cli("finetune", "train.steps=2", *QUICK).code == 0
+    assert cli("finetune", "mode=finetune", "train.steps=2", *QUICK).code == 0
     answer = cli("evaluate", *QUICK)
     assert answer.code == 1
     assert "60 of 60 images cannot be read" in answer.err
@@ -285,7 +285,7 @@ def test_a_sweep_ends_with_a_table_and_a_csv_and_names_its_failures(in_world: Pa
 def test_a_sweep_keeps_apart_what_was_varied(in_world: Path, cli: Cli) -> None:
     """Seeds are averaged over; learning rates and the runs that a network started from are not."""
     rates = ("train.learning_rate=0.001,0.01", "seed=0,1", "train.steps=2", "train.evaluations=1")
-    assert cli("finetune", "-m", *rates, *QUICK).code == 0
+    assert cli("finetune", "-m", "mode=finetune", *rates, *QUICK).code == 0
     sweep = next(Path("outputs/finetune").glob("*/sweep.csv")).parent
     answer = cli("evaluate", f"run={sweep}", *QUICK)
     table = [line.split() for line in answer.err.splitlines() if line.split() and line.split()[-1] == "2"]
@@ -415,7 +415,7 @@ def test_case_47_a_pile_pretrains_and_finetuning_on_it_is_a_clear_error(cli: Cli
     said = summary(runs("pretrain")[-1])
     assert "val/effective_rank" in said
     assert "val/knn_accuracy" not in said
-    answer = cli("finetune", *QUICK)
+    answer = cli("finetune", "mode=finetune", *QUICK)
     assert answer.code == 1
     assert "has no labels: put the pictures into a folder a class" in answer.err
     other = ("dataset=folder", f"dataset.root={photos}")
@@ -423,7 +423,10 @@ def test_case_47_a_pile_pretrains_and_finetuning_on_it_is_a_clear_error(cli: Cli
 
 
 def test_validation_can_be_left_out(in_world: Path, cli: Cli) -> None:
-    assert cli("finetune", "dataset.val_fraction=0", "labels_per_class=4", "train.steps=3", *QUICK).code == 0
+    assert (
+        cli("finetune", "mode=finetune", "dataset.val_fraction=0", "labels_per_class=4", "train.steps=3", *QUICK).code
+        == 0
+    )
     said = summary(runs("finetune")[-1])
     assert said["labels"] == {"train": 8, "validation": 0}
     assert said["best/step"] == 3
@@ -443,7 +446,7 @@ def test_three_tasks_times_three_backbones_pretrain_and_finetune(
         "train.steps=2",
     )
     assert cli("pretrain", f"pretext={pretext}", f"backbone={backbone}", *data).code == 0
-    assert cli("finetune", "train.steps=2").code == 0
+    assert cli("finetune", "mode=finetune", "train.steps=2").code == 0
     assert cli("evaluate").code == 0
 
 

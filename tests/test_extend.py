@@ -65,7 +65,7 @@ def test_a_toy_of_each_outside_the_package(cli: Cli) -> None:
         Path("conf", group, f"{name}.yaml").write_text(text)
     names = ("pretext=brightness", "backbone=tinynet", "dataset=noise")
     assert cli("pretrain", "-cd", "conf", *names, "train.steps=3", *QUICK).code == 0
-    assert cli("finetune", "init=latest", "train.steps=60", *QUICK).code == 0
+    assert cli("finetune", "mode=finetune", "init=latest", "train.steps=60", *QUICK).code == 0
     assert cli("evaluate", *QUICK).code == 0
     said = json.loads(next(Path("outputs/evaluate").glob("*/summary.json")).read_text())
     assert said["test/accuracy"] == 1.0

@@ -35,6 +35,7 @@ STEPS = 24  # 6 epochs of 4 batches
 PRETRAIN = ("pretrain", *DIGITS, f"train.steps={STEPS}", "train.evaluations=3", "train.log_every=3")
 FINETUNE = (
     "finetune",
+    "mode=finetune",
     "init=scratch",
     "backbone=smallcnn",
     *DIGITS,
@@ -327,7 +328,15 @@ def test_case_7_resuming_a_finished_run_says_that_nothing_is_left(cli: Cli) -> N
 def test_a_sweep_of_finetunings_goes_on_from_the_starts_that_it_named() -> None:
     """Each job was told `init=simclr` and noted which run that was."""
     run(*PRETRAIN)
-    jobs = ("finetune", "-m", "init=simclr,scratch", "label_fraction=0.5", "train.steps=150", *TINY[-3:])
+    jobs = (
+        "finetune",
+        "-m",
+        "mode=finetune",
+        "init=simclr,scratch",
+        "label_fraction=0.5",
+        "train.steps=150",
+        *TINY[-3:],
+    )
     process = start(*jobs)
     wait_for(process, lambda: in_steps("finetune/*/0"))
     assert process.pid is not None
@@ -408,7 +417,7 @@ def test_case_14_finetuning_falls_back_too_and_two_damaged_ones_are_an_error(cli
     assert cli(*PRETRAIN).code == 0
     for name, code in ((checkpoint.LAST, 0), (checkpoint.PREVIOUS, 1)):
         (directory() / name).write_bytes(b"PK")
-        answer = cli("finetune", "label_fraction=0.5", "train.steps=2", *TINY[-3:])
+        answer = cli("finetune", "mode=finetune", "label_fraction=0.5", "train.steps=2", *TINY[-3:])
         assert answer.code == code
         assert "is damaged" in answer.err
         assert "Traceback" not in answer.err
@@ -466,7 +475,15 @@ def test_case_21_another_networks_weights_are_refused_with_the_shapes(cli: Cli) 
     assert cli(*PRETRAIN).code == 0
     weights = checkpoint.part(checkpoint.load(directory() / checkpoint.LAST)["model"], "encoder.backbone.")
     torch.save(weights, "bare.pt")
-    answer = cli("finetune", "init=bare.pt", "backbone=smallcnn", *DIGITS, "backbone.widths=[8,32]", "train.steps=2")
+    answer = cli(
+        "finetune",
+        "mode=finetune",
+        "init=bare.pt",
+        "backbone=smallcnn",
+        *DIGITS,
+        "backbone.widths=[8,32]",
+        "train.steps=2",
+    )
     assert answer.code == 1
     assert "(16, 8, 3, 3) where (32, 8, 3, 3) is needed" in answer.err
 

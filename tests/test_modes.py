@@ -266,7 +266,7 @@ def test_the_choice_is_recorded_and_kept_on_resume_and_by_what_follows(
         before = (run / "config.yaml").read_bytes()
         assert "device=cuda: torch sees no" in cli("pretrain", f"resume={run}", "train.steps=12", "device=cuda").err
         assert (run / "config.yaml").read_bytes() == before
-    assert cli("finetune", "train.steps=2", "train.evaluations=1", "device=cpu").code == 0
+    assert cli("finetune", "mode=finetune", "train.steps=2", "train.evaluations=1", "device=cpu").code == 0
     (tuned,) = Path("outputs/finetune").iterdir()
     assert recorded(tuned) == ("bf16", "channels_last")
 

@@ -71,7 +71,7 @@ def test_fetch_check_preview_pretrain_finetune_evaluate(name: str, served: Serve
     unlabeled = report["splits"].get("unlabeled", {"images": 0})["images"]
     assert unlabeled == (50 if name == "stl10" else 0)
     assert pretrained["images"] > unlabeled
-    assert cli("finetune", *QUICK, "train.steps=4").code == 0
+    assert cli("finetune", "mode=finetune", *QUICK, "train.steps=4").code == 0
     assert cli("evaluate", *QUICK).code == 0
     evaluated = json.loads(next(Path("outputs/evaluate").glob("*/summary.json")).read_text())
     assert evaluated["images"] == report["splits"]["test"]["images"]

@@ -1,5 +1,6 @@
 """From a `dataset` node of the config to tensors: `load` is the only way in."""
 
+import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +65,12 @@ class Dataset:
         labels = None if self.labels is None else self.labels[torch.from_numpy(positions)]
         names = [self.names[i] for i in positions]
         return Dataset(self.images.take(positions), labels, self.class_names, names, self.class_sizes)
+
+    def __add__(self, other: "Dataset") -> "Dataset":
+        assert self.labels is not None
+        assert other.labels is not None
+        labels, names = torch.cat([self.labels, other.labels]), [*self.names, *other.names]
+        return Dataset(self.images + other.images, labels, self.class_names, names, self.class_sizes)
 
     def fingerprint(self) -> str:
         """Return a hash of the pixels, labels and class names."""
@@ -136,9 +143,34 @@ def find(node: Node, split: SplitName) -> Pictures | None:
     return pictures
 
 
-def load_pile(folder: str, node: Node) -> Dataset:
-    """Load every picture below a folder, without labels, at the size that the data set's node asks for."""
-    return _decoded(pile(Path(os.path.expanduser(folder))), shared(node))
+def load_unlabeled(node: Node, folder: str | None) -> list[Dataset]:
+    """Load the data set's own pictures without labels, if it has some, and all below a folder, if one is given.
+
+    The folder's pictures are brought to the size that the data set's node asks for.
+    """
+    own = load(node, "unlabeled")
+    beside = _decoded(pile(Path(os.path.expanduser(folder))), shared(node)) if folder else None
+    return [d for d in (own, beside) if d is not None]
+
+
+def listing(node: Node, split: SplitName) -> str:
+    """Return a hash of the pictures of a split as they lie there, without reading them: names, sizes, times, labels.
+
+    Of arrays, which have no files, it is a hash of their bytes; empty where there is no such split.
+    """
+    pictures = find(node, split)
+    if pictures is None:
+        return ""
+    digest = hashlib.sha256("\0".join([*pictures.names, *pictures.class_names]).encode("utf-8", "surrogateescape"))
+    if isinstance(pictures.items, np.ndarray):
+        digest.update(np.ascontiguousarray(pictures.items).data)
+    else:
+        for path in pictures.items:
+            found = os.stat(path)
+            digest.update(f"{found.st_size} {found.st_mtime_ns}".encode())
+    if pictures.labels is not None:
+        digest.update(pictures.labels.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def shared(node: Node) -> Options:

@@ -109,6 +109,25 @@ def label_subset(
     return _prefixes(order, labels, wanted)
 
 
+def part_of(labels: np.ndarray, k: int, n: int, seed: int) -> np.ndarray:
+    """Return the sorted positions of the k-th of n parts, each of which has its share of every class.
+
+    Raises:
+        UserError: there is no such part.
+    """
+    if not 0 <= k < n:
+        raise UserError(f"fold=[{k},{n}]: the first number must be from 0 to {n - 1}")
+    order = np.random.default_rng([seed, 3]).permutation(len(labels))
+    ordered = labels[order]
+    first = 0
+    parts = []
+    for c, size in counts(labels).items():
+        place = np.arange(first, first + size)  # counted on from class to class, so that small classes take turns
+        parts.append(order[ordered == c][place % n == k])
+        first += size
+    return np.sort(np.concatenate(parts))
+
+
 def counts(labels: np.ndarray) -> dict[int, int]:
     """Return how many there are of each class, in the order of the classes."""
     values, n = np.unique(labels, return_counts=True)

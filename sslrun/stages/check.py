@@ -10,23 +10,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from sslrun import modes, preflight
-from sslrun.backbones import build_encoder
+from sslrun import estimate, preflight
 from sslrun.config import DatasetNode, Node, Positive, PositiveInt, UserError, build
 from sslrun.console import log
 from sslrun.data import splits, survey
-from sslrun.data.cache import Decoded, physical_memory
+from sslrun.data.cache import Decoded
 from sslrun.data.dataset import Options, decoded, describe, find, shared
 from sslrun.data.images import Images
 from sslrun.data.sources import Pictures, SplitName, pile
-from sslrun.device import Device
 from sslrun.run import Run, write_text
 from sslrun.start import short_name
-from sslrun.train import SMALLEST_BATCH, rehearse
+from sslrun.train import SMALLEST_BATCH
 
 SPLITS: tuple[SplitName, ...] = ("train", "unlabeled", "test")
 ENOUGH = 50  # pictures to tell from whether they have an up
@@ -83,7 +80,7 @@ def check(
         UserError: something would stop a run (after the report).
     """
     splits.check_amount(label_fraction, run.asked)
-    hardware = build(device)
+    build(device)  # is it there?
     options = shared(dataset)
     parts = list(_parts(dataset, unlabeled))
     images = _joined([p for p in parts if p.name != "test"])
@@ -97,7 +94,7 @@ def check(
         "pixels": _pixels(survey.sample(images)) if len(images) else None,
     }
     if len(images) > 1:
-        report["estimate"] = _estimate(images, pretext, backbone, optimizer, hardware, options.image_size, batch_size)
+        report["estimate"] = _estimate(images, pretext, backbone, optimizer, device, options.image_size, batch_size)
     findings = preflight.findings(report)
     report["findings"] = [{"level": level, "text": text} for level, text in findings]
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
@@ -198,25 +195,19 @@ def _pixels(pictures: Tensor) -> dict[str, Any]:
 
 
 def _estimate(
-    images: Images, pretext: Node, backbone: Node, optimizer: Node, device: Device, image_size: int, batch_size: int
+    images: Images, pretext: Node, backbone: Node, optimizer: Node, device: Node, image_size: int, batch_size: int
 ) -> dict[str, Any]:
-    encoder = build_encoder(backbone, image_size, [0.5] * 3, [0.5] * 3)
-    modes.choose(device, backbone, image_size, batch_size)
-    model = device.put(build(pretext, encoder, image_size))
-    on_gpu = device.torch.type == "cuda"
-    memory = torch.cuda.get_device_properties(device.torch).total_memory if on_gpu else physical_memory()
-    held = device.hold(images)
-    took = rehearse(model, held, device, optimizer, batch_size, memory)
+    found = estimate.pretraining(images, pretext, backbone, optimizer, device, image_size, batch_size)
     return {
         "pretext": short_name(pretext["_target_"]),
         "backbone": short_name(backbone["_target_"]),
         "batch_size": batch_size,
-        "device": device.describe(),
-        "precision": device.precision,
-        "memory_format": device.memory_format,
-        "images_per_second": round(took.images_per_second, 1),
-        "epoch_seconds": round(len(images) / took.images_per_second, 3),
-        "training_bytes": took.bytes + (held.nbytes if held.device.type == "cuda" else 0),
+        "device": found.device.describe(),
+        "precision": found.device.precision,
+        "memory_format": found.device.memory_format,
+        "images_per_second": round(found.images_per_second, 1),
+        "epoch_seconds": round(len(images) / found.images_per_second, 3),
+        "training_bytes": found.bytes,
         "decoded_bytes": images.nbytes,
-        "memory_bytes": memory,
+        "memory_bytes": found.memory,
     }

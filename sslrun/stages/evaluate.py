@@ -5,6 +5,8 @@ import json
 import time
 from typing import Any
 
+import numpy as np
+
 from sslrun import report
 from sslrun.classifier import probabilities
 from sslrun.config import DatasetNode, Node, PositiveInt, UserError
@@ -49,6 +51,14 @@ def evaluate(own: Run, *, run: str, dataset: DatasetNode, batch_size: PositiveIn
         writer = csv.DictWriter(file, list(found["classes"][0]))
         writer.writeheader()
         writer.writerows(found["classes"])
+    np.savez_compressed(
+        own.directory / "predictions.npz",
+        probabilities=p.numpy().astype(np.float16),
+        labels=data.labels.numpy(),
+        names=np.array(data.names),
+        class_names=np.array(data.class_names),
+    )
+    report.mistakes_figure(own, data.images, data.labels.numpy(), p.numpy(), data.class_names)
     report.confusion_figure(own, found["confusion_matrix"], data.class_names)
     report.print_classification(found, directory, table=not own.in_sweep)
     of_run = read_summary(directory)

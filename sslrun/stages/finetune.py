@@ -1,15 +1,19 @@
 """`sslrun finetune`: make a classifier from few labels."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from sslrun import checkpoint, modes, report
 from sslrun.backbones import Encoder, build_encoder, features
+from sslrun.choice import choose
 from sslrun.classifier import Classifier, Finetuning, KNNClassifier, probabilities
 from sslrun.config import Count, DatasetNode, Fraction, Node, Positive, PositiveInt, UserError, build, function
 from sslrun.console import log
+from sslrun.data import splits
 from sslrun.data.dataset import Dataset, describe, load_train
 from sslrun.data.splits import check_amount, label_subset
 from sslrun.device import Device
@@ -23,9 +27,10 @@ def finetune(
     run: Run,
     *,
     init: str,
-    mode: Literal["finetune", "probe", "knn"],
+    mode: Literal["auto", "finetune", "probe", "knn"],
     label_fraction: Positive | None,
     labels_per_class: PositiveInt | None,
+    fold: Annotated[list[Count], Field(min_length=2, max_length=2)] | None,
     backbone: Node,
     dataset: DatasetNode,
     augment: Node,
@@ -49,19 +54,24 @@ def finetune(
         UserError: nothing to start from, one class, or more labels asked for than there are.
     """
     check_amount(label_fraction, run.asked)
-    if run.resumed and mode != "finetune":
+    if run.resumed and mode not in ("auto", "finetune"):
         raise UserError(f"mode={mode} has no steps to go on with: run it anew")
     hardware = build(device)
-    if run.resumed:
+    if run.resumed and mode == "finetune":
         begin = Start(run.summary["init"], None, None, run.summary["config"])
     else:
         begin = find_start(init, backbone, dataset)
     backbone, dataset = resolve(begin, backbone, dataset, run.asked)
+    if begin.name == "scratch" and mode == "auto":
+        mode = "finetune"  # there is nothing to choose among
     if not run.resumed:
         init = str(begin.path or begin.name)  # as it must be said to get the same start again
-    run.settle(backbone=backbone, dataset=dataset, init=init)
+    run.settle(backbone=backbone, dataset=dataset, init=init, mode=mode)
     data, val = load_train(dataset)
     chosen = _labelled(data, dataset, label_fraction, labels_per_class, subset_seed)
+    if fold is not None:
+        chosen, held = _without_fold(chosen, fold[0], fold[1], subset_seed)
+        val = held if val is None else val + held
     torch.manual_seed(seed)
     if run.resumed:  # the weights come from the run's own last checkpoint
         encoder = build_encoder(backbone, dataset["image_size"], *normalization(dataset, data))
@@ -74,7 +84,7 @@ def finetune(
     used = {"train": len(chosen), "validation": len(val) if val else 0}
     log.info(
         "%s of %s from %s on %d labels of %s (%d more for validation); %s, %s, %s",
-        {"finetune": "Finetuning", "probe": "Linear probe", "knn": "Nearest neighbours"}[mode],
+        {"auto": "The best", "finetune": "Finetuning", "probe": "Linear probe", "knn": "Nearest neighbours"}[mode],
         short_name(backbone["_target_"]), config["init"], used["train"], describe(dataset),
         used["validation"], hardware.describe(), hardware.precision, hardware.memory_format,
     )  # fmt: skip
@@ -96,6 +106,8 @@ def finetune(
         memory_format=hardware.memory_format,
     )
     keep = {"stage": "finetune", "config": config, "class_names": data.class_names}
+    if mode == "auto":
+        return choose(run, config, data.fingerprint(), used["validation"])
     if mode == "finetune":
         return _finetune(run, encoder, chosen, val, hardware, keep, config["augment"], optimizer, train, seed,
                          freeze_fraction, backbone_rate, freeze_batch_norm_below, label_smoothing)  # fmt: skip
@@ -117,6 +129,13 @@ def _labelled(data: Dataset, dataset: Node, fraction: float | None, per_class: i
         raise UserError(f"{describe(dataset)} has one class ({', '.join(data.class_names)}); a classifier needs two")
     rows = label_subset(data.labels.numpy(), subset_seed, fraction, per_class, data.class_sizes, data.class_names)
     return data.take(rows)
+
+
+def _without_fold(data: Dataset, k: int, n: int, seed: int) -> tuple[Dataset, Dataset]:
+    """Return labelled pictures without the k-th of n parts of each class, and that part."""
+    assert data.labels is not None
+    rows = splits.part_of(data.labels.numpy(), k, n, seed)
+    return data.take(np.setdiff1d(np.arange(len(data)), rows)), data.take(rows)
 
 
 def _finetune(

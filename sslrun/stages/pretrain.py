@@ -8,7 +8,7 @@ from sslrun import modes, report, start
 from sslrun.backbones import build_encoder, features
 from sslrun.config import Count, DatasetNode, Node, UserError, build, function
 from sslrun.console import log
-from sslrun.data.dataset import Dataset, describe, load, load_pile, load_train
+from sslrun.data.dataset import describe, load_train, load_unlabeled
 from sslrun.metrics import embedding_health, has_collapsed, knn_probabilities
 from sslrun.run import Run
 from sslrun.train import SMALLEST_BATCH
@@ -39,7 +39,7 @@ def pretrain(
     hardware = build(device)
     data, val = load_train(dataset)
     images = data.images
-    for extra in _unlabeled(dataset, unlabeled):
+    for extra in load_unlabeled(dataset, unlabeled):
         images = images + extra.images
     if len(images) < 2:
         raise UserError(f"{describe(dataset)} has {len(images)} picture for pretraining; at least 2 are needed")
@@ -96,8 +96,3 @@ def pretrain(
     result = function(train)(model, held, None, run, hardware, optimizer, evaluate, "val/knn_accuracy", seed, keep)
     report.curves_figure(run)
     return result
-
-
-def _unlabeled(dataset: Node, folder: str | None) -> list[Dataset]:
-    own = load(dataset, "unlabeled")
-    return [d for d in (own, load_pile(folder, dataset) if folder else None) if d is not None]

@@ -1,0 +1,73 @@
+"""`mode=auto`: of a linear probe, finetuning and training from scratch what is best on the labels at hand."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from sslrun import checkpoint
+from sslrun.config import Node, compose_config
+from sslrun.console import log
+from sslrun.parts import Part, differing, part, plain, run_parts
+from sslrun.run import Run, read_summary
+
+FEW = 100  # pictures of validation; with fewer the labelled ones are held out in turns, too
+FOLDS = 3
+CANDIDATES = {"finetune": ("finetune", None), "probe": ("probe", None), "scratch": ("finetune", "scratch")}
+OWN = ("init", "mode", "fold", "resume")  # keys of finetune that differ between candidates
+
+
+def choose(run: Run, config: Node, fingerprint: str, validation: int) -> dict[str, Any]:
+    """Train the candidates as runs of their own, take the best on validation into this run, and say why.
+
+    With fewer than 100 pictures of validation, thirds of the labelled pictures are held out in turns to choose by; the
+    chosen one is then trained on all of them.
+
+    Args:
+        config: of this run.
+        fingerprint: of the data.
+        validation: how many pictures it has.
+
+    Returns:
+        The chosen one's metrics, `chosen`, `chosen_run`, and the candidates' scores.
+
+    Raises:
+        UserError: a candidate failed.
+    """
+    folds = [[k, FOLDS] for k in range(FOLDS)] if validation < FEW else [None]
+    base = plain(compose_config("finetune", [], None))
+    common = differing({k: v for k, v in config.items() if k not in OWN}, base)
+    tried = {n: [_part(n, config, common, f, fingerprint) for f in folds] for n in CANDIDATES}
+    run.goes_on()
+    run_parts([p for parts in tried.values() for p in parts])
+    scores = {n: _score(parts) for n, parts in tried.items()}
+    chosen = max(scores, key=lambda n: scores[n])
+    how = f"on {validation} pictures of validation" if folds == [None] else f"on held-out thirds and {validation} more"
+    told = ", ".join(f"{n} {scores[n][0]:.4f}" for n in sorted(scores, key=lambda n: scores[n], reverse=True))
+    log.info("Right %s: %s. So: %s.", how, told, chosen)
+    final = _part(chosen, config, common, None, fingerprint)
+    run_parts([final])
+    for name in (checkpoint.LAST, checkpoint.BEST):
+        checkpoint.save(run.directory / name, checkpoint.load(final.directory / name))
+    summary = read_summary(final.directory)
+    metrics = {k: v for k, v in summary.items() if k.startswith("val/")}
+    run.metrics(0, metrics)
+    return {
+        **metrics,
+        "chosen": chosen,
+        "chosen_run": final.directory.as_posix(),
+        "candidates": {n: round(s[0], 6) for n, s in scores.items()},
+    }
+
+
+def _part(name: str, config: Node, common: Sequence[str], fold: list[int] | None, fingerprint: str) -> Part:
+    mode, init = CANDIDATES[name]
+    own = [f"mode={mode}", *differing({"init": init or config["init"], "fold": fold}, {"init": None, "fold": None})]
+    amount = config["labels_per_class"] or f"{config['label_fraction']:g}"
+    title = f"{name}_{amount}_seed{config['seed']}" + (f"_without{fold[0]}" if fold else "")
+    return part("finetune", title, {}, [*common, *own], fingerprint)
+
+
+def _score(parts: Sequence[Part]) -> tuple[float, float]:
+    """Return accuracy and, to break ties, log-likelihood on validation; means over the folds."""
+    found = [read_summary(p.directory) for p in parts]
+    return statistics.fmean(f["val/accuracy"] for f in found), -statistics.fmean(f["val/loss"] for f in found)

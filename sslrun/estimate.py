@@ -1,0 +1,79 @@
+"""How long training takes on this machine, from a few steps of it."""
+
+from dataclasses import dataclass
+
+import torch
+
+from sslrun import modes
+from sslrun.backbones import build_encoder
+from sslrun.classifier import Classifier, Finetuning
+from sslrun.config import Node, build
+from sslrun.data.cache import physical_memory
+from sslrun.data.dataset import Dataset
+from sslrun.data.images import Images
+from sslrun.device import Device
+from sslrun.train import rehearse, total_steps
+
+OVERHEAD = 2.5  # seconds that a classifier takes beside its steps: reading, logistic regression, evaluation
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a pretraining.
+
+    Attributes:
+        device: on which it was measured, in the mode that was chosen.
+        images_per_second: pictures of the data set, however many views are made of each.
+        bytes: that training takes, with the decoded pictures where these are held on the device.
+        memory: of the device, in bytes.
+    """
+
+    device: Device
+    images_per_second: float
+    bytes: int
+    memory: int
+
+
+def pretraining(
+    images: Images, pretext: Node, backbone: Node, optimizer: Node, device: Node, image_size: int, batch_size: int
+) -> Estimate:
+    """Measure a pretraining by a few steps."""
+    hardware = build(device)
+    encoder = build_encoder(backbone, image_size, [0.5] * 3, [0.5] * 3)
+    modes.choose(hardware, backbone, image_size, batch_size)
+    model = hardware.put(build(pretext, encoder, image_size))
+    on_gpu = hardware.torch.type == "cuda"
+    memory = torch.cuda.get_device_properties(hardware.torch).total_memory if on_gpu else physical_memory()
+    held = hardware.hold(images)
+    took = rehearse(model, held, hardware, optimizer, batch_size, memory)
+    size = took.bytes + (held.nbytes if held.device.type == "cuda" else 0)
+    return Estimate(hardware, took.images_per_second, size, memory)
+
+
+def classifier_seconds(config: Node, data: Dataset, val: Dataset | None, labels: int) -> float:
+    """Return about how long it takes to finetune on so many labels and to evaluate.
+
+    Args:
+        config: of a finetuning.
+        data, val: training, some pictures of which are put through the network, and validation.
+    """
+    hardware = build(config["device"])
+    image_size, train = config["dataset"]["image_size"], config["train"]
+    modes.choose(hardware, config["backbone"], image_size, train["batch_size"])
+    encoder = build_encoder(config["backbone"], image_size, [0.5] * 3, [0.5] * 3)
+    classifier = Classifier(encoder, len(data.class_names))
+    model = hardware.put(Finetuning(classifier, build(config["augment"]), 0.1, 0, False, 1.0))
+    assert data.labels is not None
+    took = rehearse(
+        model,
+        data.images,
+        hardware,
+        config["optimizer"],
+        min(labels, train["batch_size"]),
+        physical_memory(),
+        data.labels,
+    )
+    steps = total_steps(labels, train["epochs"], train["steps"], train["batch_size"], quiet=True)
+    trained = steps * min(labels, train["batch_size"]) / took.images_per_second
+    looked = train["evaluations"] * len(val or ()) / (3 * took.images_per_second)  # forward is a third
+    return trained + looked + OVERHEAD

@@ -1,0 +1,91 @@
+"""`sslrun report`: the page of a comparison for runs and sweeps that are there already."""
+
+import csv
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+
+from sslrun import page, results
+from sslrun.console import ERR
+from sslrun.errors import UserError
+from sslrun.report import write_csv
+from sslrun.results import Row
+from sslrun.run import OUTPUTS, find, job_order, read_summary
+
+
+def report_on(paths: Sequence[str], outputs: Path = OUTPUTS) -> Path:
+    """Write a report on classifiers, named by their evaluations, by their own runs, by sweeps of either or by studies.
+
+    Returns:
+        The page's path, in a folder of its own.
+
+    Raises:
+        UserError: a run is none of these or was not evaluated, or they were tested on different pictures.
+    """
+    rows: dict[str, Row] = {}
+    for path in paths:
+        for row in _rows(Path(path)):
+            rows.setdefault(row["evaluated"], row)
+    found = _named_apart(list(rows.values()))
+    tests = {read_summary(Path(r["evaluated"]))["data_fingerprint"] for r in found}
+    if len(tests) > 1:
+        raise UserError(
+            f"these classifiers were tested on {len(tests)} different sets of pictures: compare one at a time"
+        )
+    modes = {r["mode"] for r in found}
+    mode = next(m for m in results.ORDER if m in modes)
+    if mode == "finetune" and "probe" in modes and any(r["start"] != "scratch" for r in found):
+        found += results.with_auto(found, [s for s in dict.fromkeys(r["start"] for r in found) if s != "scratch"])
+        mode = "auto"
+    entries = results.compared(found)
+    conclusions = results.conclusions(entries, mode)
+    directory = outputs / "report" / datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    directory.mkdir(parents=True)
+    write_csv(directory / "results.csv", found)
+    page.write(directory, found, entries, conclusions, mode, None, None)
+    ERR.print(results.table(entries))
+    for sentence in conclusions:
+        ERR.print(sentence, markup=False)
+    ERR.print(f"The report: {directory / 'report.html'}", markup=False)
+    return directory / "report.html"
+
+
+def _rows(path: Path) -> list[Row]:
+    """Return the evaluated classifiers that a path stands for."""
+    if not (path / "summary.json").is_file():
+        jobs = sorted((p.parent for p in path.glob("*/summary.json")), key=job_order)
+        if not jobs:
+            read_summary(path)  # which says what is wrong
+        return [row for job in jobs if read_summary(job)["status"] == "finished" for row in _rows(job)]
+    stage = read_summary(path)["stage"]
+    if stage == "evaluate":
+        return [results.row_of(path, _start(path))]
+    if stage == "finetune":
+        evaluated = [p for p, s in find(["evaluate"], parts=True) if Path(s.get("of_run", "")) == path and _done(s)]
+        if not evaluated:
+            raise UserError(f"{path} was not evaluated yet: sslrun evaluate run={path}")
+        return [results.row_of(evaluated[-1], _start(evaluated[-1]))]
+    if stage == "compare" and (path / "results.csv").is_file():
+        with (path / "results.csv").open(newline="", encoding="utf-8") as file:
+            cells = [(Path(r["evaluated"]), r["start"]) for r in csv.DictReader(file) if r["mode"] != "auto"]
+        return [results.row_of(evaluated, start) for evaluated, start in cells]
+    raise UserError(f"{path} is a {stage} run: a report is on evaluated classifiers (sslrun evaluate), or on a study")
+
+
+def _done(summary: dict[str, object]) -> bool:
+    return summary["status"] == "finished"
+
+
+def _start(evaluated: Path) -> str:
+    return str(read_summary(Path(read_summary(evaluated)["of_run"]))["init"])
+
+
+def _named_apart(rows: list[Row]) -> list[Row]:
+    """Tell apart networks of one pretext task that come from different runs."""
+    sources: dict[str, dict[str, str]] = {}
+    for r in rows:
+        source = str(read_summary(Path(r["finetuned"]))["source"])
+        of = sources.setdefault(r["start"], {})
+        of.setdefault(source, r["start"] if not of else f"{r['start']} {len(of) + 1}")
+        r["start"] = of[source] if r["start"] not in ("scratch", "imagenet") else r["start"]
+    return rows

@@ -1,0 +1,49 @@
+"""Embeddings in two dimensions."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sslrun.backbones import build_encoder, features
+from sslrun.config import Node, build
+from sslrun.data.dataset import Dataset
+from sslrun.start import encoder_at, find_start, normalization
+
+SHOWN = 1000  # pictures of a map
+PERPLEXITY = 30.0  # van der Maaten & Hinton 2008: 5 to 50
+
+
+def embedding_maps(
+    pretrained: Mapping[str, Path], backbone: Node, dataset: Node, device: Node, data: Dataset, shown: Dataset
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return t-SNE maps of some pictures by the untrained network and by each pretrained one.
+
+    Args:
+        pretrained: run directories by name.
+        data: training, for the normalisation of the untrained network.
+        shown: labelled pictures; at most 1,000 of them are taken.
+
+    Returns:
+        `N x 2` by the network's name, `untrained` first, and the N labels.
+    """
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    rows = torch.randperm(len(shown), generator=torch.Generator().manual_seed(0))[:SHOWN].numpy()
+    some = shown.take(rows)
+    hardware = build(device)
+    torch.manual_seed(0)
+    encoders = {"untrained": build_encoder(backbone, dataset["image_size"], *normalization(dataset, data))}
+    for name, directory in pretrained.items():
+        encoders[name] = encoder_at(find_start(str(directory), backbone, dataset), backbone, dataset, data)
+    maps = {}
+    for name, encoder in encoders.items():
+        hardware.put(encoder)
+        x = features(encoder, some.images, hardware).numpy()
+        x = x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
+        with threadpool_limits(1, "blas"):
+            maps[name] = TSNE(perplexity=min(PERPLEXITY, (len(x) - 1) / 3), random_state=0, init="pca").fit_transform(x)
+    assert some.labels is not None
+    return maps, some.labels.numpy()

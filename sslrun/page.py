@@ -1,0 +1,203 @@
+"""The report of a comparison: one HTML page that holds all it shows, and each figure as PNG and SVG beside it."""
+
+import base64
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from omegaconf import OmegaConf
+
+from sslrun import plots, results
+from sslrun.console import log
+from sslrun.results import Row
+from sslrun.run import read_summary, write_text
+
+Entry = dict[str, Any]
+
+
+def write(
+    directory: Path,
+    rows: Sequence[Row],
+    entries: Sequence[Entry],
+    conclusions: Sequence[str],
+    mode: str,
+    places: tuple[Mapping[str, np.ndarray], np.ndarray] | None,
+    about: dict[str, Any] | None,
+) -> None:
+    """Write `report.html` and `figures/` into a directory.
+
+    Args:
+        rows: classifiers.
+        entries, conclusions: that `results` makes of them.
+        mode: of the classifiers that are judged.
+        places: embeddings in two dimensions by the network's name, and their labels.
+        about: the summary of the study, if it is one.
+    """
+    names = _class_names(rows[0])
+    judged = [e for e in entries if e["mode"] == mode and e["start"] != "scratch"]
+    figures = [*_figures(directory / "figures", rows, entries, judged, mode, names)]
+    if places:
+        figures.append(
+            {
+                "name": "embeddings",
+                "heading": "What the networks see, before and after",
+                "pictures": [],
+                "svg": Markup(plots.maps(*places, names, directory / "figures")),
+                "caption": f"Features of {len(places[1])} pictures that no network was trained on with labels, in two "
+                "dimensions (t-SNE). Neighbours are alike; distances between groups mean little.",
+            }
+        )
+    template = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    ).get_template("page.html.jinja")
+    subsets = max(e["accuracy"].n for e in entries)
+    first = rows[0]
+    text = template.render(
+        title="Does pretraining help?",
+        subtitle=f"{first['dataset']}, {first['backbone']}; tested on {_tested(rows)} pictures",
+        conclusions=conclusions,
+        figures=figures,
+        rows=list(_table(entries)),
+        runs=list(_runs(rows)),
+        subsets=subsets,
+        auto=mode == "auto",
+        facts=_facts(rows, about),
+        command=about["command"] if about else "",
+        config=OmegaConf.to_yaml(about["config"]) if about else "",
+    )
+    write_text(directory / "report.html", text)
+
+
+def _figures(
+    folder: Path, rows: Sequence[Row], entries: Sequence[Entry], judged: Sequence[Entry], mode: str, names: list[str]
+) -> list[dict[str, Any]]:
+    starts = list(dict.fromkeys(e["start"] for e in judged))
+    fewest = min((e["labels"] for e in judged), default=0)
+    out = [
+        _figure(
+            "label_efficiency",
+            "Accuracy over the number of labels",
+            plots.efficiency(entries, lambda e: e["start"] == "scratch" or e["mode"] == mode, folder),
+            "Test accuracy and 95 % intervals over label subsets.",
+        )
+    ]
+    if any(r["mode"] == "finetune" for r in rows):
+        text = "Accuracy on validation while finetuning, means over label subsets. The best state of each run is kept."
+        out.append(_figure("learning_curves", "Learning curves", plots.learning_curves(rows, folder), text))
+    if not judged:
+        return out
+    of = {s: [r for r in rows if (r["start"], r["mode"], r["labels"]) == (s, mode, fewest)] for s in starts}
+    base = [r for r in rows if (r["start"], r["mode"], r["labels"]) == ("scratch", "finetune", fewest)]
+    groups = {**({results.SCRATCH: base} if base else {}), **{results.name_of(s, mode): m for s, m in of.items()}}
+    found = {name: [_report(r) for r in members] for name, members in groups.items()}
+    matrices = {name: np.sum([f["confusion_matrix"] for f in reports], axis=0) for name, reports in found.items()}
+    title = f"{fewest} labels"
+    svg = plots.confusions(matrices, names, title, folder)
+    text = "Rows are true classes, columns what was said; all label subsets together."
+    out.append(_figure("confusion_matrices", "What is taken for what", svg, text))
+    if base:
+        gains = {n: _recalls(of[s], base) for s in starts if len(n := results.name_of(s, mode)) and of[s]}
+        svg = plots.class_gains(gains, names, title, folder)
+        text = "How much more of each class is recognised than from scratch on the same labels, with 95 % intervals."
+        out.append(_figure("class_gains", "Gain by class", svg, text))
+    out.append(
+        {
+            "name": "mistakes",
+            "heading": "The most confident mistakes",
+            "svg": "",
+            "caption": f"Wrong, and most sure of it; one label subset of {fewest} labels. Are these labelled right?",
+            "pictures": [p for name, members in groups.items() for p in _mistakes(name, members)],
+        }
+    )
+    return out
+
+
+def _figure(name: str, heading: str, svg: str, caption: str) -> dict[str, Any]:
+    return {"name": name, "heading": heading, "svg": Markup(svg), "caption": caption, "pictures": []}
+
+
+def _report(row: Row) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(row["evaluated"]) / "report.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _class_names(row: Row) -> list[str]:
+    return [c["class"] for c in _report(row)["classes"]]
+
+
+def _recalls(rows: Sequence[Row], base: Sequence[Row]) -> np.ndarray:
+    """Return the differences of recall to scratch, `subsets x classes`, on the subsets that both have."""
+    scratch = {(r["subset"], r["seed"]): r for r in base}
+    pairs = [(r, scratch[r["subset"], r["seed"]]) for r in rows if (r["subset"], r["seed"]) in scratch]
+    recall: Callable[[Row], np.ndarray] = lambda r: np.array([c["recall"] for c in _report(r)["classes"]])  # noqa: E731
+    return np.array([recall(a) - recall(b) for a, b in pairs])
+
+
+def _mistakes(name: str, members: Sequence[Row]) -> list[dict[str, str]]:
+    sheet = Path(members[0]["evaluated"]) / "figures" / "mistakes.png"
+    if not sheet.is_file():
+        log.info("%s has no picture of mistakes: it makes none, or was evaluated by an older version", name)
+        return []
+    return [{"heading": name, "data": base64.b64encode(sheet.read_bytes()).decode()}]
+
+
+def _table(entries: Sequence[Entry]) -> Any:
+    last = None
+    for e in entries:
+        half = 50 * (e["accuracy"].high - e["accuracy"].low)
+        needed = ""
+        if e["labels_needed"] and e["start"] != "scratch":
+            number, sign = e["labels_needed"]
+            needed = f"{ {'=': '', '<': 'fewer than ', '>': 'more than '}[sign] }{number:,.0f}"
+        yield {
+            "first": last is not None and e["labels"] != last,
+            "labels": f"{e['labels']:,}" if e["labels"] != last else "",
+            "name": e["name"] + (f" ({results.said_chosen(e['chosen'])})" if e["chosen"] else ""),
+            "accuracy": f"{100 * e['accuracy'].mean:.1f}" + (f" ± {half:.1f}" if half == half else ""),
+            "difference": results.said_difference(e["difference"]),
+            "verdict": e["verdict"].split()[0] if e["verdict"] else "",
+            "said": e["verdict"].split(" by ")[0],
+            "needed": needed,
+        }
+        last = e["labels"]
+
+
+def _runs(rows: Sequence[Row]) -> Any:
+    for r in rows:
+        if r["mode"] != "auto":
+            yield {
+                "name": results.name_of(r["start"], r["mode"]),
+                "labels": f"{r['labels']:,}",
+                "seed": r["seed"],
+                "test": f"{100 * r['test_accuracy']:.1f}",
+                "val": "" if r["val_accuracy"] is None else f"{100 * r['val_accuracy']:.1f}",
+                "seconds": f"{r['seconds']:.0f}",
+                "run": r["finetuned"],
+            }
+
+
+def _tested(rows: Sequence[Row]) -> int:
+    return int(read_summary(Path(rows[0]["evaluated"]))["images"])
+
+
+def _facts(rows: Sequence[Row], about: dict[str, Any] | None) -> list[tuple[str, str]]:
+    made = read_summary(Path(rows[0]["finetuned"]))
+    test = read_summary(Path(rows[0]["evaluated"]))
+    tuned = [r["seconds"] for r in rows if r["mode"] == "finetune"]
+    facts = [
+        ("data", f"{made['dataset']}; training {made['data_fingerprint']}, test {test['data_fingerprint']}"),
+        ("labels", f"{made['labels']['validation']} more labels are validation, on which every choice is made"),
+        ("seeds", ", ".join(map(str, sorted({r["seed"] for r in rows}))) + f"; split {made['seeds']['split']}"),
+        ("machine", f"{made['machine']}, {made['device']}, {made['precision']}, {made['memory_format']}"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in made["versions"].items())),
+    ]
+    if tuned:
+        facts.append(("finetuning", f"{np.mean(tuned):.0f} s each, {len(tuned)} runs"))
+    if about:
+        facts += [(f"pretraining, {n}", f"{s:.0f} s") for n, s in about["pretraining_seconds"].items()]
+        facts.append(("commit", str(about.get("git_commit"))))
+    return facts

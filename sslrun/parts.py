@@ -1,0 +1,195 @@
+"""The parts of a study: runs of other commands, each in a folder named by what it is made from, so none is done twice.
+
+    outputs/<stage>/parts/<name>-<key>/    a run directory like any other
+
+The key is a hash of the settings, the data, the versions of torch and Python, and the code that makes numbers.
+"""
+
+import hashlib
+import inspect
+import json
+import platform
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from sslrun import command, signals
+from sslrun.config import Node, UserError, locate
+from sslrun.console import duration, log
+from sslrun.job import PART, job
+from sslrun.run import OUTPUTS, PARTS, is_finished, read_summary, score
+
+WORDS_ONLY = (  # modules and stages that no weight and no metric depends on
+    "choice", "cli", "comparison", "console", "demo", "estimate", "existing", "listing", "maps", "overrides", "page",
+    "parts", "plots", "preflight", "report", "results", "signals", "study", "survey",
+    "check", "compare", "fetch", "predict", "preview",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Part:
+    """One run of a study.
+
+    Attributes:
+        stage: the command.
+        name: of its folder, for people.
+        overrides: of the command.
+        key: of its folder: a hash of all that it is made from.
+    """
+
+    stage: str
+    name: str
+    overrides: tuple[str, ...]
+    key: str
+
+    @property
+    def directory(self) -> Path:
+        """Return its run directory."""
+        return OUTPUTS / self.stage / PARTS / f"{self.name}-{self.key}"
+
+    def finished(self) -> bool:
+        """Tell whether it came to its end, in this study or in another."""
+        return is_finished(self.directory)
+
+
+def part(stage: str, name: str, base: Node, overrides: Sequence[str], *data: str) -> Part:
+    """Name a part by what it is made from.
+
+    Args:
+        base: the stage's config that the overrides change.
+        data: fingerprints of what it reads.
+    """
+    made_from = [stage, base, list(overrides), data, code_version(), *_user_code(base)]
+    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
+    plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)[:60]
+    return Part(stage, plain, tuple(overrides), key)
+
+
+@cache
+def code_version() -> str:
+    """Return a hash of the code that numbers come from, and of torch's and Python's versions."""
+    digest = hashlib.sha256(f"{torch.__version__} {platform.python_version()}".encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        if path.stem not in WORDS_ONLY:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _user_code(node: Any) -> list[str]:
+    """Return the hashes of the user's own Python files that a config names."""
+    if not isinstance(node, dict):
+        return []
+    target, inner = node.get("_target_"), [h for value in node.values() for h in _user_code(value)]
+    if not isinstance(target, str) or target.startswith("sslrun."):
+        return inner
+    source = Path(inspect.getfile(locate(target))).read_bytes()
+    return [hashlib.sha256(source).hexdigest(), *inner]
+
+
+def run_parts(parts: Sequence[Part]) -> None:
+    """Do what is not finished, through Hydra's launcher: one after another, or as `hydra/launcher=...` spreads them.
+
+    Raises:
+        UserError: some failed; the others were finished all the same.
+        Stopped: a signal came.
+    """
+    todo = [p for p in dict.fromkeys(parts) if not p.finished()]
+    if len(todo) < len(parts):
+        log.info("%d of %d %s runs were finished before.", len(parts) - len(todo), len(parts), parts[0].stage)
+    if not todo:
+        return
+    launcher = _launcher(todo[0].stage)
+    alone = type(launcher).__name__ == "BasicLauncher"
+    began = time.monotonic()
+    for i, group in enumerate([[p] for p in todo] if alone else [todo]):
+        try:
+            launcher.launch([_job(p) for p in group], initial_job_idx=i)
+        except SystemExit as end:  # the part has saved itself
+            if isinstance(end.code, int) and end.code > 128:
+                raise signals.Stopped(end.code - 128) from None
+            raise
+        for p in group:
+            if p.finished():
+                done = i + 1 if alone else len(todo)
+                left = (time.monotonic() - began) / done * (len(todo) - done)
+                log.info("%s %d/%d  %s%s", p.stage, done, len(todo), _told(p), f"  {duration(left)} left" * (left > 0))
+    failed = [p for p in todo if not p.finished()]
+    if failed:
+        named = "\n".join(f"  {command(p.stage)} {shlex.join(p.overrides)}" for p in failed[:3])
+        raise UserError(
+            f"{len(failed)} of {len(todo)} {failed[0].stage} runs of the study failed, for the reasons above; "
+            f"the same command does these again, and no other:\n{named}"
+        )
+
+
+def _told(p: Part) -> str:
+    named = score(read_summary(p.directory))
+    return f"{p.name}  {named[0].replace('_', ' ')} {named[1]:.4f}" if named else p.name
+
+
+def _launcher(stage: str) -> Any:
+    loader = GlobalHydra.instance().config_loader()
+    kept = [
+        o for o in HydraConfig.get().overrides.hydra if o.lstrip("+").startswith(("hydra/launcher", "hydra.launcher"))
+    ]
+    kept += [o for o in HydraConfig.get().overrides.hydra if o.lstrip("+").startswith("hydra.searchpath")]
+    place = [
+        f"hydra.sweep.dir={(OUTPUTS / stage / PARTS).as_posix()}",
+        f"+hydra.job.name={PART}",
+        "hydra.mode=MULTIRUN",
+    ]
+    master = loader.load_configuration(stage, [*kept, *place], RunMode.MULTIRUN)
+    context = HydraContext(config_loader=loader, callbacks=Callbacks())
+    return Plugins.instance().instantiate_launcher(context, job, master)
+
+
+def _job(p: Part) -> list[str]:
+    return [*p.overrides, f"hydra.sweep.subdir={p.directory.name}"]
+
+
+# --------------------------------------------------------------------------------------------------- settings
+
+
+def literal(value: Any) -> str:
+    """Return a value as Hydra's override grammar has it."""
+    if isinstance(value, str):
+        from sslrun.cli import quoted
+
+        return quoted(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(literal, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{literal(k)}:{literal(v)}" for k, v in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def differing(wanted: Node, base: Node, prefix: str = "") -> list[str]:
+    """Return the overrides that make one config, with everything resolved, of another."""
+    out = []
+    for key, value in wanted.items():
+        before = base.get(key)
+        if isinstance(value, dict) and isinstance(before, dict) and before:
+            out += differing(value, before, f"{prefix}{key}.")
+        elif key not in base:
+            out.append(f"+{prefix}{key}={literal(value)}")
+        elif value != before:
+            out.append(f"{prefix}{key}={literal(value)}")
+    return out
+
+
+def plain(config: DictConfig) -> Node:
+    """Return a config as a plain mapping, resolved, with what is missing as `???`."""
+    values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    return values

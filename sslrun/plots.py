@@ -1,0 +1,182 @@
+"""The figures of a comparison, each as PNG and as SVG; in the SVG, ink is the page's own colour."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sslrun.comparison import mean_interval
+from sslrun.report import new_figure
+from sslrun.results import Row, name_of
+from sslrun.run import read_metrics
+
+INK = "#1a1a1b"  # black in a file, the text's colour in a page
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito 2008
+GREY = "#8a8a8a"
+Entry = dict[str, Any]
+
+
+def colours(starts: Sequence[str]) -> dict[str, str]:
+    """Return a colour for every start; scratch is grey."""
+    others = [s for s in starts if s != "scratch"]
+    return {"scratch": GREY, **{s: COLOURS[i % len(COLOURS)] for i, s in enumerate(others)}}
+
+
+def saved(figure: Any, folder: Path, name: str) -> str:
+    """Save a figure as PNG and SVG; return the SVG for a page, in the page's colours."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / f"{name}.svg", transparent=True, metadata={"Date": None})
+    figure.savefig(folder / f"{name}.png", dpi=160)
+    svg = (folder / f"{name}.svg").read_text(encoding="utf-8")
+    body = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    return body.replace('id="', f'id="{name}-').replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
+
+
+def inked(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """Return an empty figure and its axes with all ink in the page's colour."""
+    figure, axes = new_figure(rows, columns, size)
+    for axis in axes.flat:
+        axis.tick_params(colors=INK, which="both")
+        for part in (axis.xaxis.label, axis.yaxis.label, axis.title):
+            part.set_color(INK)
+        for spine in axis.spines.values():
+            spine.set_edgecolor(INK)
+        axis.patch.set_alpha(0)
+    return figure, axes
+
+
+def legend(axis: Any, **keys: Any) -> None:
+    """Draw a legend without a frame."""
+    axis.legend(frameon=False, labelcolor=INK, **keys)
+
+
+def efficiency(entries: Sequence[Entry], shown: Callable[[Entry], bool], folder: Path) -> str:
+    """Draw accuracy over the number of labels, with 95 % intervals; a little apart, so that none hides another."""
+    figure, ((axis,),) = inked(1, 1, (6.4, 4.0))
+    lines: dict[tuple[str, str], list[Entry]] = {}
+    for e in entries:
+        if shown(e):
+            lines.setdefault((e["start"], e["mode"]), []).append(e)
+    tint = colours(list(dict.fromkeys(start for start, _ in lines)))
+    for i, ((start, mode), points) in enumerate(lines.items()):
+        apart = 1.012 ** (i - (len(lines) - 1) / 2)
+        mean = np.array([100 * p["accuracy"].mean for p in points])
+        ends = np.array([[100 * p["accuracy"].low, 100 * p["accuracy"].high] for p in points]).T
+        frozen = start == "scratch" and mode == "probe"
+        axis.errorbar(
+            [p["labels"] * apart for p in points], mean, np.nan_to_num(np.abs(ends - mean)),
+            color=tint[start], label=name_of(start, mode), marker="o", markersize=4, capsize=3, linewidth=1.6,
+            linestyle=":" if frozen else "--" if start == "scratch" else "-",
+        )  # fmt: skip
+    axis.set_xscale("log")
+    ticks = sorted({p["labels"] for points in lines.values() for p in points})
+    axis.set_xticks(ticks, [f"{t:,}" for t in ticks])
+    axis.minorticks_off()
+    axis.set_xlabel("labels")
+    axis.set_ylabel("test accuracy, %")
+    legend(axis)
+    figure.tight_layout()
+    return saved(figure, folder, "label_efficiency")
+
+
+def learning_curves(rows: Sequence[Row], folder: Path) -> str:
+    """Draw validation accuracy over the steps of finetuning, a panel for each number of labels; means over seeds."""
+    tuned = [r for r in rows if r["mode"] == "finetune"]
+    labels = sorted({r["labels"] for r in tuned})
+    figure, (axes,) = inked(1, len(labels), (3.2 * len(labels) + 0.6, 3.0))
+    tint = colours(list(dict.fromkeys(r["start"] for r in tuned)))
+    for axis, n in zip(axes, labels, strict=True):
+        for start, colour in tint.items():
+            curves: dict[int, list[float]] = {}
+            for r in tuned:
+                if (r["start"], r["labels"]) == (start, n):
+                    for point in read_metrics(Path(r["finetuned"])):
+                        if "val/accuracy" in point:
+                            curves.setdefault(int(point["step"]), []).append(100 * point["val/accuracy"])
+            if curves:
+                axis.plot(list(curves), [np.mean(v) for v in curves.values()], color=colour, linewidth=1.5,
+                          linestyle="--" if start == "scratch" else "-", label=name_of(start, "finetune"))  # fmt: skip
+        axis.set_title(f"{n:,} labels")
+        axis.set_xlabel("step")
+    axes[0].set_ylabel("validation accuracy, %")
+    legend(axes[-1], fontsize=8)
+    figure.tight_layout()
+    return saved(figure, folder, "learning_curves")
+
+
+def confusions(matrices: Mapping[str, np.ndarray], class_names: Sequence[str], title: str, folder: Path) -> str:
+    """Draw confusion matrices side by side, each row as parts of its class."""
+    n = len(class_names)
+    side = min(5.0, max(2.2, 1.2 + 0.22 * n))
+    figure, (axes,) = inked(1, len(matrices), (side * len(matrices) + 0.9, side + 0.7))
+    for i, (axis, (name, counts)) in enumerate(zip(axes, matrices.items(), strict=True)):
+        axis.imshow(counts / counts.sum(1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1)
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel("predicted")
+        if n <= 30:
+            axis.set_xticks(range(n), class_names, rotation=90, fontsize=7)
+            axis.set_yticks(range(n), class_names if i == 0 else [""] * n, fontsize=7)
+        else:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    axes[0].set_ylabel("true")
+    figure.suptitle(title, color=INK, fontsize=9)
+    figure.tight_layout()
+    return saved(figure, folder, "confusion_matrices")
+
+
+def class_gains(gains: Mapping[str, np.ndarray], class_names: Sequence[str], title: str, folder: Path) -> str:
+    """Draw how much more of each class is recognised than from scratch, in points, with 95 % intervals.
+
+    Args:
+        gains: `subsets x classes` differences of recall by the network's name.
+    """
+    n = len(class_names)
+    figure, (axes,) = inked(1, len(gains), (3.0 * len(gains) + 1.2, 0.9 + 0.22 * min(n, 60)))
+    tint = colours(["scratch", *gains])
+    for i, (axis, (name, values)) in enumerate(zip(axes, gains.items(), strict=True)):
+        found = [mean_interval((100 * values[:, k]).tolist()) for k in range(n)]
+        ends = np.nan_to_num(np.array([[f.mean - f.low, f.high - f.mean] for f in found]).T)
+        axis.barh(range(n), [f.mean for f in found], color=tint[name], alpha=0.75)
+        axis.errorbar([f.mean for f in found], range(n), xerr=ends, fmt="none", ecolor=INK, elinewidth=0.8)
+        axis.axvline(0, color=INK, linewidth=0.8)
+        axis.set_yticks(range(n), class_names if i == 0 and n <= 60 else [""] * n, fontsize=7)
+        axis.invert_yaxis()
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel("points of recall")
+    figure.suptitle(title, color=INK, fontsize=9)
+    figure.tight_layout()
+    return saved(figure, folder, "class_gains")
+
+
+def maps(places: Mapping[str, np.ndarray], labels: np.ndarray, class_names: Sequence[str], folder: Path) -> str:
+    """Draw embeddings in two dimensions, side by side, a colour for each class.
+
+    Args:
+        places: `N x 2` by the network's name.
+        labels: N.
+    """
+    import matplotlib
+
+    few = len(class_names) <= 20
+    shades = matplotlib.colormaps["tab10" if len(class_names) <= 10 else "tab20" if few else "hsv"]
+    tint = [shades(k if few else k / len(class_names)) for k in range(len(class_names))]
+    figure, (axes,) = inked(1, len(places), (2.9 * len(places), 3.5 if few else 3.0))
+    for axis, (name, xy) in zip(axes, places.items(), strict=True):
+        for k, class_name in enumerate(class_names):
+            axis.scatter(*xy[labels == k].T, s=5, color=tint[k], linewidths=0, label=class_name)
+        axis.set_title(name, fontsize=9)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+    if few:
+        handles, names = axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="lower center", ncols=min(len(names), 3 * len(places)), frameon=False,
+                      labelcolor=INK, fontsize=7, markerscale=2)  # fmt: skip
+    figure.tight_layout(rect=(0, 0.12 if few else 0, 1, 1))
+    return saved(figure, folder, "embeddings")

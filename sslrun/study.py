@@ -1,0 +1,257 @@
+"""The plan of a study: what is compared, on which labels, and the runs that it takes."""
+
+import math
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from sslrun import estimate
+from sslrun.backbones import imagenet_at_hand
+from sslrun.config import Node, UserError, check, choices, compose_config, locate, nearest
+from sslrun.console import duration
+from sslrun.data.dataset import Dataset, describe, listing, load_train, load_unlabeled
+from sslrun.data.images import Images
+from sslrun.parts import Part, differing, literal, part, plain
+
+NODES = ("dataset", "backbone", "optimizer", "device")  # that a study and its pretrainings have in common
+SCRATCH, IMAGENET = "scratch", "imagenet"
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One classifier of a study.
+
+    Attributes:
+        start: a pretraining's name, `scratch` or `imagenet`.
+        mode: `finetune` or `probe`.
+        amount: of labels, as an override.
+        seed: of the label subset and of the training.
+    """
+
+    start: str
+    mode: str
+    amount: str
+    seed: int
+
+
+@dataclass
+class Pictures:
+    """What a study reads, apart from the test split, which only its evaluations read.
+
+    Attributes:
+        data, val: training with its labels, and validation.
+        images: that are pretrained on: those of training and those without labels.
+        test: a hash of the test split's files by name, size and time.
+    """
+
+    data: Dataset
+    val: Dataset | None
+    images: Images
+    test: str
+
+
+@dataclass
+class Plan:
+    """The runs of a study: pretrainings by name, classifiers and their evaluations by cell."""
+
+    pretrainings: dict[str, Part]
+    classifiers: dict[Cell, Part]
+    evaluations: dict[Cell, Part]
+
+
+def pictures_of(dataset: Node, unlabeled: str | None) -> Pictures:
+    """Load the pictures of a study.
+
+    Raises:
+        UserError: they have no labels, or one class.
+    """
+    data, val = load_train(dataset)
+    if data.labels is None or len(data.class_names) < 2:
+        raise UserError(f"{describe(dataset)} has no two classes of labelled pictures: there is nothing to compare on")
+    images = data.images
+    for extra in load_unlabeled(dataset, unlabeled):
+        images = images + extra.images
+    return Pictures(data, val, images, listing(dataset, "test"))
+
+
+def plan(config: Node, chosen: Mapping[str, str], pictures: Pictures) -> Plan:
+    """Return the runs of a study.
+
+    Args:
+        config: of the study, resolved.
+        chosen: the study's choice in each config group.
+
+    Raises:
+        UserError: an unknown task or setting, with a line for every mistake.
+    """
+    starts: dict[str, Part] = {}
+    for name, overrides in _pretrainings(config, chosen).items():
+        base = plain(compose_config("pretrain", overrides, None))
+        starts[name] = part("pretrain", name, base, overrides, pictures.images.fingerprint().hexdigest())
+    base, common = _common(config, chosen)
+    made, evaluated = {}, {}
+    fingerprint = pictures.data.fingerprint()
+    for cell in _cells(config, list(starts)):
+        init = starts[cell.start].directory.as_posix() if cell.start in starts else cell.start
+        own = [f"init={init}", f"mode={cell.mode}", cell.amount, f"seed={cell.seed}"]
+        amount = cell.amount.rpartition("=")[2] + ("_a_class" if "per_class" in cell.amount else "")
+        name = f"{cell.start}_{cell.mode}_{amount}_seed{cell.seed}"
+        made[cell] = part("finetune", name, base, [*common, *own], fingerprint)
+        run = f"run={literal(made[cell].directory.as_posix())}"
+        evaluated[cell] = part("evaluate", name, {}, [run, *_device(config, chosen, "evaluate")], pictures.test)
+    return Plan(starts, made, evaluated)
+
+
+def _pretrainings(config: Node, chosen: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the overrides of each pretraining by its name."""
+    out: dict[str, list[str]] = {}
+    mistakes: list[str] = []
+    for said in config["pretexts"] or [chosen["pretext"]]:
+        name, *settings = shlex.split(said) or [""]
+        if name != chosen["pretext"] and name not in (known := choices("pretext")):
+            mistakes.append(f"pretexts: no pretext {name!r}{nearest(name, known)} Choices: {', '.join(known)}")
+            continue
+        overrides = [*(f"{n}={chosen[n]}" for n in NODES), f"pretext={name}"]
+        nodes = (*NODES, "train", "unlabeled", "seed", *(["pretext"] if name == chosen["pretext"] else []))
+        overrides += differing({k: config[k] for k in nodes}, plain(compose_config("pretrain", overrides, None)))
+        try:
+            composed = compose_config("pretrain", [*overrides, *settings], None)
+        except Exception as error:  # Hydra's and OmegaConf's, of many kinds
+            mistakes.append(f"pretexts: {said}: {str(error).splitlines()[0]}")
+            continue
+        mistakes += [f"pretexts: {said}: {m}" for m in check(composed, locate("sslrun.stages.pretrain.pretrain"))]
+        out[said] = [*overrides, *settings]
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return out
+
+
+def _common(config: Node, chosen: Mapping[str, str]) -> tuple[Node, list[str]]:
+    """Return what all classifiers have in common: the whole config, and the overrides that make it."""
+    overrides = [f"{n}={chosen[n]}" for n in ("dataset", "backbone")]
+    for n in ("dataset", "backbone"):  # all keys, since what is not said is taken from the newest pretraining
+        overrides += [f"{n}.{k}={literal(v)}" for k, v in config[n].items() if k != "_target_"]
+    overrides += [*_device(config, chosen, "finetune"), *config["finetune"]]
+    composed = compose_config("finetune", overrides, None)
+    mistakes = check(composed, locate("sslrun.stages.finetune.finetune"))
+    if mistakes:
+        raise UserError("\n".join(f"finetune.{m}" for m in mistakes))
+    return plain(composed), overrides
+
+
+def _device(config: Node, chosen: Mapping[str, str], stage: str) -> list[str]:
+    choice = f"device={chosen['device']}"
+    return [choice, *differing({"device": config["device"]}, plain(compose_config(stage, [choice], None)))]
+
+
+def _cells(config: Node, pretrained: Sequence[str]) -> Iterator[Cell]:
+    """Yield the classifiers of a study: from scratch and frozen random always, the pretrained in each mode."""
+    asked = config["imagenet"]
+    imagenet = imagenet_at_hand(config["backbone"], config["dataset"]["image_size"]) if asked == "auto" else asked
+    modes = ["finetune", "probe"] if config["mode"] == "auto" else [config["mode"]]
+    amounts = [f"label_fraction={f:g}" for f in sorted(set(config["label_fractions"]))]
+    if config["labels_per_class"] is not None:
+        amounts = [f"labels_per_class={n}" for n in sorted(set(config["labels_per_class"]))]
+    for amount in amounts:
+        for seed in range(config["seeds"]):
+            yield Cell(SCRATCH, "finetune", amount, seed)
+            yield Cell(SCRATCH, "probe", amount, seed)
+            for start in [*([IMAGENET] if imagenet else []), *pretrained]:
+                for mode in modes:
+                    yield Cell(start, mode, amount, seed)
+
+
+def seconds_of(budget: str) -> float:
+    """Return the seconds that `90s`, `30m` or `1.5h` stands for.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", budget.strip())
+    if not found or float(found[1]) == 0:
+        raise UserError(f"budget={budget}: say a time such as 90s, 30m or 2h")
+    return float(found[1]) * UNITS[found[2]]
+
+
+@dataclass
+class Times:
+    """About how long the unfinished runs of a study take on this machine, in seconds.
+
+    Attributes:
+        classifiers: all of them, with their evaluations.
+        epoch: of each pretraining, by name.
+    """
+
+    classifiers: float
+    epoch: dict[str, float]
+
+    def epochs_within(self, limit: float) -> int:
+        """Return how many epochs of every pretraining fit into a time beside the classifiers.
+
+        Raises:
+            UserError: not one.
+        """
+        epochs = math.floor((limit - self.classifiers) / sum(self.epoch.values()))
+        if epochs < 1:
+            raise UserError(
+                f"budget: the classifiers take about {duration(self.classifiers)} and one epoch of every pretraining "
+                f"{duration(sum(self.epoch.values()))}: give more, or take fewer seeds or a lower finetune.train.steps"
+            )
+        return epochs
+
+    def said(self, plan: Plan) -> str:
+        """Return the estimate in words, before the start."""
+        todo = {n: p for n, p in plan.pretrainings.items() if not p.finished()}
+        each = {n: _epochs(p) * self.epoch[n] for n, p in todo.items()}
+        classifiers = sum(not p.finished() for p in plan.classifiers.values())
+        told = [f"{n} {_epochs(todo[n]):g} epochs, {duration(s)}" for n, s in each.items()]
+        whole = sum(each.values()) + self.classifiers
+        if not todo and not classifiers:
+            return "All runs of this study are finished."
+        return (
+            f"To do: {len(todo)} pretrainings ({'; '.join(told)}) and {classifiers} classifiers "
+            f"({duration(self.classifiers)}); about {duration(whole)} in all, one after another."
+        )
+
+
+def _epochs(part: Part) -> float:
+    train = plain(compose_config("pretrain", list(part.overrides), None))["train"]
+    return train["epochs"] or math.inf
+
+
+def times(plan: Plan, pictures: Pictures) -> Times:
+    """Estimate the times of the runs that are not finished, by a few steps of each kind."""
+    found = Times(0.0, {})
+    for name, p in plan.pretrainings.items():
+        c = plain(compose_config("pretrain", list(p.overrides), None))
+        took = estimate.pretraining(
+            pictures.images, c["pretext"], c["backbone"], c["optimizer"], c["device"], c["dataset"]["image_size"],
+            c["train"]["batch_size"],
+        )  # fmt: skip
+        found.epoch[name] = len(pictures.images) / took.images_per_second
+    seconds: dict[int, float] = {}
+    for cell, p in plan.classifiers.items():
+        if p.finished():
+            continue
+        if cell.mode == "probe":
+            found.classifiers += estimate.OVERHEAD
+            continue
+        n = _labels(cell.amount, pictures.data)
+        if n not in seconds:
+            config = plain(compose_config("finetune", list(p.overrides), None))
+            seconds[n] = estimate.classifier_seconds(config, pictures.data, pictures.val, n)
+        found.classifiers += seconds[n]
+    return found
+
+
+def _labels(amount: str, data: Dataset) -> int:
+    key, _, value = amount.partition("=")
+    return len(data.class_names) * int(value) if key == "labels_per_class" else math.ceil(float(value) * len(data))
+
+
+def settings_of(values: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part the overrides of a study into its own and those of its classifiers, `finetune.KEY=VALUE`."""
+    own = [v for v in values if not v.startswith("finetune.")]
+    return own, [v.removeprefix("finetune.") for v in values if v.startswith("finetune.")]

@@ -1,0 +1,342 @@
+"""Studies: what is run, what is never run twice, what is said of it; and `mode=auto`."""
+
+import csv
+import json
+import re
+import shutil
+import signal
+import subprocess
+import xml.etree.ElementTree
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sslrun import results
+from tests.conftest import QUICK, Cli
+from tests.test_cli import runs, summary
+from tests.test_faults import ended, start, wait_for
+
+DIGITS = ("dataset=digits", "dataset.max_images=300", "dataset.image_size=16", "backbone.widths=[8,16]", *QUICK)
+SHORT = (*DIGITS, "train.steps=4", "train.batch_size=32", "train.evaluations=1", "finetune.train.steps=4",
+         "finetune.train.evaluations=1")  # fmt: skip
+STUDY = ("compare", *SHORT, "pretexts=[rotation,simclr]", "labels_per_class=[2,5]", "seeds=2")
+PARTS = 2 * 2 * (2 + 2 * 2)  # amounts x seeds x (scratch and frozen, two tasks in two modes)
+
+
+def parts(stage: str) -> dict[str, int]:
+    """Return the runs that studies made, with the time of their last change."""
+    return {p.parent.name: p.stat().st_mtime_ns for p in Path("outputs", stage, "parts").glob("*/summary.json")}
+
+
+def table(study: Path) -> list[dict[str, str]]:
+    with (study / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished study, not to be written to."""
+    import os
+
+    from tests.conftest import run_here
+
+    top = tmp_path_factory.mktemp("studied")
+    before, cache = Path.cwd(), os.environ.get("SSLRUN_CACHE")
+    os.chdir(top)
+    os.environ["SSLRUN_CACHE"] = str(top / "cache")
+    try:
+        assert run_here(*STUDY) == 0
+    finally:
+        os.chdir(before)
+        if cache is not None:
+            os.environ["SSLRUN_CACHE"] = cache
+    return top
+
+
+@pytest.fixture
+def in_study(studied: Path, tmp_path: Path) -> Path:
+    """A copy of the finished study, as the current folder; the study's own directory."""
+    shutil.copytree(studied / "outputs", tmp_path / "outputs")
+    return runs("compare")[0]
+
+
+def test_a_study_has_every_network_on_the_same_subsets_and_all_that_is_promised(in_study: Path) -> None:
+    assert len(parts("pretrain")) == 2
+    assert len(parts("finetune")) == len(parts("evaluate")) == PARTS
+    rows = table(in_study)
+    networks = {(r["start"], r["mode"]) for r in rows}
+    modes = ("finetune", "probe", "auto")
+    assert networks == {("scratch", "finetune"), ("scratch", "probe")} | {
+        (s, m) for s in ("rotation", "simclr") for m in modes
+    }
+    for seed in "01":
+        for labels in ("20", "50"):
+            same = [r for r in rows if (r["seed"], r["labels"]) == (seed, labels)]
+            assert len(same) == 8
+            assert len({r["subset"] for r in same}) == 1
+    assert len({r["subset"] for r in rows}) == 4
+    figures = {p.name for p in (in_study / "figures").iterdir()}
+    for name in ("label_efficiency", "learning_curves", "confusion_matrices", "class_gains", "embeddings"):
+        assert {f"{name}.png", f"{name}.svg"} <= figures
+    said = summary(in_study)
+    assert len(said["conclusions"]) == 4
+    assert {"choices", "pretraining_seconds", "data_fingerprint", "seeds", "command"} <= said.keys()
+    assert Path(said["best_classifier"], "best.pt").is_file()
+
+
+def test_accuracies_are_those_of_the_evaluations_and_auto_is_chosen_on_validation_alone(in_study: Path) -> None:
+    rows = table(in_study)
+    for r in rows:
+        predicted = np.load(Path(r["evaluated"]) / "predictions.npz")
+        right = predicted["probabilities"].argmax(1) == predicted["labels"]
+        assert float(r["test_accuracy"]) == pytest.approx(right.mean(), abs=0.006)  # they are kept with 11 bits
+    for r in [r for r in rows if r["mode"] == "auto"]:
+        rivals = [
+            o
+            for o in rows
+            if o["mode"] != "auto"
+            and (o["subset"], o["seed"]) == (r["subset"], r["seed"])
+            and (o["start"] == r["start"] or (o["start"], o["mode"]) == ("scratch", "finetune"))
+        ]
+        assert len(rivals) == 3
+        assert float(r["val_accuracy"]) == max(float(o["val_accuracy"]) for o in rivals)
+
+
+def test_what_is_finished_is_never_done_again(in_study: Path, cli: Cli) -> None:
+    before = {s: parts(s) for s in ("pretrain", "finetune", "evaluate")}
+    said = cli(*STUDY)
+    assert said.code == 0, said.err
+    assert {s: parts(s) for s in before} == before
+    assert "All runs of this study are finished." in said.err
+    assert [r["test_accuracy"] for r in table(runs("compare")[1])] == [r["test_accuracy"] for r in table(in_study)]
+    more = cli(*STUDY[:-1], "seeds=3")  # another subset: only its runs
+    assert more.code == 0, more.err
+    assert len(parts("pretrain")) == 2
+    assert len(parts("finetune")) == PARTS * 3 // 2
+    assert all(parts(s)[k] == v for s, old in before.items() for k, v in old.items())
+    other = cli(*STUDY, "finetune.label_smoothing=0.2")  # another recipe: all classifiers, no pretraining
+    assert other.code == 0, other.err
+    assert len(parts("pretrain")) == 2
+    assert len(parts("finetune")) == PARTS * 3 // 2 + PARTS
+
+
+def test_a_stopped_study_goes_on(studied: Path) -> None:
+    process = start(*STUDY)
+    wait_for(process, lambda: len(list(Path("outputs/finetune/parts").glob("*/best.pt"))) > 3)
+    process.terminate()
+    assert ended(process) == 128 + signal.SIGTERM
+    said = Path("said").read_text()
+    command = re.search(r"Go on with: sslrun compare (resume=\S+)", said)
+    assert command is not None, said
+    assert said.count("Go on with") == 1
+    (study,) = runs("compare")
+    assert summary(study)["status"] == "interrupted"
+    done = {
+        k: v for k, v in parts("finetune").items() if summary(Path("outputs/finetune/parts", k))["status"] == "finished"
+    }
+    assert 3 <= len(done) < PARTS
+    process = start("compare", command[1])
+    assert ended(process) == 0, Path("said").read_text()
+    assert {k: v for k, v in parts("finetune").items() if k in done} == done
+    there = next((studied / "outputs/compare").iterdir())
+    assert [r["test_accuracy"] for r in table(study)] == [r["test_accuracy"] for r in table(there)]
+
+
+def test_failed_parts_are_named_and_the_same_command_does_them_alone(in_study: Path, cli: Cli) -> None:
+    victim = sorted(Path("outputs/finetune/parts").glob("scratch_finetune*"))[0]
+    shutil.rmtree(victim)
+    victim.write_text("in the way")
+    said = cli(*STUDY)
+    assert said.code == 1
+    assert "Traceback" not in said.err
+    victim.unlink()
+    assert cli(*STUDY).code == 0
+
+
+def test_two_settings_of_one_task_are_two_networks(cli: Cli) -> None:
+    two = 'pretexts=[simclr,"simclr pretext.temperature=0.5 train.steps=3"]'
+    said = cli("compare", *SHORT, two, "labels_per_class=[3]", "seeds=1", "mode=probe")
+    assert said.code == 0, said.err
+    found = [json.loads(p.read_text())["config"] for p in Path("outputs/pretrain/parts").glob("*/summary.json")]
+    assert sorted((c["pretext"]["temperature"], c["train"]["steps"]) for c in found) == [(0.2, 4), (0.5, 3)]
+    assert {r["start"] for r in table(runs("compare")[0])} == {"scratch", "simclr", two.split('"')[1]}
+    assert "one label subset shows nothing" in said.err
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (("pretexts=[simclrr]",), "no pretext 'simclrr'; did you mean simclr?"),
+        (('pretexts=["simclr pretext.temprature=1"]',), "pretext.temprature"),
+        (('pretexts=["simclr pretext.temperature=-1"]',), "pretext.temperature: must be greater than 0"),
+        (("pretexts=[]",), "pretexts: must be a list of at least 1"),
+        (("finetune.train.stepz=3",), "finetune.train.stepz: no such key; did you mean train.steps?"),
+        (("finetune.label_smoothing=2",), "finetune.label_smoothing: must be at most 1"),
+        (("label_fractions=[2.0]",), "label_fraction must be at most 1"),
+        (("label_fractions=0.1",), "label_fractions: must be a list"),
+        (("budget=soon",), "budget=soon: say a time such as 90s, 30m or 2h"),
+        (("budget=3s",), "one epoch of every pretraining"),
+        (("mode=knn",), "mode: must be one of"),
+        (("-m", "seeds=1,2"), "a study is a sweep of its own"),
+        (("dataset.classes=[1]",), "two classes of labelled pictures"),
+    ],
+)
+def test_mistakes(cli: Cli, asked: tuple[str, ...], words: str) -> None:
+    flags = [a for a in asked if a.startswith("-")]
+    said = cli("compare", *flags, *SHORT, *(a for a in asked if a not in flags))
+    assert words in said.err
+    assert said.code == 1
+    assert "Traceback" not in said.err
+    assert not parts("pretrain")
+
+
+def test_a_budget_sets_the_epochs_and_is_said_before_the_start(cli: Cli) -> None:
+    quick = ("labels_per_class=[2]", "seeds=1", "mode=probe", "budget=20s")
+    said = cli("compare", *(s for s in SHORT if not s.startswith("train.steps")), *quick)
+    assert said.code == 0, said.err
+    epochs = summary(runs("compare")[0])["config"]["train"]["epochs"]
+    assert epochs >= 1
+    assert f"budget=20s leaves room for {epochs} epochs" in said.err
+    assert said.err.index("about") < said.err.index("pretrain 1/1")
+    (pretrained,) = Path("outputs/pretrain/parts").glob("*/summary.json")
+    assert json.loads(pretrained.read_text())["config"]["train"]["epochs"] == epochs
+
+
+# ---------------------------------------------------------------------------------------------------- the page
+
+
+def test_the_page_holds_all_it_shows(in_study: Path) -> None:
+    text = (in_study / "report.html").read_text()
+    assert not re.search(r"(src|href)=\"(?!data:|#)", text)
+    assert not re.search(r"@import|url\((?!#)", text)
+    for heading in ("number of labels", "Learning curves", "taken for what", "Gain by class", "confident mistakes",
+                    "before and after", "What was run"):  # fmt: skip
+        assert heading in text
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+    said = summary(in_study)
+    assert all(c in text for c in said["conclusions"])
+    assert said["command"].replace("'", "&#39;") in text
+    for svg in re.findall(r"<svg.*?</svg>", text, re.S):
+        ids = re.findall(r'\bid="([^"]+)"', svg)
+        assert len(ids) == len(set(ids))
+        used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg))
+        assert {a or b for a, b in used} <= set(ids)
+        xml.etree.ElementTree.fromstring(svg)
+    every = re.findall(r'<svg[^>]*>|\bid="([^"]+)"', text)
+    ids = [i for i in every if i]
+    assert len(ids) == len(set(ids))  # of all figures together
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+@pytest.mark.parametrize("width", [400, 1200])
+def test_a_browser_shows_it_without_the_network(in_study: Path, width: int) -> None:
+    assert CHROMIUM is not None
+    page = in_study.resolve() / "report.html"
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--virtual-time-budget=3000",
+             "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--user-data-dir=profile"]  # fmt: skip
+    probe = Path("probe.html")
+    probe.write_text(
+        page.read_text().replace(
+            "</body>",
+            "<script>document.title = JSON.stringify({wide: document.documentElement.scrollWidth, "
+            "seen: document.documentElement.clientWidth, figures: [...document.querySelectorAll('figure svg, figure img')]"
+            ".filter(f => f.getBoundingClientRect().height > 50).length})</script></body>",
+        )
+    )
+    done = subprocess.run(
+        [CHROMIUM, *flags, "--dump-dom", probe.resolve().as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    title = re.search(r"<title>(.*?)</title>", done.stdout, re.S)
+    assert title is not None
+    found: dict[str, Any] = json.loads(title[1].replace("&quot;", '"'))
+    assert found["wide"] <= found["seen"]  # nothing sticks out of the page
+    assert found["figures"] >= 6
+    assert "ERR_" not in done.stderr
+    assert "Uncaught" not in done.stderr
+
+
+def test_report_makes_the_same_of_runs_that_are_there(in_study: Path, cli: Cli) -> None:
+    said = cli("report", str(in_study))
+    assert said.code == 0, said.err
+    (report,) = Path("outputs/report").iterdir()
+    assert {tuple(sorted(r.items())) for r in table(report)} == {tuple(sorted(r.items())) for r in table(in_study)}
+    classifiers = sorted(str(p) for p in Path("outputs/finetune/parts").iterdir())
+    said = cli("report", *classifiers)
+    assert said.code == 0, said.err
+    assert "rotation, auto" in said.err
+
+
+def test_report_says_what_it_cannot_use(in_world: Path, cli: Cli) -> None:
+    (classifier,) = runs("finetune")
+    assert f"was not evaluated yet: sslrun evaluate run={classifier}" in cli("report", str(classifier)).err
+    assert "is a pretrain run" in cli("report", str(runs("pretrain")[0])).err
+    assert "no run of sslrun there" in cli("report", "nowhere").err
+    assert cli("evaluate", *QUICK).code == 0
+    said = cli("report", str(classifier))
+    assert said.code == 0, said.err
+    assert "nothing to compare with" in said.err
+
+
+# ---------------------------------------------------------------------------------------------------- mode=auto
+
+
+def test_auto_takes_the_best_on_validation_and_says_why(in_world: Path, cli: Cli) -> None:
+    said = cli(
+        "finetune", "label_fraction=0.5", "train.steps=6", "train.evaluations=2", "dataset.val_fraction=0.5", *QUICK
+    )
+    assert said.code == 0, said.err
+    run = summary(runs("finetune")[-1])
+    assert run["mode"] == "auto"
+    assert run["chosen"] == max(run["candidates"], key=run["candidates"].__getitem__)
+    assert f"So: {run['chosen']}." in said.err
+    assert set(run["candidates"]) == {"finetune", "probe", "scratch"}
+    assert len(parts("finetune")) == 3 * 3 + 1  # held-out thirds of the few labels, then all of them
+    assert (runs("finetune")[-1] / "best.pt").is_file()
+    test = cli("evaluate", *QUICK)
+    assert test.code == 0, test.err
+    assert summary(runs("evaluate")[-1])["mode"] == "auto"
+    before = parts("finetune")
+    again = cli("finetune", f"resume={runs('finetune')[-1]}")
+    assert again.code == 0, again.err
+    assert parts("finetune") == before
+
+
+def test_auto_from_scratch_has_nothing_to_choose(in_world: Path, cli: Cli) -> None:
+    said = cli("finetune", "init=scratch", "label_fraction=0.5", "train.steps=4", "train.evaluations=1", *QUICK)
+    assert said.code == 0, said.err
+    assert summary(runs("finetune")[-1])["mode"] == "finetune"
+    assert not parts("finetune")
+
+
+def test_folds_are_stratified_and_cover_every_label_once() -> None:
+    from sslrun.data.splits import part_of
+
+    labels = np.repeat([0, 1, 2], [9, 6, 1])
+    held = [part_of(labels, k, 3, seed=0) for k in range(3)]
+    assert sorted(np.concatenate(held).tolist()) == list(range(16))
+    for rows in held:
+        assert (labels[rows] == 0).sum() == 3
+        assert (labels[rows] == 1).sum() == 2
+    assert not np.array_equal(held[0], part_of(labels, 0, 3, seed=1))
+
+
+def test_auto_never_looks_at_the_test_split() -> None:
+    def row(start: str, mode: str, val: float, test: float) -> dict[str, Any]:
+        return {"start": start, "mode": mode, "val_accuracy": val, "val_loss": 1.0, "test_accuracy": test,
+                "subset": "a", "seed": 0, "labels": 30}  # fmt: skip
+
+    rows = [row("scratch", "finetune", 0.8, 0.9), row("simclr", "finetune", 0.7, 1.0), row("simclr", "probe", 0.9, 0.1)]
+    (chosen,) = results.with_auto(rows, ["simclr"])
+    assert (chosen["chosen"], chosen["test_accuracy"], chosen["start"]) == ("probe", 0.1, "simclr")
+    rows[2]["val_accuracy"] = 0.75
+    assert results.with_auto(rows, ["simclr"])[0]["chosen"] == "scratch"
