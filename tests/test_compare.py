@@ -238,15 +238,17 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.w
 def test_a_browser_shows_it_without_the_network(in_study: Path, width: int) -> None:
     assert CHROMIUM is not None
     page = in_study.resolve() / "report.html"
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--virtual-time-budget=3000",
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
+             "--virtual-time-budget=3000",
              "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--user-data-dir=profile"]  # fmt: skip
     probe = Path("probe.html")
     probe.write_text(
         page.read_text().replace(
             "</body>",
-            "<script>document.title = JSON.stringify({wide: document.documentElement.scrollWidth, "
-            "seen: document.documentElement.clientWidth, figures: [...document.querySelectorAll('figure svg, figure img')]"
-            ".filter(f => f.getBoundingClientRect().height > 50).length})</script></body>",
+            "<script>const all = [...document.querySelectorAll('figure svg, figure img')];"
+            "document.title = JSON.stringify({wide: document.documentElement.scrollWidth, "
+            "seen: document.documentElement.clientWidth, "
+            "figures: all.filter(f => f.getBoundingClientRect().height > 50).length})</script></body>",
         )
     )
     done = subprocess.run(
