@@ -66,6 +66,7 @@ def write(
         subsets=subsets,
         auto=mode == "auto",
         facts=_facts(rows, about),
+        advice=about["advice"] if about else [],
         command=about["command"] if about else "",
         config=OmegaConf.to_yaml(about["config"]) if about else "",
     )

@@ -23,7 +23,13 @@ Finding = tuple[Literal["error", "warning", "advice"], str]
 
 def findings(report: dict[str, Any]) -> list[Finding]:
     """Return what is worth saying: errors would stop a run, warnings spoil its numbers, advice helps to choose."""
-    said = [*_files(report), *_duplicates(report["duplicates"]), *_labels(report), *_pixels(report), *_memory(report)]
+    said = [
+        *_files(report),
+        *_duplicates(report["duplicates"]),
+        *_labels(report),
+        *_pixels(report["pixels"], report["options"]["horizontal_flip"]),
+        *_memory(report),
+    ]
     return sorted(said, key=lambda f: ("error", "warning", "advice").index(f[0]))
 
 
@@ -118,8 +124,17 @@ def _labels(report: dict[str, Any]) -> list[Finding]:
     return out
 
 
-def _pixels(report: dict[str, Any]) -> list[Finding]:
-    pixels = report["pixels"]
+def advice(pixels: dict[str, Any], horizontal_flip: bool) -> list[str]:
+    """Return what the pixels say about the choice of a pretext task and its views.
+
+    Args:
+        pixels: what `survey.pixels` found.
+        horizontal_flip: whether views are mirrored.
+    """
+    return [text for _, text in _pixels(pixels, horizontal_flip)]
+
+
+def _pixels(pixels: dict[str, Any] | None, horizontal_flip: bool) -> list[Finding]:
     out: list[Finding] = []
     if pixels is None:
         return out
@@ -144,7 +159,7 @@ def _pixels(report: dict[str, Any]) -> list[Finding]:
             )
         )
     if pixels["orientation"]:
-        out += _orientation(pixels["orientation"], report["options"]["horizontal_flip"])
+        out += _orientation(pixels["orientation"], horizontal_flip)
     return out
 
 

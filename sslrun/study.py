@@ -76,18 +76,19 @@ def pictures_of(dataset: Node, unlabeled: str | None) -> Pictures:
     return Pictures(data, val, images, listing(dataset, "test"))
 
 
-def plan(config: Node, chosen: Mapping[str, str], pictures: Pictures) -> Plan:
+def plan(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_dir: str | None = None) -> Plan:
     """Return the runs of a study.
 
     Args:
         config: of the study, resolved.
         chosen: the study's choice in each config group.
+        config_dir: the user's own config folder, if there is one.
 
     Raises:
         UserError: an unknown task or setting, with a line for every mistake.
     """
     starts: dict[str, Part] = {}
-    for name, overrides in _pretrainings(config, chosen).items():
+    for name, overrides in _pretrainings(config, chosen, config_dir).items():
         base = plain(compose_config("pretrain", overrides, None))
         starts[name] = part("pretrain", name, base, overrides, pictures.images.fingerprint().hexdigest())
     base, common = _common(config, chosen)
@@ -104,13 +105,13 @@ def plan(config: Node, chosen: Mapping[str, str], pictures: Pictures) -> Plan:
     return Plan(starts, made, evaluated)
 
 
-def _pretrainings(config: Node, chosen: Mapping[str, str]) -> dict[str, list[str]]:
+def _pretrainings(config: Node, chosen: Mapping[str, str], config_dir: str | None) -> dict[str, list[str]]:
     """Return the overrides of each pretraining by its name."""
     out: dict[str, list[str]] = {}
     mistakes: list[str] = []
     for said in config["pretexts"] or [chosen["pretext"]]:
         name, *settings = shlex.split(said) or [""]
-        if name != chosen["pretext"] and name not in (known := choices("pretext")):
+        if name != chosen["pretext"] and name not in (known := choices("pretext", config_dir)):
             mistakes.append(f"pretexts: no pretext {name!r}{nearest(name, known)} Choices: {', '.join(known)}")
             continue
         overrides = [*(f"{n}={chosen[n]}" for n in NODES), f"pretext={name}"]

@@ -246,3 +246,41 @@ def test_a_run_from_before_a_data_set_had_an_address_is_refused_in_words(served:
     old = {k: v for k, v in node("cifar10", served).items() if k not in ("url", "md5")}
     with pytest.raises(UserError, match=r"cifar10 needs dataset.url, dataset.md5, which an older run has not"):
         load_train(old)
+
+
+@pytest.mark.parametrize(
+    ("preset", "name", "more"),
+    [
+        ("rotation_flowers", "flowers", ("label_fractions=[0.1]",)),
+        ("simclr_cifar10", "cifar10", ("labels_per_class=[2]", "mode=probe")),
+        pytest.param("rotation_cifar10", "cifar10", ("labels_per_class=[2]",), marks=pytest.mark.slow),
+        pytest.param(
+            "rotation_tinyimagenet",
+            "tinyimagenet",
+            ("labels_per_class=[4]", "finetune.dataset.classes={bird: [n01855672, n02056570], fish: [n01443537]}"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_the_source_recipes_in_miniature(
+    preset: str, name: str, more: tuple[str, ...], served: Served, cli: Cli
+) -> None:
+    published.mirrored(name, served.folder, served.address, Path("mine"))
+    small = ("dataset.image_size=32", "dataset.val_fraction=0.3", "train.steps=2", "train.batch_size=8",
+             "train.evaluations=1", "finetune.train.steps=2", "finetune.train.evaluations=1", "seeds=1")  # fmt: skip
+    said = cli("compare", "-cd", "mine", f"experiment={preset}", f"dataset={name}_here", *small, *more, *QUICK)
+    assert said.code == 0, said.err
+    assert "The report: outputs/compare/" in said.err
+    (pretrained,) = Path("outputs/pretrain/parts").glob("*/summary.json")
+    config = json.loads(pretrained.read_text())["config"]
+    preset_file: Any = OmegaConf.to_container(OmegaConf.load(REPOSITORY / "conf/experiment" / f"{preset}.yaml"))
+    wanted = {str(k): v for k, v in preset_file.items() if k not in ("defaults", "dataset")}
+    for group, keys in wanted.items():
+        for key, value in keys.items():
+            assert config[group][key] == value or f"{group}.{key}" in " ".join(small)
+    evaluated = [json.loads(p.read_text()) for p in Path("outputs/evaluate/parts").glob("*/summary.json")]
+    assert {e["init"] for e in evaluated} >= {"scratch", preset.split("_")[0]}
+    if preset == "rotation_tinyimagenet":
+        assert {len(e["subset_fingerprint"]) for e in evaluated} == {16}
+        report = json.loads(next(Path("outputs/evaluate/parts").glob("*/report.json")).read_text())
+        assert [c["class"] for c in report["classes"]] == ["bird", "fish"]

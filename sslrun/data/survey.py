@@ -6,8 +6,9 @@ Everything here reads; nothing here decides. `preflight.py` makes sentences of i
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ BLANK = 2.0  # standard deviation, of 255, below which a picture shows nothing
 GREY = 2  # largest difference of the channels, of 255, in a grey picture
 SAMPLED = 5000  # pictures that the projection is found on
 LOOKED_AT, SMALL = 2000, 32  # pictures, and their px, for what is estimated from a sample
+ENOUGH = 50  # pictures to tell from whether they have an up
 
 
 # ----------------------------------------------------------------------------------------------------------- files
@@ -169,6 +171,12 @@ def grey_share(pictures: Tensor) -> float:
 def blank_share(pictures: Tensor) -> float:
     """Return which part of `N x 3 x S x S` pictures in [0, 1] shows nothing."""
     return float((pictures.std((2, 3)).amax(1) < BLANK / 255).float().mean())
+
+
+def pixels(pictures: Tensor) -> dict[str, Any]:
+    """Return what the pixels of `N x 3 x 32 x 32` pictures in [0, 1] say: grey, blank, and whether they have an up."""
+    found = {"looked_at": len(pictures), "grey": grey_share(pictures), "blank": blank_share(pictures)}
+    return found | {"orientation": asdict(orientation(pictures)) if len(pictures) >= ENOUGH else None}
 
 
 @dataclass(frozen=True)

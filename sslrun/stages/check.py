@@ -5,13 +5,11 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
-from torch import Tensor
 
 from sslrun import estimate, preflight
 from sslrun.config import DatasetNode, Node, Positive, PositiveInt, UserError, build
@@ -26,7 +24,6 @@ from sslrun.start import short_name
 from sslrun.train import SMALLEST_BATCH
 
 SPLITS: tuple[SplitName, ...] = ("train", "unlabeled", "test")
-ENOUGH = 50  # pictures to tell from whether they have an up
 
 
 class Part:
@@ -91,7 +88,7 @@ def check(
         "other_files": _other_files(dataset),
         "duplicates": _duplicates(parts),
         "labels": _labels(parts[0], options, label_fraction, labels_per_class),
-        "pixels": _pixels(survey.sample(images)) if len(images) else None,
+        "pixels": survey.pixels(survey.sample(images)) if len(images) else None,
     }
     if len(images) > 1:
         report["estimate"] = _estimate(images, pretext, backbone, optimizer, device, options.image_size, batch_size)
@@ -187,11 +184,6 @@ def _labels(part: Part, options: Options, fraction: float | None, per_class: int
         else {c for c in sizes if fraction and fraction * sizes[c] < 1}
     )
     return out | {"too_few": {names[c]: available[c] for c in sorted(short)}}
-
-
-def _pixels(pictures: Tensor) -> dict[str, Any]:
-    found = {"looked_at": len(pictures), "grey": survey.grey_share(pictures), "blank": survey.blank_share(pictures)}
-    return found | {"orientation": asdict(survey.orientation(pictures)) if len(pictures) >= ENOUGH else None}
 
 
 def _estimate(

@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 from hydra.core.hydra_config import HydraConfig
 from pydantic import Field
 
-from sslrun import page, results, study
+from sslrun import page, preflight, results, study
 from sslrun.config import Count, DatasetNode, Node, Positive, PositiveInt
 from sslrun.console import ERR, log
+from sslrun.data import survey
 from sslrun.data.dataset import describe
 from sslrun.data.splits import check_amount
 from sslrun.maps import embedding_maps
@@ -50,17 +51,21 @@ def compare(
         UserError: no labels, a task or setting that does not exist, a budget that is too small, or runs that failed.
     """
     chosen = run.summary.get("choices") or dict(HydraConfig.get().runtime.choices)
+    own = next((s.path for s in HydraConfig.get().runtime.config_sources if s.provider == "command-line"), None)
     run.note(choices={k: v for k, v in chosen.items() if not k.startswith("hydra")})
     for fraction in label_fractions:
         check_amount(fraction, run.asked)
     limit = None if budget is None else study.seconds_of(budget)
     pictures = study.pictures_of(dataset, unlabeled)
-    plan = study.plan(run.summary["config"], chosen, pictures)
+    plan = study.plan(run.summary["config"], chosen, pictures, own)
+    advice = preflight.advice(survey.pixels(survey.sample(pictures.images)), dataset["horizontal_flip"])
+    for sentence in advice:
+        log.info("Advice: %s.", sentence)
     times = study.times(plan, pictures)
     if limit is not None and not run.resumed:
         epochs = times.epochs_within(limit)
         config = run.settle(train={**train, "epochs": epochs, "steps": None})
-        plan = study.plan(config, chosen, pictures)
+        plan = study.plan(config, chosen, pictures, own)
         log.info("budget=%s leaves room for %d epochs of each pretraining.", budget, epochs)
     log.info("%s", times.said(plan))
     names = ", ".join(plan.pretrainings)
@@ -70,6 +75,7 @@ def compare(
         dataset=describe(dataset),
         images=len(pictures.images),
         data_fingerprint=pictures.data.fingerprint(),
+        advice=advice,
         seeds={"training": seed, "split": dataset["split_seed"], "subsets": seeds},
     )
     run.goes_on()
