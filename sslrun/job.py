@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import logging
 import os
 import shlex
 import sys
@@ -52,7 +53,7 @@ def job(config: DictConfig) -> float | None:
                 log.info("Finished before: %s", hydra.runtime.output_dir)
                 return _score(before)
             run, function = _open(config, hydra, again=before is not None)
-            run.in_sweep = in_sweep
+            run.in_sweep, run.is_part = in_sweep, part
             result = function(run, **run.summary["config"])
             with signals.later():
                 run.close("finished", **result)
@@ -67,7 +68,7 @@ def job(config: DictConfig) -> float | None:
         raise SystemExit(141) from None
     except signals.Stopped as stop:
         if run is not None:
-            log.warning("Stopped by %s.%s", stop, _how_to_go_on(run, hydra))
+            log.log(logging.INFO if part else logging.WARNING, "Stopped by %s.%s", stop, _how_to_go_on(run, hydra))
             run.close("interrupted")
         raise SystemExit(128 + stop.number) from None  # as shells have it
     except Exception as error:

@@ -120,6 +120,8 @@ def run_parts(parts: Sequence[Part]) -> None:
             if isinstance(end.code, int) and end.code > 128:
                 raise signals.Stopped(end.code - 128) from None
             raise
+        except OSError as error:  # of making the folder, before the part begins
+            log.error("%s: %s", error.filename, error.strerror)
         for p in group:
             if p.finished():
                 done = i + 1 if alone else len(todo)

@@ -23,7 +23,7 @@ from sslrun.errors import UserError
 from sslrun.run import Run, job_order, read_metrics, read_summary, score
 
 VIEWS_SHOWN = 8
-MISTAKES_SHOWN = 24
+MISTAKES_SHOWN, MISTAKE_SIDE = 24, 96  # pictures, and their px
 FIGURE_SIDE = 480  # px of a predicted picture
 
 
@@ -159,22 +159,22 @@ def mistakes_figure(
     worst = wrong[np.argsort(-sure[wrong], kind="stable")][:MISTAKES_SHOWN]
     if not len(worst):
         return
-    columns = min(8, len(worst))
-    rows = -(-len(worst) // columns)
-    figure, axes = new_figure(rows, columns, (1.35 * columns, 1.75 * rows))
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, i in zip(axes.flat, worst, strict=False):
-        axis.imshow(images[torch.tensor([i])][0].permute(1, 2, 0).numpy(), interpolation="nearest")
+    columns, (width, height) = min(8, len(worst)), (MISTAKE_SIDE + 16, MISTAKE_SIDE + 40)
+    sheet = Image.new("RGB", (width * columns, height * -(-len(worst) // columns)), "white")
+    draw, font = ImageDraw.Draw(sheet), _font(11)
+    for n, i in enumerate(worst):
+        x, y = width * (n % columns) + 8, height * (n // columns) + 32
+        picture = Image.fromarray(images[torch.tensor([i])][0].permute(1, 2, 0).numpy())
+        sheet.paste(picture.resize((MISTAKE_SIDE, MISTAKE_SIDE), Image.Resampling.NEAREST), (x, y))
         said, true = (_short(class_names[k]) for k in (predicted[i], labels[i]))
-        axis.set_title(f"{said} {sure[i]:.0%}\nis {true}", fontsize=7)
-    figure.tight_layout(pad=0.4)
-    figure.savefig(run.figure("mistakes"))
-    run.tensorboard.add_figure("mistakes", figure)
+        draw.text((x, y - 28), f"{said} {sure[i]:.0%}", "black", font)
+        draw.text((x, y - 15), f"is {true}", "#606060", font)
+    sheet.save(run.figure("mistakes"))
+    run.tensorboard.add_image("mistakes", np.asarray(sheet), dataformats="HWC")
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 16 else f"{text[:9]}…{text[-6:]}"
+    return text if len(text) <= 13 else f"{text[:8]}…{text[-4:]}"
 
 
 def prediction_figures(run: Run, rows: list[dict[str, Any]]) -> None:
@@ -191,12 +191,17 @@ def prediction_figures(run: Run, rows: list[dict[str, Any]]) -> None:
         titled.save(run.figure(f"{i:03d}_{Path(row['image']).stem[:60]}"))
 
 
-def _title(text: str, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """Return a text, with its middle left out if it is wider than so many px, and matplotlib's font for it."""
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Return the font that matplotlib brings."""
     package = importlib.util.find_spec("matplotlib")
     assert package is not None
     assert package.origin is not None
-    font = ImageFont.truetype(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", 18)
+    return ImageFont.truetype(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+
+
+def _title(text: str, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
+    """Return a text, with its middle left out if it is wider than so many px, and a font for it."""
+    font = _font(18)
     text = " ".join(text.splitlines())
     shown, cut = text, len(text) // 2
     while font.getlength(shown) > width and cut > 1:

@@ -65,7 +65,7 @@ class Run:
         again: bool = False,
     ) -> None:
         self.directory, self.stage, self.asked, self.resumed = directory, stage, asked, resumed
-        self.in_sweep = False
+        self.in_sweep = self.is_part = False  # a study draws for its parts
         self._clock = time.monotonic()
         self._writer: Any = None
         self._purge: int | None = None  # from which step on TensorBoard forgets

@@ -92,6 +92,7 @@ def plan(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_dir
         base = plain(compose_config("pretrain", overrides, None))
         starts[name] = part("pretrain", name, base, overrides, pictures.images.fingerprint().hexdigest())
     base, common = _common(config, chosen)
+    evaluating = _device(config, chosen, "evaluate")
     made, evaluated = {}, {}
     fingerprint = pictures.data.fingerprint()
     for cell in _cells(config, list(starts)):
@@ -101,7 +102,7 @@ def plan(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_dir
         name = f"{cell.start}_{cell.mode}_{amount}_seed{cell.seed}"
         made[cell] = part("finetune", name, base, [*common, *own], fingerprint)
         run = f"run={literal(made[cell].directory.as_posix())}"
-        evaluated[cell] = part("evaluate", name, {}, [run, *_device(config, chosen, "evaluate")], pictures.test)
+        evaluated[cell] = part("evaluate", name, {}, [run, *evaluating], pictures.test)
     return Plan(starts, made, evaluated)
 
 

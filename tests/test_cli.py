@@ -15,7 +15,9 @@ COMMANDS = ("pretrain", "finetune", "evaluate", "predict")
 
 
 def runs(stage: str) -> list[Path]:
-    return sorted(p.parent for p in Path("outputs", stage).glob("**/summary.json"))
+    """Return the run directories of a stage, oldest first, without the parts of studies."""
+    found = [p.parent for p in Path("outputs", stage).glob("**/summary.json")]
+    return sorted(p for p in found if p.parent.name != "parts")
 
 
 def summary(path: Path) -> dict:

@@ -1,6 +1,7 @@
 """Studies: what is run, what is never run twice, what is said of it; and `mode=auto`."""
 
 import csv
+import html
 import json
 import re
 import shutil
@@ -21,8 +22,8 @@ from tests.test_faults import ended, start, wait_for
 DIGITS = ("dataset=digits", "dataset.max_images=300", "dataset.image_size=16", "backbone.widths=[8,16]", *QUICK)
 SHORT = (*DIGITS, "train.steps=4", "train.batch_size=32", "train.evaluations=1", "finetune.train.steps=4",
          "finetune.train.evaluations=1")  # fmt: skip
-STUDY = ("compare", *SHORT, "pretexts=[rotation,simclr]", "labels_per_class=[2,5]", "seeds=2")
-PARTS = 2 * 2 * (2 + 2 * 2)  # amounts x seeds x (scratch and frozen, two tasks in two modes)
+STUDY = ("compare", *SHORT, "pretexts=[rotation,simclr]", "labels_per_class=[3]", "seeds=2")
+PARTS = 2 * (2 + 2 * 2)  # seeds x (scratch and frozen, two tasks in two modes)
 
 
 def parts(stage: str) -> dict[str, int]:
@@ -72,16 +73,16 @@ def test_a_study_has_every_network_on_the_same_subsets_and_all_that_is_promised(
         (s, m) for s in ("rotation", "simclr") for m in modes
     }
     for seed in "01":
-        for labels in ("20", "50"):
-            same = [r for r in rows if (r["seed"], r["labels"]) == (seed, labels)]
-            assert len(same) == 8
-            assert len({r["subset"] for r in same}) == 1
-    assert len({r["subset"] for r in rows}) == 4
+        same = [r for r in rows if r["seed"] == seed]
+        assert len(same) == 8
+        assert {r["labels"] for r in same} == {"30"}
+        assert len({r["subset"] for r in same}) == 1
+    assert len({r["subset"] for r in rows}) == 2
     figures = {p.name for p in (in_study / "figures").iterdir()}
     for name in ("label_efficiency", "learning_curves", "confusion_matrices", "class_gains", "embeddings"):
         assert {f"{name}.png", f"{name}.svg"} <= figures
     said = summary(in_study)
-    assert len(said["conclusions"]) == 4
+    assert len(said["conclusions"]) == 2
     assert {"choices", "pretraining_seconds", "data_fingerprint", "seeds", "command"} <= said.keys()
     assert Path(said["best_classifier"], "best.pt").is_file()
 
@@ -104,6 +105,7 @@ def test_accuracies_are_those_of_the_evaluations_and_auto_is_chosen_on_validatio
         assert float(r["val_accuracy"]) == max(float(o["val_accuracy"]) for o in rivals)
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_never_done_again(in_study: Path, cli: Cli) -> None:
     before = {s: parts(s) for s in ("pretrain", "finetune", "evaluate")}
     said = cli(*STUDY)
@@ -122,6 +124,7 @@ def test_what_is_finished_is_never_done_again(in_study: Path, cli: Cli) -> None:
     assert len(parts("finetune")) == PARTS * 3 // 2 + PARTS
 
 
+@pytest.mark.slow
 def test_a_stopped_study_goes_on(studied: Path) -> None:
     process = start(*STUDY)
     wait_for(process, lambda: len(list(Path("outputs/finetune/parts").glob("*/best.pt"))) > 3)
@@ -150,11 +153,14 @@ def test_failed_parts_are_named_and_the_same_command_does_them_alone(in_study: P
     victim.write_text("in the way")
     said = cli(*STUDY)
     assert said.code == 1
+    assert "File exists" in said.err
+    assert "1 of 1 finetune runs of the study failed" in said.err
     assert "Traceback" not in said.err
     victim.unlink()
     assert cli(*STUDY).code == 0
 
 
+@pytest.mark.slow
 def test_two_settings_of_one_task_are_two_networks(cli: Cli) -> None:
     two = 'pretexts=[simclr,"simclr pretext.temperature=0.5 train.steps=3"]'
     said = cli("compare", *SHORT, two, "labels_per_class=[3]", "seeds=1", "mode=probe")
@@ -180,7 +186,7 @@ def test_two_settings_of_one_task_are_two_networks(cli: Cli) -> None:
         (("budget=3s",), "one epoch of every pretraining"),
         (("mode=knn",), "mode: must be one of"),
         (("-m", "seeds=1,2"), "a study is a sweep of its own"),
-        (("dataset.classes=[1]",), "two classes of labelled pictures"),
+        (('dataset.classes=["1"]',), "two classes of labelled pictures"),
     ],
 )
 def test_mistakes(cli: Cli, asked: tuple[str, ...], words: str) -> None:
@@ -192,6 +198,7 @@ def test_mistakes(cli: Cli, asked: tuple[str, ...], words: str) -> None:
     assert not parts("pretrain")
 
 
+@pytest.mark.slow
 def test_a_budget_sets_the_epochs_and_is_said_before_the_start(cli: Cli) -> None:
     quick = ("labels_per_class=[2]", "seeds=1", "mode=probe", "budget=20s")
     said = cli("compare", *(s for s in SHORT if not s.startswith("train.steps")), *quick)
@@ -217,8 +224,8 @@ def test_the_page_holds_all_it_shows(in_study: Path) -> None:
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
     said = summary(in_study)
-    assert all(c in text for c in said["conclusions"])
-    assert said["command"].replace("'", "&#39;") in text
+    assert all(c in html.unescape(text) for c in said["conclusions"])
+    assert said["command"] in html.unescape(text)
     for svg in re.findall(r"<svg.*?</svg>", text, re.S):
         ids = re.findall(r'\bid="([^"]+)"', svg)
         assert len(ids) == len(set(ids))

@@ -59,7 +59,8 @@ def evaluate(own: Run, *, run: str, dataset: DatasetNode, batch_size: PositiveIn
         class_names=np.array(data.class_names),
     )
     report.mistakes_figure(own, data.images, data.labels.numpy(), p.numpy(), data.class_names)
-    report.confusion_figure(own, found["confusion_matrix"], data.class_names)
+    if not own.is_part:
+        report.confusion_figure(own, found["confusion_matrix"], data.class_names)
     report.print_classification(found, directory, table=not own.in_sweep)
     of_run = read_summary(directory)
     kept = (

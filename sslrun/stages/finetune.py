@@ -163,14 +163,16 @@ def _finetune(
         freeze_batch_norm=pretrained and len(data) < freeze_batch_norm_below,
         backbone_rate=backbone_rate if pretrained else 1.0,
     )
-    report.views_figure(run, model, report.some_of(data.images, seed), seed)
+    if not run.is_part:
+        report.views_figure(run, model, report.some_of(data.images, seed), seed)
     device.put(model)
     fit = function(train)
     result = fit(
         model, device.hold(data.images), data.labels.to(device.torch), run, device, optimizer,
         lambda: _validated(classifier, val, device), "val/accuracy", seed, keep,
     )  # fmt: skip
-    report.curves_figure(run)
+    if not run.is_part:
+        report.curves_figure(run)
     best = checkpoint.load(run.directory / checkpoint.BEST)
     return result | best["metrics"]
 
