@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sslrun import checkpoint
-from sslrun.config import Node, compose_config
+from sslrun.config import Node, UserError, compose_config
 from sslrun.console import log
 from sslrun.parts import Part, differing, part, plain, run_parts
 from sslrun.run import Run, read_summary
@@ -16,16 +16,17 @@ CANDIDATES = {"finetune": ("finetune", None), "probe": ("probe", None), "scratch
 OWN = ("init", "mode", "fold", "resume")  # keys of finetune that differ between candidates
 
 
-def choose(run: Run, config: Node, fingerprint: str, validation: int) -> dict[str, Any]:
+def choose(run: Run, config: Node, made_from: Sequence[str], validation: int, fewest: int) -> dict[str, Any]:
     """Train the candidates as runs of their own, take the best on validation into this run, and say why.
 
-    With fewer than 100 pictures of validation, thirds of the labelled pictures are held out in turns to choose by; the
-    chosen one is then trained on all of them.
+    With fewer than 100 pictures of validation, thirds of the labelled pictures (halves, if a class has two) are held
+    out in turns; the chosen one is then trained on all of them.
 
     Args:
         config: of this run.
-        fingerprint: of the data.
+        made_from: fingerprints of the pictures and of the weights to start from.
         validation: how many pictures it has.
+        fewest: labels of a class, at least; with one, nothing can be held out.
 
     Returns:
         The chosen one's metrics, `chosen`, `chosen_run`, and the candidates' scores.
@@ -33,18 +34,22 @@ def choose(run: Run, config: Node, fingerprint: str, validation: int) -> dict[st
     Raises:
         UserError: a candidate failed.
     """
-    folds = [[k, FOLDS] for k in range(FOLDS)] if validation < FEW else [None]
+    n = min(FOLDS, fewest)
+    folds = [[k, n] for k in range(n)] if validation < FEW and n > 1 else [None]
+    if folds == [None] and not validation:
+        raise UserError("mode=auto has nothing to choose by, without validation and with one label a class: say "
+                        "mode=finetune or mode=probe")  # fmt: skip
     base = plain(compose_config("finetune", [], None))
     common = differing({k: v for k, v in config.items() if k not in OWN}, base)
-    tried = {n: [_part(n, config, common, f, fingerprint) for f in folds] for n in CANDIDATES}
+    tried = {n: [_part(n, config, common, f, made_from) for f in folds] for n in CANDIDATES}
     run.goes_on()
     run_parts([p for parts in tried.values() for p in parts])
     scores = {n: _score(parts) for n, parts in tried.items()}
     chosen = max(scores, key=lambda n: scores[n])
-    how = f"on {validation} pictures of validation" if folds == [None] else f"on held-out thirds and {validation} more"
+    how = f"on {validation} pictures of validation" if folds == [None] else f"on held-out labels and {validation} more"
     told = ", ".join(f"{n} {scores[n][0]:.4f}" for n in sorted(scores, key=lambda n: scores[n], reverse=True))
     log.info("Right %s: %s. So: %s.", how, told, chosen)
-    final = _part(chosen, config, common, None, fingerprint)
+    final = _part(chosen, config, common, None, made_from)
     run_parts([final])
     for name in (checkpoint.LAST, checkpoint.BEST):
         checkpoint.save(run.directory / name, checkpoint.load(final.directory / name))
@@ -59,12 +64,12 @@ def choose(run: Run, config: Node, fingerprint: str, validation: int) -> dict[st
     }
 
 
-def _part(name: str, config: Node, common: Sequence[str], fold: list[int] | None, fingerprint: str) -> Part:
+def _part(name: str, config: Node, common: Sequence[str], fold: list[int] | None, made_from: Sequence[str]) -> Part:
     mode, init = CANDIDATES[name]
     own = [f"mode={mode}", *differing({"init": init or config["init"], "fold": fold}, {"init": None, "fold": None})]
-    amount = config["labels_per_class"] or f"{config['label_fraction']:g}"
+    amount = config["labels_per_class"] or f"{config['label_fraction'] or 1.0:g}"
     title = f"{name}_{amount}_seed{config['seed']}" + (f"_without{fold[0]}" if fold else "")
-    return part("finetune", title, {}, [*common, *own], fingerprint)
+    return part("finetune", title, config | {k: None for k in OWN}, [*common, *own], *made_from)
 
 
 def _score(parts: Sequence[Part]) -> tuple[float, float]:

@@ -27,6 +27,8 @@ def report_on(paths: Sequence[str], outputs: Path = OUTPUTS) -> Path:
         for row in _rows(Path(path)):
             rows.setdefault(row["evaluated"], row)
     found = _named_apart(list(rows.values()))
+    if not found:
+        raise UserError(f"{' '.join(paths)}: no finished run there")
     tests = {read_summary(Path(r["evaluated"]))["data_fingerprint"] for r in found}
     if len(tests) > 1:
         raise UserError(
@@ -61,7 +63,11 @@ def _rows(path: Path) -> list[Row]:
     if stage == "evaluate":
         return [results.row_of(path, _start(path))]
     if stage == "finetune":
-        evaluated = [p for p, s in find(["evaluate"], parts=True) if Path(s.get("of_run", "")) == path and _done(s)]
+        evaluated = [
+            p
+            for p, s in find(["evaluate"], parts=True)
+            if Path(s.get("of_run", "")).resolve() == path.resolve() and _done(s)
+        ]
         if not evaluated:
             raise UserError(f"{path} was not evaluated yet: sslrun evaluate run={path}")
         return [results.row_of(evaluated[-1], _start(evaluated[-1]))]

@@ -94,14 +94,16 @@ def _figures(
     of = {s: [r for r in rows if (r["start"], r["mode"], r["labels"]) == (s, mode, fewest)] for s in starts}
     base = [r for r in rows if (r["start"], r["mode"], r["labels"]) == ("scratch", "finetune", fewest)]
     groups = {**({results.SCRATCH: base} if base else {}), **{results.name_of(s, mode): m for s, m in of.items()}}
+    groups = {name: members for name, members in groups.items() if members}
     found = {name: [_report(r) for r in members] for name, members in groups.items()}
     matrices = {name: np.sum([f["confusion_matrix"] for f in reports], axis=0) for name, reports in found.items()}
     title = f"{fewest} labels"
     svg = plots.confusions(matrices, names, title, folder)
     text = "Rows are true classes, columns what was said; all label subsets together."
     out.append(_figure("confusion_matrices", "What is taken for what", svg, text))
-    if base:
-        gains = {n: _recalls(of[s], base) for s in starts if len(n := results.name_of(s, mode)) and of[s]}
+    gains = {results.name_of(s, mode): _recalls(of[s], base) for s in starts}
+    gains = {name: differences for name, differences in gains.items() if len(differences)}
+    if gains:
         svg = plots.class_gains(gains, names, title, folder)
         text = "How much more of each class is recognised than from scratch on the same labels, with 95 % intervals."
         out.append(_figure("class_gains", "Gain by class", svg, text))

@@ -14,10 +14,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -73,14 +73,15 @@ def part(stage: str, name: str, base: Node, overrides: Sequence[str], *data: str
     """
     made_from = [stage, base, list(overrides), data, code_version(), *_user_code(base)]
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
-    plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)[:60]
+    plain = "".join(c if (c.isascii() and c.isalnum()) or c in "._-" else "_" for c in name)[:60]
     return Part(stage, plain, tuple(overrides), key)
 
 
 @cache
 def code_version() -> str:
-    """Return a hash of the code that numbers come from, and of torch's and Python's versions."""
-    digest = hashlib.sha256(f"{torch.__version__} {platform.python_version()}".encode())
+    """Return a hash of the code that numbers come from, and of the versions of Python and of the libraries."""
+    libraries = [version(p) for p in ("torch", "torchvision", "numpy", "scikit-learn", "pillow")]
+    digest = hashlib.sha256(" ".join([platform.python_version(), *libraries]).encode())
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         if path.stem not in WORDS_ONLY:
             digest.update(path.read_bytes())
@@ -89,6 +90,8 @@ def code_version() -> str:
 
 def _user_code(node: Any) -> list[str]:
     """Return the hashes of the user's own Python files that a config names."""
+    if isinstance(node, list):
+        return [h for value in node for h in _user_code(value)]
     if not isinstance(node, dict):
         return []
     target, inner = node.get("_target_"), [h for value in node.values() for h in _user_code(value)]
@@ -173,13 +176,20 @@ def literal(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(literal, value))}]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{literal(k)}:{literal(v)}" for k, v in value.items()) + "}"
+        return "{" + ",".join(f"{_escaped(str(k))}:{literal(v)}" for k, v in value.items()) + "}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _escaped(key: str) -> str:
+    """Return a key of a mapping, which the grammar does not let stand in quotes."""
+    return "".join(f"\\{c}" if c in "\\()[]{}:=, \t" else c for c in key)
 
 
 def differing(wanted: Node, base: Node, prefix: str = "") -> list[str]:
     """Return the overrides that make one config, with everything resolved, of another."""
     out = []
+    if wanted.get("_target_") != base.get("_target_"):
+        out += [f"~{prefix}{key}" for key in base if key not in wanted]
     for key, value in wanted.items():
         before = base.get(key)
         if isinstance(value, dict) and isinstance(before, dict) and before:

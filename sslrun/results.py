@@ -52,7 +52,7 @@ def row_of(evaluated: Path, start: str) -> Row:
 def with_auto(rows: Sequence[Row], starts: Iterable[str]) -> list[Row]:
     """Return rows `mode=auto`: of probe, finetuning and scratch on the same labels the one that is best on validation.
 
-    That is what `sslrun finetune mode=auto` does; the test split has no part in the choice.
+    That is what `sslrun finetune mode=auto` does where there is enough validation; the test split has no part in it.
     """
     out = []
     for start in starts:
@@ -67,7 +67,7 @@ def with_auto(rows: Sequence[Row], starts: Iterable[str]) -> list[Row]:
 
 
 def _same_labels(a: Row, b: Row) -> bool:
-    return (a["subset"], a["seed"], a["labels"]) == (b["subset"], b["seed"], b["labels"])
+    return all(a[k] == b[k] for k in ("subset", "seed", "amount"))
 
 
 def _is_scratch(row: Row) -> bool:
@@ -93,13 +93,13 @@ def compared(rows: Sequence[Row]) -> list[dict[str, Any]]:
     starts = list(dict.fromkeys(r["start"] for r in rows))
     for row in sorted(rows, key=lambda r: (r["labels"], starts.index(r["start"]), ORDER.index(r["mode"]))):
         groups.setdefault((row["labels"], row["amount"], row["start"], row["mode"]), []).append(row)
-    scratch = {labels: members for (labels, _, s, m), members in groups.items() if (s, m) == ("scratch", "finetune")}
-    curve = [(n, mean_interval([r["test_accuracy"] for r in members]).mean) for n, members in scratch.items()]
+    scratch = {(n, amount): rs for (n, amount, s, m), rs in groups.items() if (s, m) == ("scratch", "finetune")}
+    curve = [(n, mean_interval([r["test_accuracy"] for r in rs]).mean) for (n, _), rs in scratch.items()]
     out = []
     for (labels, amount, start, mode), members in groups.items():
         accuracy = mean_interval([r["test_accuracy"] for r in members])
         own = (start, mode) == ("scratch", "finetune")
-        difference = None if own else paired(_by_subset(members), _by_subset(scratch.get(labels, [])))
+        difference = None if own else paired(_by_subset(members), _by_subset(scratch.get((labels, amount), [])))
         chosen = [r["chosen"] for r in members if mode == "auto"]
         out.append(
             {

@@ -93,7 +93,7 @@ class Run:
             "stage": stage,
             "status": "running",
             "started": self._summary.get("started") or _now(),
-            "command": f"{command(stage)} {shlex.join(sys.argv[1:])}".strip(),
+            "command": self._command(resumed),
             "overrides": _as_asked(self._summary if resumed else {}, asked),
             "versions": {p: version(p) for p in ("torch", "torchvision", "numpy", "scikit-learn", "hydra-core")}
             | {"sslrun": __version__, "python": platform.python_version()},
@@ -102,6 +102,12 @@ class Run:
         }
         self._config = config
         self.settle()
+
+    def _command(self, resumed: bool) -> str:
+        """Return the command of this run; a study that goes on keeps the one that makes all of it."""
+        if resumed and self.stage == "compare":
+            return str(self._summary["command"])
+        return f"{command(self.stage)} {shlex.join(sys.argv[1:])}".strip()
 
     def settle(self, **nodes: Any) -> dict[str, Any]:
         """Put what a checkpoint decided into the config, resolve it and keep it.

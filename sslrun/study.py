@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from sslrun import estimate
 from sslrun.backbones import imagenet_at_hand
 from sslrun.config import Node, UserError, check, choices, compose_config, locate, nearest
-from sslrun.console import duration
+from sslrun.console import duration, quietly
 from sslrun.data.dataset import Dataset, describe, listing, load_train, load_unlabeled
 from sslrun.data.images import Images
+from sslrun.data.splits import label_subset
 from sslrun.parts import Part, differing, literal, part, plain
 
 NODES = ("dataset", "backbone", "optimizer", "device")  # that a study and its pretrainings have in common
+OF_THE_STUDY = (  # keys of a classifier that cannot be set for all of them
+    "init", "mode", "fold", "resume", "seed", "subset_seed", "label_fraction", "labels_per_class", "dataset.root",
+)  # fmt: skip
 SCRATCH, IMAGENET = "scratch", "imagenet"
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -93,14 +97,17 @@ def plan(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_dir
         starts[name] = part("pretrain", name, base, overrides, pictures.images.fingerprint().hexdigest())
     base, common = _common(config, chosen)
     evaluating = _device(config, chosen, "evaluate")
+    labels = pictures.data.labels
+    for n in config["labels_per_class"] or []:  # is there enough?
+        label_subset(labels.numpy(), 0, None, n, class_names=pictures.data.class_names)  # type: ignore[union-attr]
     made, evaluated = {}, {}
-    fingerprint = pictures.data.fingerprint()
+    fingerprints = [d.fingerprint() if d else "" for d in (pictures.data, pictures.val)]
     for cell in _cells(config, list(starts)):
         init = starts[cell.start].directory.as_posix() if cell.start in starts else cell.start
-        own = [f"init={init}", f"mode={cell.mode}", cell.amount, f"seed={cell.seed}"]
+        own = [f"init={literal(init)}", f"mode={cell.mode}", cell.amount, f"seed={cell.seed}"]
         amount = cell.amount.rpartition("=")[2] + ("_a_class" if "per_class" in cell.amount else "")
         name = f"{cell.start}_{cell.mode}_{amount}_seed{cell.seed}"
-        made[cell] = part("finetune", name, base, [*common, *own], fingerprint)
+        made[cell] = part("finetune", name, base, [*common, *own], *fingerprints)
         run = f"run={literal(made[cell].directory.as_posix())}"
         evaluated[cell] = part("evaluate", name, {}, [run, *evaluating], pictures.test)
     return Plan(starts, made, evaluated)
@@ -111,7 +118,11 @@ def _pretrainings(config: Node, chosen: Mapping[str, str], config_dir: str | Non
     out: dict[str, list[str]] = {}
     mistakes: list[str] = []
     for said in config["pretexts"] or [chosen["pretext"]]:
-        name, *settings = shlex.split(said) or [""]
+        try:
+            name, *settings = shlex.split(said) or [""]
+        except ValueError as error:
+            mistakes.append(f"pretexts: {said}: {error}")
+            continue
         if name != chosen["pretext"] and name not in (known := choices("pretext", config_dir)):
             mistakes.append(f"pretexts: no pretext {name!r}{nearest(name, known)} Choices: {', '.join(known)}")
             continue
@@ -132,6 +143,9 @@ def _pretrainings(config: Node, chosen: Mapping[str, str], config_dir: str | Non
 
 def _common(config: Node, chosen: Mapping[str, str]) -> tuple[Node, list[str]]:
     """Return what all classifiers have in common: the whole config, and the overrides that make it."""
+    fixed = [s for s in config["finetune"] if s.lstrip("+~").partition("=")[0] in OF_THE_STUDY]
+    if fixed:
+        raise UserError(f"finetune.{fixed[0]}: the study sets {fixed[0].partition('=')[0]} itself: leave it away")
     overrides = [f"{n}={chosen[n]}" for n in ("dataset", "backbone")]
     for n in ("dataset", "backbone"):  # all keys, since what is not said is taken from the newest pretraining
         overrides += [f"{n}.{k}={literal(v)}" for k, v in config[n].items() if k != "_target_"]
@@ -225,6 +239,11 @@ def _epochs(part: Part) -> float:
 
 def times(plan: Plan, pictures: Pictures) -> Times:
     """Estimate the times of the runs that are not finished, by a few steps of each kind."""
+    with quietly():
+        return _measured(plan, pictures)
+
+
+def _measured(plan: Plan, pictures: Pictures) -> Times:
     found = Times(0.0, {})
     for name, p in plan.pretrainings.items():
         c = plain(compose_config("pretrain", list(p.overrides), None))

@@ -342,10 +342,35 @@ def test_folds_are_stratified_and_cover_every_label_once() -> None:
 def test_auto_never_looks_at_the_test_split() -> None:
     def row(start: str, mode: str, val: float, test: float) -> dict[str, Any]:
         return {"start": start, "mode": mode, "val_accuracy": val, "val_loss": 1.0, "test_accuracy": test,
-                "subset": "a", "seed": 0, "labels": 30}  # fmt: skip
+                "subset": "a", "seed": 0, "labels": 30, "amount": "0.1"}  # fmt: skip
 
     rows = [row("scratch", "finetune", 0.8, 0.9), row("simclr", "finetune", 0.7, 1.0), row("simclr", "probe", 0.9, 0.1)]
     (chosen,) = results.with_auto(rows, ["simclr"])
     assert (chosen["chosen"], chosen["test_accuracy"], chosen["start"]) == ("probe", 0.1, "simclr")
     rows[2]["val_accuracy"] = 0.75
     assert results.with_auto(rows, ["simclr"])[0]["chosen"] == "scratch"
+
+
+def test_auto_with_another_optimizer_and_joined_classes(cli: Cli) -> None:
+    """Its candidates get the whole config by overrides: of groups whose keys differ, and of mappings."""
+    joined = 'dataset.classes={low ones: ["0","1","2"], high: ["8","9"]}'
+    steps = ("train.steps=3", "train.evaluations=1", "train.batch_size=16")
+    assert cli("pretrain", *DIGITS, joined, *steps).code == 0
+    said = cli("finetune", "optimizer=sgd", "label_fraction=0.3", *steps, *QUICK)
+    assert said.code == 0, said.err
+    made = [json.loads(p.read_text())["config"] for p in Path("outputs/finetune/parts").glob("*/summary.json")]
+    assert {c["optimizer"]["_target_"] for c in made} == {"sslrun.optimizers.sgd"}
+    assert {tuple(c["dataset"]["classes"]) for c in made} == {("low ones", "high")}
+    before = parts("finetune")
+    assert cli("pretrain", f"resume={runs('pretrain')[0]}", "train.steps=5").code == 0
+    assert cli("finetune", "optimizer=sgd", "label_fraction=0.3", *steps, *QUICK).code == 0
+    assert len(parts("finetune")) > len(before)  # the weights are others now, in the same place
+
+
+def test_auto_says_when_there_is_nothing_to_choose_by(in_world: Path, cli: Cli) -> None:
+    said = cli("finetune", "labels_per_class=1", "dataset.val_fraction=0", *QUICK)
+    assert "mode=auto has nothing to choose by" in said.err
+    assert said.code == 1
+    assert "val_fraction=0 leaves none" in cli("compare", *SHORT, "dataset.val_fraction=0").err
+    assert "the study sets seed itself" in cli("compare", *SHORT, "finetune.seed=3").err
+    assert "labels_per_class=5000 is more than there are" in cli("compare", *SHORT, "labels_per_class=[5000]").err

@@ -6,7 +6,7 @@ from hydra.core.hydra_config import HydraConfig
 from pydantic import Field
 
 from sslrun import page, preflight, results, study
-from sslrun.config import Count, DatasetNode, Node, Positive, PositiveInt
+from sslrun.config import Count, DatasetNode, Node, Positive, PositiveInt, UserError
 from sslrun.console import ERR, log
 from sslrun.data import survey
 from sslrun.data.dataset import describe
@@ -58,13 +58,16 @@ def compare(
     limit = None if budget is None else study.seconds_of(budget)
     pictures = study.pictures_of(dataset, unlabeled)
     plan = study.plan(run.summary["config"], chosen, pictures, own)
+    if mode == "auto" and pictures.val is None:
+        raise UserError("mode=auto chooses on validation, and dataset.val_fraction=0 leaves none: say mode=finetune")
     advice = preflight.advice(survey.pixels(survey.sample(pictures.images)), dataset["horizontal_flip"])
     for sentence in advice:
         log.info("Advice: %s.", sentence)
     times = study.times(plan, pictures)
-    if limit is not None and not run.resumed:
+    if limit is not None and "budget_epochs" not in run.summary:
         epochs = times.epochs_within(limit)
         config = run.settle(train={**train, "epochs": epochs, "steps": None})
+        run.note(budget_epochs=epochs)
         plan = study.plan(config, chosen, pictures, own)
         log.info("budget=%s leaves room for %d epochs of each pretraining.", budget, epochs)
     log.info("%s", times.said(plan))
@@ -91,7 +94,9 @@ def compare(
     conclusions = results.conclusions(entries, mode)
     pretrained = {n: p.directory for n, p in plan.pretrainings.items()}
     run.note(pretraining_seconds={n: read_summary(d)["wall_time_seconds"] for n, d in pretrained.items()})
-    places = embedding_maps(pretrained, backbone, dataset, device, pictures.data, pictures.val or pictures.data)
+    places = None
+    if not any(s.lstrip("+").startswith("dataset.") for s in finetune):  # else the classifiers have other classes
+        places = embedding_maps(pretrained, backbone, dataset, device, pictures.data, pictures.val or pictures.data)
     page.write(run.directory, rows, entries, conclusions, mode, places, run.summary)
     ERR.print(results.table(entries))
     for sentence in conclusions:

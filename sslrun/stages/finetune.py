@@ -1,5 +1,6 @@
 """`sslrun finetune`: make a classifier from few labels."""
 
+import hashlib
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -107,7 +108,9 @@ def finetune(
     )
     keep = {"stage": "finetune", "config": config, "class_names": data.class_names}
     if mode == "auto":
-        return choose(run, config, data.fingerprint(), used["validation"])
+        weights = hashlib.sha256(begin.path.read_bytes()).hexdigest() if begin.path else begin.name
+        made_from = [data.fingerprint(), val.fingerprint() if val else "", weights]
+        return choose(run, config, made_from, used["validation"], _fewest(chosen))
     if mode == "finetune":
         return _finetune(run, encoder, chosen, val, hardware, keep, config["augment"], optimizer, train, seed,
                          freeze_fraction, backbone_rate, freeze_batch_norm_below, label_smoothing)  # fmt: skip
@@ -129,6 +132,11 @@ def _labelled(data: Dataset, dataset: Node, fraction: float | None, per_class: i
         raise UserError(f"{describe(dataset)} has one class ({', '.join(data.class_names)}); a classifier needs two")
     rows = label_subset(data.labels.numpy(), subset_seed, fraction, per_class, data.class_sizes, data.class_names)
     return data.take(rows)
+
+
+def _fewest(data: Dataset) -> int:
+    assert data.labels is not None
+    return min(splits.counts(data.labels.numpy()).values())
 
 
 def _without_fold(data: Dataset, k: int, n: int, seed: int) -> tuple[Dataset, Dataset]:
