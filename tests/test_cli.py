@@ -435,8 +435,13 @@ def test_validation_can_be_left_out(in_world: Path, cli: Cli) -> None:
     assert cli("evaluate", *QUICK).code == 0
 
 
-@pytest.mark.parametrize("pretext", ["rotation", "simclr", "jigsaw"])
-@pytest.mark.parametrize("backbone", ["smallcnn", "resnet18", "mobilenetv2"])
+NINE = [(b, p) for b in ("smallcnn", "resnet18", "mobilenetv2") for p in ("rotation", "simclr", "jigsaw")]
+SLOW = [("resnet18", "rotation"), ("resnet18", "simclr"), ("mobilenetv2", "rotation"), ("mobilenetv2", "jigsaw")]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "pretext"), [pytest.param(*n, marks=pytest.mark.slow) if n in SLOW else n for n in NINE]
+)
 def test_three_tasks_times_three_backbones_pretrain_and_finetune(
     cli: Cli, photos: Path, pretext: str, backbone: str
 ) -> None:

@@ -19,6 +19,7 @@ from tests.conftest import QUICK, Cli
 from tests.test_cli import runs, summary
 from tests.test_faults import ended, start, wait_for
 
+pytestmark = pytest.mark.xdist_group("studies")  # on one worker, so that the study is made once
 DIGITS = ("dataset=digits", "dataset.max_images=300", "dataset.image_size=16", "backbone.widths=[8,16]", *QUICK)
 SHORT = (*DIGITS, "train.steps=4", "train.batch_size=32", "train.evaluations=1", "finetune.train.steps=4",
          "finetune.train.evaluations=1")  # fmt: skip
@@ -351,6 +352,7 @@ def test_auto_never_looks_at_the_test_split() -> None:
     assert results.with_auto(rows, ["simclr"])[0]["chosen"] == "scratch"
 
 
+@pytest.mark.slow
 def test_auto_with_another_optimizer_and_joined_classes(cli: Cli) -> None:
     """Its candidates get the whole config by overrides: of groups whose keys differ, and of mappings."""
     joined = 'dataset.classes={low ones: ["0","1","2"], high: ["8","9"]}'

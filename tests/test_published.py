@@ -252,7 +252,7 @@ def test_a_run_from_before_a_data_set_had_an_address_is_refused_in_words(served:
     ("preset", "name", "more"),
     [
         ("rotation_flowers", "flowers", ("label_fractions=[0.1]",)),
-        ("simclr_cifar10", "cifar10", ("labels_per_class=[2]", "mode=probe")),
+        pytest.param("simclr_cifar10", "cifar10", ("labels_per_class=[2]", "mode=probe"), marks=pytest.mark.slow),
         pytest.param("rotation_cifar10", "cifar10", ("labels_per_class=[2]",), marks=pytest.mark.slow),
         pytest.param(
             "rotation_tinyimagenet",
