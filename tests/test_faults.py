@@ -159,13 +159,9 @@ def killed_until_done(kills: int, stage: tuple[str, ...], seed: int) -> None:
         assert logged(place) == logged(reference)
 
 
-def test_case_11_a_run_that_is_killed_at_random_moments_ends_as_if_it_had_not_been() -> None:
-    killed_until_done(1, PRETRAIN, 0)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [PRETRAIN, FINETUNE], ids=["pretrain", "finetune"])
-def test_case_11_twenty_times(stage: tuple[str, ...]) -> None:
+def test_case_11_a_run_killed_twenty_times_at_random_ends_as_if_it_had_not_been(stage: tuple[str, ...]) -> None:
     killed_until_done(int(os.environ.get("SSLRUN_KILLS", "20")), stage, 1)
 
 
