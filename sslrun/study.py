@@ -270,9 +270,3 @@ def _measured(plan: Plan, pictures: Pictures) -> Times:
 def _labels(amount: str, data: Dataset) -> int:
     key, _, value = amount.partition("=")
     return len(data.class_names) * int(value) if key == "labels_per_class" else math.ceil(float(value) * len(data))
-
-
-def settings_of(values: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part the overrides of a study into its own and those of its classifiers, `finetune.KEY=VALUE`."""
-    own = [v for v in values if not v.startswith("finetune.")]
-    return own, [v.removeprefix("finetune.") for v in values if v.startswith("finetune.")]
