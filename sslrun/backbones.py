@@ -128,9 +128,14 @@ def features(encoder: Encoder, images: Tensor | Images, device: Device, batch_si
     return torch.cat(out)
 
 
+def imagenet_weights(node: Node, image_size: int) -> Any:
+    """Return torchvision's ImageNet weights for a backbone, or None if there are none."""
+    return getattr(build(node, image_size), "imagenet", None)
+
+
 def imagenet_at_hand(node: Node, image_size: int) -> bool:
     """Tell whether a backbone has ImageNet weights, and these lie on this machine."""
-    weights = getattr(build(node, image_size), "imagenet", None)
+    weights = imagenet_weights(node, image_size)
     return weights is not None and _weight_file(weights).is_file()
 
 

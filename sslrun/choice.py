@@ -7,7 +7,8 @@ from typing import Any
 from sslrun import checkpoint
 from sslrun.config import Node, UserError, compose_config
 from sslrun.console import log
-from sslrun.parts import Part, differing, part, plain, run_parts
+from sslrun.overrides import differing, plain
+from sslrun.parts import Part, part, run_parts
 from sslrun.run import Run, read_summary
 
 FEW = 100  # pictures of validation; with fewer the labelled ones are held out in turns, too

@@ -28,9 +28,7 @@ WITH_VALUE = {
     "--cfg",
 }
 WITH_VALUE |= {"--experimental-rerun"}
-FROM_CHECKPOINT = "from_checkpoint"  # the choice of a group that leaves it to the checkpoint
 SHOWING = {"-c", "--cfg", "-i", "--info", "--hydra-help"}  # these show something and start nothing
-SWEEP = "multirun.yaml"  # which Hydra writes into a sweep's folder
 INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 
 
@@ -156,6 +154,8 @@ def main() -> None:
 def _run(stage: str, args: list[str]) -> None:
     flags, values, others = split_arguments(args)
     if "-h" in flags or "--help" in flags:
+        from sslrun.usage import print_help
+
         print_help(stage, config_dir(flags))
         return
     _guarded(lambda: _launch(stage, flags, values, others))
@@ -211,7 +211,7 @@ def config_dir(flags: list[str]) -> str | None:
 def _launch(stage: str, flags: list[str], values: list[str], others: list[str]) -> None:
     import hydra
 
-    from sslrun import config, job, overrides, run
+    from sslrun import config, job, overrides, resume, run
     from sslrun.errors import UserError
 
     own = config_dir(flags)
@@ -224,7 +224,7 @@ def _launch(stage: str, flags: list[str], values: list[str], others: list[str]) 
     if stage == "predict" and others and any(v.startswith("images=") for v in values):
         raise UserError("name the pictures as they are or as images=[...], not both ways")
     if stage == "predict" and others:
-        values.append("images=[" + ",".join(quoted(o) for o in others) + "]")
+        values.append("images=[" + ",".join(overrides.quoted(o) for o in others) + "]")
     sys.path.append(str(Path.cwd()))
     multirun = any(f in ("-m", "--multirun") for f in flags)
     if stage == "evaluate":
@@ -232,21 +232,25 @@ def _launch(stage: str, flags: list[str], values: list[str], others: list[str]) 
         flags = [*flags, "-m"] if multirun and "-m" not in flags and "--multirun" not in flags else flags
     if stage == "compare":
         values = _classifiers_settings(values, own, multirun)
-    values = _latest(stage, values)
-    sweep = _stopped_sweep(values)
+    values = resume.latest(stage, values)
+    sweep = resume.stopped_sweep(values)
     if sweep is not None:
-        values, own = _as_started(sweep, stage, values)
+        values, own = resume.as_started(sweep, stage, values)
         multirun, flags = True, [*flags, *(["-cd", own] if own and config_dir(flags) is None else [])]
         flags = [*flags, "-m"] if "-m" not in flags and "--multirun" not in flags else flags
-    place = _resumed(values)
+    place = resume.named(values)
     if place is not None and multirun:
         raise UserError("resume= goes on with one run: leave -m away")
     if place is None:
         overrides.check_overrides(stage, values, own, multirun)
     else:  # it has a config of its own, which is checked once it is read
-        asked = [v for v in values if not _is_resume(v)]
-        overrides.check_resumed(stage, asked, run.read_summary(place)["config"], own)
-        values = _in_its_own_directory(values, place)
+        summary = run.read_summary(place)
+        if stage == "compare":
+            more, launcher = resume.of_study(summary, own, values)
+            flags, values, own = [*flags, *more], [*values, *launcher], own or config_dir(more)
+        asked = [v for v in values if not resume.is_resume(v)]
+        overrides.check_resumed(stage, asked, summary["config"], own)
+        values = resume.in_its_own_directory(values, place)
     if multirun and sweep is None:
         _sweep_is_new(values)
     if not SHOWING & {f.split("=")[0] for f in flags}:
@@ -274,7 +278,7 @@ def _classifiers_settings(values: list[str], own: str | None, multirun: bool) ->
         overrides.check_overrides("finetune", settings, own, False)
     except UserError as error:
         raise UserError("\n".join(f"finetune.{line}" for line in str(error).splitlines())) from None
-    gathered = f"finetune=[{','.join(map(quoted, settings))}]"
+    gathered = f"finetune=[{','.join(map(overrides.quoted, settings))}]"
     return [*(v for v in values if not v.startswith("finetune.")), gathered]
 
 
@@ -303,16 +307,11 @@ def _outputs_writable(stage: str) -> None:
         raise UserError(f"cannot write into {folder} below {Path.cwd()}: {error.strerror}") from None
 
 
-def quoted(text: str) -> str:
-    """Quote any text for Hydra's override grammar; OmegaConf must not take `${` for an interpolation."""
-    escaped = text.replace("\\", "\\\\") if text.endswith("\\") else text.replace("${", "\\${")
-    return "'" + escaped.replace("'", r"\'") + "'"
-
-
 def _whole_sweep(values: list[str], multirun: bool) -> tuple[list[str], bool]:
     """Turn `run=SWEEP` into a sweep over its finished jobs."""
     from sslrun import run
     from sslrun.console import log
+    from sslrun.overrides import quoted
 
     for i, value in enumerate(values):
         key, _, text = value.partition("=")
@@ -331,130 +330,3 @@ def _whole_sweep(values: list[str], multirun: bool) -> tuple[list[str], bool]:
                     *values[i + 1 :],
                 ], True
     return values, multirun
-
-
-def _latest(stage: str, values: list[str]) -> list[str]:
-    """Turn `resume=latest` into the newest run of a stage, or into the sweep that it is in."""
-    from sslrun import run
-    from sslrun.errors import UserError
-
-    if _resumed(values) != Path("latest"):
-        return values
-    found = run.find([stage])
-    if not found:
-        raise UserError(f"resume=latest: no {stage} run in outputs/{stage}")
-    newest = found[-1][0]
-    place = newest.parent if (newest.parent / SWEEP).is_file() else newest
-    return [f"resume={place}" if _is_resume(v) else v for v in values]
-
-
-def _stopped_sweep(values: list[str]) -> Path | None:
-    """Return the folder of the sweep that `resume=` names, if it is one."""
-    place = _resumed(values)
-    return place if place is not None and (place / SWEEP).is_file() else None
-
-
-def _as_started(sweep: Path, stage: str, values: list[str]) -> tuple[list[str], str | None]:
-    """Return what a sweep was started with, into the same folder, and the user's config folder if it had one.
-
-    The jobs that are finished are passed over.
-    """
-    from omegaconf import OmegaConf
-
-    from sslrun.errors import UserError
-
-    others = [v for v in values if not _is_resume(v)]
-    if others:
-        raise UserError(f"{' '.join(others)}: a sweep goes on as it was started; leave it away")
-    try:
-        hydra = OmegaConf.load(sweep / SWEEP).hydra
-        started, settings, was = list(hydra.overrides.task), list(hydra.overrides.hydra), hydra.job.config_name
-        folders = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
-    except Exception as error:
-        raise UserError(f"{sweep / SWEEP} cannot be read: {error}") from None
-    if was != stage:
-        raise UserError(f"resume={sweep} is a {was} sweep: say sslrun {was} resume=...")
-    kept = [o for o in settings if not o.startswith(("hydra.sweep.dir=", "hydra.mode="))]
-    if any("_target_" in o for o in kept):
-        raise UserError(f"{sweep / SWEEP} would have Hydra call something of its own: start the sweep anew")
-    return [*started, *kept, f"hydra.sweep.dir={quoted(str(sweep))}"], folders[0] if folders else None
-
-
-def _is_resume(value: str) -> bool:
-    return value.lstrip("+").startswith("resume=")
-
-
-def _resumed(values: list[str]) -> Path | None:
-    """Return the run or sweep that `resume=` names, if it does."""
-    from sslrun.errors import UserError
-
-    named = [v.partition("=")[2].strip("'\"") for v in values if _is_resume(v)]
-    if len(named) > 1:
-        raise UserError(f"resume= was said {len(named)} times: one run goes on at a time")
-    return Path(named[0]) if named and named[0] not in ("", "null") else None
-
-
-def _in_its_own_directory(values: list[str], place: Path) -> list[str]:
-    """Let a run go on in its own directory: Hydra is told not to make another.
-
-    What is asked for is held against the run's config, not against the defaults, so Hydra must take any key.
-    """
-    kept = [v for v in values if not _is_resume(v) and not v.startswith(("hydra.run.dir=", "hydra.output_subdir="))]
-    free = [f"++{v.lstrip('+')}" if "." in v.partition("=")[0] and not v.startswith("hydra") else v for v in kept]
-    where = quoted(str(place))
-    return [*free, f"resume={where}", f"hydra.run.dir={where}", "hydra.output_subdir=null"]
-
-
-def print_help(stage: str, own: str | None) -> None:
-    """Print a command's groups with their choices, and its keys with their defaults and what they mean."""
-    folders = [CONF, *([Path(own)] if own else [])]
-    lines = (CONF / f"{stage}.yaml").read_text(encoding="utf-8").splitlines()
-    about = [line.removeprefix("#").strip() for line in lines if line.startswith("# ")]
-    defaults, keys = _of_stage(stage)
-    print(f"Usage: {command(stage)} [flags] {'[IMAGE or FOLDER ...] ' if stage == 'predict' else ''}[key=value ...]\n")
-    print("\n".join(f"  {line}" for line in about))
-    chosen: list[tuple[str, str]] = []
-    print("\nGroups (group=choice, then group.key=value):")
-    for line in defaults:
-        item = line.split("#")[0].strip(" -").removeprefix("optional ").replace("override ", "")
-        if ":" in item and not item.startswith("hydra"):
-            group, default = (part.strip() for part in item.split(":"))
-            names = {p.stem for f in folders for p in (f / group).glob("*.yaml") if not p.stem.startswith("_")}
-            names -= {FROM_CHECKPOINT} if default != FROM_CHECKPOINT else set()
-            print(f"  {group + '=' + default:<27}{' | '.join(sorted(names))}")
-            chosen.append((group, default))
-    print("\nKeys and their defaults:")
-    print("\n".join(f"  {line}" for line in keys if line.strip()))
-    for group, default in chosen:
-        if default not in ("null", FROM_CHECKPOINT):
-            print(f"  {group}:  # {default}")
-            print("\n".join(f"    {line}" for line in _keys(folders, group, default)))
-    print(
-        "\nFlags: -m sweeps over values with commas, --cfg job shows the config, -cd DIR adds config files of your own;"
-        "\nmore with --hydra-help. Put flags before key=value."
-    )
-
-
-def _of_stage(stage: str) -> tuple[list[str], list[str]]:
-    """Return the lines of a stage's file: its defaults, and its keys; with those of the stage that it builds on."""
-    lines = (CONF / f"{stage}.yaml").read_text(encoding="utf-8").splitlines()
-    body = [line for line in lines if not line.startswith("#")]
-    start = body.index("defaults:") + 1
-    end = next((i for i in range(start, len(body)) if not body[i].startswith(" ")), len(body))
-    defaults, keys = body[start:end], body[end:]
-    for under in [line.strip(" -") for line in defaults]:
-        if under != "_base" and (CONF / f"{under}.yaml").is_file():
-            more = _of_stage(under)
-            defaults, keys = [*defaults, *more[0]], [*keys, *more[1]]
-    return defaults, keys
-
-
-def _keys(folders: list[Path], group: str, choice: str) -> list[str]:
-    """Return the lines of a group's file, over those of its `_shared.yaml`."""
-    lines: dict[str, str] = {}
-    for name in ("_shared", choice):
-        file = next((f / group / f"{name}.yaml" for f in folders if (f / group / f"{name}.yaml").is_file()), None)
-        for line in file.read_text(encoding="utf-8").splitlines() if file else []:
-            if line.strip() and not line.startswith(("#", "_target_", "defaults:")):
-                lines[line.split(":")[0]] = line
-    return list(lines.values())

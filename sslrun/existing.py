@@ -2,15 +2,17 @@
 
 import csv
 import datetime
+import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sslrun import page, results
-from sslrun.console import ERR
 from sslrun.errors import UserError
-from sslrun.report import write_csv
+from sslrun.parts import OF_NO_WEIGHT
 from sslrun.results import Row
-from sslrun.run import OUTPUTS, find, job_order, read_summary
+from sslrun.run import OUTPUTS, find, flattened, job_order, read_summary
 
 
 def report_on(paths: Sequence[str], outputs: Path = OUTPUTS) -> Path:
@@ -39,16 +41,9 @@ def report_on(paths: Sequence[str], outputs: Path = OUTPUTS) -> Path:
     if mode == "finetune" and "probe" in modes and any(r["start"] != "scratch" for r in found):
         found += results.with_auto(found, [s for s in dict.fromkeys(r["start"] for r in found) if s != "scratch"])
         mode = "auto"
-    entries = results.compared(found)
-    conclusions = results.conclusions(entries, mode)
     directory = outputs / "report" / datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     directory.mkdir(parents=True)
-    write_csv(directory / "results.csv", found)
-    page.write(directory, found, entries, conclusions, mode, None, None)
-    ERR.print(results.table(entries))
-    for sentence in conclusions:
-        ERR.print(sentence, markup=False)
-    ERR.print(f"The report: {directory / 'report.html'}", markup=False)
+    page.publish(directory, found, mode, None, None)
     return directory / "report.html"
 
 
@@ -87,11 +82,27 @@ def _start(evaluated: Path) -> str:
 
 
 def _named_apart(rows: list[Row]) -> list[Row]:
-    """Tell apart networks of one pretext task that come from different runs."""
+    """Tell apart networks of one pretext task that come from different runs, and runs with other settings than most."""
     sources: dict[str, dict[str, str]] = {}
-    for r in rows:
+    configs = [_settings(r) for r in rows]
+    usual = Counter(
+        json.dumps(c, sort_keys=True) for c, r in zip(configs, rows, strict=True) if r["start"] == "scratch"
+    )
+    usual = usual or Counter(json.dumps(c, sort_keys=True) for c in configs)
+    base = json.loads(usual.most_common(1)[0][0]) if rows else {}
+    for r, config in zip(rows, configs, strict=True):
         source = str(read_summary(Path(r["finetuned"]))["source"])
         of = sources.setdefault(r["start"], {})
         of.setdefault(source, r["start"] if not of else f"{r['start']} {len(of) + 1}")
         r["start"] = of[source] if r["start"] not in ("scratch", "imagenet") else r["start"]
+        others = [f"{k}={v}" for k, v in config.items() if base.get(k) != v]
+        r["start"] = " ".join([r["start"], *others])
     return rows
+
+
+def _settings(row: Row) -> dict[str, Any]:
+    """Return the settings of a classifier that its name and its labels do not tell."""
+    flat = flattened(read_summary(Path(row["finetuned"]))["config"])
+    told = ("init", "mode", "seed", "subset_seed", "fold", "resume", "label_fraction", "labels_per_class",
+            "backbone.stem", *OF_NO_WEIGHT)  # fmt: skip
+    return {k: v for k, v in flat.items() if k not in told and not k.startswith("device.")}

@@ -9,7 +9,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sslrun.config import FROM_CHECKPOINT, check, choices, compose_config, folders, groups, locate, nearest
+from sslrun.config import FROM_CHECKPOINT, Node, check, choices, compose_config, folders, groups, locate, nearest
 from sslrun.errors import UserError
 
 
@@ -202,3 +202,55 @@ def _leaves(config: Any, prefix: str = "") -> list[str]:
         inner = OmegaConf.is_dict(node) and not node._is_none() and not node._is_interpolation()
         out += [f"{prefix}{key}", *_leaves(node, f"{prefix}{key}.")] if inner else [f"{prefix}{key}"]
     return [name for name in out if not name.endswith("_target_")]
+
+
+# ----------------------------------------------------------------------------------------- saying a config in overrides
+
+
+def key_of(override: str) -> str:
+    """Return the key that an override sets, adds or deletes."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def quoted(text: str) -> str:
+    """Quote any text for Hydra's override grammar; OmegaConf must not take `${` for an interpolation."""
+    escaped = text.replace("\\", "\\\\") if text.endswith("\\") else text.replace("${", "\\${")
+    return "'" + escaped.replace("'", r"\'") + "'"
+
+
+def literal(value: Any) -> str:
+    """Return a value as Hydra's override grammar has it."""
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(literal, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_escaped(str(k))}:{literal(v)}" for k, v in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _escaped(key: str) -> str:
+    """Return a key of a mapping, which the grammar does not let stand in quotes."""
+    return "".join(f"\\{c}" if c in "\\()[]{}:=, \t" else c for c in key)
+
+
+def differing(wanted: Node, base: Node, prefix: str = "") -> list[str]:
+    """Return the overrides that make one config, with everything resolved, of another."""
+    out = []
+    if wanted.get("_target_") != base.get("_target_"):
+        out += [f"~{prefix}{key}" for key in base if key not in wanted]
+    for key, value in wanted.items():
+        before = base.get(key)
+        if isinstance(value, dict) and isinstance(before, dict) and before:
+            out += differing(value, before, f"{prefix}{key}.")
+        elif key not in base:
+            out.append(f"+{prefix}{key}={literal(value)}")
+        elif value != before:
+            out.append(f"{prefix}{key}={literal(value)}")
+    return out
+
+
+def plain(config: DictConfig) -> Node:
+    """Return a config as a plain mapping, resolved, with what is missing as `???`."""
+    values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    return values

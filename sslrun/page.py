@@ -12,14 +12,44 @@ from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from sslrun import plots, results
-from sslrun.console import log
+from sslrun.console import ERR, log
+from sslrun.report import write_csv
 from sslrun.results import Row
 from sslrun.run import read_summary, write_text
 
 Entry = dict[str, Any]
 
 
-def write(
+def publish(
+    directory: Path,
+    rows: Sequence[Row],
+    mode: str,
+    places: tuple[Mapping[str, np.ndarray], np.ndarray] | None,
+    about: dict[str, Any] | None,
+) -> list[str]:
+    """Write `results.csv`, `report.html` and `figures/` into a directory; show the table and what it says.
+
+    Args:
+        rows: classifiers.
+        mode: of those that are judged.
+        places: embeddings in two dimensions by the network's name, and their labels.
+        about: the summary of the study, if it is one.
+
+    Returns:
+        A sentence for every pretraining and number of labels.
+    """
+    write_csv(directory / "results.csv", rows)
+    entries = results.compared(rows)
+    conclusions = results.conclusions(entries, mode)
+    _write(directory, rows, entries, conclusions, mode, places, about)
+    ERR.print(results.table(entries))
+    for sentence in conclusions:
+        ERR.print(sentence, markup=False)
+    ERR.print(f"The report: {directory / 'report.html'}", markup=False)
+    return conclusions
+
+
+def _write(
     directory: Path,
     rows: Sequence[Row],
     entries: Sequence[Entry],
@@ -28,15 +58,6 @@ def write(
     places: tuple[Mapping[str, np.ndarray], np.ndarray] | None,
     about: dict[str, Any] | None,
 ) -> None:
-    """Write `report.html` and `figures/` into a directory.
-
-    Args:
-        rows: classifiers.
-        entries, conclusions: that `results` makes of them.
-        mode: of the classifiers that are judged.
-        places: embeddings in two dimensions by the network's name, and their labels.
-        about: the summary of the study, if it is one.
-    """
     names = _class_names(rows[0])
     judged = [e for e in entries if e["mode"] == mode and e["start"] != "scratch"]
     figures = [*_figures(directory / "figures", rows, entries, judged, mode, names)]

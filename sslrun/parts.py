@@ -23,19 +23,21 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, OmegaConf
 
 from sslrun import command, signals
 from sslrun.config import Node, UserError, locate
 from sslrun.console import duration, log
 from sslrun.job import PART, job
+from sslrun.overrides import key_of
 from sslrun.run import OUTPUTS, PARTS, is_finished, read_summary, score
 
 WORDS_ONLY = (  # modules and stages that no weight and no metric depends on
     "choice", "cli", "comparison", "console", "demo", "estimate", "existing", "listing", "maps", "overrides", "page",
-    "parts", "plots", "preflight", "report", "results", "signals", "study", "survey",
+    "parts", "plots", "preflight", "report", "results", "resume", "signals", "study", "survey", "usage",
     "check", "compare", "fetch", "predict", "preview",
 )  # fmt: skip
+# Settings that no weight depends on; the pictures' fingerprints stand for where they lie.
+OF_NO_WEIGHT = ("dataset.root", "unlabeled", "train.save_minutes", "train.keep_every", "train.log_every")
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,19 @@ def part(stage: str, name: str, base: Node, overrides: Sequence[str], *data: str
         base: the stage's config that the overrides change.
         data: fingerprints of what it reads.
     """
-    made_from = [stage, base, list(overrides), data, code_version(), *_user_code(base)]
+    settings = [o for o in overrides if key_of(o) not in OF_NO_WEIGHT]
+    made_from = [stage, _without(base, OF_NO_WEIGHT), settings, data, code_version(), *_user_code(base)]
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
     plain = "".join(c if (c.isascii() and c.isalnum()) or c in "._-" else "_" for c in name)[:60]
     return Part(stage, plain, tuple(overrides), key)
+
+
+def _without(node: Node, keys: Sequence[str], prefix: str = "") -> Node:
+    return {
+        k: _without(v, keys, f"{prefix}{k}.") if isinstance(v, dict) else v
+        for k, v in node.items()
+        if f"{prefix}{k}" not in keys
+    }
 
 
 @cache
@@ -139,6 +150,12 @@ def run_parts(parts: Sequence[Part]) -> None:
         )
 
 
+def launching() -> list[str]:
+    """Return what was said on the command line of Hydra's launcher, and of where it looks for configs."""
+    kept = ("hydra/launcher", "hydra.launcher", "hydra.searchpath")
+    return [o for o in HydraConfig.get().overrides.hydra if key_of(o).startswith(kept)]
+
+
 def _told(p: Part) -> str:
     named = score(read_summary(p.directory))
     return f"{p.name}  {named[0].replace('_', ' ')} {named[1]:.4f}" if named else p.name
@@ -146,62 +163,15 @@ def _told(p: Part) -> str:
 
 def _launcher(stage: str) -> Any:
     loader = GlobalHydra.instance().config_loader()
-    kept = [
-        o for o in HydraConfig.get().overrides.hydra if o.lstrip("+").startswith(("hydra/launcher", "hydra.launcher"))
-    ]
-    kept += [o for o in HydraConfig.get().overrides.hydra if o.lstrip("+").startswith("hydra.searchpath")]
     place = [
         f"hydra.sweep.dir={(OUTPUTS / stage / PARTS).as_posix()}",
         f"+hydra.job.name={PART}",
         "hydra.mode=MULTIRUN",
     ]
-    master = loader.load_configuration(stage, [*kept, *place], RunMode.MULTIRUN)
+    master = loader.load_configuration(stage, [*launching(), *place], RunMode.MULTIRUN)
     context = HydraContext(config_loader=loader, callbacks=Callbacks())
     return Plugins.instance().instantiate_launcher(context, job, master)
 
 
 def _job(p: Part) -> list[str]:
     return [*p.overrides, f"hydra.sweep.subdir={p.directory.name}"]
-
-
-# --------------------------------------------------------------------------------------------------- settings
-
-
-def literal(value: Any) -> str:
-    """Return a value as Hydra's override grammar has it."""
-    if isinstance(value, str):
-        from sslrun.cli import quoted
-
-        return quoted(value)
-    if isinstance(value, list):
-        return f"[{','.join(map(literal, value))}]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{_escaped(str(k))}:{literal(v)}" for k, v in value.items()) + "}"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-
-
-def _escaped(key: str) -> str:
-    """Return a key of a mapping, which the grammar does not let stand in quotes."""
-    return "".join(f"\\{c}" if c in "\\()[]{}:=, \t" else c for c in key)
-
-
-def differing(wanted: Node, base: Node, prefix: str = "") -> list[str]:
-    """Return the overrides that make one config, with everything resolved, of another."""
-    out = []
-    if wanted.get("_target_") != base.get("_target_"):
-        out += [f"~{prefix}{key}" for key in base if key not in wanted]
-    for key, value in wanted.items():
-        before = base.get(key)
-        if isinstance(value, dict) and isinstance(before, dict) and before:
-            out += differing(value, before, f"{prefix}{key}.")
-        elif key not in base:
-            out.append(f"+{prefix}{key}={literal(value)}")
-        elif value != before:
-            out.append(f"{prefix}{key}={literal(value)}")
-    return out
-
-
-def plain(config: DictConfig) -> Node:
-    """Return a config as a plain mapping, resolved, with what is missing as `???`."""
-    values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
-    return values

@@ -177,7 +177,7 @@ def _short(text: str) -> str:
     return text if len(text) <= 13 else f"{text[:8]}…{text[-4:]}"
 
 
-def prediction_figures(run: Run, rows: list[dict[str, Any]]) -> None:
+def prediction_figures(run: Run, rows: Sequence[dict[str, Any]]) -> None:
     """Draw each picture with its prediction as the title; Pillow starts half a second sooner than matplotlib."""
     for i, row in enumerate(r for r in rows if not r["error"]):
         picture = Image.fromarray(_whole_file(row["image"], FIGURE_SIDE))
@@ -261,7 +261,7 @@ def sweep_rows(directory: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows as CSV, with every key that any of them has as a column."""
     from sslrun.run import write_text
 
@@ -273,7 +273,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, out.getvalue())
 
 
-def sweep_table(rows: list[dict[str, Any]]) -> Table:
+def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Return mean and spread of the score over seeds, one row for everything else that was varied."""
     ignored = {"job", "run", "of_run", "status", "score", "labels_train", "labels_validation"}
     sources: dict[str, set[str]] = {}

@@ -37,6 +37,7 @@ OUTPUTS = Path("outputs")
 PARTS = "parts"  # folder of runs that belong to studies and to mode=auto
 # What may differ when a run goes on, besides the device: how long it is, where the data lie, what is kept.
 MAY_DIFFER = ("train.epochs", "train.steps", "train.save_minutes", "train.keep_every", "dataset.root", "unlabeled")
+TOLD = ("pretext", "init", "mode", "labels", "seeds")  # by which TensorBoard compares runs, besides their configs
 STAGES = ("pretrain", "finetune", "evaluate", "predict", "compare")
 
 
@@ -218,7 +219,9 @@ class Run:
             self._lock.release()
 
     def _hparams(self) -> None:
-        flat = {k: v for k, v in _flat(self._summary["config"]).items() if isinstance(v, bool | int | float | str)}
+        told = {k: self._summary[k] for k in TOLD if k in self._summary}
+        all_values = flattened(self._summary["config"] | told).items()
+        flat = {k: v for k, v in all_values if isinstance(v, bool | int | float | str)}
         scores = {k: v for k, v in self._summary.items() if "/" in k and isinstance(v, float)}
         self._writer.add_hparams(flat, scores, run_name=".")
 
@@ -243,10 +246,11 @@ def locked(directory: Path) -> FileLock:
     return lock
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested config as one mapping with dotted keys."""
     out: dict[str, Any] = {}
     for key, value in config.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        out |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return out
 
 
@@ -347,7 +351,7 @@ def differing_keys(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
 
     Keys that only one of them has are another version's.
     """
-    a, b = _flat(now), _flat(then)
+    a, b = flattened(now), flattened(then)
     return [
         k for k in a if k in b and a[k] != b[k] and k not in (*MAY_DIFFER, "resume") and not k.startswith("device.")
     ]

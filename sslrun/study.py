@@ -7,18 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sslrun import estimate
-from sslrun.backbones import imagenet_at_hand
+from sslrun.backbones import imagenet_at_hand, imagenet_weights
 from sslrun.config import Node, UserError, check, choices, compose_config, locate, nearest
 from sslrun.console import duration, quietly
 from sslrun.data.dataset import Dataset, describe, listing, load_train, load_unlabeled
 from sslrun.data.images import Images
 from sslrun.data.splits import label_subset
-from sslrun.parts import Part, differing, literal, part, plain
+from sslrun.overrides import differing, key_of, literal, plain
+from sslrun.parts import Part, part
 
 NODES = ("dataset", "backbone", "optimizer", "device")  # that a study and its pretrainings have in common
 OF_THE_STUDY = (  # keys of a classifier that cannot be set for all of them
     "init", "mode", "fold", "resume", "seed", "subset_seed", "label_fraction", "labels_per_class", "dataset.root",
 )  # fmt: skip
+OF_A_TASK = ("pretext", "train", "optimizer", "unlabeled", "seed", "dataset.max_images")  # that tasks may differ in
 SCRATCH, IMAGENET = "scratch", "imagenet"
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -74,10 +76,13 @@ def pictures_of(dataset: Node, unlabeled: str | None) -> Pictures:
     data, val = load_train(dataset)
     if data.labels is None or len(data.class_names) < 2:
         raise UserError(f"{describe(dataset)} has no two classes of labelled pictures: there is nothing to compare on")
+    test = listing(dataset, "test")
+    if not test:
+        raise UserError(f"{describe(dataset)} has no test split to compare on")
     images = data.images
     for extra in load_unlabeled(dataset, unlabeled):
         images = images + extra.images
-    return Pictures(data, val, images, listing(dataset, "test"))
+    return Pictures(data, val, images, test)
 
 
 def plan(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_dir: str | None = None) -> Plan:
@@ -119,31 +124,45 @@ def _pretrainings(config: Node, chosen: Mapping[str, str], config_dir: str | Non
     mistakes: list[str] = []
     for said in config["pretexts"] or [chosen["pretext"]]:
         try:
-            name, *settings = shlex.split(said) or [""]
-        except ValueError as error:
-            mistakes.append(f"pretexts: {said}: {error}")
-            continue
-        if name != chosen["pretext"] and name not in (known := choices("pretext", config_dir)):
-            mistakes.append(f"pretexts: no pretext {name!r}{nearest(name, known)} Choices: {', '.join(known)}")
-            continue
-        overrides = [*(f"{n}={chosen[n]}" for n in NODES), f"pretext={name}"]
-        nodes = (*NODES, "train", "unlabeled", "seed", *(["pretext"] if name == chosen["pretext"] else []))
-        overrides += differing({k: config[k] for k in nodes}, plain(compose_config("pretrain", overrides, None)))
-        try:
-            composed = compose_config("pretrain", [*overrides, *settings], None)
-        except Exception as error:  # Hydra's and OmegaConf's, of many kinds
-            mistakes.append(f"pretexts: {said}: {str(error).splitlines()[0]}")
-            continue
-        mistakes += [f"pretexts: {said}: {m}" for m in check(composed, locate("sslrun.stages.pretrain.pretrain"))]
-        out[said] = [*overrides, *settings]
+            out[said] = _pretraining(said, config, chosen, config_dir)
+        except UserError as error:
+            mistakes += [f"pretexts: {said}: {line}" for line in str(error).splitlines()]
     if mistakes:
         raise UserError("\n".join(mistakes))
     return out
 
 
+def _pretraining(said: str, config: Node, chosen: Mapping[str, str], config_dir: str | None) -> list[str]:
+    """Return the overrides of one pretraining, such as `simclr pretext.temperature=0.1`, on top of the study's."""
+    try:
+        name, *settings = shlex.split(said) or [""]
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if name != chosen["pretext"] and name not in (known := choices("pretext", config_dir)):
+        raise UserError(f"no pretext {name!r}{nearest(name, known)} Choices: {', '.join(known)}")
+    for s in settings:
+        if key_of(s) in ("train.epochs", "train.steps") and config["budget"]:
+            raise UserError(f"budget= sets the epochs of every pretraining: leave {s} away")
+        if key_of(s) not in OF_A_TASK and key_of(s).split(".")[0] not in OF_A_TASK:
+            raise UserError(
+                f"{s}: a study has one network and one data set; its tasks have pretext., train., optimizer."
+            )
+    overrides = [*(f"{n}={chosen[n]}" for n in NODES), f"pretext={name}"]
+    nodes = (*NODES, "train", "unlabeled", "seed", *(["pretext"] if name == chosen["pretext"] else []))
+    overrides += differing({k: config[k] for k in nodes}, plain(compose_config("pretrain", overrides, None)))
+    try:
+        composed = compose_config("pretrain", [*overrides, *settings], None)
+    except Exception as error:  # Hydra's and OmegaConf's, of many kinds
+        raise UserError(str(error).splitlines()[0]) from None
+    mistakes = check(composed, locate("sslrun.stages.pretrain.pretrain"))
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return [*overrides, *settings]
+
+
 def _common(config: Node, chosen: Mapping[str, str]) -> tuple[Node, list[str]]:
     """Return what all classifiers have in common: the whole config, and the overrides that make it."""
-    fixed = [s for s in config["finetune"] if s.lstrip("+~").partition("=")[0] in OF_THE_STUDY]
+    fixed = [s for s in config["finetune"] if key_of(s) in OF_THE_STUDY]
     if fixed:
         raise UserError(f"finetune.{fixed[0]}: the study sets {fixed[0].partition('=')[0]} itself: leave it away")
     overrides = [f"{n}={chosen[n]}" for n in ("dataset", "backbone")]
@@ -164,8 +183,10 @@ def _device(config: Node, chosen: Mapping[str, str], stage: str) -> list[str]:
 
 def _cells(config: Node, pretrained: Sequence[str]) -> Iterator[Cell]:
     """Yield the classifiers of a study: from scratch and frozen random always, the pretrained in each mode."""
-    asked = config["imagenet"]
-    imagenet = imagenet_at_hand(config["backbone"], config["dataset"]["image_size"]) if asked == "auto" else asked
+    network = (config["backbone"], config["dataset"]["image_size"])
+    imagenet = imagenet_at_hand(*network) if config["imagenet"] == "auto" else config["imagenet"]
+    if imagenet and not imagenet_weights(*network):
+        raise UserError("imagenet=true: there are no ImageNet weights for this backbone; resnet18 and mobilenetv2 have")
     modes = ["finetune", "probe"] if config["mode"] == "auto" else [config["mode"]]
     amounts = [f"label_fraction={f:g}" for f in sorted(set(config["label_fractions"]))]
     if config["labels_per_class"] is not None:

@@ -1,21 +1,27 @@
 """Studies: what is run, what is never run twice, what is said of it; and `mode=auto`."""
 
+import contextlib
 import csv
 import html
 import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
+import sys
+import time
+import urllib.request
 import xml.etree.ElementTree
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sslrun import results
-from tests.conftest import QUICK, Cli
+from tests.conftest import QUICK, REPOSITORY, Cli
 from tests.test_cli import runs, summary
 from tests.test_faults import ended, start, wait_for
 
@@ -188,6 +194,9 @@ def test_two_settings_of_one_task_are_two_networks(cli: Cli) -> None:
         (("mode=knn",), "mode: must be one of"),
         (("-m", "seeds=1,2"), "a study is a sweep of its own"),
         (('dataset.classes=["1"]',), "two classes of labelled pictures"),
+        (('pretexts=["simclr backbone=resnet18"]',), "backbone=resnet18: a study has one network and one data set"),
+        (('pretexts=["simclr train.epochs=3"]', "budget=9m"), "budget= sets the epochs of every pretraining"),
+        (("imagenet=true",), "imagenet=true: there are no ImageNet weights for this backbone"),
     ],
 )
 def test_mistakes(cli: Cli, asked: tuple[str, ...], words: str) -> None:
@@ -210,6 +219,46 @@ def test_a_budget_sets_the_epochs_and_is_said_before_the_start(cli: Cli) -> None
     assert said.err.index("about") < said.err.index("pretrain 1/1")
     (pretrained,) = Path("outputs/pretrain/parts").glob("*/summary.json")
     assert json.loads(pretrained.read_text())["config"]["train"]["epochs"] == epochs
+    again = cli("compare", *(s for s in SHORT if not s.startswith("train.steps")), *quick)
+    assert again.code == 0, again.err
+    assert "The same study was run before" in again.err
+    assert "All runs of this study are finished." in again.err
+
+
+@pytest.mark.slow
+def test_parts_are_found_again_wherever_the_pictures_lie_and_however_often_they_were_saved(
+    cli: Cli, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(48):
+        place = Path("photos", ("train", "test")[i % 4 == 0], "ab"[i % 2])
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(place / f"{i}.png")
+    asked = ("dataset=folder", "dataset.image_size=16", "dataset.val_fraction=0.3", "pretexts=[rotation]", "seeds=1",
+             "labels_per_class=[3]", "mode=probe", *SHORT[3:])  # fmt: skip
+    assert cli("compare", *asked, "dataset.root=photos").code == 0
+    before = {s: parts(s) for s in ("pretrain", "finetune", "evaluate")}
+    Path("photos").rename("pictures")
+    said = cli("compare", *asked, "dataset.root=pictures", "train.save_minutes=1")
+    assert said.code == 0, said.err
+    assert {s: parts(s) for s in before} == before
+
+
+@pytest.mark.slow
+def test_a_study_with_a_task_of_ones_own_goes_on_without_saying_where_it_lies(cli: Cli) -> None:
+    Path("mine/pretext").mkdir(parents=True)
+    ours = (REPOSITORY / "conf/pretext/rotation.yaml").read_text()
+    Path("mine/pretext/turned.yaml").write_text(ours.replace("copies: 4", "copies: 1"))
+    asked = (*SHORT, "pretexts=[turned]", "labels_per_class=[3]", "seeds=1", "mode=probe")
+    assert cli("compare", "-cd", "mine", *asked, "hydra.launcher._target_=no.such").code == 1
+    shutil.rmtree("outputs")
+    assert cli("compare", "-cd", "mine", *asked).code == 0
+    (study,) = runs("compare")
+    found = json.loads((study / "summary.json").read_text())
+    (study / "summary.json").write_text(json.dumps(found | {"status": "interrupted"}))
+    said = cli("compare", f"resume={study}")
+    assert said.code == 0, said.err
+    assert "turned, probe" in said.err
 
 
 # ---------------------------------------------------------------------------------------------------- the page
@@ -295,6 +344,55 @@ def test_report_says_what_it_cannot_use(in_world: Path, cli: Cli) -> None:
     said = cli("report", str(classifier))
     assert said.code == 0, said.err
     assert "nothing to compare with" in said.err
+
+
+@pytest.mark.slow
+def test_tensorboards_hparams_tab_compares_a_studys_classifiers(in_study: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    board = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", "--logdir", "outputs/evaluate", "--port", str(port)],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        asked = {"experimentName": "", "allowedStatuses": ["STATUS_SUCCESS"], "colParams": [], "sliceSize": 100}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/data/plugin/hparams/session_groups",
+            json.dumps(asked).encode(),
+            {"Content-Type": "application/json"},
+        )
+        groups: list[dict[str, Any]] = []
+        for _ in range(120):  # until it has read them all
+            with contextlib.suppress(OSError):
+                groups = json.load(urllib.request.urlopen(request)).get("sessionGroups", [])
+            if len(groups) == PARTS:
+                break
+            time.sleep(0.5)
+    finally:
+        board.terminate()
+        board.wait()
+    assert len(groups) == PARTS
+    shown = {(g["hparams"]["init"], g["hparams"]["mode"], g["hparams"]["seeds.subset"]) for g in groups}
+    assert shown == {
+        (s, m, n) for s in ("scratch", "rotation", "simclr") for m in ("finetune", "probe") for n in (0, 1)
+    }
+    metrics = [{m["name"]["tag"]: m["value"] for m in g["metricValues"]} for g in groups]
+    kept = [float(r["test_accuracy"]) for r in table(in_study) if r["mode"] != "auto"]
+    assert sorted(m["test/accuracy"] for m in metrics) == pytest.approx(sorted(kept), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_report_tells_runs_with_other_settings_apart(in_world: Path, cli: Cli) -> None:
+    short = ("mode=finetune", "label_fraction=0.5", "train.evaluations=1", *QUICK)
+    assert cli("finetune", "-m", "init=scratch,simclr", "train.steps=2", *short).code == 0
+    assert cli("finetune", "train.steps=3", *short).code == 0
+    for run in [p for p in runs("finetune")][-2:]:
+        assert cli("evaluate", f"run={run}", *QUICK).code == 0
+    evaluated = [str(p) for p in runs("evaluate")]
+    said = cli("report", *evaluated, str(Path("outputs/evaluate")))
+    assert "simclr train.steps=3, finetuned" in said.err
+    assert "simclr, finetuned" in said.err
 
 
 # ---------------------------------------------------------------------------------------------------- mode=auto

@@ -12,9 +12,9 @@ from sslrun.data import survey
 from sslrun.data.dataset import describe
 from sslrun.data.splits import check_amount
 from sslrun.maps import embedding_maps
-from sslrun.parts import run_parts
-from sslrun.report import write_csv
-from sslrun.run import Run, read_summary
+from sslrun.overrides import key_of
+from sslrun.parts import launching, run_parts
+from sslrun.run import Run, find, read_summary
 
 NotEmpty = Field(min_length=1)
 
@@ -50,31 +50,18 @@ def compare(
     Raises:
         UserError: no labels, a task or setting that does not exist, a budget that is too small, or runs that failed.
     """
-    chosen = run.summary.get("choices") or dict(HydraConfig.get().runtime.choices)
-    own = next((s.path for s in HydraConfig.get().runtime.config_sources if s.provider == "command-line"), None)
-    run.note(choices={k: v for k, v in chosen.items() if not k.startswith("hydra")})
     for fraction in label_fractions:
         check_amount(fraction, run.asked)
-    limit = None if budget is None else study.seconds_of(budget)
     pictures = study.pictures_of(dataset, unlabeled)
-    plan = study.plan(run.summary["config"], chosen, pictures, own)
     if mode == "auto" and pictures.val is None:
         raise UserError("mode=auto chooses on validation, and dataset.val_fraction=0 leaves none: say mode=finetune")
     advice = preflight.advice(survey.pixels(survey.sample(pictures.images)), dataset["horizontal_flip"])
     for sentence in advice:
         log.info("Advice: %s.", sentence)
-    times = study.times(plan, pictures)
-    if limit is not None and "budget_epochs" not in run.summary:
-        epochs = times.epochs_within(limit)
-        config = run.settle(train={**train, "epochs": epochs, "steps": None})
-        run.note(budget_epochs=epochs)
-        plan = study.plan(config, chosen, pictures, own)
-        log.info("budget=%s leaves room for %d epochs of each pretraining.", budget, epochs)
-    log.info("%s", times.said(plan))
-    names = ", ".join(plan.pretrainings)
+    plan = _planned(run, pictures, budget, train)
     run.note(
-        pretext=names,
-        backbone=chosen["backbone"],
+        pretext=", ".join(plan.pretrainings),
+        backbone=run.summary["choices"]["backbone"],
         dataset=describe(dataset),
         images=len(pictures.images),
         data_fingerprint=pictures.data.fingerprint(),
@@ -89,19 +76,48 @@ def compare(
     rows = [results.row_of(part.directory, cell.start) for cell, part in plan.evaluations.items()]
     if mode == "auto":
         rows += results.with_auto(rows, [s for s in dict.fromkeys(r["start"] for r in rows) if s != "scratch"])
-    write_csv(run.directory / "results.csv", rows)
-    entries = results.compared(rows)
-    conclusions = results.conclusions(entries, mode)
     pretrained = {n: p.directory for n, p in plan.pretrainings.items()}
     run.note(pretraining_seconds={n: read_summary(d)["wall_time_seconds"] for n, d in pretrained.items()})
     places = None
-    if not any(s.lstrip("+").startswith("dataset.") for s in finetune):  # else the classifiers have other classes
+    if not any(key_of(s).startswith("dataset.") for s in finetune):  # else the classifiers have other classes
         places = embedding_maps(pretrained, backbone, dataset, device, pictures.data, pictures.val or pictures.data)
-    page.write(run.directory, rows, entries, conclusions, mode, places, run.summary)
-    ERR.print(results.table(entries))
-    for sentence in conclusions:
-        ERR.print(sentence, markup=False)
-    ERR.print(f"The report: {run.directory / 'report.html'}", markup=False)
+    conclusions = page.publish(run.directory, rows, mode, places, run.summary)
     best = results.best_classifier(rows)
     ERR.print(f"The best classifier: sslrun predict image.jpg run={best}", markup=False)
     return {"conclusions": conclusions, "best_classifier": best}
+
+
+def _planned(run: Run, pictures: study.Pictures, budget: str | None, train: Node) -> study.Plan:
+    """Plan the runs, fit their epochs into the budget, and say how long they will take."""
+    hydra = HydraConfig.get()
+    chosen = run.summary.get("choices") or {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra")}
+    own = next((s.path for s in hydra.runtime.config_sources if s.provider == "command-line"), None)
+    run.note(choices=chosen, config_dir=own, launcher=launching())
+    limit = None if budget is None else study.seconds_of(budget)
+    plan = study.plan(run.summary["config"], chosen, pictures, own)
+    times = study.times(plan, pictures)
+    if limit is not None and "budget_epochs" not in run.summary:
+        epochs = _same_study_before(run, pictures) or times.epochs_within(limit)
+        config = run.settle(train={**train, "epochs": epochs, "steps": None})
+        run.note(budget_epochs=epochs)
+        plan = study.plan(config, chosen, pictures, own)
+        log.info("budget=%s leaves room for %d epochs of each pretraining.", budget, epochs)
+    log.info("%s", times.said(plan))
+    return plan
+
+
+def _same_study_before(run: Run, pictures: study.Pictures) -> int | None:
+    """Return the epochs that the newest study with the same settings and pictures had: its parts are used again."""
+    wanted = _but_for_epochs(run.summary["config"])
+    for directory, summary in reversed(find(["compare"])):
+        if directory != run.directory and "budget_epochs" in summary and "data_fingerprint" in summary:
+            same = _but_for_epochs(summary["config"]) == wanted
+            if same and summary["data_fingerprint"] == pictures.data.fingerprint():
+                log.info("The same study was run before, in %s: so many epochs again.", directory)
+                return int(summary["budget_epochs"])
+    return None
+
+
+def _but_for_epochs(config: Node) -> Node:
+    train = {k: v for k, v in config["train"].items() if k not in ("epochs", "steps")}
+    return {**config, "train": train, "resume": None}
