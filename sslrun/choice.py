@@ -35,8 +35,7 @@ def choose(run: Run, config: Node, made_from: Sequence[str], validation: int, fe
     Raises:
         UserError: a candidate failed.
     """
-    n = min(FOLDS, fewest)
-    folds = [[k, n] for k in range(n)] if validation < FEW and n > 1 else [None]
+    folds = folds_of(validation, fewest)
     if folds == [None] and not validation:
         raise UserError("mode=auto has nothing to choose by, without validation and with one label a class: say "
                         "mode=finetune or mode=probe")  # fmt: skip
@@ -45,7 +44,7 @@ def choose(run: Run, config: Node, made_from: Sequence[str], validation: int, fe
     tried = {n: [_part(n, config, common, f, made_from) for f in folds] for n in CANDIDATES}
     run.goes_on()
     run_parts([p for parts in tried.values() for p in parts])
-    scores = {n: _score(parts) for n, parts in tried.items()}
+    scores = {n: score_of(parts) for n, parts in tried.items()}
     chosen = max(scores, key=lambda n: scores[n])
     how = f"on {validation} pictures of validation" if folds == [None] else f"on held-out labels and {validation} more"
     told = ", ".join(f"{n} {scores[n][0]:.4f}" for n in sorted(scores, key=lambda n: scores[n], reverse=True))
@@ -73,7 +72,18 @@ def _part(name: str, config: Node, common: Sequence[str], fold: list[int] | None
     return part("finetune", title, config | {k: None for k in OWN}, [*common, *own], *made_from)
 
 
-def _score(parts: Sequence[Part]) -> tuple[float, float]:
-    """Return accuracy and, to break ties, log-likelihood on validation; means over the folds."""
+def folds_of(validation: int, fewest: int) -> list[list[int] | None]:
+    """Return the parts `[k, n]` of the labelled pictures that are held out in turns, or None: validation is enough.
+
+    Args:
+        validation: how many pictures it has.
+        fewest: labels of a class, at least.
+    """
+    n = min(FOLDS, fewest)
+    return [[k, n] for k in range(n)] if validation < FEW and n > 1 else [None]
+
+
+def score_of(parts: Sequence[Part]) -> tuple[float, float]:
+    """Return accuracy and, to break ties, log-likelihood on what was held out; means over the folds."""
     found = [read_summary(p.directory) for p in parts]
     return statistics.fmean(f["val/accuracy"] for f in found), -statistics.fmean(f["val/loss"] for f in found)

@@ -68,9 +68,13 @@ def _rows(path: Path) -> list[Row]:
         return [results.row_of(evaluated[-1], _start(evaluated[-1]))]
     if stage == "compare" and (path / "results.csv").is_file():
         with (path / "results.csv").open(newline="", encoding="utf-8") as file:
-            cells = [(Path(r["evaluated"]), r["start"]) for r in csv.DictReader(file) if r["mode"] != "auto"]
-        return [results.row_of(evaluated, start) for evaluated, start in cells]
+            cells = [r for r in csv.DictReader(file) if r["mode"] != "auto"]
+        return [results.row_of(Path(r["evaluated"]), r["start"], _held_out(r)) for r in cells]
     raise UserError(f"{path} is a {stage} run: a report is on evaluated classifiers (sslrun evaluate), or on a study")
+
+
+def _held_out(row: dict[str, str]) -> tuple[float, float] | None:
+    return (float(a), -float(row["held_out_loss"])) if (a := row.get("held_out_accuracy")) else None
 
 
 def _done(summary: dict[str, object]) -> bool:

@@ -16,12 +16,13 @@ SCRATCH, RANDOM = "from scratch", "frozen random"
 Row = dict[str, Any]
 
 
-def row_of(evaluated: Path, start: str) -> Row:
+def row_of(evaluated: Path, start: str, held_out: tuple[float, float] | None = None) -> Row:
     """Return what is compared of one evaluated classifier.
 
     Args:
         evaluated: an evaluation's run directory.
         start: the name under which its network started: `scratch`, `imagenet`, or a pretraining's.
+        held_out: accuracy and log-likelihood on parts of the labels, held out in turns, where validation is small.
     """
     test = read_summary(evaluated)
     directory = Path(test["of_run"])
@@ -40,6 +41,8 @@ def row_of(evaluated: Path, start: str) -> Row:
         "test_f1_macro": test["test/f1_macro"],
         "val_accuracy": made.get("val/accuracy"),
         "val_loss": made.get("val/loss"),
+        "held_out_accuracy": held_out[0] if held_out else None,
+        "held_out_loss": -held_out[1] if held_out else None,
         "chosen": made.get("chosen"),
         "dataset": made["dataset"],
         "backbone": made["backbone"],
@@ -52,7 +55,8 @@ def row_of(evaluated: Path, start: str) -> Row:
 def with_auto(rows: Sequence[Row], starts: Iterable[str]) -> list[Row]:
     """Return rows `mode=auto`: of probe, finetuning and scratch on the same labels the one that is best on validation.
 
-    That is what `sslrun finetune mode=auto` does where there is enough validation; the test split has no part in it.
+    Where validation is small, it is the best on labels that were held out in turns, as in `sslrun finetune mode=auto`.
+    The test split has no part in it.
     """
     out = []
     for start in starts:
@@ -60,10 +64,17 @@ def with_auto(rows: Sequence[Row], starts: Iterable[str]) -> list[Row]:
             if row["start"] != start or row["mode"] != "finetune":
                 continue
             rivals = [r for r in rows if _same_labels(r, row) and (r["start"] == start or _is_scratch(r))]
-            best = max(rivals, key=lambda r: (r["val_accuracy"] or 0.0, -(r["val_loss"] or 0.0)))
+            best = max(rivals, key=_merit)
             chosen = "scratch" if _is_scratch(best) else best["mode"]
             out.append({**best, "start": start, "mode": "auto", "chosen": chosen})
     return out
+
+
+def _merit(row: Row) -> tuple[float, float]:
+    """Return accuracy and, to break ties, log-likelihood on validation or on what was held out."""
+    if row.get("held_out_accuracy") is not None:
+        return float(row["held_out_accuracy"]), -float(row["held_out_loss"])
+    return row["val_accuracy"] or 0.0, -(row["val_loss"] or 0.0)
 
 
 def _same_labels(a: Row, b: Row) -> bool:
@@ -184,7 +195,4 @@ def said_chosen(chosen: dict[str, int]) -> str:
 def best_classifier(rows: Sequence[Row]) -> str:
     """Return the run directory of the classifier that is best on validation among those with the most labels."""
     most = max(r["labels"] for r in rows)
-    best = max(
-        (r for r in rows if r["labels"] == most), key=lambda r: (r["val_accuracy"] or 0.0, -(r["val_loss"] or 0.0))
-    )
-    return best["finetuned"]
+    return str(max((r for r in rows if r["labels"] == most), key=_merit)["finetuned"])

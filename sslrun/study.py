@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from sslrun import estimate
 from sslrun.backbones import imagenet_at_hand, imagenet_weights
+from sslrun.choice import folds_of
 from sslrun.config import Node, UserError, check, choices, compose_config, locate, nearest
 from sslrun.console import duration, quietly
 from sslrun.data.dataset import Dataset, describe, listing, load_train, load_unlabeled
 from sslrun.data.images import Images
-from sslrun.data.splits import label_subset
+from sslrun.data.splits import counts, label_subset
 from sslrun.overrides import differing, key_of, literal, plain
 from sslrun.parts import Part, part
 
@@ -60,11 +61,15 @@ class Pictures:
 
 @dataclass
 class Plan:
-    """The runs of a study: pretrainings by name, classifiers and their evaluations by cell."""
+    """The runs of a study: pretrainings by name, classifiers and their evaluations by cell.
+
+    `trials` are classifiers without a part of their labels, by which `mode=auto` chooses where validation is small.
+    """
 
     pretrainings: dict[str, Part]
     classifiers: dict[Cell, Part]
     evaluations: dict[Cell, Part]
+    trials: dict[Cell, list[Part]]
 
 
 def pictures_of(dataset: Node, unlabeled: str | None) -> Pictures:
@@ -105,7 +110,7 @@ def plan(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_dir
     labels = pictures.data.labels
     for n in config["labels_per_class"] or []:  # is there enough?
         label_subset(labels.numpy(), 0, None, n, class_names=pictures.data.class_names)  # type: ignore[union-attr]
-    made, evaluated = {}, {}
+    made, evaluated, trials = {}, {}, {}
     fingerprints = [d.fingerprint() if d else "" for d in (pictures.data, pictures.val)]
     for cell in _cells(config, list(starts)):
         init = starts[cell.start].directory.as_posix() if cell.start in starts else cell.start
@@ -113,9 +118,29 @@ def plan(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_dir
         amount = cell.amount.rpartition("=")[2] + ("_a_class" if "per_class" in cell.amount else "")
         name = f"{cell.start}_{cell.mode}_{amount}_seed{cell.seed}"
         made[cell] = part("finetune", name, base, [*common, *own], *fingerprints)
+        folds = (
+            _folds(cell, pictures) if config["mode"] == "auto" and (cell.start, cell.mode) != (SCRATCH, "probe") else []
+        )
+        if folds:
+            without = [(f"{name}_without{k}", f"fold=[{k},{n}]") for k, n in folds]
+            trials[cell] = [part("finetune", n, base, [*common, *own, f], *fingerprints) for n, f in without]
         run = f"run={literal(made[cell].directory.as_posix())}"
         evaluated[cell] = part("evaluate", name, {}, [run, *evaluating], pictures.test)
-    return Plan(starts, made, evaluated)
+    return Plan(starts, made, evaluated, trials)
+
+
+def _folds(cell: Cell, pictures: Pictures) -> list[list[int]]:
+    """Return the parts of a classifier's labels that are held out in turns: none, where validation is enough."""
+    assert pictures.data.labels is not None
+    labels, (key, value) = pictures.data.labels.numpy(), cell.amount.split("=")
+    amount = {"fraction": float(value)} if key == "label_fraction" else {"per_class": int(value)}
+    rows = label_subset(labels, cell.seed, **amount, class_sizes=pictures.data.class_sizes)
+    found = folds_of(len(pictures.val or ()), min(counts(labels[rows]).values()))
+    if found == [None] and not pictures.val:
+        raise UserError(
+            f"mode=auto has nothing to choose by, without validation and with {cell.amount}: say mode=finetune"
+        )
+    return [f for f in found if f is not None]
 
 
 def _pretrainings(config: Node, chosen: Mapping[str, str], config_dir: str | None) -> dict[str, list[str]]:
@@ -242,7 +267,8 @@ class Times:
         """Return the estimate in words, before the start."""
         todo = {n: p for n, p in plan.pretrainings.items() if not p.finished()}
         each = {n: _epochs(p) * self.epoch[n] for n, p in todo.items()}
-        classifiers = sum(not p.finished() for p in plan.classifiers.values())
+        every = [*plan.classifiers.values(), *(p for trials in plan.trials.values() for p in trials)]
+        classifiers = sum(not p.finished() for p in every)
         told = [f"{n} {_epochs(todo[n]):g} epochs, {duration(s)}" for n, s in each.items()]
         whole = sum(each.values()) + self.classifiers
         if not todo and not classifiers:
@@ -274,7 +300,8 @@ def _measured(plan: Plan, pictures: Pictures) -> Times:
         )  # fmt: skip
         found.epoch[name] = len(pictures.images) / took.images_per_second
     seconds: dict[int, float] = {}
-    for cell, p in plan.classifiers.items():
+    every = [*plan.classifiers.items(), *((c, p) for c, trials in plan.trials.items() for p in trials)]
+    for cell, p in every:
         if p.finished():
             continue
         if cell.mode == "probe":

@@ -27,8 +27,9 @@ from tests.test_faults import ended, start, wait_for
 
 pytestmark = pytest.mark.xdist_group("studies")  # on one worker, so that the study is made once
 DIGITS = ("dataset=digits", "dataset.max_images=300", "dataset.image_size=16", "backbone.widths=[8,16]", *QUICK)
-SHORT = (*DIGITS, "train.steps=4", "train.batch_size=32", "train.evaluations=1", "finetune.train.steps=4",
+STEPS = ("train.steps=4", "train.batch_size=32", "train.evaluations=1", "finetune.train.steps=4",
          "finetune.train.evaluations=1")  # fmt: skip
+SHORT = (*DIGITS, "dataset.val_fraction=0.4", *STEPS)  # 120 pictures of validation, on which auto chooses
 STUDY = ("compare", *SHORT, "pretexts=[rotation,simclr]", "labels_per_class=[3]", "seeds=2")
 PARTS = 2 * (2 + 2 * 2)  # seeds x (scratch and frozen, two tasks in two modes)
 
@@ -129,6 +130,25 @@ def test_what_is_finished_is_never_done_again(in_study: Path, cli: Cli) -> None:
     assert other.code == 0, other.err
     assert len(parts("pretrain")) == 2
     assert len(parts("finetune")) == PARTS * 3 // 2 + PARTS
+
+
+@pytest.mark.slow
+def test_with_little_validation_auto_chooses_on_labels_that_are_held_out_in_turns(cli: Cli) -> None:
+    said = cli("compare", *SHORT, "pretexts=[rotation]", "labels_per_class=[3]", "seeds=1", "dataset.val_fraction=0.1")
+    assert said.code == 0, said.err
+    assert len(parts("finetune")) == 4 + 3 * 3  # scratch, frozen, finetuned, probe; all but frozen without each third
+    held = [p for p in parts("finetune") if "without" in p]
+    found = {n: summary(Path("outputs/finetune/parts", n)) for n in held}
+    assert all(s["labels"]["train"] == 20 and s["labels"]["validation"] > 10 for s in found.values())
+    rows = table(runs("compare")[0])
+    for r in rows:
+        own = [s["val/accuracy"] for n, s in found.items() if n.startswith(f"{r['start']}_{r['mode']}_")]
+        if own:
+            assert float(r["held_out_accuracy"]) == pytest.approx(np.mean(own))
+    (auto,) = [r for r in rows if r["mode"] == "auto"]
+    assert float(auto["held_out_accuracy"]) == max(
+        float(r["held_out_accuracy"]) for r in rows if r["held_out_accuracy"]
+    )
 
 
 @pytest.mark.slow
@@ -235,7 +255,7 @@ def test_parts_are_found_again_wherever_the_pictures_lie_and_however_often_they_
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(place / f"{i}.png")
     asked = ("dataset=folder", "dataset.image_size=16", "dataset.val_fraction=0.3", "pretexts=[rotation]", "seeds=1",
-             "labels_per_class=[3]", "mode=probe", *SHORT[3:])  # fmt: skip
+             "labels_per_class=[3]", "mode=probe", "backbone.widths=[8,16]", *STEPS, *QUICK)  # fmt: skip
     assert cli("compare", *asked, "dataset.root=photos").code == 0
     before = {s: parts(s) for s in ("pretrain", "finetune", "evaluate")}
     Path("photos").rename("pictures")
@@ -471,6 +491,7 @@ def test_auto_says_when_there_is_nothing_to_choose_by(in_world: Path, cli: Cli) 
     said = cli("finetune", "labels_per_class=1", "dataset.val_fraction=0", *QUICK)
     assert "mode=auto has nothing to choose by" in said.err
     assert said.code == 1
-    assert "val_fraction=0 leaves none" in cli("compare", *SHORT, "dataset.val_fraction=0").err
+    nothing = cli("compare", *SHORT, "dataset.val_fraction=0", "labels_per_class=[1]", "seeds=1")
+    assert "nothing to choose by, without validation and with labels_per_class=1" in nothing.err
     assert "the study sets seed itself" in cli("compare", *SHORT, "finetune.seed=3").err
     assert "labels_per_class=5000 is more than there are" in cli("compare", *SHORT, "labels_per_class=[5000]").err

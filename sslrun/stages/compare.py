@@ -6,7 +6,8 @@ from hydra.core.hydra_config import HydraConfig
 from pydantic import Field
 
 from sslrun import page, preflight, results, study
-from sslrun.config import Count, DatasetNode, Node, Positive, PositiveInt, UserError
+from sslrun.choice import score_of
+from sslrun.config import Count, DatasetNode, Node, Positive, PositiveInt
 from sslrun.console import ERR, log
 from sslrun.data import survey
 from sslrun.data.dataset import describe
@@ -53,8 +54,6 @@ def compare(
     for fraction in label_fractions:
         check_amount(fraction, run.asked)
     pictures = study.pictures_of(dataset, unlabeled)
-    if mode == "auto" and pictures.val is None:
-        raise UserError("mode=auto chooses on validation, and dataset.val_fraction=0 leaves none: say mode=finetune")
     advice = preflight.advice(survey.pixels(survey.sample(pictures.images)), dataset["horizontal_flip"])
     for sentence in advice:
         log.info("Advice: %s.", sentence)
@@ -71,9 +70,11 @@ def compare(
     run.goes_on()
     run_parts(list(plan.pretrainings.values()))
     run_parts(list(plan.classifiers.values()))
+    run_parts([p for trials in plan.trials.values() for p in trials])
     run_parts(list(plan.evaluations.values()))
 
-    rows = [results.row_of(part.directory, cell.start) for cell, part in plan.evaluations.items()]
+    held_out = {c: score_of(trials) for c, trials in plan.trials.items()}
+    rows = [results.row_of(p.directory, c.start, held_out.get(c)) for c, p in plan.evaluations.items()]
     if mode == "auto":
         rows += results.with_auto(rows, [s for s in dict.fromkeys(r["start"] for r in rows) if s != "scratch"])
     pretrained = {n: p.directory for n, p in plan.pretrainings.items()}

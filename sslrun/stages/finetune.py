@@ -82,35 +82,13 @@ def finetune(
     config = run.settle(device=device | fastest)
     hardware.put(encoder)
     hardware.compile(encoder)
-    used = {"train": len(chosen), "validation": len(val) if val else 0}
-    log.info(
-        "%s of %s from %s on %d labels of %s (%d more for validation); %s, %s, %s",
-        {"auto": "The best", "finetune": "Finetuning", "probe": "Linear probe", "knn": "Nearest neighbours"}[mode],
-        short_name(backbone["_target_"]), config["init"], used["train"], describe(dataset),
-        used["validation"], hardware.describe(), hardware.precision, hardware.memory_format,
-    )  # fmt: skip
     run.refuse_other_data(data.fingerprint(), len(data))
-    run.note(
-        init=begin.name,
-        source=init,
-        mode=mode,
-        backbone=short_name(backbone["_target_"]),
-        dataset=describe(dataset),
-        label_fraction=label_fraction if labels_per_class is None else None,
-        labels_per_class=labels_per_class,
-        labels=used,
-        seeds={"training": seed, "subset": subset_seed, "split": dataset["split_seed"]},
-        data_fingerprint=data.fingerprint(),
-        subset_fingerprint=chosen.fingerprint(),
-        device=hardware.describe(),
-        precision=hardware.precision,
-        memory_format=hardware.memory_format,
-    )
+    _tell(run, begin, hardware, data, chosen, val)
     keep = {"stage": "finetune", "config": config, "class_names": data.class_names}
     if mode == "auto":
         weights = hashlib.sha256(begin.path.read_bytes()).hexdigest() if begin.path else begin.name
         made_from = [data.fingerprint(), val.fingerprint() if val else "", weights]
-        return choose(run, config, made_from, used["validation"], _fewest(chosen))
+        return choose(run, config, made_from, len(val) if val else 0, _fewest(chosen))
     if mode == "finetune":
         return _finetune(run, encoder, chosen, val, hardware, keep, config["augment"], optimizer, train, seed,
                          freeze_fraction, backbone_rate, freeze_batch_norm_below, label_smoothing)  # fmt: skip
@@ -121,6 +99,34 @@ def finetune(
         checkpoint.save(run.directory / name, {**keep, "step": 0, "metrics": metrics, "model": state})
     run.metrics(0, metrics)
     return metrics
+
+
+def _tell(run: Run, begin: Start, device: Device, data: Dataset, chosen: Dataset, val: Dataset | None) -> None:
+    """Say what is about to be done, and put it into the summary."""
+    config = run.summary["config"]
+    used = {"train": len(chosen), "validation": len(val) if val else 0}
+    doing = {"auto": "The best", "finetune": "Finetuning", "probe": "Linear probe", "knn": "Nearest neighbours"}
+    log.info(
+        "%s of %s from %s on %d labels of %s (%d more for validation); %s, %s, %s",
+        doing[config["mode"]], short_name(config["backbone"]["_target_"]), config["init"], used["train"],
+        describe(config["dataset"]), used["validation"], device.describe(), device.precision, device.memory_format,
+    )  # fmt: skip
+    run.note(
+        init=begin.name,
+        source=config["init"],
+        mode=config["mode"],
+        backbone=short_name(config["backbone"]["_target_"]),
+        dataset=describe(config["dataset"]),
+        label_fraction=config["label_fraction"] if config["labels_per_class"] is None else None,
+        labels_per_class=config["labels_per_class"],
+        labels=used,
+        seeds={"training": config["seed"], "subset": config["subset_seed"], "split": config["dataset"]["split_seed"]},
+        data_fingerprint=data.fingerprint(),
+        subset_fingerprint=chosen.fingerprint(),
+        device=device.describe(),
+        precision=device.precision,
+        memory_format=device.memory_format,
+    )
 
 
 def _labelled(data: Dataset, dataset: Node, fraction: float | None, per_class: int | None, subset_seed: int) -> Dataset:
