@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torchvision import models
@@ -18,6 +19,8 @@ from sslrun.device import Device
 
 SMALL_UP_TO = 64  # px: up to here `stem=auto` keeps the resolution in the first layers
 Stem = Literal["auto", "small", "imagenet", "imagenet_small"]
+Readout = Literal["average", "grid"]
+STAGES, GRID = 2, 2  # of readout=grid: so many stages, the last ones, and so many fields a side
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
@@ -32,7 +35,7 @@ def smallcnn(image_size: int, *, widths: Annotated[list[PositiveInt], Field(min_
             nn.ReLU(inplace=True),  # after the pool it gives the same and has a quarter of the work
         ]
     net: Any = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    net.feature_dim = widths[-1]
+    net.feature_dim, net.stages = widths[-1], list(net)[3::4]
     return net
 
 
@@ -43,6 +46,7 @@ def resnet18(image_size: int, *, stem: Stem) -> nn.Module:
     """
     net: Any = models.resnet18()
     net.feature_dim, net.fc = net.fc.in_features, nn.Identity()
+    net.stages = [net.layer1, net.layer2, net.layer3, net.layer4]
     net.imagenet = models.ResNet18_Weights.IMAGENET1K_V1
     if _small(stem, image_size):
         kernel = 7 if stem == "imagenet_small" else 3
@@ -60,7 +64,7 @@ def mobilenetv2(image_size: int, *, stem: Stem) -> nn.Module:
         if image_size <= SMALL_UP_TO // 2:
             full.features[2].conv[1][0].stride = (1, 1)
     net: Any = nn.Sequential(full.features, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    net.feature_dim = full.last_channel
+    net.feature_dim, net.stages = full.last_channel, [full.features[i] for i in (3, 6, 13, 18)]
     net.imagenet = models.MobileNet_V2_Weights.IMAGENET1K_V1
     return net
 
@@ -81,32 +85,61 @@ class Encoder(nn.Module):
     Args:
         backbone: a module as above.
         mean, std: of the three channels, in [0, 1].
+        readout: `average`, what the backbone returns, or `grid`, the maps of its last two stages, each averaged in
+            2 x 2 fields: they tell where something is, too, and the end of a network knows its own task best, the
+            middle other ones (Gidaris et al. 2018, table 1).
+        image_size: px, by which `grid` finds its `feature_dim`.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, mean: list[float], std: list[float]) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        mean: list[float],
+        std: list[float],
+        readout: Readout = "average",
+        image_size: int = 32,
+    ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.readout = backbone, readout
         self.feature_dim: int = backbone.feature_dim  # type: ignore[assignment]
+        self._maps: list[Tensor] = []
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+        if readout == "grid":
+            for stage in backbone.stages[-STAGES:]:  # type: ignore[index]
+                stage.register_forward_hook(self._keep)
+            with torch.no_grad():
+                self.feature_dim = self.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1]
+            self.train()
+
+    def _keep(self, stage: nn.Module, given: Any, maps: Tensor) -> None:
+        self._maps.append(maps)
 
     def forward(self, images: Tensor) -> Tensor:
         """`N x 3 x H x W` in [0, 1] -> features, `N x feature_dim`."""
         x = (images - self.mean) / self.std
         weights = next((p for p in self.backbone.parameters() if p.ndim == 4 and p.shape[2:] != (1, 1)), x)
         last = weights.is_contiguous(memory_format=torch.channels_last)  # views may come in any format
-        return self.backbone(x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format))
+        self._maps.clear()
+        out = self.backbone(x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format))
+        if self.readout == "average":
+            return out
+        fields = [F.adaptive_avg_pool2d(m, (min(GRID, m.shape[2]), min(GRID, m.shape[3]))) for m in self._maps]
+        self._maps.clear()
+        return torch.cat([f.flatten(1) for f in fields], 1)
 
 
-def build_encoder(node: Node, image_size: int, mean: list[float], std: list[float]) -> Encoder:
+def build_encoder(
+    node: Node, image_size: int, mean: list[float], std: list[float], readout: Readout = "average"
+) -> Encoder:
     """Build the network that a `backbone` node describes, with random weights."""
     backbone = build(node, image_size)
     if not isinstance(getattr(backbone, "feature_dim", None), int):
         raise UserError(f"{node['_target_']} must return a module with a whole number `feature_dim`")
-    return Encoder(backbone, mean, std)
+    return Encoder(backbone, mean, std, readout, image_size)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sslrun import checkpoint
-from sslrun.backbones import Encoder, build_encoder, for_imagenet, load_imagenet
+from sslrun.backbones import Encoder, Readout, build_encoder, for_imagenet, load_imagenet
 from sslrun.checkpoint import ENCODER, State
 from sslrun.classifier import Classifier, KNNClassifier
 from sslrun.config import Node, UserError, build, compose_nodes, refuse_foreign
@@ -197,9 +197,9 @@ def normalization(dataset: Node, data: Dataset) -> tuple[list[float], list[float
     return [round(m, 4) for m in mean], [round(s, 4) for s in std]
 
 
-def encoder_at(start: Start, backbone: Node, dataset: Node, data: Dataset) -> Encoder:
+def encoder_at(start: Start, backbone: Node, dataset: Node, data: Dataset, readout: Readout = "average") -> Encoder:
     """Build an encoder with the weights that it starts from."""
-    encoder = build_encoder(backbone, dataset["image_size"], *normalization(dataset, data))
+    encoder = build_encoder(backbone, dataset["image_size"], *normalization(dataset, data), readout)
     if start.name == "imagenet":
         load_imagenet(encoder)
     elif start.encoder:
@@ -262,7 +262,9 @@ def load_classifier(directory: Path) -> Trained:
     if not state or "class_names" not in content:
         raise UserError(f"{path} holds no classifier: sslrun finetune init={directory} makes one")
     config, names = content["config"], content["class_names"]
-    encoder = build_encoder(config["backbone"], config["dataset"]["image_size"], [0.5] * 3, [0.5] * 3)
+    encoder = build_encoder(
+        config["backbone"], config["dataset"]["image_size"], [0.5] * 3, [0.5] * 3, config.get("readout", "average")
+    )
     if "bank" in state:
         model: Classifier | KNNClassifier = KNNClassifier(encoder, len(names), len(state["bank"]))
     else:

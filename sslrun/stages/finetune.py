@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sslrun import checkpoint, modes, report
-from sslrun.backbones import Encoder, build_encoder, features
+from sslrun.backbones import Encoder, Readout, build_encoder, features
 from sslrun.choice import choose
 from sslrun.classifier import Classifier, Finetuning, KNNClassifier, probabilities
 from sslrun.config import Count, DatasetNode, Fraction, Node, Positive, PositiveInt, UserError, build, function
@@ -35,6 +35,7 @@ def finetune(
     backbone: Node,
     dataset: DatasetNode,
     augment: Node,
+    readout: Readout,
     freeze_fraction: Fraction,
     backbone_rate: Positive,
     freeze_batch_norm_below: Count,
@@ -75,9 +76,9 @@ def finetune(
         val = held if val is None else val + held
     torch.manual_seed(seed)
     if run.resumed:  # the weights come from the run's own last checkpoint
-        encoder = build_encoder(backbone, dataset["image_size"], *normalization(dataset, data))
+        encoder = build_encoder(backbone, dataset["image_size"], *normalization(dataset, data), readout)
     else:
-        encoder = encoder_at(begin, backbone, dataset, data)
+        encoder = encoder_at(begin, backbone, dataset, data, readout)
     fastest = modes.choose(hardware, backbone, dataset["image_size"], train["batch_size"])
     config = run.settle(device=device | fastest)
     hardware.put(encoder)
