@@ -1,5 +1,6 @@
 """Backbones: functions that return a module `N x 3 x S x S -> N x feature_dim` with a `feature_dim` attribute.
 
+Its attribute `stages`, if it has one, lists the modules whose outputs are maps, `N x C x H x W`, from fine to coarse.
 The first parameter, the image size, comes from the data set; the rest stands in the YAML.
 """
 
@@ -87,7 +88,7 @@ class Encoder(nn.Module):
         mean, std: of the three channels, in [0, 1].
         readout: `average`, what the backbone returns, or `grid`, the maps of its last two stages, each averaged in
             2 x 2 fields: they tell where something is, too, and the end of a network knows its own task best, the
-            middle other ones (Gidaris et al. 2018, table 1).
+            middle other ones (Gidaris et al. 2018, table 1). Of a backbone without a list `stages` it is `average`.
         image_size: px, by which `grid` finds its `feature_dim`.
     """
 
@@ -103,12 +104,13 @@ class Encoder(nn.Module):
         image_size: int = 32,
     ) -> None:
         super().__init__()
-        self.backbone, self.readout = backbone, readout
+        self.backbone = backbone
+        self.readout = readout if hasattr(backbone, "stages") else "average"
         self.feature_dim: int = backbone.feature_dim  # type: ignore[assignment]
         self._maps: list[Tensor] = []
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
-        if readout == "grid":
+        if self.readout == "grid":
             for stage in backbone.stages[-STAGES:]:  # type: ignore[index]
                 stage.register_forward_hook(self._keep)
             with torch.no_grad():

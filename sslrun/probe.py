@@ -34,19 +34,19 @@ def fit_head(
     from threadpoolctl import threadpool_limits
 
     mean, std = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
-    x, y = ((features - mean) / std).double().numpy(), labels.numpy()
+    x, y = ((features - mean) / std).numpy(), labels.numpy()
     with warnings.catch_warnings(), threadpool_limits(1, "blas"):  # more threads wait for each other and for torch's
         warnings.simplefilter("ignore", ConvergenceWarning)
         some = np.random.default_rng(seed).permutation(len(y))[:SEARCHED] if len(y) > SEARCHED else slice(None)
         if val is not None:
-            xv = ((val[0] - mean) / std).double().numpy()
+            xv = ((val[0] - mean) / std).numpy()
             scores = {c: _score(x[some], y[some], xv, val[1].numpy(), c) for c in STRENGTHS}
         else:
             scores = _cross_validated(x[some], y[some], seed)
         best = max(scores, key=lambda c: scores[c])
         model = _regression(best).fit(x, y)
     log.info("Logistic regression on %d labels: C=%g of %g to %g", len(y), best, STRENGTHS[0], STRENGTHS[-1])
-    weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
+    weight, bias = torch.from_numpy(model.coef_).double(), torch.from_numpy(model.intercept_).double()
     if len(weight) == 1:  # two classes: one logit z stands for -z/2 and z/2
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
     weight = weight / std.double()

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from sslrun.backbones import Encoder, build_encoder, features, for_imagenet, load_imagenet, smallcnn
 from sslrun.config import compose_nodes
@@ -41,6 +42,41 @@ def test_small_pictures_keep_a_map_of_features(name: str, image_size: int, side:
     pool.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     net(torch.rand(1, 3, image_size, image_size))
     assert seen[0].shape[-2:] == (side, side)
+
+
+@pytest.mark.parametrize("name", NODES)
+@pytest.mark.parametrize("image_size", [16, 32, 96])
+def test_the_grid_is_of_the_last_two_stages_maps(name: str, image_size: int) -> None:
+    """Against the maps that torchvision's own extractor of features finds."""
+    torch.manual_seed(0)
+    grid = build_encoder(NODES[name], image_size, [0.5] * 3, [0.25] * 3, "grid").eval()
+    average = encoder(name, image_size)
+    average.load_state_dict(grid.state_dict())  # the same keys, so a checkpoint serves both
+    nodes = {"smallcnn": ["11", "15"], "resnet18": ["layer3", "layer4"], "mobilenetv2": ["0.13", "0.18"]}[name]
+    extractor = create_feature_extractor(average.backbone, nodes)
+    pictures = torch.rand(2, 3, image_size, image_size)
+    fields = []
+    for m in extractor((pictures - 0.5) / 0.25).values():
+        a, b = m.shape[2] // 2, (m.shape[2] + 1) // 2  # fields of an odd map overlap
+        corners = [m[:, :, :b, :b], m[:, :, :b, a:], m[:, :, a:, :b], m[:, :, a:, a:]]
+        one = m.shape[2] == 1
+        fields.append(m.flatten(1) if one else torch.stack([c.mean((2, 3)) for c in corners], 2).flatten(1))
+    assert grid.feature_dim == sum(f.shape[1] for f in fields)
+    assert torch.allclose(grid(pictures), torch.cat(fields, 1), atol=1e-5)
+
+
+def test_a_backbone_without_stages_gives_the_head_what_it_returns() -> None:
+    class Mean(torch.nn.Module):
+        feature_dim = 3
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * x.mean((2, 3))
+
+    assert Encoder(Mean(), [0.0] * 3, [1.0] * 3, "grid")(torch.ones(2, 3, 8, 8)).tolist() == [[1.0] * 3] * 2
 
 
 def test_the_encoder_normalizes(pieces: Tensor) -> None:
