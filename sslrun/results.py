@@ -150,8 +150,15 @@ def conclusions(entries: Sequence[dict[str, Any]], mode: str) -> list[str]:
             number, sign = e["labels_needed"]
             more = {"=": "about ", ">": "more than ", "<": "fewer than "}[sign]
             sentence += f"; scratch would need {more}{number:.0f} labels for it"
+        random = [r["accuracy"].mean for r in entries if _is_random(r) and r["amount"] == e["amount"]]
+        if random and random[0] >= e["accuracy"].mean:
+            sentence += f"; but a probe of the untrained network reaches {100 * random[0]:.1f} %"
         out.append(sentence)
     return out
+
+
+def _is_random(entry: dict[str, Any]) -> bool:
+    return (entry["start"], entry["mode"]) == ("scratch", "probe")
 
 
 def table(entries: Sequence[dict[str, Any]]) -> Table:

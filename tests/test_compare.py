@@ -495,3 +495,16 @@ def test_auto_says_when_there_is_nothing_to_choose_by(in_world: Path, cli: Cli) 
     assert "nothing to choose by, without validation and with labels_per_class=1" in nothing.err
     assert "the study sets seed itself" in cli("compare", *SHORT, "finetune.seed=3").err
     assert "labels_per_class=5000 is more than there are" in cli("compare", *SHORT, "labels_per_class=[5000]").err
+
+
+def test_a_gain_that_random_features_have_too_is_not_praised_alone() -> None:
+    def rows(start: str, mode: str, test: float) -> list[dict[str, Any]]:
+        return [{"start": start, "mode": mode, "test_accuracy": test + 0.001 * n, "subset": str(n), "seed": n,
+                 "labels": 30, "amount": "10 % of the labels", "chosen": None} for n in range(3)]  # fmt: skip
+
+    pretrained = [*rows("scratch", "finetune", 0.5), *rows("simclr", "finetune", 0.7)]
+    (said,) = results.conclusions(results.compared([*pretrained, *rows("scratch", "probe", 0.72)]), "finetune")
+    assert "helps by 20.0 points" in said
+    assert said.endswith("but a probe of the untrained network reaches 72.1 %")
+    (said,) = results.conclusions(results.compared([*pretrained, *rows("scratch", "probe", 0.6)]), "finetune")
+    assert "untrained" not in said
