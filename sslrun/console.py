@@ -22,15 +22,20 @@ from rich.text import Text
 
 log = logging.getLogger("sslrun")
 PLAIN_EVERY = 15.0  # seconds between lines of progress where there is no terminal
+QUIET_EVERY = 60.0  # the same of a part of a study
 
 
 ERR = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr and sys.stderr.isatty() else 160)
 
 
 class _ToConsole(logging.Handler):
-    """Prints above a progress bar, if one is shown."""
+    """Prints above a progress bar, if one is shown; when quiet, warnings, errors and progress alone."""
+
+    quiet = False
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self.quiet and record.levelno < logging.WARNING and not hasattr(record, "progress"):
+            return
         style = {logging.WARNING: "yellow", logging.ERROR: "bold red"}.get(record.levelno)
         ERR.print(Text(self.format(record), style=style or ""))
 
@@ -46,15 +51,12 @@ def start_logging() -> None:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Show warnings and errors alone for a while; a run's log gets everything all the same."""
-    handlers = [h for h in log.handlers if isinstance(h, _ToConsole)]
-    for h in handlers:
-        h.setLevel(logging.WARNING)
+    """Show warnings, errors and progress alone for a while; a run's log gets everything all the same."""
+    before, _ToConsole.quiet = _ToConsole.quiet, True
     try:
         yield
     finally:
-        for h in handlers:
-            h.setLevel(logging.NOTSET)
+        _ToConsole.quiet = before
 
 
 def duration(seconds: float) -> str:
@@ -96,17 +98,19 @@ def progress(what: str, total: int, unit: str, before: int = 0) -> Iterator[Call
         return
     started = last = time.monotonic()
     scale, shown = (1e6, "MB") if unit == "B" else (1, unit)
+    every = QUIET_EVERY if _ToConsole.quiet else PLAIN_EVERY
     done = before
 
     def line(n: int, note: str = "") -> None:
         nonlocal done, last
         done += n
         now = time.monotonic()
-        if now - last >= PLAIN_EVERY:
+        if now - last >= every:
             last = now
             rate = (done - before) / (now - started)
             whole = f"/{total / scale:.0f}" if total else ""
             left = f", {(total - done) / rate:.0f} s left" if total else ""
-            log.info("%s %.0f%s, %.0f %s/s%s %s", what, done / scale, whole, rate / scale, shown, left, note)
+            values = (what, done / scale, whole, rate / scale, shown, left, note)
+            log.info("%s %.0f%s, %.0f %s/s%s %s", *values, extra={"progress": True})
 
     yield line

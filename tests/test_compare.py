@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslrun import results
+from sslrun import console, results
 from tests.conftest import QUICK, REPOSITORY, Cli
 from tests.test_cli import runs, summary
 from tests.test_faults import ended, start, wait_for
@@ -152,6 +152,18 @@ def test_with_little_validation_auto_chooses_on_labels_that_are_held_out_in_turn
 
 
 @pytest.mark.slow
+def test_joblib_spreads_the_parts_and_finds_the_same(in_study: Path, cli: Cli) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    there = table(in_study)
+    shutil.rmtree("outputs")
+    said = cli(*STUDY, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert said.code == 0, said.err
+    found = table(runs("compare")[0])
+    assert [r["test_accuracy"] for r in found] == [r["test_accuracy"] for r in there]
+    assert len(parts("evaluate")) == PARTS
+
+
+@pytest.mark.slow
 def test_a_stopped_study_goes_on(studied: Path) -> None:
     process = start(*STUDY)
     wait_for(process, lambda: len(list(Path("outputs/finetune/parts").glob("*/best.pt"))) > 3)
@@ -174,7 +186,9 @@ def test_a_stopped_study_goes_on(studied: Path) -> None:
     assert [r["test_accuracy"] for r in table(study)] == [r["test_accuracy"] for r in table(there)]
 
 
-def test_failed_parts_are_named_and_the_same_command_does_them_alone(in_study: Path, cli: Cli) -> None:
+def test_failed_parts_are_named_and_the_same_command_does_them_alone(
+    in_study: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     victim = sorted(Path("outputs/finetune/parts").glob("scratch_finetune*"))[0]
     shutil.rmtree(victim)
     victim.write_text("in the way")
@@ -184,7 +198,10 @@ def test_failed_parts_are_named_and_the_same_command_does_them_alone(in_study: P
     assert "1 of 1 finetune runs of the study failed" in said.err
     assert "Traceback" not in said.err
     victim.unlink()
-    assert cli(*STUDY).code == 0
+    monkeypatch.setattr(console, "QUIET_EVERY", 0.0)
+    again = cli(*STUDY)
+    assert again.code == 0
+    assert re.search(r"^finetune \d+/\d+, \d+ images/s", again.err, re.M)  # a part, too, tells how far it is
 
 
 @pytest.mark.slow
