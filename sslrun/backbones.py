@@ -105,7 +105,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.readout = readout if hasattr(backbone, "stages") else "average"
+        self.readout = readout if isinstance(getattr(backbone, "stages", None), list) else "average"
         self.feature_dim: int = backbone.feature_dim  # type: ignore[assignment]
         self._maps: list[Tensor] = []
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))

@@ -99,7 +99,7 @@ def _named_apart(rows: list[Row]) -> list[Row]:
         of = sources.setdefault(r["start"], {})
         of.setdefault(source, r["start"] if not of else f"{r['start']} {len(of) + 1}")
         r["start"] = of[source] if r["start"] not in ("scratch", "imagenet") else r["start"]
-        others = [f"{k}={v}" for k, v in config.items() if base.get(k) != v]
+        others = [f"{k}={config.get(k)}" for k in {**base, **config} if base.get(k) != config.get(k)]
         r["start"] = " ".join([r["start"], *others])
     return rows
 
@@ -109,4 +109,5 @@ def _settings(row: Row) -> dict[str, Any]:
     flat = flattened(read_summary(Path(row["finetuned"]))["config"])
     told = ("init", "mode", "seed", "subset_seed", "fold", "resume", "label_fraction", "labels_per_class",
             "backbone.stem", *OF_NO_WEIGHT)  # fmt: skip
+    flat.setdefault("readout", "average")  # of runs that are older than the key
     return {k: v for k, v in flat.items() if k not in told and not k.startswith("device.")}

@@ -157,7 +157,7 @@ def _open(config: DictConfig, hydra: Any, again: bool) -> tuple[Run, Callable[..
     ):
         resumed = directory
     if resumed:
-        changes = {} if again else asked
+        changes = {k: v for k, v in asked.items() if k in MAY_DIFFER} if again else asked
         directory, config = Path(resumed), _resumed_config(Path(resumed), stage, changes, config)
     elif directory.is_relative_to(Path.cwd()):
         directory = directory.relative_to(Path.cwd())

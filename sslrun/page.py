@@ -199,9 +199,19 @@ def _runs(rows: Sequence[Row]) -> Any:
                 "seed": r["seed"],
                 "test": f"{100 * r['test_accuracy']:.1f}",
                 "val": "" if r["val_accuracy"] is None else f"{100 * r['val_accuracy']:.1f}",
+                "held_out": "" if (h := r.get("held_out_accuracy")) is None else f"{100 * h:.1f}",
                 "seconds": f"{r['seconds']:.0f}",
                 "run": r["finetuned"],
             }
+
+
+def _chosen_on(rows: Sequence[Row], validation: int) -> str:
+    if any(r.get("held_out_accuracy") is not None for r in rows):
+        return (
+            f"{validation} more are validation, which are few: “auto” chose by parts of the labels, held out in turns; "
+            "the best state of a training is that on validation"
+        )
+    return f"{validation} more labels are validation, on which every choice is made"
 
 
 def _tested(rows: Sequence[Row]) -> int:
@@ -214,7 +224,7 @@ def _facts(rows: Sequence[Row], about: dict[str, Any] | None) -> list[tuple[str,
     tuned = [r["seconds"] for r in rows if r["mode"] == "finetune"]
     facts = [
         ("data", f"{made['dataset']}; training {made['data_fingerprint']}, test {test['data_fingerprint']}"),
-        ("labels", f"{made['labels']['validation']} more labels are validation, on which every choice is made"),
+        ("labels", _chosen_on(rows, made["labels"]["validation"])),
         ("seeds", ", ".join(map(str, sorted({r["seed"] for r in rows}))) + f"; split {made['seeds']['split']}"),
         ("machine", f"{made['machine']}, {made['device']}, {made['precision']}, {made['memory_format']}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in made["versions"].items())),

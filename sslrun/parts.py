@@ -37,7 +37,7 @@ WORDS_ONLY = (  # modules and stages that no weight and no metric depends on
     "check", "compare", "fetch", "predict", "preview",
 )  # fmt: skip
 # Settings that no weight depends on; the pictures' fingerprints stand for where they lie.
-OF_NO_WEIGHT = ("dataset.root", "unlabeled", "train.save_minutes", "train.keep_every", "train.log_every")
+OF_NO_WEIGHT = ("dataset.root", "unlabeled", "train.save_minutes", "train.keep_every")
 
 
 @dataclass(frozen=True)

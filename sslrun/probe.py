@@ -77,9 +77,12 @@ def _score(x: np.ndarray, y: np.ndarray, xv: np.ndarray, yv: np.ndarray, c: floa
 def _cross_validated(x: np.ndarray, y: np.ndarray, seed: int) -> dict[float, tuple[float, float]]:
     from sklearn.model_selection import StratifiedKFold
 
-    folds = min(FOLDS, int(np.unique(y, return_counts=True)[1].min()))
-    if folds < 2:
+    values, counts = np.unique(y, return_counts=True)
+    often = np.isin(y, values[counts > 1])  # a class with one picture cannot be held out
+    x, y = x[often], y[often]
+    if len(np.unique(y)) < 2:
         return {1.0: (0.0, 0.0)}
+    folds = min(FOLDS, int(counts[counts > 1].min()))
     parts = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y))
     scores = {c: np.mean([_score(x[a], y[a], x[b], y[b], c) for a, b in parts], axis=0) for c in STRENGTHS}
     return {c: (float(s[0]), float(s[1])) for c, s in scores.items()}

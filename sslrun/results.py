@@ -64,17 +64,19 @@ def with_auto(rows: Sequence[Row], starts: Iterable[str]) -> list[Row]:
             if row["start"] != start or row["mode"] != "finetune":
                 continue
             rivals = [r for r in rows if _same_labels(r, row) and (r["start"] == start or _is_scratch(r))]
-            best = max(rivals, key=_merit)
+            if any(_merit(r) is None for r in rivals):
+                continue  # there is nothing to choose by
+            best = max(rivals, key=lambda r: _merit(r) or (0.0, 0.0))
             chosen = "scratch" if _is_scratch(best) else best["mode"]
             out.append({**best, "start": start, "mode": "auto", "chosen": chosen})
     return out
 
 
-def _merit(row: Row) -> tuple[float, float]:
-    """Return accuracy and, to break ties, log-likelihood on validation or on what was held out."""
+def _merit(row: Row) -> tuple[float, float] | None:
+    """Return accuracy and, to break ties, log-likelihood on what was held out or on validation; None without either."""
     if row.get("held_out_accuracy") is not None:
         return float(row["held_out_accuracy"]), -float(row["held_out_loss"])
-    return row["val_accuracy"] or 0.0, -(row["val_loss"] or 0.0)
+    return None if row["val_accuracy"] is None else (row["val_accuracy"], -row["val_loss"])
 
 
 def _same_labels(a: Row, b: Row) -> bool:
@@ -199,7 +201,18 @@ def said_chosen(chosen: dict[str, int]) -> str:
     return ", ".join(f"{c} {n}" for c, n in sorted(chosen.items(), key=lambda x: -x[1]))
 
 
-def best_classifier(rows: Sequence[Row]) -> str:
-    """Return the run directory of the classifier that is best on validation among those with the most labels."""
+def best_classifier(rows: Sequence[Row]) -> str | None:
+    """Return the run directory of the classifier that is best among those with the most labels, as `mode=auto` judges.
+
+    None where there is nothing to judge by.
+    """
     most = max(r["labels"] for r in rows)
-    return str(max((r for r in rows if r["labels"] == most), key=_merit)["finetuned"])
+    held_out = any(r.get("held_out_accuracy") is not None for r in rows)
+    judged = [
+        (merit, r["finetuned"])
+        for r in rows
+        if r["labels"] == most
+        and (merit := _merit(r)) is not None
+        and (not held_out or r["held_out_accuracy"] is not None)
+    ]
+    return str(max(judged)[1]) if judged else None

@@ -78,6 +78,12 @@ def in_its_own_directory(values: list[str], place: Path) -> list[str]:
 
 def of_study(summary: dict[str, Any], own: str | None, values: list[str]) -> tuple[list[str], list[str]]:
     """Return the flags and Hydra's settings that a study was started with, for those that are not said again."""
-    flags = ["-cd", folder] if own is None and (folder := summary.get("config_dir")) else []
+    folder = summary.get("config_dir") if own is None else None
+    flags = ["-cd", folder] if folder else []
     said = {key_of(v) for v in values}
-    return flags, [v for v in summary.get("launcher", []) if key_of(v) not in said and "_target_" not in v]
+    if folder and not Path(folder).is_dir():
+        raise UserError(f"the study was started with -cd {folder}, which is not there: say -cd and where it is now")
+    kept = [v for v in summary.get("launcher", []) if key_of(v) not in said and "_target_" not in v]
+    if "hydra/launcher" in said:  # its settings are another launcher's
+        kept = [v for v in kept if not key_of(v).startswith("hydra.launcher")]
+    return flags, kept

@@ -220,7 +220,7 @@ class Run:
 
     def _hparams(self) -> None:
         told = {k: self._summary[k] for k in TOLD if k in self._summary}
-        all_values = flattened(self._summary["config"] | told).items()
+        all_values = (flattened(told) | flattened(self._summary["config"])).items()
         flat = {k: v for k, v in all_values if isinstance(v, bool | int | float | str)}
         scores = {k: v for k, v in self._summary.items() if "/" in k and isinstance(v, float)}
         self._writer.add_hparams(flat, scores, run_name=".")

@@ -16,12 +16,16 @@ from sslrun.data.images import Images
 from sslrun.data.splits import counts, label_subset
 from sslrun.overrides import differing, key_of, literal, plain
 from sslrun.parts import Part, part
+from sslrun.start import PREPROCESSING
+from sslrun.train import batches_per_epoch, total_steps
 
 NODES = ("dataset", "backbone", "optimizer", "device")  # that a study and its pretrainings have in common
 OF_THE_STUDY = (  # keys of a classifier that cannot be set for all of them
-    "init", "mode", "fold", "resume", "seed", "subset_seed", "label_fraction", "labels_per_class", "dataset.root",
+    "init", "mode", "fold", "resume", "seed", "subset_seed", "label_fraction", "labels_per_class",
+    "backbone", "dataset", "dataset.root", "dataset.val_fraction", "dataset.split_seed",
+    *(f"dataset.{k}" for k in PREPROCESSING),
 )  # fmt: skip
-OF_A_TASK = ("pretext", "train", "optimizer", "unlabeled", "seed", "dataset.max_images")  # that tasks may differ in
+OF_A_TASK = ("pretext", "train", "optimizer", "seed", "dataset.max_images")  # that tasks may differ in
 SCRATCH, IMAGENET = "scratch", "imagenet"
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -124,8 +128,10 @@ def plan(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_dir
         if folds:
             without = [(f"{name}_without{k}", f"fold=[{k},{n}]") for k, n in folds]
             trials[cell] = [part("finetune", n, base, [*common, *own, f], *fingerprints) for n, f in without]
-        run = f"run={literal(made[cell].directory.as_posix())}"
-        evaluated[cell] = part("evaluate", name, {}, [run, *evaluating], pictures.test)
+        reading = [f"run={literal(made[cell].directory.as_posix())}", *evaluating]
+        if "root" in config["dataset"]:  # where the pictures are now
+            reading.append(f"dataset.root={literal(config['dataset']['root'])}")
+        evaluated[cell] = part("evaluate", name, {}, reading, pictures.test)
     return Plan(starts, made, evaluated, trials)
 
 
@@ -187,14 +193,17 @@ def _pretraining(said: str, config: Node, chosen: Mapping[str, str], config_dir:
 
 def _common(config: Node, chosen: Mapping[str, str]) -> tuple[Node, list[str]]:
     """Return what all classifiers have in common: the whole config, and the overrides that make it."""
-    fixed = [s for s in config["finetune"] if key_of(s) in OF_THE_STUDY]
+    fixed = [s for s in config["finetune"] if key_of(s) in OF_THE_STUDY or key_of(s).startswith("backbone.")]
     if fixed:
         raise UserError(f"finetune.{fixed[0]}: the study sets {fixed[0].partition('=')[0]} itself: leave it away")
     overrides = [f"{n}={chosen[n]}" for n in ("dataset", "backbone")]
     for n in ("dataset", "backbone"):  # all keys, since what is not said is taken from the newest pretraining
         overrides += [f"{n}.{k}={literal(v)}" for k, v in config[n].items() if k != "_target_"]
     overrides += [*_device(config, chosen, "finetune"), *config["finetune"]]
-    composed = compose_config("finetune", overrides, None)
+    try:
+        composed = compose_config("finetune", overrides, None)
+    except Exception as error:  # Hydra's and OmegaConf's, of many kinds
+        raise UserError(f"finetune: {str(error).splitlines()[0]}") from None
     mistakes = check(composed, locate("sslrun.stages.finetune.finetune"))
     if mistakes:
         raise UserError("\n".join(f"finetune.{m}" for m in mistakes))
@@ -244,10 +253,12 @@ class Times:
     Attributes:
         classifiers: all of them, with their evaluations.
         epoch: of each pretraining, by name.
+        epochs: of each pretraining, by name; a part of one where its steps end sooner.
     """
 
     classifiers: float
     epoch: dict[str, float]
+    epochs: dict[str, float]
 
     def epochs_within(self, limit: float) -> int:
         """Return how many epochs of every pretraining fit into a time beside the classifiers.
@@ -266,10 +277,10 @@ class Times:
     def said(self, plan: Plan) -> str:
         """Return the estimate in words, before the start."""
         todo = {n: p for n, p in plan.pretrainings.items() if not p.finished()}
-        each = {n: _epochs(p) * self.epoch[n] for n, p in todo.items()}
+        each = {n: self.epochs[n] * self.epoch[n] for n in todo}
         every = [*plan.classifiers.values(), *(p for trials in plan.trials.values() for p in trials)]
         classifiers = sum(not p.finished() for p in every)
-        told = [f"{n} {_epochs(todo[n]):g} epochs, {duration(s)}" for n, s in each.items()]
+        told = [f"{n} {self.epochs[n]:.3g} epochs, {duration(s)}" for n, s in each.items()]
         whole = sum(each.values()) + self.classifiers
         if not todo and not classifiers:
             return "All runs of this study are finished."
@@ -279,11 +290,6 @@ class Times:
         )
 
 
-def _epochs(part: Part) -> float:
-    train = plain(compose_config("pretrain", list(part.overrides), None))["train"]
-    return train["epochs"] or math.inf
-
-
 def times(plan: Plan, pictures: Pictures) -> Times:
     """Estimate the times of the runs that are not finished, by a few steps of each kind."""
     with quietly():
@@ -291,14 +297,17 @@ def times(plan: Plan, pictures: Pictures) -> Times:
 
 
 def _measured(plan: Plan, pictures: Pictures) -> Times:
-    found = Times(0.0, {})
+    found = Times(0.0, {}, {})
     for name, p in plan.pretrainings.items():
         c = plain(compose_config("pretrain", list(p.overrides), None))
         took = estimate.pretraining(
             pictures.images, c["pretext"], c["backbone"], c["optimizer"], c["device"], c["dataset"]["image_size"],
             c["train"]["batch_size"],
         )  # fmt: skip
-        found.epoch[name] = len(pictures.images) / took.images_per_second
+        n, train = min(len(pictures.images), c["dataset"]["max_images"] or len(pictures.images)), c["train"]
+        found.epoch[name] = n / took.images_per_second
+        steps = total_steps(n, train["epochs"], train["steps"], train["batch_size"], quiet=True)
+        found.epochs[name] = steps / batches_per_epoch(n, train["batch_size"])
     seconds: dict[int, float] = {}
     every = [*plan.classifiers.items(), *((c, p) for c, trials in plan.trials.items() for p in trials)]
     for cell, p in every:

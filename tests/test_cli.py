@@ -65,12 +65,16 @@ def test_a_run_directory_holds_what_it_should(world: Path) -> None:
 
 def test_tensorboard_has_curves_views_and_hparams(world: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
 
     run = sorted((world / "outputs/pretrain").iterdir())[0]
     events = EventAccumulator(str(run)).Reload()
     assert {"train/loss", "val/knn_accuracy"} <= set(events.Tags()["scalars"])
     assert "views" in events.Tags()["images"]
     assert any("session_end_info" in t for t in events.summary_metadata)
+    begun = events.summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data.content
+    hparams = metadata.parse_session_start_info_plugin_data(begun).hparams
+    assert {"pretext", "pretext.copies", "train.learning_rate", "seeds.training"} <= set(hparams)
     assert events.Scalars("val/knn_accuracy")[-1].step == 0  # the score that stands beside the hyperparameters
 
 

@@ -233,6 +233,10 @@ def test_two_settings_of_one_task_are_two_networks(cli: Cli) -> None:
         (('dataset.classes=["1"]',), "two classes of labelled pictures"),
         (('pretexts=["simclr backbone=resnet18"]',), "backbone=resnet18: a study has one network and one data set"),
         (('pretexts=["simclr train.epochs=3"]', "budget=9m"), "budget= sets the epochs of every pretraining"),
+        (("finetune.backbone=resnet18",), "the study sets backbone itself"),
+        (("finetune.dataset.image_size=8",), "the study sets dataset.image_size itself"),
+        (("finetune.optimizer=sgd", "finetune.optimizer.betas=[0.9,0.9]"), "finetune.optimizer.betas: no such key"),
+        (('pretexts=["simclr unlabeled=more"]',), "unlabeled=more: a study has one network and one data set"),
         (("imagenet=true",), "imagenet=true: there are no ImageNet weights for this backbone"),
     ],
 )
@@ -279,6 +283,11 @@ def test_parts_are_found_again_wherever_the_pictures_lie_and_however_often_they_
     said = cli("compare", *asked, "dataset.root=pictures", "train.save_minutes=1")
     assert said.code == 0, said.err
     assert {s: parts(s) for s in before} == before
+    for stage in ("finetune", "evaluate"):  # what is done again reads the pictures where they are now
+        shutil.rmtree(next(Path("outputs", stage, "parts").glob("rotation*")))
+    said = cli("compare", *asked, "dataset.root=pictures")
+    assert said.code == 0, said.err
+    assert {s: set(parts(s)) for s in before} == {s: set(b) for s, b in before.items()}
 
 
 @pytest.mark.slow
@@ -296,6 +305,10 @@ def test_a_study_with_a_task_of_ones_own_goes_on_without_saying_where_it_lies(cl
     said = cli("compare", f"resume={study}")
     assert said.code == 0, said.err
     assert "turned, probe" in said.err
+    Path("mine").rename("ours")
+    said = cli("compare", f"resume={study}")
+    assert said.code == 1
+    assert "which is not there: say -cd" in said.err
 
 
 # ---------------------------------------------------------------------------------------------------- the page
@@ -485,6 +498,20 @@ def test_auto_never_looks_at_the_test_split() -> None:
     assert (chosen["chosen"], chosen["test_accuracy"], chosen["start"]) == ("probe", 0.1, "simclr")
     rows[2]["val_accuracy"] = 0.75
     assert results.with_auto(rows, ["simclr"])[0]["chosen"] == "scratch"
+
+
+def test_where_there_is_nothing_to_choose_by_nothing_is_chosen() -> None:
+    def row(start: str, mode: str, val: float | None, held: float | None = None) -> dict[str, Any]:
+        return {"start": start, "mode": mode, "val_accuracy": val, "val_loss": 1.0, "subset": "a", "seed": 0,
+                "held_out_accuracy": held, "held_out_loss": 1.0, "labels": 30, "amount": "0.1",
+                "finetuned": f"{start} {mode}"}  # fmt: skip
+
+    rows = [row("scratch", "finetune", None), row("simclr", "finetune", None), row("simclr", "probe", None)]
+    assert results.with_auto(rows, ["simclr"]) == []
+    assert results.best_classifier(rows) is None
+    # what was held out and what was not cannot be compared: a few pictures of validation flatter
+    held = [row("scratch", "probe", 0.99), row("scratch", "finetune", 0.9, 0.7), row("simclr", "probe", 0.8, 0.75)]
+    assert results.best_classifier(held) == "simclr probe"
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """`sslrun compare`: does pretraining help on these pictures, and from how many labels on?"""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
@@ -43,7 +44,8 @@ def compare(
 ) -> dict[str, Any]:
     """Pretrain once with each task; train classifiers from there, from scratch and frozen on the same label subsets.
 
-    Every classifier is evaluated on the test split; choices (`mode=auto`, the best epoch) are made on validation.
+    Every classifier is evaluated on the test split; choices (`mode=auto`, the best epoch) are made on validation, or,
+    where it is small, on labelled pictures that are held out in turns.
 
     Returns:
         What goes into the summary.
@@ -57,6 +59,7 @@ def compare(
     advice = preflight.advice(survey.pixels(survey.sample(pictures.images)), dataset["horizontal_flip"])
     for sentence in advice:
         log.info("Advice: %s.", sentence)
+    run.refuse_other_data(pictures.data.fingerprint(), len(pictures.data))
     plan = _planned(run, pictures, budget, train)
     run.note(
         pretext=", ".join(plan.pretrainings),
@@ -84,7 +87,8 @@ def compare(
         places = embedding_maps(pretrained, backbone, dataset, device, pictures.data, pictures.val or pictures.data)
     conclusions = page.publish(run.directory, rows, mode, places, run.summary)
     best = results.best_classifier(rows)
-    ERR.print(f"The best classifier: sslrun predict image.jpg run={best}", markup=False)
+    if best:
+        ERR.print(f"The best classifier: sslrun predict image.jpg run={best}", markup=False)
     return {"conclusions": conclusions, "best_classifier": best}
 
 
@@ -98,24 +102,30 @@ def _planned(run: Run, pictures: study.Pictures, budget: str | None, train: Node
     plan = study.plan(run.summary["config"], chosen, pictures, own)
     times = study.times(plan, pictures)
     if limit is not None and "budget_epochs" not in run.summary:
-        epochs = _same_study_before(run, pictures) or times.epochs_within(limit)
-        config = run.settle(train={**train, "epochs": epochs, "steps": None})
+
+        def with_epochs(epochs: int) -> study.Plan:
+            config = {**run.summary["config"], "train": {**train, "epochs": epochs, "steps": None}}
+            return study.plan(config, chosen, pictures, own)
+
+        epochs = _epochs_before(run, with_epochs) or times.epochs_within(limit)
+        run.settle(train={**train, "epochs": epochs, "steps": None})
         run.note(budget_epochs=epochs)
-        plan = study.plan(config, chosen, pictures, own)
+        plan = with_epochs(epochs)
+        times = study.times(plan, pictures)
         log.info("budget=%s leaves room for %d epochs of each pretraining.", budget, epochs)
     log.info("%s", times.said(plan))
     return plan
 
 
-def _same_study_before(run: Run, pictures: study.Pictures) -> int | None:
-    """Return the epochs that the newest study with the same settings and pictures had: its parts are used again."""
+def _epochs_before(run: Run, with_epochs: Callable[[int], study.Plan]) -> int | None:
+    """Return the epochs that a study with the same settings had, if there are pretrainings of it to be used again."""
     wanted = _but_for_epochs(run.summary["config"])
     for directory, summary in reversed(find(["compare"])):
-        if directory != run.directory and "budget_epochs" in summary and "data_fingerprint" in summary:
-            same = _but_for_epochs(summary["config"]) == wanted
-            if same and summary["data_fingerprint"] == pictures.data.fingerprint():
+        if "budget_epochs" in summary and _but_for_epochs(summary["config"]) == wanted:
+            epochs = int(summary["budget_epochs"])
+            if any(p.directory.is_dir() for p in with_epochs(epochs).pretrainings.values()):
                 log.info("The same study was run before, in %s: so many epochs again.", directory)
-                return int(summary["budget_epochs"])
+                return epochs
     return None
 
 
