@@ -163,6 +163,36 @@ def features(encoder: Encoder, images: Tensor | Images, device: Device, batch_si
     return torch.cat(out)
 
 
+@torch.no_grad()
+def stage_features(encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int = 512) -> list[Tensor]:
+    """Return the features of every stage of a backbone, the last being what it returns, for whole pictures.
+
+    Args:
+        encoder: on the device; put into evaluation mode.
+        images: `N x 3 x S x S`, uint8.
+
+    Returns:
+        For every stage `N x C`, the mean over its map, float32, on the CPU; without `stages` the last alone.
+    """
+    encoder.eval()
+    backbone: Any = encoder.backbone
+    maps: list[Tensor] = []
+    stages = backbone.stages[:-1] if isinstance(getattr(backbone, "stages", None), list) else []
+    hooks = [s.register_forward_hook(lambda _, __, out: maps.append(out.mean((2, 3)))) for s in stages]
+    last = backbone.register_forward_hook(lambda _, __, out: maps.append(out))
+    found: list[list[Tensor]] = []
+    try:
+        for part in images.split(batch_size):
+            maps.clear()
+            with device.autocast(), device.eager():
+                encoder(device.floats(part))
+            found.append([m.float().cpu() for m in maps])
+    finally:
+        for hook in [*hooks, last]:
+            hook.remove()
+    return [torch.cat(column) for column in zip(*found, strict=True)]
+
+
 def imagenet_weights(node: Node, image_size: int) -> Any:
     """Return torchvision's ImageNet weights for a backbone, or None if there are none."""
     return getattr(build(node, image_size), "imagenet", None)

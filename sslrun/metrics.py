@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslrun import calibration
+
+SAMPLES = 2000  # of the bootstrap
 KNN_TEMPERATURE = 0.07  # Wu et al. 2018
 COLLAPSED_SPREAD = 0.05  # of 1, which is an even spread over the sphere
 COLLAPSED_RANK = 2.0
@@ -63,6 +66,68 @@ def embedding_health(features: Tensor) -> dict[str, float]:
 def has_collapsed(health: dict[str, float]) -> bool:
     """Tell whether the numbers of `embedding_health` are those of a collapsed embedding."""
     return health["feature_spread"] < COLLAPSED_SPREAD or health["effective_rank"] < COLLAPSED_RANK
+
+
+def bootstrap_interval(values: np.ndarray) -> tuple[float, float] | None:
+    """Return the 95 % bootstrap interval of a mean (2,000 samples, percentiles), or None for fewer than two values."""
+    from scipy.stats import bootstrap
+
+    if len(values) < 2:
+        return None
+    found = bootstrap(
+        (values.astype(np.float64),), np.mean, n_resamples=SAMPLES, method="percentile", batch=50, rng=0
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def scored(probabilities: np.ndarray, labels: np.ndarray, class_names: list[str], temperature: float) -> dict[str, Any]:
+    """Return all that `classification` does, and how far the probabilities can be believed.
+
+    Args:
+        probabilities: `N x classes`.
+        labels: N.
+        temperature: fitted on validation.
+
+    Returns:
+        `accuracy_interval` (95 %, bootstrap), `top5_accuracy` (with more than five classes), `nll` in nats, `ece` (15
+        bins) and `reliability`, and the last three once more, `_calibrated`, by the temperature.
+    """
+    from sklearn.metrics import top_k_accuracy_score
+
+    predicted = probabilities.argmax(1)
+    found: dict[str, Any] = {}
+    for suffix, p in (("", probabilities), ("_calibrated", calibration.tempered(probabilities, temperature))):
+        found["nll" + suffix] = calibration.log_loss(p, labels)
+        found["ece" + suffix] = calibration.calibration_error(p, labels)
+        found["reliability" + suffix] = calibration.reliability(p, labels)
+    ids, many = range(len(class_names)), len(class_names) > 5
+    return {
+        **classification(labels, predicted, class_names),
+        "accuracy_interval": bootstrap_interval(predicted == labels),
+        **({"top5_accuracy": float(top_k_accuracy_score(labels, probabilities, k=5, labels=ids))} if many else {}),
+        "temperature": temperature,
+        **found,
+    }
+
+
+def paired_test(right: np.ndarray, rival: np.ndarray) -> dict[str, Any]:
+    """Compare two classifiers on the same N pictures, of which each got some right.
+
+    Returns:
+        `difference` of the accuracies and its 95 % bootstrap `interval`, over pictures; `only_this` and `only_rival`,
+        how many one of the two alone got right; `p`, of McNemar's exact test that these are equally likely.
+    """
+    from scipy.stats import binomtest
+
+    only, only_rival = int((right & ~rival).sum()), int((rival & ~right).sum())
+    differences = right.astype(np.float64) - rival
+    return {
+        "difference": float(differences.mean()),
+        "interval": bootstrap_interval(differences),
+        "only_this": only,
+        "only_rival": only_rival,
+        "p": float(binomtest(only, only + only_rival).pvalue) if only + only_rival else 1.0,
+    }
 
 
 def classification(labels: Sequence[int] | np.ndarray, predicted: np.ndarray, class_names: list[str]) -> dict[str, Any]:

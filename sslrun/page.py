@@ -72,12 +72,10 @@ def _write(
                 "dimensions (t-SNE). Neighbours are alike; distances between groups mean little.",
             }
         )
-    template = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    ).get_template("page.html.jinja")
     subsets = max(e["accuracy"].n for e in entries)
     first = rows[0]
-    text = template.render(
+    text = rendered(
+        "study.html.jinja",
         title="Does pretraining help?",
         subtitle=f"{first['dataset']}, {first['backbone']}; tested on {_tested(rows)} pictures",
         conclusions=conclusions,
@@ -92,6 +90,19 @@ def _write(
         config=OmegaConf.to_yaml(about["config"]) if about else "",
     )
     write_text(directory / "report.html", text)
+
+
+def rendered(template: str, **values: Any) -> str:
+    """Return a page; what stands in it is text, unless it is marked up."""
+    return (
+        jinja2.Environment(
+            loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+        )
+        .get_template(template)
+        .render(**values)
+    )
 
 
 def _figures(

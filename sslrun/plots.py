@@ -129,6 +129,26 @@ def confusions(matrices: Mapping[str, np.ndarray], class_names: Sequence[str], t
     return saved(figure, folder, "confusion_matrices")
 
 
+def reliability(scores: dict[str, Any], folder: Path) -> str:
+    """Draw accuracy over confidence before and after calibration, as `metrics.scored` has them."""
+    figure, (axes,) = inked(1, 2, (6.6, 3.3))
+    for axis, suffix, name in zip(axes, ("", "_calibrated"), ("as trained", "calibrated"), strict=True):
+        rows = [r for r in scores["reliability" + suffix] if r["images"]]
+        total = sum(r["images"] for r in rows)
+        axis.plot([0, 100], [0, 100], color=GREY, linestyle=":", linewidth=1)
+        said, right = ([100 * r[k] for r in rows] for k in ("confidence", "accuracy"))
+        axis.plot(said, right, color=COLOURS[0])
+        areas = [8 + 300 * r["images"] / total for r in rows]
+        axis.scatter(said, right, s=areas, color=COLOURS[0], alpha=0.5, linewidths=0)
+        axis.set_title(f"{name}: calibration error {100 * scores['ece' + suffix]:.1f}", fontsize=9)
+        axis.set_xlabel("confidence, %")
+        axis.set_xlim(0, 102)
+        axis.set_ylim(0, 102)
+    axes[0].set_ylabel("right, %")
+    figure.tight_layout()
+    return saved(figure, folder, "reliability")
+
+
 def class_gains(gains: Mapping[str, np.ndarray], class_names: Sequence[str], title: str, folder: Path) -> str:
     """Draw how much more of each class is recognised than from scratch, in points, with 95 % intervals.
 

@@ -18,7 +18,22 @@ SEARCHED = 5000  # at most so many of the labelled pictures take part in the sea
 def fit_head(
     classifier: Classifier, features: Tensor, labels: Tensor, val: tuple[Tensor, Tensor] | None, seed: int
 ) -> float:
-    """Set a classifier's head to the logistic regression of the labels on its features (L-BFGS).
+    """Set a classifier's head to the logistic regression of the labels on its features.
+
+    Args, returns: as of `regression`.
+    """
+    weight, bias, best = regression(features, labels, val, seed, classifier.head.out_features)
+    log.info("Logistic regression on %d labels: C=%g of %g to %g", len(labels), best, STRENGTHS[0], STRENGTHS[-1])
+    with torch.no_grad():
+        classifier.head.weight.copy_(weight)
+        classifier.head.bias.copy_(bias)
+    return best
+
+
+def regression(
+    features: Tensor, labels: Tensor, val: tuple[Tensor, Tensor] | None, seed: int, classes: int
+) -> tuple[Tensor, Tensor, float]:
+    """Return the logistic regression of labels on features (L-BFGS), by standardised features.
 
     The l2 strength is the one that is best on validation; without validation, the best in cross-validation on the
     labelled pictures themselves; of more than 5,000 labelled pictures so many, drawn at random, serve for this search.
@@ -26,9 +41,10 @@ def fit_head(
     Args:
         features: `N x D`, with `labels`, N.
         val: the same of validation.
+        classes: how many there are; one without a label is never predicted.
 
     Returns:
-        The chosen C.
+        Weight, `classes x D`, and bias, `classes`, for the features as they are, and the chosen C.
     """
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
@@ -45,18 +61,16 @@ def fit_head(
             scores = _cross_validated(x[some], y[some], seed)
         best = max(scores, key=lambda c: scores[c])
         model = _regression(best).fit(x, y)
-    log.info("Logistic regression on %d labels: C=%g of %g to %g", len(y), best, STRENGTHS[0], STRENGTHS[-1])
-    weight, bias = torch.from_numpy(model.coef_).double(), torch.from_numpy(model.intercept_).double()
-    if len(weight) == 1:  # two classes: one logit z stands for -z/2 and z/2
-        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-    weight = weight / std.double()
+    found, base = torch.from_numpy(model.coef_).double(), torch.from_numpy(model.intercept_).double()
+    if len(found) == 1:  # two classes: one logit z stands for -z/2 and z/2
+        found, base = torch.cat([-found, found]) / 2, torch.cat([-base, base]) / 2
+    found = found / std.double()
+    weight = torch.zeros(classes, features.shape[1])
+    bias = torch.full((classes,), float(base.min()) - 10)
     rows = torch.from_numpy(model.classes_)
-    with torch.no_grad():
-        classifier.head.weight.zero_()
-        classifier.head.bias.fill_(float(bias.min()) - 10)  # a class without a label is never predicted
-        classifier.head.weight[rows] = weight.to(classifier.head.weight)
-        classifier.head.bias[rows] = (bias - weight @ mean.double()).to(classifier.head.bias)
-    return best
+    weight[rows] = found.float()
+    bias[rows] = (base - found @ mean.double()).float()
+    return weight, bias, best
 
 
 def _regression(c: float) -> Any:

@@ -212,7 +212,8 @@ def _title(text: str, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
 
 def print_classification(found: dict[str, Any], source: Path, table: bool) -> None:
     """Say the accuracy, and if asked for print the table of the classes, on standard error."""
-    log.info("test accuracy %.4f of %s", found["accuracy"], source)
+    ends = "" if found["accuracy_interval"] is None else " (95 % {:.4f} to {:.4f})".format(*found["accuracy_interval"])
+    log.info("test accuracy %.4f%s of %s", found["accuracy"], ends, source)
     if table:
         ERR.print(_classes_table(found))
 

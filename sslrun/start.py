@@ -242,12 +242,16 @@ class Trained:
         config: of the run.
         class_names: in the order of the probabilities.
         path: of the checkpoint.
+        temperature: by which its logits are to be divided, fitted on validation; 1 where there was none.
+        sure_above: a confidence above which 95 % were right on validation; None where there is none such.
     """
 
     model: Classifier | KNNClassifier
     config: dict[str, Any]
     class_names: list[str]
     path: Path
+    temperature: float
+    sure_above: float | None
 
 
 def load_classifier(directory: Path) -> Trained:
@@ -271,7 +275,8 @@ def load_classifier(directory: Path) -> Trained:
         model = Classifier(encoder, len(names))
     checkpoint.load_state(model, state, path)
     model.eval()
-    return Trained(model, config, names, path)
+    measured = content.get("metrics") or {}
+    return Trained(model, config, names, path, measured.get("val/temperature", 1.0), measured.get("val/sure_above"))
 
 
 def inference_device(node: Node, trained: Trained) -> Device:

@@ -291,7 +291,7 @@ def test_what_is_remembered_must_be_rates_of_all_modes(monkeypatch: pytest.Monke
 def test_a_classifier_computes_as_it_was_trained(trained: str, asked: str, used: str) -> None:
     config = {"device": {"precision": trained, "memory_format": "contiguous"}}
     node = {"_target_": "sslrun.device.Device", "name": "cpu", **LEFT_OPEN, "precision": asked}
-    device = inference_device(node, Trained(None, config, [], Path()))  # type: ignore[arg-type]
+    device = inference_device(node, Trained(None, config, [], Path(), 1.0, None))  # type: ignore[arg-type]
     assert (device.precision, device.memory_format) == (used, "contiguous")
 
 

@@ -96,6 +96,25 @@ def load_train(node: Node) -> tuple[Dataset, Dataset | None]:
     return data.take(keep), data.take(val)
 
 
+def labelled(
+    data: Dataset, node: Node, label_fraction: float | None, labels_per_class: int | None, subset_seed: int
+) -> Dataset:
+    """Return the pictures of training whose labels are used.
+
+    Raises:
+        UserError: no labels, one class, or more asked for than there are.
+    """
+    if data.labels is None:
+        raise UserError(f"{describe(node)} has no labels: put the pictures into a folder a class to finetune on them")
+    names = data.class_names
+    if len(names) < 2:
+        raise UserError(f"{describe(node)} has one class ({', '.join(names)}); a classifier needs two")
+    labels = data.labels.numpy()
+    return data.take(
+        splits.label_subset(labels, subset_seed, label_fraction, labels_per_class, data.class_sizes, names)
+    )
+
+
 def load_test(node: Node) -> Dataset:
     """Load the test split: `evaluate` calls this and nothing else does.
 

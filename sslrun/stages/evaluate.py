@@ -3,88 +3,191 @@
 import csv
 import json
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sslrun import report
-from sslrun.classifier import probabilities
+from sslrun import report, sheet
+from sslrun.backbones import stage_features
+from sslrun.classifier import Classifier, probabilities
 from sslrun.config import DatasetNode, Node, PositiveInt, UserError
 from sslrun.console import log
-from sslrun.data.dataset import describe, load_test
-from sslrun.metrics import classification
+from sslrun.data.dataset import Dataset, describe, labelled, load_test, load_train
+from sslrun.device import Device
+from sslrun.metrics import knn_probabilities, paired_test, scored
+from sslrun.probe import regression
 from sslrun.run import Run, read_summary
-from sslrun.start import find_run, inference_device, load_classifier, overlaid, preprocessing_of
+from sslrun.start import Trained, find_run, inference_device, load_classifier, overlaid, preprocessing_of
+
+KEPT = ("init", "mode", "backbone", "label_fraction", "labels_per_class", "labels", "seeds", "subset_fingerprint")
+PROBED = 10_000  # labelled pictures and pictures of validation, at most, of a stage's probe
 
 
-def evaluate(own: Run, *, run: str, dataset: DatasetNode, batch_size: PositiveInt, device: Node) -> dict[str, Any]:
+def evaluate(
+    own: Run,
+    *,
+    run: str,
+    against: str | None,
+    dataset: DatasetNode,
+    stages: bool,
+    batch_size: PositiveInt,
+    device: Node,
+) -> dict[str, Any]:
     """Evaluate a run's best classifier on the test split of the data that it was trained on, or of other data.
 
     Returns:
         What goes into the summary.
 
     Raises:
-        UserError: no such run, no test labels, or other classes.
+        UserError: no such run, no test labels, or other classes or pictures.
     """
+    found = _tested(run, dataset, own.asked, device, batch_size)
+    rival = _tested(against, dataset, own.asked, device, batch_size) if against else None
+    own.settle(run=str(found.directory), dataset=found.dataset, against=str(rival.directory) if rival else None)
+    scores = scored(found.probabilities, found.labels, found.data.class_names, found.trained.temperature)
+    if rival:
+        scores["against"] = _compared(found, rival)
+    if stages and not own.is_part and isinstance(found.trained.model, Classifier):
+        scores["stages"] = _stages(found, batch_size)
+    _write(own, found, scores)
+    report.mistakes_figure(own, found.data.images, found.labels, found.probabilities, found.data.class_names)
+    if not own.is_part:
+        report.confusion_figure(own, scores["confusion_matrix"], found.data.class_names)
+        page = sheet.publish(own, scores, found.directory, describe(found.dataset), len(found.data))
+    report.print_classification(scores, found.directory, table=not own.in_sweep)
+    if rival:
+        log.info("%s", sheet.said_rival(scores["against"]))
+    if not own.is_part:
+        log.info("The report: %s", page)
+    of_run = read_summary(found.directory)
+    names = ("accuracy", "precision_macro", "recall_macro", "f1_macro", "top5_accuracy", "nll", "ece", "ece_calibrated")
+    metrics = {f"test/{k}": scores[k] for k in names if k in scores}
+    own.metrics(0, metrics)
+    return {
+        **{k: of_run.get(k) for k in KEPT},
+        "of_run": str(found.directory),
+        "of_overrides": of_run["overrides"],
+        "source": of_run["config"]["init"],
+        "dataset": describe(found.dataset),
+        "images": len(found.data),
+        "data_fingerprint": found.data.fingerprint(),
+        "device": found.device.describe(),
+        "precision": found.device.precision,
+        "images_per_second": round(len(found.data) / found.seconds, 1),
+        **metrics,
+    }
+
+
+@dataclass
+class Tested:
+    """A classifier and what it said of the test pictures, `N x classes`."""
+
+    directory: Path
+    trained: Trained
+    dataset: Node
+    data: Dataset
+    device: Device
+    probabilities: np.ndarray
+    seconds: float
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Return the N labels."""
+        assert self.data.labels is not None
+        return self.data.labels.numpy()
+
+
+def _tested(run: str, dataset: Node, asked: dict[str, str], device: Node, batch_size: int) -> Tested:
     directory = find_run(run)
     trained = load_classifier(directory)
     hardware = inference_device(device, trained)
     has = trained.config["dataset"]
     base = dataset if dataset.get("_target_") else has
-    dataset = preprocessing_of(overlaid("dataset", base, dataset, own.asked), has, own.asked, trained.path)
-    own.settle(run=str(directory), dataset=dataset)
-    data = load_test(dataset)
+    node = preprocessing_of(overlaid("dataset", base, dataset, asked), has, asked, trained.path)
+    data = load_test(node)
     if data.class_names != trained.class_names:
         raise UserError(
-            f"{describe(dataset)} has the classes {', '.join(data.class_names[:10])}, but {trained.path} was trained "
+            f"{describe(node)} has the classes {', '.join(data.class_names[:10])}, but {trained.path} was trained "
             f"for {', '.join(trained.class_names[:10])}"
         )
-    assert data.labels is not None
-    log.info("Evaluating %s on %d test pictures of %s", directory, len(data), describe(dataset))
+    log.info("Evaluating %s on %d test pictures of %s", directory, len(data), describe(node))
     hardware.put(trained.model)
     began = time.perf_counter()
-    p = probabilities(trained.model, data.images, hardware, batch_size)
-    seconds = time.perf_counter() - began
-    found = classification(data.labels.numpy(), p.argmax(1).numpy(), data.class_names)
-    (own.directory / "report.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    p = probabilities(trained.model, data.images, hardware, batch_size).numpy()
+    return Tested(directory, trained, node, data, hardware, p, time.perf_counter() - began)
+
+
+def _compared(found: Tested, rival: Tested) -> dict[str, Any]:
+    """Compare two classifiers picture by picture.
+
+    Raises:
+        UserError: they were not tested on the same pictures.
+    """
+    same = found.data.names == rival.data.names and np.array_equal(found.labels, rival.labels)
+    if not same or found.data.class_names != rival.data.class_names:
+        raise UserError(
+            f"{found.directory} and {rival.directory} have other test pictures or classes: only what was tested on the "
+            "same ones can be compared"
+        )
+    right = [t.probabilities.argmax(1) == t.labels for t in (found, rival)]
+    return {"run": str(rival.directory), "accuracy": float(right[1].mean()), **paired_test(*right)}
+
+
+def _stages(found: Tested, batch_size: int) -> list[dict[str, Any]]:
+    """Return what a linear probe and nearest neighbours make of each stage of the backbone, on test.
+
+    They are fitted on the labelled pictures of the run; the probe's strength is chosen on validation.
+    """
+    config = found.trained.config
+    node = {**config["dataset"], **{k: v for k, v in found.dataset.items() if k == "root"}}  # where they are now
+    try:
+        data, val = load_train(node)
+        chosen = labelled(data, node, config["label_fraction"], config["labels_per_class"], config["subset_seed"])
+        if config["fold"] is None and chosen.fingerprint() != read_summary(found.directory)["subset_fingerprint"]:
+            raise UserError("the labelled pictures are not those of the run")
+    except UserError as error:
+        log.info("No probes of the stages: %s", error)
+        return []
+    chosen, val = chosen.take(_some(len(chosen))), None if val is None else val.take(_some(len(val)))
+    assert chosen.labels is not None
+    encoder, classes = found.trained.model.encoder, len(found.data.class_names)
+    features = {
+        name: stage_features(encoder, d.images, found.device, batch_size) if d is not None else None
+        for name, d in (("train", chosen), ("val", val), ("test", found.data))
+    }
+    out = []
+    for i, (train, test) in enumerate(zip(features["train"] or [], features["test"] or [], strict=True)):
+        held = None if val is None or val.labels is None else ((features["val"] or [])[i], val.labels)
+        weight, bias, _ = regression(train, chosen.labels, held, config["seed"], classes)
+        probed = (test @ weight.T + bias).argmax(1).numpy()
+        near = knn_probabilities(test, train, chosen.labels, classes).argmax(1).numpy()
+        out.append(
+            {
+                "stage": i + 1,
+                "features": train.shape[1],
+                "probe_accuracy": float((probed == found.labels).mean()),
+                "knn_accuracy": float((near == found.labels).mean()),
+            }
+        )
+    return out
+
+
+def _some(n: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(0).permutation(n)[:PROBED])
+
+
+def _write(own: Run, found: Tested, scores: dict[str, Any]) -> None:
+    (own.directory / "report.json").write_text(json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
     with (own.directory / "classes.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(found["classes"][0]))
+        writer = csv.DictWriter(file, list(scores["classes"][0]))
         writer.writeheader()
-        writer.writerows(found["classes"])
+        writer.writerows(scores["classes"])
     np.savez_compressed(
         own.directory / "predictions.npz",
-        probabilities=p.numpy().astype(np.float16),
-        labels=data.labels.numpy(),
-        names=np.array(data.names),
-        class_names=np.array(data.class_names),
+        probabilities=found.probabilities.astype(np.float16),
+        labels=found.labels,
+        names=np.array(found.data.names),
+        class_names=np.array(found.data.class_names),
     )
-    report.mistakes_figure(own, data.images, data.labels.numpy(), p.numpy(), data.class_names)
-    if not own.is_part:
-        report.confusion_figure(own, found["confusion_matrix"], data.class_names)
-    report.print_classification(found, directory, table=not own.in_sweep)
-    of_run = read_summary(directory)
-    kept = (
-        "init",
-        "mode",
-        "backbone",
-        "label_fraction",
-        "labels_per_class",
-        "labels",
-        "seeds",
-        "subset_fingerprint",
-    )
-    metrics = {f"test/{k}": found[k] for k in ("accuracy", "precision_macro", "recall_macro", "f1_macro")}
-    own.metrics(0, metrics)
-    return {
-        **{k: of_run.get(k) for k in kept},
-        "of_run": str(directory),
-        "of_overrides": of_run["overrides"],
-        "source": of_run["config"]["init"],
-        "dataset": describe(dataset),
-        "images": len(data),
-        "data_fingerprint": data.fingerprint(),
-        "device": hardware.describe(),
-        "precision": hardware.precision,
-        "images_per_second": round(len(data) / seconds, 1),
-        **metrics,
-    }

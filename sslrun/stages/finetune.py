@@ -8,15 +8,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sslrun import checkpoint, modes, report
+from sslrun import calibration, checkpoint, modes, report
 from sslrun.backbones import Encoder, Readout, build_encoder, features
 from sslrun.choice import choose
 from sslrun.classifier import Classifier, Finetuning, KNNClassifier, probabilities
 from sslrun.config import Count, DatasetNode, Fraction, Node, Positive, PositiveInt, UserError, build, function
 from sslrun.console import log
 from sslrun.data import splits
-from sslrun.data.dataset import Dataset, describe, load_train
-from sslrun.data.splits import check_amount, label_subset
+from sslrun.data.dataset import Dataset, describe, labelled, load_train
+from sslrun.data.splits import check_amount
 from sslrun.device import Device
 from sslrun.probe import fit_head
 from sslrun.run import Run
@@ -70,7 +70,7 @@ def finetune(
         init = str(begin.path or begin.name)  # as it must be said to get the same start again
     run.settle(backbone=backbone, dataset=dataset, init=init, mode=mode)
     data, val = load_train(dataset)
-    chosen = _labelled(data, dataset, label_fraction, labels_per_class, subset_seed)
+    chosen = labelled(data, dataset, label_fraction, labels_per_class, subset_seed)
     if fold is not None:
         chosen, held = _without_fold(chosen, fold[0], fold[1], subset_seed)
         val = held if val is None else val + held
@@ -128,17 +128,6 @@ def _tell(run: Run, begin: Start, device: Device, data: Dataset, chosen: Dataset
         precision=device.precision,
         memory_format=device.memory_format,
     )
-
-
-def _labelled(data: Dataset, dataset: Node, fraction: float | None, per_class: int | None, subset_seed: int) -> Dataset:
-    if data.labels is None:
-        raise UserError(
-            f"{describe(dataset)} has no labels: put the pictures into a folder a class to finetune on them"
-        )
-    if len(data.class_names) < 2:
-        raise UserError(f"{describe(dataset)} has one class ({', '.join(data.class_names)}); a classifier needs two")
-    rows = label_subset(data.labels.numpy(), subset_seed, fraction, per_class, data.class_sizes, data.class_names)
-    return data.take(rows)
 
 
 def _fewest(data: Dataset) -> int:
@@ -217,7 +206,12 @@ def _validated(classifier: Classifier | KNNClassifier, val: Dataset | None, devi
     if val is None:
         return {}
     assert val.labels is not None
-    p = probabilities(classifier, val.images, device)
-    true = p[torch.arange(len(p)), val.labels]
-    accuracy = (p.argmax(1) == val.labels).float().mean()
-    return {"val/accuracy": float(accuracy), "val/loss": float(-true.clamp(min=1e-9).log().mean())}
+    p, labels = probabilities(classifier, val.images, device).numpy(), val.labels.numpy()
+    temperature = calibration.fit_temperature(p, labels)
+    sure = calibration.threshold(calibration.tempered(p, temperature), labels)
+    return {
+        "val/accuracy": float((p.argmax(1) == labels).mean()),
+        "val/loss": calibration.log_loss(p, labels),
+        "val/temperature": temperature,
+        **({} if sure is None else {"val/sure_above": sure}),
+    }

@@ -1,0 +1,84 @@
+"""How far a classifier's confidence can be believed: temperature, calibration error, and when to say nothing."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+BINS = 15  # Guo et al. 2017
+SURE = 0.95  # of the predictions above the threshold are right
+FEWEST = 20  # predictions above the threshold, on validation; fewer show nothing
+COLDEST, HOTTEST = 0.05, 20.0
+
+
+def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Divide the logits of probabilities, `N x classes`, by a temperature; the classes' order stays."""
+    z = np.log(np.clip(probabilities.astype(np.float64), 1e-12, None)) / temperature
+    e = np.exp(z - z.max(1, keepdims=True))
+    return np.asarray(e / e.sum(1, keepdims=True))
+
+
+def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean negative log-likelihood in nats of the labels, N."""
+    true = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.clip(true.astype(np.float64), 1e-12, None)).mean())
+
+
+def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the temperature that makes labels most likely (Guo et al. 2017), to be fitted on validation.
+
+    Args:
+        probabilities: `N x classes`.
+        labels: N; none gives 1.
+    """
+    from scipy.optimize import minimize_scalar
+
+    if not len(labels):
+        return 1.0
+    ends = (math.log(COLDEST), math.log(HOTTEST))
+    found = minimize_scalar(lambda t: log_loss(tempered(probabilities, math.exp(t)), labels), bounds=ends)
+    return float(math.exp(found.x))
+
+
+def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list[dict[str, Any]]:
+    """Return for bins of equal width in confidence, (low, high], what was said and what was right.
+
+    Returns:
+        `low`, `high`, `images`, and the means `confidence` and `accuracy`, None in an empty bin.
+    """
+    sure, right = probabilities.max(1), probabilities.argmax(1) == labels
+    bin_of = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
+    out = []
+    for b in range(bins):
+        inside = bin_of == b
+        n = int(inside.sum())
+        out.append(
+            {
+                "low": b / bins,
+                "high": (b + 1) / bins,
+                "images": n,
+                "confidence": float(sure[inside].mean()) if n else None,
+                "accuracy": float(right[inside].mean()) if n else None,
+            }
+        )
+    return out
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
+    """Return the mean gap of confidence and accuracy over bins, the expected one (Guo et al. 2017, eq. 3)."""
+    rows = [r for r in reliability(probabilities, labels, bins) if r["images"]]
+    return float(sum(r["images"] * abs(r["confidence"] - r["accuracy"]) for r in rows) / len(labels))
+
+
+def threshold(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
+    """Return the lowest confidence from which on 95 % of the predictions are right, to be chosen on validation.
+
+    Returns:
+        None where 20 pictures or more cannot be told apart like that.
+    """
+    sure, right = probabilities.max(1), probabilities.argmax(1) == labels
+    order = np.argsort(-sure, kind="stable")
+    share = right[order].cumsum() / np.arange(1, len(labels) + 1)
+    last = np.append(sure[order][1:] != sure[order][:-1], True)  # of pictures with the same confidence
+    good = np.flatnonzero((share >= SURE) & last & (np.arange(1, len(labels) + 1) >= FEWEST))
+    return float(sure[order][good[-1]]) if len(good) else None

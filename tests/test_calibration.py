@@ -1,0 +1,74 @@
+"""Temperature, calibration error and the threshold, against plain computations and on made-up truths."""
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from sklearn.metrics import log_loss as sklearns_log_loss
+
+from sslrun.calibration import calibration_error, fit_temperature, log_loss, reliability, tempered, threshold
+
+
+def made_up(n: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return probabilities that are too sure by a temperature, and labels drawn from the true ones."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (n, 4))
+    labels = np.array([rng.choice(4, p=p) for p in softmax(logits, 1)])
+    return softmax(logits * temperature, 1), labels
+
+
+def test_tempered_divides_the_logits() -> None:
+    logits = np.random.default_rng(0).normal(0, 3, (50, 5))
+    p = softmax(logits, 1)
+    assert tempered(p, 2.5) == pytest.approx(softmax(logits / 2.5, 1), abs=1e-9)
+    assert tempered(p, 1.0) == pytest.approx(p, abs=1e-9)
+    assert (tempered(p, 7.0).argmax(1) == p.argmax(1)).all()
+
+
+@pytest.mark.parametrize("true", [0.5, 1.0, 3.0])
+def test_the_temperature_is_found_again(true: float) -> None:
+    p, labels = made_up(20_000, true)
+    assert fit_temperature(p, labels) == pytest.approx(true, rel=0.05)
+    assert calibration_error(tempered(p, fit_temperature(p, labels)), labels) < 0.015
+    assert fit_temperature(p[:0], labels[:0]) == 1.0
+
+
+def test_no_temperature_makes_the_labels_likelier() -> None:
+    p, labels = made_up(300, 2.0)
+    best = log_loss(tempered(p, fit_temperature(p, labels)), labels)
+    for t in np.geomspace(0.06, 19, 60):
+        assert best <= log_loss(tempered(p, float(t)), labels) + 1e-6
+
+
+def test_log_loss_is_scikit_learns_and_survives_zeros() -> None:
+    p, labels = made_up(100, 1.0)
+    assert log_loss(p, labels) == pytest.approx(sklearns_log_loss(labels, p, labels=range(4)))
+    assert np.isfinite(log_loss(np.array([[1.0, 0.0]]), np.array([1])))
+    assert np.isfinite(tempered(np.array([[1.0, 0.0]]), 0.05)).all()
+
+
+def test_calibration_error_against_a_plain_loop() -> None:
+    p, labels = made_up(500, 3.0)
+    sure, right = p.max(1), p.argmax(1) == labels
+    expected = 0.0
+    for b in range(15):
+        inside = [i for i in range(500) if b / 15 < sure[i] <= (b + 1) / 15]
+        if inside:
+            gap = np.mean([sure[i] for i in inside]) - np.mean([right[i] for i in inside])
+            expected += len(inside) / 500 * abs(gap)
+    assert calibration_error(p, labels) == pytest.approx(expected)
+    rows = reliability(p, labels)
+    assert sum(r["images"] for r in rows) == 500
+    assert all(r["low"] < r["confidence"] <= r["high"] for r in rows if r["images"])
+    assert calibration_error(np.eye(3), np.arange(3)) == 0.0  # sure of everything, and right
+
+
+def test_the_threshold_is_the_lowest_that_keeps_its_promise() -> None:
+    p, labels = made_up(2000, 1.0)
+    t = threshold(p, labels)
+    assert t is not None
+    sure, right = p.max(1), p.argmax(1) == labels
+    assert right[sure >= t].mean() >= 0.95
+    assert all(right[sure >= lower].mean() < 0.95 for lower in sure[sure < t])
+    assert threshold(np.full((100, 2), 0.5), np.zeros(100, int)) == 0.5  # all are right, and equally sure
+    assert threshold(np.full((100, 2), 0.5), np.ones(100, int)) is None  # none is
+    assert threshold(np.eye(3), np.arange(3)) is None  # three pictures show nothing
