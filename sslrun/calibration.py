@@ -27,6 +27,9 @@ def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the temperature that makes labels most likely (Guo et al. 2017), to be fitted on validation.
 
+    A share 1 / (N + 2) of every label is spread over the classes, as Platt (1999) has it: that a few pictures were all
+    right is no reason to be sure of everything.
+
     Args:
         probabilities: `N x classes`.
         labels: N; none gives 1.
@@ -35,9 +38,13 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
     if not len(labels):
         return 1.0
-    ends = (math.log(COLDEST), math.log(HOTTEST))
-    found = minimize_scalar(lambda t: log_loss(tempered(probabilities, math.exp(t)), labels), bounds=ends)
-    return float(math.exp(found.x))
+    doubt = 1 / (len(labels) + 2)
+
+    def loss(log_temperature: float) -> float:
+        p = tempered(probabilities, math.exp(log_temperature))
+        return (1 - doubt) * log_loss(p, labels) - doubt * float(np.log(p.clip(1e-300)).mean())
+
+    return float(math.exp(minimize_scalar(loss, bounds=(math.log(COLDEST), math.log(HOTTEST))).x))
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list[dict[str, Any]]:

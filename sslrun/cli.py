@@ -189,7 +189,7 @@ def split_arguments(args: list[str]) -> tuple[list[str], list[str], list[str]]:
             flags.append(arg)
         elif os.path.exists(arg):  # whatever its name looks like
             others.append(arg)
-        elif arg.startswith("-"):
+        elif arg.startswith("-") and arg != "-":  # which is standard input
             flags.append(arg)
         elif arg.startswith("~") or "=" in arg:
             values.append(arg)

@@ -177,8 +177,9 @@ def _short(text: str) -> str:
     return text if len(text) <= 13 else f"{text[:8]}…{text[-4:]}"
 
 
-def prediction_figures(run: Run, rows: Sequence[dict[str, Any]]) -> None:
+def prediction_figures(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     """Draw each picture with its prediction as the title; Pillow starts half a second sooner than matplotlib."""
+    folder.mkdir(exist_ok=True)
     for i, row in enumerate(r for r in rows if not r["error"]):
         picture = Image.fromarray(_whole_file(row["image"], FIGURE_SIDE))
         times = FIGURE_SIDE / max(picture.size)
@@ -186,9 +187,10 @@ def prediction_figures(run: Run, rows: Sequence[dict[str, Any]]) -> None:
             picture = picture.resize([max(1, int(times * s)) for s in picture.size], Image.Resampling.NEAREST)
         titled = Image.new("RGB", (FIGURE_SIDE + 20, picture.height + 50), "white")
         titled.paste(picture, ((titled.width - picture.width) // 2, 40))
-        title, font = _title(f"{row['class']}  {row['confidence']:.0%}", FIGURE_SIDE)
+        doubt = "  unsure" if row["unsure"] else ""
+        title, font = _title(f"{row['class']}  {row['confidence']:.0%}{doubt}", FIGURE_SIDE)
         ImageDraw.Draw(titled).text((titled.width / 2, 20), title, "black", font, anchor="mm")
-        titled.save(run.figure(f"{i:03d}_{Path(row['image']).stem[:60]}"))
+        titled.save(folder / f"{i:03d}_{Path(row['image']).stem[:60]}.png")
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

@@ -36,7 +36,13 @@ def test_no_temperature_makes_the_labels_likelier() -> None:
     p, labels = made_up(300, 2.0)
     best = log_loss(tempered(p, fit_temperature(p, labels)), labels)
     for t in np.geomspace(0.06, 19, 60):
-        assert best <= log_loss(tempered(p, float(t)), labels) + 1e-6
+        assert best <= log_loss(tempered(p, float(t)), labels) + 1e-3
+
+
+def test_a_few_pictures_that_are_all_right_do_not_make_it_sure_of_everything() -> None:
+    p = np.tile([0.8, 0.2], (10, 1))
+    sure = tempered(p, fit_temperature(p, np.zeros(10, int)))[0, 0]
+    assert sure == pytest.approx(1 - 1 / 12 / 2, abs=1e-3)  # Platt's smoothed target
 
 
 def test_log_loss_is_scikit_learns_and_survives_zeros() -> None:

@@ -4,23 +4,23 @@ import csv
 import io
 import json
 import os
+import shutil
 import sys
 import time
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from sslrun import report
-from sslrun.classifier import probabilities
-from sslrun.config import Count, Node, PositiveInt, UserError
-from sslrun.console import log, progress
-from sslrun.data.decode import decode_some, find_pictures
-from sslrun.data.workers import cores, in_order, workers
-from sslrun.device import Device
+from sslrun.api import Model, Prediction
+from sslrun.config import Count, Fraction, Node, PositiveInt, UserError
+from sslrun.console import log
+from sslrun.data.decode import find_pictures
 from sslrun.run import Run, write_text
-from sslrun.start import Trained, find_run, inference_device, load_classifier
+from sslrun.start import find_run, inference_device, load_classifier
+
+UNSURE = "_unsure"  # the folder of `sort_into` for what is below the threshold
+Row = dict[str, Any]
 
 
 def predict(
@@ -29,7 +29,11 @@ def predict(
     images: list[str],
     run: str,
     top: PositiveInt,
-    format: Literal["table", "json", "csv"],
+    unsure: Literal["auto"] | Fraction | None,
+    views: PositiveInt,
+    format: Literal["table", "json", "jsonl", "csv"],
+    save: str | None,
+    sort_into: str | None,
     figures: Count,
     batch_size: PositiveInt,
     device: Node,
@@ -40,41 +44,60 @@ def predict(
         What goes into the summary.
 
     Raises:
-        UserError: nothing to predict, or some pictures could not be read (after the answer for the others).
+        UserError: nothing to predict, a folder to write into that is not empty, or some pictures could not be read
+            (after the answer for the others).
     """
-    files = _files(images)
+    for key, folder in (("save", save), ("sort_into", sort_into)):
+        if folder and Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
+            raise UserError(f"{key}={folder} is there already and not empty: name a new folder")
+    files = named_pictures(images)
     trained = load_classifier(find_run(run))
     own.settle(run=str(trained.path.parent))
-    hardware = inference_device(device, trained)
-    hardware.put(trained.model)
+    model = Model(trained, inference_device(device, trained))
     began = time.perf_counter()
-    rows = _rows(files, trained, hardware, batch_size, top)
+    rows = [_row(p) for p in model.predict(files, top, unsure, views, batch_size)]
     seconds = time.perf_counter() - began
-    text = {"table": _table, "json": _json, "csv": _csv}[format](rows)
+    text = {"table": _table, "json": _json, "jsonl": _jsonl, "csv": _csv}[format](rows)
     for name, written in (("predictions.json", _json(rows)), ("predictions.csv", _csv(rows))):
         write_text(own.directory / name, written)
-    report.prediction_figures(own, rows[:figures])
+    if save:
+        Path(save).mkdir(parents=True, exist_ok=True)
+        report.prediction_figures(rows, Path(save))
+    else:
+        report.prediction_figures(rows[:figures], own.directory / "figures")
+    if sort_into:
+        _sort(rows, Path(sort_into))
     sys.stdout.write(text)
     sys.stdout.flush()
     log.info(
         "%d pictures in %.1f s, %.0f images/s; written to %s", len(rows), seconds, len(rows) / seconds, own.directory
     )
+    doubts = sum(r["unsure"] for r in rows)
+    if doubts:
+        log.info("%d of %d are unsure: below %s.", doubts, len(rows), _said_threshold(model, unsure))
     bad = [r for r in rows if r["error"]]
     if bad:
         raise UserError(f"{len(bad)} of {len(rows)} could not be read; the first: {bad[0]['image']}: {bad[0]['error']}")
     return {
         "images": len(rows),
-        "device": hardware.describe(),
-        "precision": hardware.precision,
+        "unsure": doubts,
+        "device": model.device.describe(),
+        "precision": model.device.precision,
         "images_per_second": round(len(rows) / seconds, 1),
     }
 
 
-def _files(images: list[str]) -> list[str]:
+def named_pictures(images: Sequence[str]) -> list[str]:
+    """Return the files that names stand for: files, pictures in and below folders, and `-`, names on standard input.
+
+    Raises:
+        UserError: nothing is named, or a folder has no picture.
+    """
     if not images:
         raise UserError("no picture named: say sslrun predict image.jpg, or a folder")
+    names = [n for name in images for n in (sys.stdin.read().splitlines() if name == "-" else [name]) if n]
     files: list[str] = []
-    for name in images:
+    for name in names:
         path = Path(os.path.expanduser(name))
         if path.is_dir():
             inside = find_pictures(path)
@@ -86,50 +109,62 @@ def _files(images: list[str]) -> list[str]:
     return files
 
 
-def _rows(files: list[str], trained: Trained, device: Device, batch_size: int, top: int) -> list[dict[str, Any]]:
-    """Decode on all cores while the network looks at what is decoded; return a row for each file, in order."""
-    dataset = trained.config["dataset"]
-    at_once = max(1, min(batch_size, len(files) // (2 * cores())))
-    batches = [files[i : i + at_once] for i in range(0, len(files), at_once)]
-    size, resize, channels = dataset["image_size"], dataset["resize"], dataset["channels"]
-    work = partial(decode_some, image_size=size, resize=resize, channels=channels)
-    rows: list[dict[str, Any]] = []
-    with workers(len(files)) as pool, progress("predicting", len(files), "images") as advance:
-        for names, (block, reasons) in zip(batches, in_order(pool, work, batches), strict=True):
-            best = probabilities(trained.model, torch.from_numpy(block).permute(0, 3, 1, 2), device, batch_size)
-            guesses = best.topk(min(top, len(trained.class_names)), 1)
-            for name, reason, ids, values in zip(
-                names, reasons, guesses.indices.tolist(), guesses.values.tolist(), strict=True
-            ):
-                rows.append(_row(name, reason, trained.class_names, ids, values))
-            advance(len(names))
-    return rows
+def _row(p: Prediction) -> Row:
+    top = [{"class": g.class_name, "confidence": round(g.confidence, 4)} for g in p.top]
+    first = top[0] if top else {"class": None, "confidence": None}
+    return {"image": p.image, **first, "unsure": p.unsure, "top": top, "error": p.error}
 
 
-def _row(name: str, reason: str, class_names: list[str], ids: list[int], values: list[float]) -> dict[str, Any]:
-    if reason:
-        return {"image": name, "class": None, "confidence": None, "top": [], "error": reason}
-    top = [{"class": class_names[i], "confidence": round(v, 4)} for i, v in zip(ids, values, strict=True)]
-    return {"image": name, **top[0], "top": top, "error": None}
+def _said_threshold(model: Model, unsure: str | float | None) -> str:
+    if unsure == "auto" and model.sure_above is not None:
+        return f"{model.sure_above:.1%} confidence, from which on 95 % were right on validation"
+    return f"{unsure}"
 
 
-def _json(rows: list[dict[str, Any]]) -> str:
+def _sort(rows: Sequence[Row], folder: Path) -> None:
+    """Copy pictures into a folder a class; those that are unsure into one of their own. Nothing is moved."""
+    for row in rows:
+        if row["error"]:
+            continue
+        place = folder / (UNSURE if row["unsure"] else _plain(row["class"]))
+        place.mkdir(parents=True, exist_ok=True)
+        name, n = Path(row["image"]), 1
+        target = place / name.name
+        while target.exists():  # another folder's picture of the same name
+            n += 1
+            target = place / f"{name.stem}_{n}{name.suffix}"
+        shutil.copy2(name, target)
+    log.info("Copied into %s", folder)
+
+
+def _plain(class_name: str) -> str:
+    """Return a class name as the name of a folder."""
+    plain = "".join("_" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in class_name).strip()
+    return plain if plain.strip(".") and plain != UNSURE else f"_{plain}"
+
+
+def _json(rows: Sequence[Row]) -> str:
     return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
 
 
-def _csv(rows: list[dict[str, Any]]) -> str:
+def _jsonl(rows: Sequence[Row]) -> str:
+    return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+
+
+def _csv(rows: Sequence[Row]) -> str:
     deepest = max((len(r["top"]) for r in rows), default=0)
     names = [n for i in range(1, deepest + 1) for n in (f"class_{i}", f"confidence_{i}")]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["image", *names, "error"])
+    writer.writerow(["image", *names, "unsure", "error"])
     for r in rows:
         cells = [v for guess in r["top"] for v in (guess["class"], guess["confidence"])]
-        writer.writerow([r["image"], *cells, *[""] * (len(names) - len(cells)), r["error"] or ""])
+        blank = [""] * (len(names) - len(cells))
+        writer.writerow([r["image"], *cells, *blank, str(r["unsure"]).lower(), r["error"] or ""])
     return out.getvalue()
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def _table(rows: Sequence[Row]) -> str:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -144,7 +179,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
             table.add_row(Text(r["image"]), Text(r["error"], style="red"), "")
             continue
         others = ", ".join(f"{g['class']} {g['confidence']:.0%}" for g in r["top"][1:])
-        table.add_row(Text(r["image"]), Text(r["class"]), f"{r['confidence']:.1%}", Text(others))
+        sure = Text(r["class"] + (", unsure" if r["unsure"] else ""), style="dim" if r["unsure"] else "")
+        table.add_row(Text(r["image"]), sure, f"{r['confidence']:.1%}", Text(others))
     console = Console(file=io.StringIO(), width=None if sys.stdout.isatty() else 160)
     with console.capture() as capture:
         console.print(table)

@@ -1,0 +1,238 @@
+"""The Python side: `sslrun.load(run)` gives a classifier that names pictures and embeds them; the commands use it, too.
+
+import sslrun
+
+model = sslrun.load("outputs/finetune/...")       # or "latest"
+for p in model.predict(["a.jpg", "b.png"]):
+    print(p.image, p.class_name, p.confidence, p.unsure)
+features = model.embed(["a.jpg", "b.png"])        # N x D
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sslrun import calibration
+from sslrun.backbones import stage_features
+from sslrun.classifier import probabilities
+from sslrun.config import UserError, build, compose_nodes
+from sslrun.console import progress
+from sslrun.data.decode import decode_some, to_array
+from sslrun.data.workers import cores, in_order, workers
+from sslrun.device import Device
+from sslrun.start import Trained, find_run, inference_device, load_classifier
+from sslrun.train import VIEWS, generator
+
+Picture = str | Path | Image.Image | np.ndarray | Tensor
+Block = tuple[list[str | None], Tensor, list[str]]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class and how sure the classifier is of it, in [0, 1], calibrated on validation."""
+
+    class_name: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier makes of one picture.
+
+    Attributes:
+        image: the file's path; None for a picture that was given as such.
+        top: the likeliest classes first; empty for a picture that could not be read.
+        unsure: the first guess lies below the threshold.
+        error: why it could not be read, or None.
+    """
+
+    image: str | None
+    top: list[Guess]
+    unsure: bool
+    error: str | None
+
+    @property
+    def class_name(self) -> str | None:
+        """Return the likeliest class."""
+        return self.top[0].class_name if self.top else None
+
+    @property
+    def confidence(self) -> float | None:
+        """Return how sure it is of it."""
+        return self.top[0].confidence if self.top else None
+
+
+class Model:
+    """A trained classifier on a device.
+
+    Args:
+        trained: as it was read from a run.
+        device: that it is put on.
+
+    Attributes:
+        class_names: in the order of the probabilities.
+        image_size: px, to which every picture is brought as in training.
+        temperature: of the calibration, fitted on validation.
+        sure_above: the confidence from which on 95 % were right on validation; None where there is none such.
+    """
+
+    def __init__(self, trained: Trained, device: Device) -> None:
+        self.trained, self.device = trained, device
+        self.class_names, self.temperature, self.sure_above = (
+            trained.class_names,
+            trained.temperature,
+            trained.sure_above,
+        )
+        self.image_size: int = trained.config["dataset"]["image_size"]
+        device.put(trained.model)
+
+    def predict(
+        self,
+        images: Sequence[Picture] | Picture,
+        top: int = 3,
+        unsure: float | Literal["auto"] | None = "auto",
+        views: int = 1,
+        batch_size: int = 64,
+    ) -> list[Prediction]:
+        """Name pictures.
+
+        Args:
+            images: paths, PIL pictures, `H x W x 3` or `H x W` uint8 arrays, or `3 x H x W` tensors (uint8, or floats
+                in [0, 1]); files that cannot be read get an `error`.
+            top: so many guesses for each.
+            unsure: below this confidence a prediction is `unsure`; `auto` is `sure_above`, None never.
+            views: with more than 1 the mean over the whole picture and so many less one of training's views of it.
+
+        Raises:
+            UserError: an array that is no picture.
+        """
+        least = (self.sure_above or 0.0) if unsure == "auto" else unsure or 0.0
+        out: list[Prediction] = []
+        for names, pixels, reasons in self._blocks(images, batch_size, "predicting"):
+            p = torch.from_numpy(self._calibrated(pixels, views, batch_size))
+            guesses = p.topk(min(top, len(self.class_names)), 1)
+            for name, reason, ids, values in zip(
+                names, reasons, guesses.indices.tolist(), guesses.values.tolist(), strict=True
+            ):
+                if reason:
+                    out.append(Prediction(name, [], False, reason))
+                    continue
+                found = [Guess(self.class_names[i], v) for i, v in zip(ids, values, strict=True)]
+                out.append(Prediction(name, found, found[0].confidence < least, None))
+        return out
+
+    def probabilities(self, images: Sequence[Picture] | Picture, views: int = 1, batch_size: int = 64) -> np.ndarray:
+        """Return calibrated probabilities, `N x classes`.
+
+        Raises:
+            UserError: a picture that cannot be read.
+        """
+        blocks = self._readable(images, batch_size)
+        found = [self._calibrated(pixels, views, batch_size) for pixels in blocks]
+        return np.concatenate(found) if found else np.zeros((0, len(self.class_names)))
+
+    def embed(self, images: Sequence[Picture] | Picture, stage: int | None = None, batch_size: int = 256) -> np.ndarray:
+        """Return features, `N x D`, float32.
+
+        Args:
+            images: as of `predict`.
+            stage: of the backbone, from 1; None is what it returns at its end.
+
+        Raises:
+            UserError: a picture that cannot be read, or no such stage.
+        """
+        encoder = self.trained.model.encoder
+        found = []
+        for pixels in self._readable(images, batch_size):
+            stages = stage_features(encoder, pixels, self.device, batch_size)
+            if stage is not None and not 1 <= stage <= len(stages):
+                raise UserError(f"stage={stage}: this backbone has stages 1 to {len(stages)}")
+            found.append(stages[-1 if stage is None else stage - 1].numpy())
+        return np.concatenate(found) if found else np.zeros((0, encoder.feature_dim), np.float32)
+
+    def _calibrated(self, pixels: Tensor, views: int, batch_size: int) -> np.ndarray:
+        """Return the probabilities of `N x 3 x S x S` uint8."""
+        p = probabilities(self.trained.model, pixels, self.device, batch_size)
+        if views > 1:
+            augment = build(self.trained.config["augment"])
+            for v in range(1, views):
+                drawn = augment(pixels.float() / 255, generator(0, VIEWS, v))
+                p = p + probabilities(
+                    self.trained.model, (drawn * 255).round().to(torch.uint8), self.device, batch_size
+                )
+            p = p / views
+        return calibration.tempered(p.numpy(), self.temperature)
+
+    def _readable(self, images: Sequence[Picture] | Picture, batch_size: int) -> Iterator[Tensor]:
+        for names, pixels, reasons in self._blocks(images, batch_size, "embedding"):
+            bad = [(n, r) for n, r in zip(names, reasons, strict=True) if r]
+            if bad:
+                raise UserError(f"{bad[0][0]}: {bad[0][1]}")
+            yield pixels
+
+    def _blocks(self, images: Sequence[Picture] | Picture, batch_size: int, doing: str) -> Iterator[Block]:
+        """Yield names, pixels `B x 3 x S x S` uint8, and why some could not be read; files are decoded on all cores."""
+        many = [images] if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor) else list(images)
+        dataset = self.trained.config["dataset"]
+        how: dict[str, Any] = {k: dataset[k] for k in ("image_size", "resize", "channels")}
+        at_once = max(1, min(batch_size, len(many) // (2 * cores())))
+        groups = [many[i : i + at_once] for i in range(0, len(many), at_once)]
+        if not all(isinstance(i, str | Path) for i in many):
+            for group in groups:
+                found = [_one(i, how) for i in group]
+                names = [str(i) if isinstance(i, str | Path) else None for i in group]
+                yield names, _tensor(np.stack([f[0] for f in found])), [f[1] for f in found]
+            return
+        files = [[str(i) for i in group] for group in groups]
+        work = partial(decode_some, **how)
+        with workers(len(many)) as pool, progress(doing, len(many), "images") as advance:
+            for here, (block, reasons) in zip(files, in_order(pool, work, files), strict=True):
+                yield list(here), _tensor(block), reasons
+                advance(len(here))
+
+
+def load(run: str | Path = "latest", device: str = "auto") -> Model:
+    """Read the classifier of a finetuned run.
+
+    Args:
+        run: its directory, or `latest` below outputs/.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        UserError: no such run or device, or a run without a classifier.
+    """
+    (node,) = compose_nodes("predict", "device")
+    trained = load_classifier(find_run(str(run)))
+    return Model(trained, inference_device({**node, "name": device}, trained))
+
+
+def _tensor(block: np.ndarray) -> Tensor:
+    return torch.from_numpy(block).permute(0, 3, 1, 2)
+
+
+def _one(item: Picture, how: dict[str, Any]) -> tuple[np.ndarray, str]:
+    """Return a picture's pixels, `S x S x 3`, and why it could not be read."""
+    if isinstance(item, str | Path):
+        block, (reason,) = decode_some([str(item)], **how)
+        return block[0], reason
+    return to_array(_picture(item), **how), ""
+
+
+def _picture(item: Image.Image | np.ndarray | Tensor) -> Image.Image:
+    if isinstance(item, Image.Image):
+        return item
+    if isinstance(item, Tensor):
+        x = (item * 255).round().clamp(0, 255).to(torch.uint8) if item.is_floating_point() else item
+        item = x.permute(1, 2, 0).cpu().numpy() if x.ndim == 3 else x.cpu().numpy()
+    if item.dtype != np.uint8 or item.ndim not in (2, 3) or item.shape[2:] not in ((), (1,), (3,), (4,)):
+        raise UserError(
+            f"an array of {item.dtype}, {' x '.join(map(str, item.shape))}, is no picture: give H x W x 3, uint8"
+        )
+    return Image.fromarray(item[:, :, 0] if item.shape[2:] == (1,) else item)

@@ -1,0 +1,144 @@
+"""`sslrun predict` and the Python side of it: formats, doubts, sorted copies, strange input."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sslrun
+from sslrun.errors import UserError
+from tests.conftest import QUICK, Cli
+from tests.test_cli import runs
+
+
+@pytest.fixture
+def files(photos: Path) -> list[str]:
+    return [str(p) for p in sorted(photos.rglob("*.jpg"))[::6]]
+
+
+def test_every_format_says_the_same(in_world: Path, cli: Cli, files: list[str]) -> None:
+    said = {f: cli("predict", *files, f"format={f}", "figures=0", *QUICK) for f in ("json", "jsonl", "csv", "table")}
+    assert all(s.code == 0 for s in said.values())
+    rows = json.loads(said["json"].out)
+    assert [json.loads(line) for line in said["jsonl"].out.splitlines()] == rows
+    table = list(csv.DictReader(io.StringIO(said["csv"].out)))
+    assert [r["image"] for r in rows] == files == [r["image"] for r in table]
+    assert [r["class"] for r in rows] == [r["class_1"] for r in table]
+    assert [str(r["unsure"]).lower() for r in rows] == [r["unsure"] for r in table]
+    for r in rows:
+        assert r["confidence"] == r["top"][0]["confidence"] >= r["top"][1]["confidence"]
+        assert sum(g["confidence"] for g in r["top"]) == pytest.approx(1, abs=2e-4)  # of two classes
+        assert Path(r["image"]).name in said["table"].out
+
+
+def test_names_on_standard_input(in_world: Path, files: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sslrun", "predict", "-", "format=jsonl", "figures=0", *QUICK],
+        input="\n".join(files) + "\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [json.loads(line)["image"] for line in done.stdout.splitlines()] == files
+
+
+def test_below_the_threshold_a_picture_is_unsure(in_world: Path, cli: Cli, files: list[str]) -> None:
+    def unsure(value: str) -> list[bool]:
+        said = cli("predict", *files, "format=json", f"unsure={value}", "figures=0", *QUICK)
+        assert said.code == 0, said.err
+        return [r["unsure"] for r in json.loads(said.out)]
+
+    rows = json.loads(cli("predict", *files, "format=json", "figures=0", *QUICK).out)
+    middle = sorted(r["confidence"] for r in rows)[len(rows) // 2]
+    assert unsure(str(middle)) == [r["confidence"] < middle for r in rows]
+    assert not any(unsure("null"))
+    assert all(unsure("1.0"))
+    assert "unsure: must be" in cli("predict", *files, "unsure=often", *QUICK).err
+
+
+def test_copies_are_sorted_into_classes_and_nothing_is_overwritten(in_world: Path, cli: Cli, files: list[str]) -> None:
+    twin = Path("twin", Path(files[0]).name)
+    twin.parent.mkdir()
+    twin.write_bytes(Path(files[0]).read_bytes())
+    said = cli("predict", *files, str(twin), "sort_into=sorted", "save=drawn", "unsure=null", "format=json", *QUICK)
+    assert said.code == 0, said.err
+    rows = json.loads(said.out)
+    copies = sorted(p.relative_to("sorted").as_posix() for p in Path("sorted").rglob("*.jpg"))
+    named = [f"{r['class']}/{Path(r['image']).name}" for r in rows[:-1]]
+    assert copies == sorted([*named, f"{rows[0]['class']}/{twin.stem}_2.jpg"])
+    assert all(Path(f).is_file() for f in files)
+    assert len(list(Path("drawn").glob("*.png"))) == len(rows)
+    for key in ("sort_into=sorted", "save=drawn", f"save={twin}"):
+        again = cli("predict", *files, key, *QUICK)
+        assert again.code == 1
+        assert "is there already and not empty" in again.err
+    doubts = cli("predict", *files, "sort_into=doubts", "unsure=1.0", *QUICK)
+    assert doubts.code == 0, doubts.err
+    assert len(list(Path("doubts/_unsure").iterdir())) == len(files)
+
+
+def test_odd_class_names_make_plain_folders() -> None:
+    from sslrun.stages.predict import _plain
+
+    assert [_plain(n) for n in ("rose", "a/b", "..", "", "_unsure", "x\n", "ü 花")] == [
+        "rose", "a_b", "_..", "_", "__unsure", "x_", "ü 花"
+    ]  # fmt: skip
+
+
+def test_the_python_side_says_what_the_command_says(in_world: Path, cli: Cli, files: list[str]) -> None:
+    rows = json.loads(cli("predict", *files, "format=json", "figures=0", *QUICK).out)
+    model = sslrun.load(runs("finetune")[0], device="cpu")
+    found = model.predict(files)
+    assert [(p.image, p.class_name, p.unsure) for p in found] == [(r["image"], r["class"], r["unsure"]) for r in rows]
+    assert [p.confidence for p in found] == pytest.approx([r["confidence"] for r in rows], abs=1e-4)
+    p = model.probabilities(files)
+    assert p.shape == (len(files), 2)
+    assert p.sum(1) == pytest.approx(1)
+    assert [model.class_names[k] for k in p.argmax(1)] == [r["class"] for r in rows]
+
+
+def test_pictures_in_memory_are_as_good_as_files(in_world: Path, photos: Path) -> None:
+    model = sslrun.load()
+    file = sorted(photos.rglob("*.jpg"))[0]
+    with Image.open(file) as opened:
+        picture = opened.convert("RGB").resize((32, 32))  # so that no decoder shrinks it on the way
+    array = np.asarray(picture)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    ways: list[Any] = [picture, array, tensor, tensor.float() / 255]
+    p = model.probabilities(ways)
+    assert np.abs(p - p[0]).max() < 1e-6
+    assert model.probabilities(picture).shape == (1, 2)
+    assert model.predict(file)[0].image == str(file)
+    assert model.predict([]) == []
+    mixed = model.predict([picture, "nowhere.jpg", file])
+    assert [m.error for m in mixed] == [None, "no such file", None]
+    with pytest.raises(UserError, match=r"nowhere\.jpg: no such file"):
+        model.embed(["nowhere.jpg"])
+    with pytest.raises(UserError, match="is no picture: give H x W x 3"):
+        model.predict(np.zeros((4, 4, 7), np.uint8))
+
+
+def test_embeddings_of_any_stage(in_world: Path, files: list[str]) -> None:
+    model = sslrun.load()
+    assert model.embed(files).shape == (len(files), 16)
+    assert model.embed(files, stage=1).shape == (len(files), 8)
+    assert np.array_equal(model.embed(files, stage=2), model.embed(files))
+    assert np.allclose(model.embed(files, batch_size=3), model.embed(files), atol=1e-5)
+    with pytest.raises(UserError, match="stage=3: this backbone has stages 1 to 2"):
+        model.embed(files, stage=3)
+
+
+def test_views_are_averaged_and_always_the_same(in_world: Path, files: list[str]) -> None:
+    model = sslrun.load()
+    once, nine = model.probabilities(files), model.probabilities(files, views=9)
+    assert not np.allclose(once, nine, atol=1e-4)
+    assert np.array_equal(nine, model.probabilities(files, views=9))
+    assert nine.sum(1) == pytest.approx(1)
