@@ -134,8 +134,7 @@ class Model:
         Raises:
             UserError: a picture that cannot be read.
         """
-        blocks = self._readable(images, batch_size)
-        found = [self._calibrated(pixels, views, batch_size) for pixels in blocks]
+        found = [self._calibrated(pixels, views, batch_size) for pixels in self.pixels(images, batch_size)]
         return np.concatenate(found) if found else np.zeros((0, len(self.class_names)))
 
     def embed(self, images: Sequence[Picture] | Picture, stage: int | None = None, batch_size: int = 256) -> np.ndarray:
@@ -150,7 +149,7 @@ class Model:
         """
         encoder = self.trained.model.encoder
         found = []
-        for pixels in self._readable(images, batch_size):
+        for pixels in self.pixels(images, batch_size):
             stages = stage_features(encoder, pixels, self.device, batch_size)
             if stage is not None and not 1 <= stage <= len(stages):
                 raise UserError(f"stage={stage}: this backbone has stages 1 to {len(stages)}")
@@ -170,7 +169,12 @@ class Model:
             p = p / views
         return calibration.tempered(p.numpy(), self.temperature)
 
-    def _readable(self, images: Sequence[Picture] | Picture, batch_size: int) -> Iterator[Tensor]:
+    def pixels(self, images: Sequence[Picture] | Picture, batch_size: int = 64) -> Iterator[Tensor]:
+        """Yield batches of pictures as the network takes them, `B x 3 x S x S`, uint8.
+
+        Raises:
+            UserError: a picture that cannot be read.
+        """
         for names, pixels, reasons in self._blocks(images, batch_size, "embedding"):
             bad = [(n, r) for n, r in zip(names, reasons, strict=True) if r]
             if bad:

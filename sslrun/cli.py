@@ -70,6 +70,12 @@ def predict(ctx: typer.Context) -> None:
 
 
 @app.command(context_settings=TO_HYDRA)
+def export(ctx: typer.Context) -> None:
+    """Take a classifier, or its backbone, to where sslrun is not."""
+    _run("export", ctx.args)
+
+
+@app.command(context_settings=TO_HYDRA)
 def compare(ctx: typer.Context) -> None:
     """Does pretraining help, and from how many labels on?"""
     _run("compare", ctx.args)

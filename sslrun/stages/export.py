@@ -1,0 +1,195 @@
+"""`sslrun export`: take a classifier, or its backbone, to where sslrun is not."""
+
+import importlib.util
+import json
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sslrun import __version__
+from sslrun.api import Model
+from sslrun.classifier import Classifier
+from sslrun.config import Node, UserError, build
+from sslrun.console import log, quietly
+from sslrun.data.dataset import load_train
+from sslrun.run import Run
+from sslrun.start import Trained, find_run, load_classifier, short_name
+
+CHECKED = 64  # pictures
+TOLERANCE = 1e-4
+SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
+METADATA = "sslrun.json"  # of a torch_export file
+
+
+class Exported(nn.Module):
+    """What is exported: uint8 pictures, `N x 3 x S x S`, to probabilities or features.
+
+    Args:
+        classifier: in fp32 on the CPU.
+        temperature: of the calibration.
+        what: `classifier` or `backbone`.
+    """
+
+    def __init__(self, classifier: Classifier, temperature: float, what: str) -> None:
+        super().__init__()
+        self.encoder, self.head = classifier.encoder, classifier.head
+        self.temperature, self.what = temperature, what
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return calibrated probabilities, `N x classes`, or the backbone's features, `N x D`."""
+        x = images.float() / 255
+        if self.what == "backbone":
+            return self.encoder.backbone((x - self.encoder.mean) / self.encoder.std)
+        return (self.head(self.encoder(x)) / self.temperature).softmax(1)
+
+
+def export(
+    own: Run,
+    *,
+    run: str,
+    what: Literal["classifier", "backbone"],
+    format: Literal["onnx", "torch_export", "safetensors"],
+    out: str | None,
+    images: list[str],
+    device: Node,
+) -> dict[str, Any]:
+    """Write a network as a file for others, with all that is needed to use it, and check that it says the same.
+
+    Returns:
+        What goes into the summary.
+
+    Raises:
+        UserError: no classifier, nearest neighbours, a file that is there already, a package that is missing, no
+            pictures to check it on, or an exported network that says something else.
+    """
+    _installed(format)
+    trained = load_classifier(find_run(run))
+    if not isinstance(trained.model, Classifier):
+        raise UserError(f"{trained.path.parent} is of nearest neighbours, which have no head: export a probe instead")
+    hardware = build(device)
+    hardware.use("fp32", "contiguous")
+    path = Path(out) if out else own.directory / f"{what}{SUFFIXES[format]}"
+    if path.exists():
+        raise UserError(f"out={path} is there already: name a new file")
+    own.settle(run=str(trained.path.parent), out=str(path))
+    pictures = _pictures(Model(trained, hardware), images)
+    module = Exported(trained.model, trained.temperature, what).eval()
+    with torch.no_grad():
+        expected = module(pictures).numpy()
+    about = _about(trained, what)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if format == "safetensors":
+        found = _safetensors(module, pictures, path, about)
+    elif format == "onnx":
+        found = _onnx(module, pictures, path, about)
+    else:
+        found = _torch_export(module, pictures, path, about)
+    gap = float(np.abs(found - expected).max())
+    allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    if not gap <= allowed:
+        wrong = path.rename(path.with_name(f"{path.name}.wrong"))
+        raise UserError(f"the exported network differs by {gap:.2g} on {len(pictures)} pictures: it lies in {wrong}")
+    log.info("Written to %s, %.1f MB; on %d pictures it differs by %.1g at most.", path, path.stat().st_size / 1e6,
+             len(pictures), gap)  # fmt: skip
+    return {"file": str(path), "images": len(pictures), "largest_difference": gap, "of_run": str(trained.path.parent)}
+
+
+def _installed(format: str) -> None:
+    needed = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}.get(format, ())
+    missing = [p for p in needed if importlib.util.find_spec(p) is None]
+    if missing:
+        raise UserError(f"format={format} needs {', '.join(missing)}: pip install {' '.join(missing)}")
+
+
+def _pictures(model: Model, images: list[str]) -> Tensor:
+    """Return pictures to check an export on, `N x 3 x S x S` uint8: those that are named, or some of training."""
+    from sslrun.stages.predict import named_pictures
+
+    if images:
+        return torch.cat(list(model.pixels(named_pictures(images))))
+    try:
+        data, _ = load_train(model.trained.config["dataset"])
+    except UserError as error:
+        raise UserError(f"{error}\nname pictures to check the export on: images=[a.jpg,folder]") from None
+    return data.images[torch.arange(min(CHECKED, len(data)))].contiguous()
+
+
+def _about(trained: Trained, what: str) -> dict[str, Any]:
+    """Return what somebody needs to know who has the file alone."""
+    dataset = trained.config["dataset"]
+    return {
+        "input": f"images: N x 3 x {dataset['image_size']} x {dataset['image_size']}, uint8 RGB",
+        "output": "probabilities: N x classes" if what == "classifier" else "features: N x D",
+        "class_names": trained.class_names,
+        "image_size": dataset["image_size"],
+        "resize": dataset["resize"],
+        "channels": dataset["channels"],
+        "temperature": trained.temperature,
+        "sure_above": trained.sure_above,
+        "backbone": short_name(trained.config["backbone"]["_target_"]),
+        "sslrun": __version__,
+    }
+
+
+def _onnx(module: Exported, pictures: Tensor, path: Path, about: dict[str, Any]) -> np.ndarray:
+    import onnx
+    import onnxruntime
+
+    batch = {"images": {0: torch.export.Dim("batch")}}
+    name = "probabilities" if module.what == "classifier" else "features"
+    with warnings.catch_warnings(), quietly():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module, (pictures[:2],), dynamo=True, input_names=["images"], output_names=[name], dynamic_shapes=batch,
+            verbose=False,
+        )  # fmt: skip
+    assert program is not None
+    proto = program.model_proto
+    for key, value in about.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    onnx.save(proto, str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found: np.ndarray = session.run(None, {"images": pictures.numpy()})[0]
+    return found
+
+
+def _torch_export(module: Exported, pictures: Tensor, path: Path, about: dict[str, Any]) -> np.ndarray:
+    batch = {"images": {0: torch.export.Dim("batch")}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about itself
+        program = torch.export.export(module, (pictures[:2],), dynamic_shapes=batch)
+        extra = {METADATA: json.dumps(about, ensure_ascii=False)}
+        torch.export.save(program, str(path), extra_files=extra)
+    with torch.no_grad():
+        found: np.ndarray = torch.export.load(str(path)).module()(pictures).numpy()
+    return found
+
+
+def _safetensors(module: Exported, pictures: Tensor, path: Path, about: dict[str, Any]) -> np.ndarray:
+    """Write weights alone: of a backbone under torchvision's names, of a classifier as `encoder.` and `head.`."""
+    from safetensors.torch import load_file, save_file
+
+    whole = module.what == "classifier"
+    state = module.state_dict() if whole else _named_as_torchvision(module.encoder.backbone)
+    about = about | {"mean": module.encoder.mean.flatten().tolist(), "std": module.encoder.std.flatten().tolist()}
+    words = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in about.items()}
+    save_file({k: v.contiguous() for k, v in state.items()}, str(path), words)
+    back = load_file(str(path))
+    own = dict(zip(state, module.state_dict() if whole else module.encoder.backbone.state_dict(), strict=True))
+    (module if whole else module.encoder.backbone).load_state_dict({own[k]: back[k] for k in state})
+    with torch.no_grad():
+        found: np.ndarray = module(pictures).numpy()
+    return found
+
+
+def _named_as_torchvision(backbone: nn.Module) -> dict[str, Tensor]:
+    """Return a backbone's weights under the names that torchvision's and timm's networks have for them."""
+    state = backbone.state_dict()
+    if any(k.startswith("0.0.0.") for k in state):  # MobileNetV2's features are the first of three modules
+        return {f"features.{k.removeprefix('0.')}": v for k, v in state.items()}
+    return dict(state)
