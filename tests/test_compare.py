@@ -341,7 +341,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.w
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
-@pytest.mark.parametrize("width", [400, 1200])
+@pytest.mark.parametrize("width", [400, pytest.param(1200, marks=pytest.mark.slow)])
 def test_a_browser_shows_it_without_the_network(in_study: Path, width: int) -> None:
     assert CHROMIUM is not None
     page = in_study.resolve() / "report.html"

@@ -56,6 +56,7 @@ def test_two_classifiers_are_compared_picture_by_picture(in_world: Path, cli: Cl
     assert "no difference shown: +0.0 points" in same.err
 
 
+@pytest.mark.slow
 def test_without_the_training_pictures_there_are_no_probes_of_the_stages(
     in_world: Path, cli: Cli, photos: Path
 ) -> None:

@@ -49,6 +49,7 @@ def test_onnx_says_what_the_classifier_says_for_any_number_of_pictures(in_world:
     assert "out=mine/flowers.onnx is there already" in again.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["torch_export", "safetensors"])
 def test_other_formats_hold_the_same(in_world: Path, cli: Cli, photos: Path, format: str) -> None:
     said = cli("export", f"format={format}")

@@ -46,7 +46,10 @@ def labels(data: Dataset) -> np.ndarray:
     return data.labels.numpy()
 
 
-@pytest.mark.parametrize("name", NAMES)
+RARE = ("stl10", "flowers102", "tinyimagenet")  # run in make test-all; their layouts are tested below all the same
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in RARE else n for n in NAMES])
 def test_fetch_check_preview_pretrain_finetune_evaluate(name: str, served: Served, cli: Cli) -> None:
     published.mirrored(name, served.folder, served.address, Path("mine"))
     mine = ("-cd", "mine")
@@ -251,7 +254,7 @@ def test_a_run_from_before_a_data_set_had_an_address_is_refused_in_words(served:
 @pytest.mark.parametrize(
     ("preset", "name", "more"),
     [
-        ("rotation_flowers", "flowers", ("label_fractions=[0.1]",)),
+        ("rotation_flowers", "flowers", ("label_fractions=[0.1]", "mode=finetune")),
         pytest.param("simclr_cifar10", "cifar10", ("labels_per_class=[2]", "mode=probe"), marks=pytest.mark.slow),
         pytest.param("rotation_cifar10", "cifar10", ("labels_per_class=[2]",), marks=pytest.mark.slow),
         pytest.param(
