@@ -8,6 +8,8 @@ for p in model.predict(["a.jpg", "b.png"]):
 features = model.embed(["a.jpg", "b.png"])        # N x D
 """
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +26,7 @@ from sslrun.backbones import stage_features
 from sslrun.classifier import probabilities
 from sslrun.config import UserError, build, compose_nodes
 from sslrun.console import progress
-from sslrun.data.decode import decode_some, to_array
+from sslrun.data.decode import decode_some, find_pictures, to_array
 from sslrun.data.workers import cores, in_order, workers
 from sslrun.device import Device
 from sslrun.start import Trained, find_run, inference_device, load_classifier
@@ -124,7 +126,9 @@ class Model:
                 if reason:
                     out.append(Prediction(name, [], False, reason))
                     continue
-                found = [Guess(self.class_names[i], v) for i, v in zip(ids, values, strict=True)]
+                found = [
+                    Guess(self.class_names[i], round(v, 4)) for i, v in zip(ids, values, strict=True)
+                ]  # as it is shown
                 out.append(Prediction(name, found, found[0].confidence < least, None))
         return out
 
@@ -215,6 +219,28 @@ def load(run: str | Path = "latest", device: str = "auto") -> Model:
     (node,) = compose_nodes("predict", "device")
     trained = load_classifier(find_run(str(run)))
     return Model(trained, inference_device({**node, "name": device}, trained))
+
+
+def named_pictures(images: Sequence[str]) -> list[str]:
+    """Return the files that names stand for: files, pictures in and below folders, and `-`, names on standard input.
+
+    Raises:
+        UserError: nothing is named, or a folder has no picture.
+    """
+    if not images:
+        raise UserError("no picture named: say image.jpg, or a folder")
+    names = [n for name in images for n in (sys.stdin.read().splitlines() if name == "-" else [name]) if n]
+    files: list[str] = []
+    for name in names:
+        path = Path(os.path.expanduser(name))
+        if path.is_dir():
+            inside = find_pictures(path)
+            if not inside:
+                raise UserError(f"no pictures in {path} (looked for .jpg .png .webp .bmp .gif .tif)")
+            files += inside
+        else:
+            files.append(str(path))
+    return files
 
 
 def _tensor(block: np.ndarray) -> Tensor:

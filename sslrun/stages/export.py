@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sslrun import __version__
-from sslrun.api import Model
+from sslrun.api import Model, named_pictures
 from sslrun.classifier import Classifier
 from sslrun.config import Node, UserError, build
 from sslrun.console import log, quietly
@@ -107,8 +107,6 @@ def _installed(format: str) -> None:
 
 def _pictures(model: Model, images: list[str]) -> Tensor:
     """Return pictures to check an export on, `N x 3 x S x S` uint8: those that are named, or some of training."""
-    from sslrun.stages.predict import named_pictures
-
     if images:
         return torch.cat(list(model.pixels(named_pictures(images))))
     try:

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import shutil
 import sys
 import time
@@ -12,10 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sslrun import report
-from sslrun.api import Model, Prediction
+from sslrun.api import Model, Prediction, named_pictures
 from sslrun.config import Count, Fraction, Node, PositiveInt, UserError
 from sslrun.console import log
-from sslrun.data.decode import find_pictures
 from sslrun.run import Run, write_text
 from sslrun.start import find_run, inference_device, load_classifier
 
@@ -87,30 +85,8 @@ def predict(
     }
 
 
-def named_pictures(images: Sequence[str]) -> list[str]:
-    """Return the files that names stand for: files, pictures in and below folders, and `-`, names on standard input.
-
-    Raises:
-        UserError: nothing is named, or a folder has no picture.
-    """
-    if not images:
-        raise UserError("no picture named: say sslrun predict image.jpg, or a folder")
-    names = [n for name in images for n in (sys.stdin.read().splitlines() if name == "-" else [name]) if n]
-    files: list[str] = []
-    for name in names:
-        path = Path(os.path.expanduser(name))
-        if path.is_dir():
-            inside = find_pictures(path)
-            if not inside:
-                raise UserError(f"no pictures in {path} (looked for .jpg .png .webp .bmp .gif .tif)")
-            files += inside
-        else:
-            files.append(str(path))
-    return files
-
-
 def _row(p: Prediction) -> Row:
-    top = [{"class": g.class_name, "confidence": round(g.confidence, 4)} for g in p.top]
+    top = [{"class": g.class_name, "confidence": g.confidence} for g in p.top]
     first = top[0] if top else {"class": None, "confidence": None}
     return {"image": p.image, **first, "unsure": p.unsure, "top": top, "error": p.error}
 
