@@ -105,17 +105,27 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.readout = readout if isinstance(getattr(backbone, "stages", None), list) else "average"
-        self.feature_dim: int = backbone.feature_dim  # type: ignore[assignment]
         self._maps: list[Tensor] = []
+        self._hooks: list[Any] = []
+        self._image_size = image_size
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
-        if self.readout == "grid":
-            for stage in backbone.stages[-STAGES:]:  # type: ignore[index]
-                stage.register_forward_hook(self._keep)
+        self.read(readout)
+
+    def read(self, readout: Readout) -> None:
+        """Give features of this readout from now on; the weights stay as they are."""
+        for hook in self._hooks:
+            hook.remove()
+        stages: Any = getattr(self.backbone, "stages", None)
+        self.readout = readout if isinstance(stages, list) else "average"
+        self.feature_dim: int = self.backbone.feature_dim  # type: ignore[assignment]
+        self._hooks = [s.register_forward_hook(self._keep) for s in stages[-STAGES:]] if self.readout == "grid" else []
+        if self._hooks:
+            training = self.training
             with torch.no_grad():
-                self.feature_dim = self.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1]
-            self.train()
+                one = torch.zeros(1, 3, self._image_size, self._image_size, device=self.mean.device)
+                self.feature_dim = self.eval()(one).shape[1]
+            self.train(training)
 
     def _keep(self, stage: nn.Module, given: Any, maps: Tensor) -> None:
         self._maps.append(maps)

@@ -20,7 +20,6 @@ GENTLY = (
     "mode=finetune",
     "freeze_fraction=0.2",
     "backbone_rate=0.3",
-    "readout=average",
     "freeze_batch_norm_below=500",
 )  # as suits so few labels
 

@@ -60,7 +60,7 @@ def classifier_seconds(config: Node, data: Dataset, val: Dataset | None, labels:
     hardware = build(config["device"])
     image_size, train = config["dataset"]["image_size"], config["train"]
     modes.choose(hardware, config["backbone"], image_size, train["batch_size"])
-    encoder = build_encoder(config["backbone"], image_size, [0.5] * 3, [0.5] * 3, config["readout"])
+    encoder = build_encoder(config["backbone"], image_size, [0.5] * 3, [0.5] * 3, "grid")  # which has more to do
     classifier = Classifier(encoder, len(data.class_names))
     model = hardware.put(Finetuning(classifier, build(config["augment"]), 0.1, 0, False, 1.0))
     assert data.labels is not None

@@ -106,8 +106,9 @@ def _named_apart(rows: list[Row]) -> list[Row]:
 
 def _settings(row: Row) -> dict[str, Any]:
     """Return the settings of a classifier that its name and its labels do not tell."""
-    flat = flattened(read_summary(Path(row["finetuned"]))["config"])
+    summary = read_summary(Path(row["finetuned"]))
+    flat = flattened(summary["config"])
     told = ("init", "mode", "seed", "subset_seed", "fold", "resume", "label_fraction", "labels_per_class",
             "backbone.stem", *OF_NO_WEIGHT)  # fmt: skip
-    flat.setdefault("readout", "average")  # of runs that are older than the key
+    flat["readout"] = "auto" if "readouts" in summary else flat.get("readout", "average")  # older runs lack the key
     return {k: v for k, v in flat.items() if k not in told and not k.startswith("device.")}

@@ -1,18 +1,26 @@
 """Logistic regression on frozen features: the linear probe, and the start of a finetuned head."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sslrun.backbones import Encoder, Readout
+from sslrun.backbones import features as features_of
 from sslrun.classifier import Classifier
 from sslrun.console import log
+from sslrun.data.dataset import Dataset
+from sslrun.device import Device
 
 STRENGTHS = tuple(10.0**k for k in range(-4, 3))  # C of scikit-learn, the inverse of l2
 FOLDS = 5
 SEARCHED = 5000  # at most so many of the labelled pictures take part in the search for C
+READOUTS: tuple[Readout, ...] = ("average", "grid")
+READ = 500, 2000  # at most so many labelled pictures and so many of validation choose the readout
 
 
 def fit_head(
@@ -46,21 +54,12 @@ def regression(
     Returns:
         Weight, `classes x D`, and bias, `classes`, for the features as they are, and the chosen C.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
-
     mean, std = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
-    x, y = ((features - mean) / std).numpy(), labels.numpy()
-    with warnings.catch_warnings(), threadpool_limits(1, "blas"):  # more threads wait for each other and for torch's
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        some = np.random.default_rng(seed).permutation(len(y))[:SEARCHED] if len(y) > SEARCHED else slice(None)
-        if val is not None:
-            xv = ((val[0] - mean) / std).numpy()
-            scores = {c: _score(x[some], y[some], xv, val[1].numpy(), c) for c in STRENGTHS}
-        else:
-            scores = _cross_validated(x[some], y[some], seed)
-        best = max(scores, key=lambda c: scores[c])
-        model = _regression(best).fit(x, y)
+    x = ((features - mean) / std).numpy()
+    scores = _searched(features, labels, val, seed)
+    best = max(scores, key=lambda c: scores[c])
+    with _quiet_and_alone():
+        model = _regression(best).fit(x, labels.numpy())
     found, base = torch.from_numpy(model.coef_).double(), torch.from_numpy(model.intercept_).double()
     if len(found) == 1:  # two classes: one logit z stands for -z/2 and z/2
         found, base = torch.cat([-found, found]) / 2, torch.cat([-base, base]) / 2
@@ -71,6 +70,62 @@ def regression(
     weight[rows] = found.float()
     bias[rows] = (base - found @ mean.double()).float()
     return weight, bias, best
+
+
+def better_readout(encoder: Encoder, data: Dataset, val: Dataset | None, device: Device, seed: int) -> dict[str, float]:
+    """Leave an encoder with the readout whose features a logistic regression does better with.
+
+    At most 500 labelled pictures and 2,000 of validation take part, drawn at random; without validation it is
+    cross-validation on the labelled ones. Ties go to the average.
+
+    Returns:
+        The accuracy of both.
+    """
+    rng = np.random.default_rng(seed)
+    few = data.take(rng.permutation(len(data))[: READ[0]])
+    some = val.take(rng.permutation(len(val))[: READ[1]]) if val else None
+    scores: dict[Readout, tuple[float, float]] = {}
+    for readout in READOUTS:
+        encoder.read(readout)
+        held = labelled_features(encoder, some, device) if some else None
+        scores[readout] = max(_searched(*labelled_features(encoder, few, device), held, seed).values())
+    best = max(scores, key=lambda r: scores[r])
+    encoder.read(best)
+    told = ", ".join(f"{s[0]:.4f} with {r}" for r, s in scores.items())
+    log.info("The head sees the %s: a logistic regression has %s right.", best, told)
+    return {r: round(s[0], 6) for r, s in scores.items()}
+
+
+def labelled_features(encoder: Encoder, data: Dataset, device: Device) -> tuple[Tensor, Tensor]:
+    """Return the features of labelled pictures, `N x feature_dim`, and their labels, N."""
+    assert data.labels is not None
+    return features_of(encoder, data.images, device), data.labels
+
+
+def _searched(
+    features: Tensor, labels: Tensor, val: tuple[Tensor, Tensor] | None, seed: int
+) -> dict[float, tuple[float, float]]:
+    """Return accuracy and log-likelihood on what is held out, by C."""
+    mean, std = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
+    some = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels))[:SEARCHED])
+    some = some if len(labels) > SEARCHED else torch.arange(len(labels))
+    x, y = ((features[some] - mean) / std).numpy(), labels[some].numpy()
+    with _quiet_and_alone():
+        if val is None:
+            return _cross_validated(x, y, seed)
+        xv, yv = ((val[0] - mean) / std).numpy(), val[1].numpy()
+        return {c: _score(x, y, xv, yv, c) for c in STRENGTHS}
+
+
+@contextmanager
+def _quiet_and_alone() -> Iterator[None]:
+    """Say nothing of fits that did not converge, and use one thread: more wait for each other and for torch's."""
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    with warnings.catch_warnings(), threadpool_limits(1, "blas"):
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
 
 
 def _regression(c: float) -> Any:

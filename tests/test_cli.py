@@ -182,9 +182,12 @@ def test_latest_passes_over_runs_that_did_not_finish(in_world: Path, cli: Cli) -
 def test_a_finetuning_resumes_and_a_probe_has_nothing_to_resume(in_world: Path, cli: Cli) -> None:
     run = runs("finetune")[-1]
     before = summary(run)
+    assert set(before["readouts"]) == {"average", "grid"}
     answer = cli("finetune", f"resume={run}", "train.steps=24")
     assert answer.code == 0
     assert "Going on after step 20" in answer.err
+    assert summary(run)["config"]["readout"] == before["config"]["readout"] != "auto"
+    assert summary(run)["readouts"] == before["readouts"]
     assert summary(run)["init"] == before["init"] == "simclr"
     assert summary(run)["best/step"] <= 24
     assert cli("finetune", "mode=probe", *QUICK).code == 0

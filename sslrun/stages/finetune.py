@@ -6,10 +6,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from sslrun import calibration, checkpoint, modes, report
-from sslrun.backbones import Encoder, Readout, build_encoder, features
+from sslrun.backbones import Encoder, Readout, build_encoder
 from sslrun.choice import choose
 from sslrun.classifier import Classifier, Finetuning, KNNClassifier, probabilities
 from sslrun.config import Count, DatasetNode, Fraction, Node, Positive, PositiveInt, UserError, build, function
@@ -18,7 +17,7 @@ from sslrun.data import splits
 from sslrun.data.dataset import Dataset, describe, labelled, load_train
 from sslrun.data.splits import check_amount
 from sslrun.device import Device
-from sslrun.probe import fit_head
+from sslrun.probe import better_readout, fit_head, labelled_features
 from sslrun.run import Run
 from sslrun.start import Start, encoder_at, find_start, normalization, resolve, short_name
 from sslrun.train import total_steps
@@ -35,7 +34,7 @@ def finetune(
     backbone: Node,
     dataset: DatasetNode,
     augment: Node,
-    readout: Readout,
+    readout: Readout | Literal["auto"],
     freeze_fraction: Fraction,
     backbone_rate: Positive,
     freeze_batch_norm_below: Count,
@@ -75,13 +74,18 @@ def finetune(
         chosen, held = _without_fold(chosen, fold[0], fold[1], subset_seed)
         val = held if val is None else val + held
     torch.manual_seed(seed)
+    first: Readout = "average" if readout == "auto" else readout
     if run.resumed:  # the weights come from the run's own last checkpoint
-        encoder = build_encoder(backbone, dataset["image_size"], *normalization(dataset, data), readout)
+        encoder = build_encoder(backbone, dataset["image_size"], *normalization(dataset, data), first)
     else:
-        encoder = encoder_at(begin, backbone, dataset, data, readout)
+        encoder = encoder_at(begin, backbone, dataset, data, first)
     fastest = modes.choose(hardware, backbone, dataset["image_size"], train["batch_size"])
-    config = run.settle(device=device | fastest)
     hardware.put(encoder)
+    if readout == "auto" and mode != "auto":
+        scores = better_readout(encoder, chosen, val, hardware, seed)
+        run.settle(readout=encoder.readout)
+        run.note(readouts=scores)
+    config = run.settle(device=device | fastest)
     hardware.compile(encoder)
     run.refuse_other_data(data.fingerprint(), len(data))
     _tell(run, begin, hardware, data, chosen, val)
@@ -154,8 +158,8 @@ def _finetune(
     if pretrained and not run.resumed:
         fit_head(
             classifier,
-            *_features(encoder, data, device),
-            _features(encoder, val, device) if val else None,
+            *labelled_features(encoder, data, device),
+            labelled_features(encoder, val, device) if val else None,
             seed,
         )
     steps = total_steps(len(data), train["epochs"], train["steps"], train["batch_size"], quiet=True)
@@ -184,7 +188,7 @@ def _finetune(
 def _without_training(
     mode: str, encoder: Encoder, data: Dataset, val: Dataset | None, device: Device, seed: int
 ) -> Classifier | KNNClassifier:
-    bank, labels = _features(encoder, data, device)
+    bank, labels = labelled_features(encoder, data, device)
     if mode == "knn":
         nearest = KNNClassifier(encoder, len(data.class_names), len(bank))
         nearest.bank.copy_(bank)
@@ -192,14 +196,9 @@ def _without_training(
         device.put(nearest)
         return nearest
     classifier = Classifier(encoder, len(data.class_names))
-    fit_head(classifier, bank, labels, _features(encoder, val, device) if val else None, seed)
+    fit_head(classifier, bank, labels, labelled_features(encoder, val, device) if val else None, seed)
     device.put(classifier)
     return classifier
-
-
-def _features(encoder: Encoder, data: Dataset, device: Device) -> tuple[Tensor, Tensor]:
-    assert data.labels is not None
-    return features(encoder, data.images, device), data.labels
 
 
 def _validated(classifier: Classifier | KNNClassifier, val: Dataset | None, device: Device) -> dict[str, float]:
