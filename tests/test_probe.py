@@ -1,0 +1,65 @@
+"""Logistic regression on frozen features, and what it chooses."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sslrun.backbones import Encoder
+from sslrun.data.dataset import Dataset
+from sslrun.data.images import Images
+from sslrun.device import Device
+from sslrun.probe import better_readout
+
+
+class Maps(nn.Module):
+    """Two stages that hand the pictures on, and their mean: what a backbone is, without weights."""
+
+    feature_dim = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = [nn.Identity(), nn.Identity()]
+        self.net = nn.Sequential(*self.stages)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).mean((2, 3))
+
+
+def of(pictures: Tensor, labels: Tensor) -> Dataset:
+    rows = pictures.permute(0, 2, 3, 1).contiguous()
+    return Dataset(Images([rows], np.zeros((len(rows), 16), np.uint8)), labels, ["a", "b"], [""] * len(rows))
+
+
+def halves(n: int, seed: int) -> Dataset:
+    """Pictures whose left or right half is light: their mean is the same."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 2
+    pictures = torch.randint(0, 100, (n, 3, 8, 8), generator=rng)
+    for picture, label in zip(pictures, labels, strict=True):
+        picture[:, :, 4 * label : 4 * label + 4] += 20
+    return of(pictures.to(torch.uint8), labels)
+
+
+def shades(n: int, seed: int) -> Dataset:
+    """Pictures that are light or dark as a whole, with a bright spot anywhere: each field tells less than the mean."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 2
+    pictures = torch.full((n, 3, 8, 8), 60) + 6 * labels.view(n, 1, 1, 1)
+    for picture in pictures:
+        y, x = (4 * torch.randint(0, 2, (2,), generator=rng)).tolist()
+        picture[:, y : y + 4, x : x + 4] += 100 + torch.randint(0, 5, (1,), generator=rng)
+    return of(pictures.to(torch.uint8), labels)
+
+
+@pytest.mark.parametrize(("kind", "best"), [(halves, "grid"), (shades, "average")])
+@pytest.mark.parametrize("validation", [True, False])
+def test_the_readout_is_the_one_whose_features_tell_the_classes(kind: Any, best: str, validation: bool) -> None:
+    encoder = Encoder(Maps(), [0.0] * 3, [1.0] * 3, image_size=8)
+    device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
+    data, val = kind(12, 0), kind(100, 1)
+    scores = better_readout(encoder, data, val if validation else None, device, seed=0)
+    assert encoder.readout == best == max(scores, key=lambda r: scores[r])
+    assert encoder(torch.rand(2, 3, 8, 8)).shape == (2, encoder.feature_dim) == (2, {"average": 3, "grid": 24}[best])
