@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 _PACKAGED = Path(__file__).parent / "conf"  # in a wheel; in the repository conf/ lies beside the package
 CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
+WITH_PICTURES = ("predict", "embed", "search", "suggest")  # commands that take names of pictures as they are
 
 
 def command(stage: str) -> str:

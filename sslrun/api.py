@@ -1,8 +1,8 @@
-"""The Python side: `sslrun.load(run)` gives a classifier that names pictures and embeds them; the commands use it, too.
+"""The Python side: `sslrun.load(run)` gives a network that names pictures and embeds them; the commands use it, too.
 
 import sslrun
 
-model = sslrun.load("outputs/finetune/...")       # or "latest"
+model = sslrun.load("outputs/finetune/...")       # or "latest"; of a pretrain run, it can only embed
 for p in model.predict(["a.jpg", "b.png"]):
     print(p.image, p.class_name, p.confidence, p.unsure)
 features = model.embed(["a.jpg", "b.png"])        # N x D
@@ -29,10 +29,11 @@ from sslrun.console import progress
 from sslrun.data.decode import decode_some, find_pictures, to_array
 from sslrun.data.workers import cores, in_order, workers
 from sslrun.device import Device
-from sslrun.start import Trained, find_run, inference_device, load_classifier
+from sslrun.start import Pretrained, Trained, find_run, inference_device, load_network
 from sslrun.train import VIEWS, generator
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
+EMBEDDING = ("pretrain", "finetune")  # stages whose runs have an encoder
 Block = tuple[list[str | None], Tensor, list[str]]
 
 
@@ -72,28 +73,27 @@ class Prediction:
 
 
 class Model:
-    """A trained classifier on a device.
+    """A trained network on a device: an encoder, and if it was finetuned a classifier.
 
     Args:
-        trained: as it was read from a run.
+        network: as it was read from a run.
         device: that it is put on.
 
     Attributes:
-        class_names: in the order of the probabilities.
+        class_names: in the order of the probabilities; none of a network that was only pretrained.
         image_size: px, to which every picture is brought as in training.
         temperature: of the calibration, fitted on validation.
         sure_above: the confidence from which on 95 % were right on validation; None where there is none such.
     """
 
-    def __init__(self, trained: Trained, device: Device) -> None:
-        self.trained, self.device = trained, device
-        self.class_names, self.temperature, self.sure_above = (
-            trained.class_names,
-            trained.temperature,
-            trained.sure_above,
-        )
-        self.image_size: int = trained.config["dataset"]["image_size"]
-        device.put(trained.model)
+    def __init__(self, network: Pretrained | Trained, device: Device) -> None:
+        self.network, self.device = network, device
+        trained = network if isinstance(network, Trained) else None
+        self.class_names = trained.class_names if trained else []
+        self.temperature = trained.temperature if trained else 1.0
+        self.sure_above = trained.sure_above if trained else None
+        self.image_size: int = network.config["dataset"]["image_size"]
+        device.put(trained.model if trained else network.encoder)
 
     def predict(
         self,
@@ -113,7 +113,7 @@ class Model:
             views: with more than 1 the mean over the whole picture and so many less one of training's views of it.
 
         Raises:
-            UserError: an array that is no picture.
+            UserError: an array that is no picture, or a network without a classifier.
         """
         least = (self.sure_above or 0.0) if unsure == "auto" else unsure or 0.0
         out: list[Prediction] = []
@@ -151,25 +151,63 @@ class Model:
         Raises:
             UserError: a picture that cannot be read, or no such stage.
         """
-        encoder = self.trained.model.encoder
-        found = []
-        for pixels in self.pixels(images, batch_size):
-            stages = stage_features(encoder, pixels, self.device, batch_size)
-            if stage is not None and not 1 <= stage <= len(stages):
-                raise UserError(f"stage={stage}: this backbone has stages 1 to {len(stages)}")
-            found.append(stages[-1 if stage is None else stage - 1].numpy())
-        return np.concatenate(found) if found else np.zeros((0, encoder.feature_dim), np.float32)
+        features, reasons = self.embed_readable(images, stage, batch_size)
+        if reasons:
+            name, reason = next(iter(reasons.items()))
+            raise UserError(f"{name}: {reason}")
+        return features
+
+    def embed_readable(
+        self, images: Sequence[Picture] | Picture, stage: int | None = None, batch_size: int = 256
+    ) -> tuple[np.ndarray, dict[str, str]]:
+        """Return features of the pictures that can be read, in their order, and why the other files cannot.
+
+        Args, raises: as of `embed`.
+        """
+        found = [
+            np.zeros(
+                (
+                    0,
+                    self.features_of(
+                        torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8), stage
+                    ).shape[1],
+                ),
+                np.float32,
+            )
+        ]
+        bad: dict[str, str] = {}
+        for names, pixels, reasons in self._blocks(images, batch_size, "embedding"):
+            bad |= {str(n): r for n, r in zip(names, reasons, strict=True) if r}
+            good = torch.tensor([not r for r in reasons])
+            if good.any():
+                found.append(self.features_of(pixels[good], stage))
+        return np.concatenate(found), bad
+
+    def features_of(self, pixels: Tensor, stage: int | None = None) -> np.ndarray:
+        """Return the features, `N x D`, of pictures as the network takes them, `N x 3 x S x S` uint8.
+
+        Raises:
+            UserError: no such stage.
+        """
+        stages = stage_features(self.network.encoder, pixels, self.device)
+        if stage is not None and not 1 <= stage <= len(stages):
+            raise UserError(f"stage={stage}: this backbone has stages 1 to {len(stages)}")
+        return stages[-1 if stage is None else stage - 1].numpy()
 
     def _calibrated(self, pixels: Tensor, views: int, batch_size: int) -> np.ndarray:
         """Return the probabilities of `N x 3 x S x S` uint8."""
-        p = probabilities(self.trained.model, pixels, self.device, batch_size)
+        trained = self.network
+        if not isinstance(trained, Trained):
+            run = trained.path.parent
+            raise UserError(
+                f"{run} was only pretrained, and names nothing: sslrun finetune init={run} makes a classifier"
+            )
+        p = probabilities(trained.model, pixels, self.device, batch_size)
         if views > 1:
-            augment = build(self.trained.config["augment"])
+            augment = build(trained.config["augment"])
             for v in range(1, views):
-                drawn = augment(pixels.float() / 255, generator(0, VIEWS, v))
-                p = p + probabilities(
-                    self.trained.model, (drawn * 255).round().to(torch.uint8), self.device, batch_size
-                )
+                drawn = (augment(pixels.float() / 255, generator(0, VIEWS, v)) * 255).round().to(torch.uint8)
+                p = p + probabilities(trained.model, drawn, self.device, batch_size)
             p = p / views
         return calibration.tempered(p.numpy(), self.temperature)
 
@@ -179,7 +217,7 @@ class Model:
         Raises:
             UserError: a picture that cannot be read.
         """
-        for names, pixels, reasons in self._blocks(images, batch_size, "embedding"):
+        for names, pixels, reasons in self._blocks(images, batch_size, "reading"):
             bad = [(n, r) for n, r in zip(names, reasons, strict=True) if r]
             if bad:
                 raise UserError(f"{bad[0][0]}: {bad[0][1]}")
@@ -188,7 +226,7 @@ class Model:
     def _blocks(self, images: Sequence[Picture] | Picture, batch_size: int, doing: str) -> Iterator[Block]:
         """Yield names, pixels `B x 3 x S x S` uint8, and why some could not be read; files are decoded on all cores."""
         many = [images] if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor) else list(images)
-        dataset = self.trained.config["dataset"]
+        dataset = self.network.config["dataset"]
         how: dict[str, Any] = {k: dataset[k] for k in ("image_size", "resize", "channels")}
         at_once = max(1, min(batch_size, len(many) // (2 * cores())))
         groups = [many[i : i + at_once] for i in range(0, len(many), at_once)]
@@ -207,18 +245,18 @@ class Model:
 
 
 def load(run: str | Path = "latest", device: str = "auto") -> Model:
-    """Read the classifier of a finetuned run.
+    """Read the classifier of a finetuned run, or the encoder of a pretrained one.
 
     Args:
-        run: its directory, or `latest` below outputs/.
+        run: its directory, or `latest`, the newest finetuned one below outputs/.
         device: auto, cpu, cuda or mps.
 
     Raises:
-        UserError: no such run or device, or a run without a classifier.
+        UserError: no such run or device.
     """
     (node,) = compose_nodes("predict", "device")
-    trained = load_classifier(find_run(str(run)))
-    return Model(trained, inference_device({**node, "name": device}, trained))
+    network = load_network(find_run(str(run), ("finetune",) if run == "latest" else EMBEDDING))
+    return Model(network, inference_device({**node, "name": device}, network))
 
 
 def named_pictures(images: Sequence[str]) -> list[str]:

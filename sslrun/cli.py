@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from sslrun import CONF, __version__, command
+from sslrun import CONF, WITH_PICTURES, __version__, command
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 TO_HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -67,6 +67,24 @@ def evaluate(ctx: typer.Context) -> None:
 def predict(ctx: typer.Context) -> None:
     """Name what is on pictures."""
     _run("predict", ctx.args)
+
+
+@app.command(context_settings=TO_HYDRA)
+def embed(ctx: typer.Context) -> None:
+    """Turn pictures into features, and draw them on a map."""
+    _run("embed", ctx.args)
+
+
+@app.command(context_settings=TO_HYDRA)
+def search(ctx: typer.Context) -> None:
+    """Find the pictures that look most like one."""
+    _run("search", ctx.args)
+
+
+@app.command(context_settings=TO_HYDRA)
+def suggest(ctx: typer.Context) -> None:
+    """Choose the pictures to label first."""
+    _run("suggest", ctx.args)
 
 
 @app.command(context_settings=TO_HYDRA)
@@ -223,13 +241,13 @@ def _launch(stage: str, flags: list[str], values: list[str], others: list[str]) 
     own = config_dir(flags)
     if own is not None and not Path(own).is_dir():
         raise UserError(f"{own}: no such folder (-cd)")
-    if others and stage != "predict":
+    if others and stage not in WITH_PICTURES:
         hints = [f"{g}={a}" for a in others for g in config.groups(own) if a in config.choices(g, own)]
         hint = f"; did you mean {hints[0]}?" if hints else "; settings look like key=value"
         raise UserError(f"unexpected: {' '.join(others)}{hint}")
-    if stage == "predict" and others and any(v.startswith("images=") for v in values):
+    if others and any(v.startswith("images=") for v in values):
         raise UserError("name the pictures as they are or as images=[...], not both ways")
-    if stage == "predict" and others:
+    if others:
         values.append("images=[" + ",".join(overrides.quoted(o) for o in others) + "]")
     sys.path.append(str(Path.cwd()))
     multirun = any(f in ("-m", "--multirun") for f in flags)

@@ -100,12 +100,15 @@ def _is_here(target: str) -> bool:
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the keyword-only parameters of a function or class as name -> (annotation, default)."""
+    """Return the keyword-only parameters of a function or class as name -> (annotation, default).
+
+    A key that Python keeps for itself is a parameter with an underscore behind it: `in_`.
+    """
     function = target.__init__ if inspect.isclass(target) else target
     hints = typing.get_type_hints(function, include_extras=True)
     empty = inspect.Parameter.empty
     return {
-        p.name: (hints.get(p.name, Any), ... if p.default is empty else p.default)
+        p.name.removesuffix("_"): (hints.get(p.name, Any), ... if p.default is empty else p.default)
         for p in inspect.signature(function).parameters.values()
         if p.kind is p.KEYWORD_ONLY
     }

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def job(config: DictConfig) -> float | None:
                 return _score(before)
             run, function = _open(config, hydra, again=before is not None)
             run.in_sweep, run.is_part = in_sweep, part
-            result = function(run, **run.summary["config"])
+            result = function(run, **{k + "_" * iskeyword(k): v for k, v in run.summary["config"].items()})
             with signals.later():
                 run.close("finished", **result)
             log.info("Finished in %.0f s: %s", run.summary["wall_time_seconds"], run.directory)

@@ -28,9 +28,6 @@ def embedding_maps(
     Returns:
         `N x 2` by the network's name, `untrained` first, and the N labels.
     """
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
-
     rows = torch.randperm(len(shown), generator=torch.Generator().manual_seed(0))[:SHOWN].numpy()
     some = shown.take(rows)
     hardware = build(device)
@@ -41,9 +38,17 @@ def embedding_maps(
     maps = {}
     for name, encoder in encoders.items():
         hardware.put(encoder)
-        x = features(encoder, some.images, hardware).numpy()
-        x = x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
-        with threadpool_limits(1, "blas"):
-            maps[name] = TSNE(perplexity=min(PERPLEXITY, (len(x) - 1) / 3), random_state=0, init="pca").fit_transform(x)
+        maps[name] = tsne(features(encoder, some.images, hardware).numpy(), 0)
     assert some.labels is not None
     return maps, some.labels.numpy()
+
+
+def tsne(features: np.ndarray, seed: int) -> np.ndarray:
+    """Return a t-SNE map, `N x 2`, of the l2-normalised features, `N x D`."""
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    x = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
+    init = "pca" if min(x.shape) >= 2 else "random"
+    with threadpool_limits(1, "blas"):
+        return TSNE(perplexity=min(PERPLEXITY, (len(x) - 1) / 3), random_state=seed, init=init).fit_transform(x)

@@ -23,7 +23,8 @@ from sslrun.errors import UserError
 from sslrun.run import Run, job_order, read_metrics, read_summary, score
 
 VIEWS_SHOWN = 8
-MISTAKES_SHOWN, MISTAKE_SIDE = 24, 96  # pictures, and their px
+MISTAKES_SHOWN, TILE_SIDE = 24, 96  # pictures, and the px of one on a contact sheet
+Tile = tuple[str | np.ndarray, *tuple[str, ...]]
 FIGURE_SIDE = 480  # px of a predicted picture
 
 
@@ -159,18 +160,36 @@ def mistakes_figure(
     worst = wrong[np.argsort(-sure[wrong], kind="stable")][:MISTAKES_SHOWN]
     if not len(worst):
         return
-    columns, (width, height) = min(8, len(worst)), (MISTAKE_SIDE + 16, MISTAKE_SIDE + 40)
-    sheet = Image.new("RGB", (width * columns, height * -(-len(worst) // columns)), "white")
-    draw, font = ImageDraw.Draw(sheet), _font(11)
-    for n, i in enumerate(worst):
-        x, y = width * (n % columns) + 8, height * (n // columns) + 32
-        picture = Image.fromarray(images[torch.tensor([i])][0].permute(1, 2, 0).numpy())
-        sheet.paste(picture.resize((MISTAKE_SIDE, MISTAKE_SIDE), Image.Resampling.NEAREST), (x, y))
+    tiles = []
+    for i in worst:
         said, true = (_short(class_names[k]) for k in (predicted[i], labels[i]))
-        draw.text((x, y - 28), f"{said} {sure[i]:.0%}", "black", font)
-        draw.text((x, y - 15), f"is {true}", "#606060", font)
+        tiles.append((images[torch.tensor([i])][0].permute(1, 2, 0).numpy(), f"{said} {sure[i]:.0%}", f"is {true}"))
+    sheet = contact_sheet([tiles[i : i + 8] for i in range(0, len(tiles), 8)])
     sheet.save(run.figure("mistakes"))
     run.tensorboard.add_image("mistakes", np.asarray(sheet), dataformats="HWC")
+
+
+def contact_sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
+    """Draw rows of pictures, each below one or two lines of text.
+
+    Args:
+        rows: of (picture, line, ...); a picture is a file, or `H x W x 3`, uint8.
+    """
+    lines = max(len(tile) for row in rows for tile in row) - 1
+    width, height = TILE_SIDE + 16, TILE_SIDE + 14 + 13 * lines
+    sheet = Image.new("RGB", (width * max(map(len, rows)), height * len(rows)), "white")
+    draw, font = ImageDraw.Draw(sheet), _font(11)
+    for j, row in enumerate(rows):
+        for i, (picture, *said) in enumerate(row):
+            x, y = width * i + 8, height * j + 6 + 13 * lines
+            for k, line in enumerate(said):
+                draw.text((x, y - 2 + 13 * (k - len(said))), line, "#606060" if k else "black", font)
+            shown = Image.fromarray(_whole_file(picture, 2 * TILE_SIDE) if isinstance(picture, str) else picture)
+            times = TILE_SIDE / max(shown.size)
+            how = Image.Resampling.NEAREST if times > 1 else Image.Resampling.LANCZOS
+            small = shown.resize([max(1, round(times * s)) for s in shown.size], how)
+            sheet.paste(small, (x + (TILE_SIDE - small.width) // 2, y + (TILE_SIDE - small.height) // 2))
+    return sheet
 
 
 def _short(text: str) -> str:

@@ -38,7 +38,7 @@ PARTS = "parts"  # folder of runs that belong to studies and to mode=auto
 # What may differ when a run goes on, besides the device: how long it is, where the data lie, what is kept.
 MAY_DIFFER = ("train.epochs", "train.steps", "train.save_minutes", "train.keep_every", "dataset.root", "unlabeled")
 TOLD = ("pretext", "init", "mode", "labels", "seeds")  # by which TensorBoard compares runs, besides their configs
-STAGES = ("pretrain", "finetune", "evaluate", "predict", "export", "compare")
+STAGES = ("pretrain", "finetune", "evaluate", "predict", "embed", "search", "suggest", "export", "compare")
 
 
 class Run:

@@ -1,6 +1,7 @@
 """Where a network starts, and what it takes from there: weights, backbone, preprocessing, class names."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,26 +212,41 @@ def encoder_at(start: Start, backbone: Node, dataset: Node, data: Dataset, reado
     return encoder
 
 
-def find_run(run: str) -> Path:
-    """Return the directory of a finetuned run: `latest`, or the one named.
+def find_run(run: str, stages: Sequence[str] = ("finetune",)) -> Path:
+    """Return the directory of a run of one of these stages: the `latest` that finished, or the one named.
 
     Raises:
-        UserError: there is none, or it has no classifier.
+        UserError: there is none, or it is of another stage.
     """
     if run != "latest":
         summary = read_summary(Path(run))
-        if summary["stage"] != "finetune":
-            raise UserError(
-                f"{run} is a {summary['stage']} run, without a classifier: sslrun finetune init={run} makes one"
-            )
+        if summary["stage"] not in stages:
+            hint = f"sslrun finetune init={run} makes one" if summary["stage"] == "pretrain" else "name another run"
+            without = "classifier" if "pretrain" not in stages else "network of its own"
+            raise UserError(f"{run} is a {summary['stage']} run, without a {without}: {hint}")
         if summary["status"] != "finished":
             log.warning("%s did not finish (%s): its best checkpoint so far is used.", run, summary["status"])
         return Path(run)
-    finished = [path for path, summary in find(["finetune"]) if summary["status"] == "finished"]
+    finished = [path for path, summary in find(stages) if summary["status"] == "finished"]
     if not finished:
-        raise UserError("no finished finetune run in outputs/finetune: sslrun finetune makes one")
+        raise UserError(f"no finished {' or '.join(stages)} run in outputs: sslrun {stages[0]} makes one")
     log.info("Using %s", finished[-1])
     return finished[-1]
+
+
+@dataclass
+class Pretrained:
+    """An encoder read from a pretrain run.
+
+    Attributes:
+        encoder: gives features.
+        config: of the run.
+        path: of the checkpoint.
+    """
+
+    encoder: Encoder
+    config: dict[str, Any]
+    path: Path
 
 
 @dataclass
@@ -252,6 +268,26 @@ class Trained:
     path: Path
     temperature: float
     sure_above: float | None
+
+    @property
+    def encoder(self) -> Encoder:
+        """Return what gives the features."""
+        return self.model.encoder
+
+
+def load_network(directory: Path) -> Pretrained | Trained:
+    """Read what a run has learned: the classifier of a finetuned one, the encoder of a pretrained one.
+
+    Raises:
+        UserError: no checkpoint there.
+    """
+    if read_summary(directory)["stage"] == "finetune":
+        return load_classifier(directory)
+    path, content = checkpoint.newest(directory)
+    config = content["config"]
+    encoder = build_encoder(config["backbone"], config["dataset"]["image_size"], [0.5] * 3, [0.5] * 3)
+    checkpoint.load_state(encoder, checkpoint.part(content["model"], *ENCODER), path)
+    return Pretrained(encoder.eval(), config, path)
 
 
 def load_classifier(directory: Path) -> Trained:
@@ -279,8 +315,8 @@ def load_classifier(directory: Path) -> Trained:
     return Trained(model, config, names, path, measured.get("val/temperature", 1.0), measured.get("val/sure_above"))
 
 
-def inference_device(node: Node, trained: Trained) -> Device:
-    """Build a device that computes with a classifier as it was trained: fp32 stays fp32, the memory format stays."""
+def inference_device(node: Node, trained: Pretrained | Trained) -> Device:
+    """Build a device that computes with a network as it was trained: fp32 stays fp32, the memory format stays."""
     device: Device = build(node)
     was = trained.config["device"]
     memory_format = device.formats[0] if len(device.formats) == 1 else was.get("memory_format", device.formats[0])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sslrun import CONF, command
+from sslrun import CONF, WITH_PICTURES, command
 
 FROM_CHECKPOINT = "from_checkpoint"  # the choice of a group that leaves it to the checkpoint
 
@@ -13,7 +13,9 @@ def print_help(stage: str, own: str | None) -> None:
     lines = (CONF / f"{stage}.yaml").read_text(encoding="utf-8").splitlines()
     about = [line.removeprefix("#").strip() for line in lines if line.startswith("# ")]
     defaults, keys = _of_stage(stage)
-    print(f"Usage: {command(stage)} [flags] {'[IMAGE or FOLDER ...] ' if stage == 'predict' else ''}[key=value ...]\n")
+    print(
+        f"Usage: {command(stage)} [flags] {'[IMAGE or FOLDER ...] ' if stage in WITH_PICTURES else ''}[key=value ...]\n"
+    )
     print("\n".join(f"  {line}" for line in about))
     chosen: list[tuple[str, str]] = []
     print("\nGroups (group=choice, then group.key=value):")

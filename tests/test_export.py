@@ -94,7 +94,7 @@ def test_torchvision_loads_an_exported_backbone(in_world: Path, cli: Cli, photos
             setattr(net, name, torch.nn.Identity())
     model = sslrun.load(device="cpu")
     files, _ = without_sslrun(photos, 32)
-    encoder = model.trained.model.encoder
+    encoder = model.network.encoder
     x = (torch.cat(list(model.pixels(files))) / 255 - encoder.mean) / encoder.std
     with torch.no_grad():
         assert np.allclose(net.eval()(x).numpy(), model.embed(files), atol=1e-3)

@@ -110,7 +110,7 @@ def _pictures(model: Model, images: list[str]) -> Tensor:
     if images:
         return torch.cat(list(model.pixels(named_pictures(images))))
     try:
-        data, _ = load_train(model.trained.config["dataset"])
+        data, _ = load_train(model.network.config["dataset"])
     except UserError as error:
         raise UserError(f"{error}\nname pictures to check the export on: images=[a.jpg,folder]") from None
     return data.images[torch.arange(min(CHECKED, len(data)))].contiguous()

@@ -1,8 +1,5 @@
 """`sslrun predict`: name what is on pictures."""
 
-import csv
-import io
-import json
 import shutil
 import sys
 import time
@@ -11,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sslrun import report
+from sslrun.answers import Row, as_csv, as_json, as_jsonl, as_table
 from sslrun.api import Model, Prediction, named_pictures
 from sslrun.config import Count, Fraction, Node, PositiveInt, UserError
 from sslrun.console import log
@@ -18,7 +16,6 @@ from sslrun.run import Run, write_text
 from sslrun.start import find_run, inference_device, load_classifier
 
 UNSURE = "_unsure"  # the folder of `sort_into` for what is below the threshold
-Row = dict[str, Any]
 
 
 def predict(
@@ -55,8 +52,9 @@ def predict(
     began = time.perf_counter()
     rows = [_row(p) for p in model.predict(files, top, unsure, views, batch_size)]
     seconds = time.perf_counter() - began
-    text = {"table": _table, "json": _json, "jsonl": _jsonl, "csv": _csv}[format](rows)
-    for name, written in (("predictions.json", _json(rows)), ("predictions.csv", _csv(rows))):
+    flat = as_csv(_flat(rows))
+    text = {"json": as_json, "jsonl": as_jsonl, "csv": lambda _: flat, "table": _table}[format](rows)
+    for name, written in (("predictions.json", as_json(rows)), ("predictions.csv", flat)):
         write_text(own.directory / name, written)
     if save:
         Path(save).mkdir(parents=True, exist_ok=True)
@@ -119,45 +117,30 @@ def _plain(class_name: str) -> str:
     return plain if plain.strip(".") and plain != UNSURE else f"_{plain}"
 
 
-def _json(rows: Sequence[Row]) -> str:
-    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
-
-
-def _jsonl(rows: Sequence[Row]) -> str:
-    return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
-
-
-def _csv(rows: Sequence[Row]) -> str:
+def _flat(rows: Sequence[Row]) -> list[Row]:
+    """Return rows with a column for each guess; a picture that could not be read has them empty."""
     deepest = max((len(r["top"]) for r in rows), default=0)
-    names = [n for i in range(1, deepest + 1) for n in (f"class_{i}", f"confidence_{i}")]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["image", *names, "unsure", "error"])
+    flat = []
     for r in rows:
-        cells = [v for guess in r["top"] for v in (guess["class"], guess["confidence"])]
-        blank = [""] * (len(names) - len(cells))
-        writer.writerow([r["image"], *cells, *blank, str(r["unsure"]).lower(), r["error"] or ""])
-    return out.getvalue()
+        cells: Row = {"image": r["image"]}
+        for i in range(deepest):
+            guess = r["top"][i] if i < len(r["top"]) else {"class": None, "confidence": None}
+            cells |= {f"class_{i + 1}": guess["class"], f"confidence_{i + 1}": guess["confidence"]}
+        flat.append({**cells, "unsure": r["unsure"], "error": r["error"]})
+    return flat
 
 
 def _table(rows: Sequence[Row]) -> str:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD)
-    deepest = max((len(r["top"]) for r in rows), default=0)
-    for name in ("image", "class", "confidence", *["next guesses"] * (deepest > 1)):
-        table.add_column(name, overflow="fold", justify="right" if name == "confidence" else "left")
+    several = any(len(r["top"]) > 1 for r in rows)
+    columns = ["image", "class", "confidence", *["next guesses"] * several]
+    lines: list[list[Any]] = []
     for r in rows:
         if r["error"]:
-            table.add_row(Text(r["image"]), Text(r["error"], style="red"), "")
+            lines.append([r["image"], Text(r["error"], style="red"), ""])
             continue
         others = ", ".join(f"{g['class']} {g['confidence']:.0%}" for g in r["top"][1:])
         sure = Text(r["class"] + (", unsure" if r["unsure"] else ""), style="dim" if r["unsure"] else "")
-        table.add_row(Text(r["image"]), sure, f"{r['confidence']:.1%}", Text(others))
-    console = Console(file=io.StringIO(), width=None if sys.stdout.isatty() else 160)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get()
+        lines.append([r["image"], sure, f"{r['confidence']:.1%}", *[others] * several])
+    return as_table(columns, lines, {"confidence"})

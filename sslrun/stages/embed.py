@@ -1,0 +1,110 @@
+"""`sslrun embed`: turn pictures into features."""
+
+import csv
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from sslrun import picture_map
+from sslrun.api import EMBEDDING, Model, named_pictures
+from sslrun.config import Count, Node, PositiveInt, UserError
+from sslrun.console import log
+from sslrun.data.cache import decode_all
+from sslrun.index import indexed
+from sslrun.run import Run
+from sslrun.start import find_run, inference_device, load_network
+
+PROJECTED_SIDE = 32  # px of a picture in TensorBoard's projector
+
+
+def embed(
+    own: Run,
+    *,
+    images: list[str],
+    run: str,
+    stage: PositiveInt | None,
+    format: Literal["npz", "csv", "parquet"],
+    out: str | None,
+    map: Count,
+    projector: Count,
+    seed: Count,
+    device: Node,
+) -> dict[str, Any]:
+    """Write the features of pictures into a file, and draw them on a map.
+
+    Returns:
+        What goes into the summary.
+
+    Raises:
+        UserError: nothing to embed, a file that is there already, a package that is missing, or some pictures could
+            not be read (after the features of the others were written).
+    """
+    if format == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise UserError("format=parquet needs pyarrow: pip install pyarrow")
+    path = Path(out) if out else own.directory / f"embeddings.{format}"
+    if path.exists():
+        raise UserError(f"out={path} is there already: name a new file")
+    named = named_pictures(images)
+    network = load_network(find_run(run, EMBEDDING))
+    own.settle(run=str(network.path.parent), out=str(path))
+    model = Model(network, inference_device(device, network))
+    files, features = indexed(model, named, stage)
+    if not files:
+        raise UserError(f"none of {len(named)} pictures can be read")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    {"npz": _npz, "csv": _csv, "parquet": _parquet}[format](path, files, features)
+    groups = picture_map.folders_of(files)
+    order = np.random.default_rng(seed).permutation(len(files))
+    if map and len(files) > 2:
+        rows = np.sort(order[:map])
+        page = picture_map.publish(own, [files[i] for i in rows], features[rows], [groups[i] for i in rows], seed)
+        log.info("The map: %s", page)
+    if projector:
+        rows = np.sort(order[:projector])
+        _project(own, [files[i] for i in rows], features[rows], [groups[i] for i in rows])
+        log.info("TensorBoard's projector: tensorboard --logdir %s", own.directory)
+    print(path)
+    log.info("%d features of %d pictures", features.shape[1], len(files))
+    if len(files) < len(named):
+        raise UserError(f"{len(named) - len(files)} of {len(named)} pictures could not be read; {path} has the others")
+    return {"images": len(files), "features": features.shape[1], "file": str(path), "of_run": str(network.path.parent)}
+
+
+def _npz(path: Path, files: Sequence[str], features: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.savez_compressed(file, images=np.array(files, dtype=str), features=features)
+
+
+def _csv(path: Path, files: Sequence[str], features: np.ndarray) -> None:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", *(f"feature_{i}" for i in range(1, features.shape[1] + 1))])
+        writer.writerows([f, *(f"{v:.6g}" for v in x)] for f, x in zip(files, features, strict=True))
+
+
+def _parquet(path: Path, files: Sequence[str], features: np.ndarray) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(features.reshape(-1)), features.shape[1])
+    names = [f.encode("utf-8", "backslashreplace").decode() for f in files]
+    pyarrow.parquet.write_table(pyarrow.table({"image": names, "features": column}), path)
+
+
+def _project(own: Run, files: Sequence[str], features: np.ndarray, groups: Sequence[str]) -> None:
+    """Write what TensorBoard's projector shows: features, names, folders, and small pictures."""
+    pixels = decode_all(files, PROJECTED_SIDE, "crop", "rgb").array
+    own.tensorboard.add_embedding(
+        torch.from_numpy(features),
+        metadata=[[g, _one_line(f)] for g, f in zip(groups, files, strict=True)],
+        metadata_header=["folder", "image"],
+        label_img=torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 255,
+    )
+
+
+def _one_line(name: str) -> str:
+    return " ".join(name.encode("utf-8", "backslashreplace").decode().split())

@@ -1,0 +1,88 @@
+"""`sslrun search`: find the pictures that look most like one."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from sslrun import report
+from sslrun.answers import Row, as_csv, as_json, as_jsonl, as_table
+from sslrun.api import EMBEDDING, Model, named_pictures
+from sslrun.config import Node, PositiveInt, UserError
+from sslrun.console import log
+from sslrun.data.decode import find_pictures
+from sslrun.index import indexed
+from sslrun.run import Run, write_text
+from sslrun.start import find_run, inference_device, load_network
+
+SHEET = 20  # queries on the contact sheet
+
+
+def search(
+    own: Run,
+    *,
+    images: list[str],
+    in_: str,
+    n: PositiveInt,
+    run: str,
+    stage: PositiveInt | None,
+    format: Literal["table", "json", "jsonl", "csv"],
+    device: Node,
+) -> dict[str, Any]:
+    """Print the pictures of a folder whose features are nearest to those of others, by cosine similarity.
+
+    Returns:
+        What goes into the summary.
+
+    Raises:
+        UserError: nothing to look for, no pictures to search, or a picture to look for that cannot be read.
+    """
+    queries = named_pictures(images)
+    if not Path(in_).is_dir():
+        raise UserError(f"in={in_}: no such folder")
+    among = find_pictures(in_)
+    if not among:
+        raise UserError(f"no pictures in {in_} (looked for .jpg .png .webp .bmp .gif .tif)")
+    network = load_network(find_run(run, EMBEDDING))
+    own.settle(run=str(network.path.parent))
+    model = Model(network, inference_device(device, network))
+    wanted = model.embed(queries, stage)
+    files, features = indexed(model, among, stage)
+    if not files:
+        raise UserError(f"none of {len(among)} pictures in {in_} can be read")
+    rows = _nearest(queries, wanted, files, features, n)
+    sys.stdout.write({"table": _table, "json": as_json, "jsonl": as_jsonl, "csv": as_csv}[format](rows))
+    sys.stdout.flush()
+    write_text(own.directory / "neighbours.csv", as_csv(rows))
+    tiles = []
+    for query in queries[:SHEET]:
+        own_rows = [r for r in rows if r["query"] == query]
+        captions = [f"{r['rank']}  {r['similarity']:.3f}" for r in own_rows]
+        tiles.append([(query, "looked for"), *((r["image"], c) for r, c in zip(own_rows, captions, strict=True))])
+    sheet = own.figure("neighbours")
+    report.contact_sheet(tiles).save(sheet)
+    log.info("%d pictures searched; the nearest as pictures: %s", len(files), sheet)
+    return {"images": len(files), "queries": len(queries), "of_run": str(network.path.parent)}
+
+
+def _nearest(queries: Sequence[str], wanted: Any, files: Sequence[str], features: Any, n: int) -> list[Row]:
+    """Return for each picture that is looked for the n nearest, but for itself."""
+    from sklearn.neighbors import NearestNeighbors
+
+    most = min(n + 1, len(files))
+    distances, found = NearestNeighbors(n_neighbors=most, metric="cosine").fit(features).kneighbors(wanted)
+    rows = []
+    for query, near, ids in zip(queries, distances, found, strict=True):
+        others = [(d, files[i]) for d, i in zip(near, ids, strict=True) if not _same_file(query, files[i])]
+        for rank, (d, file) in enumerate(others[:n], 1):
+            rows.append({"query": query, "rank": rank, "image": file, "similarity": round(1 - float(d), 6)})
+    return rows
+
+
+def _same_file(a: str, b: str) -> bool:
+    return Path(a).resolve() == Path(b).resolve()
+
+
+def _table(rows: Sequence[Row]) -> str:
+    lines = [[r["query"], str(r["rank"]), f"{r['similarity']:.3f}", r["image"]] for r in rows]
+    return as_table(["looked for", "rank", "similarity", "image"], lines, {"rank", "similarity"})

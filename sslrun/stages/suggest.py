@@ -1,0 +1,109 @@
+"""`sslrun suggest`: which pictures to label first."""
+
+import hashlib
+import os
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sslrun import report
+from sslrun.api import EMBEDDING, Model, named_pictures
+from sslrun.config import Count, Node, PositiveInt, UserError
+from sslrun.console import log
+from sslrun.data.decode import find_pictures
+from sslrun.index import indexed
+from sslrun.run import Run
+from sslrun.start import find_run, inference_device, load_network
+from sslrun.suggestion import typical_and_diverse
+
+COLUMNS = 10  # of the contact sheet
+
+
+def suggest(
+    own: Run,
+    *,
+    images: list[str],
+    n: PositiveInt,
+    labelled: str | None,
+    classes: list[str],
+    out: str | None,
+    run: str,
+    stage: PositiveInt | None,
+    seed: Count,
+    device: Node,
+) -> dict[str, Any]:
+    """Choose pictures that are worth a label, and copy them to where they can be sorted into classes.
+
+    Returns:
+        What goes into the summary.
+
+    Raises:
+        UserError: no pictures, a folder that is not empty, or a class that no folder can be named after.
+    """
+    place = Path(out) if out else own.directory / "to_label"
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise UserError(f"out={place} is there already and not empty: name a new folder")
+    strange = [c for c in classes if Path(c).name != c or c.startswith(".") or not c.strip()]
+    if strange:
+        raise UserError(f"classes: {strange[0]!r} is no name for a folder")
+    named = named_pictures(images)
+    network = load_network(find_run(run, EMBEDDING))
+    own.settle(run=str(network.path.parent), out=str(place))
+    model = Model(network, inference_device(device, network))
+    files, features = indexed(model, named, stage)
+    if not files:
+        raise UserError(f"none of {len(named)} pictures can be read")
+    done: list[str] = []
+    known = features[:0]
+    if labelled:
+        if not Path(labelled).is_dir() or not find_pictures(labelled):
+            raise UserError(f"labelled={labelled}: no folder with pictures")
+        done, known = indexed(model, find_pictures(labelled), stage)
+    both = np.concatenate([features, known])
+    has_label = np.concatenate([_same_content(files, done), np.arange(len(files), len(both))])
+    chosen = typical_and_diverse(both, n, seed, has_label)
+    if not len(chosen):
+        raise UserError(f"all of {len(files)} pictures have labels already")
+    rows = [files[i] for i in chosen]
+    copies = _lay_out(rows, place, classes)
+    told = [{"rank": i + 1, "image": f, "copy": c.name} for i, (f, c) in enumerate(zip(rows, copies, strict=True))]
+    report.write_csv(own.directory / "suggestions.csv", told)
+    tiles = [(f, f"{i + 1}") for i, f in enumerate(rows)]
+    sheet = own.figure("suggestions")
+    report.contact_sheet([tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]).save(sheet)
+    print("\n".join(rows))
+    log.info("%d of %d pictures, as a sheet: %s", len(rows), len(files), sheet)
+    then = ["sslrun", "finetune", f"init={network.path.parent}", "dataset=folder", f"dataset.root={place}"]
+    log.info("Move each from %s into a folder of its class in %s; then: %s", place / "to_sort", place / "train",
+             shlex.join(then))  # fmt: skip
+    return {"images": len(files), "suggested": len(rows), "of_run": str(network.path.parent)}
+
+
+def _same_content(files: Sequence[str], others: Sequence[str]) -> np.ndarray:
+    """Return the positions of the files that are copies of one of the others."""
+    sizes = {os.path.getsize(f) for f in others}
+    alike = [i for i, f in enumerate(files) if os.path.getsize(f) in sizes]
+    known = {_digest(f) for f in others} if alike else set()
+    return np.array([i for i in alike if _digest(files[i]) in known], dtype=int)
+
+
+def _digest(file: str) -> bytes:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "blake2b").digest()
+
+
+def _lay_out(files: Sequence[str], place: Path, classes: Sequence[str]) -> list[Path]:
+    """Copy pictures into `to_sort`, with their ranks in front of their names, beside `train` with a folder a class."""
+    (place / "to_sort").mkdir(parents=True)
+    for name in classes:
+        (place / "train" / name).mkdir(parents=True, exist_ok=True)
+    (place / "train").mkdir(exist_ok=True)
+    width = len(str(len(files)))
+    copies = [place / "to_sort" / f"{i + 1:0{width}d}_{Path(f).name}" for i, f in enumerate(files)]
+    for file, copy in zip(files, copies, strict=True):
+        shutil.copy2(file, copy)
+    return copies

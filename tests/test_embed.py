@@ -1,0 +1,190 @@
+"""`sslrun embed` and `sslrun search`: files of features, the map, the projector, what is kept between commands."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+import sslrun
+from sslrun.errors import UserError
+from sslrun.picture_map import folders_of
+from tests.conftest import QUICK, Cli
+from tests.test_cli import runs, summary
+from tests.test_compare import CHROMIUM
+
+NO_MAP = ("map=0", "projector=0", *QUICK)
+
+
+@pytest.fixture
+def pictures(photos: Path, tmp_path: Path) -> Path:
+    """A folder of twelve of the photos, which may be written to."""
+    for name in ("flower", "temple"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for file in sorted((photos / name).glob("*.jpg"))[:6]:
+            shutil.copy(file, tmp_path / "mine" / name)
+    return Path("mine")
+
+
+def kept(said: str) -> tuple[int, int]:
+    """Return how many features were kept from before, and of how many."""
+    found = re.search(r"features of (\d+) of (\d+) pictures were kept", said)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def test_every_format_holds_the_features_of_the_python_side(in_world: Path, cli: Cli, pictures: Path) -> None:
+    for name in ("npz", "csv", "parquet"):
+        said = cli("embed", str(pictures), f"format={name}", f"out=out/features.{name}", *NO_MAP)
+        assert (said.code, said.out) == (0, f"out/features.{name}\n"), said.err
+    with np.load("out/features.npz") as found:
+        files, features = found["images"].tolist(), found["features"]
+    assert len(files) == 12
+    expected = sslrun.load(runs("finetune")[-1], device="cpu").embed(files)
+    assert np.allclose(features, expected, atol=1e-5)
+    with open("out/features.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r.pop("image") for r in rows] == files
+    assert list(rows[0]) == [f"feature_{i}" for i in range(1, features.shape[1] + 1)]
+    assert np.allclose([[float(v) for v in r.values()] for r in rows], features, rtol=1e-5, atol=1e-6)
+    table = pyarrow.parquet.read_table("out/features.parquet").to_pydict()
+    assert table["image"] == files
+    assert np.array_equal(np.array(table["features"], np.float32), features)
+    said = cli("embed", str(pictures), "out=out/features.npz", *NO_MAP)
+    assert said.code == 1
+    assert "is there already" in said.err
+
+
+def test_a_pretrained_network_embeds_by_any_stage_and_names_nothing(in_world: Path, cli: Cli, pictures: Path) -> None:
+    run = runs("pretrain")[-1]
+    model = sslrun.load(run, device="cpu")
+    files = sorted(map(str, pictures.rglob("*.jpg")))
+    assert [model.embed(files[:2], stage=s).shape for s in (None, 1, 2)] == [(2, 16), (2, 8), (2, 16)]
+    with pytest.raises(UserError, match=f"finetune init={run}"):
+        model.predict(files)
+    assert cli("embed", str(pictures), f"run={run}", "stage=1", "out=one.npz", *NO_MAP).code == 0
+    assert np.allclose(np.load("one.npz")["features"], model.embed(files, stage=1), atol=1e-5)
+    said = cli("embed", str(pictures), f"run={run}", "stage=3", *NO_MAP)
+    assert said.code == 1
+    assert "stages 1 to 2" in said.err
+
+
+def test_only_new_and_changed_files_go_through_the_network_again(in_world: Path, cli: Cli, pictures: Path) -> None:
+    assert kept(cli("embed", str(pictures), *NO_MAP).err) == (0, 0)
+    assert kept(cli("embed", str(pictures), *NO_MAP).err) == (12, 12)
+    shutil.copy(next(pictures.rglob("temple*.jpg")), pictures / "temple/new.jpg")
+    changed = pictures / "flower/flower 00.jpg"
+    before = sslrun.load(device="cpu").embed([changed])
+    Image.open(changed).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(changed)
+    said = cli("search", str(changed), f"in={pictures}", "format=json", *QUICK)  # shares what embed has kept
+    assert kept(said.err) == (11, 13)
+    assert cli("embed", str(pictures), "out=after.npz", *NO_MAP).code == 0
+    found = dict(zip(np.load("after.npz")["images"].tolist(), np.load("after.npz")["features"], strict=True))
+    assert np.allclose(found[str(changed)], sslrun.load(device="cpu").embed([changed])[0], atol=1e-5)
+    assert not np.allclose(found[str(changed)], before[0], atol=1e-3)
+    (archive,) = Path("cache/features").glob("*.npz")
+    archive.write_bytes(archive.read_bytes()[:1000])
+    said = cli("embed", str(pictures), *NO_MAP)
+    assert said.code == 0
+    assert "damaged" in said.err
+    other = runs("pretrain")[-1]
+    assert kept(cli("embed", str(pictures), f"run={other}", *NO_MAP).err) == (0, 0)
+
+
+def test_what_cannot_be_read_is_named_and_the_exit_code_says_so(in_world: Path, cli: Cli, pictures: Path) -> None:
+    (pictures / "flower/broken.jpg").write_text("no picture")
+    said = cli("embed", str(pictures), "out=rest.npz", *NO_MAP)
+    assert said.code == 1
+    assert "broken.jpg: not a picture" in said.err
+    assert "1 of 13 pictures could not be read; rest.npz has the others" in said.err
+    assert len(np.load("rest.npz")["images"]) == 12
+    assert cli("search", str(pictures / "flower/flower 00.jpg"), f"in={pictures}", *QUICK).code == 0
+    said = cli("search", str(pictures / "flower/broken.jpg"), f"in={pictures}", *QUICK)
+    assert (said.code, said.out) == (1, "")
+    assert "broken.jpg: not a picture" in said.err
+    Path("empty").mkdir()
+    assert "no pictures in empty" in cli("embed", "empty").err
+    assert "no pictures in empty" in cli("search", str(pictures / "flower/flower 00.jpg"), "in=empty").err
+    assert "in: must be given, say in=..." in cli("search", str(pictures / "flower/flower 00.jpg")).err
+
+
+def test_the_projector_has_names_folders_and_pictures(in_world: Path, cli: Cli, pictures: Path) -> None:
+    assert cli("embed", str(pictures), "map=0", *QUICK).code == 0
+    run = runs("embed")[-1]
+    config = (run / "projector_config.pbtxt").read_text()
+    folder = run / Path(re.search(r'tensor_path: "(.*)"', config)[1]).parent  # type: ignore[index]
+    rows = [line.split("\t") for line in (folder / "metadata.tsv").read_text().splitlines()]
+    assert rows[0] == ["folder", "image"]
+    assert [r[0] for r in rows[1:]] == ["flower"] * 6 + ["temple"] * 6
+    vectors = np.loadtxt(folder / "tensors.tsv")
+    with np.load(run / "embeddings.npz") as found:
+        assert np.allclose(vectors, found["features"], atol=1e-4)
+        assert [r[1] for r in rows[1:]] == found["images"].tolist()
+    assert Image.open(folder / "sprite.png").size == (128, 128)  # 12 pictures of 32 px on 4 x 4 places
+
+
+def test_the_map_says_what_each_picture_is(in_world: Path, cli: Cli, pictures: Path) -> None:
+    (pictures / "flower/flower 00.jpg").rename(pictures / "flower/<b>&'\" 00.jpg")
+    assert cli("embed", str(pictures), "map=10", "projector=0", *QUICK).code == 0
+    run = runs("embed")[-1]
+    page = (run / "map.html").read_text()
+    shown = json.loads(re.search(r'id="pictures">(.*?)</script>', page, re.S)[1])  # type: ignore[index]
+    names = {str(p) for p in pictures.rglob("*.jpg")}
+    assert len(shown) == 10
+    assert {p["name"] for p in shown} <= names
+    assert all(p["group"] == Path(p["name"]).parent.name for p in shown)
+    assert len({p["colour"] for p in shown}) == 2
+    assert all(0 <= p["x"] <= 1 and 0 <= p["y"] <= 1 for p in shown)
+    assert not re.findall(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", page)
+    assert (run / "figures/map.png").stat().st_size > 5000
+    if CHROMIUM is None:
+        return
+    point = """<script>
+    const p = pictures[4], [x, y] = at(p), event = new PointerEvent("pointermove");
+    canvas.dispatchEvent(Object.defineProperties(event, {offsetX: {value: x}, offsetY: {value: y}}));
+    const told = [getComputedStyle(shown).display, text.textContent, view.style.backgroundPosition];
+    document.title = told.join("|");</script>"""
+    probe = Path("probe.html")
+    probe.write_text(page.replace("</body>", point + "</body>"))
+    done = subprocess.run(
+        [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom", probe.resolve().as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    told = re.search(r"<title>(.*?)</title>", done.stdout)[1]  # type: ignore[index]
+    assert told.split("|")[0] == "block"
+    assert Path(shown[4]["name"]).name.split(" ")[-1] in told
+    assert told.endswith("0px -128px")  # the fifth of ten on a sheet of four a row
+
+
+def test_folders_are_seen_from_the_one_above_all() -> None:
+    assert folders_of(["a/x/1.jpg", "a/y/z/2.jpg"]) == ["x", "y/z"]
+    assert folders_of(["a/1.jpg", "a/y/2.jpg"]) == ["", "y"]
+    assert folders_of(["1.jpg"]) == [""]
+
+
+def test_search_finds_the_nearest_but_not_the_picture_itself(in_world: Path, cli: Cli, pictures: Path) -> None:
+    queries = [str(pictures / "flower/flower 00.jpg"), str(pictures / "temple/temple 01.jpg")]
+    said = {
+        f: cli("search", *queries, f"in={pictures}", "n=4", f"format={f}", *QUICK) for f in ("json", "csv", "table")
+    }
+    rows = json.loads(said["json"].out)
+    files = [str(p) for p in sorted(pictures.rglob("*.jpg"))]
+    x = sslrun.load(device="cpu").embed(files)
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    for query in queries:
+        order = [i for i in np.argsort(-(x @ x[files.index(query)])) if files[i] != query][:4]
+        found = [r for r in rows if r["query"] == query]
+        assert [r["image"] for r in found] == [files[i] for i in order]
+        assert [r["rank"] for r in found] == [1, 2, 3, 4]
+        assert [r["similarity"] for r in found] == pytest.approx((x[order] @ x[files.index(query)]).tolist(), abs=1e-4)
+    table = list(csv.DictReader(said["csv"].out.splitlines()))
+    assert [(r["query"], r["image"]) for r in table] == [(r["query"], r["image"]) for r in rows]
+    assert all(r["image"] in said["table"].out for r in rows)
+    sheet = Image.open(runs("search")[-1] / "figures/neighbours.png")
+    assert sheet.width > 4 * sheet.height / 2  # two rows of five
+    assert summary(runs("search")[-1])["images"] == 12
