@@ -100,6 +100,18 @@ def test_torchvision_loads_an_exported_backbone(in_world: Path, cli: Cli, photos
         assert np.allclose(net.eval()(x).numpy(), model.embed(files), atol=1e-3)
 
 
+def test_the_backbone_of_a_pretrained_network_is_exported_without_a_classifier(in_world: Path, cli: Cli) -> None:
+    run = runs("pretrain")[-1]
+    said = cli("export", f"run={run}", "what=backbone", "format=safetensors", "out=weights.safetensors")
+    assert said.code == 0, said.err
+    backbone = sslrun.load(run, device="cpu").network.encoder.backbone.state_dict()
+    weights = load_file("weights.safetensors")
+    assert weights.keys() == backbone.keys()
+    assert all(torch.equal(weights[k], backbone[k]) for k in weights)
+    with safe_open("weights.safetensors", "pt") as opened:
+        assert "class_names" not in opened.metadata()
+
+
 def test_what_cannot_be_exported_is_said(in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrained = runs("pretrain")[0]
     assert "without a classifier: sslrun finetune init=" in cli("export", f"run={pretrained}").err

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from sslrun import __version__
-from sslrun.api import Model, named_pictures
+from sslrun.api import EMBEDDING, Model, named_pictures
+from sslrun.backbones import Encoder
 from sslrun.classifier import Classifier
 from sslrun.config import Node, UserError, build
 from sslrun.console import log, quietly
 from sslrun.data.dataset import load_train
 from sslrun.run import Run
-from sslrun.start import Trained, find_run, load_classifier, short_name
+from sslrun.start import Trained, find_run, load_network, short_name
 
-CHECKED = 64  # pictures
+CHECKED, BATCH = 500, 50  # pictures that an export is checked on, and so many at once
 TOLERANCE = 1e-4
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
 METADATA = "sslrun.json"  # of a torch_export file
@@ -29,20 +31,19 @@ class Exported(nn.Module):
     """What is exported: uint8 pictures, `N x 3 x S x S`, to probabilities or features.
 
     Args:
-        classifier: in fp32 on the CPU.
+        encoder: in fp32 on the CPU.
+        head: of the classifier; None for the backbone alone.
         temperature: of the calibration.
-        what: `classifier` or `backbone`.
     """
 
-    def __init__(self, classifier: Classifier, temperature: float, what: str) -> None:
+    def __init__(self, encoder: Encoder, head: nn.Module | None, temperature: float) -> None:
         super().__init__()
-        self.encoder, self.head = classifier.encoder, classifier.head
-        self.temperature, self.what = temperature, what
+        self.encoder, self.head, self.temperature = encoder, head, temperature
 
     def forward(self, images: Tensor) -> Tensor:
         """Return calibrated probabilities, `N x classes`, or the backbone's features, `N x D`."""
         x = images.float() / 255
-        if self.what == "backbone":
+        if self.head is None:
             return self.encoder.backbone((x - self.encoder.mean) / self.encoder.std)
         return (self.head(self.encoder(x)) / self.temperature).softmax(1)
 
@@ -67,20 +68,26 @@ def export(
             pictures to check it on, or an exported network that says something else.
     """
     _installed(format)
-    trained = load_classifier(find_run(run))
-    if not isinstance(trained.model, Classifier):
-        raise UserError(f"{trained.path.parent} is of nearest neighbours, which have no head: export a probe instead")
+    network = load_network(find_run(run, EMBEDDING if what == "backbone" else ("finetune",)))
+    head: nn.Module | None = None
+    if what == "classifier":
+        assert isinstance(network, Trained)
+        if not isinstance(network.model, Classifier):
+            raise UserError(
+                f"{network.path.parent} is of nearest neighbours, which have no head: export a probe instead"
+            )
+        head = network.model.head
     hardware = build(device)
     hardware.use("fp32", "contiguous")
     path = Path(out) if out else own.directory / f"{what}{SUFFIXES[format]}"
     if path.exists():
         raise UserError(f"out={path} is there already: name a new file")
-    own.settle(run=str(trained.path.parent), out=str(path))
-    pictures = _pictures(Model(trained, hardware), images)
-    module = Exported(trained.model, trained.temperature, what).eval()
-    with torch.no_grad():
-        expected = module(pictures).numpy()
-    about = _about(trained, what)
+    own.settle(run=str(network.path.parent), out=str(path))
+    model = Model(network, hardware)
+    pictures = _pictures(model, images)
+    module = Exported(network.encoder, head, model.temperature).eval()
+    expected = _said(module, pictures)
+    about = _about(model, what)
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "safetensors":
         found = _safetensors(module, pictures, path, about)
@@ -95,7 +102,12 @@ def export(
         raise UserError(f"the exported network differs by {gap:.2g} on {len(pictures)} pictures: it lies in {wrong}")
     log.info("Written to %s, %.1f MB; on %d pictures it differs by %.1g at most.", path, path.stat().st_size / 1e6,
              len(pictures), gap)  # fmt: skip
-    return {"file": str(path), "images": len(pictures), "largest_difference": gap, "of_run": str(trained.path.parent)}
+    return {"file": str(path), "images": len(pictures), "largest_difference": gap, "of_run": str(network.path.parent)}
+
+
+def _said(network: Callable[[Tensor], Tensor], pictures: Tensor) -> np.ndarray:
+    with torch.no_grad():
+        return torch.cat([network(part) for part in pictures.split(BATCH)]).numpy()
 
 
 def _installed(format: str) -> None:
@@ -116,19 +128,18 @@ def _pictures(model: Model, images: list[str]) -> Tensor:
     return data.images[torch.arange(min(CHECKED, len(data)))].contiguous()
 
 
-def _about(trained: Trained, what: str) -> dict[str, Any]:
+def _about(model: Model, what: str) -> dict[str, Any]:
     """Return what somebody needs to know who has the file alone."""
-    dataset = trained.config["dataset"]
+    dataset = model.network.config["dataset"]
+    classifier = {"class_names": model.class_names, "temperature": model.temperature, "sure_above": model.sure_above}
     return {
         "input": f"images: N x 3 x {dataset['image_size']} x {dataset['image_size']}, uint8 RGB",
         "output": "probabilities: N x classes" if what == "classifier" else "features: N x D",
-        "class_names": trained.class_names,
+        **(classifier if what == "classifier" else {}),
         "image_size": dataset["image_size"],
         "resize": dataset["resize"],
         "channels": dataset["channels"],
-        "temperature": trained.temperature,
-        "sure_above": trained.sure_above,
-        "backbone": short_name(trained.config["backbone"]["_target_"]),
+        "backbone": short_name(model.network.config["backbone"]["_target_"]),
         "sslrun": __version__,
     }
 
@@ -138,7 +149,7 @@ def _onnx(module: Exported, pictures: Tensor, path: Path, about: dict[str, Any])
     import onnxruntime
 
     batch = {"images": {0: torch.export.Dim("batch")}}
-    name = "probabilities" if module.what == "classifier" else "features"
+    name = "features" if module.head is None else "probabilities"
     with warnings.catch_warnings(), quietly():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -152,8 +163,7 @@ def _onnx(module: Exported, pictures: Tensor, path: Path, about: dict[str, Any])
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     onnx.save(proto, str(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found: np.ndarray = session.run(None, {"images": pictures.numpy()})[0]
-    return found
+    return np.concatenate([session.run(None, {"images": part.numpy()})[0] for part in pictures.split(BATCH)])
 
 
 def _torch_export(module: Exported, pictures: Tensor, path: Path, about: dict[str, Any]) -> np.ndarray:
@@ -163,16 +173,14 @@ def _torch_export(module: Exported, pictures: Tensor, path: Path, about: dict[st
         program = torch.export.export(module, (pictures[:2],), dynamic_shapes=batch)
         extra = {METADATA: json.dumps(about, ensure_ascii=False)}
         torch.export.save(program, str(path), extra_files=extra)
-    with torch.no_grad():
-        found: np.ndarray = torch.export.load(str(path)).module()(pictures).numpy()
-    return found
+    return _said(torch.export.load(str(path)).module(), pictures)
 
 
 def _safetensors(module: Exported, pictures: Tensor, path: Path, about: dict[str, Any]) -> np.ndarray:
     """Write weights alone: of a backbone under torchvision's names, of a classifier as `encoder.` and `head.`."""
     from safetensors.torch import load_file, save_file
 
-    whole = module.what == "classifier"
+    whole = module.head is not None
     state = module.state_dict() if whole else _named_as_torchvision(module.encoder.backbone)
     about = about | {"mean": module.encoder.mean.flatten().tolist(), "std": module.encoder.std.flatten().tolist()}
     words = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in about.items()}
@@ -180,9 +188,7 @@ def _safetensors(module: Exported, pictures: Tensor, path: Path, about: dict[str
     back = load_file(str(path))
     own = dict(zip(state, module.state_dict() if whole else module.encoder.backbone.state_dict(), strict=True))
     (module if whole else module.encoder.backbone).load_state_dict({own[k]: back[k] for k in state})
-    with torch.no_grad():
-        found: np.ndarray = module(pictures).numpy()
-    return found
+    return _said(module, pictures)
 
 
 def _named_as_torchvision(backbone: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,64 @@
+"""Are suggested labels worth more than random ones?
+
+    python benchmarks/suggest.py RUN [--labels 50] [--seeds 5] [--root FOLDER]
+
+RUN is a pretrain run on labelled pictures. Of its training pictures those that `sslrun suggest` would choose, and as many
+random ones, are labelled; a logistic regression on the same features, its strength cross-validated on these labels, is
+measured on validation. Each seed is another choice and another random draw; differences are paired by seed.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sslrun.backbones import features
+from sslrun.comparison import mean_interval
+from sslrun.data.dataset import load_train
+from sslrun.device import Device
+from sslrun.probe import regression
+from sslrun.start import load_network
+from sslrun.suggestion import typical_and_diverse
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--labels", type=int, default=50)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--root", help="of the data set, if it has moved")
+    asked = parser.parse_args()
+    network = load_network(asked.run)
+    node = network.config["dataset"] | ({"root": asked.root} if asked.root else {})
+    data, val = load_train(node)
+    assert data.labels is not None
+    assert val is not None
+    assert val.labels is not None
+    device = Device(name="cpu", precision="fp32", memory_format="channels_last", compile=None, threads=None)
+    device.put(network.encoder)
+    x, xv = features(network.encoder, data.images, device), features(network.encoder, val.images, device)
+
+    def accuracy(rows: np.ndarray) -> float:
+        assert data.labels is not None
+        weight, bias, _ = regression(x[rows], data.labels[rows], None, 0, len(data.class_names))
+        return 100 * float(((xv @ weight.T + bias).argmax(1) == val.labels).float().mean())
+
+    gains = []
+    print(f"{len(data)} pictures to choose {asked.labels} from, {len(val)} of validation")
+    for seed in range(asked.seeds):
+        random = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).numpy()[: asked.labels]
+        chosen = typical_and_diverse(x.numpy(), asked.labels, seed)
+        a, b = accuracy(random), accuracy(chosen)
+        classes = [len(set(data.labels[rows].tolist())) for rows in (random, chosen)]
+        print(
+            f"seed {seed}: random {a:.1f} ({classes[0]} classes), suggested {b:.1f} ({classes[1]}), {b - a:+.1f}",
+            flush=True,
+        )
+        gains.append(b - a)
+    gain = mean_interval(gains)
+    print(f"suggested - random: {gain.mean:+.1f} points, 95 % {gain.low:.1f} to {gain.high:.1f}")
+
+
+if __name__ == "__main__":
+    main()
