@@ -67,7 +67,7 @@ def embed(
         rows = np.sort(order[:projector])
         _project(own, [files[i] for i in rows], features[rows], [groups[i] for i in rows])
         log.info("TensorBoard's projector: tensorboard --logdir %s", own.directory)
-    print(path)
+    print(path, flush=True)
     log.info("%d features of %d pictures", features.shape[1], len(files))
     if len(files) < len(named):
         raise UserError(f"{len(named) - len(files)} of {len(named)} pictures could not be read; {path} has the others")

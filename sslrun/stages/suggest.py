@@ -75,7 +75,7 @@ def suggest(
     tiles = [(f, f"{i + 1}") for i, f in enumerate(rows)]
     sheet = own.figure("suggestions")
     report.contact_sheet([tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]).save(sheet)
-    print("\n".join(rows))
+    print("\n".join(rows), flush=True)
     log.info("%d of %d pictures, as a sheet: %s", len(rows), len(files), sheet)
     then = ["sslrun", "finetune", f"init={network.path.parent}", "dataset=folder", f"dataset.root={place}"]
     log.info("Move each from %s into a folder of its class in %s; then: %s", place / "to_sort", place / "train",
