@@ -2,9 +2,9 @@
 
     python benchmarks/suggest.py RUN [--labels 50] [--seeds 5] [--root FOLDER]
 
-RUN is a pretrain run on labelled pictures. Of its training pictures those that `sslrun suggest` would choose, and as many
-random ones, are labelled; a logistic regression on the same features, its strength cross-validated on these labels, is
-measured on validation. Each seed is another choice and another random draw; differences are paired by seed.
+RUN is a pretrain run on labelled pictures. Of its training pictures those that `sslrun suggest` would choose, and as
+many random ones, are labelled; a logistic regression on the same features, its strength cross-validated on these
+labels, is measured on validation. Each seed is another choice and another random draw; differences are paired by seed.
 """
 
 import argparse
@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sslrun.backbones import features
 from sslrun.comparison import mean_interval
 from sslrun.data.dataset import load_train
 from sslrun.device import Device
-from sslrun.probe import regression
+from sslrun.probe import labelled_features, regression
 from sslrun.start import load_network
 from sslrun.suggestion import typical_and_diverse
 
@@ -32,17 +31,15 @@ def main() -> None:
     network = load_network(asked.run)
     node = network.config["dataset"] | ({"root": asked.root} if asked.root else {})
     data, val = load_train(node)
-    assert data.labels is not None
     assert val is not None
-    assert val.labels is not None
     device = Device(name="cpu", precision="fp32", memory_format="channels_last", compile=None, threads=None)
     device.put(network.encoder)
-    x, xv = features(network.encoder, data.images, device), features(network.encoder, val.images, device)
+    x, labels = labelled_features(network.encoder, data, device)
+    xv, truth = labelled_features(network.encoder, val, device)
 
     def accuracy(rows: np.ndarray) -> float:
-        assert data.labels is not None
-        weight, bias, _ = regression(x[rows], data.labels[rows], None, 0, len(data.class_names))
-        return 100 * float(((xv @ weight.T + bias).argmax(1) == val.labels).float().mean())
+        weight, bias, _ = regression(x[rows], labels[rows], None, 0, len(data.class_names))
+        return 100 * float((xv @ weight.T + bias).argmax(1).eq(truth).double().mean())
 
     gains = []
     print(f"{len(data)} pictures to choose {asked.labels} from, {len(val)} of validation")
@@ -50,7 +47,7 @@ def main() -> None:
         random = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).numpy()[: asked.labels]
         chosen = typical_and_diverse(x.numpy(), asked.labels, seed)
         a, b = accuracy(random), accuracy(chosen)
-        classes = [len(set(data.labels[rows].tolist())) for rows in (random, chosen)]
+        classes = [len(set(labels[rows].tolist())) for rows in (random, chosen)]
         print(
             f"seed {seed}: random {a:.1f} ({classes[0]} classes), suggested {b:.1f} ({classes[1]}), {b - a:+.1f}",
             flush=True,

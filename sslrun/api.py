@@ -11,6 +11,7 @@ features = model.embed(["a.jpg", "b.png"])        # N x D
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor
 from sslrun import calibration
 from sslrun.backbones import stage_features
 from sslrun.classifier import probabilities
-from sslrun.config import UserError, build, compose_nodes
+from sslrun.config import UserError, build, choices, compose_nodes
 from sslrun.console import progress
 from sslrun.data.decode import decode_some, find_pictures, to_array
 from sslrun.data.workers import cores, in_order, workers
@@ -78,6 +79,7 @@ class Model:
     Args:
         network: as it was read from a run.
         device: that it is put on.
+        command: it serves a command of ours, which shows progress and may start processes.
 
     Attributes:
         class_names: in the order of the probabilities; none of a network that was only pretrained.
@@ -86,8 +88,8 @@ class Model:
         sure_above: the confidence from which on 95 % were right on validation; None where there is none such.
     """
 
-    def __init__(self, network: Pretrained | Trained, device: Device) -> None:
-        self.network, self.device = network, device
+    def __init__(self, network: Pretrained | Trained, device: Device, command: bool = False) -> None:
+        self.network, self.device, self._command = network, device, command
         trained = network if isinstance(network, Trained) else None
         self.class_names = trained.class_names if trained else []
         self.temperature = trained.temperature if trained else 1.0
@@ -164,17 +166,8 @@ class Model:
 
         Args, raises: as of `embed`.
         """
-        found = [
-            np.zeros(
-                (
-                    0,
-                    self.features_of(
-                        torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8), stage
-                    ).shape[1],
-                ),
-                np.float32,
-            )
-        ]
+        one = torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        found = [self.features_of(one, stage)[:0]]
         bad: dict[str, str] = {}
         for names, pixels, reasons in self._blocks(images, batch_size, "embedding"):
             bad |= {str(n): r for n, r in zip(names, reasons, strict=True) if r}
@@ -205,9 +198,10 @@ class Model:
         p = probabilities(trained.model, pixels, self.device, batch_size)
         if views > 1:
             augment = build(trained.config["augment"])
-            for v in range(1, views):
-                drawn = (augment(pixels.float() / 255, generator(0, VIEWS, v)) * 255).round().to(torch.uint8)
-                p = p + probabilities(trained.model, drawn, self.device, batch_size)
+            for v in range(1, views):  # each picture alone, so that its answer does not depend on those beside it
+                drawn = [augment(one[None].float() / 255, generator(0, VIEWS, v)) for one in pixels]
+                view = (torch.cat(drawn) * 255).round().to(torch.uint8)
+                p = p + probabilities(trained.model, view, self.device, batch_size)
             p = p / views
         return calibration.tempered(p.numpy(), self.temperature)
 
@@ -238,7 +232,8 @@ class Model:
             return
         files = [[str(i) for i in group] for group in groups]
         work = partial(decode_some, **how)
-        with workers(len(many)) as pool, progress(doing, len(many), "images") as advance:
+        shown = progress(doing, len(many), "images") if self._command else nullcontext(lambda n: None)
+        with workers(len(many), self._command) as pool, shown as advance:
             for here, (block, reasons) in zip(files, in_order(pool, work, files), strict=True):
                 yield list(here), _tensor(block), reasons
                 advance(len(here))
@@ -254,6 +249,8 @@ def load(run: str | Path = "latest", device: str = "auto") -> Model:
     Raises:
         UserError: no such run or device.
     """
+    if device not in choices("device"):
+        raise UserError(f"device={device}: there are {', '.join(choices('device'))}")
     (node,) = compose_nodes("predict", "device")
     network = load_network(find_run(str(run), ("finetune",) if run == "latest" else EMBEDDING))
     return Model(network, inference_device({**node, "name": device}, network))
@@ -268,6 +265,8 @@ def named_pictures(images: Sequence[str]) -> list[str]:
     if not images:
         raise UserError("no picture named: say image.jpg, or a folder")
     names = [n for name in images for n in (sys.stdin.read().splitlines() if name == "-" else [name]) if n]
+    if not names:
+        raise UserError("no picture named on standard input")
     files: list[str] = []
     for name in names:
         path = Path(os.path.expanduser(name))
@@ -290,12 +289,15 @@ def _one(item: Picture, how: dict[str, Any]) -> tuple[np.ndarray, str]:
     if isinstance(item, str | Path):
         block, (reason,) = decode_some([str(item)], **how)
         return block[0], reason
-    return to_array(_picture(item), **how), ""
+    try:
+        return to_array(_picture(item), **how), ""
+    except OSError as error:  # of a picture that is read when it is needed
+        return np.zeros((how["image_size"], how["image_size"], 3), np.uint8), f"damaged: {error}"
 
 
 def _picture(item: Image.Image | np.ndarray | Tensor) -> Image.Image:
     if isinstance(item, Image.Image):
-        return item
+        return item.copy()  # the caller's stays as it is
     if isinstance(item, Tensor):
         x = (item * 255).round().clamp(0, 255).to(torch.uint8) if item.is_floating_point() else item
         item = x.permute(1, 2, 0).cpu().numpy() if x.ndim == 3 else x.cpu().numpy()

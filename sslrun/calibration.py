@@ -8,12 +8,13 @@ import numpy as np
 BINS = 15  # Guo et al. 2017
 SURE = 0.95  # of the predictions above the threshold are right
 FEWEST = 20  # predictions above the threshold, on validation; fewer show nothing
+LEAST = float(np.finfo(np.float32).tiny)  # probability that is not 0
 COLDEST, HOTTEST = 0.05, 20.0
 
 
 def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Divide the logits of probabilities, `N x classes`, by a temperature; the classes' order stays."""
-    z = np.log(np.clip(probabilities.astype(np.float64), 1e-12, None)) / temperature
+    z = np.log(np.clip(probabilities.astype(np.float64), LEAST, None)) / temperature
     e = np.exp(z - z.max(1, keepdims=True))
     return np.asarray(e / e.sum(1, keepdims=True))
 
@@ -80,6 +81,8 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
 def threshold(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
     """Return the lowest confidence from which on 95 % of the predictions are right, to be chosen on validation.
 
+    It is rounded down to four places, since confidences are shown, and compared, with four.
+
     Returns:
         None where 20 pictures or more cannot be told apart like that.
     """
@@ -88,4 +91,4 @@ def threshold(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
     share = right[order].cumsum() / np.arange(1, len(labels) + 1)
     last = np.append(sure[order][1:] != sure[order][:-1], True)  # of pictures with the same confidence
     good = np.flatnonzero((share >= SURE) & last & (np.arange(1, len(labels) + 1) >= FEWEST))
-    return float(sure[order][good[-1]]) if len(good) else None
+    return math.floor(float(sure[order][good[-1]]) * 1e4) / 1e4 if len(good) else None

@@ -123,7 +123,7 @@ def preview(ctx: typer.Context) -> None:
 
 @app.command()
 def runs(
-    stage: Annotated[str | None, typer.Argument(help="pretrain, finetune, evaluate or predict; all by default")] = None,
+    stage: Annotated[str | None, typer.Argument(help="pretrain, finetune, evaluate, ...; all by default")] = None,
     format: Annotated[str, typer.Option(help="table, json or csv")] = "table",
 ) -> None:
     """List what is in outputs/."""

@@ -59,6 +59,11 @@ def quietly() -> Iterator[None]:
         _ToConsole.quiet = before
 
 
+def printable(name: str) -> str:
+    """Return a file's or a folder's name on one line, and as text whatever its bytes are."""
+    return " ".join(name.encode("utf-8", "backslashreplace").decode().split())
+
+
 def duration(seconds: float) -> str:
     """Return a time in the unit that suits it: `40 s`, `12 min`, `2.5 h`."""
     if seconds < 100:

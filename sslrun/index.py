@@ -2,74 +2,84 @@
 
     $SSLRUN_CACHE/features/<key>.npz     paths, stamps and features
 
-The key is made of the checkpoint, the stage, and the folder that holds the files.
+The key is made of the checkpoint and the stage; files that are gone are dropped at the next change.
 """
 
 import hashlib
 import os
 import zipfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from sslrun.api import Model
+from sslrun.config import UserError
 from sslrun.console import log
 from sslrun.data.decode import VERSION
 from sslrun.data.lock import alone, home
 
+NAMED = 20  # unreadable files, at most; the others are counted
 Kept = dict[str, tuple[str, np.ndarray]]
 
 
-def indexed(model: Model, files: Sequence[str], stage: int | None) -> tuple[list[str], np.ndarray]:
-    """Return the files that can be read, and their features, `N x D`; the others are named in a warning.
+def indexed(
+    model: Model, files: Sequence[str], stage: int | None, batch_size: int
+) -> tuple[list[str], np.ndarray, dict[str, str]]:
+    """Return the files that can be read, their features, `N x D`, and why the others cannot, which is also said.
 
     Args:
         model: whose encoder gives the features.
         files: any number, in any folders.
-        stage: as of `Model.embed`.
+        stage, batch_size: as of `Model.embed`.
 
     Raises:
-        UserError: no such stage.
+        UserError: no such stage, or none of the files can be read.
     """
-    path = home() / "features" / f"{_key(model, files, stage)}.npz"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with alone(path.with_suffix(".lock"), "embedding the same pictures"):
-            found, bad = _embedded(model, files, stage, path)
-    except OSError as error:
-        log.warning("The features cannot be kept in %s (%s).", path.parent, error)
-        features, bad = model.embed_readable(files, stage)
-        found = dict(zip([f for f in files if f not in bad], features, strict=True))
-    if bad:
-        name, reason = next(iter(bad.items()))
-        log.warning("%d of %d cannot be read and are left out; the first: %s: %s", len(bad), len(files), name, reason)
+    path = home() / "features" / f"{_key(model, stage)}.npz"
+    with ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(alone(path.with_suffix(".lock"), "embedding with the same network"))
+        except OSError as error:
+            log.warning("The features cannot be kept in %s (%s).", path.parent, error.strerror)
+        found, bad = _embedded(model, files, stage, batch_size, path)
+    for name, reason in list(bad.items())[:NAMED]:
+        log.warning("Cannot be read: %s: %s", name, reason)
+    if len(bad) > NAMED:
+        log.warning("... and %d more", len(bad) - NAMED)
     good = [f for f in files if f in found]
-    return good, np.stack([found[f] for f in good]) if good else np.zeros((0, 1), np.float32)
+    if not good:
+        raise UserError(f"none of {len(files)} pictures can be read")
+    return good, np.stack([found[f] for f in good]), bad
 
 
 def _embedded(
-    model: Model, files: Sequence[str], stage: int | None, path: Path
+    model: Model, files: Sequence[str], stage: int | None, batch_size: int, path: Path
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     where = {f: os.path.abspath(f) for f in files}
     kept, stamps = _read(path), {f: _stamp(f) for f in where}
     found = {f: kept[p][1] for f, p in where.items() if p in kept and kept[p][0] == stamps[f]}
     new = [f for f in where if f not in found]
-    bad: dict[str, str] = {}
-    if new:
-        features, bad = model.embed_readable(new, stage)
-        found |= dict(zip([f for f in new if f not in bad], features, strict=True))
-        others = {p: v for p, v in kept.items() if p not in where.values() and os.path.exists(p)}
-        _write(path, others | {where[f]: (stamps[f], x) for f, x in found.items()})
     if len(new) < len(where):
         log.info("The features of %d of %d pictures were kept from before.", len(where) - len(new), len(where))
+    if not new:
+        return found, {}
+    features, bad = model.embed_readable(new, stage, batch_size)
+    found |= dict(zip([f for f in new if f not in bad], features, strict=True))
+    here = set(where.values())
+    others = {p: v for p, v in kept.items() if p not in here and os.path.exists(p)}
+    try:
+        _write(path, others | {where[f]: (stamps[f], x) for f, x in found.items()})
+    except OSError as error:
+        log.warning("The features could not be kept in %s (%s).", path.parent, error.strerror)
     return found, bad
 
 
-def _key(model: Model, files: Sequence[str], stage: int | None) -> str:
+def _key(model: Model, stage: int | None) -> str:
     digest = hashlib.sha256(model.network.path.read_bytes())
-    top = os.path.commonpath([os.path.dirname(os.path.abspath(f)) for f in files])
-    digest.update(f"{VERSION} {stage} {model.device.precision} {top}".encode("utf-8", "surrogateescape"))
+    digest.update(f"{VERSION} {stage} {model.device.precision}".encode())
     return digest.hexdigest()[:32]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sslrun.console import printable
 from sslrun.data.cache import decode_all
 from sslrun.maps import tsne
 from sslrun.page import rendered
@@ -27,10 +28,7 @@ def folders_of(files: Sequence[str]) -> list[str]:
     """Return the folder of each file, as seen from the folder above all: where pictures lie by class, the class."""
     folders = [os.path.dirname(os.path.abspath(f)) for f in files]
     top = os.path.commonpath(folders) if folders else ""
-    return [
-        os.path.relpath(f, top).split(os.sep)[0].replace(".", "") if f == top else os.path.relpath(f, top)
-        for f in folders
-    ]
+    return ["" if f == top else printable(os.path.relpath(f, top)) for f in folders]
 
 
 def publish(own: Run, files: Sequence[str], features: np.ndarray, groups: Sequence[str], seed: int) -> Path:
@@ -109,7 +107,7 @@ def _png(path: Path, points: np.ndarray, small: np.ndarray, groups: Sequence[str
     axis.set_aspect("equal")
     axis.axis("off")
     for g, colour in tint.items():
-        axis.scatter([], [], s=40, c=colour, label=g)
+        axis.scatter([], [], s=40, c=colour, label=f"\u200b{g}")  # which may begin with _, and would be left out
     if tint:
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False)
     figure.tight_layout(pad=0.5)

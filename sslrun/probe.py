@@ -76,14 +76,14 @@ def better_readout(encoder: Encoder, data: Dataset, val: Dataset | None, device:
     """Leave an encoder with the readout whose features a logistic regression does better with.
 
     At most 500 labelled pictures and 2,000 of validation take part, drawn at random; without validation it is
-    cross-validation on the labelled ones. Ties go to the average.
+    cross-validation on the labelled ones. Of equal accuracy the one with the higher likelihood is better.
 
     Returns:
         The accuracy of both.
     """
-    rng = np.random.default_rng(seed)
-    few = data.take(rng.permutation(len(data))[: READ[0]])
-    some = val.take(rng.permutation(len(val))[: READ[1]]) if val else None
+    assert data.labels is not None
+    few = data.take(_some(data.labels, READ[0], seed))
+    some = val.take(np.random.default_rng(seed).permutation(len(val))[: READ[1]]) if val else None
     scores: dict[Readout, tuple[float, float]] = {}
     for readout in READOUTS:
         encoder.read(readout)
@@ -92,7 +92,7 @@ def better_readout(encoder: Encoder, data: Dataset, val: Dataset | None, device:
     best = max(scores, key=lambda r: scores[r])
     encoder.read(best)
     told = ", ".join(f"{s[0]:.4f} with {r}" for r, s in scores.items())
-    log.info("The head sees the %s: a logistic regression has %s right.", best, told)
+    log.info("The head sees the %s: held out, a logistic regression is right in %s.", best, told)
     return {r: round(s[0], 6) for r, s in scores.items()}
 
 
@@ -107,14 +107,22 @@ def _searched(
 ) -> dict[float, tuple[float, float]]:
     """Return accuracy and log-likelihood on what is held out, by C."""
     mean, std = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
-    some = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels))[:SEARCHED])
-    some = some if len(labels) > SEARCHED else torch.arange(len(labels))
+    some = torch.from_numpy(_some(labels, SEARCHED, seed))
     x, y = ((features[some] - mean) / std).numpy(), labels[some].numpy()
     with _quiet_and_alone():
         if val is None:
             return _cross_validated(x, y, seed)
         xv, yv = ((val[0] - mean) / std).numpy(), val[1].numpy()
         return {c: _score(x, y, xv, yv, c) for c in STRENGTHS}
+
+
+def _some(labels: Tensor, most: int, seed: int) -> np.ndarray:
+    """Return positions of at most so many pictures, drawn at random, and of two of every class beyond them."""
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    of_class = [order[labels.numpy()[order] == k][:2] for k in labels.unique()]
+    return np.array(list(dict.fromkeys([*order[:most], *np.concatenate(of_class)])))
 
 
 @contextmanager

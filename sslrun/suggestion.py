@@ -1,19 +1,21 @@
 """Which pictures to label first: typical and diverse ones (TypiClust, Hacohen et al. 2022)."""
 
+import itertools
 import warnings
 
 import numpy as np
 
 NEIGHBOURS = 20  # by which typicality is told, as in the paper
+GROUPS = 500  # at most, as in the paper
 CLUSTERED = 20_000  # pictures, at most, by which the groups are found; the others join the nearest
 
 
 def typical_and_diverse(features: np.ndarray, n: int, seed: int, labelled: np.ndarray | None = None) -> np.ndarray:
     """Choose pictures to label: of each of as many groups as there are labels, the one in the densest place.
 
-    k-means on l2-normalised features makes as many groups as there are labels and choices together. Groups that have a
-    label already are passed over, the largest of the others come first, and of each the picture that lies nearest to
-    its 20 nearest neighbours within the group is taken.
+    k-means on l2-normalised features makes as many groups as there are labels and choices together, but at most 500.
+    Groups with the fewest labels come first, of these the largest; of each the picture is taken that lies nearest to
+    its 20 nearest neighbours within the group, and where there are fewer groups than choices the next nearest in turn.
 
     Args:
         features: `N x D`.
@@ -22,7 +24,7 @@ def typical_and_diverse(features: np.ndarray, n: int, seed: int, labelled: np.nd
         labelled: positions of pictures that have labels already.
 
     Returns:
-        Positions of n pictures, or of all that are left, those of the largest groups first.
+        Positions of n pictures, or of all that are left, in the order in which they should be labelled.
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
@@ -30,29 +32,26 @@ def typical_and_diverse(features: np.ndarray, n: int, seed: int, labelled: np.nd
 
     known = np.zeros(len(features), dtype=bool)
     known[labelled if labelled is not None else []] = True
-    left = np.flatnonzero(~known)
-    if len(left) <= n:
-        return left
     x = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
-    groups = min(n + int(known.sum()), len(x))
-    some = np.random.default_rng(seed).permutation(len(x))[: max(CLUSTERED, 2 * groups)]
+    groups = min(n + int(known.sum()), GROUPS, len(x))
+    some = np.random.default_rng(seed).permutation(len(x))[:CLUSTERED]
     with warnings.catch_warnings(), threadpool_limits(1, "openmp"):  # whose threads would stay beside torch's
         warnings.simplefilter("ignore", ConvergenceWarning)  # of pictures that are all alike
         means = KMeans(groups, n_init=1, random_state=seed).fit(x[some])
         group = means.predict(x)
-    sizes = np.bincount(group, minlength=groups)
-    order = sorted(range(groups), key=lambda g: (bool(known[group == g].any()), -sizes[g]))
-    chosen = [_most_typical(x, np.flatnonzero((group == g) & ~known)) for g in order if (~known[group == g]).any()]
-    rest = np.setdiff1d(left, chosen)
-    return np.array([*chosen, *rest][:n])
+    members = [np.flatnonzero(group == g) for g in range(groups)]
+    order = sorted(members, key=lambda m: (int(known[m].sum()), -len(m)))
+    ranked = [by_typicality(x, m[~known[m]]) for m in order]
+    rounds = (r[i] for i in range(max(map(len, ranked))) for r in ranked if i < len(r))
+    return np.array(list(itertools.islice(rounds, n)), dtype=int)
 
 
-def _most_typical(x: np.ndarray, members: np.ndarray) -> int:
-    """Return the member whose nearest neighbours among them are nearest."""
+def by_typicality(x: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Return members of a group, those first whose nearest neighbours within it are nearest."""
     from sklearn.neighbors import NearestNeighbors
 
     k = min(NEIGHBOURS, len(members) - 1)
     if k < 1:
-        return int(members[0])
+        return members
     distances, _ = NearestNeighbors(n_neighbors=k).fit(x[members]).kneighbors()
-    return int(members[distances.mean(1).argmin()])
+    return members[np.argsort(distances.mean(1), kind="stable")]

@@ -68,6 +68,13 @@ def test_calibration_error_against_a_plain_loop() -> None:
     assert calibration_error(np.eye(3), np.arange(3)) == 0.0  # sure of everything, and right
 
 
+def test_what_is_nearly_certain_is_tempered_as_its_logits_are() -> None:
+    logits = np.array([[60.0, 0.0, -5.0]])
+    p = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    z = logits / 5 - (logits / 5).max()
+    assert np.allclose(tempered(p.astype(np.float32), 5.0), np.exp(z) / np.exp(z).sum(), atol=1e-6)
+
+
 def test_the_threshold_is_the_lowest_that_keeps_its_promise() -> None:
     p, labels = made_up(2000, 1.0)
     t = threshold(p, labels)

@@ -263,6 +263,9 @@ def test_evaluate_on_other_pictures_of_the_same_classes(in_world: Path, cli: Cli
     shutil.copytree(photos, "more/test")
     assert cli("evaluate", "dataset=folder", "dataset.root=more", *QUICK).code == 0
     assert summary(runs("evaluate")[-1])["images"] == 60
+    assert (
+        len(json.loads((runs("evaluate")[-1] / "report.json").read_text())["stages"]) == 2
+    )  # probed on its own labels
     shutil.move("more/train/temple", "more/train/castle")
     shutil.move("more/test/temple", "more/test/castle")
     answer = cli("evaluate", "dataset=folder", "dataset.root=more", *QUICK)

@@ -98,10 +98,12 @@ def test_only_new_and_changed_files_go_through_the_network_again(in_world: Path,
 
 def test_what_cannot_be_read_is_named_and_the_exit_code_says_so(in_world: Path, cli: Cli, pictures: Path) -> None:
     (pictures / "flower/broken.jpg").write_text("no picture")
+    (pictures / "temple/empty.jpg").write_text("")
     said = cli("embed", str(pictures), "out=rest.npz", *NO_MAP)
     assert said.code == 1
     assert "broken.jpg: not a picture" in said.err
-    assert "1 of 13 pictures could not be read; rest.npz has the others" in said.err
+    assert "empty.jpg: the file is empty" in said.err
+    assert "2 of 14 pictures could not be read; rest.npz has the others" in said.err
     assert len(np.load("rest.npz")["images"]) == 12
     assert cli("search", str(pictures / "flower/flower 00.jpg"), f"in={pictures}", *QUICK).code == 0
     said = cli("search", str(pictures / "flower/broken.jpg"), f"in={pictures}", *QUICK)
@@ -143,7 +145,7 @@ def test_the_map_says_what_each_picture_is(in_world: Path, cli: Cli, pictures: P
     assert not re.findall(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", page)
     assert (run / "figures/map.png").stat().st_size > 5000
     if CHROMIUM is None:
-        return
+        pytest.skip("there is no Chromium here")
     point = """<script>
     const p = pictures[4], [x, y] = at(p), event = new PointerEvent("pointermove");
     canvas.dispatchEvent(Object.defineProperties(event, {offsetX: {value: x}, offsetY: {value: y}}));
@@ -159,6 +161,19 @@ def test_the_map_says_what_each_picture_is(in_world: Path, cli: Cli, pictures: P
     assert told.split("|")[0] == "block"
     assert Path(shown[4]["name"]).name.split(" ")[-1] in told
     assert told.endswith("0px -128px")  # the fifth of ten on a sheet of four a row
+
+
+def test_pictures_that_are_all_alike_and_too_few_for_a_map(in_world: Path, cli: Cli, pictures: Path) -> None:
+    one = next(pictures.rglob("*.jpg"))
+    for i in range(5):
+        Path("same").mkdir(exist_ok=True)
+        shutil.copy(one, f"same/{i}.jpg")
+    said = cli("embed", "same", "projector=0", *QUICK)
+    assert said.code == 0, said.err
+    assert (runs("embed")[-1] / "map.html").is_file()
+    said = cli("embed", str(pictures), "map=1", "projector=0", *QUICK)
+    assert said.code == 0, said.err
+    assert "No map of fewer than 3 pictures" in said.err
 
 
 def test_folders_are_seen_from_the_one_above_all() -> None:

@@ -60,7 +60,9 @@ def test_two_classifiers_are_compared_picture_by_picture(in_world: Path, cli: Cl
 def test_without_the_training_pictures_there_are_no_probes_of_the_stages(
     in_world: Path, cli: Cli, photos: Path
 ) -> None:
-    shutil.copytree(photos, "moved")
+    shutil.copytree(photos, "mine")
+    assert cli("finetune", "mode=probe", "dataset.root=mine", *QUICK).code == 0
+    Path("mine").rename("moved")
     said = cli("evaluate", "dataset.root=moved", *QUICK)
     assert said.code == 0, said.err
     before = json.loads((runs("evaluate")[-1] / "report.json").read_text())

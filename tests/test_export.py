@@ -1,6 +1,8 @@
 """Exported networks, used as somebody would who does not have sslrun."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import sslrun
-from tests.conftest import QUICK, Cli
+from tests.conftest import QUICK, REPOSITORY, Cli
 from tests.test_cli import runs
 
 FILES = {"onnx": "classifier.onnx", "torch_export": "classifier.pt2", "safetensors": "classifier.safetensors"}
@@ -47,6 +49,20 @@ def test_onnx_says_what_the_classifier_says_for_any_number_of_pictures(in_world:
     again = cli("export", "out=mine/flowers.onnx")
     assert again.code == 1
     assert "out=mine/flowers.onnx is there already" in again.err
+
+
+def test_the_example_of_the_docs_says_what_predict_says(in_world: Path, cli: Cli, photos: Path) -> None:
+    said = cli("export", "out=classifier.onnx", f"images=['{next(photos.rglob('*.jpg'))}']")  # one picture is enough
+    assert said.code == 0, said.err
+    photo = Image.open(sorted(photos.rglob("*.jpg"))[3]).convert("RGBA").resize((50, 40))
+    photo.putalpha(Image.linear_gradient("L").resize(photo.size))
+    photo.save("image.jpg", "PNG")  # whatever its name says
+    page = (REPOSITORY / "docs/export.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=True)
+    name, confidence = done.stdout.split()
+    (expected,) = sslrun.load(device="cpu").predict("image.jpg")
+    assert (name, float(confidence)) == (expected.class_name, pytest.approx(expected.confidence, abs=2e-4))
 
 
 @pytest.mark.slow

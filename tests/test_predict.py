@@ -85,12 +85,71 @@ def test_copies_are_sorted_into_classes_and_nothing_is_overwritten(in_world: Pat
     assert len(list(Path("doubts/_unsure").iterdir())) == len(files)
 
 
-def test_odd_class_names_make_plain_folders() -> None:
-    from sslrun.stages.predict import _plain
+def test_odd_class_names_make_plain_folders_each_its_own() -> None:
+    from sslrun.stages.predict import _folders
 
-    assert [_plain(n) for n in ("rose", "a/b", "..", "", "_unsure", "x\n", "ü 花")] == [
-        "rose", "a_b", "_..", "_", "__unsure", "x_", "ü 花"
+    names = ("rose", "a/b", "..", "", "_unsure", "x\n", "ü 花", "a:b", "a_b", "__unsure")
+    assert list(_folders(names)) == list(names)
+    assert list(_folders(names).values()) == [
+        "rose", "a_b", "_..", "_", "__unsure", "x_", "ü 花", "a_b_2", "a_b_3", "__unsure_2"
     ]  # fmt: skip
+
+
+def test_a_script_without_a_guard_may_predict_many_files(in_world: Path, files: list[str]) -> None:
+    Path("script.py").write_text(
+        "import sys\nimport sslrun\nimport sslrun.data.workers as w\nw.WORTH_PROCESSES = 2\n"
+        "print([p.class_name for p in sslrun.load(device='cpu').predict(sys.argv[1:])])\n"
+    )
+    done = subprocess.run([sys.executable, "script.py", *files], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([p.class_name for p in sslrun.load(device="cpu").predict(files)])
+    assert "predicting" not in done.stderr
+
+
+def test_a_picture_that_is_given_stays_as_it_is(in_world: Path, files: list[str], tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    large = Image.open(files[0]).resize((600, 400))
+    large.save("large.jpg", exif=exif)
+    picture = Image.open("large.jpg")
+    model = sslrun.load(device="cpu")
+    assert model.predict(picture)[0].error is None
+    assert picture.size == (600, 400)
+    assert picture.getexif()[0x0112] == 6
+    assert np.allclose(model.probabilities(picture), model.probabilities("large.jpg"), atol=0.05)  # decoded small there
+    cut = Path(files[0]).read_bytes()[:-300]
+    Path("cut.jpg").write_bytes(cut)
+    assert "damaged" in (model.predict([Image.open("cut.jpg")])[0].error or "")
+    with pytest.raises(UserError, match="damaged"):
+        model.embed([Image.open("cut.jpg")])
+
+
+def test_more_views_say_the_same_of_a_picture_whatever_stands_beside_it(in_world: Path, files: list[str]) -> None:
+    model = sslrun.load(device="cpu")
+    together = model.probabilities(files[:4], views=3)
+    alone = np.concatenate([model.probabilities(f, views=3) for f in files[:4]])
+    assert np.allclose(together, alone, atol=1e-5)
+    assert not np.allclose(together, model.probabilities(files[:4]), atol=1e-5)
+
+
+def test_sure_enough_is_as_sure_as_the_threshold(in_world: Path, files: list[str]) -> None:
+    """All of them, where all are equally sure: the threshold is one of them."""
+    from sslrun.calibration import tempered, threshold
+
+    model = sslrun.load(device="cpu")
+    p = tempered(np.tile([[0.9999, 0.0001]], (50, 1)), 2.7)
+    model.sure_above = threshold(p, np.zeros(50, int))
+    model._calibrated = lambda pixels, views, batch_size: p[: len(pixels)]  # type: ignore[method-assign]
+    assert not any(g.unsure for g in model.predict(files))
+
+
+def test_no_device_and_no_names_are_said(in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="device=gpu: there are auto, cpu, cuda"):
+        sslrun.load(device="gpu")
+    for stage in ("predict", "embed", "suggest"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+        said = cli(stage, "-", *QUICK)
+        assert said.code == 1
+        assert "no picture named on standard input" in said.err
 
 
 def test_the_python_side_says_what_the_command_says(in_world: Path, cli: Cli, files: list[str]) -> None:

@@ -33,6 +33,10 @@ def of(pictures: Tensor, labels: Tensor) -> Dataset:
     return Dataset(Images([rows], np.zeros((len(rows), 16), np.uint8)), labels, ["a", "b"], [""] * len(rows))
 
 
+def of_rows(data: Dataset, labels: Tensor) -> Dataset:
+    return Dataset(data.images, labels, ["a", "b"], data.names)
+
+
 def halves(n: int, seed: int) -> Dataset:
     """Pictures whose left or right half is light: their mean is the same."""
     rng = torch.Generator().manual_seed(seed)
@@ -52,6 +56,18 @@ def shades(n: int, seed: int) -> Dataset:
         y, x = (4 * torch.randint(0, 2, (2,), generator=rng)).tolist()
         picture[:, y : y + 4, x : x + 4] += 100 + torch.randint(0, 5, (1,), generator=rng)
     return of(pictures.to(torch.uint8), labels)
+
+
+def test_a_rare_class_takes_part_in_the_choice() -> None:
+    """Of 2,000 pictures two are of the rare class, which a draw of 500 would mostly miss."""
+    data = halves(2000, 0)
+    assert data.labels is not None
+    labels = torch.zeros(2000, dtype=torch.int64)
+    labels[[7, 1500]] = 1
+    for seed in range(5):
+        encoder = Encoder(Maps(), [0.0] * 3, [1.0] * 3, image_size=8)
+        device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
+        assert set(better_readout(encoder, of_rows(data, labels), None, device, seed)) == {"average", "grid"}
 
 
 @pytest.mark.parametrize(("kind", "best"), [(halves, "grid"), (shades, "average")])

@@ -81,6 +81,15 @@ def test_from_suggestion_to_classifier(in_world: Path, cli: Cli, photos: Path) -
     assert len(said.out.splitlines()) == 60 - 24
 
 
+def test_more_choices_than_groups_take_turns() -> None:
+    from sslrun import suggestion
+
+    x, _ = heaps([300] * 4)
+    chosen = typical_and_diverse(x, 700, seed=0)
+    assert len(set(chosen)) == 700
+    assert len(set(chosen[: suggestion.GROUPS])) == suggestion.GROUPS
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

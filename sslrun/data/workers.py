@@ -23,23 +23,27 @@ def cores() -> int:
 
 
 @contextmanager
-def workers(tasks: int) -> Iterator[Executor]:
+def workers(tasks: int, processes: bool = True) -> Iterator[Executor]:
     """Open a pool of all cores: processes for many tasks, since Python does one thing at a time, threads for few.
+
+    Args:
+        tasks: how many there are.
+        processes: False where a process that is started would run a user's script anew, which it imports.
 
     Raises:
         UserError: a process was killed.
     """
-    if tasks < WORTH_PROCESSES or cores() == 1:
-        with ThreadPoolExecutor(cores()) as pool, _cancelled(pool):
-            yield pool
+    if tasks < WORTH_PROCESSES or cores() == 1 or not processes:
+        with ThreadPoolExecutor(cores()) as threads, _cancelled(threads):
+            yield threads
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(cores(), context, initializer=_become_a_worker) as processes, _cancelled(processes):
+    with ProcessPoolExecutor(cores(), context, initializer=_become_a_worker) as pool, _cancelled(pool):
         with _ctrl_c_ignored():
             for _ in range(cores()):
-                processes.submit(int)  # which starts one
+                pool.submit(int)  # which starts one
         try:
-            yield processes
+            yield pool
         except BrokenProcessPool:
             from sslrun.errors import UserError
 

@@ -12,7 +12,7 @@ import torch
 from sslrun import picture_map
 from sslrun.api import EMBEDDING, Model, named_pictures
 from sslrun.config import Count, Node, PositiveInt, UserError
-from sslrun.console import log
+from sslrun.console import log, printable
 from sslrun.data.cache import decode_all
 from sslrun.index import indexed
 from sslrun.run import Run
@@ -27,6 +27,7 @@ def embed(
     images: list[str],
     run: str,
     stage: PositiveInt | None,
+    batch_size: PositiveInt,
     format: Literal["npz", "csv", "parquet"],
     out: str | None,
     map: Count,
@@ -51,16 +52,18 @@ def embed(
     named = named_pictures(images)
     network = load_network(find_run(run, EMBEDDING))
     own.settle(run=str(network.path.parent), out=str(path))
-    model = Model(network, inference_device(device, network))
-    files, features = indexed(model, named, stage)
-    if not files:
-        raise UserError(f"none of {len(named)} pictures can be read")
+    model = Model(network, inference_device(device, network), command=True)
+    files, features, bad = indexed(model, named, stage, batch_size)
     path.parent.mkdir(parents=True, exist_ok=True)
-    {"npz": _npz, "csv": _csv, "parquet": _parquet}[format](path, files, features)
+    part = path.with_name(f".{path.name}.part")
+    {"npz": _npz, "csv": _csv, "parquet": _parquet}[format](part, files, features)
+    part.rename(path)
     groups = picture_map.folders_of(files)
     order = np.random.default_rng(seed).permutation(len(files))
-    if map and len(files) > 2:
-        rows = np.sort(order[:map])
+    rows = np.sort(order[:map])
+    if map and len(rows) < 3:
+        log.info("No map of fewer than 3 pictures.")
+    elif map:
         page = picture_map.publish(own, [files[i] for i in rows], features[rows], [groups[i] for i in rows], seed)
         log.info("The map: %s", page)
     if projector:
@@ -69,8 +72,8 @@ def embed(
         log.info("TensorBoard's projector: tensorboard --logdir %s", own.directory)
     print(path, flush=True)
     log.info("%d features of %d pictures", features.shape[1], len(files))
-    if len(files) < len(named):
-        raise UserError(f"{len(named) - len(files)} of {len(named)} pictures could not be read; {path} has the others")
+    if bad:
+        raise UserError(f"{len(bad)} of {len(named)} pictures could not be read; {path} has the others")
     return {"images": len(files), "features": features.shape[1], "file": str(path), "of_run": str(network.path.parent)}
 
 
@@ -100,11 +103,7 @@ def _project(own: Run, files: Sequence[str], features: np.ndarray, groups: Seque
     pixels = decode_all(files, PROJECTED_SIDE, "crop", "rgb").array
     own.tensorboard.add_embedding(
         torch.from_numpy(features),
-        metadata=[[g, _one_line(f)] for g, f in zip(groups, files, strict=True)],
+        metadata=[[printable(g), printable(f)] for g, f in zip(groups, files, strict=True)],
         metadata_header=["folder", "image"],
         label_img=torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 255,
     )
-
-
-def _one_line(name: str) -> str:
-    return " ".join(name.encode("utf-8", "backslashreplace").decode().split())

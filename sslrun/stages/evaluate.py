@@ -1,6 +1,5 @@
 """`sslrun evaluate`: read the test split, once, and report on a finetuned classifier."""
 
-import csv
 import json
 import time
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from sslrun.data.dataset import Dataset, describe, labelled, load_test, load_tra
 from sslrun.device import Device
 from sslrun.metrics import knn_probabilities, paired_test, scored
 from sslrun.probe import regression
-from sslrun.run import Run, read_summary
+from sslrun.run import Run, read_summary, write_text
 from sslrun.start import Trained, find_run, inference_device, load_classifier, overlaid, preprocessing_of
 
 KEPT = ("init", "mode", "backbone", "label_fraction", "labels_per_class", "labels", "seeds", "subset_fingerprint")
@@ -43,6 +42,8 @@ def evaluate(
     Raises:
         UserError: no such run, no test labels, or other classes or pictures.
     """
+    if against:
+        find_run(against)  # before anything is computed
     found = _tested(run, dataset, own.asked, device, batch_size)
     rival = _tested(against, dataset, own.asked, device, batch_size) if against else None
     own.settle(run=str(found.directory), dataset=found.dataset, against=str(rival.directory) if rival else None)
@@ -141,7 +142,9 @@ def _stages(found: Tested, batch_size: int) -> list[dict[str, Any]]:
     They are fitted on the labelled pictures of the run; the probe's strength is chosen on validation.
     """
     config = found.trained.config
-    node = {**config["dataset"], **{k: v for k, v in found.dataset.items() if k == "root"}}  # where they are now
+    node, tested = config["dataset"], found.dataset
+    moved = tested["_target_"] == node["_target_"] and node.get("root") and not Path(node["root"]).exists()
+    node = node | {"root": tested["root"]} if moved else node
     try:
         data, val = load_train(node)
         chosen = labelled(data, node, config["label_fraction"], config["labels_per_class"], config["subset_seed"])
@@ -179,11 +182,8 @@ def _some(n: int) -> np.ndarray:
 
 
 def _write(own: Run, found: Tested, scores: dict[str, Any]) -> None:
-    (own.directory / "report.json").write_text(json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
-    with (own.directory / "classes.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(scores["classes"][0]))
-        writer.writeheader()
-        writer.writerows(scores["classes"])
+    write_text(own.directory / "report.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
+    report.write_csv(own.directory / "classes.csv", scores["classes"])
     np.savez_compressed(
         own.directory / "predictions.npz",
         probabilities=found.probabilities.astype(np.float16),

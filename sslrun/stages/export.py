@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sslrun import __version__
+from sslrun import __version__, calibration
 from sslrun.api import EMBEDDING, Model, named_pictures
 from sslrun.backbones import Encoder
-from sslrun.classifier import Classifier
-from sslrun.config import Node, UserError, build
+from sslrun.classifier import Classifier, probabilities
+from sslrun.config import UserError
 from sslrun.console import log, quietly
 from sslrun.data.dataset import load_train
+from sslrun.device import Device
 from sslrun.run import Run
 from sslrun.start import Trained, find_run, load_network, short_name
 
@@ -56,7 +57,6 @@ def export(
     format: Literal["onnx", "torch_export", "safetensors"],
     out: str | None,
     images: list[str],
-    device: Node,
 ) -> dict[str, Any]:
     """Write a network as a file for others, with all that is needed to use it, and check that it says the same.
 
@@ -77,32 +77,41 @@ def export(
                 f"{network.path.parent} is of nearest neighbours, which have no head: export a probe instead"
             )
         head = network.model.head
-    hardware = build(device)
-    hardware.use("fp32", "contiguous")
+    hardware = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
     path = Path(out) if out else own.directory / f"{what}{SUFFIXES[format]}"
     if path.exists():
         raise UserError(f"out={path} is there already: name a new file")
     own.settle(run=str(network.path.parent), out=str(path))
-    model = Model(network, hardware)
+    model = Model(network, hardware, command=True)
     pictures = _pictures(model, images)
     module = Exported(network.encoder, head, model.temperature).eval()
-    expected = _said(module, pictures)
+    if isinstance(network, Trained) and head is not None:  # what predict says
+        expected = calibration.tempered(probabilities(network.model, pictures, hardware).numpy(), model.temperature)
+    else:
+        expected = _said(module, pictures)
     about = _about(model, what)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if format == "safetensors":
-        found = _safetensors(module, pictures, path, about)
-    elif format == "onnx":
-        found = _onnx(module, pictures, path, about)
-    else:
-        found = _torch_export(module, pictures, path, about)
+    part = path.with_name(f".part_{path.name}")  # until it is checked
+    write = {"safetensors": _safetensors, "onnx": _onnx, "torch_export": _torch_export}[format]
+    try:
+        found = write(module, pictures, part, about)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
     gap = float(np.abs(found - expected).max())
     allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if not gap <= allowed:
-        wrong = path.rename(path.with_name(f"{path.name}.wrong"))
+        wrong = part.rename(path.with_name(f"{path.name}.wrong"))
         raise UserError(f"the exported network differs by {gap:.2g} on {len(pictures)} pictures: it lies in {wrong}")
+    part.rename(path)
     log.info("Written to %s, %.1f MB; on %d pictures it differs by %.1g at most.", path, path.stat().st_size / 1e6,
              len(pictures), gap)  # fmt: skip
     return {"file": str(path), "images": len(pictures), "largest_difference": gap, "of_run": str(network.path.parent)}
+
+
+def _example(pictures: Tensor) -> Tensor:
+    """Return two pictures to trace with; of one the number would be taken for fixed."""
+    return torch.zeros(2, *pictures.shape[1:], dtype=torch.uint8)
 
 
 def _said(network: Callable[[Tensor], Tensor], pictures: Tensor) -> np.ndarray:
@@ -125,7 +134,7 @@ def _pictures(model: Model, images: list[str]) -> Tensor:
         data, _ = load_train(model.network.config["dataset"])
     except UserError as error:
         raise UserError(f"{error}\nname pictures to check the export on: images=[a.jpg,folder]") from None
-    return data.images[torch.arange(min(CHECKED, len(data)))].contiguous()
+    return data.images[torch.linspace(0, len(data) - 1, min(CHECKED, len(data))).long()].contiguous()
 
 
 def _about(model: Model, what: str) -> dict[str, Any]:
@@ -153,8 +162,8 @@ def _onnx(module: Exported, pictures: Tensor, path: Path, about: dict[str, Any])
     with warnings.catch_warnings(), quietly():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            module, (pictures[:2],), dynamo=True, input_names=["images"], output_names=[name], dynamic_shapes=batch,
-            verbose=False,
+            module, (_example(pictures),), dynamo=True, input_names=["images"], output_names=[name],
+            dynamic_shapes=batch, verbose=False,
         )  # fmt: skip
     assert program is not None
     proto = program.model_proto
@@ -170,7 +179,7 @@ def _torch_export(module: Exported, pictures: Tensor, path: Path, about: dict[st
     batch = {"images": {0: torch.export.Dim("batch")}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about itself
-        program = torch.export.export(module, (pictures[:2],), dynamic_shapes=batch)
+        program = torch.export.export(module, (_example(pictures),), dynamic_shapes=batch)
         extra = {METADATA: json.dumps(about, ensure_ascii=False)}
         torch.export.save(program, str(path), extra_files=extra)
     return _said(torch.export.load(str(path)).module(), pictures)

@@ -48,7 +48,7 @@ def predict(
     files = named_pictures(images)
     trained = load_classifier(find_run(run))
     own.settle(run=str(trained.path.parent))
-    model = Model(trained, inference_device(device, trained))
+    model = Model(trained, inference_device(device, trained), command=True)
     began = time.perf_counter()
     rows = [_row(p) for p in model.predict(files, top, unsure, views, batch_size)]
     seconds = time.perf_counter() - began
@@ -62,7 +62,7 @@ def predict(
     else:
         report.prediction_figures(rows[:figures], own.directory / "figures")
     if sort_into:
-        _sort(rows, Path(sort_into))
+        _sort(rows, Path(sort_into), model.class_names)
     sys.stdout.write(text)
     sys.stdout.flush()
     log.info(
@@ -95,12 +95,13 @@ def _said_threshold(model: Model, unsure: str | float | None) -> str:
     return f"{unsure}"
 
 
-def _sort(rows: Sequence[Row], folder: Path) -> None:
+def _sort(rows: Sequence[Row], folder: Path, class_names: Sequence[str]) -> None:
     """Copy pictures into a folder a class; those that are unsure into one of their own. Nothing is moved."""
+    places = _folders(class_names)
     for row in rows:
         if row["error"]:
             continue
-        place = folder / (UNSURE if row["unsure"] else _plain(row["class"]))
+        place = folder / (UNSURE if row["unsure"] else places[row["class"]])
         place.mkdir(parents=True, exist_ok=True)
         name, n = Path(row["image"]), 1
         target = place / name.name
@@ -111,10 +112,18 @@ def _sort(rows: Sequence[Row], folder: Path) -> None:
     log.info("Copied into %s", folder)
 
 
-def _plain(class_name: str) -> str:
-    """Return a class name as the name of a folder."""
-    plain = "".join("_" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in class_name).strip()
-    return plain if plain.strip(".") and plain != UNSURE else f"_{plain}"
+def _folders(class_names: Sequence[str]) -> dict[str, str]:
+    """Return a name for the folder of each class, each its own."""
+    found: dict[str, str] = {}
+    for name in class_names:
+        plain = "".join("_" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in name).strip()
+        plain = plain if plain.strip(".") and plain != UNSURE else f"_{plain}"
+        n, own = 1, plain
+        while own in found.values():
+            n += 1
+            own = f"{plain}_{n}"
+        found[name] = own
+    return found
 
 
 def _flat(rows: Sequence[Row]) -> list[Row]:

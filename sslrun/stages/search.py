@@ -26,6 +26,7 @@ def search(
     n: PositiveInt,
     run: str,
     stage: PositiveInt | None,
+    batch_size: PositiveInt,
     format: Literal["table", "json", "jsonl", "csv"],
     device: Node,
 ) -> dict[str, Any]:
@@ -45,11 +46,9 @@ def search(
         raise UserError(f"no pictures in {in_} (looked for .jpg .png .webp .bmp .gif .tif)")
     network = load_network(find_run(run, EMBEDDING))
     own.settle(run=str(network.path.parent))
-    model = Model(network, inference_device(device, network))
-    wanted = model.embed(queries, stage)
-    files, features = indexed(model, among, stage)
-    if not files:
-        raise UserError(f"none of {len(among)} pictures in {in_} can be read")
+    model = Model(network, inference_device(device, network), command=True)
+    wanted = model.embed(queries, stage, batch_size)
+    files, features, _ = indexed(model, among, stage, batch_size)
     rows = _nearest(queries, wanted, files, features, n)
     sys.stdout.write({"table": _table, "json": as_json, "jsonl": as_jsonl, "csv": as_csv}[format](rows))
     sys.stdout.flush()

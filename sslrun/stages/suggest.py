@@ -33,6 +33,7 @@ def suggest(
     out: str | None,
     run: str,
     stage: PositiveInt | None,
+    batch_size: PositiveInt,
     seed: Count,
     device: Node,
 ) -> dict[str, Any]:
@@ -50,22 +51,17 @@ def suggest(
     strange = [c for c in classes if Path(c).name != c or c.startswith(".") or not c.strip()]
     if strange:
         raise UserError(f"classes: {strange[0]!r} is no name for a folder")
-    named = named_pictures(images)
+    named, done = named_pictures(images), find_pictures(labelled) if labelled and Path(labelled).is_dir() else []
+    if labelled and not done:
+        raise UserError(f"labelled={labelled}: no folder with pictures")
     network = load_network(find_run(run, EMBEDDING))
     own.settle(run=str(network.path.parent), out=str(place))
-    model = Model(network, inference_device(device, network))
-    files, features = indexed(model, named, stage)
-    if not files:
-        raise UserError(f"none of {len(named)} pictures can be read")
-    done: list[str] = []
-    known = features[:0]
-    if labelled:
-        if not Path(labelled).is_dir() or not find_pictures(labelled):
-            raise UserError(f"labelled={labelled}: no folder with pictures")
-        done, known = indexed(model, find_pictures(labelled), stage)
-    both = np.concatenate([features, known])
-    has_label = np.concatenate([_same_content(files, done), np.arange(len(files), len(both))])
-    chosen = typical_and_diverse(both, n, seed, has_label)
+    model = Model(network, inference_device(device, network), command=True)
+    files, features, _ = indexed(model, named, stage, batch_size)
+    copied, elsewhere = _copies(files, done)
+    known = indexed(model, elsewhere, stage, batch_size)[1] if elsewhere else features[:0]
+    has_label = np.array([*copied, *range(len(files), len(files) + len(known))], dtype=int)
+    chosen = typical_and_diverse(np.concatenate([features, known]), n, seed, has_label)
     if not len(chosen):
         raise UserError(f"all of {len(files)} pictures have labels already")
     rows = [files[i] for i in chosen]
@@ -83,12 +79,13 @@ def suggest(
     return {"images": len(files), "suggested": len(rows), "of_run": str(network.path.parent)}
 
 
-def _same_content(files: Sequence[str], others: Sequence[str]) -> np.ndarray:
-    """Return the positions of the files that are copies of one of the others."""
-    sizes = {os.path.getsize(f) for f in others}
-    alike = [i for i, f in enumerate(files) if os.path.getsize(f) in sizes]
-    known = {_digest(f) for f in others} if alike else set()
-    return np.array([i for i in alike if _digest(files[i]) in known], dtype=int)
+def _copies(files: Sequence[str], labelled: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Return the positions of files that a labelled one is a copy of, and the labelled ones that are copies of none."""
+    sizes = {os.path.getsize(f) for f in labelled}
+    digests = {i: _digest(f) for i, f in enumerate(files) if os.path.getsize(f) in sizes}
+    there, known = set(digests.values()), {f: _digest(f) for f in labelled}
+    copied = [i for i, d in digests.items() if d in set(known.values())]
+    return copied, [f for f, d in known.items() if d not in there]
 
 
 def _digest(file: str) -> bytes:
