@@ -4,8 +4,8 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Literal
 
 Row = dict[str, Any]
 
@@ -23,10 +23,17 @@ def as_jsonl(rows: Sequence[Row]) -> str:
 def as_csv(rows: Sequence[Row]) -> str:
     """Return rows as CSV, with every key that any of them has as a column; true and false are said in lower case."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(k for r in rows for k in r)), lineterminator="\n")
+    names = list(dict.fromkeys(k for r in rows for k in r))
+    how = quoting(str(v) for r in rows for v in r.values())
+    writer = csv.DictWriter(out, names, lineterminator="\n", quoting=how)
     writer.writeheader()
     writer.writerows({k: str(v).lower() if isinstance(v, bool) else v for k, v in r.items()} for r in rows)
     return out.getvalue()
+
+
+def quoting(cells: Iterable[str]) -> Literal[0, 1]:
+    """Return how the csv module must quote these cells: one with a carriage return alone is quoted only if all are."""
+    return csv.QUOTE_ALL if any("\r" in cell for cell in cells) else csv.QUOTE_MINIMAL
 
 
 def as_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Collection[str] = ()) -> str:

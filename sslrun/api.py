@@ -117,6 +117,9 @@ class Model:
         Raises:
             UserError: an array that is no picture, or a network without a classifier.
         """
+        for key, value in (("top", top), ("views", views), ("batch_size", batch_size)):
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"{key}={value!r}: must be a whole number, at least 1")
         least = (self.sure_above or 0.0) if unsure == "auto" else unsure or 0.0
         out: list[Prediction] = []
         for names, pixels, reasons in self._blocks(images, batch_size, "predicting"):
@@ -170,7 +173,7 @@ class Model:
         found = [self.features_of(one, stage)[:0]]
         bad: dict[str, str] = {}
         for names, pixels, reasons in self._blocks(images, batch_size, "embedding"):
-            bad |= {str(n): r for n, r in zip(names, reasons, strict=True) if r}
+            bad |= {n or "a picture that was given": r for n, r in zip(names, reasons, strict=True) if r}
             good = torch.tensor([not r for r in reasons])
             if good.any():
                 found.append(self.features_of(pixels[good], stage))
@@ -182,6 +185,8 @@ class Model:
         Raises:
             UserError: no such stage.
         """
+        if stage is not None and not isinstance(stage, int):
+            raise UserError(f"stage={stage!r}: must be a whole number or None")
         stages = stage_features(self.network.encoder, pixels, self.device)
         if stage is not None and not 1 <= stage <= len(stages):
             raise UserError(f"stage={stage}: this backbone has stages 1 to {len(stages)}")
@@ -219,7 +224,10 @@ class Model:
 
     def _blocks(self, images: Sequence[Picture] | Picture, batch_size: int, doing: str) -> Iterator[Block]:
         """Yield names, pixels `B x 3 x S x S` uint8, and why some could not be read; files are decoded on all cores."""
-        many = [images] if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor) else list(images)
+        alone = isinstance(images, str | Path | Image.Image | Tensor)
+        if isinstance(images, np.ndarray):
+            alone, images = images.dtype.kind != "U", images if images.dtype.kind != "U" else images.tolist()
+        many: list[Any] = [images] if alone else list(images)  # type: ignore[arg-type]
         dataset = self.network.config["dataset"]
         how: dict[str, Any] = {k: dataset[k] for k in ("image_size", "resize", "channels")}
         at_once = max(1, min(batch_size, len(many) // (2 * cores())))
@@ -264,7 +272,7 @@ def named_pictures(images: Sequence[str]) -> list[str]:
     """
     if not images:
         raise UserError("no picture named: say image.jpg, or a folder")
-    names = [n for name in images for n in (sys.stdin.read().splitlines() if name == "-" else [name]) if n]
+    names = [n for name in images for n in (_on_standard_input() if name == "-" else [name]) if n]
     if not names:
         raise UserError("no picture named on standard input")
     files: list[str] = []
@@ -280,6 +288,12 @@ def named_pictures(images: Sequence[str]) -> list[str]:
     return files
 
 
+def _on_standard_input() -> list[str]:
+    """Return one file name a line, whatever its bytes are."""
+    lines = os.fsdecode(sys.stdin.buffer.read()).split("\n")
+    return [line.removesuffix("\r") for line in lines]
+
+
 def _tensor(block: np.ndarray) -> Tensor:
     return torch.from_numpy(block).permute(0, 3, 1, 2)
 
@@ -291,17 +305,26 @@ def _one(item: Picture, how: dict[str, Any]) -> tuple[np.ndarray, str]:
         return block[0], reason
     try:
         return to_array(_picture(item), **how), ""
-    except OSError as error:  # of a picture that is read when it is needed
+    except (OSError, ValueError) as error:  # of a picture that is read when it is needed, or is closed
         return np.zeros((how["image_size"], how["image_size"], 3), np.uint8), f"damaged: {error}"
 
 
 def _picture(item: Image.Image | np.ndarray | Tensor) -> Image.Image:
     if isinstance(item, Image.Image):
         return item.copy()  # the caller's stays as it is
+    if not isinstance(item, np.ndarray | Tensor):
+        raise UserError(f"{item!r} is no picture: give a path, a PIL picture, an array or a tensor")
     if isinstance(item, Tensor):
+        if item.is_floating_point() and not (item.numel() and bool(((item >= 0) & (item <= 1)).all())):
+            raise UserError("a tensor of floats must lie in [0, 1]; one of 0 to 255 must be uint8")
         x = (item * 255).round().clamp(0, 255).to(torch.uint8) if item.is_floating_point() else item
         item = x.permute(1, 2, 0).cpu().numpy() if x.ndim == 3 else x.cpu().numpy()
-    if item.dtype != np.uint8 or item.ndim not in (2, 3) or item.shape[2:] not in ((), (1,), (3,), (4,)):
+    if (
+        item.dtype != np.uint8
+        or not item.size
+        or item.ndim not in (2, 3)
+        or item.shape[2:] not in ((), (1,), (3,), (4,))
+    ):
         raise UserError(
             f"an array of {item.dtype}, {' x '.join(map(str, item.shape))}, is no picture: give H x W x 3, uint8"
         )

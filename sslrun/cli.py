@@ -28,6 +28,7 @@ WITH_VALUE = {
     "--cfg",
 }
 WITH_VALUE |= {"--experimental-rerun"}
+ONE_GO = (*WITH_PICTURES, "export")  # commands that nothing is lost of when they are stopped
 SHOWING = {"-c", "--cfg", "-i", "--info", "--hydra-help"}  # these show something and start nothing
 INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 
@@ -245,12 +246,14 @@ def _launch(stage: str, flags: list[str], values: list[str], others: list[str]) 
         hints = [f"{g}={a}" for a in others for g in config.groups(own) if a in config.choices(g, own)]
         hint = f"; did you mean {hints[0]}?" if hints else "; settings look like key=value"
         raise UserError(f"unexpected: {' '.join(others)}{hint}")
+    multirun = any(f in ("-m", "--multirun") for f in flags)
     if others and any(v.startswith("images=") for v in values):
         raise UserError("name the pictures as they are or as images=[...], not both ways")
+    if "-" in others and multirun:
+        raise UserError("-: standard input can be read once, not by every job of a sweep: leave -m away")
     if others:
         values.append("images=[" + ",".join(overrides.quoted(o) for o in others) + "]")
     sys.path.append(str(Path.cwd()))
-    multirun = any(f in ("-m", "--multirun") for f in flags)
     if stage == "evaluate":
         values, multirun = _whole_sweep(values, multirun)
         flags = [*flags, "-m"] if multirun and "-m" not in flags and "--multirun" not in flags else flags
@@ -263,6 +266,8 @@ def _launch(stage: str, flags: list[str], values: list[str], others: list[str]) 
         multirun, flags = True, [*flags, *(["-cd", own] if own and config_dir(flags) is None else [])]
         flags = [*flags, "-m"] if "-m" not in flags and "--multirun" not in flags else flags
     place = resume.named(values)
+    if place is not None and stage in ONE_GO and sweep is None:
+        raise UserError(f"sslrun {stage} has nothing to go on with: start it again, without resume=")
     if place is not None and multirun:
         raise UserError("resume= goes on with one run: leave -m away")
     if place is None:

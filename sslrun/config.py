@@ -246,7 +246,7 @@ def _wanted(e: Any) -> str:
         "int_from_float": "a whole number",
         "float_type": "a number",
         "bool_type": "true or false",
-        "string_type": "text",
+        "string_type": "text, a number in quotes",
         "list_type": "a list",
         "dict_type": "a mapping",
         "none_required": "null",

@@ -7,7 +7,6 @@ The key is made of the checkpoint and the stage; files that are gone are dropped
 
 import hashlib
 import os
-import zipfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -51,7 +50,8 @@ def indexed(
         log.warning("... and %d more", len(bad) - NAMED)
     good = [f for f in files if f in found]
     if not good:
-        raise UserError(f"none of {len(files)} pictures can be read")
+        name, reason = next(iter(bad.items()))
+        raise UserError(f"none of {len(files)} pictures can be read; the first: {name}: {reason}")
     return good, np.stack([found[f] for f in good]), bad
 
 
@@ -88,7 +88,7 @@ def _stamp(file: str) -> str:
         about = os.stat(file)
     except OSError:
         return "missing"
-    return f"{about.st_size} {about.st_mtime_ns}"
+    return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"  # the last tells of two files that were swapped
 
 
 def _read(path: Path) -> Kept:
@@ -96,9 +96,9 @@ def _read(path: Path) -> Kept:
         with np.load(path) as kept:
             columns = kept["files"].tolist(), kept["stamps"].tolist(), kept["features"]
             return {f: (s, x) for f, s, x in zip(*columns, strict=True)}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy and zipfile raise anything on what is damaged
         log.warning("The kept features in %s are damaged (%s); embedding anew.", path, error)
         return {}
 

@@ -1,10 +1,11 @@
 """Checking what stands on the command line before anything starts, all of it, in plain words."""
 
+import re
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -214,8 +215,8 @@ def key_of(override: str) -> str:
 
 def quoted(text: str) -> str:
     """Quote any text for Hydra's override grammar; OmegaConf must not take `${` for an interpolation."""
-    escaped = text.replace("\\", "\\\\") if text.endswith("\\") else text.replace("${", "\\${")
-    return "'" + escaped.replace("'", r"\'") + "'"
+    plain = re.sub(r"(\\*)\$\{", lambda before: 2 * before[1] + r"\${", text)
+    return str(QuotedString(text=plain, quote=Quote.single).with_quotes())
 
 
 def literal(value: Any) -> str:

@@ -99,11 +99,11 @@ def _png(path: Path, points: np.ndarray, small: np.ndarray, groups: Sequence[str
     figure, ((axis,),) = new_figure(1, 1, (9, 9 + 0.25 * -(-len(tint) // 4)))
     axis.scatter(*points.T, s=14, c=[tint.get(g, GREY) for g in groups], linewidths=0)
     shown: list[int] = []
-    for i, point in enumerate(points):
-        if all(np.abs(points[j] - point).max() > APART for j in shown):
+    for i in np.random.default_rng(0).permutation(len(points)):  # or the first folder would have most of the places
+        if all(np.abs(points[j] - points[i]).max() > APART for j in shown):
             shown.append(i)
             frame = {"edgecolor": tint.get(groups[i], GREY), "linewidth": 1.5, "boxstyle": "square,pad=0"}
-            axis.add_artist(AnnotationBbox(OffsetImage(small[i], zoom=0.4), point, bboxprops=frame, pad=0))
+            axis.add_artist(AnnotationBbox(OffsetImage(small[i], zoom=0.4), points[i], bboxprops=frame, pad=0))
     axis.set_aspect("equal")
     axis.axis("off")
     for g, colour in tint.items():

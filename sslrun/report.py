@@ -1,8 +1,6 @@
 """Figures and tables."""
 
-import csv
 import importlib.util
-import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +14,12 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
+from sslrun.answers import as_csv
 from sslrun.console import ERR, log
 from sslrun.data.decode import opened, to_rgb
 from sslrun.data.images import Images
 from sslrun.errors import UserError
-from sslrun.run import Run, job_order, read_metrics, read_summary, score
+from sslrun.run import Run, job_order, read_metrics, read_summary, score, write_text
 
 VIEWS_SHOWN = 8
 MISTAKES_SHOWN, TILE_SIDE = 24, 96  # pictures, and the px of one on a contact sheet
@@ -285,14 +284,7 @@ def sweep_rows(directory: Path) -> list[dict[str, Any]]:
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows as CSV, with every key that any of them has as a column."""
-    from sslrun.run import write_text
-
-    names = list(dict.fromkeys(k for r in rows for k in r))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, out.getvalue())
+    write_text(path, as_csv(rows))
 
 
 def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from PIL import Image
 import sslrun
 from sslrun.errors import UserError
 from sslrun.picture_map import folders_of
+from sslrun.run import put_in_place
 from tests.conftest import QUICK, Cli
 from tests.test_cli import runs, summary
 from tests.test_compare import CHROMIUM
@@ -88,12 +90,38 @@ def test_only_new_and_changed_files_go_through_the_network_again(in_world: Path,
     assert np.allclose(found[str(changed)], sslrun.load(device="cpu").embed([changed])[0], atol=1e-5)
     assert not np.allclose(found[str(changed)], before[0], atol=1e-3)
     (archive,) = Path("cache/features").glob("*.npz")
-    archive.write_bytes(archive.read_bytes()[:1000])
-    said = cli("embed", str(pictures), *NO_MAP)
-    assert said.code == 0
-    assert "damaged" in said.err
+    whole = archive.read_bytes()
+    for damaged in (whole[:1000], whole[:69] + b"\0" + whole[70:], b"PK" + bytes(500)):
+        archive.write_bytes(damaged)
+        said = cli("embed", str(pictures), *NO_MAP)
+        assert said.code == 0, said.err
+        assert "damaged" in said.err
     other = runs("pretrain")[-1]
     assert kept(cli("embed", str(pictures), f"run={other}", *NO_MAP).err) == (0, 0)
+
+
+def test_two_files_that_changed_places_are_told_apart(in_world: Path, cli: Cli) -> None:
+    Path("two").mkdir()
+    for name, colour in (("a", "red"), ("b", "blue")):
+        Image.new("RGB", (32, 32), colour).save(f"two/{name}.bmp")
+        os.utime(f"two/{name}.bmp", (1e9, 1e9))
+    assert cli("embed", "two", "out=before.npz", *NO_MAP).code == 0
+    Path("two/a.bmp").rename("two/c.bmp")
+    Path("two/b.bmp").rename("two/a.bmp")
+    Path("two/c.bmp").rename("two/b.bmp")
+    assert cli("embed", "two", "out=after.npz", *NO_MAP).code == 0
+    assert np.allclose(np.load("before.npz")["features"], np.load("after.npz")["features"][::-1])
+
+
+def test_a_file_that_somebody_else_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "part").write_text("mine")
+    (tmp_path / "there").write_text("theirs")
+    with pytest.raises(UserError, match="made by somebody else meanwhile"):
+        put_in_place(tmp_path / "part", tmp_path / "there", "out")
+    assert (tmp_path / "there").read_text() == "theirs"
+    assert (tmp_path / "part").read_text() == "mine"
+    put_in_place(tmp_path / "part", tmp_path / "new", "out")
+    assert [p.name for p in sorted(tmp_path.iterdir()) if p.is_file()] == ["new", "there"]
 
 
 def test_what_cannot_be_read_is_named_and_the_exit_code_says_so(in_world: Path, cli: Cli, pictures: Path) -> None:

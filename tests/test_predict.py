@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -142,11 +144,73 @@ def test_sure_enough_is_as_sure_as_the_threshold(in_world: Path, files: list[str
     assert not any(g.unsure for g in model.predict(files))
 
 
+def test_any_name_comes_through_standard_input_and_csv(in_world: Path, files: list[str]) -> None:
+    names = [
+        "ff\x0c.jpg",
+        "ls\u2028.jpg",
+        "cr\r.jpg",
+        os.fsdecode(b"raw\xff.jpg"),
+        "b\\'c.jpg",
+        "d\\${e}.jpg",
+        "-f.jpg",
+    ]
+    for name in names:
+        shutil.copy(files[0], name)
+    command = [sys.executable, "-m", "sslrun", "predict"]
+    how = ["figures=0", *QUICK]
+    given = b"\r\n".join(os.fsencode(n) for n in names) + b"\n"
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    for format in ("jsonl", "csv"):
+        done = subprocess.run([*command, "-", f"format={format}", *how], input=given, capture_output=True, env=strict)
+        assert done.returncode == 0, done.stderr
+        text = done.stdout.decode()
+        csv_rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        rows = csv_rows if format == "csv" else [json.loads(x) for x in text.split("\n") if x]
+        assert len(rows) == len(names)
+        assert [r["image"] for r in rows if "raw" not in r["image"]] == [n for n in names if "raw" not in n]
+    named = subprocess.run([*command, *names[:6], "format=jsonl", *how], capture_output=True)
+    assert named.returncode == 0, named.stderr
+    assert len(named.stdout.splitlines()) == 6
+
+
+def test_what_is_no_picture_and_no_number_is_said(in_world: Path) -> None:
+    model = sslrun.load(device="cpu")
+    for bad in (np.zeros((0, 0, 3), np.uint8), np.zeros((5, 0), np.uint8), None, b"a.jpg", 3):
+        with pytest.raises(UserError, match="is no picture"):
+            model.predict([bad])  # type: ignore[list-item]
+    for values in (torch.rand(3, 9, 9) * 255, torch.full((3, 9, 9), torch.nan)):
+        with pytest.raises(UserError, match=r"floats must lie in \[0, 1\]"):
+            model.predict([values])
+    for key in ("top", "views", "batch_size"):
+        with pytest.raises(UserError, match=f"{key}=0: must be a whole number"):
+            model.predict([torch.rand(3, 9, 9)], **{key: 0})
+
+
+def test_places_that_cannot_be_written_are_said_before_the_work(in_world: Path, cli: Cli, files: list[str]) -> None:
+    Path("mine.txt").write_text("kept")
+    for stage, key in (
+        ("predict", "save"),
+        ("predict", "sort_into"),
+        ("embed", "out"),
+        ("suggest", "out"),
+        ("export", "out"),
+    ):
+        given = files if stage != "export" else []
+        said = cli(stage, *given, f"{key}=mine.txt/x", *(QUICK if stage != "export" else ()))
+        assert said.code == 1
+        assert said.err.splitlines()[-1].startswith(f"sslrun: {key}=mine.txt/x"), said.err
+        assert "Traceback" not in said.err
+    assert Path("mine.txt").read_text() == "kept"
+    assert "each wants a folder of its own" in cli("predict", *files, "save=both", "sort_into=both", *QUICK).err
+    assert "nothing to go on with" in cli("embed", *files, "resume=outputs/pretrain/x").err
+    assert "leave -m away" in cli("predict", "-m", "-", "top=1,2").err
+
+
 def test_no_device_and_no_names_are_said(in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="device=gpu: there are auto, cpu, cuda"):
         sslrun.load(device="gpu")
     for stage in ("predict", "embed", "suggest"):
-        monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
         said = cli(stage, "-", *QUICK)
         assert said.code == 1
         assert "no picture named on standard input" in said.err

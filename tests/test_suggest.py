@@ -1,6 +1,7 @@
 """`sslrun suggest`: what is chosen, and the folders that it leaves to be filled."""
 
 import csv
+import os
 import shutil
 from pathlib import Path
 
@@ -79,6 +80,25 @@ def test_from_suggestion_to_classifier(in_world: Path, cli: Cli, photos: Path) -
     assert said.code == 0, said.err
     assert not {Path(n).name for n in said.out.splitlines()} & {Path(n).name for n in names}
     assert len(said.out.splitlines()) == 60 - 24
+
+
+def test_odd_files_among_the_pictures_and_the_labelled(in_world: Path, cli: Cli, photos: Path) -> None:
+    labelled = Path("labelled/flower")
+    labelled.mkdir(parents=True)
+    first = sorted(photos.rglob("*.jpg"))[0]
+    shutil.copy(first, labelled / ("x" * 240 + ".jpg"))
+    (labelled / "gone.jpg").symlink_to("/nowhere")
+    os.mkfifo(labelled / "pipe.jpg")
+    long = Path("more") / ("y" * 250 + ".jpg")
+    long.parent.mkdir()
+    shutil.copy(first, long)
+    said = cli(
+        "suggest", str(photos), str(photos / "flower"), "more", "labelled=labelled", "n=99", "out=to_label", *QUICK
+    )
+    assert said.code == 0, said.err
+    names = said.out.splitlines()
+    assert len(names) == len(set(names)) == 59  # neither the labelled one nor its copy
+    assert all(len(p.name) <= 255 for p in Path("to_label/to_sort").iterdir())
 
 
 def test_more_choices_than_groups_take_turns() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,12 +11,13 @@ import numpy as np
 import torch
 
 from sslrun import picture_map
+from sslrun.answers import quoting
 from sslrun.api import EMBEDDING, Model, named_pictures
 from sslrun.config import Count, Node, PositiveInt, UserError
 from sslrun.console import log, printable
 from sslrun.data.cache import decode_all
 from sslrun.index import indexed
-from sslrun.run import Run
+from sslrun.run import Run, new_file, put_in_place
 from sslrun.start import find_run, inference_device, load_network
 
 PROJECTED_SIDE = 32  # px of a picture in TensorBoard's projector
@@ -46,18 +48,15 @@ def embed(
     """
     if format == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UserError("format=parquet needs pyarrow: pip install pyarrow")
-    path = Path(out) if out else own.directory / f"embeddings.{format}"
-    if path.exists():
-        raise UserError(f"out={path} is there already: name a new file")
     named = named_pictures(images)
+    path = new_file("out", Path(out) if out else own.directory / f"embeddings.{format}")
     network = load_network(find_run(run, EMBEDDING))
     own.settle(run=str(network.path.parent), out=str(path))
     model = Model(network, inference_device(device, network), command=True)
     files, features, bad = indexed(model, named, stage, batch_size)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".part_{os.getpid()}{path.suffix[:20]}")
     {"npz": _npz, "csv": _csv, "parquet": _parquet}[format](part, files, features)
-    part.rename(path)
+    put_in_place(part, path, "out")
     groups = picture_map.folders_of(files)
     order = np.random.default_rng(seed).permutation(len(files))
     rows = np.sort(order[:map])
@@ -84,7 +83,7 @@ def _npz(path: Path, files: Sequence[str], features: np.ndarray) -> None:
 
 def _csv(path: Path, files: Sequence[str], features: np.ndarray) -> None:
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(file, lineterminator="\n", quoting=quoting(files))
         writer.writerow(["image", *(f"feature_{i}" for i in range(1, features.shape[1] + 1))])
         writer.writerows([f, *(f"{v:.6g}" for v in x)] for f, x in zip(files, features, strict=True))
 

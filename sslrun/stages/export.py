@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ from sslrun.config import UserError
 from sslrun.console import log, quietly
 from sslrun.data.dataset import load_train
 from sslrun.device import Device
-from sslrun.run import Run
+from sslrun.run import Run, new_file, put_in_place
 from sslrun.start import Trained, find_run, load_network, short_name
 
 CHECKED, BATCH = 500, 50  # pictures that an export is checked on, and so many at once
@@ -78,9 +80,7 @@ def export(
             )
         head = network.model.head
     hardware = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
-    path = Path(out) if out else own.directory / f"{what}{SUFFIXES[format]}"
-    if path.exists():
-        raise UserError(f"out={path} is there already: name a new file")
+    path = new_file("out", Path(out) if out else own.directory / f"{what}{SUFFIXES[format]}")
     own.settle(run=str(network.path.parent), out=str(path))
     model = Model(network, hardware, command=True)
     pictures = _pictures(model, images)
@@ -90,8 +90,7 @@ def export(
     else:
         expected = _said(module, pictures)
     about = _about(model, what)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part_{path.name}")  # until it is checked
+    part = path.with_name(f".part_{os.getpid()}{SUFFIXES[format]}")  # until it is checked
     write = {"safetensors": _safetensors, "onnx": _onnx, "torch_export": _torch_export}[format]
     try:
         found = write(module, pictures, part, about)
@@ -101,9 +100,9 @@ def export(
     gap = float(np.abs(found - expected).max())
     allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if not gap <= allowed:
-        wrong = part.rename(path.with_name(f"{path.name}.wrong"))
+        wrong = Path(shutil.move(part, own.directory / f"wrong{SUFFIXES[format]}"))
         raise UserError(f"the exported network differs by {gap:.2g} on {len(pictures)} pictures: it lies in {wrong}")
-    part.rename(path)
+    put_in_place(part, path, "out")
     log.info("Written to %s, %.1f MB; on %d pictures it differs by %.1g at most.", path, path.stat().st_size / 1e6,
              len(pictures), gap)  # fmt: skip
     return {"file": str(path), "images": len(pictures), "largest_difference": gap, "of_run": str(network.path.parent)}

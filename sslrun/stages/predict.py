@@ -12,7 +12,7 @@ from sslrun.answers import Row, as_csv, as_json, as_jsonl, as_table
 from sslrun.api import Model, Prediction, named_pictures
 from sslrun.config import Count, Fraction, Node, PositiveInt, UserError
 from sslrun.console import log
-from sslrun.run import Run, write_text
+from sslrun.run import Run, new_folder, write_text
 from sslrun.start import find_run, inference_device, load_classifier
 
 UNSURE = "_unsure"  # the folder of `sort_into` for what is below the threshold
@@ -42,10 +42,12 @@ def predict(
         UserError: nothing to predict, a folder to write into that is not empty, or some pictures could not be read
             (after the answer for the others).
     """
-    for key, folder in (("save", save), ("sort_into", sort_into)):
-        if folder and Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
-            raise UserError(f"{key}={folder} is there already and not empty: name a new folder")
+    if save and sort_into and Path(save).resolve() == Path(sort_into).resolve():
+        raise UserError(f"save= and sort_into= both name {save}: each wants a folder of its own")
     files = named_pictures(images)
+    for key, folder in (("save", save), ("sort_into", sort_into)):
+        if folder:
+            new_folder(key, Path(folder))
     trained = load_classifier(find_run(run))
     own.settle(run=str(trained.path.parent))
     model = Model(trained, inference_device(device, trained), command=True)
@@ -57,7 +59,6 @@ def predict(
     for name, written in (("predictions.json", as_json(rows)), ("predictions.csv", flat)):
         write_text(own.directory / name, written)
     if save:
-        Path(save).mkdir(parents=True, exist_ok=True)
         report.prediction_figures(rows, Path(save))
     else:
         report.prediction_figures(rows[:figures], own.directory / "figures")
@@ -71,6 +72,8 @@ def predict(
     doubts = sum(r["unsure"] for r in rows)
     if doubts:
         log.info("%d of %d are unsure: below %s.", doubts, len(rows), _said_threshold(model, unsure))
+    elif unsure == "auto" and model.sure_above is None:
+        log.info("None is called unsure: on validation there is no confidence from which on 95 % were right.")
     bad = [r for r in rows if r["error"]]
     if bad:
         raise UserError(f"{len(bad)} of {len(rows)} could not be read; the first: {bad[0]['image']}: {bad[0]['error']}")

@@ -16,11 +16,12 @@ from sslrun.config import Count, Node, PositiveInt, UserError
 from sslrun.console import log
 from sslrun.data.decode import find_pictures
 from sslrun.index import indexed
-from sslrun.run import Run
+from sslrun.run import Run, new_folder
 from sslrun.start import find_run, inference_device, load_network
 from sslrun.suggestion import typical_and_diverse
 
 COLUMNS = 10  # of the contact sheet
+LONGEST = 200  # bytes of a copy's name, before its number is put in front; file systems take 255
 
 
 def suggest(
@@ -46,20 +47,21 @@ def suggest(
         UserError: no pictures, a folder that is not empty, or a class that no folder can be named after.
     """
     place = Path(out) if out else own.directory / "to_label"
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise UserError(f"out={place} is there already and not empty: name a new folder")
     strange = [c for c in classes if Path(c).name != c or c.startswith(".") or not c.strip()]
     if strange:
         raise UserError(f"classes: {strange[0]!r} is no name for a folder")
-    named, done = named_pictures(images), find_pictures(labelled) if labelled and Path(labelled).is_dir() else []
+    named = list({os.path.realpath(f): f for f in named_pictures(images)}.values())
+    done = find_pictures(labelled) if labelled and Path(labelled).is_dir() else []
     if labelled and not done:
         raise UserError(f"labelled={labelled}: no folder with pictures")
     network = load_network(find_run(run, EMBEDDING))
     own.settle(run=str(network.path.parent), out=str(place))
     model = Model(network, inference_device(device, network), command=True)
+    new_folder("out", place)
     files, features, _ = indexed(model, named, stage, batch_size)
+    done, known = indexed(model, done, stage, batch_size)[:2] if done else (done, features[:0])
     copied, elsewhere = _copies(files, done)
-    known = indexed(model, elsewhere, stage, batch_size)[1] if elsewhere else features[:0]
+    known = known[elsewhere]
     has_label = np.array([*copied, *range(len(files), len(files) + len(known))], dtype=int)
     chosen = typical_and_diverse(np.concatenate([features, known]), n, seed, has_label)
     if not len(chosen):
@@ -79,13 +81,13 @@ def suggest(
     return {"images": len(files), "suggested": len(rows), "of_run": str(network.path.parent)}
 
 
-def _copies(files: Sequence[str], labelled: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Return the positions of files that a labelled one is a copy of, and the labelled ones that are copies of none."""
+def _copies(files: Sequence[str], labelled: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Return the positions of files that have a labelled copy, and of the labelled ones that are copies of none."""
     sizes = {os.path.getsize(f) for f in labelled}
     digests = {i: _digest(f) for i, f in enumerate(files) if os.path.getsize(f) in sizes}
-    there, known = set(digests.values()), {f: _digest(f) for f in labelled}
-    copied = [i for i, d in digests.items() if d in set(known.values())]
-    return copied, [f for f, d in known.items() if d not in there]
+    known, there = [_digest(f) for f in labelled], set(digests.values())
+    copied = [i for i, d in digests.items() if d in set(known)]
+    return copied, [i for i, d in enumerate(known) if d not in there]
 
 
 def _digest(file: str) -> bytes:
@@ -100,7 +102,12 @@ def _lay_out(files: Sequence[str], place: Path, classes: Sequence[str]) -> list[
         (place / "train" / name).mkdir(parents=True, exist_ok=True)
     (place / "train").mkdir(exist_ok=True)
     width = len(str(len(files)))
-    copies = [place / "to_sort" / f"{i + 1:0{width}d}_{Path(f).name}" for i, f in enumerate(files)]
+    copies = [place / "to_sort" / f"{i + 1:0{width}d}_{_shortened(Path(f).name)}" for i, f in enumerate(files)]
     for file, copy in zip(files, copies, strict=True):
         shutil.copy2(file, copy)
     return copies
+
+
+def _shortened(name: str) -> str:
+    """Return a file's name with its start cut off if it is too long to have a number in front."""
+    return os.fsdecode(os.fsencode(name)[-LONGEST:])
