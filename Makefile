@@ -20,10 +20,10 @@ demo: $(READY)  ## the main job on scikit-learn's digits, offline, at most 3 min
 	$(VENV)/bin/sslrun demo
 
 test: $(READY)  ## the tests, at most 10 minutes on 2 cores
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-all: $(READY)  ## the slow tests too
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
 
 bench: $(READY)  ## the benchmarks, about 15 minutes on 2 cores, into benchmarks/RESULTS.md
 	$(VENV)/bin/python benchmarks/bench.py --quick $(BENCH)

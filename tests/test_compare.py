@@ -25,7 +25,6 @@ from tests.conftest import QUICK, REPOSITORY, Cli
 from tests.test_cli import runs, summary
 from tests.test_faults import ended, start, wait_for
 
-pytestmark = pytest.mark.xdist_group("studies")  # on one worker, so that the study is made once
 DIGITS = ("dataset=digits", "dataset.max_images=300", "dataset.image_size=16", "backbone.widths=[8,16]", *QUICK)
 STEPS = ("train.steps=4", "train.batch_size=32", "train.evaluations=1", "finetune.train.steps=4",
          "finetune.train.evaluations=1")  # fmt: skip

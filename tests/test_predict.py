@@ -144,6 +144,7 @@ def test_sure_enough_is_as_sure_as_the_threshold(in_world: Path, files: list[str
     assert not any(g.unsure for g in model.predict(files))
 
 
+@pytest.mark.slow
 def test_any_name_comes_through_standard_input_and_csv(in_world: Path, files: list[str]) -> None:
     names = [
         "ff\x0c.jpg",
