@@ -69,7 +69,7 @@ def publish(own: Run, files: Sequence[str], features: np.ndarray, groups: Sequen
         columns=columns,
         side=SIDE,
         height=height,
-        command=own.summary["command"],
+        command=own.again(),
     )
     path = own.directory / "map.html"
     write_text(path, text)

@@ -136,6 +136,11 @@ class Run:
         """Return what `summary.json` holds."""
         return self._summary
 
+    def again(self) -> str:
+        """Return the command that does the same again, when there are newer runs, too."""
+        said, run = str(self._summary["command"]), self._summary["config"].get("run")
+        return said if run is None or "run" in self.asked else f"{said} {shlex.quote(f'run={run}')}"
+
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Append one line to `metrics.jsonl` and the same to TensorBoard."""
         row = {"step": step, **{k: round(float(v), 6) for k, v in values.items()}}

@@ -34,7 +34,7 @@ def publish(own: Run, scores: dict[str, Any], directory: Path, dataset: str, ima
         matrix=matrix.tolist() if len(names) <= 30 else None,
         mistakes=base64.b64encode(mistakes.read_bytes()).decode() if mistakes.is_file() else "",
         rival=said_rival(scores["against"]) if "against" in scores else "",
-        command=own.summary["command"],
+        command=own.again(),
     )
     path = own.directory / "report.html"
     write_text(path, text)

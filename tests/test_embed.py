@@ -171,6 +171,7 @@ def test_the_map_says_what_each_picture_is(in_world: Path, cli: Cli, pictures: P
     assert len({p["colour"] for p in shown}) == 2
     assert all(0 <= p["x"] <= 1 and 0 <= p["y"] <= 1 for p in shown)
     assert not re.findall(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", page)
+    assert f"run={runs('finetune')[-1]}" in page.split("<pre>")[1]  # however many runs there will be
     assert (run / "figures/map.png").stat().st_size > 5000
     if CHROMIUM is None:
         pytest.skip("there is no Chromium here")
