@@ -25,11 +25,12 @@ from torch import Tensor
 from sslrun import calibration
 from sslrun.backbones import stage_features
 from sslrun.classifier import probabilities
-from sslrun.config import UserError, build, choices, compose_nodes
+from sslrun.config import Node, UserError, build, choices, compose_nodes
 from sslrun.console import progress
 from sslrun.data.decode import decode_some, find_pictures, to_array
 from sslrun.data.workers import cores, in_order, workers
 from sslrun.device import Device
+from sslrun.run import Run
 from sslrun.start import Pretrained, Trained, find_run, inference_device, load_network
 from sslrun.train import VIEWS, generator
 
@@ -262,6 +263,22 @@ def load(run: str | Path = "latest", device: str = "auto") -> Model:
     (node,) = compose_nodes("predict", "device")
     network = load_network(find_run(str(run), ("finetune",) if run == "latest" else EMBEDDING))
     return Model(network, inference_device({**node, "name": device}, network))
+
+
+def model_of(own: Run, run: str, device: Node, stages: Sequence[str] = EMBEDDING) -> Model:
+    """Read the network that a command was told to use, and note it in the command's own run.
+
+    Args:
+        own: of the command.
+        run: a directory, or `latest`, the newest of these stages.
+        device: a `device` node.
+
+    Raises:
+        UserError: no such run or device, or a run of another stage.
+    """
+    network = load_network(find_run(run, stages))
+    own.settle(run=str(network.path.parent))
+    return Model(network, inference_device(device, network), command=True)
 
 
 def named_pictures(images: Sequence[str]) -> list[str]:

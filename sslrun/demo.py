@@ -13,7 +13,8 @@ from rich.table import Table
 
 from sslrun.console import ERR
 from sslrun.errors import UserError
-from sslrun.run import OUTPUTS, find, write_text
+from sslrun.files import write_text
+from sslrun.run import OUTPUTS, find
 
 LABELS = 0.02
 GENTLY = (

@@ -13,9 +13,10 @@ from omegaconf import OmegaConf
 
 from sslrun import plots, results
 from sslrun.console import ERR, log
+from sslrun.files import write_text
 from sslrun.report import write_csv
 from sslrun.results import Row
-from sslrun.run import read_summary, write_text
+from sslrun.run import read_summary
 
 Entry = dict[str, Any]
 

@@ -34,8 +34,8 @@ from sslrun.run import OUTPUTS, PARTS, is_finished, read_summary, score
 WORDS_ONLY = (  # modules and stages that no weight and no metric depends on
     "choice", "cli", "comparison", "console", "demo", "estimate", "existing", "listing", "maps", "overrides", "page",
     "parts", "plots", "preflight", "report", "results", "resume", "signals", "study", "survey", "usage",
-    "answers", "api", "check", "compare", "embed", "export", "fetch", "index", "picture_map", "predict", "preview",
-    "search", "sheet", "suggest", "suggestion",
+    "answers", "api", "check", "compare", "embed", "export", "fetch", "files", "index", "picture_map", "predict",
+    "preview", "search", "sheet", "suggest", "suggestion",
 )  # fmt: skip
 # Settings that no weight depends on; the pictures' fingerprints stand for where they lie.
 OF_NO_WEIGHT = ("dataset.root", "unlabeled", "train.save_minutes", "train.keep_every")

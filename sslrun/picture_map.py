@@ -12,11 +12,12 @@ from PIL import Image
 
 from sslrun.console import printable
 from sslrun.data.cache import decode_all
+from sslrun.files import write_text
 from sslrun.maps import tsne
 from sslrun.page import rendered
 from sslrun.plots import COLOURS
 from sslrun.report import new_figure
-from sslrun.run import Run, write_text
+from sslrun.run import Run
 
 SIDE = 64  # px of a picture
 GROUPS = 12  # folders with a colour; the others are grey

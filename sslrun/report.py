@@ -19,7 +19,8 @@ from sslrun.console import ERR, log
 from sslrun.data.decode import opened, to_rgb
 from sslrun.data.images import Images
 from sslrun.errors import UserError
-from sslrun.run import Run, job_order, read_metrics, read_summary, score, write_text
+from sslrun.files import write_text
+from sslrun.run import Run, job_order, read_metrics, read_summary, score
 
 VIEWS_SHOWN = 8
 MISTAKES_SHOWN, TILE_SIDE = 24, 96  # pictures, and the px of one on a contact sheet

@@ -8,8 +8,9 @@ import numpy as np
 from markupsafe import Markup
 
 from sslrun import plots
+from sslrun.files import write_text
 from sslrun.page import rendered
-from sslrun.run import Run, write_text
+from sslrun.run import Run
 
 
 def publish(own: Run, scores: dict[str, Any], directory: Path, dataset: str, images: int) -> Path:

@@ -19,7 +19,8 @@ from sslrun.data.cache import Decoded
 from sslrun.data.dataset import Options, decoded, describe, find, shared
 from sslrun.data.images import Images
 from sslrun.data.sources import Pictures, SplitName, pile
-from sslrun.run import Run, write_text
+from sslrun.files import write_text
+from sslrun.run import Run
 from sslrun.start import short_name
 from sslrun.train import SMALLEST_BATCH
 

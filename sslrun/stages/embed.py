@@ -12,13 +12,13 @@ import torch
 
 from sslrun import picture_map
 from sslrun.answers import quoting
-from sslrun.api import EMBEDDING, Model, named_pictures
+from sslrun.api import model_of, named_pictures
 from sslrun.config import Count, Node, PositiveInt, UserError
 from sslrun.console import log, printable
 from sslrun.data.cache import decode_all
+from sslrun.files import new_file, put_in_place
 from sslrun.index import indexed
-from sslrun.run import Run, new_file, put_in_place
-from sslrun.start import find_run, inference_device, load_network
+from sslrun.run import Run
 
 PROJECTED_SIDE = 32  # px of a picture in TensorBoard's projector
 
@@ -50,9 +50,8 @@ def embed(
         raise UserError("format=parquet needs pyarrow: pip install pyarrow")
     named = named_pictures(images)
     path = new_file("out", Path(out) if out else own.directory / f"embeddings.{format}")
-    network = load_network(find_run(run, EMBEDDING))
-    own.settle(run=str(network.path.parent), out=str(path))
-    model = Model(network, inference_device(device, network), command=True)
+    own.settle(out=str(path))
+    model = model_of(own, run, device)
     files, features, bad = indexed(model, named, stage, batch_size)
     part = path.with_name(f".part_{os.getpid()}{path.suffix[:20]}")
     {"npz": _npz, "csv": _csv, "parquet": _parquet}[format](part, files, features)
@@ -73,7 +72,12 @@ def embed(
     log.info("%d features of %d pictures", features.shape[1], len(files))
     if bad:
         raise UserError(f"{len(bad)} of {len(named)} pictures could not be read; {path} has the others")
-    return {"images": len(files), "features": features.shape[1], "file": str(path), "of_run": str(network.path.parent)}
+    return {
+        "images": len(files),
+        "features": features.shape[1],
+        "file": str(path),
+        "of_run": str(model.network.path.parent),
+    }
 
 
 def _npz(path: Path, files: Sequence[str], features: np.ndarray) -> None:

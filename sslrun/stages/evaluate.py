@@ -15,9 +15,10 @@ from sslrun.config import DatasetNode, Node, PositiveInt, UserError
 from sslrun.console import log
 from sslrun.data.dataset import Dataset, describe, labelled, load_test, load_train
 from sslrun.device import Device
+from sslrun.files import write_text
 from sslrun.metrics import knn_probabilities, paired_test, scored
 from sslrun.probe import regression
-from sslrun.run import Run, read_summary, write_text
+from sslrun.run import Run, read_summary
 from sslrun.start import Trained, find_run, inference_device, load_classifier, overlaid, preprocessing_of
 
 KEPT = ("init", "mode", "backbone", "label_fraction", "labels_per_class", "labels", "seeds", "subset_fingerprint")

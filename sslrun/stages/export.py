@@ -21,7 +21,8 @@ from sslrun.config import UserError
 from sslrun.console import log, quietly
 from sslrun.data.dataset import load_train
 from sslrun.device import Device
-from sslrun.run import Run, new_file, put_in_place
+from sslrun.files import new_file, put_in_place
+from sslrun.run import Run
 from sslrun.start import Trained, find_run, load_network, short_name
 
 CHECKED, BATCH = 500, 50  # pictures that an export is checked on, and so many at once

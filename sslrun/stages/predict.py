@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from sslrun import report
 from sslrun.answers import Row, as_csv, as_json, as_jsonl, as_table
-from sslrun.api import Model, Prediction, named_pictures
+from sslrun.api import Model, Prediction, model_of, named_pictures
 from sslrun.config import Count, Fraction, Node, PositiveInt, UserError
 from sslrun.console import log
-from sslrun.run import Run, new_folder, write_text
-from sslrun.start import find_run, inference_device, load_classifier
+from sslrun.files import new_folder, write_text
+from sslrun.run import Run
 
 UNSURE = "_unsure"  # the folder of `sort_into` for what is below the threshold
 
@@ -48,9 +48,7 @@ def predict(
     for key, folder in (("save", save), ("sort_into", sort_into)):
         if folder:
             new_folder(key, Path(folder))
-    trained = load_classifier(find_run(run))
-    own.settle(run=str(trained.path.parent))
-    model = Model(trained, inference_device(device, trained), command=True)
+    model = model_of(own, run, device, ("finetune",))
     began = time.perf_counter()
     rows = [_row(p) for p in model.predict(files, top, unsure, views, batch_size)]
     seconds = time.perf_counter() - began

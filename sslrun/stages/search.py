@@ -7,13 +7,12 @@ from typing import Any, Literal
 
 from sslrun import report
 from sslrun.answers import Row, as_csv, as_json, as_jsonl, as_table
-from sslrun.api import EMBEDDING, Model, named_pictures
+from sslrun.api import model_of, named_pictures
 from sslrun.config import Node, PositiveInt, UserError
 from sslrun.console import log
-from sslrun.data.decode import find_pictures
+from sslrun.files import write_text
 from sslrun.index import indexed
-from sslrun.run import Run, write_text
-from sslrun.start import find_run, inference_device, load_network
+from sslrun.run import Run
 
 SHEET = 20  # queries on the contact sheet
 
@@ -41,12 +40,8 @@ def search(
     queries = named_pictures(images)
     if not Path(in_).is_dir():
         raise UserError(f"in={in_}: no such folder")
-    among = find_pictures(in_)
-    if not among:
-        raise UserError(f"no pictures in {in_} (looked for .jpg .png .webp .bmp .gif .tif)")
-    network = load_network(find_run(run, EMBEDDING))
-    own.settle(run=str(network.path.parent))
-    model = Model(network, inference_device(device, network), command=True)
+    among = named_pictures([in_])
+    model = model_of(own, run, device)
     wanted = model.embed(queries, stage, batch_size)
     files, features, _ = indexed(model, among, stage, batch_size)
     rows = _nearest(queries, wanted, files, features, n)
@@ -61,7 +56,7 @@ def search(
     sheet = own.figure("neighbours")
     report.contact_sheet(tiles).save(sheet)
     log.info("%d pictures searched; the nearest as pictures: %s", len(files), sheet)
-    return {"images": len(files), "queries": len(queries), "of_run": str(network.path.parent)}
+    return {"images": len(files), "queries": len(queries), "of_run": str(model.network.path.parent)}
 
 
 def _nearest(queries: Sequence[str], wanted: Any, files: Sequence[str], features: Any, n: int) -> list[Row]:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from sslrun import report
-from sslrun.api import EMBEDDING, Model, named_pictures
+from sslrun.api import model_of, named_pictures
 from sslrun.config import Count, Node, PositiveInt, UserError
 from sslrun.console import log
 from sslrun.data.decode import find_pictures
+from sslrun.files import new_folder
 from sslrun.index import indexed
-from sslrun.run import Run, new_folder
-from sslrun.start import find_run, inference_device, load_network
+from sslrun.run import Run
 from sslrun.suggestion import typical_and_diverse
 
 COLUMNS = 10  # of the contact sheet
@@ -54,9 +54,9 @@ def suggest(
     done = find_pictures(labelled) if labelled and Path(labelled).is_dir() else []
     if labelled and not done:
         raise UserError(f"labelled={labelled}: no folder with pictures")
-    network = load_network(find_run(run, EMBEDDING))
-    own.settle(run=str(network.path.parent), out=str(place))
-    model = Model(network, inference_device(device, network), command=True)
+    own.settle(out=str(place))
+    model = model_of(own, run, device)
+    source = str(model.network.path.parent)
     new_folder("out", place)
     files, features, _ = indexed(model, named, stage, batch_size)
     done, known = indexed(model, done, stage, batch_size)[:2] if done else (done, features[:0])
@@ -75,10 +75,10 @@ def suggest(
     report.contact_sheet([tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]).save(sheet)
     print("\n".join(rows), flush=True)
     log.info("%d of %d pictures, as a sheet: %s", len(rows), len(files), sheet)
-    then = ["sslrun", "finetune", f"init={network.path.parent}", "dataset=folder", f"dataset.root={place}"]
+    then = ["sslrun", "finetune", f"init={source}", "dataset=folder", f"dataset.root={place}"]
     log.info("Move each from %s into a folder of its class in %s; then: %s", place / "to_sort", place / "train",
              shlex.join(then))  # fmt: skip
-    return {"images": len(files), "suggested": len(rows), "of_run": str(network.path.parent)}
+    return {"images": len(files), "suggested": len(rows), "of_run": source}
 
 
 def _copies(files: Sequence[str], labelled: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -97,10 +97,8 @@ def _digest(file: str) -> bytes:
 
 def _lay_out(files: Sequence[str], place: Path, classes: Sequence[str]) -> list[Path]:
     """Copy pictures into `to_sort`, with their ranks in front of their names, beside `train` with a folder a class."""
-    (place / "to_sort").mkdir(parents=True)
-    for name in classes:
-        (place / "train" / name).mkdir(parents=True, exist_ok=True)
-    (place / "train").mkdir(exist_ok=True)
+    for folder in ("to_sort", "train", *(f"train/{name}" for name in classes)):
+        (place / folder).mkdir(exist_ok=True)
     width = len(str(len(files)))
     copies = [place / "to_sort" / f"{i + 1:0{width}d}_{_shortened(Path(f).name)}" for i, f in enumerate(files)]
     for file, copy in zip(files, copies, strict=True):
