@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sslrun.comparison import mean_interval
 from sslrun.data.dataset import load_train
 from sslrun.device import Device
 from sslrun.probe import labelled_features, regression
 from sslrun.start import load_network
+from sslrun.study.statistics import mean_interval
 from sslrun.suggestion import typical_and_diverse
 
 

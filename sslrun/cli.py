@@ -136,7 +136,7 @@ def report(
     runs: Annotated[list[str], typer.Argument(help="evaluated classifiers, sweeps of them, or studies")],
 ) -> None:
     """Compare runs that are there already, on a page."""
-    from sslrun.existing import report_on
+    from sslrun.stages.report import report_on
 
     _guarded(lambda: report_on(runs))
 

@@ -248,7 +248,7 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Report on all jobs, whichever launcher ran them."""
-        from sslrun.report import finish_sweep
+        from sslrun.report.figures import finish_sweep
 
         directory = Path(config.hydra.sweep.dir)
         try:

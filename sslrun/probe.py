@@ -20,17 +20,21 @@ STRENGTHS = tuple(10.0**k for k in range(-4, 3))  # C of scikit-learn, the inver
 FOLDS = 5
 SEARCHED = 5000  # at most so many of the labelled pictures take part in the search for C
 READOUTS: tuple[Readout, ...] = ("average", "grid")
-READ = 500, 2000  # at most so many labelled pictures and so many of validation choose the readout
 
 
 def fit_head(
-    classifier: Classifier, features: Tensor, labels: Tensor, val: tuple[Tensor, Tensor] | None, seed: int
+    classifier: Classifier,
+    features: Tensor,
+    labels: Tensor,
+    val: tuple[Tensor, Tensor] | None,
+    seed: int,
+    strength: float | None = None,
 ) -> float:
     """Set a classifier's head to the logistic regression of the labels on its features.
 
     Args, returns: as of `regression`.
     """
-    weight, bias, best = regression(features, labels, val, seed, classifier.head.out_features)
+    weight, bias, best = regression(features, labels, val, seed, classifier.head.out_features, strength)
     log.info("Logistic regression on %d labels: C=%g of %g to %g", len(labels), best, STRENGTHS[0], STRENGTHS[-1])
     with torch.no_grad():
         classifier.head.weight.copy_(weight)
@@ -39,7 +43,12 @@ def fit_head(
 
 
 def regression(
-    features: Tensor, labels: Tensor, val: tuple[Tensor, Tensor] | None, seed: int, classes: int
+    features: Tensor,
+    labels: Tensor,
+    val: tuple[Tensor, Tensor] | None,
+    seed: int,
+    classes: int,
+    strength: float | None = None,
 ) -> tuple[Tensor, Tensor, float]:
     """Return the logistic regression of labels on features (L-BFGS), by standardised features.
 
@@ -50,14 +59,14 @@ def regression(
         features: `N x D`, with `labels`, N.
         val: the same of validation.
         classes: how many there are; one without a label is never predicted.
+        strength: C, if it was searched for before.
 
     Returns:
         Weight, `classes x D`, and bias, `classes`, for the features as they are, and the chosen C.
     """
     mean, std = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
     x = ((features - mean) / std).numpy()
-    scores = _searched(features, labels, val, seed)
-    best = max(scores, key=lambda c: scores[c])
+    best = strength or _best(_searched(features, labels, val, seed))
     with _quiet_and_alone():
         model = _regression(best).fit(x, labels.numpy())
     found, base = torch.from_numpy(model.coef_).double(), torch.from_numpy(model.intercept_).double()
@@ -72,28 +81,30 @@ def regression(
     return weight, bias, best
 
 
-def better_readout(encoder: Encoder, data: Dataset, val: Dataset | None, device: Device, seed: int) -> dict[str, float]:
+def better_readout(
+    encoder: Encoder, data: Dataset, val: Dataset | None, device: Device, seed: int
+) -> tuple[dict[str, float], float]:
     """Leave an encoder with the readout whose features a logistic regression does better with.
 
-    At most 500 labelled pictures and 2,000 of validation take part, drawn at random; without validation it is
-    cross-validation on the labelled ones. Of equal accuracy the one with the higher likelihood is better.
+    The search is that of `regression`, with the features of both. Of equal accuracy the one with the higher likelihood
+    is better.
 
     Returns:
-        The accuracy of both.
+        The accuracy of both, and the C that is best with the better one.
     """
     assert data.labels is not None
-    few = data.take(_some(data.labels, READ[0], seed))
-    some = val.take(np.random.default_rng(seed).permutation(len(val))[: READ[1]]) if val else None
-    scores: dict[Readout, tuple[float, float]] = {}
+    some = data.take(_some(data.labels, SEARCHED, seed))
+    found: dict[Readout, dict[float, tuple[float, float]]] = {}
     for readout in READOUTS:
         encoder.read(readout)
-        held = labelled_features(encoder, some, device) if some else None
-        scores[readout] = max(_searched(*labelled_features(encoder, few, device), held, seed).values())
-    best = max(scores, key=lambda r: scores[r])
-    encoder.read(best)
+        held = labelled_features(encoder, val, device) if val else None
+        found[readout] = _searched(*labelled_features(encoder, some, device), held, seed)
+    scores = {r: max(by_strength.values()) for r, by_strength in found.items()}
+    better = max(scores, key=lambda r: scores[r])
+    encoder.read(better)
     told = ", ".join(f"{s[0]:.4f} with {r}" for r, s in scores.items())
-    log.info("The head sees the %s: held out, a logistic regression is right in %s.", best, told)
-    return {r: round(s[0], 6) for r, s in scores.items()}
+    log.info("The head sees the %s: held out, a logistic regression is right in %s.", better, told)
+    return {r: round(s[0], 6) for r, s in scores.items()}, _best(found[better])
 
 
 def labelled_features(encoder: Encoder, data: Dataset, device: Device) -> tuple[Tensor, Tensor]:
@@ -114,6 +125,10 @@ def _searched(
             return _cross_validated(x, y, seed)
         xv, yv = ((val[0] - mean) / std).numpy(), val[1].numpy()
         return {c: _score(x, y, xv, yv, c) for c in STRENGTHS}
+
+
+def _best(scores: dict[float, tuple[float, float]]) -> float:
+    return max(scores, key=lambda c: scores[c])
 
 
 def _some(labels: Tensor, most: int, seed: int) -> np.ndarray:

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslrun import console, results
+from sslrun import console
+from sslrun.study import results
 from tests.conftest import QUICK, REPOSITORY, Cli
 from tests.test_cli import runs, summary
 from tests.test_faults import ended, start, wait_for
@@ -160,6 +161,8 @@ def test_joblib_spreads_the_parts_and_finds_the_same(in_study: Path, cli: Cli) -
     found = table(runs("compare")[0])
     assert [r["test_accuracy"] for r in found] == [r["test_accuracy"] for r in there]
     assert len(parts("evaluate")) == PARTS
+    told = re.findall(rf"finetune (\d+)/{PARTS} .*?(left)?$", said.err, re.M)  # while the others were at work
+    assert told == [(str(i + 1), "left" * (i + 1 < PARTS)) for i in range(PARTS)]
 
 
 @pytest.mark.slow

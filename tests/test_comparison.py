@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sslrun.comparison import labels_needed, mean_interval, paired, verdict
+from sslrun.study.statistics import labels_needed, mean_interval, paired, verdict
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 30])

@@ -16,7 +16,7 @@ from PIL import Image
 import sslrun
 from sslrun.errors import UserError
 from sslrun.files import put_in_place
-from sslrun.picture_map import folders_of
+from sslrun.report.picture_map import folders_of
 from tests.conftest import QUICK, Cli
 from tests.test_cli import runs, summary
 from tests.test_compare import CHROMIUM

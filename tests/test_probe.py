@@ -11,7 +11,7 @@ from sslrun.backbones import Encoder
 from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images
 from sslrun.device import Device
-from sslrun.probe import better_readout
+from sslrun.probe import better_readout, labelled_features, regression
 
 
 class Maps(nn.Module):
@@ -59,15 +59,15 @@ def shades(n: int, seed: int) -> Dataset:
 
 
 def test_a_rare_class_takes_part_in_the_choice() -> None:
-    """Of 2,000 pictures two are of the rare class, which a draw of 500 would mostly miss."""
-    data = halves(2000, 0)
+    """Of 20,000 pictures two are of the rare class, which a draw of 5,000 would mostly miss."""
+    data = halves(20000, 0)
     assert data.labels is not None
-    labels = torch.zeros(2000, dtype=torch.int64)
+    labels = torch.zeros(20000, dtype=torch.int64)
     labels[[7, 1500]] = 1
     for seed in range(5):
         encoder = Encoder(Maps(), [0.0] * 3, [1.0] * 3, image_size=8)
         device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
-        assert set(better_readout(encoder, of_rows(data, labels), None, device, seed)) == {"average", "grid"}
+        assert set(better_readout(encoder, of_rows(data, labels), None, device, seed)[0]) == {"average", "grid"}
 
 
 @pytest.mark.parametrize(("kind", "best"), [(halves, "grid"), (shades, "average")])
@@ -76,6 +76,11 @@ def test_the_readout_is_the_one_whose_features_tell_the_classes(kind: Any, best:
     encoder = Encoder(Maps(), [0.0] * 3, [1.0] * 3, image_size=8)
     device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
     data, val = kind(12, 0), kind(100, 1)
-    scores = better_readout(encoder, data, val if validation else None, device, seed=0)
+    scores, strength = better_readout(encoder, data, val if validation else None, device, seed=0)
     assert encoder.readout == best == max(scores, key=lambda r: scores[r])
     assert encoder(torch.rand(2, 3, 8, 8)).shape == (2, encoder.feature_dim) == (2, {"average": 3, "grid": 24}[best])
+    features, labels = labelled_features(encoder, data, device)
+    held = labelled_features(encoder, val, device) if validation else None
+    searched, given = (regression(features, labels, held, 0, 2, c) for c in (None, strength))
+    assert searched[2] == strength
+    assert searched[0].equal(given[0])

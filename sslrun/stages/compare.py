@@ -6,17 +6,20 @@ from typing import Annotated, Any, Literal
 from hydra.core.hydra_config import HydraConfig
 from pydantic import Field
 
-from sslrun import page, preflight, results, study
-from sslrun.choice import score_of
+from sslrun import preflight
 from sslrun.config import Count, DatasetNode, Node, Positive, PositiveInt
 from sslrun.console import ERR, log
 from sslrun.data import survey
 from sslrun.data.dataset import describe
 from sslrun.data.splits import check_amount
-from sslrun.maps import embedding_maps
 from sslrun.overrides import key_of
-from sslrun.parts import launching, run_parts
+from sslrun.report import page
+from sslrun.report.maps import embedding_maps
 from sslrun.run import Run, find, read_summary
+from sslrun.study import results
+from sslrun.study.choice import score_of
+from sslrun.study.parts import launching, run_parts
+from sslrun.study.plan import Pictures, Plan, pictures_of, plan_of, seconds_of, times_of
 
 NotEmpty = Field(min_length=1)
 
@@ -55,7 +58,7 @@ def compare(
     """
     for fraction in label_fractions:
         check_amount(fraction, run.asked)
-    pictures = study.pictures_of(dataset, unlabeled)
+    pictures = pictures_of(dataset, unlabeled)
     advice = preflight.advice(survey.pixels(survey.sample(pictures.images)), dataset["horizontal_flip"])
     for sentence in advice:
         log.info("Advice: %s.", sentence)
@@ -92,32 +95,32 @@ def compare(
     return {"conclusions": conclusions, "best_classifier": best}
 
 
-def _planned(run: Run, pictures: study.Pictures, budget: str | None, train: Node) -> study.Plan:
+def _planned(run: Run, pictures: Pictures, budget: str | None, train: Node) -> Plan:
     """Plan the runs, fit their epochs into the budget, and say how long they will take."""
     hydra = HydraConfig.get()
     chosen = run.summary.get("choices") or {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra")}
     own = next((s.path for s in hydra.runtime.config_sources if s.provider == "command-line"), None)
     run.note(choices=chosen, config_dir=own, launcher=launching())
-    limit = None if budget is None else study.seconds_of(budget)
-    plan = study.plan(run.summary["config"], chosen, pictures, own)
-    times = study.times(plan, pictures)
+    limit = None if budget is None else seconds_of(budget)
+    plan = plan_of(run.summary["config"], chosen, pictures, own)
+    times = times_of(plan, pictures)
     if limit is not None and "budget_epochs" not in run.summary:
 
-        def with_epochs(epochs: int) -> study.Plan:
+        def with_epochs(epochs: int) -> Plan:
             config = {**run.summary["config"], "train": {**train, "epochs": epochs, "steps": None}}
-            return study.plan(config, chosen, pictures, own)
+            return plan_of(config, chosen, pictures, own)
 
         epochs = _epochs_before(run, with_epochs) or times.epochs_within(limit)
         run.settle(train={**train, "epochs": epochs, "steps": None})
         run.note(budget_epochs=epochs)
         plan = with_epochs(epochs)
-        times = study.times(plan, pictures)
+        times = times_of(plan, pictures)
         log.info("budget=%s leaves room for %d epochs of each pretraining.", budget, epochs)
     log.info("%s", times.said(plan))
     return plan
 
 
-def _epochs_before(run: Run, with_epochs: Callable[[int], study.Plan]) -> int | None:
+def _epochs_before(run: Run, with_epochs: Callable[[int], Plan]) -> int | None:
     """Return the epochs that a study with the same settings had, if there are pretrainings of it to be used again."""
     wanted = _but_for_epochs(run.summary["config"])
     for directory, summary in reversed(find(["compare"])):

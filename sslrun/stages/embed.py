@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sslrun import picture_map
 from sslrun.answers import quoting
 from sslrun.api import model_of, named_pictures
 from sslrun.config import Count, Node, PositiveInt, UserError
@@ -18,6 +17,7 @@ from sslrun.console import log, printable
 from sslrun.data.cache import decode_all
 from sslrun.files import new_file, put_in_place
 from sslrun.index import indexed
+from sslrun.report import picture_map
 from sslrun.run import Run
 
 PROJECTED_SIDE = 32  # px of a picture in TensorBoard's projector

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from sslrun import report, sheet
 from sslrun.backbones import stage_features
 from sslrun.classifier import Classifier, probabilities
 from sslrun.config import DatasetNode, Node, PositiveInt, UserError
@@ -18,6 +17,7 @@ from sslrun.device import Device
 from sslrun.files import write_text
 from sslrun.metrics import knn_probabilities, paired_test, scored
 from sslrun.probe import regression
+from sslrun.report import evaluation, figures
 from sslrun.run import Run, read_summary
 from sslrun.start import Trained, find_run, inference_device, load_classifier, overlaid, preprocessing_of
 
@@ -54,13 +54,13 @@ def evaluate(
     if stages and not own.is_part and isinstance(found.trained.model, Classifier):
         scores["stages"] = _stages(found, batch_size)
     _write(own, found, scores)
-    report.mistakes_figure(own, found.data.images, found.labels, found.probabilities, found.data.class_names)
+    figures.mistakes_figure(own, found.data.images, found.labels, found.probabilities, found.data.class_names)
     if not own.is_part:
-        report.confusion_figure(own, scores["confusion_matrix"], found.data.class_names)
-        page = sheet.publish(own, scores, found.directory, describe(found.dataset), len(found.data))
-    report.print_classification(scores, found.directory, table=not own.in_sweep)
+        figures.confusion_figure(own, scores["confusion_matrix"], found.data.class_names)
+        page = evaluation.publish(own, scores, found.directory, describe(found.dataset), len(found.data))
+    figures.print_classification(scores, found.directory, table=not own.in_sweep)
     if rival:
-        log.info("%s", sheet.said_rival(scores["against"]))
+        log.info("%s", evaluation.said_rival(scores["against"]))
     if not own.is_part:
         log.info("The report: %s", page)
     of_run = read_summary(found.directory)
@@ -184,7 +184,7 @@ def _some(n: int) -> np.ndarray:
 
 def _write(own: Run, found: Tested, scores: dict[str, Any]) -> None:
     write_text(own.directory / "report.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
-    report.write_csv(own.directory / "classes.csv", scores["classes"])
+    figures.write_csv(own.directory / "classes.csv", scores["classes"])
     np.savez_compressed(
         own.directory / "predictions.npz",
         probabilities=found.probabilities.astype(np.float16),

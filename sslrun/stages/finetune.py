@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from sslrun import calibration, checkpoint, modes, report
+from sslrun import calibration, checkpoint, modes
 from sslrun.backbones import Encoder, Readout, build_encoder
-from sslrun.choice import choose
 from sslrun.classifier import Classifier, Finetuning, KNNClassifier, probabilities
 from sslrun.config import Count, DatasetNode, Fraction, Node, Positive, PositiveInt, UserError, build, function
 from sslrun.console import log
@@ -18,8 +17,10 @@ from sslrun.data.dataset import Dataset, describe, labelled, load_train
 from sslrun.data.splits import check_amount
 from sslrun.device import Device
 from sslrun.probe import better_readout, fit_head, labelled_features
+from sslrun.report import figures
 from sslrun.run import Run
 from sslrun.start import Start, encoder_at, find_start, normalization, resolve, short_name
+from sslrun.study.choice import choose
 from sslrun.train import total_steps
 
 
@@ -81,8 +82,9 @@ def finetune(
         encoder = encoder_at(begin, backbone, dataset, data, first)
     fastest = modes.choose(hardware, backbone, dataset["image_size"], train["batch_size"])
     hardware.put(encoder)
+    strength = None  # of the logistic regression: searched for when it is fitted
     if readout == "auto" and mode != "auto":
-        scores = better_readout(encoder, chosen, val, hardware, seed)
+        scores, strength = better_readout(encoder, chosen, val, hardware, seed)
         run.settle(readout=encoder.readout)
         run.note(readouts=scores)
     config = run.settle(device=device | fastest)
@@ -95,9 +97,9 @@ def finetune(
         made_from = [data.fingerprint(), val.fingerprint() if val else "", weights]
         return choose(run, config, made_from, len(val) if val else 0, _fewest(chosen))
     if mode == "finetune":
-        return _finetune(run, encoder, chosen, val, hardware, keep, config["augment"], optimizer, train, seed,
+        return _finetune(run, encoder, chosen, val, hardware, keep, strength, config["augment"], optimizer, train, seed,
                          freeze_fraction, backbone_rate, freeze_batch_norm_below, label_smoothing)  # fmt: skip
-    classifier = _without_training(mode, encoder, chosen, val, hardware, seed)
+    classifier = _without_training(mode, encoder, chosen, val, hardware, seed, strength)
     metrics = _validated(classifier, val, hardware)
     state = {f"classifier.{k}": v for k, v in classifier.state_dict().items()}
     for name in (checkpoint.LAST, checkpoint.BEST):
@@ -148,8 +150,8 @@ def _without_fold(data: Dataset, k: int, n: int, seed: int) -> tuple[Dataset, Da
 
 def _finetune(
     run: Run, encoder: Encoder, data: Dataset, val: Dataset | None, device: Device, keep: dict[str, Any],
-    augment: Node, optimizer: Node, train: Node, seed: int, freeze_fraction: float, backbone_rate: float,
-    freeze_batch_norm_below: int, label_smoothing: float,
+    strength: float | None, augment: Node, optimizer: Node, train: Node, seed: int, freeze_fraction: float,
+    backbone_rate: float, freeze_batch_norm_below: int, label_smoothing: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Start the head from logistic regression where the features are pretrained; then train everything."""
     assert data.labels is not None
@@ -161,6 +163,7 @@ def _finetune(
             *labelled_features(encoder, data, device),
             labelled_features(encoder, val, device) if val else None,
             seed,
+            strength,
         )
     steps = total_steps(len(data), train["epochs"], train["steps"], train["batch_size"], quiet=True)
     model = Finetuning(
@@ -172,7 +175,7 @@ def _finetune(
         backbone_rate=backbone_rate if pretrained else 1.0,
     )
     if not run.is_part:
-        report.views_figure(run, model, report.some_of(data.images, seed), seed)
+        figures.views_figure(run, model, figures.some_of(data.images, seed), seed)
     device.put(model)
     fit = function(train)
     result = fit(
@@ -180,13 +183,19 @@ def _finetune(
         lambda: _validated(classifier, val, device), "val/accuracy", seed, keep,
     )  # fmt: skip
     if not run.is_part:
-        report.curves_figure(run)
+        figures.curves_figure(run)
     best = checkpoint.load(run.directory / checkpoint.BEST)
     return result | best["metrics"]
 
 
 def _without_training(
-    mode: str, encoder: Encoder, data: Dataset, val: Dataset | None, device: Device, seed: int
+    mode: str,
+    encoder: Encoder,
+    data: Dataset,
+    val: Dataset | None,
+    device: Device,
+    seed: int,
+    strength: float | None,
 ) -> Classifier | KNNClassifier:
     bank, labels = labelled_features(encoder, data, device)
     if mode == "knn":
@@ -196,7 +205,7 @@ def _without_training(
         device.put(nearest)
         return nearest
     classifier = Classifier(encoder, len(data.class_names))
-    fit_head(classifier, bank, labels, labelled_features(encoder, val, device) if val else None, seed)
+    fit_head(classifier, bank, labels, labelled_features(encoder, val, device) if val else None, seed, strength)
     device.put(classifier)
     return classifier
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from sslrun import report
 from sslrun.answers import Row, as_csv, as_json, as_jsonl, as_table
 from sslrun.api import Model, Prediction, model_of, named_pictures
 from sslrun.config import Count, Fraction, Node, PositiveInt, UserError
 from sslrun.console import log
 from sslrun.files import new_folder, write_text
+from sslrun.report.figures import prediction_figures
 from sslrun.run import Run
 
 UNSURE = "_unsure"  # the folder of `sort_into` for what is below the threshold
@@ -57,9 +57,9 @@ def predict(
     for name, written in (("predictions.json", as_json(rows)), ("predictions.csv", flat)):
         write_text(own.directory / name, written)
     if save:
-        report.prediction_figures(rows, Path(save))
+        prediction_figures(rows, Path(save))
     else:
-        report.prediction_figures(rows[:figures], own.directory / "figures")
+        prediction_figures(rows[:figures], own.directory / "figures")
     if sort_into:
         _sort(rows, Path(sort_into), model.class_names)
     sys.stdout.write(text)

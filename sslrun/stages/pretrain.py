@@ -4,12 +4,13 @@ from typing import Any
 
 import torch
 
-from sslrun import modes, report, start
+from sslrun import modes, start
 from sslrun.backbones import build_encoder, features
 from sslrun.config import Count, DatasetNode, Node, UserError, build, function
 from sslrun.console import log
 from sslrun.data.dataset import describe, load_train, load_unlabeled
 from sslrun.metrics import embedding_health, has_collapsed, knn_probabilities
+from sslrun.report import figures
 from sslrun.run import Run
 from sslrun.train import SMALLEST_BATCH
 
@@ -47,7 +48,7 @@ def pretrain(
     mean, std = start.normalization(dataset, data)
     encoder = build_encoder(backbone, dataset["image_size"], mean, std)
     model = build(pretext, encoder, dataset["image_size"])
-    report.views_figure(run, model, report.some_of(images, seed), seed)
+    figures.views_figure(run, model, figures.some_of(images, seed), seed)
     fastest = modes.choose(hardware, backbone, dataset["image_size"], train["batch_size"])
     config = run.settle(device=device | fastest)
     model = hardware.put(model)
@@ -94,5 +95,5 @@ def pretrain(
 
     keep = {"stage": "pretrain", "config": config}
     result = function(train)(model, held, None, run, hardware, optimizer, evaluate, "val/knn_accuracy", seed, keep)
-    report.curves_figure(run)
+    figures.curves_figure(run)
     return result

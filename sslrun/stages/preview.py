@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from sslrun import report
 from sslrun.backbones import build_encoder
 from sslrun.config import Count, DatasetNode, Node, PositiveInt, UserError, build
 from sslrun.console import log
 from sslrun.data.cache import resized
 from sslrun.data.dataset import describe, find, shared
 from sslrun.data.decode import UnreadableImage, decode
+from sslrun.report import figures
 from sslrun.run import Run
 
 
@@ -49,6 +49,6 @@ def preview(
     encoder = build_encoder(backbone, options.image_size, [0.5] * 3, [0.5] * 3)
     model = build(pretext, encoder, options.image_size)
     batch = torch.from_numpy(chosen).permute(0, 3, 1, 2)
-    path = report.views_figure(run, model, batch, seed, files)
+    path = figures.views_figure(run, model, batch, seed, files)
     print(path)
     return {"dataset": describe(dataset), "images": len(batch), "figure": str(path)}

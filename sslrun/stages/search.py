@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from sslrun import report
 from sslrun.answers import Row, as_csv, as_json, as_jsonl, as_table
 from sslrun.api import model_of, named_pictures
 from sslrun.config import Node, PositiveInt, UserError
 from sslrun.console import log
 from sslrun.files import write_text
 from sslrun.index import indexed
+from sslrun.report import figures
 from sslrun.run import Run
 
 SHEET = 20  # queries on the contact sheet
@@ -54,7 +54,7 @@ def search(
         captions = [f"{r['rank']}  {r['similarity']:.3f}" for r in own_rows]
         tiles.append([(query, "looked for"), *((r["image"], c) for r, c in zip(own_rows, captions, strict=True))])
     sheet = own.figure("neighbours")
-    report.contact_sheet(tiles).save(sheet)
+    figures.contact_sheet(tiles).save(sheet)
     log.info("%d pictures searched; the nearest as pictures: %s", len(files), sheet)
     return {"images": len(files), "queries": len(queries), "of_run": str(model.network.path.parent)}
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from sslrun import report
 from sslrun.api import model_of, named_pictures
 from sslrun.config import Count, Node, PositiveInt, UserError
 from sslrun.console import log
 from sslrun.data.decode import find_pictures
 from sslrun.files import new_folder
 from sslrun.index import indexed
+from sslrun.report import figures
 from sslrun.run import Run
 from sslrun.suggestion import typical_and_diverse
 
@@ -69,10 +69,10 @@ def suggest(
     rows = [files[i] for i in chosen]
     copies = _lay_out(rows, place, classes)
     told = [{"rank": i + 1, "image": f, "copy": c.name} for i, (f, c) in enumerate(zip(rows, copies, strict=True))]
-    report.write_csv(own.directory / "suggestions.csv", told)
+    figures.write_csv(own.directory / "suggestions.csv", told)
     tiles = [(f, f"{i + 1}") for i, f in enumerate(rows)]
     sheet = own.figure("suggestions")
-    report.contact_sheet([tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]).save(sheet)
+    figures.contact_sheet([tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]).save(sheet)
     print("\n".join(rows), flush=True)
     log.info("%d of %d pictures, as a sheet: %s", len(rows), len(files), sheet)
     then = ["sslrun", "finetune", f"init={source}", "dataset=folder", f"dataset.root={place}"]

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from sslrun.comparison import mean_interval
-from sslrun.report import new_figure
-from sslrun.results import Row, name_of
+from sslrun.report.figures import new_figure
 from sslrun.run import read_metrics
+from sslrun.study.results import Row, name_of
+from sslrun.study.statistics import mean_interval
 
 INK = "#1a1a1b"  # black in a file, the text's colour in a page
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito 2008

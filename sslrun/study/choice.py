@@ -8,8 +8,8 @@ from sslrun import checkpoint
 from sslrun.config import Node, UserError, compose_config
 from sslrun.console import log
 from sslrun.overrides import differing, plain
-from sslrun.parts import Part, part, run_parts
 from sslrun.run import Run, read_summary
+from sslrun.study.parts import Part, part, run_parts
 
 FEW = 100  # pictures of validation; with fewer the labelled ones are held out in turns, too
 FOLDS = 3

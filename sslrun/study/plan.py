@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 from sslrun import estimate
 from sslrun.backbones import imagenet_at_hand, imagenet_weights
-from sslrun.choice import folds_of
 from sslrun.config import Node, UserError, check, choices, compose_config, locate, nearest
 from sslrun.console import duration, quietly
 from sslrun.data.dataset import Dataset, describe, listing, load_train, load_unlabeled
 from sslrun.data.images import Images
 from sslrun.data.splits import counts, label_subset
 from sslrun.overrides import differing, key_of, literal, plain
-from sslrun.parts import Part, part
 from sslrun.start import PREPROCESSING
+from sslrun.study.choice import folds_of
+from sslrun.study.parts import Part, part
 from sslrun.train import batches_per_epoch, total_steps
 
 NODES = ("dataset", "backbone", "optimizer", "device")  # that a study and its pretrainings have in common
@@ -94,7 +94,7 @@ def pictures_of(dataset: Node, unlabeled: str | None) -> Pictures:
     return Pictures(data, val, images, test)
 
 
-def plan(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_dir: str | None = None) -> Plan:
+def plan_of(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_dir: str | None = None) -> Plan:
     """Return the runs of a study.
 
     Args:
@@ -290,7 +290,7 @@ class Times:
         )
 
 
-def times(plan: Plan, pictures: Pictures) -> Times:
+def times_of(plan: Plan, pictures: Pictures) -> Times:
     """Estimate the times of the runs that are not finished, by a few steps of each kind."""
     with quietly():
         return _measured(plan, pictures)

@@ -13,10 +13,10 @@ from PIL import Image
 from sslrun.console import printable
 from sslrun.data.cache import decode_all
 from sslrun.files import write_text
-from sslrun.maps import tsne
-from sslrun.page import rendered
-from sslrun.plots import COLOURS
-from sslrun.report import new_figure
+from sslrun.report.figures import new_figure
+from sslrun.report.maps import tsne
+from sslrun.report.page import rendered
+from sslrun.report.plots import COLOURS
 from sslrun.run import Run
 
 SIDE = 64  # px of a picture

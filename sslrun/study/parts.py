@@ -10,8 +10,10 @@ import inspect
 import json
 import platform
 import shlex
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -31,14 +33,14 @@ from sslrun.job import PART, job
 from sslrun.overrides import key_of
 from sslrun.run import OUTPUTS, PARTS, is_finished, read_summary, score
 
-WORDS_ONLY = (  # modules and stages that no weight and no metric depends on
-    "choice", "cli", "comparison", "console", "demo", "estimate", "existing", "listing", "maps", "overrides", "page",
-    "parts", "plots", "preflight", "report", "results", "resume", "signals", "study", "survey", "usage",
-    "answers", "api", "check", "compare", "embed", "export", "fetch", "files", "index", "picture_map", "predict",
-    "preview", "search", "sheet", "suggest", "suggestion",
+WORDS_ONLY = (  # modules, stages and folders that no weight and no metric depends on
+    "answers", "api", "check", "cli", "compare", "console", "demo", "embed", "estimate", "export", "fetch", "files",
+    "index", "listing", "overrides", "predict", "preflight", "preview", "report", "resume", "search", "signals",
+    "study", "suggest", "suggestion", "survey", "usage",
 )  # fmt: skip
 # Settings that no weight depends on; the pictures' fingerprints stand for where they lie.
 OF_NO_WEIGHT = ("dataset.root", "unlabeled", "train.save_minutes", "train.keep_every")
+WATCH_SECONDS = 2.0  # between two looks at what other processes have finished
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,9 @@ def code_version() -> str:
     """Return a hash of the code that numbers come from, and of the versions of Python and of the libraries."""
     libraries = [version(p) for p in ("torch", "torchvision", "numpy", "scikit-learn", "pillow")]
     digest = hashlib.sha256(" ".join([platform.python_version(), *libraries]).encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        if path.stem not in WORDS_ONLY:
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        if not {*path.relative_to(package).with_suffix("").parts} & {*WORDS_ONLY}:
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -127,21 +130,18 @@ def run_parts(parts: Sequence[Part]) -> None:
         return
     launcher = _launcher(todo[0].stage)
     alone = type(launcher).__name__ == "BasicLauncher"
-    began = time.monotonic()
+    progress = _Progress(todo)
     for i, group in enumerate([[p] for p in todo] if alone else [todo]):
         try:
-            launcher.launch([_job(p) for p in group], initial_job_idx=i)
+            with nullcontext() if alone else progress.watched():
+                launcher.launch([_job(p) for p in group], initial_job_idx=i)
         except SystemExit as end:  # the part has saved itself
             if isinstance(end.code, int) and end.code > 128:
                 raise signals.Stopped(end.code - 128) from None
             raise
         except OSError as error:  # of making the folder, before the part begins
             log.error("%s: %s", error.filename, error.strerror)
-        for p in group:
-            if p.finished():
-                done = i + 1 if alone else len(todo)
-                left = (time.monotonic() - began) / done * (len(todo) - done)
-                log.info("%s %d/%d  %s%s", p.stage, done, len(todo), _told(p), f"  {duration(left)} left" * (left > 0))
+        progress.tell()
     failed = [p for p in todo if not p.finished()]
     if failed:
         named = "\n".join(f"  {command(p.stage)} {shlex.join(p.overrides)}" for p in failed[:3])
@@ -149,6 +149,38 @@ def run_parts(parts: Sequence[Part]) -> None:
             f"{len(failed)} of {len(todo)} {failed[0].stage} runs of the study failed, for the reasons above; "
             f"the same command does these again, and no other:\n{named}"
         )
+
+
+class _Progress:
+    """Tells of every part that has come to its end, and how long the others will take."""
+
+    def __init__(self, todo: Sequence[Part]) -> None:
+        self.left, self.all, self.began = list(todo), len(todo), time.monotonic()
+
+    def tell(self) -> None:
+        """Log the parts that are finished and were not told of."""
+        for p in [p for p in self.left if p.finished()]:
+            self.left.remove(p)
+            done = self.all - len(self.left)
+            left = (time.monotonic() - self.began) / done * len(self.left)
+            log.info("%s %d/%d  %s%s", p.stage, done, self.all, _told(p), f"  {duration(left)} left" * (left > 0))
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Tell of parts that other processes finish, as they do."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(WATCH_SECONDS):
+                self.tell()
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
 
 def launching() -> list[str]:

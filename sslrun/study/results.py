@@ -8,8 +8,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from sslrun.comparison import Interval, labels_needed, mean_interval, paired, verdict
 from sslrun.run import read_summary
+from sslrun.study.statistics import Interval, labels_needed, mean_interval, paired, verdict
 
 ORDER = ("auto", "finetune", "probe", "knn")
 SCRATCH, RANDOM = "from scratch", "frozen random"

@@ -11,12 +11,13 @@ import numpy as np
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
-from sslrun import plots, results
 from sslrun.console import ERR, log
 from sslrun.files import write_text
-from sslrun.report import write_csv
-from sslrun.results import Row
+from sslrun.report import plots
+from sslrun.report.figures import write_csv
 from sslrun.run import read_summary
+from sslrun.study import results
+from sslrun.study.results import Row
 
 Entry = dict[str, Any]
 

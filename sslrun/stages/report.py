@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sslrun import page, results
 from sslrun.errors import UserError
-from sslrun.parts import OF_NO_WEIGHT
-from sslrun.results import Row
+from sslrun.report import page
 from sslrun.run import OUTPUTS, find, flattened, job_order, read_summary
+from sslrun.study import results
+from sslrun.study.parts import OF_NO_WEIGHT
+from sslrun.study.results import Row
 
 
 def report_on(paths: Sequence[str], outputs: Path = OUTPUTS) -> Path:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from sslrun import plots
 from sslrun.files import write_text
-from sslrun.page import rendered
+from sslrun.report import plots
+from sslrun.report.page import rendered
 from sslrun.run import Run
 
 
