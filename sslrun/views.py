@@ -34,6 +34,7 @@ class Augment:
         jitter_probability: how many pictures get colour jitter at all.
         grayscale: how many pictures lose their colour.
         blur: how many pictures are blurred; `auto` is 0.5 from 64 px and 0 below.
+        probability: how many pictures are changed at all; the others are mirrored or left as they are.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Augment:
         jitter_probability: Fraction,
         grayscale: Fraction,
         blur: Fraction | Literal["auto"],
+        probability: Fraction,
     ) -> None:
         if crop_scale[0] > crop_scale[1]:
             raise ValueError(f"crop_scale must rise from the first number to the second, found {crop_scale}")
@@ -57,7 +59,7 @@ class Augment:
         self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
         self.tilt, self.horizontal_flip = tilt, horizontal_flip
         self.color_jitter, self.jitter_probability = color_jitter, jitter_probability
-        self.grayscale, self.blur = grayscale, blur
+        self.grayscale, self.blur, self.probability = grayscale, blur, probability
 
     def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
         """Return one view of each picture.
@@ -69,17 +71,27 @@ class Augment:
         Returns:
             The same shape and range.
         """
+        if self.probability == 0:
+            return self._mirrored(images, torch.rand(len(images), generator=rng))
         u = torch.rand(len(images), 14, generator=rng).to(images.device, non_blocking=True)
         with torch.autocast(images.device.type, enabled=False):  # colours need more than the 8 bits of bf16
-            images = self._crop_and_flip(images.contiguous(), u[:, [0, 1, 2, 3, 4, 13]])
-            images = self._recolor(images, u[:, 5:11])
+            views = self._crop_and_flip(images.contiguous(), u[:, [0, 1, 2, 3, 4, 13]])
+            views = self._recolor(views, u[:, 5:11])
             blur = (0.5 if images.shape[-1] >= BLUR_FROM else 0.0) if self.blur == "auto" else self.blur
-            return gaussian_blur(images, u[:, 11] < blur, 0.1 + 1.9 * u[:, 12]) if blur > 0 else images
+            views = gaussian_blur(views, u[:, 11] < blur, 0.1 + 1.9 * u[:, 12]) if blur > 0 else views
+        if self.probability == 1:
+            return views
+        chosen = torch.rand(len(images), generator=rng).to(images.device) < self.probability
+        return torch.where(chosen[:, None, None, None], views, self._mirrored(images, u[:, 4]))
+
+    def _mirrored(self, images: Tensor, u: Tensor) -> Tensor:
+        mirror = (u.to(images.device) < 0.5) & self.horizontal_flip
+        return torch.where(mirror[:, None, None, None], images.flip(-1), images)
 
     def _crop_and_flip(self, images: Tensor, u: Tensor) -> Tensor:
         mirror = (u[:, 4] < 0.5) & self.horizontal_flip
         if tuple(self.crop_scale) == (1, 1) and self.tilt == 0:
-            return torch.where(mirror[:, None, None, None], images.flip(-1), images)
+            return self._mirrored(images, u[:, 4])
         low, high = self.crop_scale
         log_low, log_high = (math.log(r) for r in self.crop_ratio)
         area, ratio = low + (high - low) * u[:, 0], torch.exp(log_low + (log_high - log_low) * u[:, 1])

@@ -347,6 +347,19 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+def spread(tasks: int) -> list[int]:
+    with workers.workers(tasks) as pool:
+        return list(workers.in_order(pool, abs, range(-tasks, 0)))
+
+
+def test_processes_start_in_joblibs_own_processes_too() -> None:
+    """Those name a way to start processes that others do not know: a sweep by hydra/launcher=joblib that decodes."""
+    joblib = pytest.importorskip("joblib")
+    n = workers.WORTH_PROCESSES
+    found = joblib.Parallel(n_jobs=2)(joblib.delayed(spread)(n) for _ in range(2))
+    assert found == [list(range(n, 0, -1))] * 2
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, "worker"])
 def test_case_26_no_worker_is_left_behind(photos: Path, how: Any) -> None:

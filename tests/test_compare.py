@@ -29,7 +29,7 @@ from tests.test_faults import ended, start, wait_for
 DIGITS = ("dataset=digits", "dataset.max_images=300", "dataset.image_size=16", "backbone.widths=[8,16]", *QUICK)
 STEPS = ("train.steps=4", "train.batch_size=32", "train.evaluations=1", "finetune.train.steps=4",
          "finetune.train.evaluations=1")  # fmt: skip
-SHORT = (*DIGITS, "dataset.val_fraction=0.4", *STEPS)  # 120 pictures of validation, on which auto chooses
+SHORT = (*DIGITS, "dataset.val_fraction=0.4", "search=[]", *STEPS)  # 120 pictures of validation, on which auto chooses
 STUDY = ("compare", *SHORT, "pretexts=[rotation,simclr]", "labels_per_class=[3]", "seeds=2")
 PARTS = 2 * (2 + 2 * 2)  # seeds x (scratch and frozen, two tasks in two modes)
 
@@ -111,6 +111,48 @@ def test_accuracies_are_those_of_the_evaluations_and_auto_is_chosen_on_validatio
         ]
         assert len(rivals) == 3
         assert float(r["val_accuracy"]) == max(float(o["val_accuracy"]) for o in rivals)
+
+
+def test_every_trained_network_is_tried_with_each_setting_and_the_best_on_validation_is_tested(cli: Cli) -> None:
+    tried = 'search=["train.learning_rate=0.002","train.learning_rate=1e-7"]'
+    short = [s for s in SHORT if s != "search=[]"]
+    said = cli("compare", *short, tried, "pretexts=[rotation]", "labels_per_class=[3]", "seeds=1")
+    assert said.code == 0, said.err
+    assert len(parts("finetune")) == 2 * 2 + 2  # scratch and rotation with both, two probes with none
+    assert len(parts("evaluate")) == 4
+    made = {p: summary(Path("outputs/finetune/parts", p)) for p in parts("finetune")}
+    (study,) = runs("compare")
+    trained = [r for r in table(study) if r["mode"] == "finetune"]
+    assert [r["start"] for r in trained] == ["scratch", "rotation"]
+    for r in trained:
+        both = {s["config"]["train"]["learning_rate"]: s for p, s in made.items() if p.startswith(f"{r['start']}_fine")}
+        assert set(both) == {0.002, 1e-7}
+        scores = {rate: (s["val/accuracy"], -s["val/loss"]) for rate, s in both.items()}
+        assert r["start"] != "scratch" or scores[0.002] != scores[1e-7]
+        chosen = float(r["setting"].partition("=")[2])
+        assert scores[chosen] == max(scores.values())
+        assert summary(Path(r["finetuned"]))["config"]["train"]["learning_rate"] == chosen
+    assert re.search(rf"{trained[0]['setting']} \([12] of 2\)", (study / "report.html").read_text())
+    own = cli("report", str(study))  # in which nothing is named apart for what was searched
+    assert "from scratch " in own.err
+    assert "learning_rate" not in own.err
+    for given, said_of in (
+        ('search=["seed=3"]', "search: seed=3: say a setting of the training"),
+        ('search=["train.steps=many"]', "search: train.steps"),
+        ('search=["train.lerning_rate=1"]', "lerning_rate"),
+    ):
+        wrong = cli("compare", *short, given, "pretexts=[rotation]")
+        assert wrong.code == 1
+        assert said_of in wrong.err
+        assert "Traceback" not in wrong.err
+
+
+def test_what_the_user_sets_is_not_searched() -> None:
+    from sslrun.study.choice import searched
+
+    both = ["augment.probability=0.5", "augment.probability=0"]
+    assert searched(both, []) == both
+    assert searched([*both, "label_smoothing=0"], ["augment.probability"]) == ["label_smoothing=0"]
 
 
 @pytest.mark.slow
@@ -469,6 +511,20 @@ def test_auto_takes_the_best_on_validation_and_says_why(in_world: Path, cli: Cli
     again = cli("finetune", f"resume={runs('finetune')[-1]}")
     assert again.code == 0, again.err
     assert parts("finetune") == before
+
+
+def test_auto_tries_each_setting_of_a_search(in_world: Path, cli: Cli) -> None:
+    tried = 'search=["augment.probability=0.5","augment.probability=0"]'
+    said = cli("finetune", "labels_per_class=2", tried, "train.steps=3", "train.evaluations=1", *QUICK)
+    assert said.code == 0, said.err
+    (run,) = [s for p in runs("finetune") if (s := summary(p))["mode"] == "auto"]
+    names = {"probe", *(f"{n} augment.probability={p}" for n in ("finetune", "scratch") for p in ("0.5", "0"))}
+    assert set(run["candidates"]) == names
+    assert run["candidates"][run["chosen"]] == max(run["candidates"].values())
+    assert len(parts("finetune")) == 5 * 2 + 1  # halves of two labels a class, then all of them
+    probabilities = [summary(Path("outputs/finetune/parts", p))["config"]["augment"]["probability"]
+                     for p in parts("finetune") if p.startswith("scratch")]  # fmt: skip
+    assert {0.5, 0} <= set(probabilities)
 
 
 def test_auto_from_scratch_has_nothing_to_choose(in_world: Path, cli: Cli) -> None:

@@ -17,6 +17,7 @@ STRONG: dict[str, Any] = {
     "jitter_probability": 0.8,
     "grayscale": 0.2,
     "blur": 0.5,
+    "probability": 1.0,
 }
 NOTHING: dict[str, Any] = {
     **STRONG,
@@ -70,6 +71,18 @@ def test_jitter_probability_is_the_share_of_jittered_pictures(pieces: Tensor) ->
     views = Augment(**{**NOTHING, "color_jitter": [0.4, 0.4, 0.4, 0.1], "jitter_probability": 0.3})(many, rng())
     changed = ((views - many).abs().amax((1, 2, 3)) > 1e-3).float().mean()
     assert changed == pytest.approx(0.3, abs=0.04)
+
+
+def test_probability_is_the_share_of_changed_pictures_and_the_others_are_mirrored_at_most(pieces: Tensor) -> None:
+    many = pieces[:1].repeat(1000, 1, 1, 1)
+    for share in (0.0, 0.3):
+        views = Augment(**{**STRONG, "probability": share})(many, rng())
+        same = (views == many).flatten(1).all(1)
+        mirrored = (views == many.flip(-1)).flatten(1).all(1)
+        assert (same | mirrored).float().mean() == pytest.approx(1 - share, abs=0.04 if share else 0)
+        assert int(same.sum()) == pytest.approx(int(mirrored.sum()), rel=0.2)
+    all_of_them = Augment(**STRONG)(many, rng())
+    assert torch.equal(views[~(same | mirrored)], all_of_them[~(same | mirrored)])  # the draws are the same
 
 
 def test_crop_of_a_quarter_is_that_quarter(pieces: Tensor) -> None:

@@ -37,6 +37,8 @@ def workers(tasks: int, processes: bool = True) -> Iterator[Executor]:
         with ThreadPoolExecutor(cores()) as threads, _cancelled(threads):
             yield threads
         return
+    if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
+        multiprocessing.set_start_method("spawn", force=True)  # joblib's own processes name one that others do not know
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(cores(), context, initializer=_become_a_worker) as pool, _cancelled(pool):
         with _ctrl_c_ignored():

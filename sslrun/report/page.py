@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,7 @@ def _runs(rows: Sequence[Row]) -> Any:
     for r in rows:
         if r["mode"] != "auto":
             yield {
-                "name": results.name_of(r["start"], r["mode"]),
+                "name": ", ".join(filter(None, [results.name_of(r["start"], r["mode"]), r["setting"]])),
                 "labels": f"{r['labels']:,}",
                 "seed": r["seed"],
                 "test": f"{100 * r['test_accuracy']:.1f}",
@@ -242,6 +243,9 @@ def _facts(rows: Sequence[Row], about: dict[str, Any] | None) -> list[tuple[str,
         ("machine", f"{made['machine']}, {made['device']}, {made['precision']}, {made['memory_format']}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in made["versions"].items())),
     ]
+    if searched := Counter(r["setting"] for r in rows if r["setting"] and r["mode"] != "auto"):
+        chosen = ", ".join(f"{s} ({n} of {searched.total()})" for s, n in searched.most_common())
+        facts.append(("searched", f"for every trained network, from scratch, too, the best on validation: {chosen}"))
     if tuned:
         facts.append(("finetuning", f"{np.mean(tuned):.0f} s each, {len(tuned)} runs"))
     if about:

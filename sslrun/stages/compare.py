@@ -19,7 +19,7 @@ from sslrun.run import Run, find, read_summary
 from sslrun.study import results
 from sslrun.study.choice import score_of
 from sslrun.study.parts import launching, run_parts
-from sslrun.study.plan import Pictures, Plan, pictures_of, plan_of, seconds_of, times_of
+from sslrun.study.plan import Pictures, Plan, chosen, pictures_of, plan_of, seconds_of, times_of
 
 NotEmpty = Field(min_length=1)
 
@@ -33,6 +33,7 @@ def compare(
     seeds: PositiveInt,
     mode: Literal["auto", "finetune", "probe"],
     imagenet: bool | Literal["auto"],
+    search: list[str],
     finetune: list[str],
     budget: str | None,
     pretext: Node,
@@ -77,10 +78,11 @@ def compare(
     run_parts(list(plan.pretrainings.values()))
     run_parts(list(plan.classifiers.values()))
     run_parts([p for trials in plan.trials.values() for p in trials])
-    run_parts(list(plan.evaluations.values()))
+    evaluated = {c: plan.evaluations[c] for c in chosen(plan)}
+    run_parts(list(evaluated.values()))
 
     held_out = {c: score_of(trials) for c, trials in plan.trials.items()}
-    rows = [results.row_of(p.directory, c.start, held_out.get(c)) for c, p in plan.evaluations.items()]
+    rows = [results.row_of(p.directory, c.start, held_out.get(c), c.setting) for c, p in evaluated.items()]
     if mode == "auto":
         rows += results.with_auto(rows, [s for s in dict.fromkeys(r["start"] for r in rows) if s != "scratch"])
     pretrained = {n: p.directory for n, p in plan.pretrainings.items()}

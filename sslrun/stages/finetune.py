@@ -20,7 +20,7 @@ from sslrun.probe import better_readout, fit_head, labelled_features
 from sslrun.report import figures
 from sslrun.run import Run
 from sslrun.start import Start, encoder_at, find_start, normalization, resolve, short_name
-from sslrun.study.choice import choose
+from sslrun.study.choice import choose, searched
 from sslrun.train import total_steps
 
 
@@ -31,6 +31,7 @@ def finetune(
     mode: Literal["auto", "finetune", "probe", "knn"],
     label_fraction: Positive | None,
     labels_per_class: PositiveInt | None,
+    search: list[str],
     fold: Annotated[list[Count], Field(min_length=2, max_length=2)] | None,
     backbone: Node,
     dataset: DatasetNode,
@@ -64,11 +65,12 @@ def finetune(
     else:
         begin = find_start(init, backbone, dataset)
     backbone, dataset = resolve(begin, backbone, dataset, run.asked)
+    search = searched(search, run.asked)
     if begin.name == "scratch" and mode == "auto":
         mode = "finetune"  # there is nothing to choose among
     if not run.resumed:
         init = str(begin.path or begin.name)  # as it must be said to get the same start again
-    run.settle(backbone=backbone, dataset=dataset, init=init, mode=mode)
+    run.settle(backbone=backbone, dataset=dataset, init=init, mode=mode, search=search)
     data, val = load_train(dataset)
     chosen = labelled(data, dataset, label_fraction, labels_per_class, subset_seed)
     if fold is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sslrun.errors import UserError
+from sslrun.overrides import key_of
 from sslrun.report import page
 from sslrun.run import OUTPUTS, find, flattened, job_order, read_summary
 from sslrun.study import results
@@ -70,7 +71,7 @@ def _rows(path: Path) -> list[Row]:
     if stage == "compare" and (path / "results.csv").is_file():
         with (path / "results.csv").open(newline="", encoding="utf-8") as file:
             cells = [r for r in csv.DictReader(file) if r["mode"] != "auto"]
-        return [results.row_of(Path(r["evaluated"]), r["start"], _held_out(r)) for r in cells]
+        return [results.row_of(Path(r["evaluated"]), r["start"], _held_out(r), r.get("setting") or "") for r in cells]
     raise UserError(f"{path} is a {stage} run: a report is on evaluated classifiers (sslrun evaluate), or on a study")
 
 
@@ -89,7 +90,8 @@ def _start(evaluated: Path) -> str:
 def _named_apart(rows: list[Row]) -> list[Row]:
     """Tell apart networks of one pretext task that come from different runs, and runs with other settings than most."""
     sources: dict[str, dict[str, str]] = {}
-    configs = [_settings(r) for r in rows]
+    searched = {key_of(r["setting"]) for r in rows}
+    configs = [_settings(r, searched) for r in rows]
     usual = Counter(
         json.dumps(c, sort_keys=True) for c, r in zip(configs, rows, strict=True) if r["start"] == "scratch"
     )
@@ -105,11 +107,17 @@ def _named_apart(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def _settings(row: Row) -> dict[str, Any]:
-    """Return the settings of a classifier that its name and its labels do not tell."""
+def _settings(row: Row, searched: set[str]) -> dict[str, Any]:
+    """Return the settings of a classifier that its name and its labels do not tell.
+
+    Args:
+        searched: keys that a study searched: they do not tell its networks apart.
+    """
     summary = read_summary(Path(row["finetuned"]))
     flat = flattened(summary["config"])
-    told = ("init", "mode", "seed", "subset_seed", "fold", "resume", "label_fraction", "labels_per_class",
-            "backbone.stem", *OF_NO_WEIGHT)  # fmt: skip
+    told = {"init", "mode", "search", "seed", "subset_seed", "fold", "resume", "label_fraction", "labels_per_class",
+            "backbone.stem", *OF_NO_WEIGHT}  # fmt: skip
     flat["readout"] = "auto" if "readouts" in summary else flat.get("readout", "average")  # older runs lack the key
+    if row["mode"] != "finetune" or row["setting"]:
+        told |= searched
     return {k: v for k, v in flat.items() if k not in told and not k.startswith("device.")}

@@ -1,27 +1,32 @@
 """`mode=auto`: of a linear probe, finetuning and training from scratch what is best on the labels at hand."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sslrun import checkpoint
-from sslrun.config import Node, UserError, compose_config
+from sslrun.config import Node, UserError, check, compose_config, locate
 from sslrun.console import log
-from sslrun.overrides import differing, plain
+from sslrun.overrides import differing, key_of, plain
 from sslrun.run import Run, read_summary
 from sslrun.study.parts import Part, part, run_parts
 
 FEW = 100  # pictures of validation; with fewer the labelled ones are held out in turns, too
 FOLDS = 3
+UNSEARCHED = (  # keys and groups of finetune of which all candidates have the same, or each its own
+    "init", "mode", "fold", "resume", "seed", "subset_seed", "label_fraction", "labels_per_class", "search", "backbone",
+    "dataset",
+)  # fmt: skip
 CANDIDATES = {"finetune": ("finetune", None), "probe": ("probe", None), "scratch": ("finetune", "scratch")}
-OWN = ("init", "mode", "fold", "resume")  # keys of finetune that differ between candidates
+OWN = ("init", "mode", "search", "fold", "resume")  # keys of finetune that differ between candidates
 
 
 def choose(run: Run, config: Node, made_from: Sequence[str], validation: int, fewest: int) -> dict[str, Any]:
     """Train the candidates as runs of their own, take the best on validation into this run, and say why.
 
-    With fewer than 100 pictures of validation, thirds of the labelled pictures (halves, if a class has two) are held
-    out in turns; the chosen one is then trained on all of them.
+    What is trained, finetuning and scratch, is trained with each setting of `search`. With fewer than 100 pictures of
+    validation, thirds of the labelled pictures (halves, if a class has two) are held out in turns; the chosen one is
+    then trained on all of them.
 
     Args:
         config: of this run.
@@ -41,15 +46,18 @@ def choose(run: Run, config: Node, made_from: Sequence[str], validation: int, fe
                         "mode=finetune or mode=probe")  # fmt: skip
     base = plain(compose_config("finetune", [], None))
     common = differing({k: v for k, v in config.items() if k not in OWN}, base)
-    tried = {n: [_part(n, config, common, f, made_from) for f in folds] for n in CANDIDATES}
+    candidates = [(n, s) for n in CANDIDATES for s in (config["search"] if n != "probe" else []) or [""]]
+    tried = {c: [_part(*c, config, common, f, made_from) for f in folds] for c in candidates}
     run.goes_on()
     run_parts([p for parts in tried.values() for p in parts])
-    scores = {n: score_of(parts) for n, parts in tried.items()}
-    chosen = max(scores, key=lambda n: scores[n])
+    scores = {c: score_of(parts) for c, parts in tried.items()}
+    best = max(scores, key=lambda c: scores[c])
+    found = {" ".join(filter(None, c)): round(s[0], 6) for c, s in scores.items()}
+    chosen = " ".join(filter(None, best))
     how = f"on {validation} pictures of validation" if folds == [None] else f"on held-out labels and {validation} more"
-    told = ", ".join(f"{n} {scores[n][0]:.4f}" for n in sorted(scores, key=lambda n: scores[n], reverse=True))
+    told = ", ".join(f"{n} {found[n]:.4f}" for n in sorted(found, key=lambda n: found[n], reverse=True))
     log.info("Right %s: %s. So: %s.", how, told, chosen)
-    final = _part(chosen, config, common, None, made_from)
+    final = _part(*best, config, common, None, made_from)
     run_parts([final])
     for name in (checkpoint.LAST, checkpoint.BEST):
         checkpoint.save(run.directory / name, checkpoint.load(final.directory / name))
@@ -60,15 +68,45 @@ def choose(run: Run, config: Node, made_from: Sequence[str], validation: int, fe
         **metrics,
         "chosen": chosen,
         "chosen_run": final.directory.as_posix(),
-        "candidates": {n: round(s[0], 6) for n, s in scores.items()},
+        "candidates": found,
     }
 
 
-def _part(name: str, config: Node, common: Sequence[str], fold: list[int] | None, made_from: Sequence[str]) -> Part:
+def searched(search: Sequence[str], asked: Iterable[str]) -> list[str]:
+    """Return the settings to choose among: those of keys that the user did not set.
+
+    Args:
+        search: settings of finetune, such as `augment.probability=0.5`.
+        asked: keys that the user set.
+
+    Raises:
+        UserError: one of them is no setting, or of a key that cannot be searched; a line for every mistake.
+    """
+    mistakes = []
+    for s in search:
+        if "=" not in s or key_of(s).split(".")[0] in UNSEARCHED:
+            mistakes.append(f"search: {s}: say a setting of the training, such as augment.probability=0.5")
+            continue
+        try:
+            composed = compose_config("finetune", [s], None)
+        except Exception as error:  # Hydra's and OmegaConf's, of many kinds
+            mistakes.append(f"search: {s}: {str(error).splitlines()[0]}")
+            continue
+        mistakes += [f"search: {m}" for m in check(composed, locate("sslrun.stages.finetune.finetune"))]
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return [s for s in search if key_of(s) not in asked]
+
+
+def _part(
+    name: str, setting: str, config: Node, common: Sequence[str], fold: list[int] | None, made_from: Sequence[str]
+) -> Part:
     mode, init = CANDIDATES[name]
     own = [f"mode={mode}", *differing({"init": init or config["init"], "fold": fold}, {"init": None, "fold": None})]
+    own += [setting] if setting else []
     amount = config["labels_per_class"] or f"{config['label_fraction'] or 1.0:g}"
-    title = f"{name}_{amount}_seed{config['seed']}" + (f"_without{fold[0]}" if fold else "")
+    title = "_".join([name, str(amount), f"seed{config['seed']}", *([setting] if setting else [])])
+    title += f"_without{fold[0]}" if fold else ""
     return part("finetune", title, config | {k: None for k in OWN}, [*common, *own], *made_from)
 
 

@@ -4,7 +4,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sslrun import estimate
 from sslrun.backbones import imagenet_at_hand, imagenet_weights
@@ -15,14 +15,14 @@ from sslrun.data.images import Images
 from sslrun.data.splits import counts, label_subset
 from sslrun.overrides import differing, key_of, literal, plain
 from sslrun.start import PREPROCESSING
-from sslrun.study.choice import folds_of
+from sslrun.study.choice import folds_of, score_of, searched
 from sslrun.study.parts import Part, part
 from sslrun.train import batches_per_epoch, total_steps
 
 NODES = ("dataset", "backbone", "optimizer", "device")  # that a study and its pretrainings have in common
 OF_THE_STUDY = (  # keys of a classifier that cannot be set for all of them
     "init", "mode", "fold", "resume", "seed", "subset_seed", "label_fraction", "labels_per_class",
-    "backbone", "dataset", "dataset.root", "dataset.val_fraction", "dataset.split_seed",
+    "search", "backbone", "dataset", "dataset.root", "dataset.val_fraction", "dataset.split_seed",
     *(f"dataset.{k}" for k in PREPROCESSING),
 )  # fmt: skip
 OF_A_TASK = ("pretext", "train", "optimizer", "seed", "dataset.max_images")  # that tasks may differ in
@@ -39,12 +39,14 @@ class Cell:
         mode: `finetune` or `probe`.
         amount: of labels, as an override.
         seed: of the label subset and of the training.
+        setting: that it is tried with, as an override, or ''; of each network the best setting is evaluated.
     """
 
     start: str
     mode: str
     amount: str
     seed: int
+    setting: str = ""
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Pictures:
 class Plan:
     """The runs of a study: pretrainings by name, classifiers and their evaluations by cell.
 
-    `trials` are classifiers without a part of their labels, by which `mode=auto` chooses where validation is small.
+    `trials` are classifiers without a part of their labels, by which is chosen where validation is small.
     """
 
     pretrainings: dict[str, Part]
@@ -116,16 +118,16 @@ def plan_of(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_
         label_subset(labels.numpy(), 0, None, n, class_names=pictures.data.class_names)  # type: ignore[union-attr]
     made, evaluated, trials = {}, {}, {}
     fingerprints = [d.fingerprint() if d else "" for d in (pictures.data, pictures.val)]
-    for cell in _cells(config, list(starts)):
+    settings = _settings(config)
+    for cell in _cells(config, list(starts), settings):
         init = starts[cell.start].directory.as_posix() if cell.start in starts else cell.start
         own = [f"init={literal(init)}", f"mode={cell.mode}", cell.amount, f"seed={cell.seed}"]
+        own += [cell.setting] if cell.setting else []
         amount = cell.amount.rpartition("=")[2] + ("_a_class" if "per_class" in cell.amount else "")
-        name = f"{cell.start}_{cell.mode}_{amount}_seed{cell.seed}"
+        name = f"{cell.start}_{cell.mode}_{amount}_seed{cell.seed}" + f"_{cell.setting}" * bool(cell.setting)
         made[cell] = part("finetune", name, base, [*common, *own], *fingerprints)
-        folds = (
-            _folds(cell, pictures) if config["mode"] == "auto" and (cell.start, cell.mode) != (SCRATCH, "probe") else []
-        )
-        if folds:
+        judged = (config["mode"] == "auto" and (cell.start, cell.mode) != (SCRATCH, "probe")) or cell.setting
+        if folds := _folds(cell, pictures) if judged else []:
             without = [(f"{name}_without{k}", f"fold=[{k},{n}]") for k, n in folds]
             trials[cell] = [part("finetune", n, base, [*common, *own, f], *fingerprints) for n, f in without]
         reading = [f"run={literal(made[cell].directory.as_posix())}", *evaluating]
@@ -133,6 +135,20 @@ def plan_of(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_
             reading.append(f"dataset.root={literal(config['dataset']['root'])}")
         evaluated[cell] = part("evaluate", name, {}, reading, pictures.test)
     return Plan(starts, made, evaluated, trials)
+
+
+def chosen(plan: Plan) -> list[Cell]:
+    """Return the classifiers that are evaluated: of each network the one whose setting was best where it was judged."""
+    best: dict[Cell, Cell] = {}
+    for cell in plan.classifiers:
+        network = replace(cell, setting="")
+        if network not in best or _score(plan, cell) > _score(plan, best[network]):
+            best[network] = cell
+    return list(best.values())
+
+
+def _score(plan: Plan, cell: Cell) -> tuple[float, float]:
+    return score_of(plan.trials.get(cell) or [plan.classifiers[cell]])
 
 
 def _folds(cell: Cell, pictures: Pictures) -> list[list[int]]:
@@ -144,7 +160,7 @@ def _folds(cell: Cell, pictures: Pictures) -> list[list[int]]:
     found = folds_of(len(pictures.val or ()), min(counts(labels[rows]).values()))
     if found == [None] and not pictures.val:
         raise UserError(
-            f"mode=auto has nothing to choose by, without validation and with {cell.amount}: say mode=finetune"
+            f"there is nothing to choose by, without validation and with {cell.amount}: say mode=finetune search=[]"
         )
     return [f for f in found if f is not None]
 
@@ -215,7 +231,12 @@ def _device(config: Node, chosen: Mapping[str, str], stage: str) -> list[str]:
     return [choice, *differing({"device": config["device"]}, plain(compose_config(stage, [choice], None)))]
 
 
-def _cells(config: Node, pretrained: Sequence[str]) -> Iterator[Cell]:
+def _settings(config: Node) -> list[str]:
+    """Return the settings that every trained network is tried with; one that changes nothing, if none is searched."""
+    return searched(config["search"], [key_of(s) for s in config["finetune"]]) or [""]
+
+
+def _cells(config: Node, pretrained: Sequence[str], settings: Sequence[str]) -> Iterator[Cell]:
     """Yield the classifiers of a study: from scratch and frozen random always, the pretrained in each mode."""
     network = (config["backbone"], config["dataset"]["image_size"])
     imagenet = imagenet_at_hand(*network) if config["imagenet"] == "auto" else config["imagenet"]
@@ -227,11 +248,11 @@ def _cells(config: Node, pretrained: Sequence[str]) -> Iterator[Cell]:
         amounts = [f"labels_per_class={n}" for n in sorted(set(config["labels_per_class"]))]
     for amount in amounts:
         for seed in range(config["seeds"]):
-            yield Cell(SCRATCH, "finetune", amount, seed)
             yield Cell(SCRATCH, "probe", amount, seed)
-            for start in [*([IMAGENET] if imagenet else []), *pretrained]:
-                for mode in modes:
-                    yield Cell(start, mode, amount, seed)
+            for start in [SCRATCH, *([IMAGENET] if imagenet else []), *pretrained]:
+                for mode in modes if start != SCRATCH else ["finetune"]:
+                    for setting in settings if mode == "finetune" else [""]:
+                        yield Cell(start, mode, amount, seed, setting)
 
 
 def seconds_of(budget: str) -> float:

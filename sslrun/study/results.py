@@ -16,13 +16,14 @@ SCRATCH, RANDOM = "from scratch", "frozen random"
 Row = dict[str, Any]
 
 
-def row_of(evaluated: Path, start: str, held_out: tuple[float, float] | None = None) -> Row:
+def row_of(evaluated: Path, start: str, held_out: tuple[float, float] | None = None, setting: str = "") -> Row:
     """Return what is compared of one evaluated classifier.
 
     Args:
         evaluated: an evaluation's run directory.
         start: the name under which its network started: `scratch`, `imagenet`, or a pretraining's.
         held_out: accuracy and log-likelihood on parts of the labels, held out in turns, where validation is small.
+        setting: that was chosen by a search.
     """
     test = read_summary(evaluated)
     directory = Path(test["of_run"])
@@ -44,6 +45,7 @@ def row_of(evaluated: Path, start: str, held_out: tuple[float, float] | None = N
         "held_out_accuracy": held_out[0] if held_out else None,
         "held_out_loss": -held_out[1] if held_out else None,
         "chosen": made.get("chosen"),
+        "setting": setting,
         "dataset": made["dataset"],
         "backbone": made["backbone"],
         "seconds": made["wall_time_seconds"],
