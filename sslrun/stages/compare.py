@@ -19,7 +19,7 @@ from sslrun.run import Run, find, read_summary
 from sslrun.study import results
 from sslrun.study.choice import score_of
 from sslrun.study.parts import launching, run_parts
-from sslrun.study.plan import Pictures, Plan, chosen, pictures_of, plan_of, seconds_of, times_of
+from sslrun.study.plan import Pictures, Plan, best_settings, pictures_of, plan_of, seconds_of, times_of
 
 NotEmpty = Field(min_length=1)
 
@@ -78,7 +78,7 @@ def compare(
     run_parts(list(plan.pretrainings.values()))
     run_parts(list(plan.classifiers.values()))
     run_parts([p for trials in plan.trials.values() for p in trials])
-    evaluated = {c: plan.evaluations[c] for c in chosen(plan)}
+    evaluated = {c: plan.evaluations[c] for c in best_settings(plan)}
     run_parts(list(evaluated.values()))
 
     held_out = {c: score_of(trials) for c, trials in plan.trials.items()}

@@ -137,7 +137,7 @@ def plan_of(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_
     return Plan(starts, made, evaluated, trials)
 
 
-def chosen(plan: Plan) -> list[Cell]:
+def best_settings(plan: Plan) -> list[Cell]:
     """Return the classifiers that are evaluated: of each network the one whose setting was best where it was judged."""
     best: dict[Cell, Cell] = {}
     for cell in plan.classifiers:
