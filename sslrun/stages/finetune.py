@@ -65,7 +65,7 @@ def finetune(
     else:
         begin = find_start(init, backbone, dataset)
     backbone, dataset = resolve(begin, backbone, dataset, run.asked)
-    search = searched(search, run.asked)
+    search = searched(search, [])
     if begin.name == "scratch" and mode == "auto":
         mode = "finetune"  # there is nothing to choose among
     if not run.resumed:

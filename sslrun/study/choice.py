@@ -73,11 +73,11 @@ def choose(run: Run, config: Node, made_from: Sequence[str], validation: int, fe
 
 
 def searched(search: Sequence[str], asked: Iterable[str]) -> list[str]:
-    """Return the settings to choose among: those of keys that the user did not set.
+    """Return the settings to choose among.
 
     Args:
         search: settings of finetune, such as `augment.probability=0.5`.
-        asked: keys that the user set.
+        asked: keys that are set for all, and so are not searched.
 
     Raises:
         UserError: one of them is no setting, or of a key that cannot be searched; a line for every mistake.

@@ -1,0 +1,133 @@
+"""`mode=auto`: what it tries, by what it chooses, and that it never looks at the test split."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sslrun.study import results
+from tests.conftest import QUICK, Cli
+from tests.test_cli import runs, summary
+from tests.test_compare import DIGITS, SHORT, parts
+
+
+def test_auto_takes_the_best_on_validation_and_says_why(in_world: Path, cli: Cli) -> None:
+    said = cli(
+        "finetune", "label_fraction=0.5", "train.steps=6", "train.evaluations=2", "dataset.val_fraction=0.5", *QUICK
+    )
+    assert said.code == 0, said.err
+    run = summary(runs("finetune")[-1])
+    assert run["mode"] == "auto"
+    assert run["chosen"] == max(run["candidates"], key=run["candidates"].__getitem__)
+    assert f"So: {run['chosen']}." in said.err
+    assert set(run["candidates"]) == {"finetune", "probe", "scratch"}
+    assert len(parts("finetune")) == 3 * 3 + 1  # held-out thirds of the few labels, then all of them
+    assert (runs("finetune")[-1] / "best.pt").is_file()
+    test = cli("evaluate", *QUICK)
+    assert test.code == 0, test.err
+    assert summary(runs("evaluate")[-1])["mode"] == "auto"
+    before = parts("finetune")
+    again = cli("finetune", f"resume={runs('finetune')[-1]}")
+    assert again.code == 0, again.err
+    assert parts("finetune") == before
+
+
+def test_auto_tries_each_setting_of_a_search(in_world: Path, cli: Cli) -> None:
+    tried = 'search=["augment.probability=0.5","augment.probability=0"]'
+    said = cli("finetune", "labels_per_class=2", tried, "train.steps=3", "train.evaluations=1", *QUICK)
+    assert said.code == 0, said.err
+    (run,) = [s for p in runs("finetune") if (s := summary(p))["mode"] == "auto"]
+    names = {"probe", *(f"{n} augment.probability={p}" for n in ("finetune", "scratch") for p in ("0.5", "0"))}
+    assert set(run["candidates"]) == names
+    assert run["candidates"][run["chosen"]] == max(run["candidates"].values())
+    assert len(parts("finetune")) == 5 * 2 + 1  # halves of two labels a class, then all of them
+    probabilities = [summary(Path("outputs/finetune/parts", p))["config"]["augment"]["probability"]
+                     for p in parts("finetune") if p.startswith("scratch")]  # fmt: skip
+    assert {0.5, 0} <= set(probabilities)
+
+
+def test_auto_from_scratch_has_nothing_to_choose(in_world: Path, cli: Cli) -> None:
+    said = cli("finetune", "init=scratch", "label_fraction=0.5", "train.steps=4", "train.evaluations=1", *QUICK)
+    assert said.code == 0, said.err
+    assert summary(runs("finetune")[-1])["mode"] == "finetune"
+    assert not parts("finetune")
+
+
+def test_folds_are_stratified_and_cover_every_label_once() -> None:
+    from sslrun.data.splits import part_of
+
+    labels = np.repeat([0, 1, 2], [9, 6, 1])
+    held = [part_of(labels, k, 3, seed=0) for k in range(3)]
+    assert sorted(np.concatenate(held).tolist()) == list(range(16))
+    for rows in held:
+        assert (labels[rows] == 0).sum() == 3
+        assert (labels[rows] == 1).sum() == 2
+    assert not np.array_equal(held[0], part_of(labels, 0, 3, seed=1))
+
+
+def test_auto_never_looks_at_the_test_split() -> None:
+    def row(start: str, mode: str, val: float, test: float) -> dict[str, Any]:
+        return {"start": start, "mode": mode, "val_accuracy": val, "val_loss": 1.0, "test_accuracy": test,
+                "subset": "a", "seed": 0, "labels": 30, "amount": "0.1"}  # fmt: skip
+
+    rows = [row("scratch", "finetune", 0.8, 0.9), row("simclr", "finetune", 0.7, 1.0), row("simclr", "probe", 0.9, 0.1)]
+    (chosen,) = results.with_auto(rows, ["simclr"])
+    assert (chosen["chosen"], chosen["test_accuracy"], chosen["start"]) == ("probe", 0.1, "simclr")
+    rows[2]["val_accuracy"] = 0.75
+    assert results.with_auto(rows, ["simclr"])[0]["chosen"] == "scratch"
+
+
+def test_where_there_is_nothing_to_choose_by_nothing_is_chosen() -> None:
+    def row(start: str, mode: str, val: float | None, held: float | None = None) -> dict[str, Any]:
+        return {"start": start, "mode": mode, "val_accuracy": val, "val_loss": 1.0, "subset": "a", "seed": 0,
+                "held_out_accuracy": held, "held_out_loss": 1.0, "labels": 30, "amount": "0.1",
+                "finetuned": f"{start} {mode}"}  # fmt: skip
+
+    rows = [row("scratch", "finetune", None), row("simclr", "finetune", None), row("simclr", "probe", None)]
+    assert results.with_auto(rows, ["simclr"]) == []
+    assert results.best_classifier(rows) is None
+    # what was held out and what was not cannot be compared: a few pictures of validation flatter
+    held = [row("scratch", "probe", 0.99), row("scratch", "finetune", 0.9, 0.7), row("simclr", "probe", 0.8, 0.75)]
+    assert results.best_classifier(held) == "simclr probe"
+
+
+@pytest.mark.slow
+def test_auto_with_another_optimizer_and_joined_classes(cli: Cli) -> None:
+    """Its candidates get the whole config by overrides: of groups whose keys differ, and of mappings."""
+    joined = 'dataset.classes={low ones: ["0","1","2"], high: ["8","9"]}'
+    steps = ("train.steps=3", "train.evaluations=1", "train.batch_size=16")
+    assert cli("pretrain", *DIGITS, joined, *steps).code == 0
+    said = cli("finetune", "optimizer=sgd", "label_fraction=0.3", *steps, *QUICK)
+    assert said.code == 0, said.err
+    made = [json.loads(p.read_text())["config"] for p in Path("outputs/finetune/parts").glob("*/summary.json")]
+    assert {c["optimizer"]["_target_"] for c in made} == {"sslrun.optimizers.sgd"}
+    assert {tuple(c["dataset"]["classes"]) for c in made} == {("low ones", "high")}
+    before = parts("finetune")
+    assert cli("pretrain", f"resume={runs('pretrain')[0]}", "train.steps=5").code == 0
+    assert cli("finetune", "optimizer=sgd", "label_fraction=0.3", *steps, *QUICK).code == 0
+    assert len(parts("finetune")) > len(before)  # the weights are others now, in the same place
+
+
+def test_auto_says_when_there_is_nothing_to_choose_by(in_world: Path, cli: Cli) -> None:
+    said = cli("finetune", "labels_per_class=1", "dataset.val_fraction=0", *QUICK)
+    assert "mode=auto has nothing to choose by" in said.err
+    assert said.code == 1
+    nothing = cli("compare", *SHORT, "dataset.val_fraction=0", "labels_per_class=[1]", "seeds=1")
+    assert "nothing to choose by, without validation and with labels_per_class=1" in nothing.err
+    assert "the study sets seed itself" in cli("compare", *SHORT, "finetune.seed=3").err
+    assert "labels_per_class=5000 is more than there are" in cli("compare", *SHORT, "labels_per_class=[5000]").err
+
+
+def test_a_gain_that_random_features_have_too_is_not_praised_alone() -> None:
+    def rows(start: str, mode: str, test: float) -> list[dict[str, Any]]:
+        return [{"start": start, "mode": mode, "test_accuracy": test + 0.001 * n, "subset": str(n), "seed": n,
+                 "labels": 30, "amount": "10 % of the labels", "chosen": None} for n in range(3)]  # fmt: skip
+
+    pretrained = [*rows("scratch", "finetune", 0.5), *rows("simclr", "finetune", 0.7)]
+    (said,) = results.conclusions(results.compared([*pretrained, *rows("scratch", "probe", 0.72)]), "finetune")
+    assert "helps by 20.0 points" in said
+    assert said.endswith("but a probe of the untrained network reaches 72.1 %")
+    (said,) = results.conclusions(results.compared([*pretrained, *rows("scratch", "probe", 0.6)]), "finetune")
+    assert "untrained" not in said
