@@ -1,7 +1,9 @@
 """How long training takes on this machine, from a few steps of it."""
 
+import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from sslrun import modes
@@ -12,9 +14,11 @@ from sslrun.data.cache import physical_memory
 from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images
 from sslrun.device import Device
+from sslrun.probe import SEARCHED, STRENGTHS, labelled_features, regression
 from sslrun.train import rehearse, total_steps
 
-OVERHEAD = 2.5  # seconds that a classifier takes beside its steps: reading, logistic regression, evaluation
+OVERHEAD = 2.5  # seconds that a classifier takes beside all that is measured: starting, reading, evaluation
+REGRESSED = 500  # pictures on which a logistic regression is measured
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,8 @@ def pretraining(
     return Estimate(hardware, took.images_per_second, size, memory)
 
 
-def classifier_seconds(config: Node, data: Dataset, val: Dataset | None, labels: int) -> float:
-    """Return about how long it takes to finetune on so many labels and to evaluate.
+def classifier_seconds(config: Node, data: Dataset, val: Dataset | None, labels: int) -> tuple[float, float]:
+    """Return about how long it takes to finetune on so many labels, and how long to fit a probe, with evaluation.
 
     Args:
         config: of a finetuning.
@@ -73,7 +77,15 @@ def classifier_seconds(config: Node, data: Dataset, val: Dataset | None, labels:
         physical_memory(),
         data.labels,
     )
+    seen = 3 * took.images_per_second  # forward is a third
+    searched, validation = min(labels, SEARCHED), len(val or ())
+    some = data.take(np.linspace(0, len(data) - 1, min(len(data), REGRESSED)).astype(int))
+    features = labelled_features(encoder, some, hardware)
+    began = time.perf_counter()
+    regression(*features, features, 0, len(data.class_names))
+    fit = (time.perf_counter() - began) / (len(STRENGTHS) + 1) / len(some)  # seconds a label
+    probe = OVERHEAD + fit * (len(STRENGTHS) * searched + labels)
+    probe += (2 * (searched + validation) + labels + validation) / seen  # both readouts, then the chosen one
     steps = total_steps(labels, train["epochs"], train["steps"], train["batch_size"], quiet=True)
     trained = steps * min(labels, train["batch_size"]) / took.images_per_second
-    looked = train["evaluations"] * len(val or ()) / (3 * took.images_per_second)  # forward is a third
-    return trained + looked + OVERHEAD
+    return probe + trained + train["evaluations"] * validation / seen, probe

@@ -329,19 +329,16 @@ def _measured(plan: Plan, pictures: Pictures) -> Times:
         found.epoch[name] = n / took.images_per_second
         steps = total_steps(n, train["epochs"], train["steps"], train["batch_size"], quiet=True)
         found.epochs[name] = steps / batches_per_epoch(n, train["batch_size"])
-    seconds: dict[int, float] = {}
+    seconds: dict[int, tuple[float, float]] = {}
     every = [*plan.classifiers.items(), *((c, p) for c, trials in plan.trials.items() for p in trials)]
     for cell, p in every:
         if p.finished():
-            continue
-        if cell.mode == "probe":
-            found.classifiers += estimate.OVERHEAD
             continue
         n = _labels(cell.amount, pictures.data)
         if n not in seconds:
             config = plain(compose_config("finetune", list(p.overrides), None))
             seconds[n] = estimate.classifier_seconds(config, pictures.data, pictures.val, n)
-        found.classifiers += seconds[n]
+        found.classifiers += seconds[n][cell.mode == "probe"]
     return found
 
 
