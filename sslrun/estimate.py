@@ -54,19 +54,43 @@ def pretraining(
     return Estimate(hardware, took.images_per_second, size, memory)
 
 
-def classifier_seconds(config: Node, data: Dataset, val: Dataset | None, labels: int) -> tuple[float, float]:
-    """Return about how long it takes to finetune on so many labels, and how long to fit a probe, with evaluation.
+@dataclass(frozen=True)
+class OfClassifier:
+    """How long a classifier takes on so many labels, about.
+
+    Attributes:
+        images_per_second: in training.
+        probe: seconds of a probe, evaluation included.
+    """
+
+    images_per_second: float
+    probe: float
+
+    def finetuning(self, train: Node, labels: int, validation: int) -> float:
+        """Return the seconds of finetuning, its start from a probe and its evaluation included.
+
+        Args:
+            train: the node of its config.
+            validation: pictures of it.
+        """
+        steps = total_steps(labels, train["epochs"], train["steps"], train["batch_size"], quiet=True)
+        seen = steps * min(labels, train["batch_size"]) + train["evaluations"] * validation / 3  # forward is a third
+        return self.probe + seen / self.images_per_second
+
+
+def classifier(config: Node, data: Dataset, val: Dataset | None, labels: int) -> OfClassifier:
+    """Measure a few steps of finetuning on so many labels, and a small logistic regression.
 
     Args:
-        config: of a finetuning.
+        config: of the finetuning.
         data, val: training, some pictures of which are put through the network, and validation.
     """
     hardware = build(config["device"])
     image_size, train = config["dataset"]["image_size"], config["train"]
     modes.choose(hardware, config["backbone"], image_size, train["batch_size"])
     encoder = build_encoder(config["backbone"], image_size, [0.5] * 3, [0.5] * 3, "grid")  # which has more to do
-    classifier = Classifier(encoder, len(data.class_names))
-    model = hardware.put(Finetuning(classifier, build(config["augment"]), 0.1, 0, False, 1.0))
+    network = Classifier(encoder, len(data.class_names))
+    model = hardware.put(Finetuning(network, build(config["augment"]), 0.1, 0, False, 1.0))
     assert data.labels is not None
     took = rehearse(
         model,
@@ -77,7 +101,6 @@ def classifier_seconds(config: Node, data: Dataset, val: Dataset | None, labels:
         physical_memory(),
         data.labels,
     )
-    seen = 3 * took.images_per_second  # forward is a third
     searched, validation = min(labels, SEARCHED), len(val or ())
     some = data.take(np.linspace(0, len(data) - 1, min(len(data), REGRESSED)).astype(int))
     features = labelled_features(encoder, some, hardware)
@@ -85,7 +108,5 @@ def classifier_seconds(config: Node, data: Dataset, val: Dataset | None, labels:
     regression(*features, features, 0, len(data.class_names))
     fit = (time.perf_counter() - began) / (len(STRENGTHS) + 1) / len(some)  # seconds a label
     probe = OVERHEAD + fit * (len(STRENGTHS) * searched + labels)
-    probe += (2 * (searched + validation) + labels + validation) / seen  # both readouts, then the chosen one
-    steps = total_steps(labels, train["epochs"], train["steps"], train["batch_size"], quiet=True)
-    trained = steps * min(labels, train["batch_size"]) / took.images_per_second
-    return probe + trained + train["evaluations"] * validation / seen, probe
+    seen = 2 * (searched + validation) + labels + validation  # with both readouts, then with the chosen one
+    return OfClassifier(took.images_per_second, probe + seen / 3 / took.images_per_second)

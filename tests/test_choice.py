@@ -46,6 +46,33 @@ def test_auto_tries_each_setting_of_a_search(in_world: Path, cli: Cli) -> None:
     probabilities = [summary(Path("outputs/finetune/parts", p))["config"]["augment"]["probability"]
                      for p in parts("finetune") if p.startswith("scratch")]  # fmt: skip
     assert {0.5, 0} <= set(probabilities)
+    name, _, setting = run["chosen"].partition(" ")
+    final = summary(Path(run["chosen_run"]))
+    assert not setting or final["config"]["augment"]["probability"] == float(setting.partition("=")[2])
+    assert (final["config"]["init"] == "scratch") == (name == "scratch")
+    before = parts("finetune")
+    same = ("labels_per_class=2", tried, "train.steps=3", "train.evaluations=1", *QUICK)
+    scratch = cli("finetune", "init=scratch", *same)
+    assert scratch.code == 0, scratch.err
+    alone = summary(runs("finetune")[-1])
+    assert set(alone["candidates"]) == {n for n in names if n.startswith("scratch")}
+    assert {k: run["candidates"][k] for k in alone["candidates"]} == alone["candidates"]
+    assert len(parts("finetune")) - len(before) <= 1  # its two candidates were there; perhaps not on all labels
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (["mode=finetune", 'search=["augment.probability=0"]'], "search= is of mode=auto"),
+        (['search=["optimizer=sgd"]'], "search: optimizer=sgd: say a setting of the training"),
+        (['search=["device.threads=1","train.save_minutes=1","hydra/launcher=basic"]'], "search: train.save_minutes=1"),
+    ],
+)
+def test_what_cannot_be_searched(in_world: Path, cli: Cli, asked: list[str], words: str) -> None:
+    wrong = cli("finetune", "label_fraction=0.5", *asked, *QUICK)
+    assert wrong.code == 1
+    assert words in wrong.err
+    assert "Traceback" not in wrong.err
 
 
 def test_auto_from_scratch_has_nothing_to_choose(in_world: Path, cli: Cli) -> None:
@@ -91,6 +118,23 @@ def test_where_there_is_nothing_to_choose_by_nothing_is_chosen() -> None:
     # what was held out and what was not cannot be compared: a few pictures of validation flatter
     held = [row("scratch", "probe", 0.99), row("scratch", "finetune", 0.9, 0.7), row("simclr", "probe", 0.8, 0.75)]
     assert results.best_classifier(held) == "simclr probe"
+
+
+def test_scratch_is_scratch_whatever_setting_it_was_chosen_with(tmp_path: Path) -> None:
+    run, test = tmp_path / "run", tmp_path / "test"
+    for folder in (run, test):
+        folder.mkdir()
+    made = {"mode": "auto", "chosen": "scratch augment.probability=0.5", "labels": {"train": 9, "validation": 9},
+            "seeds": {"training": 0}, "label_fraction": 0.1, "subset_fingerprint": "a", "dataset": "digits",
+            "backbone": "smallcnn"}  # fmt: skip
+    scores = {"of_run": str(run), "test/accuracy": 0.5, "test/f1_macro": 0.5}
+    own = {"stage": "", "status": "finished", "config": {"seed": 0}, "overrides": [], "wall_time_seconds": 1.0}
+    (run / "summary.json").write_text(json.dumps(own | made))
+    (test / "summary.json").write_text(json.dumps(own | scores))
+    rows = [results.row_of(test, "simclr")]
+    assert results.conclusions(results.compared(rows), "auto") == [
+        "simclr, 9 labels: nothing to compare with (scratch was chosen each time)"
+    ]
 
 
 @pytest.mark.slow

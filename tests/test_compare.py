@@ -193,6 +193,51 @@ def test_with_little_validation_auto_chooses_on_labels_that_are_held_out_in_turn
 
 
 @pytest.mark.slow
+def test_with_little_validation_settings_are_chosen_on_labels_that_are_held_out_in_turns(cli: Cli) -> None:
+    tried = 'search=["train.learning_rate=0.002","train.learning_rate=1e-7"]'
+    few = [s for s in SHORT if s != "search=[]"] + ["pretexts=[rotation]", "labels_per_class=[3]", "seeds=1"]
+    said = cli("compare", *few, "dataset.val_fraction=0.1", "mode=probe", tried)
+    assert said.code == 0, said.err
+    made = {p: summary(Path("outputs/finetune/parts", p)) for p in parts("finetune")}
+    held: dict[tuple[str, float], list[float]] = {}
+    for name, s in made.items():
+        if s["config"]["fold"]:
+            held.setdefault((name.split("_")[0], s["config"]["train"]["learning_rate"]), []).append(s["val/accuracy"])
+    assert {k: len(v) for k, v in held.items()} == {
+        ("scratch", 0.002): 3, ("scratch", 1e-7): 3, ("rotation", 0.002): 3,
+    }  # fmt: skip
+    rows = {(r["start"], r["mode"]): r for r in table(runs("compare")[0])}
+    (scratch, probe) = rows["scratch", "finetune"], rows["rotation", "probe"]
+    mean = {k: float(np.mean(v)) for k, v in held.items()}
+    assert float(scratch["held_out_accuracy"]) == pytest.approx(max(mean["scratch", 0.002], mean["scratch", 1e-7]))
+    assert mean["scratch", float(scratch["setting"].partition("=")[2])] == max(
+        m for (start, _), m in mean.items() if start == "scratch"
+    )
+    assert float(probe["held_out_accuracy"]) == pytest.approx(mean["rotation", 0.002])
+    best = max((scratch, probe), key=lambda r: float(r["held_out_accuracy"]))
+    assert summary(runs("compare")[0])["best_classifier"] == best["finetuned"]
+    own = cli("report", str(runs("compare")[0]))  # of probes alone
+    assert own.code == 0, own.err
+    assert re.search(r"rotation, 3\d? labels: ", own.err + own.out)
+    before = parts("finetune")
+    same = cli(
+        "compare", *few, "dataset.val_fraction=0.1", "mode=probe", "search=[]", "finetune.train.learning_rate=2e-3"
+    )
+    assert same.code == 0, same.err
+    assert parts("finetune") == before  # a setting is the same however it is said
+
+
+@pytest.mark.slow
+def test_what_is_chosen_by_depends_on_the_pictures_of_the_classifiers(cli: Cli) -> None:
+    said = cli("compare", *SHORT, "dataset.max_images=600", "dataset.val_fraction=0.2", "pretexts=[rotation]",
+               "labels_per_class=[4]", "seeds=1", 'finetune.dataset.classes=["1","7"]')  # fmt: skip
+    assert said.code == 0, said.err
+    made = [summary(Path("outputs/finetune/parts", p)) for p in parts("finetune")]
+    assert any("fold" in s["config"] and s["config"]["fold"] for s in made)  # 57 of validation, not 120
+    assert {s["labels"]["train"] for s in made if not s["config"]["fold"]} == {8}
+
+
+@pytest.mark.slow
 def test_joblib_spreads_the_parts_and_finds_the_same(in_study: Path, cli: Cli) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     there = table(in_study)

@@ -219,11 +219,15 @@ def _runs(rows: Sequence[Row]) -> Any:
             }
 
 
+def _held_out(rows: Sequence[Row]) -> bool:
+    return any(r.get("held_out_accuracy") is not None for r in rows)
+
+
 def _chosen_on(rows: Sequence[Row], validation: int) -> str:
-    if any(r.get("held_out_accuracy") is not None for r in rows):
+    if _held_out(rows):
         return (
-            f"{validation} more are validation, which are few: “auto” chose by parts of the labels, held out in turns; "
-            "the best state of a training is that on validation"
+            f"{validation} more are validation, which are few: what is best is chosen by parts of the labels, held out "
+            "in turns; the best state of a training is that on validation"
         )
     return f"{validation} more labels are validation, on which every choice is made"
 
@@ -245,7 +249,8 @@ def _facts(rows: Sequence[Row], about: dict[str, Any] | None) -> list[tuple[str,
     ]
     if searched := Counter(r["setting"] for r in rows if r["setting"] and r["mode"] != "auto"):
         chosen = ", ".join(f"{s} ({n} of {searched.total()})" for s, n in searched.most_common())
-        facts.append(("searched", f"for every trained network, from scratch, too, the best on validation: {chosen}"))
+        judge = "labels held out in turns" if _held_out(rows) else "validation"
+        facts.append(("searched", f"for every trained network, from scratch, too, the best on {judge}: {chosen}"))
     if tuned:
         facts.append(("finetuning", f"{np.mean(tuned):.0f} s each, {len(tuned)} runs"))
     if about:

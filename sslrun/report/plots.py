@@ -84,21 +84,22 @@ def efficiency(entries: Sequence[Entry], shown: Callable[[Entry], bool], folder:
 
 
 def learning_curves(rows: Sequence[Row], folder: Path) -> str:
-    """Draw validation accuracy over the steps of finetuning, a panel for each number of labels; means over seeds."""
+    """Draw validation accuracy over the steps of finetuning, a panel for each number of labels; means over seeds.
+
+    A search of the number of steps or of evaluations gives runs of one network different steps; then those that all of
+    them have are drawn.
+    """
     tuned = [r for r in rows if r["mode"] == "finetune"]
     labels = sorted({r["labels"] for r in tuned})
     figure, (axes,) = inked(1, len(labels), (3.2 * len(labels) + 0.6, 3.0))
     tint = colours(list(dict.fromkeys(r["start"] for r in tuned)))
     for axis, n in zip(axes, labels, strict=True):
         for start, colour in tint.items():
-            curves: dict[int, list[float]] = {}
-            for r in tuned:
-                if (r["start"], r["labels"]) == (start, n):
-                    for point in read_metrics(Path(r["finetuned"])):
-                        if "val/accuracy" in point:
-                            curves.setdefault(int(point["step"]), []).append(100 * point["val/accuracy"])
-            if curves:
-                axis.plot(list(curves), [np.mean(v) for v in curves.values()], color=colour, linewidth=1.5,
+            runs = [read_metrics(Path(r["finetuned"])) for r in tuned if (r["start"], r["labels"]) == (start, n)]
+            curves = [{int(p["step"]): 100 * p["val/accuracy"] for p in run if "val/accuracy" in p} for run in runs]
+            steps = sorted(set.intersection(*map(set, curves))) if curves else []
+            if steps:
+                axis.plot(steps, [np.mean([c[s] for c in curves]) for s in steps], color=colour, linewidth=1.5,
                           linestyle="--" if start == "scratch" else "-", label=name_of(start, "finetune"))  # fmt: skip
         axis.set_title(f"{n:,} labels")
         axis.set_xlabel("step")

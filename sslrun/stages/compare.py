@@ -19,7 +19,7 @@ from sslrun.run import Run, find, read_summary
 from sslrun.study import results
 from sslrun.study.choice import score_of
 from sslrun.study.parts import launching, run_parts
-from sslrun.study.plan import Pictures, Plan, best_settings, pictures_of, plan_of, seconds_of, times_of
+from sslrun.study.plan import Pictures, Plan, best_settings, pictures_of, plan_of, seconds_of, settings_of, times_of
 
 NotEmpty = Field(min_length=1)
 
@@ -59,12 +59,14 @@ def compare(
     """
     for fraction in label_fractions:
         check_amount(fraction, run.asked)
+    chosen, own = _choices(run)
+    settings_of(run.summary["config"], chosen, own)  # mistakes are found before the pictures are read
     pictures = pictures_of(dataset, unlabeled)
     advice = preflight.advice(survey.pixels(survey.sample(pictures.images)), dataset["horizontal_flip"])
     for sentence in advice:
         log.info("Advice: %s.", sentence)
     run.refuse_other_data(pictures.data.fingerprint(), len(pictures.data))
-    plan = _planned(run, pictures, budget, train)
+    plan = _planned(run, chosen, own, pictures, budget, train)
     run.note(
         pretext=", ".join(plan.pretrainings),
         backbone=run.summary["choices"]["backbone"],
@@ -97,12 +99,19 @@ def compare(
     return {"conclusions": conclusions, "best_classifier": best}
 
 
-def _planned(run: Run, pictures: Pictures, budget: str | None, train: Node) -> Plan:
-    """Plan the runs, fit their epochs into the budget, and say how long they will take."""
+def _choices(run: Run) -> tuple[dict[str, str], str | None]:
+    """Return the choice in each config group, and the user's own config folder, if there is one."""
     hydra = HydraConfig.get()
     chosen = run.summary.get("choices") or {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra")}
     own = next((s.path for s in hydra.runtime.config_sources if s.provider == "command-line"), None)
     run.note(choices=chosen, config_dir=own, launcher=launching())
+    return chosen, own
+
+
+def _planned(
+    run: Run, chosen: dict[str, str], own: str | None, pictures: Pictures, budget: str | None, train: Node
+) -> Plan:
+    """Plan the runs, fit their epochs into the budget, and say how long they will take."""
     limit = None if budget is None else seconds_of(budget)
     plan = plan_of(run.summary["config"], chosen, pictures, own)
     times = times_of(plan, pictures)

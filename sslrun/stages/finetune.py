@@ -66,7 +66,9 @@ def finetune(
         begin = find_start(init, backbone, dataset)
     backbone, dataset = resolve(begin, backbone, dataset, run.asked)
     search = searched(search, [])
-    if begin.name == "scratch" and mode == "auto":
+    if search and mode != "auto":
+        raise UserError(f"search= is of mode=auto, which chooses among its settings: leave mode={mode} or search= away")
+    if begin.name == "scratch" and mode == "auto" and not search:
         mode = "finetune"  # there is nothing to choose among
     if not run.resumed:
         init = str(begin.path or begin.name)  # as it must be said to get the same start again
@@ -96,8 +98,8 @@ def finetune(
     keep = {"stage": "finetune", "config": config, "class_names": data.class_names}
     if mode == "auto":
         weights = hashlib.sha256(begin.path.read_bytes()).hexdigest() if begin.path else begin.name
-        made_from = [data.fingerprint(), val.fingerprint() if val else "", weights]
-        return choose(run, config, made_from, len(val) if val else 0, _fewest(chosen))
+        pictures = [data.fingerprint(), val.fingerprint() if val else ""]
+        return choose(run, config, pictures, weights, len(val) if val else 0, _fewest(chosen))
     if mode == "finetune":
         return _finetune(run, encoder, chosen, val, hardware, keep, strength, config["augment"], optimizer, train, seed,
                          freeze_fraction, backbone_rate, freeze_batch_norm_below, label_smoothing)  # fmt: skip

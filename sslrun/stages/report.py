@@ -40,9 +40,11 @@ def report_on(paths: Sequence[str], outputs: Path = OUTPUTS) -> Path:
         )
     modes = {r["mode"] for r in found}
     mode = next(m for m in results.ORDER if m in modes)
-    if mode == "finetune" and "probe" in modes and any(r["start"] != "scratch" for r in found):
-        found += results.with_auto(found, [s for s in dict.fromkeys(r["start"] for r in found) if s != "scratch"])
-        mode = "auto"
+    pretrained = [r for r in found if r["start"] != "scratch"]
+    if mode == "finetune" and pretrained:
+        chosen = results.with_auto(found, dict.fromkeys(r["start"] for r in pretrained)) if "probe" in modes else []
+        found += chosen
+        mode = "auto" if chosen else next(m for m in results.ORDER if m in {r["mode"] for r in pretrained})
     directory = outputs / "report" / datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     directory.mkdir(parents=True)
     page.publish(directory, found, mode, None, None)

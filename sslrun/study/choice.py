@@ -1,5 +1,6 @@
 """`mode=auto`: of a linear probe, finetuning and training from scratch what is best on the labels at hand."""
 
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,28 +10,30 @@ from sslrun.config import Node, UserError, check, compose_config, locate
 from sslrun.console import log
 from sslrun.overrides import differing, key_of, plain
 from sslrun.run import Run, read_summary
-from sslrun.study.parts import Part, part, run_parts
+from sslrun.study.parts import OF_NO_WEIGHT, Part, part, run_parts
 
 FEW = 100  # pictures of validation; with fewer the labelled ones are held out in turns, too
 FOLDS = 3
 UNSEARCHED = (  # keys and groups of finetune of which all candidates have the same, or each its own
     "init", "mode", "fold", "resume", "seed", "subset_seed", "label_fraction", "labels_per_class", "search", "backbone",
-    "dataset",
+    "dataset", "device", "hydra", *OF_NO_WEIGHT,
 )  # fmt: skip
 CANDIDATES = {"finetune": ("finetune", None), "probe": ("probe", None), "scratch": ("finetune", "scratch")}
 OWN = ("init", "mode", "search", "fold", "resume")  # keys of finetune that differ between candidates
 
 
-def choose(run: Run, config: Node, made_from: Sequence[str], validation: int, fewest: int) -> dict[str, Any]:
+def choose(
+    run: Run, config: Node, pictures: Sequence[str], weights: str, validation: int, fewest: int
+) -> dict[str, Any]:
     """Train the candidates as runs of their own, take the best on validation into this run, and say why.
 
-    What is trained, finetuning and scratch, is trained with each setting of `search`. With fewer than 100 pictures of
-    validation, thirds of the labelled pictures (halves, if a class has two) are held out in turns; the chosen one is
-    then trained on all of them.
+    What is trained, finetuning and scratch, is trained with each setting of `search`; from scratch there is nothing but
+    that to choose among. With fewer than 100 pictures of validation, thirds of the labelled pictures (halves, if a
+    class has two) are held out in turns; the chosen one is then trained on all of them.
 
     Args:
         config: of this run.
-        made_from: fingerprints of the pictures and of the weights to start from.
+        pictures, weights: fingerprints of the pictures, and of the weights to start from.
         validation: how many pictures it has.
         fewest: labels of a class, at least; with one, nothing can be held out.
 
@@ -46,8 +49,10 @@ def choose(run: Run, config: Node, made_from: Sequence[str], validation: int, fe
                         "mode=finetune or mode=probe")  # fmt: skip
     base = plain(compose_config("finetune", [], None))
     common = differing({k: v for k, v in config.items() if k not in OWN}, base)
-    candidates = [(n, s) for n in CANDIDATES for s in (config["search"] if n != "probe" else []) or [""]]
-    tried = {c: [_part(*c, config, common, f, made_from) for f in folds] for c in candidates}
+    names = ["scratch"] if config["init"] == "scratch" else [*CANDIDATES]
+    candidates = [(n, s) for n in names for s in (config["search"] if n != "probe" else []) or [""]]
+    made_from = {n: [*pictures, *([weights] if n != "scratch" else [])] for n in names}
+    tried = {c: [_part(*c, config, common, f, made_from[c[0]]) for f in folds] for c in candidates}
     run.goes_on()
     run_parts([p for parts in tried.values() for p in parts])
     scores = {c: score_of(parts) for c, parts in tried.items()}
@@ -57,7 +62,7 @@ def choose(run: Run, config: Node, made_from: Sequence[str], validation: int, fe
     how = f"on {validation} pictures of validation" if folds == [None] else f"on held-out labels and {validation} more"
     told = ", ".join(f"{n} {found[n]:.4f}" for n in sorted(found, key=lambda n: found[n], reverse=True))
     log.info("Right %s: %s. So: %s.", how, told, chosen)
-    final = _part(*best, config, common, None, made_from)
+    final = _part(*best, config, common, None, made_from[best[0]])
     run_parts([final])
     for name in (checkpoint.LAST, checkpoint.BEST):
         checkpoint.save(run.directory / name, checkpoint.load(final.directory / name))
@@ -83,9 +88,12 @@ def searched(search: Sequence[str], asked: Iterable[str]) -> list[str]:
         UserError: one of them is no setting, or of a key that cannot be searched; a line for every mistake.
     """
     mistakes = []
+    nodes = {k for k, v in plain(compose_config("finetune", [], None)).items() if isinstance(v, dict)} if search else {}
     for s in search:
-        if "=" not in s or key_of(s).split(".")[0] in UNSEARCHED:
-            mistakes.append(f"search: {s}: say a setting of the training, such as augment.probability=0.5")
+        first = re.split(r"[./]", key := key_of(s))[0]
+        if "=" not in s or {first, key} & {*UNSEARCHED} or key in nodes:
+            hint = " (one key of it, not the whole)" if key in nodes else ""
+            mistakes.append(f"search: {s}: say a setting of the training, such as augment.probability=0.5{hint}")
             continue
         try:
             composed = compose_config("finetune", [s], None)
@@ -102,12 +110,12 @@ def _part(
     name: str, setting: str, config: Node, common: Sequence[str], fold: list[int] | None, made_from: Sequence[str]
 ) -> Part:
     mode, init = CANDIDATES[name]
-    own = [f"mode={mode}", *differing({"init": init or config["init"], "fold": fold}, {"init": None, "fold": None})]
-    own += [setting] if setting else []
+    own = {"mode": mode, "init": init or config["init"], "fold": fold}
+    said = [*common, *differing(own, dict.fromkeys(own)), *([setting] if setting else [])]
+    composed = plain(compose_config("finetune", said, None))
     amount = config["labels_per_class"] or f"{config['label_fraction'] or 1.0:g}"
-    title = "_".join([name, str(amount), f"seed{config['seed']}", *([setting] if setting else [])])
-    title += f"_without{fold[0]}" if fold else ""
-    return part("finetune", title, config | {k: None for k in OWN}, [*common, *own], *made_from)
+    title = f"{name}_{amount}_seed{config['seed']}" + (f"_without{fold[0]}" if fold else "")
+    return part("finetune", title, composed, said, *made_from, setting=setting)
 
 
 def folds_of(validation: int, fewest: int) -> list[list[int] | None]:

@@ -50,14 +50,16 @@ class Part:
     Attributes:
         stage: the command.
         name: of its folder, for people.
-        overrides: of the command.
+        overrides: of the command, of which its settings are made.
         key: of its folder: a hash of all that it is made from.
+        setting: of a search, to tell of.
     """
 
     stage: str
     name: str
     overrides: tuple[str, ...]
     key: str
+    setting: str = ""
 
     @property
     def directory(self) -> Path:
@@ -69,26 +71,28 @@ class Part:
         return is_finished(self.directory)
 
 
-def part(stage: str, name: str, base: Node, overrides: Sequence[str], *data: str) -> Part:
+def part(stage: str, name: str, config: Node, overrides: Sequence[str], *data: str, setting: str = "") -> Part:
     """Name a part by what it is made from.
 
     Args:
-        base: the stage's config that the overrides change.
+        config: what the overrides come to; a setting is the same however it was said.
         data: fingerprints of what it reads.
+        setting: of a search, to tell of.
     """
-    settings = [o for o in overrides if key_of(o) not in OF_NO_WEIGHT]
-    made_from = [stage, _without(base, OF_NO_WEIGHT), settings, data, code_version(), *_user_code(base)]
+    made_from = [stage, _canonical(config), data, code_version(), *_user_code(config)]
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
     plain = "".join(c if (c.isascii() and c.isalnum()) or c in "._-" else "_" for c in name)[:60]
-    return Part(stage, plain, tuple(overrides), key)
+    return Part(stage, plain, tuple(overrides), key, setting)
 
 
-def _without(node: Node, keys: Sequence[str], prefix: str = "") -> Node:
-    return {
-        k: _without(v, keys, f"{prefix}{k}.") if isinstance(v, dict) else v
-        for k, v in node.items()
-        if f"{prefix}{k}" not in keys
-    }
+def _canonical(value: Any, prefix: str = "") -> Any:
+    """Return a config without what no weight depends on, and with 1 as 1.0, which are the same setting."""
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if f"{prefix}{k}" not in OF_NO_WEIGHT}
+        return {k: _canonical(v, f"{prefix}{k}.") for k, v in kept.items()}
+    if isinstance(value, list):
+        return [_canonical(v, f"{prefix}.") for v in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 @cache
@@ -190,8 +194,8 @@ def launching() -> list[str]:
 
 
 def _told(p: Part) -> str:
-    named = score(read_summary(p.directory))
-    return f"{p.name}  {named[0].replace('_', ' ')} {named[1]:.4f}" if named else p.name
+    named, title = score(read_summary(p.directory)), " ".join(filter(None, [p.name, p.setting]))
+    return f"{title}  {named[0].replace('_', ' ')} {named[1]:.4f}" if named else title
 
 
 def _launcher(stage: str) -> Any:

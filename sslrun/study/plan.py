@@ -3,8 +3,11 @@
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from sslrun import estimate
 from sslrun.backbones import imagenet_at_hand, imagenet_weights
@@ -37,16 +40,35 @@ class Cell:
     Attributes:
         start: a pretraining's name, `scratch` or `imagenet`.
         mode: `finetune` or `probe`.
-        amount: of labels, as an override.
+        amount: of labels: a part of them, or how many of each class.
+        a_class: which of the two.
         seed: of the label subset and of the training.
         setting: that it is tried with, as an override, or ''; of each network the best setting is evaluated.
     """
 
     start: str
     mode: str
-    amount: str
+    amount: float
+    a_class: bool
     seed: int
     setting: str = ""
+
+    @property
+    def labels(self) -> dict[str, float]:
+        """Return how many labels it has, as a setting of finetune."""
+        return {"labels_per_class" if self.a_class else "label_fraction": self.amount}
+
+    def subset(self, data: Dataset) -> np.ndarray:
+        """Return the rows of its label subset.
+
+        Raises:
+            UserError: there are fewer.
+        """
+        assert data.labels is not None
+        amount: dict[str, Any] = {"per_class" if self.a_class else "fraction": self.amount}
+        return label_subset(
+            data.labels.numpy(), self.seed, **amount, class_names=data.class_names, class_sizes=data.class_sizes
+        )
 
 
 @dataclass
@@ -69,9 +91,11 @@ class Pictures:
 class Plan:
     """The runs of a study: pretrainings by name, classifiers and their evaluations by cell.
 
-    `trials` are classifiers without a part of their labels, by which is chosen where validation is small.
+    `trials` are classifiers without a part of their labels, by which is chosen where validation is small; `classified`
+    are the pictures of the classifiers, which may have a few of the study's classes, or joined ones.
     """
 
+    classified: Pictures
     pretrainings: dict[str, Part]
     classifiers: dict[Cell, Part]
     evaluations: dict[Cell, Part]
@@ -108,33 +132,60 @@ def plan_of(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_
         UserError: an unknown task or setting, with a line for every mistake.
     """
     starts: dict[str, Part] = {}
-    for name, overrides in _pretrainings(config, chosen, config_dir).items():
-        base = plain(compose_config("pretrain", overrides, None))
-        starts[name] = part("pretrain", name, base, overrides, pictures.images.fingerprint().hexdigest())
-    base, common = _common(config, chosen)
+    pretrainings, common, settings = settings_of(config, chosen, config_dir)
+    for name, overrides in pretrainings.items():
+        composed = plain(compose_config("pretrain", overrides, None))
+        starts[name] = part("pretrain", name, composed, overrides, pictures.images.fingerprint().hexdigest())
+    composed_with = {s: plain(compose_config("finetune", [*common, *filter(None, [s])], None)) for s in ["", *settings]}
+    classified = _classified(composed_with[""]["dataset"], config["dataset"], pictures)
     evaluating = _device(config, chosen, "evaluate")
-    labels = pictures.data.labels
-    for n in config["labels_per_class"] or []:  # is there enough?
-        label_subset(labels.numpy(), 0, None, n, class_names=pictures.data.class_names)  # type: ignore[union-attr]
     made, evaluated, trials = {}, {}, {}
-    fingerprints = [d.fingerprint() if d else "" for d in (pictures.data, pictures.val)]
-    settings = _settings(config)
+    fingerprints = [d.fingerprint() if d else "" for d in (classified.data, classified.val)]
     for cell in _cells(config, list(starts), settings):
         init = starts[cell.start].directory.as_posix() if cell.start in starts else cell.start
-        own = [f"init={literal(init)}", f"mode={cell.mode}", cell.amount, f"seed={cell.seed}"]
-        own += [cell.setting] if cell.setting else []
-        amount = cell.amount.rpartition("=")[2] + ("_a_class" if "per_class" in cell.amount else "")
-        name = f"{cell.start}_{cell.mode}_{amount}_seed{cell.seed}" + f"_{cell.setting}" * bool(cell.setting)
-        made[cell] = part("finetune", name, base, [*common, *own], *fingerprints)
-        judged = (config["mode"] == "auto" and (cell.start, cell.mode) != (SCRATCH, "probe")) or cell.setting
-        if folds := _folds(cell, pictures) if judged else []:
-            without = [(f"{name}_without{k}", f"fold=[{k},{n}]") for k, n in folds]
-            trials[cell] = [part("finetune", n, base, [*common, *own, f], *fingerprints) for n, f in without]
+        own = {"init": init, "mode": cell.mode, **cell.labels, "seed": cell.seed}
+        amount = f"{cell.amount:g}" + "_a_class" * cell.a_class
+        name = f"{cell.start}_{cell.mode}_{amount}_seed{cell.seed}"
+
+        def classifier(name: str, settings: Node, setting: str) -> Part:
+            said = [*common, *(f"{k}={literal(v)}" for k, v in settings.items()), *([setting] if setting else [])]
+            whole = composed_with[setting] | settings | {"subset_seed": settings["seed"]}
+            return part("finetune", name, whole, said, *fingerprints, setting=setting)
+
+        made[cell] = classifier(name, own, cell.setting)
+        if folds := _folds(cell, classified, len(settings), config["mode"]):
+            trials[cell] = [classifier(f"{name}_without{k}", own | {"fold": [k, n]}, cell.setting) for k, n in folds]
         reading = [f"run={literal(made[cell].directory.as_posix())}", *evaluating]
         if "root" in config["dataset"]:  # where the pictures are now
             reading.append(f"dataset.root={literal(config['dataset']['root'])}")
-        evaluated[cell] = part("evaluate", name, {}, reading, pictures.test)
-    return Plan(starts, made, evaluated, trials)
+        read = {"run": made[cell].directory.as_posix(), "device": config["device"]}
+        evaluated[cell] = part("evaluate", name, read, reading, pictures.test)
+    return Plan(classified, starts, made, evaluated, trials)
+
+
+def settings_of(
+    config: Node, chosen: Mapping[str, str], config_dir: str | None
+) -> tuple[dict[str, list[str]], list[str], list[str]]:
+    """Return the overrides of each pretraining by its name, those of all classifiers, and the settings to be searched.
+
+    Args: as of `plan_of`.
+
+    Raises:
+        UserError: an unknown task or setting, with a line for every mistake.
+    """
+    mistakes: list[str] = []
+
+    def found(look: Callable[[], Any]) -> Any:
+        try:
+            return look()
+        except UserError as error:
+            mistakes.extend(str(error).splitlines())
+
+    pretrainings = found(lambda: _pretrainings(config, chosen, config_dir))
+    common, settings = found(lambda: _common(config, chosen)), found(lambda: _settings(config))
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return pretrainings, common, settings
 
 
 def best_settings(plan: Plan) -> list[Cell]:
@@ -151,16 +202,29 @@ def _score(plan: Plan, cell: Cell) -> tuple[float, float]:
     return score_of(plan.trials.get(cell) or [plan.classifiers[cell]])
 
 
-def _folds(cell: Cell, pictures: Pictures) -> list[list[int]]:
-    """Return the parts of a classifier's labels that are held out in turns: none, where validation is enough."""
+def _classified(dataset: Node, of_study: Node, pictures: Pictures) -> Pictures:
+    """Return the pictures that are classified, by the classifiers' own data set, which may have other classes."""
+    if dataset == of_study:
+        return pictures
+    data, val = load_train(dataset)
+    return replace(pictures, data=data, val=val)
+
+
+def _folds(cell: Cell, pictures: Pictures, settings: int, mode: str) -> list[list[int]]:
+    """Return the parts of a classifier's labels that are held out in turns.
+
+    There are none where validation is enough, and where nothing is to be chosen: with one setting, but for `mode=auto`.
+    With more than one, probes are judged like that, too, so that the best classifier of all can be named.
+    """
     assert pictures.data.labels is not None
-    labels, (key, value) = pictures.data.labels.numpy(), cell.amount.split("=")
-    amount = {"fraction": float(value)} if key == "label_fraction" else {"per_class": int(value)}
-    rows = label_subset(labels, cell.seed, **amount, class_sizes=pictures.data.class_sizes)
-    found = folds_of(len(pictures.val or ()), min(counts(labels[rows]).values()))
+    rows = cell.subset(pictures.data)
+    if (settings < 2 and mode != "auto") or (cell.start, cell.mode) == (SCRATCH, "probe"):
+        return []
+    found = folds_of(len(pictures.val or ()), min(counts(pictures.data.labels.numpy()[rows]).values()))
     if found == [None] and not pictures.val:
+        (amount,) = (f"{k}={v:g}" for k, v in cell.labels.items())
         raise UserError(
-            f"there is nothing to choose by, without validation and with {cell.amount}: say mode=finetune search=[]"
+            f"there is nothing to choose by, without validation and with {amount}: say mode=finetune search=[]"
         )
     return [f for f in found if f is not None]
 
@@ -207,8 +271,8 @@ def _pretraining(said: str, config: Node, chosen: Mapping[str, str], config_dir:
     return [*overrides, *settings]
 
 
-def _common(config: Node, chosen: Mapping[str, str]) -> tuple[Node, list[str]]:
-    """Return what all classifiers have in common: the whole config, and the overrides that make it."""
+def _common(config: Node, chosen: Mapping[str, str]) -> list[str]:
+    """Return the overrides that all classifiers have in common."""
     fixed = [s for s in config["finetune"] if key_of(s) in OF_THE_STUDY or key_of(s).startswith("backbone.")]
     if fixed:
         raise UserError(f"finetune.{fixed[0]}: the study sets {fixed[0].partition('=')[0]} itself: leave it away")
@@ -223,7 +287,7 @@ def _common(config: Node, chosen: Mapping[str, str]) -> tuple[Node, list[str]]:
     mistakes = check(composed, locate("sslrun.stages.finetune.finetune"))
     if mistakes:
         raise UserError("\n".join(f"finetune.{m}" for m in mistakes))
-    return plain(composed), overrides
+    return overrides
 
 
 def _device(config: Node, chosen: Mapping[str, str], stage: str) -> list[str]:
@@ -243,16 +307,14 @@ def _cells(config: Node, pretrained: Sequence[str], settings: Sequence[str]) -> 
     if imagenet and not imagenet_weights(*network):
         raise UserError("imagenet=true: there are no ImageNet weights for this backbone; resnet18 and mobilenetv2 have")
     modes = ["finetune", "probe"] if config["mode"] == "auto" else [config["mode"]]
-    amounts = [f"label_fraction={f:g}" for f in sorted(set(config["label_fractions"]))]
-    if config["labels_per_class"] is not None:
-        amounts = [f"labels_per_class={n}" for n in sorted(set(config["labels_per_class"]))]
-    for amount in amounts:
+    a_class = config["labels_per_class"] is not None
+    for amount in sorted(set(config["labels_per_class"] if a_class else config["label_fractions"])):
         for seed in range(config["seeds"]):
-            yield Cell(SCRATCH, "probe", amount, seed)
+            yield Cell(SCRATCH, "probe", amount, a_class, seed)
             for start in [SCRATCH, *([IMAGENET] if imagenet else []), *pretrained]:
                 for mode in modes if start != SCRATCH else ["finetune"]:
                     for setting in settings if mode == "finetune" else [""]:
-                        yield Cell(start, mode, amount, seed, setting)
+                        yield Cell(start, mode, amount, a_class, seed, setting)
 
 
 def seconds_of(budget: str) -> float:
@@ -304,11 +366,12 @@ class Times:
         told = [f"{n} {self.epochs[n]:.3g} epochs, {duration(s)}" for n, s in each.items()]
         whole = sum(each.values()) + self.classifiers
         if not todo and not classifiers:
-            return "All runs of this study are finished."
-        return (
-            f"To do: {len(todo)} pretrainings ({'; '.join(told)}) and {classifiers} classifiers "
-            f"({duration(self.classifiers)}); about {duration(whole)} in all, one after another."
-        )
+            finished = all(plan.evaluations[c].finished() for c in best_settings(plan))
+            return "All runs of this study are finished." if finished else "To do: evaluations."
+        pretrainings = f"{len(todo)} pretrainings ({'; '.join(told)})" if todo else ""
+        trained = f"{classifiers} classifiers ({duration(self.classifiers)})" if classifiers else ""
+        doing = " and ".join(filter(None, [pretrainings, trained]))
+        return f"To do: {doing}; about {duration(whole)} in all, one after another."
 
 
 def times_of(plan: Plan, pictures: Pictures) -> Times:
@@ -329,19 +392,19 @@ def _measured(plan: Plan, pictures: Pictures) -> Times:
         found.epoch[name] = n / took.images_per_second
         steps = total_steps(n, train["epochs"], train["steps"], train["batch_size"], quiet=True)
         found.epochs[name] = steps / batches_per_epoch(n, train["batch_size"])
-    seconds: dict[int, tuple[float, float]] = {}
+    configs: dict[str, Node] = {}
+    measured: dict[float, tuple[int, estimate.OfClassifier]] = {}
+    data, val = plan.classified.data, plan.classified.val
     every = [*plan.classifiers.items(), *((c, p) for c, trials in plan.trials.items() for p in trials)]
     for cell, p in every:
         if p.finished():
             continue
-        n = _labels(cell.amount, pictures.data)
-        if n not in seconds:
-            config = plain(compose_config("finetune", list(p.overrides), None))
-            seconds[n] = estimate.classifier_seconds(config, pictures.data, pictures.val, n)
-        found.classifiers += seconds[n][cell.mode == "probe"]
+        if cell.setting not in configs:
+            configs[cell.setting] = plain(compose_config("finetune", list(p.overrides), None))
+        if cell.amount not in measured:
+            n = len(cell.subset(data))
+            measured[cell.amount] = n, estimate.classifier(configs[cell.setting], data, val, n)
+        n, each = measured[cell.amount]
+        train = configs[cell.setting]["train"]
+        found.classifiers += each.probe if cell.mode == "probe" else each.finetuning(train, n, len(val or ()))
     return found
-
-
-def _labels(amount: str, data: Dataset) -> int:
-    key, _, value = amount.partition("=")
-    return len(data.class_names) * int(value) if key == "labels_per_class" else math.ceil(float(value) * len(data))

@@ -44,7 +44,7 @@ def row_of(evaluated: Path, start: str, held_out: tuple[float, float] | None = N
         "val_loss": made.get("val/loss"),
         "held_out_accuracy": held_out[0] if held_out else None,
         "held_out_loss": -held_out[1] if held_out else None,
-        "chosen": made.get("chosen"),
+        "chosen": made["chosen"].split()[0] if "chosen" in made else None,  # without its setting
         "setting": setting,
         "dataset": made["dataset"],
         "backbone": made["backbone"],
