@@ -19,7 +19,9 @@ from sslrun.run import Run, find, read_summary
 from sslrun.study import results
 from sslrun.study.choice import score_of
 from sslrun.study.parts import launching, run_parts
-from sslrun.study.plan import Pictures, Plan, best_settings, pictures_of, plan_of, seconds_of, settings_of, times_of
+from sslrun.study.plan import Pictures, Plan, best_settings, pictures_of, plan_of
+from sslrun.study.settings import settings_of
+from sslrun.study.times import seconds_of, times_of
 
 NotEmpty = Field(min_length=1)
 

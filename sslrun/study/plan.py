@@ -1,36 +1,22 @@
 """The plan of a study: what is compared, on which labels, and the runs that it takes."""
 
-import math
-import re
-import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from sslrun import estimate
 from sslrun.backbones import imagenet_at_hand, imagenet_weights
-from sslrun.config import Node, UserError, check, choices, compose_config, locate, nearest
-from sslrun.console import duration, quietly
+from sslrun.config import Node, UserError, compose_config
 from sslrun.data.dataset import Dataset, describe, listing, load_train, load_unlabeled
 from sslrun.data.images import Images
 from sslrun.data.splits import counts, label_subset
-from sslrun.overrides import differing, key_of, literal, plain
-from sslrun.start import PREPROCESSING
-from sslrun.study.choice import folds_of, score_of, searched
+from sslrun.overrides import literal, plain
+from sslrun.study.choice import folds_of, score_of
 from sslrun.study.parts import Part, part
-from sslrun.train import batches_per_epoch, total_steps
+from sslrun.study.settings import device_of, settings_of
 
-NODES = ("dataset", "backbone", "optimizer", "device")  # that a study and its pretrainings have in common
-OF_THE_STUDY = (  # keys of a classifier that cannot be set for all of them
-    "init", "mode", "fold", "resume", "seed", "subset_seed", "label_fraction", "labels_per_class",
-    "search", "backbone", "dataset", "dataset.root", "dataset.val_fraction", "dataset.split_seed",
-    *(f"dataset.{k}" for k in PREPROCESSING),
-)  # fmt: skip
-OF_A_TASK = ("pretext", "train", "optimizer", "seed", "dataset.max_images")  # that tasks may differ in
 SCRATCH, IMAGENET = "scratch", "imagenet"
-UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True)
@@ -138,7 +124,7 @@ def plan_of(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_
         starts[name] = part("pretrain", name, composed, overrides, pictures.images.fingerprint().hexdigest())
     composed_with = {s: plain(compose_config("finetune", [*common, *filter(None, [s])], None)) for s in ["", *settings]}
     classified = _classified(composed_with[""]["dataset"], config["dataset"], pictures)
-    evaluating = _device(config, chosen, "evaluate")
+    evaluating = device_of(config, chosen, "evaluate")
     made, evaluated, trials = {}, {}, {}
     fingerprints = [d.fingerprint() if d else "" for d in (classified.data, classified.val)]
     for cell in _cells(config, list(starts), settings):
@@ -161,31 +147,6 @@ def plan_of(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_
         read = {"run": made[cell].directory.as_posix(), "device": config["device"]}
         evaluated[cell] = part("evaluate", name, read, reading, pictures.test)
     return Plan(classified, starts, made, evaluated, trials)
-
-
-def settings_of(
-    config: Node, chosen: Mapping[str, str], config_dir: str | None
-) -> tuple[dict[str, list[str]], list[str], list[str]]:
-    """Return the overrides of each pretraining by its name, those of all classifiers, and the settings to be searched.
-
-    Args: as of `plan_of`.
-
-    Raises:
-        UserError: an unknown task or setting, with a line for every mistake.
-    """
-    mistakes: list[str] = []
-
-    def found(look: Callable[[], Any]) -> Any:
-        try:
-            return look()
-        except UserError as error:
-            mistakes.extend(str(error).splitlines())
-
-    pretrainings = found(lambda: _pretrainings(config, chosen, config_dir))
-    common, settings = found(lambda: _common(config, chosen)), found(lambda: _settings(config))
-    if mistakes:
-        raise UserError("\n".join(mistakes))
-    return pretrainings, common, settings
 
 
 def best_settings(plan: Plan) -> list[Cell]:
@@ -229,77 +190,6 @@ def _folds(cell: Cell, pictures: Pictures, settings: int, mode: str) -> list[lis
     return [f for f in found if f is not None]
 
 
-def _pretrainings(config: Node, chosen: Mapping[str, str], config_dir: str | None) -> dict[str, list[str]]:
-    """Return the overrides of each pretraining by its name."""
-    out: dict[str, list[str]] = {}
-    mistakes: list[str] = []
-    for said in config["pretexts"] or [chosen["pretext"]]:
-        try:
-            out[said] = _pretraining(said, config, chosen, config_dir)
-        except UserError as error:
-            mistakes += [f"pretexts: {said}: {line}" for line in str(error).splitlines()]
-    if mistakes:
-        raise UserError("\n".join(mistakes))
-    return out
-
-
-def _pretraining(said: str, config: Node, chosen: Mapping[str, str], config_dir: str | None) -> list[str]:
-    """Return the overrides of one pretraining, such as `simclr pretext.temperature=0.1`, on top of the study's."""
-    try:
-        name, *settings = shlex.split(said) or [""]
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    if name != chosen["pretext"] and name not in (known := choices("pretext", config_dir)):
-        raise UserError(f"no pretext {name!r}{nearest(name, known)} Choices: {', '.join(known)}")
-    for s in settings:
-        if key_of(s) in ("train.epochs", "train.steps") and config["budget"]:
-            raise UserError(f"budget= sets the epochs of every pretraining: leave {s} away")
-        if key_of(s) not in OF_A_TASK and key_of(s).split(".")[0] not in OF_A_TASK:
-            raise UserError(
-                f"{s}: a study has one network and one data set; its tasks have pretext., train., optimizer."
-            )
-    overrides = [*(f"{n}={chosen[n]}" for n in NODES), f"pretext={name}"]
-    nodes = (*NODES, "train", "unlabeled", "seed", *(["pretext"] if name == chosen["pretext"] else []))
-    overrides += differing({k: config[k] for k in nodes}, plain(compose_config("pretrain", overrides, None)))
-    try:
-        composed = compose_config("pretrain", [*overrides, *settings], None)
-    except Exception as error:  # Hydra's and OmegaConf's, of many kinds
-        raise UserError(str(error).splitlines()[0]) from None
-    mistakes = check(composed, locate("sslrun.stages.pretrain.pretrain"))
-    if mistakes:
-        raise UserError("\n".join(mistakes))
-    return [*overrides, *settings]
-
-
-def _common(config: Node, chosen: Mapping[str, str]) -> list[str]:
-    """Return the overrides that all classifiers have in common."""
-    fixed = [s for s in config["finetune"] if key_of(s) in OF_THE_STUDY or key_of(s).startswith("backbone.")]
-    if fixed:
-        raise UserError(f"finetune.{fixed[0]}: the study sets {fixed[0].partition('=')[0]} itself: leave it away")
-    overrides = [f"{n}={chosen[n]}" for n in ("dataset", "backbone")]
-    for n in ("dataset", "backbone"):  # all keys, since what is not said is taken from the newest pretraining
-        overrides += [f"{n}.{k}={literal(v)}" for k, v in config[n].items() if k != "_target_"]
-    overrides += [*_device(config, chosen, "finetune"), *config["finetune"]]
-    try:
-        composed = compose_config("finetune", overrides, None)
-    except Exception as error:  # Hydra's and OmegaConf's, of many kinds
-        raise UserError(f"finetune: {str(error).splitlines()[0]}") from None
-    mistakes = check(composed, locate("sslrun.stages.finetune.finetune"))
-    if mistakes:
-        raise UserError("\n".join(f"finetune.{m}" for m in mistakes))
-    return overrides
-
-
-def _device(config: Node, chosen: Mapping[str, str], stage: str) -> list[str]:
-    choice = f"device={chosen['device']}"
-    return [choice, *differing({"device": config["device"]}, plain(compose_config(stage, [choice], None)))]
-
-
-def _settings(config: Node) -> list[str]:
-    """Return the settings that every trained network is tried with; one that changes nothing, if none is searched."""
-    return searched(config["search"], [key_of(s) for s in config["finetune"]]) or [""]
-
-
 def _cells(config: Node, pretrained: Sequence[str], settings: Sequence[str]) -> Iterator[Cell]:
     """Yield the classifiers of a study: from scratch and frozen random always, the pretrained in each mode."""
     network = (config["backbone"], config["dataset"]["image_size"])
@@ -315,96 +205,3 @@ def _cells(config: Node, pretrained: Sequence[str], settings: Sequence[str]) -> 
                 for mode in modes if start != SCRATCH else ["finetune"]:
                     for setting in settings if mode == "finetune" else [""]:
                         yield Cell(start, mode, amount, a_class, seed, setting)
-
-
-def seconds_of(budget: str) -> float:
-    """Return the seconds that `90s`, `30m` or `1.5h` stands for.
-
-    Raises:
-        UserError: it is none of these.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", budget.strip())
-    if not found or float(found[1]) == 0:
-        raise UserError(f"budget={budget}: say a time such as 90s, 30m or 2h")
-    return float(found[1]) * UNITS[found[2]]
-
-
-@dataclass
-class Times:
-    """About how long the unfinished runs of a study take on this machine, in seconds.
-
-    Attributes:
-        classifiers: all of them, with their evaluations.
-        epoch: of each pretraining, by name.
-        epochs: of each pretraining, by name; a part of one where its steps end sooner.
-    """
-
-    classifiers: float
-    epoch: dict[str, float]
-    epochs: dict[str, float]
-
-    def epochs_within(self, limit: float) -> int:
-        """Return how many epochs of every pretraining fit into a time beside the classifiers.
-
-        Raises:
-            UserError: not one.
-        """
-        epochs = math.floor((limit - self.classifiers) / sum(self.epoch.values()))
-        if epochs < 1:
-            raise UserError(
-                f"budget: the classifiers take about {duration(self.classifiers)} and one epoch of every pretraining "
-                f"{duration(sum(self.epoch.values()))}: give more, or take fewer seeds or a lower finetune.train.steps"
-            )
-        return epochs
-
-    def said(self, plan: Plan) -> str:
-        """Return the estimate in words, before the start."""
-        todo = {n: p for n, p in plan.pretrainings.items() if not p.finished()}
-        each = {n: self.epochs[n] * self.epoch[n] for n in todo}
-        every = [*plan.classifiers.values(), *(p for trials in plan.trials.values() for p in trials)]
-        classifiers = sum(not p.finished() for p in every)
-        told = [f"{n} {self.epochs[n]:.3g} epochs, {duration(s)}" for n, s in each.items()]
-        whole = sum(each.values()) + self.classifiers
-        if not todo and not classifiers:
-            finished = all(plan.evaluations[c].finished() for c in best_settings(plan))
-            return "All runs of this study are finished." if finished else "To do: evaluations."
-        pretrainings = f"{len(todo)} pretrainings ({'; '.join(told)})" if todo else ""
-        trained = f"{classifiers} classifiers ({duration(self.classifiers)})" if classifiers else ""
-        doing = " and ".join(filter(None, [pretrainings, trained]))
-        return f"To do: {doing}; about {duration(whole)} in all, one after another."
-
-
-def times_of(plan: Plan, pictures: Pictures) -> Times:
-    """Estimate the times of the runs that are not finished, by a few steps of each kind."""
-    with quietly():
-        return _measured(plan, pictures)
-
-
-def _measured(plan: Plan, pictures: Pictures) -> Times:
-    found = Times(0.0, {}, {})
-    for name, p in plan.pretrainings.items():
-        c = plain(compose_config("pretrain", list(p.overrides), None))
-        took = estimate.pretraining(
-            pictures.images, c["pretext"], c["backbone"], c["optimizer"], c["device"], c["dataset"]["image_size"],
-            c["train"]["batch_size"],
-        )  # fmt: skip
-        n, train = min(len(pictures.images), c["dataset"]["max_images"] or len(pictures.images)), c["train"]
-        found.epoch[name] = n / took.images_per_second
-        steps = total_steps(n, train["epochs"], train["steps"], train["batch_size"], quiet=True)
-        found.epochs[name] = steps / batches_per_epoch(n, train["batch_size"])
-    configs: dict[str, Node] = {}
-    measured: dict[float, tuple[int, estimate.OfClassifier]] = {}
-    data, val = plan.classified.data, plan.classified.val
-    every = [*plan.classifiers.items(), *((c, p) for c, trials in plan.trials.items() for p in trials)]
-    for cell, p in every:
-        if p.finished():
-            continue
-        if cell.setting not in configs:
-            configs[cell.setting] = plain(compose_config("finetune", list(p.overrides), None))
-        if cell.amount not in measured:
-            n = len(cell.subset(data))
-            measured[cell.amount] = n, estimate.classifier(configs[cell.setting], data, val, n)
-        n, each = measured[cell.amount]
-        train = configs[cell.setting]["train"]
-        found.classifiers += each.probe if cell.mode == "probe" else each.finetuning(train, n, len(val or ()))
-    return found
