@@ -50,7 +50,9 @@ def job(config: DictConfig) -> float | None:
     try:
         with signals.handled(), quietly() if part else nullcontext():
             before = _job_before(hydra) if in_sweep else None
-            if before is not None and before["status"] == "finished":
+            there = hydra.runtime.output_dir
+            lost = part and hydra.job.config_name == "pretrain" and not checkpoint.there_is_one(Path(there))
+            if before is not None and before["status"] == "finished" and not lost:
                 log.info("Finished before: %s", hydra.runtime.output_dir)
                 return _score(before)
             run, function = _open(config, hydra, again=before is not None)

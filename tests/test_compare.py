@@ -138,7 +138,7 @@ def test_every_trained_network_is_tried_with_each_setting_and_the_best_on_valida
     for given, said_of in (
         ('search=["seed=3"]', "search: seed=3: say a setting of the training"),
         ('search=["train.steps=many"]', "search: train.steps"),
-        ('search=["train.lerning_rate=1"]', "lerning_rate"),
+        ('search=["train.lerning_rate=1"]', "no such key; did you mean train.learning_rate?"),
     ):
         wrong = cli("compare", *short, given, "pretexts=[rotation]")
         assert wrong.code == 1
@@ -225,6 +225,40 @@ def test_with_little_validation_settings_are_chosen_on_labels_that_are_held_out_
     )
     assert same.code == 0, same.err
     assert parts("finetune") == before  # a setting is the same however it is said
+
+
+@pytest.mark.slow
+def test_what_is_the_same_is_taken_once_and_what_is_lost_is_made_anew(cli: Cli) -> None:
+    twice = ('pretexts=[rotation,"rotation  train.steps=4"]', "label_fractions=[0.01,0.02]", "mode=finetune", "seeds=1")
+    said = cli("compare", *SHORT, *twice)
+    assert said.code == 0, said.err
+    assert "0.01 and 0.02 of the labels are the same 10: they are taken once." in said.err
+    assert "rotation  train.steps=4 is the same as rotation: it is taken once." in said.err
+    assert (len(parts("pretrain")), len(parts("finetune"))) == (1, 3)
+    (study,) = runs("compare")
+    assert len(table(study)) == 3
+    own = cli("report", str(study))  # in which nothing chooses, since no probe was asked for
+    assert own.code == 0, own.err
+    assert "auto" not in own.out + own.err
+    (weights,) = {p.parent for p in Path("outputs/pretrain/parts").glob("*/*.pt")}
+    before = (weights / "summary.json").read_text()
+    for path in weights.glob("*.pt"):
+        path.unlink()
+    again = cli("compare", *SHORT, *twice[:-1], "seeds=2")
+    assert again.code == 0, again.err
+    assert (len(parts("pretrain")), len(parts("finetune"))) == (1, 6)
+    assert json.loads(before)["data_fingerprint"] == summary(weights)["data_fingerprint"]
+    damaged = Path("outputs/finetune/parts", min(parts("finetune")))
+    (damaged / "summary.json").write_text("{")
+    wrong = cli("compare", *SHORT, *twice)
+    assert wrong.code == 1
+    assert f"move {damaged} away to have it made anew" in wrong.err
+    (study / "results.csv").write_text("begin,mode\n1,2\n")
+    for there, words in ((study, "is not as a study writes it"), (runs("compare")[-1], "has not come to its end")):
+        wrong = cli("report", str(there))
+        assert wrong.code == 1
+        assert words in wrong.err
+        assert "Traceback" not in wrong.err
 
 
 @pytest.mark.slow

@@ -61,6 +61,7 @@ def compare(
     """
     for fraction in label_fractions:
         check_amount(fraction, run.asked)
+    limit = None if budget is None else seconds_of(budget)
     chosen, own = _choices(run)
     settings_of(run.summary["config"], chosen, own)  # mistakes are found before the pictures are read
     pictures = pictures_of(dataset, unlabeled)
@@ -68,7 +69,7 @@ def compare(
     for sentence in advice:
         log.info("Advice: %s.", sentence)
     run.refuse_other_data(pictures.data.fingerprint(), len(pictures.data))
-    plan = _planned(run, chosen, own, pictures, budget, train)
+    plan = _planned(run, chosen, own, pictures, limit, train)
     run.note(
         pretext=", ".join(plan.pretrainings),
         backbone=run.summary["choices"]["backbone"],
@@ -97,8 +98,9 @@ def compare(
     conclusions = page.publish(run.directory, rows, mode, places, run.summary)
     best = results.best_classifier(rows)
     if best:
-        ERR.print(f"The best classifier: sslrun predict image.jpg run={best}", markup=False)
-    return {"conclusions": conclusions, "best_classifier": best}
+        name = results.name_of(best["start"], best["mode"])
+        ERR.print(f"The best classifier ({name}): sslrun predict image.jpg run={best['finetuned']}", markup=False)
+    return {"conclusions": conclusions, "best_classifier": best and best["finetuned"]}
 
 
 def _choices(run: Run) -> tuple[dict[str, str], str | None]:
@@ -111,13 +113,14 @@ def _choices(run: Run) -> tuple[dict[str, str], str | None]:
 
 
 def _planned(
-    run: Run, chosen: dict[str, str], own: str | None, pictures: Pictures, budget: str | None, train: Node
+    run: Run, chosen: dict[str, str], own: str | None, pictures: Pictures, limit: float | None, train: Node
 ) -> Plan:
     """Plan the runs, fit their epochs into the budget, and say how long they will take."""
-    limit = None if budget is None else seconds_of(budget)
+    to_be_fitted = limit is not None and "budget_epochs" not in run.summary
     plan = plan_of(run.summary["config"], chosen, pictures, own)
-    times = times_of(plan, pictures)
-    if limit is not None and "budget_epochs" not in run.summary:
+    times = times_of(plan, pictures, anew=to_be_fitted)
+    if to_be_fitted:
+        assert limit is not None
 
         def with_epochs(epochs: int) -> Plan:
             config = {**run.summary["config"], "train": {**train, "epochs": epochs, "steps": None}}
@@ -128,6 +131,7 @@ def _planned(
         run.note(budget_epochs=epochs)
         plan = with_epochs(epochs)
         times = times_of(plan, pictures)
+        budget = run.summary["config"]["budget"]
         log.info("budget=%s leaves room for %d epochs of each pretraining.", budget, epochs)
     log.info("%s", times.said(plan))
     return plan

@@ -42,9 +42,11 @@ def report_on(paths: Sequence[str], outputs: Path = OUTPUTS) -> Path:
     mode = next(m for m in results.ORDER if m in modes)
     pretrained = [r for r in found if r["start"] != "scratch"]
     if mode == "finetune" and pretrained:
-        chosen = results.with_auto(found, dict.fromkeys(r["start"] for r in pretrained)) if "probe" in modes else []
+        modes = {r["mode"] for r in pretrained}
+        both = {"finetune", "probe"} <= modes
+        chosen = results.with_auto(found, dict.fromkeys(r["start"] for r in pretrained)) if both else []
         found += chosen
-        mode = "auto" if chosen else next(m for m in results.ORDER if m in {r["mode"] for r in pretrained})
+        mode = "auto" if chosen else next(m for m in results.ORDER if m in modes)
     directory = outputs / "report" / datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     directory.mkdir(parents=True)
     page.publish(directory, found, mode, None, None)
@@ -72,8 +74,13 @@ def _rows(path: Path) -> list[Row]:
         return [results.row_of(evaluated[-1], _start(evaluated[-1]))]
     if stage == "compare" and (path / "results.csv").is_file():
         with (path / "results.csv").open(newline="", encoding="utf-8") as file:
-            cells = [r for r in csv.DictReader(file) if r["mode"] != "auto"]
+            cells = list(csv.DictReader(file))
+        if not cells or not {"evaluated", "start", "mode"} <= set(cells[0]):
+            raise UserError(f"{path / 'results.csv'} is not as a study writes it: sslrun compare resume={path}")
+        cells = [r for r in cells if r["mode"] != "auto"]
         return [results.row_of(Path(r["evaluated"]), r["start"], _held_out(r), r.get("setting") or "") for r in cells]
+    if stage == "compare":
+        raise UserError(f"{path} is a study that has not come to its end: sslrun compare resume={path}")
     raise UserError(f"{path} is a {stage} run: a report is on evaluated classifiers (sslrun evaluate), or on a study")
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sslrun import checkpoint
-from sslrun.config import Node, UserError, check, compose_config, locate
+from sslrun.config import Node, UserError, compose_config
 from sslrun.console import log
-from sslrun.overrides import differing, key_of, plain
+from sslrun.overrides import check_overrides, differing, key_of, plain
 from sslrun.run import Run, read_summary
 from sslrun.study.parts import OF_NO_WEIGHT, Part, part, run_parts
 
@@ -96,11 +96,9 @@ def searched(search: Sequence[str], asked: Iterable[str]) -> list[str]:
             mistakes.append(f"search: {s}: say a setting of the training, such as augment.probability=0.5{hint}")
             continue
         try:
-            composed = compose_config("finetune", [s], None)
-        except Exception as error:  # Hydra's and OmegaConf's, of many kinds
-            mistakes.append(f"search: {s}: {str(error).splitlines()[0]}")
-            continue
-        mistakes += [f"search: {m}" for m in check(composed, locate("sslrun.stages.finetune.finetune"))]
+            check_overrides("finetune", [s], None, False)
+        except UserError as error:
+            mistakes += [f"search: {line}" for line in str(error).splitlines()]
     if mistakes:
         raise UserError("\n".join(mistakes))
     return [s for s in search if key_of(s) not in asked]

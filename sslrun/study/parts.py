@@ -27,6 +27,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 
 from sslrun import command, signals
+from sslrun.checkpoint import there_is_one
 from sslrun.config import Node, UserError, locate
 from sslrun.console import duration, log
 from sslrun.job import PART, job
@@ -67,8 +68,15 @@ class Part:
         return OUTPUTS / self.stage / PARTS / f"{self.name}-{self.key}"
 
     def finished(self) -> bool:
-        """Tell whether it came to its end, in this study or in another."""
-        return is_finished(self.directory)
+        """Tell whether it came to its end, in this study or in another; of a pretraining, whether it has its weights.
+
+        Raises:
+            UserError: its summary is damaged.
+        """
+        try:
+            return is_finished(self.directory) and (self.stage != "pretrain" or there_is_one(self.directory))
+        except UserError as error:
+            raise UserError(f"{error}; move {self.directory} away to have it made anew") from None
 
 
 def part(stage: str, name: str, config: Node, overrides: Sequence[str], *data: str, setting: str = "") -> Part:

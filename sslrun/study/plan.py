@@ -8,6 +8,7 @@ import numpy as np
 
 from sslrun.backbones import imagenet_at_hand, imagenet_weights
 from sslrun.config import Node, UserError, compose_config
+from sslrun.console import log
 from sslrun.data.dataset import Dataset, describe, listing, load_train, load_unlabeled
 from sslrun.data.images import Images
 from sslrun.data.splits import counts, label_subset
@@ -121,13 +122,18 @@ def plan_of(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_
     pretrainings, common, settings = settings_of(config, chosen, config_dir)
     for name, overrides in pretrainings.items():
         composed = plain(compose_config("pretrain", overrides, None))
-        starts[name] = part("pretrain", name, composed, overrides, pictures.images.fingerprint().hexdigest())
+        pretraining = part("pretrain", name, composed, overrides, pictures.images.fingerprint().hexdigest())
+        same = next((n for n, p in starts.items() if p.key == pretraining.key), None)
+        if same is None:
+            starts[name] = pretraining
+        else:
+            log.info("pretexts: %s is the same as %s: it is taken once.", name, same)
     composed_with = {s: plain(compose_config("finetune", [*common, *filter(None, [s])], None)) for s in ["", *settings]}
     classified = _classified(composed_with[""]["dataset"], config["dataset"], pictures)
     evaluating = device_of(config, chosen, "evaluate")
     made, evaluated, trials = {}, {}, {}
     fingerprints = [d.fingerprint() if d else "" for d in (classified.data, classified.val)]
-    for cell in _cells(config, list(starts), settings):
+    for cell in _cells(config, list(starts), settings, _amounts(config, classified.data)):
         init = starts[cell.start].directory.as_posix() if cell.start in starts else cell.start
         own = {"init": init, "mode": cell.mode, **cell.labels, "seed": cell.seed}
         amount = f"{cell.amount:g}" + "_a_class" * cell.a_class
@@ -190,7 +196,20 @@ def _folds(cell: Cell, pictures: Pictures, settings: int, mode: str) -> list[lis
     return [f for f in found if f is not None]
 
 
-def _cells(config: Node, pretrained: Sequence[str], settings: Sequence[str]) -> Iterator[Cell]:
+def _amounts(config: Node, data: Dataset) -> list[float]:
+    """Return the amounts of labels, of those that come to the same subsets the first."""
+    a_class = config["labels_per_class"] is not None
+    sizes: dict[int, float] = {}
+    for amount in sorted(set(config["labels_per_class"] if a_class else config["label_fractions"])):
+        n = len(Cell(SCRATCH, "probe", amount, a_class, 0).subset(data))
+        if sizes.setdefault(n, amount) != amount:
+            log.info("%g and %g of the labels are the same %d: they are taken once.", sizes[n], amount, n)
+    return list(sizes.values())
+
+
+def _cells(
+    config: Node, pretrained: Sequence[str], settings: Sequence[str], amounts: Sequence[float]
+) -> Iterator[Cell]:
     """Yield the classifiers of a study: from scratch and frozen random always, the pretrained in each mode."""
     network = (config["backbone"], config["dataset"]["image_size"])
     imagenet = imagenet_at_hand(*network) if config["imagenet"] == "auto" else config["imagenet"]
@@ -198,7 +217,7 @@ def _cells(config: Node, pretrained: Sequence[str], settings: Sequence[str]) -> 
         raise UserError("imagenet=true: there are no ImageNet weights for this backbone; resnet18 and mobilenetv2 have")
     modes = ["finetune", "probe"] if config["mode"] == "auto" else [config["mode"]]
     a_class = config["labels_per_class"] is not None
-    for amount in sorted(set(config["labels_per_class"] if a_class else config["label_fractions"])):
+    for amount in amounts:
         for seed in range(config["seeds"]):
             yield Cell(SCRATCH, "probe", amount, a_class, seed)
             for start in [SCRATCH, *([IMAGENET] if imagenet else []), *pretrained]:

@@ -203,18 +203,19 @@ def said_chosen(chosen: dict[str, int]) -> str:
     return ", ".join(f"{c} {n}" for c, n in sorted(chosen.items(), key=lambda x: -x[1]))
 
 
-def best_classifier(rows: Sequence[Row]) -> str | None:
-    """Return the run directory of the classifier that is best among those with the most labels, as `mode=auto` judges.
+def best_classifier(rows: Sequence[Row]) -> Row | None:
+    """Return the classifier that is best among those with the most labels, as `mode=auto` judges; of equals the first.
 
     None where there is nothing to judge by.
     """
     most = max(r["labels"] for r in rows)
     held_out = any(r.get("held_out_accuracy") is not None for r in rows)
     judged = [
-        (merit, r["finetuned"])
+        (merit, r)
         for r in rows
-        if r["labels"] == most
+        if r["mode"] != "auto"
+        and r["labels"] == most
         and (merit := _merit(r)) is not None
         and (not held_out or r["held_out_accuracy"] is not None)
     ]
-    return str(max(judged)[1]) if judged else None
+    return max(judged, key=lambda j: j[0])[1] if judged else None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sslrun.config import Node, UserError, check, choices, compose_config, locate, nearest
-from sslrun.overrides import differing, key_of, literal, plain
+from sslrun.overrides import check_overrides, differing, key_of, literal, plain
 from sslrun.start import PREPROCESSING
 from sslrun.study.choice import searched
 
@@ -78,13 +78,7 @@ def _pretraining(said: str, config: Node, chosen: Mapping[str, str], config_dir:
     overrides = [*(f"{n}={chosen[n]}" for n in NODES), f"pretext={name}"]
     nodes = (*NODES, "train", "unlabeled", "seed", *(["pretext"] if name == chosen["pretext"] else []))
     overrides += differing({k: config[k] for k in nodes}, plain(compose_config("pretrain", overrides, None)))
-    try:
-        composed = compose_config("pretrain", [*overrides, *settings], None)
-    except Exception as error:  # Hydra's and OmegaConf's, of many kinds
-        raise UserError(str(error).splitlines()[0]) from None
-    mistakes = check(composed, locate("sslrun.stages.pretrain.pretrain"))
-    if mistakes:
-        raise UserError("\n".join(mistakes))
+    check_overrides("pretrain", [*overrides, *settings], config_dir, False)
     return [*overrides, *settings]
 
 

@@ -71,13 +71,17 @@ class Times:
         return f"To do: {doing}; about {duration(whole)} in all, one after another."
 
 
-def times_of(plan: Plan, pictures: Pictures) -> Times:
-    """Estimate the times of the runs that are not finished, by a few steps of each kind."""
+def times_of(plan: Plan, pictures: Pictures, anew: bool = False) -> Times:
+    """Estimate the times of the runs that are not finished, by a few steps of each kind.
+
+    Args:
+        anew: the pretrainings will be others, and so the classifiers that start from there, finished or not.
+    """
     with quietly():
-        return _measured(plan, pictures)
+        return _measured(plan, pictures, anew)
 
 
-def _measured(plan: Plan, pictures: Pictures) -> Times:
+def _measured(plan: Plan, pictures: Pictures, anew: bool) -> Times:
     found = Times(0.0, {}, {})
     for name, p in plan.pretrainings.items():
         c = plain(compose_config("pretrain", list(p.overrides), None))
@@ -94,7 +98,7 @@ def _measured(plan: Plan, pictures: Pictures) -> Times:
     data, val = plan.classified.data, plan.classified.val
     every = [*plan.classifiers.items(), *((c, p) for c, trials in plan.trials.items() for p in trials)]
     for cell, p in every:
-        if p.finished():
+        if p.finished() and not (anew and cell.start in plan.pretrainings):
             continue
         if cell.setting not in configs:
             configs[cell.setting] = plain(compose_config("finetune", list(p.overrides), None))
