@@ -236,6 +236,13 @@ def _tested(rows: Sequence[Row]) -> int:
     return int(read_summary(Path(rows[0]["evaluated"]))["images"])
 
 
+def _precisions(rows: Sequence[Row]) -> str:
+    """Return in what the classifiers were trained: each in the mode that was measured to be the fastest."""
+    summaries = [read_summary(Path(r["finetuned"])) for r in rows if r["mode"] != "auto"]
+    used = Counter(f"{s['precision']} {s['memory_format']}" for s in summaries)
+    return ", ".join(f"{mode} ({n} of {used.total()})" if len(used) > 1 else mode for mode, n in used.most_common())
+
+
 def _facts(rows: Sequence[Row], about: dict[str, Any] | None) -> list[tuple[str, str]]:
     made = read_summary(Path(rows[0]["finetuned"]))
     test = read_summary(Path(rows[0]["evaluated"]))
@@ -244,7 +251,7 @@ def _facts(rows: Sequence[Row], about: dict[str, Any] | None) -> list[tuple[str,
         ("data", f"{made['dataset']}; training {made['data_fingerprint']}, test {test['data_fingerprint']}"),
         ("labels", _chosen_on(rows, made["labels"]["validation"])),
         ("seeds", ", ".join(map(str, sorted({r["seed"] for r in rows}))) + f"; split {made['seeds']['split']}"),
-        ("machine", f"{made['machine']}, {made['device']}, {made['precision']}, {made['memory_format']}"),
+        ("machine", f"{made['machine']}, {made['device']}; {_precisions(rows)}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in made["versions"].items())),
     ]
     if searched := Counter(r["setting"] for r in rows if r["setting"] and r["mode"] != "auto"):
