@@ -28,6 +28,9 @@ def test_auto_takes_the_best_on_validation_and_says_why(in_world: Path, cli: Cli
     test = cli("evaluate", *QUICK)
     assert test.code == 0, test.err
     assert summary(runs("evaluate")[-1])["mode"] == "auto"
+    assert cli("report", str(runs("finetune")[-1])).code == 0
+    (page,) = Path("outputs/report").glob("*/report.html")
+    assert f"; {run['precision']} {run['memory_format']}<" in page.read_text()
     before = parts("finetune")
     again = cli("finetune", f"resume={runs('finetune')[-1]}")
     assert again.code == 0, again.err

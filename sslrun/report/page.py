@@ -238,7 +238,7 @@ def _tested(rows: Sequence[Row]) -> int:
 
 def _precisions(rows: Sequence[Row]) -> str:
     """Return in what the classifiers were trained: each in the mode that was measured to be the fastest."""
-    summaries = [read_summary(Path(r["finetuned"])) for r in rows if r["mode"] != "auto"]
+    summaries = [read_summary(Path(run)) for run in dict.fromkeys(r["finetuned"] for r in rows)]
     used = Counter(f"{s['precision']} {s['memory_format']}" for s in summaries)
     return ", ".join(f"{mode} ({n} of {used.total()})" if len(used) > 1 else mode for mode, n in used.most_common())
 

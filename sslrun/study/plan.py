@@ -110,13 +110,7 @@ def pictures_of(dataset: Node, unlabeled: str | None) -> Pictures:
 def plan_of(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_dir: str | None = None) -> Plan:
     """Return the runs of a study.
 
-    Args:
-        config: of the study, resolved.
-        chosen: the study's choice in each config group.
-        config_dir: the user's own config folder, if there is one.
-
-    Raises:
-        UserError: an unknown task or setting, with a line for every mistake.
+    Args, raises: as of `settings_of`.
     """
     starts: dict[str, Part] = {}
     pretrainings, common, settings = settings_of(config, chosen, config_dir)
