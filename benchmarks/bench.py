@@ -68,7 +68,7 @@ def machine() -> str:
     """Return a line about the machine and the versions."""
     import torch
 
-    from sslrun.modes import processor
+    from sslrun.base.machine import processor
 
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "torchvision", "numpy"))

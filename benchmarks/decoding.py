@@ -92,14 +92,14 @@ def main() -> None:
     for what in ("first start", "warm cache", "warm cache"):
         print(what, json.dumps(start(top / "28x28.jpg", top / "runs")), flush=True)
     began = time.perf_counter()
-    imports = "import sslrun.job, sslrun.stages.pretrain, torch.utils.tensorboard"
+    imports = "import sslrun.runs.job, sslrun.stages.pretrain, torch.utils.tensorboard"
     subprocess.run([sys.executable, "-c", imports], check=True)
     print(f"of which Python's imports {time.perf_counter() - began:.1f} s")
 
     from sslrun.data.dataset import load_train
 
     began = time.perf_counter()
-    load_train({"_target_": "sslrun.data.sources.folder", "root": str(top / "28x28.jpg"), "image_size": 32})
+    load_train({"_target_": "sslrun.data.sources.folder.folder", "root": str(top / "28x28.jpg"), "image_size": 32})
     print(f"listing 70,000 files and mapping what was decoded {time.perf_counter() - began:.1f} s")
 
 

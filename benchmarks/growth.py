@@ -21,7 +21,7 @@ PROBE = """
 import resource, sys, threading, time
 if len(sys.argv) > 1:
     sys.argv[0] = "sslrun"
-    from sslrun.cli import main
+    from sslrun.cli.app import main
     try:
         main()
     except SystemExit as end:
@@ -33,7 +33,7 @@ print(f"PEAK {peak * (1 if sys.platform == 'darwin' else 1024)}")
 """
 SOURCE = """
 import numpy as np
-from sslrun.data.sources import Pictures
+from sslrun.data.sources.source import Pictures
 
 def noise(split, *, root, pictures):
     if split != "train":

@@ -71,7 +71,7 @@ def pretrain(folder: Path, work: Path, steps: int, prepare: str, limit: bool = F
         "train.batch_size=128",
         f"train.steps={steps}", "train.evaluations=1", f"hydra.run.dir={sweep}",
     ]  # fmt: skip
-    code = f"import sys\n{prepare}\nfrom sslrun.cli import main\nsys.argv = ['sslrun', *{arguments!r}]\nmain()"
+    code = f"import sys\n{prepare}\nfrom sslrun.cli.app import main\nsys.argv = ['sslrun', *{arguments!r}]\nmain()"
     began = time.monotonic()
     process = subprocess.Popen([sys.executable, "-c", code], preexec_fn=limited if limit else None)
     peak = [0]

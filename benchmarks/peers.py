@@ -25,15 +25,18 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from scipy.stats import t as student
+from sslrun.config.build import build
 
-from sslrun import checkpoint
-from sslrun.backbones import build_encoder, features
-from sslrun.config import build, compose_config
+from sslrun.config.compose import compose_config
 from sslrun.data.dataset import load_test, load_train
 from sslrun.data.images import Images
-from sslrun.data.splits import label_subset
-from sslrun.metrics import knn_probabilities
-from sslrun.run import read_summary
+from sslrun.data.labels import label_subset
+from sslrun.evaluation.features import features
+from sslrun.models.classifier import knn_probabilities
+from sslrun.models.encoder import build_encoder
+from sslrun.models.weights import below, load_state
+from sslrun.runs import checkpoint
+from sslrun.runs.find import read_summary
 
 HERE = Path(__file__).parent
 LIGHTLY = HERE.parent / ".venv-lightly"
@@ -205,10 +208,10 @@ def _features(run: Path, *images: Images, random: bool = False) -> list[torch.Te
     config = read_summary(run)["config"]
     device = build(config["device"])
     torch.manual_seed(0)
-    state = checkpoint.part(checkpoint.load(run / "last.pt")["model"], "encoder.")
+    state = below(checkpoint.load(run / "last.pt")["model"], "encoder.")
     encoder = build_encoder(config["backbone"], 32, state["mean"].flatten().tolist(), state["std"].flatten().tolist())
     if not random:
-        checkpoint.load_state(encoder, state, run)
+        load_state(encoder, state, run)
     device.put(encoder)
     return [features(encoder, i, device) for i in images]
 

@@ -19,15 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from sslrun.config.build import build, function
 from torch import Tensor, nn
 
-from sslrun import modes
-from sslrun.backbones import build_encoder
-from sslrun.config import build, compose_config, function
+from sslrun.augment import generator
+from sslrun.config.compose import compose_config
 from sslrun.data.images import Images, digests
 from sslrun.device import Device
-from sslrun.run import Run, read_metrics
-from sslrun.train import generator
+from sslrun.models.encoder import build_encoder
+from sslrun.runs.log import read_metrics
+from sslrun.runs.run import Run
+from sslrun.training.autotune import EQUAL, Mode, choose, measure
 
 PRETEXTS, BACKBONES, SIZES = ("simclr", "rotation", "jigsaw"), ("smallcnn", "resnet18", "mobilenetv2"), (32, 64)
 STEP = 0.5  # seconds that a step should take on a CPU; a whole batch takes longer, and shows less overhead
@@ -96,7 +98,7 @@ def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[floa
     device: Device = build(config["device"])
     torch.manual_seed(0)
     encoder = build_encoder(config["backbone"], size, [0.5] * 3, [0.25] * 3)
-    modes.choose(device, config["backbone"], size, config["train"]["batch_size"])
+    choose(device, config["backbone"], size, config["train"]["batch_size"])
     task: Any = device.put(build(config["pretext"], encoder, size))
     probe = bare(task, pretext, device.floats(noise(8, size)[:]), device)
     probe()
@@ -166,13 +168,13 @@ def _modes(backbone: str, size: int, quick: bool) -> tuple[str, float]:
     options = list(itertools.product(device.precisions, device.formats))
     usual = device.precision, device.memory_format
     began = time.perf_counter()
-    rates = modes.measure(device, config["backbone"], size, config["train"]["batch_size"], options)
+    rates = measure(device, config["backbone"], size, config["train"]["batch_size"], options)
     cost = time.perf_counter() - began
     rates = rates or {" ".join(m): float(m == usual) for m in options}  # too busy to measure
-    chosen = next(m for m in options if rates[" ".join(m)] >= modes.EQUAL * max(rates.values()))
+    chosen = next(m for m in options if rates[" ".join(m)] >= EQUAL * max(rates.values()))
     n = min(256, max(16, int(max(rates.values()) * 0.5) // 8 * 8))
     pictures = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8)
-    runners: dict[str, tuple[modes.Mode, nn.Module]] = {}
+    runners: dict[str, tuple[Mode, nn.Module]] = {}
     for mode in options:
         runners[" ".join(mode)] = (mode, _placed(device, encoder, mode))
     compiled = not quick or size == 32
@@ -205,7 +207,7 @@ def _modes(backbone: str, size: int, quick: bool) -> tuple[str, float]:
     )
 
 
-def _placed(device: Device, encoder: nn.Module, mode: modes.Mode) -> nn.Module:
+def _placed(device: Device, encoder: nn.Module, mode: Mode) -> nn.Module:
     device.use(*mode)
     return device.put(copy.deepcopy(encoder)).train()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sslrun.data.workers import cores
+from sslrun.base.machine import cores
 
 PICTURES = 5000
 PREDICT = ("-m", "sslrun", "predict")

@@ -15,10 +15,10 @@ import torch
 
 from sslrun.data.dataset import load_train
 from sslrun.device import Device
-from sslrun.probe import labelled_features, regression
-from sslrun.start import load_network
-from sslrun.study.statistics import mean_interval
-from sslrun.suggestion import typical_and_diverse
+from sslrun.evaluation.intervals import mean_interval
+from sslrun.evaluation.probe import labelled_features, regression
+from sslrun.inference.suggestion import typical_and_diverse
+from sslrun.models.trained import load_network
 
 
 def main() -> None:

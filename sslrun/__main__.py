@@ -1,6 +1,6 @@
 """`python -m sslrun`."""
 
-from sslrun.cli import main
+from sslrun.cli.app import main
 
 if __name__ == "__main__":  # worker processes import this file too
     main()

@@ -10,7 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sslrun.config import PositiveInt, UserError
+from sslrun.base.errors import UserError
+from sslrun.config.build import build
+from sslrun.config.types import Node, PositiveInt
 from sslrun.data.images import Images
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -128,6 +130,20 @@ def kind(name: Literal["auto", "cpu", "cuda", "mps"]) -> Literal["cpu", "cuda", 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return name
+
+
+def inference_device(node: Node, was: Node) -> Device:
+    """Build a device that computes with a network as it was trained: fp32 stays fp32, the memory format stays.
+
+    Args:
+        node: that was asked for.
+        was: of the run that trained the network.
+    """
+    device: Device = build(node)
+    memory_format = device.formats[0] if len(device.formats) == 1 else was.get("memory_format", device.formats[0])
+    fp32 = node["precision"] == "auto" and was["precision"] == "fp32"
+    device.use("fp32" if fp32 else device.precision, memory_format)
+    return device
 
 
 def native_precision(name: str) -> Precision:

@@ -46,7 +46,7 @@ def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_here(*arguments: str) -> int:
     """Run a command in this process, which saves the seconds that importing torch takes; return the exit code."""
-    from sslrun.cli import main
+    from sslrun.cli.app import main
 
     before = sys.argv
     sys.argv = ["sslrun", *arguments]

@@ -6,15 +6,19 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from sslrun.backbones import Encoder, build_encoder, features, for_imagenet, load_imagenet, smallcnn
-from sslrun.config import compose_nodes
+from sslrun.base.errors import UserError
+from sslrun.config.compose import compose_nodes
 from sslrun.device import Device
-from sslrun.errors import UserError
+from sslrun.evaluation.features import features
+from sslrun.models.backbones.smallcnn import smallcnn
+from sslrun.models.backbones.stem import for_imagenet
+from sslrun.models.encoder import Encoder, build_encoder
+from sslrun.models.weights import load_imagenet
 
 NODES: dict[str, dict[str, Any]] = {
-    "smallcnn": {"_target_": "sslrun.backbones.smallcnn", "widths": [64, 128, 256, 512]},
-    "resnet18": {"_target_": "sslrun.backbones.resnet18", "stem": "auto"},
-    "mobilenetv2": {"_target_": "sslrun.backbones.mobilenetv2", "stem": "auto"},
+    "smallcnn": {"_target_": "sslrun.models.backbones.smallcnn.smallcnn", "widths": [64, 128, 256, 512]},
+    "resnet18": {"_target_": "sslrun.models.backbones.resnet18.resnet18", "stem": "auto"},
+    "mobilenetv2": {"_target_": "sslrun.models.backbones.mobilenetv2.mobilenetv2", "stem": "auto"},
 }
 
 
@@ -125,7 +129,7 @@ def test_imagenet_without_network_says_where_to_put_the_file(monkeypatch: pytest
 
 
 def test_the_conf_of_a_backbone_is_what_is_tested_here() -> None:
-    from sslrun.config import compose_config
+    from sslrun.config.compose import compose_config
 
     for name, node in NODES.items():
         assert dict(compose_config("pretrain", [f"backbone={name}"], None).backbone) == node

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sslrun.base.errors import UserError
+from sslrun.base.machine import cores
 from sslrun.data import cache, workers
-from sslrun.data import decode as module
+from sslrun.data import decode as decoding
 from sslrun.data.cache import decode_all, resize_all, resized
 from sslrun.data.dataset import load_train
-from sslrun.data.decode import decode, find_pictures
-from sslrun.errors import UserError
+from sslrun.data.decode import VERSION, decode, find_pictures
 
 
 @pytest.fixture
@@ -32,12 +33,12 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append(path)
         return decode(path, *settings)
 
-    monkeypatch.setattr(module, "decode", counted)
+    monkeypatch.setattr(decoding, "decode", counted)
     return calls
 
 
 def node(root: Path | str, **more: Any) -> dict[str, Any]:
-    target = "sslrun.data.sources.folder"
+    target = "sslrun.data.sources.folder.folder"
     return {"_target_": target, "root": str(root), "image_size": 16, "val_fraction": 0.0, **more}
 
 
@@ -77,7 +78,7 @@ def test_case_49_other_settings_files_or_versions_are_decoded_anew(
     decode_all(files[1:], 16, "crop", "rgb")
     assert len(decoded) == 29
     decoded.clear()
-    monkeypatch.setattr(cache, "VERSION", cache.VERSION + "1")
+    monkeypatch.setattr(cache, "VERSION", VERSION + "1")
     decode_all(files, 16, "crop", "rgb")
     assert len(decoded) == 30
 
@@ -162,7 +163,7 @@ def test_a_full_disk_is_no_reason_to_stop_and_leaves_no_half_a_copy(
     code = (
         "import subprocess, sys, os\n"
         "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=66m', 'none', 'small'], check=True)\n"
-        "from sslrun.console import start_logging\n"
+        "from sslrun.base.console import start_logging\n"
         "from sslrun.data.cache import decode_all\n"
         "from sslrun.data.decode import find_pictures\n"
         "start_logging()\n"
@@ -202,7 +203,7 @@ def test_a_write_that_fails_on_the_way_leaves_no_half_a_copy(
 
 CHILD = """
 import os, signal, sys, time
-from sslrun.console import start_logging
+from sslrun.base.console import start_logging
 from sslrun.data import cache, decode
 start_logging()
 plain = decode.decode
@@ -311,14 +312,14 @@ def test_results_come_in_order_while_few_tasks_are_under_way() -> None:
     with workers.workers(100) as pool:
         results = workers.in_order(pool, lambda i: i * i, tasks())
         assert next(results) == 0
-        assert len(drawn) <= 4 * workers.cores()
+        assert len(drawn) <= 4 * cores()
         assert list(results) == [i * i for i in range(1, 100)]
 
 
 BIG_CHILD = """
 import os, signal, sys, time
-from sslrun.console import start_logging
-from sslrun.data import cache, decode, workers
+from sslrun.base.console import start_logging
+from sslrun.data import cache, workers
 from sslrun.errors import UserError
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
@@ -367,7 +368,7 @@ def test_case_26_no_worker_is_left_behind(photos: Path, how: Any) -> None:
     process = subprocess.Popen(
         [sys.executable, "big.py", str(photos)], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    while len(children := children_of(process.pid)) < min(2, workers.cores()):
+    while len(children := children_of(process.pid)) < min(2, cores()):
         assert process.poll() is None
         time.sleep(0.01)
     while not list(cache.cache_folder().glob("*.part/images.npy")):

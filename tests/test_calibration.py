@@ -5,7 +5,7 @@ import pytest
 from scipy.special import softmax
 from sklearn.metrics import log_loss as sklearns_log_loss
 
-from sslrun.calibration import calibration_error, fit_temperature, log_loss, reliability, tempered, threshold
+from sslrun.evaluation.calibration import calibration_error, fit_temperature, log_loss, reliability, tempered, threshold
 
 
 def made_up(n: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -86,7 +86,7 @@ def test_auto_from_scratch_has_nothing_to_choose(in_world: Path, cli: Cli) -> No
 
 
 def test_folds_are_stratified_and_cover_every_label_once() -> None:
-    from sslrun.data.splits import part_of
+    from sslrun.data.labels import part_of
 
     labels = np.repeat([0, 1, 2], [9, 6, 1])
     held = [part_of(labels, k, 3, seed=0) for k in range(3)]
@@ -149,7 +149,7 @@ def test_auto_with_another_optimizer_and_joined_classes(cli: Cli) -> None:
     said = cli("finetune", "optimizer=sgd", "label_fraction=0.3", *steps, *QUICK)
     assert said.code == 0, said.err
     made = [json.loads(p.read_text())["config"] for p in Path("outputs/finetune/parts").glob("*/summary.json")]
-    assert {c["optimizer"]["_target_"] for c in made} == {"sslrun.optimizers.sgd"}
+    assert {c["optimizer"]["_target_"] for c in made} == {"sslrun.training.optimizers.sgd"}
     assert {tuple(c["dataset"]["classes"]) for c in made} == {("low ones", "high")}
     before = parts("finetune")
     assert cli("pretrain", f"resume={runs('pretrain')[0]}", "train.steps=5").code == 0

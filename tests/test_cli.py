@@ -244,12 +244,14 @@ def test_case_52_test_is_unread_before_evaluate(cli: Cli, photos: Path) -> None:
 def test_case_53_permuted_labels_leave_pretrained_weights_unchanged(cli: Cli) -> None:
     Path("mine/dataset").mkdir(parents=True)
     Path("permuted.py").write_text(
-        "from dataclasses import replace\nimport numpy as np\nfrom sslrun.data.sources import digits\n"
+        "from dataclasses import replace\nimport numpy as np\nfrom sslrun.data.sources.digits import digits\n"
         "def permuted(split, *, root):\n    found = digits(split, root=None)\n"
         "    return found and replace(found, labels=np.random.default_rng(0).permutation(found.labels))\n"
     )
     ours = (REPOSITORY / "conf/dataset/digits.yaml").read_text()
-    Path("mine/dataset/permuted.yaml").write_text(ours.replace("sslrun.data.sources.digits", "permuted.permuted"))
+    Path("mine/dataset/permuted.yaml").write_text(
+        ours.replace("sslrun.data.sources.digits.digits", "permuted.permuted")
+    )
     states = []
     for name in ("digits", "permuted"):
         settings = ("pretext=simclr", f"dataset={name}", "dataset.val_fraction=0", *TINY, "train.steps=3")

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslrun import console
+from sslrun.base import console
 from tests.conftest import QUICK, REPOSITORY, Cli
 from tests.test_cli import runs, summary
 from tests.test_faults import ended, start, wait_for
@@ -147,11 +147,15 @@ def test_every_trained_network_is_tried_with_each_setting_and_the_best_on_valida
 
 
 def test_what_the_user_sets_is_not_searched() -> None:
+    from sslrun.runs.run import Stages
+    from sslrun.stages.table import job, stage
     from sslrun.study.choice import searched
 
+    stages = Stages(stage, job)
+
     both = ["augment.probability=0.5", "augment.probability=0"]
-    assert searched(both, []) == both
-    assert searched([*both, "label_smoothing=0"], ["augment.probability"]) == ["label_smoothing=0"]
+    assert searched(stages, both, []) == both
+    assert searched(stages, [*both, "label_smoothing=0"], ["augment.probability"]) == ["label_smoothing=0"]
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sslrun.study.statistics import labels_needed, mean_interval, paired, verdict
+from sslrun.evaluation.intervals import mean_interval, paired
+from sslrun.study.results import labels_needed, verdict
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 30])

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sslrun.data import survey
-from sslrun.preflight import findings
+from sslrun.data.orientation import orientation
+from sslrun.report.check import findings
 from tests.conftest import QUICK, REPOSITORY, Answer, Cli, process
 from tests.published import piece
 
@@ -181,7 +181,7 @@ def test_advice_on_rotation(turn: float, half: float, words: str) -> None:
 def test_noise_is_not_said_to_have_an_up_however_few_pictures_there_are(n: int) -> None:
     for seed in range(12):
         noise = torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
-        (said,) = findings(report(orientation=asdict(survey.orientation(noise))))
+        (said,) = findings(report(orientation=asdict(orientation(noise))))
         assert "show no up" in said[1]
 
 

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 import sslrun
-from sslrun.errors import UserError
-from sslrun.files import put_in_place
-from sslrun.report.picture_map import folders_of
+from sslrun.base.errors import UserError
+from sslrun.base.files import put_in_place
+from sslrun.report.embedding_map import folders_of
 from tests.conftest import QUICK, Cli
 from tests.test_cli import runs, summary
 from tests.test_compare import CHROMIUM

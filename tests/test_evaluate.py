@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from sslrun.backbones import build_encoder, stage_features
 from sslrun.device import Device
+from sslrun.evaluation.features import stage_features
+from sslrun.models.encoder import build_encoder
 from tests.conftest import QUICK, Cli
 from tests.test_cli import runs, summary
 
@@ -79,7 +80,9 @@ def test_without_the_training_pictures_there_are_no_probes_of_the_stages(
 
 def test_stage_features_are_the_means_of_the_maps() -> None:
     torch.manual_seed(0)
-    encoder = build_encoder({"_target_": "sslrun.backbones.resnet18", "stem": "auto"}, 32, [0.5] * 3, [0.5] * 3, "grid")
+    encoder = build_encoder(
+        {"_target_": "sslrun.models.backbones.resnet18.resnet18", "stem": "auto"}, 32, [0.5] * 3, [0.5] * 3, "grid"
+    )
     device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
     images = (torch.rand(5, 3, 32, 32) * 255).to(torch.uint8)
     found = stage_features(encoder, images, device, batch_size=2)

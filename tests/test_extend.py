@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sslrun.config import build, compose_config, compose_nodes, locate, parameters
+from sslrun.config.build import build, locate, parameters
+from sslrun.config.compose import compose_config, compose_nodes
 from tests.conftest import QUICK, REPOSITORY, Cli
 
 CODE = '''
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sslrun.data.sources import Pictures
+from sslrun.data.sources.source import Pictures
 
 
 class Brightness(nn.Module):
@@ -87,7 +88,7 @@ def test_keys_of_every_yaml_are_the_parameters_of_its_target(group: str, name: s
     node = compose_config("pretrain", [f"{group}={name}", *settings], None)[group]
     names = set(parameters(locate(node._target_)))
     if group == "dataset":
-        names |= set(parameters(locate("sslrun.data.dataset.Options")))
+        names |= set(parameters(locate("sslrun.data.options.Options")))
     assert set(node) - {"_target_"} == names
 
 
@@ -95,12 +96,12 @@ def test_keys_of_every_yaml_are_the_parameters_of_its_target(group: str, name: s
 def test_from_checkpoint_offers_the_keys_that_all_have(group: str) -> None:
     node = compose_config("finetune", [], None)[group]
     if group == "dataset":
-        assert set(node) - {"_target_", "root"} == set(parameters(locate("sslrun.data.dataset.Options")))
+        assert set(node) - {"_target_", "root"} == set(parameters(locate("sslrun.data.options.Options")))
     assert all(v is None for v in node.values())
 
 
 def test_values_that_a_target_refuses_become_one_line() -> None:
-    from sslrun.errors import UserError
+    from sslrun.base.errors import UserError
 
     (pretext,) = compose_nodes("pretrain", "pretext")
     with pytest.raises(UserError, match="Augment: crop_scale must rise"):

@@ -22,12 +22,14 @@ from typing import Any
 import pytest
 import torch
 
-from sslrun import checkpoint
+from sslrun.base.errors import UserError
+from sslrun.models.weights import below
+from sslrun.runs import checkpoint
 from tests.conftest import TINY, Cli, run_here
 
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(
-    ["torch", "torchvision", "torch.utils.tensorboard", "matplotlib.figure", "sklearn.datasets", "sslrun.job",
+    ["torch", "torchvision", "torch.utils.tensorboard", "matplotlib.figure", "sklearn.datasets", "sslrun.runs.job",
      "sslrun.stages.pretrain", "sslrun.stages.finetune", "tests.test_faults"]
 )  # fmt: skip
 DIGITS = ("dataset=digits", "dataset.max_images=120", "dataset.image_size=16", *TINY, "train.batch_size=32")
@@ -148,7 +150,7 @@ def killed_until_done(kills: int, stage: tuple[str, ...], seed: int) -> None:
             process.join()
             done += 1
             found = list(Path(folder, "outputs", stage[0]).glob("*/summary.json"))
-            begun = [p.parent for p in found if checkpoint.there_is_one(p.parent)]
+            begun = [p.parent for p in found if checkpoint.has_checkpoint(p.parent)]
             if begun:
                 checkpoint.newest(begun[0])  # the last good one loads
                 arguments = (stage[0], "resume=latest")
@@ -433,7 +435,7 @@ def test_case_15_a_flipped_bit_is_caught_or_changes_nothing() -> None:
         path.write_bytes(flipped)
         try:
             assert same(checkpoint.load(path), loaded), f"byte {where} is not what was saved"
-        except checkpoint.UserError:
+        except UserError:
             caught += 1
     assert caught > 300  # the rest are paddings
 
@@ -470,7 +472,7 @@ def test_case_19_a_config_from_a_file_calls_nothing_foreign(cli: Cli) -> None:
 
 def test_case_21_another_networks_weights_are_refused_with_the_shapes(cli: Cli) -> None:
     assert cli(*PRETRAIN).code == 0
-    weights = checkpoint.part(checkpoint.load(directory() / checkpoint.LAST)["model"], "encoder.backbone.")
+    weights = below(checkpoint.load(directory() / checkpoint.LAST)["model"], "encoder.backbone.")
     torch.save(weights, "bare.pt")
     answer = cli(
         "finetune",

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from sslrun.base.errors import UserError
 from sslrun.data import fetch
-from sslrun.errors import UserError
 from tests.conftest import Served
 from tests.published import cifar_files, md5, tar_of, write_all, zip_of
 
@@ -238,7 +238,7 @@ def test_what_has_arrived_is_kept_and_the_message_says_so(served: Served, packed
 def test_without_a_terminal_progress_is_plain_lines_with_the_rate_and_the_time_left(
     served: Served, packed: bytes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from sslrun import console
+    from sslrun.base import console
 
     console.start_logging()
     monkeypatch.setattr(console, "PLAIN_EVERY", 0.0)

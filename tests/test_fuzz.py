@@ -19,11 +19,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sslrun import checkpoint
-from sslrun.checkpoint import UserError
+from sslrun.base.errors import UserError
+from sslrun.config.overrides import check_overrides
 from sslrun.data.decode import UnreadableImage, decode
 from sslrun.data.fetch import _unpack, explained
-from sslrun.overrides import check_overrides
+from sslrun.runs import checkpoint
+from sslrun.stages.table import settings as settings_named
 
 TIMES = int(os.environ.get("SSLRUN_FUZZ", "1"))
 SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -70,7 +71,7 @@ WORDS = [
 def test_any_override_is_taken_or_refused_in_words(overrides: list[str]) -> None:
     for multirun in (False, True):
         try:
-            check_overrides("pretrain", overrides, None, multirun)
+            check_overrides("pretrain", settings_named("pretrain"), overrides, None, multirun)
         except UserError as error:
             assert str(error).strip()
 
@@ -81,7 +82,7 @@ def test_any_override_is_taken_or_refused_in_words(overrides: list[str]) -> None
 def checkpoint_bytes() -> bytes:
     path = Path("whole.pt")
     model = {"encoder.weight": torch.arange(60.0), "encoder.count": torch.tensor(3)}
-    config = {"backbone": {"_target_": "sslrun.backbones.smallcnn", "widths": [8]}}
+    config = {"backbone": {"_target_": "sslrun.models.backbones.smallcnn.smallcnn", "widths": [8]}}
     checkpoint.save(path, {"model": model, "config": config, "step": 3})
     return path.read_bytes()
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslrun import checkpoint
-from sslrun.run import locked
+from sslrun.base.locks import locked
+from sslrun.runs import checkpoint
 from tests.conftest import TINY, Cli
 from tests.test_cli import runs, summary
 

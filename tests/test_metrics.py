@@ -5,15 +5,9 @@ import pytest
 import torch
 from sklearn.metrics import classification_report, confusion_matrix
 
-from sslrun.metrics import (
-    bootstrap_interval,
-    classification,
-    embedding_health,
-    has_collapsed,
-    knn_probabilities,
-    paired_test,
-    scored,
-)
+from sslrun.evaluation.intervals import bootstrap_interval, paired_test
+from sslrun.evaluation.metrics import classification, embedding_health, has_collapsed, scored
+from sslrun.models.classifier import knn_probabilities
 
 
 def test_knn_against_a_naive_loop() -> None:

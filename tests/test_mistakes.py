@@ -24,7 +24,7 @@ def summary(path: Path) -> dict:
 
 @pytest.mark.parametrize("command", ["--help", "--version", *(f"{c} --help" for c in (*COMMANDS, "runs", "demo"))])
 def test_case_72_help_and_version_answer_without_torch(command: str) -> None:
-    code = "import sys; from sslrun.cli import main; sys.argv = ['sslrun', *sys.argv[1:]]\n"
+    code = "import sys; from sslrun.cli.app import main; sys.argv = ['sslrun', *sys.argv[1:]]\n"
     code += "try: main()\nexcept SystemExit as e: print('exit', e.code, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("exit 0 False") or "exit" not in done.stdout
@@ -45,7 +45,7 @@ def test_help_of_a_command_lists_its_groups_choices_and_keys(cli: Cli) -> None:
 def test_cfg_shows_the_config_and_starts_nothing(cli: Cli) -> None:
     answer = cli("pretrain", "--cfg", "job", "pretext=rotation", "train.epochs=7")
     assert answer.code == 0
-    assert "_target_: sslrun.pretext.rotation.Rotation" in answer.out
+    assert "_target_: sslrun.tasks.pretext.rotation.Rotation" in answer.out
     assert "epochs: 7" in answer.out
     assert not Path("outputs").exists()
 
@@ -134,7 +134,7 @@ def test_a_typo_inside_a_yaml_file_is_caught(cli: Cli) -> None:
     Path("mine/dataset").mkdir(parents=True)
     Path("mine/experiment").mkdir()
     Path("mine/dataset/mine.yaml").write_text(
-        "defaults: [_shared, _self_]\n_target_: sslrun.data.sources.digits\nroot: null\n"
+        "defaults: [_shared, _self_]\n_target_: sslrun.data.sources.digits.digits\nroot: null\n"
         "image_sise: 24\nimage_size: big\n"
     )
     Path("mine/experiment/mine.yaml").write_text("# @package _global_\ntrain: {epochz: 3}\nsed: 1\n")

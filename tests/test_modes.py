@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslrun import modes
-from sslrun.backbones import Encoder, smallcnn
-from sslrun.device import Device, native_precision
-from sslrun.start import Trained, inference_device
+from sslrun.device import Device, inference_device, native_precision
+from sslrun.models.backbones.smallcnn import smallcnn
+from sslrun.models.encoder import Encoder
+from sslrun.training import autotune
+from sslrun.training.autotune import Mode, choose, measure
 from tests.conftest import TINY, Cli
 
-NODE = {"_target_": "sslrun.backbones.smallcnn", "widths": [8, 16]}
+NODE = {"_target_": "sslrun.models.backbones.smallcnn.smallcnn", "widths": [8, 16]}
 LEFT_OPEN: dict[str, Any] = {"precision": "auto", "memory_format": "auto", "compile": None, "threads": None}
 EVERY = ["fp32 contiguous", "fp32 channels_last", "bf16 contiguous", "bf16 channels_last"]
 
@@ -33,13 +34,11 @@ def rates(monkeypatch: pytest.MonkeyPatch, fastest: str) -> list[int]:
     """Replace the clock's verdict; return a list that grows with every measurement."""
     sizes: list[int] = []
 
-    def measured(
-        device: Device, backbone: Any, image_size: int, batch_size: int, of: list[modes.Mode]
-    ) -> dict[str, float]:
+    def measured(device: Device, backbone: Any, image_size: int, batch_size: int, of: list[Mode]) -> dict[str, float]:
         sizes.append(image_size)
         return {" ".join(m): 2.0 if " ".join(m) == fastest else 1.0 for m in of}
 
-    monkeypatch.setattr(modes, "measure", measured)
+    monkeypatch.setattr(autotune, "measure", measured)
     return sizes
 
 
@@ -49,29 +48,29 @@ def test_the_fastest_mode_is_taken_and_remembered(monkeypatch: pytest.MonkeyPatc
     for _ in range(2):
         device = cpu()
         precision, memory_format = fastest.split()
-        assert modes.choose(device, NODE, 16, 64) == {
+        assert choose(device, NODE, 16, 64) == {
             "name": "cpu",
             "precision": precision,
             "memory_format": memory_format,
         }
         assert (device.precision, device.memory_format) == (precision, memory_format)
     assert sizes == [16]
-    modes.choose(cpu(), NODE, 32, 64)
-    modes.choose(cpu(), {**NODE, "widths": [4, 8]}, 16, 64)
+    choose(cpu(), NODE, 32, 64)
+    choose(cpu(), {**NODE, "widths": [4, 8]}, 16, 64)
     assert sizes == [16, 32, 16]
 
 
 def test_what_was_named_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = rates(monkeypatch, "bf16 contiguous")
     device = cpu(precision="fp32", memory_format="channels_last")
-    assert modes.choose(device, NODE, 16, 64) == {
+    assert choose(device, NODE, 16, 64) == {
         "name": "cpu",
         "precision": "fp32",
         "memory_format": "channels_last",
     }
     assert sizes == []
     device = cpu(precision="bf16")
-    assert modes.choose(device, NODE, 16, 64) == {
+    assert choose(device, NODE, 16, 64) == {
         "name": "cpu",
         "precision": "bf16",
         "memory_format": "contiguous",
@@ -87,7 +86,7 @@ def test_a_damaged_memory_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "modes.json").write_text(content)
     for _ in range(2):
-        modes.choose(cpu(), NODE, 16, 64)
+        choose(cpu(), NODE, 16, 64)
     assert sizes == [16]
 
 
@@ -95,7 +94,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(monkeypatch: pytest.Monkey
     sizes = rates(monkeypatch, "bf16 contiguous")
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "file"))
-    assert modes.choose(cpu(), NODE, 16, 64)["precision"] == "bf16"
+    assert choose(cpu(), NODE, 16, 64)["precision"] == "bf16"
     assert sizes == [16]
 
 
@@ -172,14 +171,14 @@ class Hopeless(Dropping):
 @pytest.fixture
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Believe the turns on a busy machine, too."""
-    monkeypatch.setattr(modes, "AGREEING", 1e9)
+    monkeypatch.setattr(autotune, "AGREEING", 1e9)
 
 
 @pytest.mark.usefixtures("_patient")
 def test_measuring_times_every_mode_and_uses_up_no_random_number() -> None:
     device = cpu()
     random = torch.get_rng_state()
-    modes.choose(device, {"_target_": "tests.test_modes.Dropping"}, 16, 64)
+    choose(device, {"_target_": "tests.test_modes.Dropping"}, 16, 64)
     assert torch.equal(random, torch.get_rng_state())
     (found,) = json.loads(Path(os.environ["SSLRUN_CACHE"], "modes.json").read_text()).values()
     assert sorted(found) == sorted(EVERY)
@@ -187,8 +186,8 @@ def test_measuring_times_every_mode_and_uses_up_no_random_number() -> None:
 
 
 def measured_rates(name: str) -> dict[str, float]:
-    every: list[modes.Mode] = [(p, f) for p in ("fp32", "bf16") for f in ("contiguous", "channels_last")]
-    return modes.measure(cpu(), {"_target_": f"tests.test_modes.{name}"}, 8, 64, every)
+    every: list[Mode] = [(p, f) for p in ("fp32", "bf16") for f in ("contiguous", "channels_last")]
+    return measure(cpu(), {"_target_": f"tests.test_modes.{name}"}, 8, 64, every)
 
 
 @pytest.mark.usefixtures("_patient")
@@ -202,7 +201,7 @@ def test_a_measurement_whose_turns_disagree_is_not_remembered(monkeypatch: pytes
     monkeypatch.setattr(Busy, "calls", 0)
     device = cpu()
     default = device.precision, device.memory_format
-    modes.choose(device, {"_target_": "tests.test_modes.Busy"}, 8, 64)
+    choose(device, {"_target_": "tests.test_modes.Busy"}, 8, 64)
     assert (device.precision, device.memory_format) == default
     assert not (tmp_path / "cache" / "modes.json").exists()
 
@@ -216,7 +215,7 @@ def test_backbones_that_train_are_measured_or_left_alone() -> None:
     assert max(measured_rates("Narrow").values()) == 0
     device = cpu()
     default = device.precision, device.memory_format
-    modes.choose(device, {"_target_": "tests.test_modes.Hopeless"}, 8, 64)
+    choose(device, {"_target_": "tests.test_modes.Hopeless"}, 8, 64)
     assert (device.precision, device.memory_format) == default
 
 
@@ -273,14 +272,14 @@ def test_the_choice_is_recorded_and_kept_on_resume_and_by_what_follows(
 
 def test_what_is_remembered_must_be_rates_of_all_modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sizes = rates(monkeypatch, "bf16 contiguous")
-    modes.choose(cpu(), NODE, 16, 64)
+    choose(cpu(), NODE, 16, 64)
     path = tmp_path / "cache" / "modes.json"
     ((key, good),) = json.loads(path.read_text()).items()
     for bad in (float("nan"), -1, float("inf"), "fast", None, [1]):
         path.write_text(json.dumps({key: {**good, "fp32 contiguous": bad}}))
-        assert modes.choose(cpu(), NODE, 16, 64)["precision"] == "bf16"
+        assert choose(cpu(), NODE, 16, 64)["precision"] == "bf16"
     path.write_text(json.dumps({key: {"fp32 contiguous": 3}}))
-    assert modes.choose(cpu(), NODE, 16, 64)["precision"] == "bf16"
+    assert choose(cpu(), NODE, 16, 64)["precision"] == "bf16"
     assert len(sizes) == 8
 
 
@@ -289,9 +288,8 @@ def test_what_is_remembered_must_be_rates_of_all_modes(monkeypatch: pytest.Monke
     [("fp32", "auto", "fp32"), ("bf16", "auto", native_precision("cpu")), ("fp32", "bf16", "bf16")],
 )
 def test_a_classifier_computes_as_it_was_trained(trained: str, asked: str, used: str) -> None:
-    config = {"device": {"precision": trained, "memory_format": "contiguous"}}
     node = {"_target_": "sslrun.device.Device", "name": "cpu", **LEFT_OPEN, "precision": asked}
-    device = inference_device(node, Trained(None, config, [], Path(), 1.0, None))  # type: ignore[arg-type]
+    device = inference_device(node, {"precision": trained, "memory_format": "contiguous"})
     assert (device.precision, device.memory_format) == (used, "contiguous")
 
 

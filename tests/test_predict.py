@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import sslrun
-from sslrun.errors import UserError
+from sslrun.base.errors import UserError
 from tests.conftest import QUICK, Cli
 from tests.test_cli import runs
 
@@ -135,7 +135,7 @@ def test_more_views_say_the_same_of_a_picture_whatever_stands_beside_it(in_world
 
 def test_sure_enough_is_as_sure_as_the_threshold(in_world: Path, files: list[str]) -> None:
     """All of them, where all are equally sure: the threshold is one of them."""
-    from sslrun.calibration import tempered, threshold
+    from sslrun.evaluation.calibration import tempered, threshold
 
     model = sslrun.load(device="cpu")
     p = tempered(np.tile([[0.9999, 0.0001]], (50, 1)), 2.7)

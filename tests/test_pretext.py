@@ -7,12 +7,14 @@ import torch.nn.functional as F
 from pytorch_metric_learning.losses import NTXentLoss
 from torch import Tensor, nn
 
-from sslrun.backbones import Encoder, smallcnn
-from sslrun.config import build, compose_nodes
-from sslrun.pretext.jigsaw import Jigsaw, cut, permutation_set
-from sslrun.pretext.rotation import Rotation
-from sslrun.pretext.simclr import cosine, dcl, ntxent
-from sslrun.views import Augment
+from sslrun.augment import Augment
+from sslrun.config.build import build
+from sslrun.config.compose import compose_nodes
+from sslrun.models.backbones.smallcnn import smallcnn
+from sslrun.models.encoder import Encoder
+from sslrun.tasks.pretext.jigsaw import Jigsaw, cut, permutation_set
+from sslrun.tasks.pretext.rotation import Rotation
+from sslrun.tasks.pretext.simclr import cosine, dcl, ntxent
 from tests.test_views import NOTHING, STRONG, rng
 
 TASKS = ("rotation", "simclr", "jigsaw")
@@ -24,7 +26,7 @@ def encoder(widths: tuple[int, ...] = (16, 32)) -> Encoder:
 
 
 def task(name: str, **changes: Any) -> nn.Module:
-    from sslrun.config import compose_config
+    from sslrun.config.compose import compose_config
 
     config = compose_config("pretrain", [f"pretext={name}"], None)
     from omegaconf import OmegaConf
@@ -48,7 +50,7 @@ def train(model: nn.Module, images: Tensor, steps: int, rate: float = 3e-3) -> d
 
 @pytest.mark.parametrize("name", TASKS)
 def test_case_60_every_task_learns_one_batch(name: str, pieces: Tensor) -> None:
-    mild = {"augment": {"_target_": "sslrun.views.Augment", **NOTHING, "crop_scale": [0.8, 1.0]}}
+    mild = {"augment": {"_target_": "sslrun.augment.Augment", **NOTHING, "crop_scale": [0.8, 1.0]}}
     first = train(task(name, **mild), pieces[:16], 1)
     last = train(task(name, **mild), pieces[:16], 120)
     assert last["loss"] < 0.7 * first["loss"]
@@ -218,7 +220,7 @@ def test_twelve_orders_of_four_tiles_are_the_even_ones() -> None:
     ("changes", "words"), [({"permutations": 25}, "2 to 24"), ({"grid": 3, "gap": 0.8}, "tiles of")]
 )
 def test_impossible_jigsaws_are_refused_in_words(changes: dict[str, Any], words: str) -> None:
-    from sslrun.errors import UserError
+    from sslrun.base.errors import UserError
 
     with pytest.raises(UserError, match=words):
         task("jigsaw", **changes)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslrun.backbones import Encoder
 from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images
 from sslrun.device import Device
-from sslrun.probe import better_readout, labelled_features, regression
+from sslrun.evaluation.probe import better_readout, labelled_features, regression
+from sslrun.models.encoder import Encoder
 
 
 class Maps(nn.Module):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from sslrun.config import Node
+from sslrun.base.errors import UserError
+from sslrun.config.types import Node
 from sslrun.data.dataset import Dataset, load, load_test, load_train
-from sslrun.errors import UserError
 from tests import published
 from tests.conftest import QUICK, REPOSITORY, TINY, Cli, Served
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from sslrun.console import start_logging
+from sslrun.base.console import start_logging
+from sslrun.base.errors import UserError
 from sslrun.data.dataset import load, load_test, load_train
-from sslrun.errors import UserError
 
 SHARED = {"image_size": 16, "val_fraction": 0.2}
 

@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from sslrun.data.splits import counts, hold_out, label_subset, validation
-from sslrun.errors import UserError
+from sslrun.base.errors import UserError
+from sslrun.data.labels import counts, hold_out, label_subset, validation
 
 LABELS = np.repeat([0, 1, 2], [100, 50, 10])
 NAMES = [f"class {c}/{i}.jpg" for i, c in enumerate(LABELS)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslrun.suggestion import typical_and_diverse
+from sslrun.inference.suggestion import typical_and_diverse
 from tests.conftest import QUICK, Cli
 from tests.test_cli import runs
 
@@ -102,7 +102,7 @@ def test_odd_files_among_the_pictures_and_the_labelled(in_world: Path, cli: Cli,
 
 
 def test_more_choices_than_groups_take_turns() -> None:
-    from sslrun import suggestion
+    from sslrun.inference import suggestion
 
     x, _ = heaps([300] * 4)
     chosen = typical_and_diverse(x, 700, seed=0)

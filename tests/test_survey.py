@@ -9,10 +9,11 @@ import torch
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_digits
 
-from sslrun.data import survey
 from sslrun.data.cache import resized
 from sslrun.data.decode import find_pictures, read_headers
+from sslrun.data.duplicates import SAME, exact_duplicates, headers, near_duplicates, other_files
 from sslrun.data.images import Images, digests
+from sslrun.data.orientation import blank_share, grey_share, orientation, sample
 from tests.published import piece
 
 
@@ -39,7 +40,7 @@ def again(picture: Image.Image, how: str) -> Image.Image:
 def test_near_duplicates_are_found_and_distinct_pictures_are_not(how: str) -> None:
     originals = [piece(160, i) for i in range(40)]
     copies = [again(p, how) for p in originals[:10]]
-    found = survey.near_duplicates(images(*originals, *copies))
+    found = near_duplicates(images(*originals, *copies))
     assert sorted(map(sorted, found)) == [[i, 40 + i] for i in range(10)]
 
 
@@ -48,19 +49,19 @@ def test_two_pictures_of_one_thing_are_not_near_duplicates() -> None:
     shifted = photo.crop((16, 0, 160, 144)).resize((160, 160))
     negative = Image.fromarray(255 - np.asarray(photo))
     pale = ImageEnhance.Contrast(photo).enhance(0.5)
-    assert survey.near_duplicates(images(photo, shifted, negative, pale, photo.rotate(180))) == []
+    assert near_duplicates(images(photo, shifted, negative, pale, photo.rotate(180))) == []
 
 
 def test_near_duplicates_of_one_picture_are_one_group() -> None:
     photo = piece(160, 3)
     kinds = ["jpeg90", "jpeg75", "half", "brighter"]
-    found = survey.near_duplicates(images(piece(160, 0), photo, *[again(photo, k) for k in kinds], piece(160, 2)))
+    found = near_duplicates(images(piece(160, 0), photo, *[again(photo, k) for k in kinds], piece(160, 2)))
     assert [sorted(g) for g in found] == [[1, 2, 3, 4, 5]]
 
 
 def test_blank_pictures_are_no_near_duplicates_and_those_with_the_same_pixels_are() -> None:
     blank = [Image.new("RGB", (64, 64), (i, i, i)) for i in range(0, 200, 10)]
-    assert survey.near_duplicates(images(*blank, blank[3], piece(64, 1), piece(64, 0), piece(64, 1))) == [[21, 23]]
+    assert near_duplicates(images(*blank, blank[3], piece(64, 1), piece(64, 0), piece(64, 1))) == [[21, 23]]
 
 
 def test_of_a_long_burst_every_picture_of_test_is_found_to_be_in_training() -> None:
@@ -69,7 +70,7 @@ def test_of_a_long_burst_every_picture_of_test_is_found_to_be_in_training() -> N
     frames = [Image.fromarray((photo + rng.normal(0, 4, photo.shape)).clip(0, 255).astype(np.uint8)) for _ in range(40)]
     frames[20:] = [again(f, "jpeg60") for f in frames[20:]]
     test = np.array([False] * 20 + [True] * 20)
-    found = survey.near_duplicates(images(*frames), test)
+    found = near_duplicates(images(*frames), test)
     leaked = {i for g in found if {bool(test[j]) for j in g} == {True, False} for i in g}
     assert leaked >= set(range(20, 40))
 
@@ -77,7 +78,7 @@ def test_of_a_long_burst_every_picture_of_test_is_found_to_be_in_training() -> N
 @pytest.mark.parametrize("n", [0, 1])
 def test_near_duplicates_of_next_to_nothing(n: int) -> None:
     array = np.zeros((n, 8, 8, 3), dtype=np.uint8)
-    assert survey.near_duplicates(Images([torch.from_numpy(array)], digests(array))) == []
+    assert near_duplicates(Images([torch.from_numpy(array)], digests(array))) == []
 
 
 def test_near_duplicates_are_those_that_comparing_all_pairs_finds() -> None:
@@ -85,14 +86,14 @@ def test_near_duplicates_are_those_that_comparing_all_pairs_finds() -> None:
     array = np.array([np.asarray(piece(32, i)) for i in range(60)] * 5)
     noise = rng.normal(0, rng.uniform(0.5, 8, (300, 1, 1, 1)), array.shape)
     array = np.clip(array + noise, 0, 255).astype(np.uint8)
-    found = survey.near_duplicates(Images([torch.from_numpy(array)], digests(array)))
+    found = near_duplicates(Images([torch.from_numpy(array)], digests(array)))
     small = torch.nn.functional.interpolate(
         torch.from_numpy(array).permute(0, 3, 1, 2).float(), (16, 16), mode="bilinear", antialias=True
     ).flatten(1)
     small = small - small.mean(1, keepdim=True)
     contrast = small.std(1, unbiased=False)
     unit = torch.nn.functional.normalize(small)
-    alike = (torch.cdist(unit, unit) < survey.SAME) & ((contrast[:, None] / contrast).log().abs() < 0.2)
+    alike = (torch.cdist(unit, unit) < SAME) & ((contrast[:, None] / contrast).log().abs() < 0.2)
     pairs = {(i, j) for i, j in alike.nonzero().tolist() if i < j}
     assert 20 < len(pairs) < 600
     together = {(min(i, j), max(i, j)) for g in found for i in g for j in g if i != j}
@@ -101,7 +102,7 @@ def test_near_duplicates_are_those_that_comparing_all_pairs_finds() -> None:
 
 
 def test_exact_duplicates_are_of_the_same_bytes() -> None:
-    assert survey.exact_duplicates([b"a", b"b", b"a", b"", b"c", b"b", b"a", b""]) == [[0, 2, 6], [1, 5]]
+    assert exact_duplicates([b"a", b"b", b"a", b"", b"c", b"b", b"a", b""]) == [[0, 2, 6], [1, 5]]
 
 
 def test_headers_tell_format_mode_size_and_bytes() -> None:
@@ -111,7 +112,7 @@ def test_headers_tell_format_mode_size_and_bytes() -> None:
     photo.convert("P").save("c.gif")
     Path("d.jpg").write_text("text")
     Path("e.png").write_bytes(Path("a.png").read_bytes())
-    found = survey.headers([f"{n}" for n in ("a.png", "b.jpg", "c.gif", "d.jpg", "missing.png", "e.png")])
+    found = headers([f"{n}" for n in ("a.png", "b.jpg", "c.gif", "d.jpg", "missing.png", "e.png")])
     assert [(h.format, h.mode, h.width, h.height) for h in found] == [
         ("PNG", "RGB", 60, 40), ("JPEG", "CMYK", 60, 40), ("GIF", "P", 60, 40), ("", "", 0, 0), ("", "", 0, 0),
         ("PNG", "RGB", 60, 40),
@@ -125,14 +126,14 @@ def test_many_files_are_read_by_processes_in_their_order(photos: Path, monkeypat
 
     files = find_pictures(photos) * 5
     monkeypatch.setattr(workers, "WORTH_PROCESSES", 100)
-    assert survey.headers(files) == read_headers(files)
+    assert headers(files) == read_headers(files)
 
 
 def test_files_that_are_not_taken_are_counted_by_their_suffix() -> None:
     Path("set/a/.hidden").mkdir(parents=True)
     for name in ("x.jpg", "a/y.HEIC", "a/z.heic", "notes.txt", "a/.DS_Store", "a/.hidden/q.heic"):
         Path("set", name).write_text("x")
-    assert survey.other_files("set") == {".heic": 2, ".txt": 1}
+    assert other_files("set") == {".heic": 2, ".txt": 1}
 
 
 def batch(array: np.ndarray) -> torch.Tensor:
@@ -142,7 +143,7 @@ def batch(array: np.ndarray) -> torch.Tensor:
 def shuffled(array: np.ndarray) -> torch.Tensor:
     """Return pictures as `survey.sample` draws them."""
     array = np.ascontiguousarray(array)
-    return survey.sample(Images([torch.from_numpy(array)], digests(array)))
+    return sample(Images([torch.from_numpy(array)], digests(array)))
 
 
 def test_a_sample_is_of_different_pictures_in_no_order_at_32_px() -> None:
@@ -157,19 +158,19 @@ def test_grey_and_blank_shares() -> None:
     colour = np.stack([np.asarray(piece(32, i)) for i in range(8)])
     grey = np.repeat(colour[:6, :, :, :1], 3, axis=3)
     blank = np.full((2, 32, 32, 3), 77, dtype=np.uint8)
-    assert survey.grey_share(batch(np.concatenate([colour, grey, blank]))) == 0.5
-    assert survey.blank_share(batch(np.concatenate([colour, grey, blank]))) == 2 / 16
+    assert grey_share(batch(np.concatenate([colour, grey, blank]))) == 0.5
+    assert blank_share(batch(np.concatenate([colour, grey, blank]))) == 2 / 16
 
 
 def test_digits_have_an_up_and_a_left_and_right() -> None:
     array = (load_digits().images[..., None] * 15.9).astype(np.uint8)
-    found = survey.orientation(shuffled(resized(array, 24, "rgb")))
+    found = orientation(shuffled(resized(array, 24, "rgb")))
     assert found.turn > 0.8
     assert found.mirror > 0.8
 
 
 def test_noise_has_no_up() -> None:
-    found = survey.orientation(torch.rand(800, 3, 32, 32))
+    found = orientation(torch.rand(800, 3, 32, 32))
     assert 0.19 < found.turn < 0.31
     assert 0.42 < found.mirror < 0.58
 
@@ -178,12 +179,12 @@ def test_pictures_that_were_turned_at_random_have_no_up() -> None:
     array = resized((load_digits().images[..., None] * 15.9).astype(np.uint8), 24, "rgb")
     turns = np.random.default_rng(0).integers(0, 4, len(array))
     turned = np.stack([np.rot90(a, k) for a, k in zip(array, turns, strict=True)])
-    assert survey.orientation(shuffled(turned)).turn < 0.31
+    assert orientation(shuffled(turned)).turn < 0.31
 
 
 def test_stripes_have_an_axis_and_no_top() -> None:
     rng = np.random.default_rng(0)
     rows = np.repeat(rng.integers(0, 255, (600, 32, 1, 1), dtype=np.uint8), 32, axis=2)
-    found = survey.orientation(shuffled(np.repeat(rows, 3, axis=3)))
+    found = orientation(shuffled(np.repeat(rows, 3, axis=3)))
     assert 0.4 < found.turn < 0.6
     assert found.half_turn_errors > 0.9 * (1 - found.turn)

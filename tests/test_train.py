@@ -12,20 +12,26 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from sslrun import CONF, checkpoint, signals
-from sslrun.backbones import Encoder, smallcnn
-from sslrun.classifier import Classifier, Finetuning
-from sslrun.config import compose_nodes
-from sslrun.console import log
+from sslrun.augment import Augment
+from sslrun.base import signals
+from sslrun.base.console import log
+from sslrun.base.errors import UserError
+from sslrun.base.paths import CONF
+from sslrun.config.compose import compose_nodes
 from sslrun.device import Device
-from sslrun.errors import UserError
-from sslrun.optimizers import LARS, parameter_groups
-from sslrun.run import Run
-from sslrun.train import batches_per_epoch, fit, learning_rate_at, total_steps
-from sslrun.views import Augment
+from sslrun.models.backbones.smallcnn import smallcnn
+from sslrun.models.classifier import Classifier
+from sslrun.models.encoder import Encoder
+from sslrun.models.weights import load_state
+from sslrun.runs import checkpoint
+from sslrun.runs.run import Run
+from sslrun.tasks.finetuning.supervised import Finetuning
+from sslrun.training.loop import fit
+from sslrun.training.optimizers import LARS, parameter_groups
+from sslrun.training.settings import batches_per_epoch, learning_rate_at, total_steps
 from tests.test_views import NOTHING
 
-ADAMW = {"_target_": "sslrun.optimizers.adamw", "weight_decay": 0.05, "betas": [0.9, 0.999]}
+ADAMW = {"_target_": "sslrun.training.optimizers.adamw", "weight_decay": 0.05, "betas": [0.9, 0.999]}
 CPU = Device(name="cpu", precision="fp32", memory_format="channels_last", compile=None, threads=None)
 
 
@@ -317,7 +323,8 @@ def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
 def test_every_optimizer_lowers_a_loss(name: str) -> None:
-    from sslrun.config import build, compose_config
+    from sslrun.config.build import build
+    from sslrun.config.compose import compose_config
 
     node: Any = OmegaConf.to_container(compose_config("pretrain", [f"optimizer={name}"], None).optimizer)
     net = nn.Linear(4, 1)
@@ -404,9 +411,9 @@ def test_case_60_the_classifier_learns_one_batch(pieces: Tensor) -> None:
 def test_case_20_keys_that_do_not_match_are_named() -> None:
     net = nn.Linear(2, 2)
     with pytest.raises(UserError, match=r"1 missing \(bias\); 1 unexpected \(other\)"):
-        checkpoint.load_state(net, {"weight": torch.zeros(2, 2), "other": torch.zeros(1)}, "x.pt")
+        load_state(net, {"weight": torch.zeros(2, 2), "other": torch.zeros(1)}, "x.pt")
     with pytest.raises(UserError, match=r"of another shape \(weight \(3, 2\) where \(2, 2\) is needed\)"):
-        checkpoint.load_state(net, {"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, "x.pt")
+        load_state(net, {"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, "x.pt")
 
 
 @pytest.mark.parametrize("kind", ["truncated", "text", "empty", "missing", "pickle", "number"])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from sslrun.views import Augment, crop, gaussian_blur, recolor
+from sslrun.augment import Augment, crop, gaussian_blur, recolor
 
 STRONG: dict[str, Any] = {
     "crop_scale": [0.2, 1.0],

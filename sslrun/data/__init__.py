@@ -1,1 +1,1 @@
-"""Pictures and labels: sources, splits, decoding."""
+"""From files to tensors: sources, labels, decoding, caches."""

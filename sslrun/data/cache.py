@@ -23,16 +23,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sslrun.config import UserError
-from sslrun.console import log, progress
+from sslrun.base.console import log, progress
+from sslrun.base.errors import UserError
+from sslrun.base.locks import alone
+from sslrun.base.machine import physical_memory
+from sslrun.base.paths import home
 from sslrun.data.decode import NOT_ITS_FAULT, VERSION, Channels, Resize, decode_some
 from sslrun.data.images import DIGEST, Images, digests
-from sslrun.data.lock import alone, home
 from sslrun.data.workers import in_order, workers
 
 BLOCK = 32 << 20  # bytes of an array that are worked on at once
 CHUNK = 4 << 20  # bytes of pictures that a core decodes at once
-
 Blocks = Generator[tuple[np.ndarray, list[str]], None, None]
 
 
@@ -128,9 +129,6 @@ def _key(files: Sequence[str], *settings: object) -> str:
     return digest.hexdigest()[:32]
 
 
-# ------------------------------------------------------------------------------------------------------ the folder
-
-
 def _kept(key: str, n: int, image_size: int, produce: Callable[[], Blocks]) -> Decoded:
     """Return what lies under the key, or produce it; two processes at once produce it once."""
     folder = cache_folder() / key
@@ -178,11 +176,6 @@ def _advise(array: np.ndarray) -> None:
         array.base.madvise(mmap.MADV_RANDOM)
         if array.nbytes < physical_memory() // 4:
             array.base.madvise(mmap.MADV_WILLNEED)
-
-
-def physical_memory() -> int:
-    """Return the machine's memory in bytes, or 0 where the system does not tell."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
 
 
 def _write(folder: Path, shape: tuple[int, ...], blocks: Blocks) -> None:

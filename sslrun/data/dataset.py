@@ -4,39 +4,20 @@ import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
 
-from sslrun.config import Count, Fraction, Node, PositiveInt, Share, UserError, locate, parameters
-from sslrun.console import log
-from sslrun.data import splits
+from sslrun.base.console import log
+from sslrun.base.errors import UserError
+from sslrun.config.build import locate, parameters
+from sslrun.config.types import Node
 from sslrun.data.cache import Decoded, decode_all, resize_all
-from sslrun.data.decode import Channels, Resize
 from sslrun.data.images import Images
-from sslrun.data.sources import Pictures, SplitName, pile
-
-ImageSize = Annotated[int, Field(ge=8, le=1024)]
-Three = Annotated[list[float], Field(min_length=3, max_length=3)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The keys that every data set has, beside those of its source."""
-
-    image_size: ImageSize
-    resize: Resize = "crop"
-    channels: Channels = "rgb"
-    val_fraction: Share = 0.1
-    split_seed: Count = 0
-    classes: list[str] | dict[str, list[str]] | None = None
-    max_images: PositiveInt | None = None
-    max_bad_fraction: Fraction = 0.01
-    horizontal_flip: bool = True
-    mean: Three | None = None
-    std: Three | None = None
+from sslrun.data.labels import counts, label_subset, validation
+from sslrun.data.options import Options, describe, shared
+from sslrun.data.sources.folder import pile
+from sslrun.data.sources.source import Pictures, SplitName
 
 
 @dataclass
@@ -92,7 +73,7 @@ def load_train(node: Node) -> tuple[Dataset, Dataset | None]:
     assert data is not None
     if data.labels is None or options.val_fraction == 0:
         return data, None
-    keep, val = splits.validation(data.labels.numpy(), options.val_fraction, options.split_seed)
+    keep, val = validation(data.labels.numpy(), options.val_fraction, options.split_seed)
     return data.take(keep), data.take(val)
 
 
@@ -110,9 +91,7 @@ def labelled(
     if len(names) < 2:
         raise UserError(f"{describe(node)} has one class ({', '.join(names)}); a classifier needs two")
     labels = data.labels.numpy()
-    return data.take(
-        splits.label_subset(labels, subset_seed, label_fraction, labels_per_class, data.class_sizes, names)
-    )
+    return data.take(label_subset(labels, subset_seed, label_fraction, labels_per_class, data.class_sizes, names))
 
 
 def load_test(node: Node) -> Dataset:
@@ -192,18 +171,6 @@ def listing(node: Node, split: SplitName) -> str:
     return digest.hexdigest()[:16]
 
 
-def shared(node: Node) -> Options:
-    """Return the keys of a data set's node that all data sets have."""
-    names = parameters(Options)
-    return Options(**{k: v for k, v in node.items() if k in names})
-
-
-def describe(node: Node) -> str:
-    """Return the data set's name, and its place if it is a folder of the user's."""
-    name = str(node["_target_"]).rsplit(".", 1)[-1]
-    return f"{name} {node['root']}" if name == "folder" else name
-
-
 def decoded(pictures: Pictures, options: Options) -> Decoded:
     """Decode or resize pictures, all of them; whether too many are unreadable is for the caller to say."""
     if isinstance(pictures.items, np.ndarray):
@@ -222,7 +189,7 @@ def _decoded(pictures: Pictures, options: Options) -> Dataset:
         raise UserError("no picture is left to work with")
     if labels is None:
         return Dataset(found.images(), None, [], names)
-    return Dataset(found.images(), torch.from_numpy(labels), list(pictures.class_names), names, splits.counts(labels))
+    return Dataset(found.images(), torch.from_numpy(labels), list(pictures.class_names), names, counts(labels))
 
 
 def _judge(pictures: Pictures, bad: dict[int, str], max_bad_fraction: float) -> None:
@@ -246,7 +213,7 @@ def _choose_classes(pictures: Pictures, wanted: list[str] | dict[str, list[str]]
     position |= {name: i for i, name in enumerate(pictures.class_ids)}
     unknown = [c for members in groups.values() for c in members if c not in position]
     if unknown:
-        from sslrun.config import nearest
+        from sslrun.config.check import nearest
 
         known = list(position)
         raise UserError(
@@ -268,7 +235,7 @@ def _cap(pictures: Pictures, n: int) -> Pictures:
     rng = np.random.default_rng(0)
     if pictures.labels is None:
         return pictures.take(np.sort(rng.permutation(len(pictures.names))[:n]))
-    keep = splits.label_subset(pictures.labels, seed=0, fraction=n / len(pictures.names))
+    keep = label_subset(pictures.labels, seed=0, fraction=n / len(pictures.names))
     if len(keep) > n:
         keep = np.sort(rng.permutation(keep)[:n])
     log.info("Using %d of %d training pictures (dataset.max_images).", len(keep), len(pictures.names))

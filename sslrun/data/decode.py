@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 warnings.filterwarnings("ignore", module="PIL")  # of damaged or strange files, which are none of a user's doing
 
+
 VERSION = f"3 {PIL.__version__}"  # of this decoder: raise it when the same file comes to decode to other pixels
 NOT_ITS_FAULT = "cannot be opened"  # such a file may be readable the next time
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")

@@ -19,10 +19,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from sslrun import __version__
-from sslrun.config import UserError
-from sslrun.console import log, progress
-from sslrun.data.lock import alone
+from sslrun.base.console import log, progress
+from sslrun.base.errors import UserError
+from sslrun.base.locks import alone
+from sslrun.base.version import __version__
 
 BLOCK = 1 << 20
 TRIES = 5  # in a row without a byte
@@ -127,9 +127,6 @@ def explained(name: str, url: str, place: Path | str, more: Sequence[str] = ()) 
         raise UserError(f"{name} could not be put at {place}: {error.strerror or error}") from None
 
 
-# ------------------------------------------------------------------------------------------------------ downloading
-
-
 def _have(place: Path, url: str, md5: str) -> None:
     """Download a file, unless it is there, and hold it against its checksum."""
     if place.is_file():
@@ -205,9 +202,6 @@ def _read(answer: http.client.HTTPResponse) -> bytes:
 def _md5(path: Path) -> str:
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "md5").hexdigest()
-
-
-# ------------------------------------------------------------------------------------------------------- unpacking
 
 
 def _unpack(packed: Path, folder: Path) -> None:

@@ -11,15 +11,11 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
+from sslrun.base.machine import cores
+
 T = TypeVar("T")
 R = TypeVar("R")
-
 WORTH_PROCESSES = 2000  # tasks; it takes a second to start processes
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
@@ -47,7 +43,7 @@ def workers(tasks: int, processes: bool = True) -> Iterator[Executor]:
         try:
             yield pool
         except BrokenProcessPool:
-            from sslrun.errors import UserError
+            from sslrun.base.errors import UserError
 
             raise UserError("a process that was reading pictures was killed: is the memory full?") from None
 

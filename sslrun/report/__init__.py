@@ -1,1 +1,1 @@
-"""Figures, tables and the pages that hold them."""
+"""Figures, tables and pages; no network is loaded here."""

@@ -1,16 +1,76 @@
-"""The page of an evaluation: `report.html`, one file that holds all it shows."""
+"""An evaluation: its page, the confusion matrix, the table by class."""
 
 import base64
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from markupsafe import Markup
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
-from sslrun.files import write_text
+from sslrun.base.console import ERR, log
+from sslrun.base.files import write_text
 from sslrun.report import plots
-from sslrun.report.page import rendered
-from sslrun.run import Run
+from sslrun.report.html import rendered
+from sslrun.report.style import new_figure
+from sslrun.runs.run import Run
+
+
+def confusion_figure(run: Run, counts: list[list[int]], class_names: list[str]) -> None:
+    """Draw the confusion matrix: shades are parts of a row, numbers are pictures."""
+    n = len(class_names)
+    side = min(14.0, 2.2 + 0.45 * n)
+    figure, ((axis,),) = new_figure(1, 1, (side, side))
+    matrix = torch.tensor(counts, dtype=torch.float)
+    axis.imshow((matrix / matrix.sum(1, keepdim=True).clamp(min=1)).numpy(), cmap="Blues", vmin=0, vmax=1)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    if n <= 60:
+        axis.set_xticks(range(n), class_names, rotation=90)
+        axis.set_yticks(range(n), class_names)
+    if n <= 25:
+        for i, row in enumerate(counts):
+            for j, count in enumerate(row):
+                dark = count > 0.5 * max(1, sum(row))
+                axis.text(
+                    j,
+                    i,
+                    count or "",
+                    ha="center",
+                    va="center",
+                    color="white" if dark else "black",
+                    fontsize=8,
+                )
+    figure.tight_layout()
+    path = run.figure("confusion_matrix")
+    figure.savefig(path)
+    run.log.image("confusion_matrix", path)
+
+
+def print_classification(found: dict[str, Any], source: Path, table: bool) -> None:
+    """Say the accuracy, and if asked for print the table of the classes, on standard error."""
+    ends = "" if found["accuracy_interval"] is None else " (95 % {:.4f} to {:.4f})".format(*found["accuracy_interval"])
+    log.info("test accuracy %.4f%s of %s", found["accuracy"], ends, source)
+    if table:
+        ERR.print(_classes_table(found))
+
+
+def _classes_table(found: dict[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("class", "precision", "recall", "f1", "images"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for row in found["classes"]:
+        numbers = [f"{row[k]:.3f}" for k in ("precision", "recall", "f1")]
+        table.add_row(Text(row["class"]), *numbers, str(row["images"]))
+    table.add_section()
+    macro = [f"{found[k]:.3f}" for k in ("precision_macro", "recall_macro", "f1_macro")]
+    table.add_row("macro mean", *macro, str(sum(r["images"] for r in found["classes"])))
+    return table
 
 
 def publish(own: Run, scores: dict[str, Any], directory: Path, dataset: str, images: int) -> Path:
@@ -35,7 +95,7 @@ def publish(own: Run, scores: dict[str, Any], directory: Path, dataset: str, ima
         matrix=matrix.tolist() if len(names) <= 30 else None,
         mistakes=base64.b64encode(mistakes.read_bytes()).decode() if mistakes.is_file() else "",
         rival=said_rival(scores["against"]) if "against" in scores else "",
-        command=own.again(),
+        command=own.command,
     )
     path = own.directory / "report.html"
     write_text(path, text)

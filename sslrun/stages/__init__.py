@@ -1,1 +1,1 @@
-"""The commands: one file each, read from top to bottom; a stage's keyword-only parameters are its config's keys."""
+"""One file a command."""

@@ -5,24 +5,32 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from sslrun import estimate, preflight
-from sslrun.config import DatasetNode, Node, Positive, PositiveInt, UserError, build
-from sslrun.console import log
-from sslrun.data import splits, survey
+from sslrun.base.console import log
+from sslrun.base.errors import UserError
+from sslrun.base.files import write_text
+from sslrun.config.build import build
+from sslrun.config.nodes import short_name
+from sslrun.config.types import Node, Positive, PositiveInt
+from sslrun.data import labels
 from sslrun.data.cache import Decoded
-from sslrun.data.dataset import Options, decoded, describe, find, shared
+from sslrun.data.dataset import decoded, find
+from sslrun.data.duplicates import exact_duplicates, headers, near_duplicates, other_files
 from sslrun.data.images import Images
-from sslrun.data.sources import Pictures, SplitName, pile
-from sslrun.files import write_text
-from sslrun.run import Run
-from sslrun.start import short_name
-from sslrun.train import SMALLEST_BATCH
+from sslrun.data.options import DatasetNode, Options, describe, shared
+from sslrun.data.orientation import pixels, sample
+from sslrun.data.sources.folder import pile
+from sslrun.data.sources.source import Pictures, SplitName
+from sslrun.report.check import findings, table
+from sslrun.runs.run import Run
+from sslrun.training import estimate
+from sslrun.training.settings import SMALLEST_BATCH
 
 SPLITS: tuple[SplitName, ...] = ("train", "unlabeled", "test")
 
@@ -33,7 +41,7 @@ class Part:
     def __init__(self, name: str, pictures: Pictures, found: Decoded) -> None:
         self.name, self.pictures, self.found = name, pictures, found
         self.images, self.good = found.images(), found.good()
-        self.headers = [] if isinstance(pictures.items, np.ndarray) else survey.headers(pictures.items)
+        self.headers = [] if isinstance(pictures.items, np.ndarray) else headers(pictures.items)
         self.labels = None if pictures.labels is None else pictures.labels[self.good]
 
     def path(self, i: int) -> str:
@@ -52,20 +60,23 @@ class Part:
         return None if self.labels is None else self.pictures.class_names[self.labels[i]]
 
 
-def check(
-    run: Run,
-    *,
-    dataset: DatasetNode,
-    unlabeled: str | None,
-    pretext: Node,
-    backbone: Node,
-    optimizer: Node,
-    device: Node,
-    label_fraction: Positive | None,
-    labels_per_class: PositiveInt | None,
-    batch_size: Annotated[int, Field(ge=SMALLEST_BATCH)],
-    format: Literal["table", "json"],
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Settings of a check; what they mean stands in conf/check.yaml."""
+
+    dataset: DatasetNode
+    unlabeled: str | None
+    pretext: Node
+    backbone: Node
+    optimizer: Node
+    device: Node
+    label_fraction: Positive | None
+    labels_per_class: PositiveInt | None
+    batch_size: Annotated[int, Field(ge=SMALLEST_BATCH)]
+    format: Literal["table", "json"]
+
+
+def check(run: Run, settings: Check) -> dict[str, Any]:
     """Report on a data set, on standard output and in `check.json`; nothing is trained.
 
     Test pictures are counted, and compared with the others; no label of theirs and no number about their pixels goes
@@ -77,32 +88,44 @@ def check(
     Raises:
         UserError: something would stop a run (after the report).
     """
-    splits.check_amount(label_fraction, run.asked)
-    build(device)  # is it there?
-    options = shared(dataset)
-    parts = list(_parts(dataset, unlabeled))
+    labels.check_amount(settings.label_fraction, run.overrides)
+    build(settings.device)  # is it there?
+    options = shared(settings.dataset)
+    parts = list(_parts(settings.dataset, settings.unlabeled))
     images = _joined([p for p in parts if p.name != "test"])
     report: dict[str, Any] = {
-        "dataset": describe(dataset),
+        "dataset": describe(settings.dataset),
         "options": {k: getattr(options, k) for k in ("image_size", "resize", "max_bad_fraction", "horizontal_flip")},
         "splits": {p.name: _split(p, options) for p in parts},
-        "other_files": _other_files(dataset),
+        "other_files": _other_files(settings.dataset),
         "duplicates": _duplicates(parts),
-        "labels": _labels(parts[0], options, label_fraction, labels_per_class),
-        "pixels": survey.pixels(survey.sample(images)) if len(images) else None,
+        "labels": _labels(parts[0], options, settings.label_fraction, settings.labels_per_class),
+        "pixels": pixels(sample(images)) if len(images) else None,
     }
     if len(images) > 1:
-        report["estimate"] = _estimate(images, pretext, backbone, optimizer, device, options.image_size, batch_size)
-    findings = preflight.findings(report)
-    report["findings"] = [{"level": level, "text": text} for level, text in findings]
+        report["estimate"] = _estimate(
+            images,
+            settings.pretext,
+            settings.backbone,
+            settings.optimizer,
+            settings.device,
+            options.image_size,
+            settings.batch_size,
+        )
+    found = findings(report)
+    report["findings"] = [{"level": level, "text": text} for level, text in found]
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     write_text(run.directory / "check.json", text)
-    print(text if format == "json" else preflight.table(report), end="")
+    print(text if settings.format == "json" else table(report), end="")
     log.info("Written to %s", run.directory / "check.json")
-    errors = [text for level, text in findings if level == "error"]
+    errors = [text for level, text in found if level == "error"]
     if errors:
         raise UserError("a run would stop: " + "; ".join(errors))
-    return {"dataset": describe(dataset), "images": len(images), "warnings": sum(f[0] == "warning" for f in findings)}
+    return {
+        "dataset": describe(settings.dataset),
+        "images": len(images),
+        "warnings": sum(f[0] == "warning" for f in found),
+    }
 
 
 def _parts(dataset: Node, unlabeled: str | None) -> Iterator[Part]:
@@ -124,7 +147,7 @@ def _joined(parts: list[Part]) -> Images:
 
 def _split(part: Part, options: Options) -> dict[str, Any]:
     items, names = part.pictures.items, part.pictures.class_names
-    sizes = splits.counts(part.labels) if part.labels is not None else {}
+    sizes = labels.counts(part.labels) if part.labels is not None else {}
     if isinstance(items, np.ndarray):
         height, width, channels = items.shape[1:]
         shapes = [(width, height)] * len(items)
@@ -153,16 +176,16 @@ def _split(part: Part, options: Options) -> dict[str, Any]:
 
 def _other_files(dataset: Node) -> dict[str, int]:
     is_folder = short_name(dataset["_target_"]) == "folder"
-    return survey.other_files(os.path.expanduser(dataset["root"])) if is_folder else {}
+    return other_files(os.path.expanduser(dataset["root"])) if is_folder else {}
 
 
 def _duplicates(parts: list[Part]) -> dict[str, Any]:
     """Return groups of paths: the same bytes, nearly the same, across training and test, and in several classes."""
     where = [(p, i) for p in parts for i in range(len(p.good))]
-    exact = survey.exact_duplicates([d for p in parts for d in p.digests()])
+    exact = exact_duplicates([d for p in parts for d in p.digests()])
     in_test = np.array([p.name == "test" for p, _ in where])
     known = [set(g) for g in exact]
-    near = [g for g in survey.near_duplicates(_joined(parts), in_test) if not any(k.issuperset(g) for k in known)]
+    near = [g for g in near_duplicates(_joined(parts), in_test) if not any(k.issuperset(g) for k in known)]
     both = [g for g in exact + near if len({where[i][0].name == "test" for i in g}) > 1]
     mixed = [g for g in exact + near if len({where[i][0].class_of(where[i][1]) for i in g} - {None}) > 1]
     named = {"exact": exact, "near": near, "train_and_test": both, "classes_differ": mixed}
@@ -174,7 +197,7 @@ def _labels(part: Part, options: Options, fraction: float | None, per_class: int
     """Say for which classes there are too few pictures; None where there are no labels."""
     if part.labels is None:
         return None
-    names, sizes = part.pictures.class_names, splits.counts(part.labels)
+    names, sizes = part.pictures.class_names, labels.counts(part.labels)
     out: dict[str, Any] = {"label_fraction": fraction, "labels_per_class": per_class, "classes": len(sizes)}
     taken = {c: max(1, round(options.val_fraction * n)) if options.val_fraction else 0 for c, n in sizes.items()}
     out["too_few_for_validation"] = [names[c] for c, n in sizes.items() if taken[c] >= n]

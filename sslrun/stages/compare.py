@@ -1,53 +1,59 @@
 """`sslrun compare`: does pretraining help on these pictures, and from how many labels on?"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from pydantic import Field
 
-from sslrun import preflight
-from sslrun.config import Count, DatasetNode, Node, Positive, PositiveInt
-from sslrun.console import ERR, log
-from sslrun.data import survey
-from sslrun.data.dataset import describe
-from sslrun.data.splits import check_amount
-from sslrun.overrides import key_of
-from sslrun.report import page
-from sslrun.report.maps import embedding_maps
-from sslrun.run import Run, find, read_summary
+from sslrun.base.console import ERR, log
+from sslrun.config.commands import COMPARE
+from sslrun.config.grammar import key_of
+from sslrun.config.types import Count, Node, Positive, PositiveInt
+from sslrun.data.labels import check_amount
+from sslrun.data.options import DatasetNode, describe
+from sslrun.data.orientation import pixels, sample
+from sslrun.report import check
+from sslrun.report.study import publish
+from sslrun.runs.find import STUDY, find, read_summary
+from sslrun.runs.run import Run
 from sslrun.study import results
+from sslrun.study.budget import seconds_of, times_of
 from sslrun.study.choice import score_of
-from sslrun.study.parts import launching, run_parts
+from sslrun.study.embeddings import embedding_maps
+from sslrun.study.launch import launching, run_parts
 from sslrun.study.plan import Pictures, Plan, best_settings, pictures_of, plan_of
-from sslrun.study.settings import settings_of
-from sslrun.study.times import seconds_of, times_of
+from sslrun.study.settings import overrides_of
 
 NotEmpty = Field(min_length=1)
 
 
-def compare(
-    run: Run,
-    *,
-    pretexts: Annotated[list[str], NotEmpty] | None,
-    label_fractions: Annotated[list[Positive], NotEmpty],
-    labels_per_class: Annotated[list[PositiveInt], NotEmpty] | None,
-    seeds: PositiveInt,
-    mode: Literal["auto", "finetune", "probe"],
-    imagenet: bool | Literal["auto"],
-    search: list[str],
-    finetune: list[str],
-    budget: str | None,
-    pretext: Node,
-    backbone: Node,
-    dataset: DatasetNode,
-    unlabeled: str | None,
-    device: Node,
-    optimizer: Node,
-    train: Node,
-    seed: Count,
-    resume: str | None,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Settings of a study; what they mean stands in conf/compare.yaml."""
+
+    pretexts: Annotated[list[str], NotEmpty] | None
+    label_fractions: Annotated[list[Positive], NotEmpty]
+    labels_per_class: Annotated[list[PositiveInt], NotEmpty] | None
+    seeds: PositiveInt
+    mode: Literal["auto", "finetune", "probe"]
+    imagenet: bool | Literal["auto"]
+    search: list[str]
+    finetune: list[str]
+    budget: str | None
+    pretext: Node
+    backbone: Node
+    dataset: DatasetNode
+    unlabeled: str | None
+    device: Node
+    optimizer: Node
+    train: Node
+    seed: Count
+    resume: str | None
+
+
+def compare(run: Run, settings: Compare) -> dict[str, Any]:
     """Pretrain once with each task; train classifiers from there, from scratch and frozen on the same label subsets.
 
     Every classifier is evaluated on the test split; choices (`mode=auto`, the best epoch) are made on validation, or,
@@ -59,43 +65,51 @@ def compare(
     Raises:
         UserError: no labels, a task or setting that does not exist, a budget that is too small, or runs that failed.
     """
-    for fraction in label_fractions:
-        check_amount(fraction, run.asked)
-    limit = None if budget is None else seconds_of(budget)
+    run.note(resumable=STUDY)
+    for fraction in settings.label_fractions:
+        check_amount(fraction, run.overrides)
+    limit = None if settings.budget is None else seconds_of(settings.budget)
     chosen, own = _choices(run)
-    settings_of(run.summary["config"], chosen, own)  # mistakes are found before the pictures are read
-    pictures = pictures_of(dataset, unlabeled)
-    advice = preflight.advice(survey.pixels(survey.sample(pictures.images)), dataset["horizontal_flip"])
+    overrides_of(run.stages, run.config, chosen, own)  # mistakes are found before the pictures are read
+    pictures = pictures_of(settings.dataset, settings.unlabeled)
+    advice = check.advice(pixels(sample(pictures.images)), settings.dataset["horizontal_flip"])
     for sentence in advice:
         log.info("Advice: %s.", sentence)
     run.refuse_other_data(pictures.data.fingerprint(), len(pictures.data))
-    plan = _planned(run, chosen, own, pictures, limit, train)
+    plan = _planned(run, chosen, own, pictures, limit, settings.train)
     run.note(
         pretext=", ".join(plan.pretrainings),
         backbone=run.summary["choices"]["backbone"],
-        dataset=describe(dataset),
+        dataset=describe(settings.dataset),
         images=len(pictures.images),
         data_fingerprint=pictures.data.fingerprint(),
         advice=advice,
-        seeds={"training": seed, "split": dataset["split_seed"], "subsets": seeds},
+        seeds={"training": settings.seed, "split": settings.dataset["split_seed"], "subsets": settings.seeds},
     )
     run.goes_on()
-    run_parts(list(plan.pretrainings.values()))
-    run_parts(list(plan.classifiers.values()))
-    run_parts([p for trials in plan.trials.values() for p in trials])
+    run_parts(list(plan.pretrainings.values()), run.stages)
+    run_parts(list(plan.classifiers.values()), run.stages)
+    run_parts([p for trials in plan.trials.values() for p in trials], run.stages)
     evaluated = {c: plan.evaluations[c] for c in best_settings(plan)}
-    run_parts(list(evaluated.values()))
+    run_parts(list(evaluated.values()), run.stages)
 
     held_out = {c: score_of(trials) for c, trials in plan.trials.items()}
     rows = [results.row_of(p.directory, c.start, held_out.get(c), c.setting) for c, p in evaluated.items()]
-    if mode == "auto":
+    if settings.mode == "auto":
         rows += results.with_auto(rows, [s for s in dict.fromkeys(r["start"] for r in rows) if s != "scratch"])
     pretrained = {n: p.directory for n, p in plan.pretrainings.items()}
     run.note(pretraining_seconds={n: read_summary(d)["wall_time_seconds"] for n, d in pretrained.items()})
     places = None
-    if not any(key_of(s).startswith("dataset.") for s in finetune):  # else the classifiers have other classes
-        places = embedding_maps(pretrained, backbone, dataset, device, pictures.data, pictures.val or pictures.data)
-    conclusions = page.publish(run.directory, rows, mode, places, run.summary)
+    if not any(key_of(s).startswith("dataset.") for s in settings.finetune):  # else the classifiers have other classes
+        places = embedding_maps(
+            pretrained,
+            settings.backbone,
+            settings.dataset,
+            settings.device,
+            pictures.data,
+            pictures.val or pictures.data,
+        )
+    conclusions = publish(run.directory, rows, settings.mode, places, run.summary)
     best = results.best_classifier(rows)
     if best:
         name = results.name_of(best["start"], best["mode"])
@@ -117,21 +131,21 @@ def _planned(
 ) -> Plan:
     """Plan the runs, fit their epochs into the budget, and say how long they will take."""
     to_be_fitted = limit is not None and "budget_epochs" not in run.summary
-    plan = plan_of(run.summary["config"], chosen, pictures, own)
+    plan = plan_of(run.stages, run.config, chosen, pictures, own)
     times = times_of(plan, pictures, anew=to_be_fitted)
     if to_be_fitted:
         assert limit is not None
 
         def with_epochs(epochs: int) -> Plan:
-            config = {**run.summary["config"], "train": {**train, "epochs": epochs, "steps": None}}
-            return plan_of(config, chosen, pictures, own)
+            config = {**run.config, "train": {**train, "epochs": epochs, "steps": None}}
+            return plan_of(run.stages, config, chosen, pictures, own)
 
         epochs = _epochs_before(run, with_epochs) or times.epochs_within(limit)
-        run.settle(train={**train, "epochs": epochs, "steps": None})
+        run.resolve(train={**train, "epochs": epochs, "steps": None})
         run.note(budget_epochs=epochs)
         plan = with_epochs(epochs)
         times = times_of(plan, pictures)
-        budget = run.summary["config"]["budget"]
+        budget = run.config["budget"]
         log.info("budget=%s leaves room for %d epochs of each pretraining.", budget, epochs)
     log.info("%s", times.said(plan))
     return plan
@@ -139,8 +153,8 @@ def _planned(
 
 def _epochs_before(run: Run, with_epochs: Callable[[int], Plan]) -> int | None:
     """Return the epochs that a study with the same settings had, if there are pretrainings of it to be used again."""
-    wanted = _but_for_epochs(run.summary["config"])
-    for directory, summary in reversed(find(["compare"])):
+    wanted = _but_for_epochs(run.config)
+    for directory, summary in reversed(find([COMPARE])):
         if "budget_epochs" in summary and _but_for_epochs(summary["config"]) == wanted:
             epochs = int(summary["budget_epochs"])
             if any(p.directory.is_dir() for p in with_epochs(epochs).pretrainings.values()):

@@ -4,39 +4,45 @@ import csv
 import importlib.util
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from sslrun.answers import quoting
-from sslrun.api import model_of, named_pictures
-from sslrun.config import Count, Node, PositiveInt, UserError
-from sslrun.console import log, printable
+from sslrun.base.console import log, printable
+from sslrun.base.errors import UserError
+from sslrun.base.files import new_file, put_in_place
+from sslrun.base.output import quoting
+from sslrun.config.types import Count, Node, PositiveInt
 from sslrun.data.cache import decode_all
-from sslrun.files import new_file, put_in_place
-from sslrun.index import indexed
-from sslrun.report import picture_map
-from sslrun.run import Run
+from sslrun.inference.index import indexed
+from sslrun.inference.inputs import named_pictures
+from sslrun.inference.model import model_of
+from sslrun.report import embedding_map
+from sslrun.runs.run import Run
 
 PROJECTED_SIDE = 32  # px of a picture in TensorBoard's projector
 
 
-def embed(
-    own: Run,
-    *,
-    images: list[str],
-    run: str,
-    stage: PositiveInt | None,
-    batch_size: PositiveInt,
-    format: Literal["npz", "csv", "parquet"],
-    out: str | None,
-    map: Count,
-    projector: Count,
-    seed: Count,
-    device: Node,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Embed:
+    """Settings of an embedding; what they mean stands in conf/embed.yaml."""
+
+    images: list[str]
+    run: str
+    stage: PositiveInt | None
+    batch_size: PositiveInt
+    format: Literal["npz", "csv", "parquet"]
+    out: str | None
+    map: Count
+    projector: Count
+    seed: Count
+    device: Node
+
+
+def embed(run: Run, settings: Embed) -> dict[str, Any]:
     """Write the features of pictures into a file, and draw them on a map.
 
     Returns:
@@ -46,28 +52,30 @@ def embed(
         UserError: nothing to embed, a file that is there already, a package that is missing, or some pictures could
             not be read (after the features of the others were written).
     """
-    if format == "parquet" and importlib.util.find_spec("pyarrow") is None:
+    if settings.format == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UserError("format=parquet needs pyarrow: pip install pyarrow")
-    named = named_pictures(images)
-    path = new_file("out", Path(out) if out else own.directory / f"embeddings.{format}")
-    own.settle(out=str(path))
-    model = model_of(own, run, device)
-    files, features, bad = indexed(model, named, stage, batch_size)
+    named = named_pictures(settings.images)
+    path = new_file("out", Path(settings.out) if settings.out else run.directory / f"embeddings.{settings.format}")
+    run.resolve(out=str(path))
+    model = model_of(run, settings.run, settings.device)
+    files, features, bad = indexed(model, named, settings.stage, settings.batch_size)
     part = path.with_name(f".part_{os.getpid()}{path.suffix[:20]}")
-    {"npz": _npz, "csv": _csv, "parquet": _parquet}[format](part, files, features)
+    {"npz": _npz, "csv": _csv, "parquet": _parquet}[settings.format](part, files, features)
     put_in_place(part, path, "out")
-    groups = picture_map.folders_of(files)
-    order = np.random.default_rng(seed).permutation(len(files))
-    rows = np.sort(order[:map])
-    if map and len(rows) < 3:
+    groups = embedding_map.folders_of(files)
+    order = np.random.default_rng(settings.seed).permutation(len(files))
+    rows = np.sort(order[: settings.map])
+    if settings.map and len(rows) < 3:
         log.info("No map of fewer than 3 pictures.")
-    elif map:
-        page = picture_map.publish(own, [files[i] for i in rows], features[rows], [groups[i] for i in rows], seed)
+    elif settings.map:
+        page = embedding_map.publish(
+            run, [files[i] for i in rows], features[rows], [groups[i] for i in rows], settings.seed
+        )
         log.info("The map: %s", page)
-    if projector:
-        rows = np.sort(order[:projector])
-        _project(own, [files[i] for i in rows], features[rows], [groups[i] for i in rows])
-        log.info("TensorBoard's projector: tensorboard --logdir %s", own.directory)
+    if settings.projector:
+        rows = np.sort(order[: settings.projector])
+        _project(run, [files[i] for i in rows], features[rows], [groups[i] for i in rows])
+        log.info("TensorBoard's projector: tensorboard --logdir %s", run.directory)
     print(path, flush=True)
     log.info("%d features of %d pictures", features.shape[1], len(files))
     if bad:
@@ -104,7 +112,7 @@ def _parquet(path: Path, files: Sequence[str], features: np.ndarray) -> None:
 def _project(own: Run, files: Sequence[str], features: np.ndarray, groups: Sequence[str]) -> None:
     """Write what TensorBoard's projector shows: features, names, folders, and small pictures."""
     pixels = decode_all(files, PROJECTED_SIDE, "crop", "rgb").array
-    own.tensorboard.add_embedding(
+    own.log.tensorboard.writer.add_embedding(
         torch.from_numpy(features),
         metadata=[[printable(g), printable(f)] for g, f in zip(groups, files, strict=True)],
         metadata_header=["folder", "image"],

@@ -8,33 +8,44 @@ from typing import Any
 
 import numpy as np
 
-from sslrun.backbones import stage_features
-from sslrun.classifier import Classifier, probabilities
-from sslrun.config import DatasetNode, Node, PositiveInt, UserError
-from sslrun.console import log
-from sslrun.data.dataset import Dataset, describe, labelled, load_test, load_train
-from sslrun.device import Device
-from sslrun.files import write_text
-from sslrun.metrics import knn_probabilities, paired_test, scored
-from sslrun.probe import regression
-from sslrun.report import evaluation, figures
-from sslrun.run import Run, read_summary
-from sslrun.start import Trained, find_run, inference_device, load_classifier, overlaid, preprocessing_of
+from sslrun.base.console import log
+from sslrun.base.errors import UserError
+from sslrun.base.files import write_text
+from sslrun.base.output import write_csv
+from sslrun.config.nodes import overlaid
+from sslrun.config.types import Node, PositiveInt
+from sslrun.data.dataset import Dataset, labelled, load_test, load_train
+from sslrun.data.options import AnyDatasetNode, describe, preprocessing_of
+from sslrun.device import Device, inference_device
+from sslrun.evaluation.features import probabilities, stage_features
+from sslrun.evaluation.intervals import paired_test
+from sslrun.evaluation.metrics import scored
+from sslrun.evaluation.probe import regression
+from sslrun.models.classifier import Classifier, knn_probabilities
+from sslrun.models.trained import Trained, load_classifier
+from sslrun.report import evaluation
+from sslrun.report.evaluation import confusion_figure, print_classification
+from sslrun.report.sheets import mistakes_figure
+from sslrun.runs.find import find_run, read_summary
+from sslrun.runs.run import Run
 
 KEPT = ("init", "mode", "backbone", "label_fraction", "labels_per_class", "labels", "seeds", "subset_fingerprint")
 PROBED = 10_000  # labelled pictures and pictures of validation, at most, of a stage's probe
 
 
-def evaluate(
-    own: Run,
-    *,
-    run: str,
-    against: str | None,
-    dataset: DatasetNode,
-    stages: bool,
-    batch_size: PositiveInt,
-    device: Node,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Settings of an evaluation; what they mean stands in conf/evaluate.yaml."""
+
+    run: str
+    against: str | None
+    dataset: AnyDatasetNode
+    stages: bool
+    batch_size: PositiveInt
+    device: Node
+
+
+def evaluate(run: Run, settings: Evaluate) -> dict[str, Any]:
     """Evaluate a run's best classifier on the test split of the data that it was trained on, or of other data.
 
     Returns:
@@ -43,30 +54,34 @@ def evaluate(
     Raises:
         UserError: no such run, no test labels, or other classes or pictures.
     """
-    if against:
-        find_run(against)  # before anything is computed
-    found = _tested(run, dataset, own.asked, device, batch_size)
-    rival = _tested(against, dataset, own.asked, device, batch_size) if against else None
-    own.settle(run=str(found.directory), dataset=found.dataset, against=str(rival.directory) if rival else None)
+    if settings.against:
+        find_run(settings.against)  # before anything is computed
+    found = _tested(settings.run, settings.dataset, run.overrides, settings.device, settings.batch_size)
+    rival = (
+        _tested(settings.against, settings.dataset, run.overrides, settings.device, settings.batch_size)
+        if settings.against
+        else None
+    )
+    run.resolve(run=str(found.directory), dataset=found.dataset, against=str(rival.directory) if rival else None)
     scores = scored(found.probabilities, found.labels, found.data.class_names, found.trained.temperature)
     if rival:
         scores["against"] = _compared(found, rival)
-    if stages and not own.is_part and isinstance(found.trained.model, Classifier):
-        scores["stages"] = _stages(found, batch_size)
-    _write(own, found, scores)
-    figures.mistakes_figure(own, found.data.images, found.labels, found.probabilities, found.data.class_names)
-    if not own.is_part:
-        figures.confusion_figure(own, scores["confusion_matrix"], found.data.class_names)
-        page = evaluation.publish(own, scores, found.directory, describe(found.dataset), len(found.data))
-    figures.print_classification(scores, found.directory, table=not own.in_sweep)
+    if settings.stages and not run.in_study and isinstance(found.trained.model, Classifier):
+        scores["stages"] = _stages(found, settings.batch_size)
+    _write(run, found, scores)
+    mistakes_figure(run, found.data.images, found.labels, found.probabilities, found.data.class_names)
+    if not run.in_study:
+        confusion_figure(run, scores["confusion_matrix"], found.data.class_names)
+        page = evaluation.publish(run, scores, found.directory, describe(found.dataset), len(found.data))
+    print_classification(scores, found.directory, table=not run.in_sweep)
     if rival:
         log.info("%s", evaluation.said_rival(scores["against"]))
-    if not own.is_part:
+    if not run.in_study:
         log.info("The report: %s", page)
     of_run = read_summary(found.directory)
     names = ("accuracy", "precision_macro", "recall_macro", "f1_macro", "top5_accuracy", "nll", "ece", "ece_calibrated")
     metrics = {f"test/{k}": scores[k] for k in names if k in scores}
-    own.metrics(0, metrics)
+    run.log.scalars(0, metrics)
     return {
         **{k: of_run.get(k) for k in KEPT},
         "of_run": str(found.directory),
@@ -104,7 +119,7 @@ class Tested:
 def _tested(run: str, dataset: Node, asked: dict[str, str], device: Node, batch_size: int) -> Tested:
     directory = find_run(run)
     trained = load_classifier(directory)
-    hardware = inference_device(device, trained)
+    hardware = inference_device(device, trained.config["device"])
     has = trained.config["dataset"]
     base = dataset if dataset.get("_target_") else has
     node = preprocessing_of(overlaid("dataset", base, dataset, asked), has, asked, trained.path)
@@ -184,7 +199,7 @@ def _some(n: int) -> np.ndarray:
 
 def _write(own: Run, found: Tested, scores: dict[str, Any]) -> None:
     write_text(own.directory / "report.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
-    figures.write_csv(own.directory / "classes.csv", scores["classes"])
+    write_csv(own.directory / "classes.csv", scores["classes"])
     np.savez_compressed(
         own.directory / "predictions.npz",
         probabilities=found.probabilities.astype(np.float16),

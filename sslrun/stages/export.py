@@ -6,6 +6,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,17 +14,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sslrun import __version__, calibration
-from sslrun.api import EMBEDDING, Model, named_pictures
-from sslrun.backbones import Encoder
-from sslrun.classifier import Classifier, probabilities
-from sslrun.config import UserError
-from sslrun.console import log, quietly
+from sslrun.base.console import log, quietly
+from sslrun.base.errors import UserError
+from sslrun.base.files import new_file, put_in_place
+from sslrun.base.version import __version__
+from sslrun.config.commands import WITH_CLASSIFIER, WITH_ENCODER
+from sslrun.config.nodes import short_name
 from sslrun.data.dataset import load_train
 from sslrun.device import Device
-from sslrun.files import new_file, put_in_place
-from sslrun.run import Run
-from sslrun.start import Trained, find_run, load_network, short_name
+from sslrun.evaluation import calibration
+from sslrun.evaluation.features import probabilities
+from sslrun.inference.inputs import named_pictures
+from sslrun.inference.model import Model
+from sslrun.models.classifier import Classifier
+from sslrun.models.encoder import Encoder
+from sslrun.models.trained import Trained, load_network
+from sslrun.runs.find import find_run
+from sslrun.runs.run import Run
 
 CHECKED, BATCH = 500, 50  # pictures that an export is checked on, and so many at once
 TOLERANCE = 1e-4
@@ -52,15 +59,18 @@ class Exported(nn.Module):
         return (self.head(self.encoder(x)) / self.temperature).softmax(1)
 
 
-def export(
-    own: Run,
-    *,
-    run: str,
-    what: Literal["classifier", "backbone"],
-    format: Literal["onnx", "torch_export", "safetensors"],
-    out: str | None,
-    images: list[str],
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Settings of an export; what they mean stands in conf/export.yaml."""
+
+    run: str
+    what: Literal["classifier", "backbone"]
+    format: Literal["onnx", "torch_export", "safetensors"]
+    out: str | None
+    images: list[str]
+
+
+def export(run: Run, settings: Export) -> dict[str, Any]:
     """Write a network as a file for others, with all that is needed to use it, and check that it says the same.
 
     Returns:
@@ -70,10 +80,10 @@ def export(
         UserError: no classifier, nearest neighbours, a file that is there already, a package that is missing, no
             pictures to check it on, or an exported network that says something else.
     """
-    _installed(format)
-    network = load_network(find_run(run, EMBEDDING if what == "backbone" else ("finetune",)))
+    _installed(settings.format)
+    network = load_network(find_run(settings.run, WITH_ENCODER if settings.what == "backbone" else WITH_CLASSIFIER))
     head: nn.Module | None = None
-    if what == "classifier":
+    if settings.what == "classifier":
         assert isinstance(network, Trained)
         if not isinstance(network.model, Classifier):
             raise UserError(
@@ -81,18 +91,20 @@ def export(
             )
         head = network.model.head
     hardware = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
-    path = new_file("out", Path(out) if out else own.directory / f"{what}{SUFFIXES[format]}")
-    own.settle(run=str(network.path.parent), out=str(path))
+    path = new_file(
+        "out", Path(settings.out) if settings.out else run.directory / f"{settings.what}{SUFFIXES[settings.format]}"
+    )
+    run.resolve(run=str(network.path.parent), out=str(path))
     model = Model(network, hardware, command=True)
-    pictures = _pictures(model, images)
+    pictures = _pictures(model, settings.images)
     module = Exported(network.encoder, head, model.temperature).eval()
     if isinstance(network, Trained) and head is not None:  # what predict says
         expected = calibration.tempered(probabilities(network.model, pictures, hardware).numpy(), model.temperature)
     else:
         expected = _said(module, pictures)
-    about = _about(model, what)
-    part = path.with_name(f".part_{os.getpid()}{SUFFIXES[format]}")  # until it is checked
-    write = {"safetensors": _safetensors, "onnx": _onnx, "torch_export": _torch_export}[format]
+    about = _about(model, settings.what)
+    part = path.with_name(f".part_{os.getpid()}{SUFFIXES[settings.format]}")  # until it is checked
+    write = {"safetensors": _safetensors, "onnx": _onnx, "torch_export": _torch_export}[settings.format]
     try:
         found = write(module, pictures, part, about)
     except BaseException:
@@ -101,7 +113,7 @@ def export(
     gap = float(np.abs(found - expected).max())
     allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if not gap <= allowed:
-        wrong = Path(shutil.move(part, own.directory / f"wrong{SUFFIXES[format]}"))
+        wrong = Path(shutil.move(part, run.directory / f"wrong{SUFFIXES[settings.format]}"))
         raise UserError(f"the exported network differs by {gap:.2g} on {len(pictures)} pictures: it lies in {wrong}")
     put_in_place(part, path, "out")
     log.info("Written to %s, %.1f MB; on %d pictures it differs by %.1g at most.", path, path.stat().st_size / 1e6,

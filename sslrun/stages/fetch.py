@@ -1,14 +1,22 @@
 """`sslrun data fetch`: have a data set where it belongs."""
 
+from dataclasses import dataclass
 from typing import Any
 
-from sslrun.config import DatasetNode
-from sslrun.console import log
-from sslrun.data.dataset import describe, find
-from sslrun.run import Run
+from sslrun.base.console import log
+from sslrun.data.dataset import find
+from sslrun.data.options import DatasetNode, describe
+from sslrun.runs.run import Run
 
 
-def fetch(run: Run, *, dataset: DatasetNode) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Fetch:
+    """Settings of a fetch; what they mean stands in conf/fetch.yaml."""
+
+    dataset: DatasetNode
+
+
+def fetch(run: Run, settings: Fetch) -> dict[str, Any]:
     """Fetch a data set unless it is there, and count its training pictures.
 
     Returns:
@@ -17,9 +25,9 @@ def fetch(run: Run, *, dataset: DatasetNode) -> dict[str, Any]:
     Raises:
         UserError: no network, a wrong checksum, an unsafe or damaged archive, no space.
     """
-    pictures = find(dataset, "train")
+    pictures = find(settings.dataset, "train")
     assert pictures is not None
-    place = f" in {dataset['root']}" if dataset["root"] else ""
+    place = f" in {settings.dataset['root']}" if settings.dataset["root"] else ""
     classes = f", {len(pictures.class_names)} classes" if pictures.labels is not None else ", no labels"
-    log.info("%s: %d training pictures%s%s", describe(dataset), len(pictures.names), classes, place)
-    return {"dataset": describe(dataset), "images": len(pictures.names)}
+    log.info("%s: %d training pictures%s%s", describe(settings.dataset), len(pictures.names), classes, place)
+    return {"dataset": describe(settings.dataset), "images": len(pictures.names)}

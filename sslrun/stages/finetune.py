@@ -1,53 +1,66 @@
 """`sslrun finetune`: make a classifier from few labels."""
 
 import hashlib
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from sslrun import calibration, checkpoint, modes
-from sslrun.backbones import Encoder, Readout, build_encoder
-from sslrun.classifier import Classifier, Finetuning, KNNClassifier, probabilities
-from sslrun.config import Count, DatasetNode, Fraction, Node, Positive, PositiveInt, UserError, build, function
-from sslrun.console import log
-from sslrun.data import splits
-from sslrun.data.dataset import Dataset, describe, labelled, load_train
-from sslrun.data.splits import check_amount
+from sslrun.base.console import log
+from sslrun.base.errors import UserError
+from sslrun.config.build import build, built_settings, function
+from sslrun.config.nodes import short_name
+from sslrun.config.types import Count, Fraction, FromCheckpoint, Node, Positive, PositiveInt
+from sslrun.data.dataset import Dataset, labelled, load_train
+from sslrun.data.labels import check_amount, counts, part_of
+from sslrun.data.options import AnyDatasetNode, describe
+from sslrun.data.statistics import normalization
 from sslrun.device import Device
-from sslrun.probe import better_readout, fit_head, labelled_features
-from sslrun.report import figures
-from sslrun.run import Run
-from sslrun.start import Start, encoder_at, find_start, normalization, resolve, short_name
+from sslrun.evaluation import calibration
+from sslrun.evaluation.features import probabilities
+from sslrun.evaluation.probe import better_readout, fit_head, labelled_features
+from sslrun.models.classifier import Classifier, KNNClassifier
+from sslrun.models.encoder import Encoder, Readout, build_encoder
+from sslrun.models.initialization import Start, encoder_at, find_start, resolve
+from sslrun.report.training import curves_figure, some_of, views_figure
+from sslrun.runs import checkpoint
+from sslrun.runs.find import CHECKPOINT, STUDY
+from sslrun.runs.run import Run
 from sslrun.study.choice import choose, searched
-from sslrun.train import total_steps
+from sslrun.tasks.finetuning.supervised import Finetuning
+from sslrun.training import autotune
+from sslrun.training.settings import total_steps
 
 
-def finetune(
-    run: Run,
-    *,
-    init: str,
-    mode: Literal["auto", "finetune", "probe", "knn"],
-    label_fraction: Positive | None,
-    labels_per_class: PositiveInt | None,
-    search: list[str],
-    fold: Annotated[list[Count], Field(min_length=2, max_length=2)] | None,
-    backbone: Node,
-    dataset: DatasetNode,
-    augment: Node,
-    readout: Readout | Literal["auto"],
-    freeze_fraction: Fraction,
-    backbone_rate: Positive,
-    freeze_batch_norm_below: Count,
-    label_smoothing: Fraction,
-    device: Node,
-    optimizer: Node,
-    train: Node,
-    seed: Count,
-    subset_seed: Count,
-    resume: str | None,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """Settings of a classifier's training; what they mean stands in conf/finetune.yaml."""
+
+    init: str
+    mode: Literal["auto", "finetune", "probe", "knn"]
+    label_fraction: Positive | None
+    labels_per_class: PositiveInt | None
+    search: list[str]
+    fold: Annotated[list[Count], Field(min_length=2, max_length=2)] | None
+    backbone: Annotated[Node, FromCheckpoint()]
+    dataset: AnyDatasetNode
+    augment: Node
+    readout: Readout | Literal["auto"]
+    freeze_fraction: Fraction
+    backbone_rate: Positive
+    freeze_batch_norm_below: Count
+    label_smoothing: Fraction
+    device: Node
+    optimizer: Node
+    train: Node
+    seed: Count
+    subset_seed: Count
+    resume: str | None
+
+
+def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     """Train a classifier on a stratified subset of the labels, and choose the best of its states on validation.
 
     Returns:
@@ -56,65 +69,82 @@ def finetune(
     Raises:
         UserError: nothing to start from, one class, or more labels asked for than there are.
     """
-    check_amount(label_fraction, run.asked)
-    if run.resumed and mode not in ("auto", "finetune"):
-        raise UserError(f"mode={mode} has no steps to go on with: run it anew")
-    hardware = build(device)
-    if run.resumed and mode == "finetune":
-        begin = Start(run.summary["init"], None, None, run.summary["config"])
-    else:
-        begin = find_start(init, backbone, dataset)
-    backbone, dataset = resolve(begin, backbone, dataset, run.asked)
-    search = searched(search, [])
-    if search and mode != "auto":
-        raise UserError(f"search= is of mode=auto, which chooses among its settings: leave mode={mode} or search= away")
-    if begin.name == "scratch" and mode == "auto" and not search:
-        mode = "finetune"  # there is nothing to choose among
-    if not run.resumed:
-        init = str(begin.path or begin.name)  # as it must be said to get the same start again
-    run.settle(backbone=backbone, dataset=dataset, init=init, mode=mode, search=search)
-    data, val = load_train(dataset)
-    chosen = labelled(data, dataset, label_fraction, labels_per_class, subset_seed)
-    if fold is not None:
-        chosen, held = _without_fold(chosen, fold[0], fold[1], subset_seed)
-        val = held if val is None else val + held
-    torch.manual_seed(seed)
-    first: Readout = "average" if readout == "auto" else readout
-    if run.resumed:  # the weights come from the run's own last checkpoint
-        encoder = build_encoder(backbone, dataset["image_size"], *normalization(dataset, data), first)
-    else:
-        encoder = encoder_at(begin, backbone, dataset, data, first)
-    fastest = modes.choose(hardware, backbone, dataset["image_size"], train["batch_size"])
+    begin, settings = _resolved(run, settings)
+    hardware = build(settings.device)
+    data, chosen, val = _labelled(settings)
+    torch.manual_seed(settings.seed)
+    encoder = _encoder(run, begin, settings, data)
+    fastest = autotune.choose(hardware, settings.backbone, settings.dataset["image_size"], settings.train["batch_size"])
     hardware.put(encoder)
     strength = None  # of the logistic regression: searched for when it is fitted
-    if readout == "auto" and mode != "auto":
-        scores, strength = better_readout(encoder, chosen, val, hardware, seed)
-        run.settle(readout=encoder.readout)
+    if settings.readout == "auto" and settings.mode != "auto":
+        scores, strength = better_readout(encoder, chosen, val, hardware, settings.seed)
+        run.resolve(readout=encoder.readout)
         run.note(readouts=scores)
-    config = run.settle(device=device | fastest)
+    config = run.resolve(device=settings.device | fastest)
     hardware.compile(encoder)
     run.refuse_other_data(data.fingerprint(), len(data))
     _tell(run, begin, hardware, data, chosen, val)
-    keep = {"stage": "finetune", "config": config, "class_names": data.class_names}
-    if mode == "auto":
+    keep = {"stage": run.stage, "config": config, "class_names": data.class_names}
+    if settings.mode == "auto":
         weights = hashlib.sha256(begin.path.read_bytes()).hexdigest() if begin.path else begin.name
         pictures = [data.fingerprint(), val.fingerprint() if val else ""]
         return choose(run, config, pictures, weights, len(val) if val else 0, _fewest(chosen))
-    if mode == "finetune":
-        return _finetune(run, encoder, chosen, val, hardware, keep, strength, config["augment"], optimizer, train, seed,
-                         freeze_fraction, backbone_rate, freeze_batch_norm_below, label_smoothing)  # fmt: skip
-    classifier = _without_training(mode, encoder, chosen, val, hardware, seed, strength)
+    if settings.mode == "finetune":
+        return _trained(run, settings, encoder, chosen, val, hardware, keep, strength)
+    classifier = _without_training(settings, encoder, chosen, val, hardware, strength)
     metrics = _validated(classifier, val, hardware)
     state = {f"classifier.{k}": v for k, v in classifier.state_dict().items()}
     for name in (checkpoint.LAST, checkpoint.BEST):
         checkpoint.save(run.directory / name, {**keep, "step": 0, "metrics": metrics, "model": state})
-    run.metrics(0, metrics)
+    run.log.scalars(0, metrics)
     return metrics
+
+
+def _resolved(run: Run, settings: Finetune) -> tuple[Start, Finetune]:
+    """Find where the network starts, and fill in what it decides."""
+    check_amount(settings.label_fraction, run.overrides)
+    if run.resumed and settings.mode not in ("auto", "finetune"):
+        raise UserError(f"mode={settings.mode} has no steps to go on with: run it anew")
+    if run.resumed and settings.mode == "finetune":
+        begin = Start(run.summary["init"], None, None, run.config)
+    else:
+        begin = find_start(settings.init, settings.backbone, settings.dataset)
+    backbone, dataset = resolve(begin, settings.backbone, settings.dataset, run.overrides)
+    search, mode = searched(run.stages, settings.search, []), settings.mode
+    if search and mode != "auto":
+        raise UserError(f"search= is of mode=auto, which chooses among its settings: leave mode={mode} or search= away")
+    if begin.name == "scratch" and mode == "auto" and not search:
+        mode = "finetune"  # there is nothing to choose among
+    # as it must be said to get the same start again
+    init = settings.init if run.resumed else str(begin.path or begin.name)
+    config = run.resolve(backbone=backbone, dataset=dataset, init=init, mode=mode, search=search)
+    run.note(resumable={"auto": STUDY, "finetune": CHECKPOINT}.get(mode))
+    return begin, built_settings(Finetune, config)
+
+
+def _labelled(settings: Finetune) -> tuple[Dataset, Dataset, Dataset | None]:
+    """Return training, those of its pictures whose labels are used, and validation."""
+    data, val = load_train(settings.dataset)
+    chosen = labelled(data, settings.dataset, settings.label_fraction, settings.labels_per_class, settings.subset_seed)
+    if settings.fold is not None:
+        chosen, held = _without_fold(chosen, settings.fold[0], settings.fold[1], settings.subset_seed)
+        val = held if val is None else val + held
+    return data, chosen, val
+
+
+def _encoder(run: Run, begin: Start, settings: Finetune, data: Dataset) -> Encoder:
+    """Build the encoder with the weights that it starts from; those of a resumed run come from its last checkpoint."""
+    first: Readout = "average" if settings.readout == "auto" else settings.readout
+    if run.resumed:
+        mean, std = normalization(settings.dataset, data)
+        return build_encoder(settings.backbone, settings.dataset["image_size"], mean, std, first)
+    return encoder_at(begin, settings.backbone, settings.dataset, data, first)
 
 
 def _tell(run: Run, begin: Start, device: Device, data: Dataset, chosen: Dataset, val: Dataset | None) -> None:
     """Say what is about to be done, and put it into the summary."""
-    config = run.summary["config"]
+    config = run.config
     used = {"train": len(chosen), "validation": len(val) if val else 0}
     doing = {"auto": "The best", "finetune": "Finetuning", "probe": "Linear probe", "knn": "Nearest neighbours"}
     log.info(
@@ -142,74 +172,74 @@ def _tell(run: Run, begin: Start, device: Device, data: Dataset, chosen: Dataset
 
 def _fewest(data: Dataset) -> int:
     assert data.labels is not None
-    return min(splits.counts(data.labels.numpy()).values())
+    return min(counts(data.labels.numpy()).values())
 
 
 def _without_fold(data: Dataset, k: int, n: int, seed: int) -> tuple[Dataset, Dataset]:
     """Return labelled pictures without the k-th of n parts of each class, and that part."""
     assert data.labels is not None
-    rows = splits.part_of(data.labels.numpy(), k, n, seed)
+    rows = part_of(data.labels.numpy(), k, n, seed)
     return data.take(np.setdiff1d(np.arange(len(data)), rows)), data.take(rows)
 
 
-def _finetune(
-    run: Run, encoder: Encoder, data: Dataset, val: Dataset | None, device: Device, keep: dict[str, Any],
-    strength: float | None, augment: Node, optimizer: Node, train: Node, seed: int, freeze_fraction: float,
-    backbone_rate: float, freeze_batch_norm_below: int, label_smoothing: float,
-) -> dict[str, Any]:  # fmt: skip
+def _trained(
+    run: Run,
+    settings: Finetune,
+    encoder: Encoder,
+    data: Dataset,
+    val: Dataset | None,
+    device: Device,
+    keep: dict[str, Any],
+    strength: float | None,
+) -> dict[str, Any]:
     """Start the head from logistic regression where the features are pretrained; then train everything."""
     assert data.labels is not None
     classifier = Classifier(encoder, len(data.class_names))
-    pretrained = keep["config"]["init"] != "scratch"
+    pretrained, train = settings.init != "scratch", settings.train
     if pretrained and not run.resumed:
-        fit_head(
-            classifier,
-            *labelled_features(encoder, data, device),
-            labelled_features(encoder, val, device) if val else None,
-            seed,
-            strength,
-        )
+        held = labelled_features(encoder, val, device) if val else None
+        fit_head(classifier, *labelled_features(encoder, data, device), held, settings.seed, strength)
     steps = total_steps(len(data), train["epochs"], train["steps"], train["batch_size"], quiet=True)
     model = Finetuning(
         classifier,
-        build(augment),
-        label_smoothing,
-        freeze_steps=round(freeze_fraction * steps) if pretrained else 0,
-        freeze_batch_norm=pretrained and len(data) < freeze_batch_norm_below,
-        backbone_rate=backbone_rate if pretrained else 1.0,
+        build(settings.augment),
+        settings.label_smoothing,
+        freeze_steps=round(settings.freeze_fraction * steps) if pretrained else 0,
+        freeze_batch_norm=pretrained and len(data) < settings.freeze_batch_norm_below,
+        backbone_rate=settings.backbone_rate if pretrained else 1.0,
     )
-    if not run.is_part:
-        figures.views_figure(run, model, figures.some_of(data.images, seed), seed)
+    if not run.in_study:
+        views_figure(run, model, some_of(data.images, settings.seed), settings.seed)
     device.put(model)
     fit = function(train)
     result = fit(
-        model, device.hold(data.images), data.labels.to(device.torch), run, device, optimizer,
-        lambda: _validated(classifier, val, device), "val/accuracy", seed, keep,
+        model, device.hold(data.images), data.labels.to(device.torch), run, device, settings.optimizer,
+        lambda: _validated(classifier, val, device), "val/accuracy", settings.seed, keep,
     )  # fmt: skip
-    if not run.is_part:
-        figures.curves_figure(run)
+    if not run.in_study:
+        curves_figure(run)
     best = checkpoint.load(run.directory / checkpoint.BEST)
     return result | best["metrics"]
 
 
 def _without_training(
-    mode: str,
+    settings: Finetune,
     encoder: Encoder,
     data: Dataset,
     val: Dataset | None,
     device: Device,
-    seed: int,
     strength: float | None,
 ) -> Classifier | KNNClassifier:
     bank, labels = labelled_features(encoder, data, device)
-    if mode == "knn":
+    if settings.mode == "knn":
         nearest = KNNClassifier(encoder, len(data.class_names), len(bank))
         nearest.bank.copy_(bank)
         nearest.labels.copy_(labels)
         device.put(nearest)
         return nearest
     classifier = Classifier(encoder, len(data.class_names))
-    fit_head(classifier, bank, labels, labelled_features(encoder, val, device) if val else None, seed, strength)
+    held = labelled_features(encoder, val, device) if val else None
+    fit_head(classifier, bank, labels, held, settings.seed, strength)
     device.put(classifier)
     return classifier
 

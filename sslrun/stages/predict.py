@@ -4,35 +4,41 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sslrun.answers import Row, as_csv, as_json, as_jsonl, as_table
-from sslrun.api import Model, Prediction, model_of, named_pictures
-from sslrun.config import Count, Fraction, Node, PositiveInt, UserError
-from sslrun.console import log
-from sslrun.files import new_folder, write_text
-from sslrun.report.figures import prediction_figures
-from sslrun.run import Run
+from sslrun.base.console import log
+from sslrun.base.errors import UserError
+from sslrun.base.files import new_folder, write_text
+from sslrun.base.output import Row, as_csv, as_json, as_jsonl, as_table
+from sslrun.config.types import Count, Fraction, Node, PositiveInt
+from sslrun.inference.inputs import named_pictures
+from sslrun.inference.model import Model, Prediction, model_of
+from sslrun.report.sheets import prediction_figures
+from sslrun.runs.run import Run
 
 UNSURE = "_unsure"  # the folder of `sort_into` for what is below the threshold
 
 
-def predict(
-    own: Run,
-    *,
-    images: list[str],
-    run: str,
-    top: PositiveInt,
-    unsure: Literal["auto"] | Fraction | None,
-    views: PositiveInt,
-    format: Literal["table", "json", "jsonl", "csv"],
-    save: str | None,
-    sort_into: str | None,
-    figures: Count,
-    batch_size: PositiveInt,
-    device: Node,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Settings of predictions; what they mean stands in conf/predict.yaml."""
+
+    images: list[str]
+    run: str
+    top: PositiveInt
+    unsure: Literal["auto"] | Fraction | None
+    views: PositiveInt
+    format: Literal["table", "json", "jsonl", "csv"]
+    save: str | None
+    sort_into: str | None
+    figures: Count
+    batch_size: PositiveInt
+    device: Node
+
+
+def predict(run: Run, settings: Predict) -> dict[str, Any]:
     """Predict pictures, and those in folders; the answer goes to standard output, and nothing else does.
 
     Returns:
@@ -42,35 +48,35 @@ def predict(
         UserError: nothing to predict, a folder to write into that is not empty, or some pictures could not be read
             (after the answer for the others).
     """
-    if save and sort_into and Path(save).resolve() == Path(sort_into).resolve():
-        raise UserError(f"save= and sort_into= both name {save}: each wants a folder of its own")
-    files = named_pictures(images)
-    for key, folder in (("save", save), ("sort_into", sort_into)):
+    if settings.save and settings.sort_into and Path(settings.save).resolve() == Path(settings.sort_into).resolve():
+        raise UserError(f"save= and sort_into= both name {settings.save}: each wants a folder of its own")
+    files = named_pictures(settings.images)
+    for key, folder in (("save", settings.save), ("sort_into", settings.sort_into)):
         if folder:
             new_folder(key, Path(folder))
-    model = model_of(own, run, device, ("finetune",))
+    model = model_of(run, settings.run, settings.device, ("finetune",))
     began = time.perf_counter()
-    rows = [_row(p) for p in model.predict(files, top, unsure, views, batch_size)]
+    rows = [_row(p) for p in model.predict(files, settings.top, settings.unsure, settings.views, settings.batch_size)]
     seconds = time.perf_counter() - began
     flat = as_csv(_flat(rows))
-    text = {"json": as_json, "jsonl": as_jsonl, "csv": lambda _: flat, "table": _table}[format](rows)
+    text = {"json": as_json, "jsonl": as_jsonl, "csv": lambda _: flat, "table": _table}[settings.format](rows)
     for name, written in (("predictions.json", as_json(rows)), ("predictions.csv", flat)):
-        write_text(own.directory / name, written)
-    if save:
-        prediction_figures(rows, Path(save))
+        write_text(run.directory / name, written)
+    if settings.save:
+        prediction_figures(rows, Path(settings.save))
     else:
-        prediction_figures(rows[:figures], own.directory / "figures")
-    if sort_into:
-        _sort(rows, Path(sort_into), model.class_names)
+        prediction_figures(rows[: settings.figures], run.directory / "figures")
+    if settings.sort_into:
+        _sort(rows, Path(settings.sort_into), model.class_names)
     sys.stdout.write(text)
     sys.stdout.flush()
     log.info(
-        "%d pictures in %.1f s, %.0f images/s; written to %s", len(rows), seconds, len(rows) / seconds, own.directory
+        "%d pictures in %.1f s, %.0f images/s; written to %s", len(rows), seconds, len(rows) / seconds, run.directory
     )
     doubts = sum(r["unsure"] for r in rows)
     if doubts:
-        log.info("%d of %d are unsure: below %s.", doubts, len(rows), _said_threshold(model, unsure))
-    elif unsure == "auto" and model.sure_above is None:
+        log.info("%d of %d are unsure: below %s.", doubts, len(rows), _said_threshold(model, settings.unsure))
+    elif settings.unsure == "auto" and model.sure_above is None:
         log.info("None is called unsure: on validation there is no confidence from which on 95 % were right.")
     bad = [r for r in rows if r["error"]]
     if bad:

@@ -1,73 +1,90 @@
 """`sslrun pretrain`: learn features from pictures without their labels."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from sslrun import modes, start
-from sslrun.backbones import build_encoder, features
-from sslrun.config import Count, DatasetNode, Node, UserError, build, function
-from sslrun.console import log
-from sslrun.data.dataset import describe, load_train, load_unlabeled
-from sslrun.metrics import embedding_health, has_collapsed, knn_probabilities
-from sslrun.report import figures
-from sslrun.run import Run
-from sslrun.train import SMALLEST_BATCH
+from sslrun.base.console import log
+from sslrun.base.errors import UserError
+from sslrun.config.build import build, function
+from sslrun.config.nodes import short_name
+from sslrun.config.types import Count, Node
+from sslrun.data.dataset import load_train, load_unlabeled
+from sslrun.data.options import DatasetNode, describe
+from sslrun.data.statistics import normalization
+from sslrun.evaluation.features import features
+from sslrun.evaluation.metrics import embedding_health, has_collapsed
+from sslrun.models.classifier import knn_probabilities
+from sslrun.models.encoder import build_encoder
+from sslrun.report.training import curves_figure, some_of, views_figure
+from sslrun.runs.find import CHECKPOINT
+from sslrun.runs.run import Run
+from sslrun.training.autotune import choose
+from sslrun.training.settings import SMALLEST_BATCH
 
 HEALTH_IMAGES, KNN_BANK, KNN_QUERIES = 1024, 5000, 2000
 
 
-def pretrain(
-    run: Run,
-    *,
-    pretext: Node,
-    backbone: Node,
-    dataset: DatasetNode,
-    unlabeled: str | None,
-    device: Node,
-    optimizer: Node,
-    train: Node,
-    seed: Count,
-    resume: str | None,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """Settings of a pretraining; what they mean stands in conf/pretrain.yaml."""
+
+    pretext: Node
+    backbone: Node
+    dataset: DatasetNode
+    unlabeled: str | None
+    device: Node
+    optimizer: Node
+    train: Node
+    seed: Count
+    resume: str | None
+
+
+def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     """Train a backbone on a pretext task, on the training split less validation, and on unlabelled pictures if any.
 
     Returns:
         What goes into the summary.
     """
-    if train["batch_size"] < SMALLEST_BATCH:
-        raise UserError(f"train.batch_size: must be at least {SMALLEST_BATCH} to pretrain, found {train['batch_size']}")
-    hardware = build(device)
-    data, val = load_train(dataset)
+    run.note(resumable=CHECKPOINT, for_its_weights=True)
+    if settings.train["batch_size"] < SMALLEST_BATCH:
+        raise UserError(
+            f"train.batch_size: must be at least {SMALLEST_BATCH} to pretrain, found {settings.train['batch_size']}"
+        )
+    hardware = build(settings.device)
+    data, val = load_train(settings.dataset)
     images = data.images
-    for extra in load_unlabeled(dataset, unlabeled):
+    for extra in load_unlabeled(settings.dataset, settings.unlabeled):
         images = images + extra.images
     if len(images) < 2:
-        raise UserError(f"{describe(dataset)} has {len(images)} picture for pretraining; at least 2 are needed")
-    torch.manual_seed(seed)
-    mean, std = start.normalization(dataset, data)
-    encoder = build_encoder(backbone, dataset["image_size"], mean, std)
-    model = build(pretext, encoder, dataset["image_size"])
-    figures.views_figure(run, model, figures.some_of(images, seed), seed)
-    fastest = modes.choose(hardware, backbone, dataset["image_size"], train["batch_size"])
-    config = run.settle(device=device | fastest)
+        raise UserError(
+            f"{describe(settings.dataset)} has {len(images)} picture for pretraining; at least 2 are needed"
+        )
+    torch.manual_seed(settings.seed)
+    mean, std = normalization(settings.dataset, data)
+    encoder = build_encoder(settings.backbone, settings.dataset["image_size"], mean, std)
+    model = build(settings.pretext, encoder, settings.dataset["image_size"])
+    views_figure(run, model, some_of(images, settings.seed), settings.seed)
+    fastest = choose(hardware, settings.backbone, settings.dataset["image_size"], settings.train["batch_size"])
+    config = run.resolve(device=settings.device | fastest)
     model = hardware.put(model)
     hardware.compile(encoder)
     log.info(
         "Pretraining %s with %s on %d pictures of %s at %d px; %s, %s, %s",
-        start.short_name(backbone["_target_"]), start.short_name(pretext["_target_"]), len(images), describe(dataset),
-        dataset["image_size"], hardware.describe(), hardware.precision,
+        short_name(settings.backbone["_target_"]), short_name(settings.pretext["_target_"]), len(images),
+        describe(settings.dataset), settings.dataset["image_size"], hardware.describe(), hardware.precision,
         hardware.memory_format,
     )  # fmt: skip
     fingerprint = images.fingerprint().hexdigest()[:16]
     run.refuse_other_data(fingerprint, len(images))
     run.note(
-        pretext=start.short_name(pretext["_target_"]),
-        backbone=start.short_name(backbone["_target_"]),
-        dataset=describe(dataset),
+        pretext=short_name(settings.pretext["_target_"]),
+        backbone=short_name(settings.backbone["_target_"]),
+        dataset=describe(settings.dataset),
         images=len(images),
         data_fingerprint=fingerprint,
-        seeds={"training": seed, "split": dataset["split_seed"]},
+        seeds={"training": settings.seed, "split": settings.dataset["split_seed"]},
         device=hardware.describe(),
         precision=hardware.precision,
         memory_format=hardware.memory_format,
@@ -93,7 +110,9 @@ def pretrain(
             metrics["val/knn_accuracy"] = float((found == val.labels[:KNN_QUERIES]).float().mean())  # type: ignore[index]
         return metrics
 
-    keep = {"stage": "pretrain", "config": config}
-    result = function(train)(model, held, None, run, hardware, optimizer, evaluate, "val/knn_accuracy", seed, keep)
-    figures.curves_figure(run)
+    keep = {"stage": run.stage, "config": config}
+    result = function(settings.train)(
+        model, held, None, run, hardware, settings.optimizer, evaluate, "val/knn_accuracy", settings.seed, keep
+    )
+    curves_figure(run)
     return result

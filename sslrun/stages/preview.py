@@ -1,23 +1,36 @@
 """`sslrun data preview`: draw what a network is shown."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from sslrun.backbones import build_encoder
-from sslrun.config import Count, DatasetNode, Node, PositiveInt, UserError, build
-from sslrun.console import log
+from sslrun.base.console import log
+from sslrun.base.errors import UserError
+from sslrun.config.build import build
+from sslrun.config.types import Count, Node, PositiveInt
 from sslrun.data.cache import resized
-from sslrun.data.dataset import describe, find, shared
+from sslrun.data.dataset import find
 from sslrun.data.decode import UnreadableImage, decode
-from sslrun.report import figures
-from sslrun.run import Run
+from sslrun.data.options import DatasetNode, describe, shared
+from sslrun.models.encoder import build_encoder
+from sslrun.report.training import views_figure
+from sslrun.runs.run import Run
 
 
-def preview(
-    run: Run, *, dataset: DatasetNode, pretext: Node, backbone: Node, images: PositiveInt, seed: Count
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """Settings of a preview; what they mean stands in conf/preview.yaml."""
+
+    dataset: DatasetNode
+    pretext: Node
+    backbone: Node
+    images: PositiveInt
+    seed: Count
+
+
+def preview(run: Run, settings: Preview) -> dict[str, Any]:
     """Draw some training pictures as they lie on disk, as they are decoded, and as the pretext task turns them.
 
     Returns:
@@ -26,13 +39,13 @@ def preview(
     Raises:
         UserError: no picture could be read.
     """
-    pictures = find(dataset, "train")
+    pictures = find(settings.dataset, "train")
     assert pictures is not None
-    options = shared(dataset)
-    order = np.random.default_rng(seed).permutation(len(pictures.names))
+    options = shared(settings.dataset)
+    order = np.random.default_rng(settings.seed).permutation(len(pictures.names))
     files: list[str] = []
     if isinstance(pictures.items, np.ndarray):
-        chosen = resized(pictures.items[order[:images]], options.image_size, options.channels)
+        chosen = resized(pictures.items[order[: settings.images]], options.image_size, options.channels)
     else:
         decoded = []
         for i in order:
@@ -41,14 +54,14 @@ def preview(
                 files.append(pictures.items[i])
             except UnreadableImage as error:
                 log.warning("Skipped %s: %s", pictures.items[i], error)
-            if len(decoded) == images:
+            if len(decoded) == settings.images:
                 break
         if not decoded:
-            raise UserError(f"no picture of {describe(dataset)} can be read")
+            raise UserError(f"no picture of {describe(settings.dataset)} can be read")
         chosen = np.stack(decoded)
-    encoder = build_encoder(backbone, options.image_size, [0.5] * 3, [0.5] * 3)
-    model = build(pretext, encoder, options.image_size)
+    encoder = build_encoder(settings.backbone, options.image_size, [0.5] * 3, [0.5] * 3)
+    model = build(settings.pretext, encoder, options.image_size)
     batch = torch.from_numpy(chosen).permute(0, 3, 1, 2)
-    path = figures.views_figure(run, model, batch, seed, files)
+    path = views_figure(run, model, batch, settings.seed, files)
     print(path)
-    return {"dataset": describe(dataset), "images": len(batch), "figure": str(path)}
+    return {"dataset": describe(settings.dataset), "images": len(batch), "figure": str(path)}

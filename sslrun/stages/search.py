@@ -2,33 +2,39 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sslrun.answers import Row, as_csv, as_json, as_jsonl, as_table
-from sslrun.api import model_of, named_pictures
-from sslrun.config import Node, PositiveInt, UserError
-from sslrun.console import log
-from sslrun.files import write_text
-from sslrun.index import indexed
-from sslrun.report import figures
-from sslrun.run import Run
+from sslrun.base.console import log
+from sslrun.base.errors import UserError
+from sslrun.base.files import write_text
+from sslrun.base.output import Row, as_csv, as_json, as_jsonl, as_table
+from sslrun.config.types import Node, PositiveInt
+from sslrun.inference.index import indexed
+from sslrun.inference.inputs import named_pictures
+from sslrun.inference.model import model_of
+from sslrun.report.sheets import contact_sheet
+from sslrun.runs.run import Run
 
 SHEET = 20  # queries on the contact sheet
 
 
-def search(
-    own: Run,
-    *,
-    images: list[str],
-    in_: str,
-    n: PositiveInt,
-    run: str,
-    stage: PositiveInt | None,
-    batch_size: PositiveInt,
-    format: Literal["table", "json", "jsonl", "csv"],
-    device: Node,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Settings of a search; what they mean stands in conf/search.yaml."""
+
+    images: list[str]
+    in_: str
+    n: PositiveInt
+    run: str
+    stage: PositiveInt | None
+    batch_size: PositiveInt
+    format: Literal["table", "json", "jsonl", "csv"]
+    device: Node
+
+
+def search(run: Run, settings: Search) -> dict[str, Any]:
     """Print the pictures of a folder whose features are nearest to those of others, by cosine similarity.
 
     Returns:
@@ -37,24 +43,24 @@ def search(
     Raises:
         UserError: nothing to look for, no pictures to search, or a picture to look for that cannot be read.
     """
-    queries = named_pictures(images)
-    if not Path(in_).is_dir():
-        raise UserError(f"in={in_}: no such folder")
-    among = named_pictures([in_])
-    model = model_of(own, run, device)
-    wanted = model.embed(queries, stage, batch_size)
-    files, features, _ = indexed(model, among, stage, batch_size)
-    rows = _nearest(queries, wanted, files, features, n)
-    sys.stdout.write({"table": _table, "json": as_json, "jsonl": as_jsonl, "csv": as_csv}[format](rows))
+    queries = named_pictures(settings.images)
+    if not Path(settings.in_).is_dir():
+        raise UserError(f"in={settings.in_}: no such folder")
+    among = named_pictures([settings.in_])
+    model = model_of(run, settings.run, settings.device)
+    wanted = model.embed(queries, settings.stage, settings.batch_size)
+    files, features, _ = indexed(model, among, settings.stage, settings.batch_size)
+    rows = _nearest(queries, wanted, files, features, settings.n)
+    sys.stdout.write({"table": _table, "json": as_json, "jsonl": as_jsonl, "csv": as_csv}[settings.format](rows))
     sys.stdout.flush()
-    write_text(own.directory / "neighbours.csv", as_csv(rows))
+    write_text(run.directory / "neighbours.csv", as_csv(rows))
     tiles = []
     for query in queries[:SHEET]:
         own_rows = [r for r in rows if r["query"] == query]
         captions = [f"{r['rank']}  {r['similarity']:.3f}" for r in own_rows]
         tiles.append([(query, "looked for"), *((r["image"], c) for r, c in zip(own_rows, captions, strict=True))])
-    sheet = own.figure("neighbours")
-    figures.contact_sheet(tiles).save(sheet)
+    sheet = run.figure("neighbours")
+    contact_sheet(tiles).save(sheet)
     log.info("%d pictures searched; the nearest as pictures: %s", len(files), sheet)
     return {"images": len(files), "queries": len(queries), "of_run": str(model.network.path.parent)}
 

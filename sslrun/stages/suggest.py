@@ -5,39 +5,46 @@ import os
 import shlex
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sslrun.api import model_of, named_pictures
-from sslrun.config import Count, Node, PositiveInt, UserError
-from sslrun.console import log
+from sslrun.base.console import log
+from sslrun.base.errors import UserError
+from sslrun.base.files import new_folder
+from sslrun.base.output import write_csv
+from sslrun.config.types import Count, Node, PositiveInt
 from sslrun.data.decode import find_pictures
-from sslrun.files import new_folder
-from sslrun.index import indexed
-from sslrun.report import figures
-from sslrun.run import Run
-from sslrun.suggestion import typical_and_diverse
+from sslrun.inference.index import indexed
+from sslrun.inference.inputs import named_pictures
+from sslrun.inference.model import model_of
+from sslrun.inference.suggestion import typical_and_diverse
+from sslrun.report.sheets import contact_sheet
+from sslrun.runs.run import Run
 
 COLUMNS = 10  # of the contact sheet
 LONGEST = 200  # bytes of a copy's name, before its number is put in front; file systems take 255
 
 
-def suggest(
-    own: Run,
-    *,
-    images: list[str],
-    n: PositiveInt,
-    labelled: str | None,
-    classes: list[str],
-    out: str | None,
-    run: str,
-    stage: PositiveInt | None,
-    batch_size: PositiveInt,
-    seed: Count,
-    device: Node,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Suggest:
+    """Settings of a suggestion; what they mean stands in conf/suggest.yaml."""
+
+    images: list[str]
+    n: PositiveInt
+    labelled: str | None
+    classes: list[str]
+    out: str | None
+    run: str
+    stage: PositiveInt | None
+    batch_size: PositiveInt
+    seed: Count
+    device: Node
+
+
+def suggest(run: Run, settings: Suggest) -> dict[str, Any]:
     """Choose pictures that are worth a label, and copy them to where they can be sorted into classes.
 
     Returns:
@@ -46,33 +53,33 @@ def suggest(
     Raises:
         UserError: no pictures, a folder that is not empty, or a class that no folder can be named after.
     """
-    place = Path(out) if out else own.directory / "to_label"
-    strange = [c for c in classes if Path(c).name != c or c.startswith(".") or not c.strip()]
+    place = Path(settings.out) if settings.out else run.directory / "to_label"
+    strange = [c for c in settings.classes if Path(c).name != c or c.startswith(".") or not c.strip()]
     if strange:
         raise UserError(f"classes: {strange[0]!r} is no name for a folder")
-    named = list({os.path.realpath(f): f for f in named_pictures(images)}.values())
-    done = find_pictures(labelled) if labelled and Path(labelled).is_dir() else []
-    if labelled and not done:
-        raise UserError(f"labelled={labelled}: no folder with pictures")
-    own.settle(out=str(place))
-    model = model_of(own, run, device)
+    named = list({os.path.realpath(f): f for f in named_pictures(settings.images)}.values())
+    done = find_pictures(settings.labelled) if settings.labelled and Path(settings.labelled).is_dir() else []
+    if settings.labelled and not done:
+        raise UserError(f"labelled={settings.labelled}: no folder with pictures")
+    run.resolve(out=str(place))
+    model = model_of(run, settings.run, settings.device)
     source = str(model.network.path.parent)
     new_folder("out", place)
-    files, features, _ = indexed(model, named, stage, batch_size)
-    done, known = indexed(model, done, stage, batch_size)[:2] if done else (done, features[:0])
+    files, features, _ = indexed(model, named, settings.stage, settings.batch_size)
+    done, known = indexed(model, done, settings.stage, settings.batch_size)[:2] if done else (done, features[:0])
     copied, elsewhere = _copies(files, done)
     known = known[elsewhere]
     has_label = np.array([*copied, *range(len(files), len(files) + len(known))], dtype=int)
-    chosen = typical_and_diverse(np.concatenate([features, known]), n, seed, has_label)
+    chosen = typical_and_diverse(np.concatenate([features, known]), settings.n, settings.seed, has_label)
     if not len(chosen):
         raise UserError(f"all of {len(files)} pictures have labels already")
     rows = [files[i] for i in chosen]
-    copies = _lay_out(rows, place, classes)
+    copies = _lay_out(rows, place, settings.classes)
     told = [{"rank": i + 1, "image": f, "copy": c.name} for i, (f, c) in enumerate(zip(rows, copies, strict=True))]
-    figures.write_csv(own.directory / "suggestions.csv", told)
+    write_csv(run.directory / "suggestions.csv", told)
     tiles = [(f, f"{i + 1}") for i, f in enumerate(rows)]
-    sheet = own.figure("suggestions")
-    figures.contact_sheet([tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]).save(sheet)
+    sheet = run.figure("suggestions")
+    contact_sheet([tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]).save(sheet)
     print("\n".join(rows), flush=True)
     log.info("%d of %d pictures, as a sheet: %s", len(rows), len(files), sheet)
     then = ["sslrun", "finetune", f"init={source}", "dataset=folder", f"dataset.root={place}"]

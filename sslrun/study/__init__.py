@@ -1,1 +1,1 @@
-"""Studies: what is compared on which labels, the runs that it takes, and what they say."""
+"""What is compared, the runs it takes, and what they show."""

@@ -5,12 +5,19 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sslrun import checkpoint
-from sslrun.config import Node, UserError, compose_config
-from sslrun.console import log
-from sslrun.overrides import check_overrides, differing, key_of, plain
-from sslrun.run import Run, read_summary
-from sslrun.study.parts import OF_NO_WEIGHT, Part, part, run_parts
+from sslrun.base.console import log
+from sslrun.base.errors import UserError
+from sslrun.config.build import settings_of
+from sslrun.config.commands import FINETUNE
+from sslrun.config.compose import compose_config
+from sslrun.config.grammar import differing, key_of
+from sslrun.config.nodes import plain
+from sslrun.config.overrides import check_overrides
+from sslrun.config.types import Node
+from sslrun.runs import checkpoint
+from sslrun.runs.find import read_summary
+from sslrun.runs.run import Run, Stages
+from sslrun.study.launch import OF_NO_WEIGHT, Part, part, run_parts
 
 FEW = 100  # pictures of validation; with fewer the labelled ones are held out in turns, too
 FOLDS = 3
@@ -47,14 +54,14 @@ def choose(
     if folds == [None] and not validation:
         raise UserError("mode=auto has nothing to choose by, without validation and with one label a class: say "
                         "mode=finetune or mode=probe")  # fmt: skip
-    base = plain(compose_config("finetune", [], None))
+    base = plain(compose_config(FINETUNE, [], None))
     common = differing({k: v for k, v in config.items() if k not in OWN}, base)
     names = ["scratch"] if config["init"] == "scratch" else [*CANDIDATES]
     candidates = [(n, s) for n in names for s in (config["search"] if n != "probe" else []) or [""]]
     made_from = {n: [*pictures, *([weights] if n != "scratch" else [])] for n in names}
     tried = {c: [_part(*c, config, common, f, made_from[c[0]]) for f in folds] for c in candidates}
     run.goes_on()
-    run_parts([p for parts in tried.values() for p in parts])
+    run_parts([p for parts in tried.values() for p in parts], run.stages)
     scores = {c: score_of(parts) for c, parts in tried.items()}
     best = max(scores, key=lambda c: scores[c])
     found = {" ".join(filter(None, c)): round(s[0], 6) for c, s in scores.items()}
@@ -63,12 +70,12 @@ def choose(
     told = ", ".join(f"{n} {found[n]:.4f}" for n in sorted(found, key=lambda n: found[n], reverse=True))
     log.info("Right %s: %s. So: %s.", how, told, chosen)
     final = _part(*best, config, common, None, made_from[best[0]])
-    run_parts([final])
+    run_parts([final], run.stages)
     for name in (checkpoint.LAST, checkpoint.BEST):
         checkpoint.save(run.directory / name, checkpoint.load(final.directory / name))
     summary = read_summary(final.directory)
     metrics = {k: v for k, v in summary.items() if k.startswith("val/")}
-    run.metrics(0, metrics)
+    run.log.scalars(0, metrics)
     return {
         **metrics,
         "chosen": chosen,
@@ -77,10 +84,11 @@ def choose(
     }
 
 
-def searched(search: Sequence[str], asked: Iterable[str]) -> list[str]:
+def searched(stages: Stages, search: Sequence[str], asked: Iterable[str]) -> list[str]:
     """Return the settings to choose among.
 
     Args:
+        stages: the commands.
         search: settings of finetune, such as `augment.probability=0.5`.
         asked: keys that are set for all, and so are not searched.
 
@@ -88,7 +96,7 @@ def searched(search: Sequence[str], asked: Iterable[str]) -> list[str]:
         UserError: one of them is no setting, or of a key that cannot be searched; a line for every mistake.
     """
     mistakes = []
-    nodes = {k for k, v in plain(compose_config("finetune", [], None)).items() if isinstance(v, dict)} if search else {}
+    nodes = {k for k, v in plain(compose_config(FINETUNE, [], None)).items() if isinstance(v, dict)} if search else {}
     for s in search:
         first = re.split(r"[./]", key := key_of(s))[0]
         if "=" not in s or {first, key} & {*UNSEARCHED} or key in nodes:
@@ -96,7 +104,7 @@ def searched(search: Sequence[str], asked: Iterable[str]) -> list[str]:
             mistakes.append(f"search: {s}: say a setting of the training, such as augment.probability=0.5{hint}")
             continue
         try:
-            check_overrides("finetune", [s], None, False)
+            check_overrides(FINETUNE, settings_of(stages.named(FINETUNE)), [s], None, False)
         except UserError as error:
             mistakes += [f"search: {line}" for line in str(error).splitlines()]
     if mistakes:
@@ -110,10 +118,10 @@ def _part(
     mode, init = CANDIDATES[name]
     own = {"mode": mode, "init": init or config["init"], "fold": fold}
     said = [*common, *differing(own, dict.fromkeys(own)), *([setting] if setting else [])]
-    composed = plain(compose_config("finetune", said, None))
+    composed = plain(compose_config(FINETUNE, said, None))
     amount = config["labels_per_class"] or f"{config['label_fraction'] or 1.0:g}"
     title = f"{name}_{amount}_seed{config['seed']}" + (f"_without{fold[0]}" if fold else "")
-    return part("finetune", title, composed, said, *made_from, setting=setting)
+    return part(FINETUNE, title, composed, said, *made_from, setting=setting)
 
 
 def folds_of(validation: int, fewest: int) -> list[list[int] | None]:

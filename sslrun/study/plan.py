@@ -6,16 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from sslrun.backbones import imagenet_at_hand, imagenet_weights
-from sslrun.config import Node, UserError, compose_config
-from sslrun.console import log
-from sslrun.data.dataset import Dataset, describe, listing, load_train, load_unlabeled
+from sslrun.base.console import log
+from sslrun.base.errors import UserError
+from sslrun.config.commands import EVALUATE, FINETUNE, PRETRAIN
+from sslrun.config.compose import compose_config
+from sslrun.config.grammar import literal
+from sslrun.config.nodes import plain
+from sslrun.config.types import Node
+from sslrun.data.dataset import Dataset, listing, load_train, load_unlabeled
 from sslrun.data.images import Images
-from sslrun.data.splits import counts, label_subset
-from sslrun.overrides import literal, plain
+from sslrun.data.labels import counts, label_subset
+from sslrun.data.options import describe
+from sslrun.models.weights import imagenet_at_hand, imagenet_weights
+from sslrun.runs.run import Stages
 from sslrun.study.choice import folds_of, score_of
-from sslrun.study.parts import Part, part
-from sslrun.study.settings import device_of, settings_of
+from sslrun.study.launch import Part, part
+from sslrun.study.settings import device_of, overrides_of
 
 SCRATCH, IMAGENET = "scratch", "imagenet"
 
@@ -107,24 +113,26 @@ def pictures_of(dataset: Node, unlabeled: str | None) -> Pictures:
     return Pictures(data, val, images, test)
 
 
-def plan_of(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_dir: str | None = None) -> Plan:
+def plan_of(
+    stages: Stages, config: Node, chosen: Mapping[str, str], pictures: Pictures, config_dir: str | None = None
+) -> Plan:
     """Return the runs of a study.
 
-    Args, raises: as of `settings_of`.
+    Args, raises: as of `overrides_of`.
     """
     starts: dict[str, Part] = {}
-    pretrainings, common, settings = settings_of(config, chosen, config_dir)
+    pretrainings, common, settings = overrides_of(stages, config, chosen, config_dir)
     for name, overrides in pretrainings.items():
-        composed = plain(compose_config("pretrain", overrides, None))
-        pretraining = part("pretrain", name, composed, overrides, pictures.images.fingerprint().hexdigest())
+        composed = plain(compose_config(PRETRAIN, overrides, None))
+        pretraining = part(PRETRAIN, name, composed, overrides, pictures.images.fingerprint().hexdigest())
         same = next((n for n, p in starts.items() if p.key == pretraining.key), None)
         if same is None:
             starts[name] = pretraining
         else:
             log.info("pretexts: %s is the same as %s: it is taken once.", name, same)
-    composed_with = {s: plain(compose_config("finetune", [*common, *filter(None, [s])], None)) for s in ["", *settings]}
+    composed_with = {s: plain(compose_config(FINETUNE, [*common, *filter(None, [s])], None)) for s in ["", *settings]}
     classified = _classified(composed_with[""]["dataset"], config["dataset"], pictures)
-    evaluating = device_of(config, chosen, "evaluate")
+    evaluating = device_of(config, chosen, EVALUATE)
     made, evaluated, trials = {}, {}, {}
     fingerprints = [d.fingerprint() if d else "" for d in (classified.data, classified.val)]
     for cell in _cells(config, list(starts), settings, _amounts(config, classified.data)):
@@ -136,7 +144,7 @@ def plan_of(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_
         def classifier(name: str, settings: Node, setting: str) -> Part:
             said = [*common, *(f"{k}={literal(v)}" for k, v in settings.items()), *([setting] if setting else [])]
             whole = composed_with[setting] | settings | {"subset_seed": settings["seed"]}
-            return part("finetune", name, whole, said, *fingerprints, setting=setting)
+            return part(FINETUNE, name, whole, said, *fingerprints, setting=setting)
 
         made[cell] = classifier(name, own, cell.setting)
         if folds := _folds(cell, classified, len(settings), config["mode"]):
@@ -145,7 +153,7 @@ def plan_of(config: Node, chosen: Mapping[str, str], pictures: Pictures, config_
         if "root" in config["dataset"]:  # where the pictures are now
             reading.append(f"dataset.root={literal(config['dataset']['root'])}")
         read = {"run": made[cell].directory.as_posix(), "device": config["device"]}
-        evaluated[cell] = part("evaluate", name, read, reading, pictures.test)
+        evaluated[cell] = part(EVALUATE, name, read, reading, pictures.test)
     return Plan(classified, starts, made, evaluated, trials)
 
 

@@ -1,15 +1,53 @@
-"""From evaluated classifiers to the rows, the table and the verdicts of a comparison."""
+"""From evaluated classifiers to the rows, the paired differences and the verdicts of a study."""
 
+import csv
+import itertools
+import json
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
+from sslrun.base.errors import UserError
+from sslrun.config.grammar import key_of
+from sslrun.config.nodes import flattened
+from sslrun.evaluation.intervals import Interval, mean_interval, paired
+from sslrun.runs.find import find, job_order, read_summary
+from sslrun.study import results
+from sslrun.study.launch import OF_NO_WEIGHT
 
-from sslrun.run import read_summary
-from sslrun.study.statistics import Interval, labels_needed, mean_interval, paired, verdict
+
+def verdict(difference: Interval | None) -> str:
+    """Say in words what a paired difference of accuracies, in [-1, 1], shows."""
+    if difference is None:
+        return "nothing to compare with"
+    if difference.n < 2:
+        return "one label subset shows nothing: more seeds are needed"
+    if not difference.excludes_zero():
+        return "no difference shown"
+    word = "helps" if difference.mean > 0 else "hurts"
+    ends = sorted(abs(100 * x) for x in (difference.low, difference.high))
+    return f"{word} by {abs(100 * difference.mean):.1f} points ({ends[0]:.1f} to {ends[1]:.1f})"
+
+
+def labels_needed(curve: Sequence[tuple[int, float]], accuracy: float) -> tuple[float, str]:
+    """Say with how many labels a curve reaches an accuracy: between its points linearly in log(labels).
+
+    Args:
+        curve: (labels, accuracy) of the baseline, at least one.
+
+    Returns:
+        The number of labels and `"="`, or an end of the curve with `"<"` or `">"` where the accuracy lies beyond it.
+    """
+    points = sorted(curve)
+    if accuracy <= points[0][1]:
+        return points[0][0], "=" if accuracy == points[0][1] else "<"
+    for (n, a), (m, b) in itertools.pairwise(points):
+        if a < accuracy <= b:
+            return math.exp(math.log(n) + (accuracy - a) / (b - a) * (math.log(m) - math.log(n))), "="
+    return points[-1][0], ">"
+
 
 ORDER = ("auto", "finetune", "probe", "knn")
 SCRATCH, RANDOM = "from scratch", "frozen random"
@@ -165,44 +203,6 @@ def _is_random(entry: dict[str, Any]) -> bool:
     return (entry["start"], entry["mode"]) == ("scratch", "probe")
 
 
-def table(entries: Sequence[dict[str, Any]]) -> Table:
-    """Return the comparison for people."""
-    out = Table(
-        box=box.SIMPLE_HEAD, caption="± and brackets: 95 % intervals over label subsets", caption_justify="left"
-    )
-    for column in ("labels", "network", "test accuracy", "±", "against scratch", ""):
-        out.add_column(column, justify="left" if column in ("network", "") else "right")
-    last = None
-    for e in entries:
-        if last is not None and e["labels"] != last:
-            out.add_section()
-        half = (e["accuracy"].high - e["accuracy"].low) / 2
-        style = {"hel": "green", "hur": "red"}.get(e["verdict"][:3], "")
-        out.add_row(
-            "" if e["labels"] == last else str(e["labels"]),
-            Text(e["name"] + (f" ({said_chosen(e['chosen'])})" if e["chosen"] else "")),
-            f"{100 * e['accuracy'].mean:.1f}",
-            f"{100 * half:.1f}" if half == half else "",
-            Text(said_difference(e["difference"]), style=style),
-            Text(e["verdict"].split(" by ")[0], style=style),
-        )
-        last = e["labels"]
-    return out
-
-
-def said_difference(difference: Interval | None) -> str:
-    """Return a paired difference in points: `+6.1 (4.0 to 8.2)`."""
-    if difference is None:
-        return ""
-    ends = f" ({100 * difference.low:.1f} to {100 * difference.high:.1f})" if difference.n > 1 else ""
-    return f"{100 * difference.mean:+.1f}{ends}"
-
-
-def said_chosen(chosen: dict[str, int]) -> str:
-    """Return what was chosen, most often first: `probe 3, scratch 2`."""
-    return ", ".join(f"{c} {n}" for c, n in sorted(chosen.items(), key=lambda x: -x[1]))
-
-
 def best_classifier(rows: Sequence[Row]) -> Row | None:
     """Return the classifier that is best among those with the most labels, as `mode=auto` judges; of equals the first.
 
@@ -219,3 +219,82 @@ def best_classifier(rows: Sequence[Row]) -> Row | None:
         and (not held_out or r["held_out_accuracy"] is not None)
     ]
     return max(judged, key=lambda j: j[0])[1] if judged else None
+
+
+def rows_of(path: Path) -> list[Row]:
+    """Return the evaluated classifiers that a path stands for."""
+    if not (path / "summary.json").is_file():
+        jobs = sorted((p.parent for p in path.glob("*/summary.json")), key=job_order)
+        if not jobs:
+            read_summary(path)  # which says what is wrong
+        return [row for job in jobs if read_summary(job)["status"] == "finished" for row in rows_of(job)]
+    stage = read_summary(path)["stage"]
+    if stage == "evaluate":
+        return [results.row_of(path, _start(path))]
+    if stage == "finetune":
+        evaluated = [
+            p
+            for p, s in find(["evaluate"], parts=True)
+            if Path(s.get("of_run", "")).resolve() == path.resolve() and _done(s)
+        ]
+        if not evaluated:
+            raise UserError(f"{path} was not evaluated yet: sslrun evaluate run={path}")
+        return [results.row_of(evaluated[-1], _start(evaluated[-1]))]
+    if stage == "compare" and (path / "results.csv").is_file():
+        with (path / "results.csv").open(newline="", encoding="utf-8") as file:
+            cells = list(csv.DictReader(file))
+        if not cells or not {"evaluated", "start", "mode"} <= set(cells[0]):
+            raise UserError(f"{path / 'results.csv'} is not as a study writes it: sslrun compare resume={path}")
+        cells = [r for r in cells if r["mode"] != "auto"]
+        return [results.row_of(Path(r["evaluated"]), r["start"], _held_out(r), r.get("setting") or "") for r in cells]
+    if stage == "compare":
+        raise UserError(f"{path} is a study that has not come to its end: sslrun compare resume={path}")
+    raise UserError(f"{path} is a {stage} run: a report is on evaluated classifiers (sslrun evaluate), or on a study")
+
+
+def _held_out(row: dict[str, str]) -> tuple[float, float] | None:
+    return (float(a), -float(row["held_out_loss"])) if (a := row.get("held_out_accuracy")) else None
+
+
+def _done(summary: dict[str, object]) -> bool:
+    return summary["status"] == "finished"
+
+
+def _start(evaluated: Path) -> str:
+    return str(read_summary(Path(read_summary(evaluated)["of_run"]))["init"])
+
+
+def named_apart(rows: list[Row]) -> list[Row]:
+    """Tell apart networks of one pretext task that come from different runs, and runs with other settings than most."""
+    sources: dict[str, dict[str, str]] = {}
+    searched = {key_of(r["setting"]) for r in rows}
+    configs = [_settings(r, searched) for r in rows]
+    usual = Counter(
+        json.dumps(c, sort_keys=True) for c, r in zip(configs, rows, strict=True) if r["start"] == "scratch"
+    )
+    usual = usual or Counter(json.dumps(c, sort_keys=True) for c in configs)
+    base = json.loads(usual.most_common(1)[0][0]) if rows else {}
+    for r, config in zip(rows, configs, strict=True):
+        source = str(read_summary(Path(r["finetuned"]))["source"])
+        of = sources.setdefault(r["start"], {})
+        of.setdefault(source, r["start"] if not of else f"{r['start']} {len(of) + 1}")
+        r["start"] = of[source] if r["start"] not in ("scratch", "imagenet") else r["start"]
+        others = [f"{k}={config.get(k)}" for k in {**base, **config} if base.get(k) != config.get(k)]
+        r["start"] = " ".join([r["start"], *others])
+    return rows
+
+
+def _settings(row: Row, searched: set[str]) -> dict[str, Any]:
+    """Return the settings of a classifier that its name and its labels do not tell.
+
+    Args:
+        searched: keys that a study searched: they do not tell its networks apart.
+    """
+    summary = read_summary(Path(row["finetuned"]))
+    flat = flattened(summary["config"])
+    told = {"init", "mode", "search", "seed", "subset_seed", "fold", "resume", "label_fraction", "labels_per_class",
+            "backbone.stem", *OF_NO_WEIGHT}  # fmt: skip
+    flat["readout"] = "auto" if "readouts" in summary else flat.get("readout", "average")  # older runs lack the key
+    if row["mode"] != "finetune" or row["setting"]:
+        told |= searched
+    return {k: v for k, v in flat.items() if k not in told and not k.startswith("device.")}

@@ -4,9 +4,17 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sslrun.config import Node, UserError, check, choices, compose_config, locate, nearest
-from sslrun.overrides import check_overrides, differing, key_of, literal, plain
-from sslrun.start import PREPROCESSING
+from sslrun.base.errors import UserError
+from sslrun.config.build import settings_of
+from sslrun.config.check import check, nearest
+from sslrun.config.commands import FINETUNE, PRETRAIN
+from sslrun.config.compose import choices, compose_config
+from sslrun.config.grammar import differing, key_of, literal
+from sslrun.config.nodes import plain
+from sslrun.config.overrides import check_overrides
+from sslrun.config.types import Node
+from sslrun.data.options import PREPROCESSING
+from sslrun.runs.run import Stages
 from sslrun.study.choice import searched
 
 NODES = ("dataset", "backbone", "optimizer", "device")  # that a study and its pretrainings have in common
@@ -18,12 +26,13 @@ OF_THE_STUDY = (  # keys of a classifier that cannot be set for all of them
 OF_A_TASK = ("pretext", "train", "optimizer", "seed", "dataset.max_images")  # that tasks may differ in
 
 
-def settings_of(
-    config: Node, chosen: Mapping[str, str], config_dir: str | None
+def overrides_of(
+    stages: Stages, config: Node, chosen: Mapping[str, str], config_dir: str | None
 ) -> tuple[dict[str, list[str]], list[str], list[str]]:
     """Return the overrides of each pretraining by its name, those of all classifiers, and the settings to be searched.
 
     Args:
+        stages: the commands.
         config: of the study, resolved.
         chosen: the study's choice in each config group.
         config_dir: the user's own config folder, if there is one.
@@ -39,20 +48,22 @@ def settings_of(
         except UserError as error:
             mistakes.extend(str(error).splitlines())
 
-    pretrainings = found(lambda: _pretrainings(config, chosen, config_dir))
-    common, settings = found(lambda: _common(config, chosen)), found(lambda: _settings(config))
+    pretrainings = found(lambda: _pretrainings(stages, config, chosen, config_dir))
+    common, settings = found(lambda: _common(stages, config, chosen)), found(lambda: _settings(stages, config))
     if mistakes:
         raise UserError("\n".join(mistakes))
     return pretrainings, common, settings
 
 
-def _pretrainings(config: Node, chosen: Mapping[str, str], config_dir: str | None) -> dict[str, list[str]]:
+def _pretrainings(
+    stages: Stages, config: Node, chosen: Mapping[str, str], config_dir: str | None
+) -> dict[str, list[str]]:
     """Return the overrides of each pretraining by its name."""
     out: dict[str, list[str]] = {}
     mistakes: list[str] = []
     for said in config["pretexts"] or [chosen["pretext"]]:
         try:
-            out[said] = _pretraining(said, config, chosen, config_dir)
+            out[said] = _pretraining(said, stages, config, chosen, config_dir)
         except UserError as error:
             mistakes += [f"pretexts: {said}: {line}" for line in str(error).splitlines()]
     if mistakes:
@@ -60,7 +71,9 @@ def _pretrainings(config: Node, chosen: Mapping[str, str], config_dir: str | Non
     return out
 
 
-def _pretraining(said: str, config: Node, chosen: Mapping[str, str], config_dir: str | None) -> list[str]:
+def _pretraining(
+    said: str, stages: Stages, config: Node, chosen: Mapping[str, str], config_dir: str | None
+) -> list[str]:
     """Return the overrides of one pretraining, such as `simclr pretext.temperature=0.1`, on top of the study's."""
     try:
         name, *settings = shlex.split(said) or [""]
@@ -77,12 +90,12 @@ def _pretraining(said: str, config: Node, chosen: Mapping[str, str], config_dir:
             )
     overrides = [*(f"{n}={chosen[n]}" for n in NODES), f"pretext={name}"]
     nodes = (*NODES, "train", "unlabeled", "seed", *(["pretext"] if name == chosen["pretext"] else []))
-    overrides += differing({k: config[k] for k in nodes}, plain(compose_config("pretrain", overrides, None)))
-    check_overrides("pretrain", [*overrides, *settings], config_dir, False)
+    overrides += differing({k: config[k] for k in nodes}, plain(compose_config(PRETRAIN, overrides, None)))
+    check_overrides(PRETRAIN, settings_of(stages.named(PRETRAIN)), [*overrides, *settings], config_dir, False)
     return [*overrides, *settings]
 
 
-def _common(config: Node, chosen: Mapping[str, str]) -> list[str]:
+def _common(stages: Stages, config: Node, chosen: Mapping[str, str]) -> list[str]:
     """Return the overrides that all classifiers have in common."""
     fixed = [s for s in config["finetune"] if key_of(s) in OF_THE_STUDY or key_of(s).startswith("backbone.")]
     if fixed:
@@ -90,12 +103,12 @@ def _common(config: Node, chosen: Mapping[str, str]) -> list[str]:
     overrides = [f"{n}={chosen[n]}" for n in ("dataset", "backbone")]
     for n in ("dataset", "backbone"):  # all keys, since what is not said is taken from the newest pretraining
         overrides += [f"{n}.{k}={literal(v)}" for k, v in config[n].items() if k != "_target_"]
-    overrides += [*device_of(config, chosen, "finetune"), *config["finetune"]]
+    overrides += [*device_of(config, chosen, FINETUNE), *config["finetune"]]
     try:
-        composed = compose_config("finetune", overrides, None)
+        composed = compose_config(FINETUNE, overrides, None)
     except Exception as error:  # Hydra's and OmegaConf's, of many kinds
         raise UserError(f"finetune: {str(error).splitlines()[0]}") from None
-    mistakes = check(composed, locate("sslrun.stages.finetune.finetune"))
+    mistakes = check(composed, settings_of(stages.named(FINETUNE)))
     if mistakes:
         raise UserError("\n".join(f"finetune.{m}" for m in mistakes))
     return overrides
@@ -106,6 +119,6 @@ def device_of(config: Node, chosen: Mapping[str, str], stage: str) -> list[str]:
     return [choice, *differing({"device": config["device"]}, plain(compose_config(stage, [choice], None)))]
 
 
-def _settings(config: Node) -> list[str]:
+def _settings(stages: Stages, config: Node) -> list[str]:
     """Return the settings that every trained network is tried with; one that changes nothing, if none is searched."""
-    return searched(config["search"], [key_of(s) for s in config["finetune"]]) or [""]
+    return searched(stages, config["search"], [key_of(s) for s in config["finetune"]]) or [""]

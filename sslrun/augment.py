@@ -1,0 +1,183 @@
+"""Augmentation of whole batches, as tensor code with one set of random numbers a sample.
+
+The random numbers are drawn on the CPU from the generator that is passed in, so a view is the same on every device.
+"""
+
+import math
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from sslrun.config.types import Fraction, NotNegative, Pair
+
+Area = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)]
+BLUR_FROM = 64  # px: smaller pictures have no detail to spare
+# Luminance, and the YIQ colour space, in which a hue is an angle.
+_GRAY = torch.tensor([0.299, 0.587, 0.114])
+_TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
+_FROM_YIQ = torch.linalg.inv(_TO_YIQ)
+
+
+class Augment:
+    """Random crop, tilt and mirror in one go, then colour jitter, grayscale and blur.
+
+    Args:
+        crop_scale: area of the crop as a part of the picture, drawn between the two; `[1, 1]` crops nothing.
+        crop_ratio: width over height of the crop, drawn log-uniformly between the two.
+        tilt: largest angle of a small turn either way, in degrees; the corners repeat the border.
+        horizontal_flip: mirror half of the pictures.
+        color_jitter: strengths of brightness, contrast, saturation and hue, as in SimCLR (appendix A).
+        jitter_probability: how many pictures get colour jitter at all.
+        grayscale: how many pictures lose their colour.
+        blur: how many pictures are blurred; `auto` is 0.5 from 64 px and 0 below.
+        probability: how many pictures are changed at all; the others are mirrored or left as they are.
+    """
+
+    def __init__(
+        self,
+        *,
+        crop_scale: Area,
+        crop_ratio: Pair,
+        tilt: Annotated[float, Field(ge=0, le=45)],
+        horizontal_flip: bool,
+        color_jitter: Annotated[list[NotNegative], Field(min_length=4, max_length=4)],
+        jitter_probability: Fraction,
+        grayscale: Fraction,
+        blur: Fraction | Literal["auto"],
+        probability: Fraction,
+    ) -> None:
+        if crop_scale[0] > crop_scale[1]:
+            raise ValueError(f"crop_scale must rise from the first number to the second, found {crop_scale}")
+        if crop_ratio[0] <= 0 or crop_ratio[0] > crop_ratio[1]:
+            raise ValueError(f"crop_ratio must rise from the first number to the second, found {crop_ratio}")
+        if color_jitter[3] > 0.5:
+            raise ValueError(f"the hue in color_jitter is at most 0.5 (half a turn), found {color_jitter[3]}")
+        self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
+        self.tilt, self.horizontal_flip = tilt, horizontal_flip
+        self.color_jitter, self.jitter_probability = color_jitter, jitter_probability
+        self.grayscale, self.blur, self.probability = grayscale, blur, probability
+
+    def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        """Return one view of each picture.
+
+        Args:
+            images: `N x 3 x H x W`, float, in [0, 1].
+            rng: a CPU generator.
+
+        Returns:
+            The same shape and range.
+        """
+        if self.probability == 0:
+            return self._mirrored(images, torch.rand(len(images), generator=rng))
+        u = torch.rand(len(images), 14, generator=rng).to(images.device, non_blocking=True)
+        with torch.autocast(images.device.type, enabled=False):  # colours need more than the 8 bits of bf16
+            views = self._crop_and_flip(images.contiguous(), u[:, [0, 1, 2, 3, 4, 13]])
+            views = self._recolor(views, u[:, 5:11])
+            blur = (0.5 if images.shape[-1] >= BLUR_FROM else 0.0) if self.blur == "auto" else self.blur
+            views = gaussian_blur(views, u[:, 11] < blur, 0.1 + 1.9 * u[:, 12]) if blur > 0 else views
+        if self.probability == 1:
+            return views
+        chosen = torch.rand(len(images), generator=rng).to(images.device) < self.probability
+        return torch.where(chosen[:, None, None, None], views, self._mirrored(images, u[:, 4]))
+
+    def _mirrored(self, images: Tensor, u: Tensor) -> Tensor:
+        mirror = (u.to(images.device) < 0.5) & self.horizontal_flip
+        return torch.where(mirror[:, None, None, None], images.flip(-1), images)
+
+    def _crop_and_flip(self, images: Tensor, u: Tensor) -> Tensor:
+        mirror = (u[:, 4] < 0.5) & self.horizontal_flip
+        if tuple(self.crop_scale) == (1, 1) and self.tilt == 0:
+            return self._mirrored(images, u[:, 4])
+        low, high = self.crop_scale
+        log_low, log_high = (math.log(r) for r in self.crop_ratio)
+        area, ratio = low + (high - low) * u[:, 0], torch.exp(log_low + (log_high - log_low) * u[:, 1])
+        width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+        x, y = (1 - width) * (2 * u[:, 2] - 1), (1 - height) * (2 * u[:, 3] - 1)
+        angle = math.radians(self.tilt) * (2 * u[:, 5] - 1)
+        return crop(images, x, y, torch.where(mirror, -width, width), height, angle)
+
+    def _recolor(self, images: Tensor, u: Tensor) -> Tensor:
+        brightness, contrast, saturation, hue = self.color_jitter
+        on = u[:, 4] < self.jitter_probability
+        gray = u[:, 5] < self.grayscale
+        if not any(self.color_jitter) and self.grayscale == 0:
+            return images
+
+        def factor(strength: float, draws: Tensor) -> Tensor:
+            return torch.where(on, 1 + strength * (2 * draws - 1), 1).clamp(min=0)
+
+        turn = torch.where(on, hue * (2 * u[:, 3] - 1), 0)
+        saturate = torch.where(gray, 0, factor(saturation, u[:, 2]))
+        return recolor(images, factor(brightness, u[:, 0]), factor(contrast, u[:, 1]), saturate, turn)
+
+
+def crop(images: Tensor, x: Tensor, y: Tensor, width: Tensor, height: Tensor, angle: Tensor) -> Tensor:
+    """Cut a rectangle out of each picture and scale it to the picture's size (bilinear).
+
+    Args:
+        images: `N x C x H x W`.
+        x, y: N centres, -1 to 1 from edge to edge.
+        width, height: N sizes as parts of the picture; a negative width mirrors.
+        angle: N angles by which the rectangle is turned, in radians.
+    """
+    cos, sin = angle.cos(), angle.sin()
+    theta = torch.stack(
+        [torch.stack([cos * width, -sin * height, x], 1), torch.stack([sin * width, cos * height, y], 1)], 1
+    )
+    grid = F.affine_grid(theta.to(images.dtype), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def recolor(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
+    """Change the colours of each picture by one affine map: hue, saturation, contrast and brightness, then clamp.
+
+    Args:
+        images: `N x 3 x H x W` in [0, 1].
+        brightness, contrast, saturation: N factors, 1 changes nothing; a saturation of 0 is grey.
+        hue: N turns, 0 changes nothing.
+    """
+    n, device = len(images), images.device
+    gray, to_yiq, from_yiq = (t.to(device, non_blocking=True) for t in (_GRAY, _TO_YIQ, _FROM_YIQ))
+    cos, sin = torch.cos(2 * math.pi * hue) * saturation, torch.sin(2 * math.pi * hue) * saturation
+    rotate = torch.zeros(n, 3, 3, device=device)
+    rotate[:, 0, 0] = 1
+    rotate[:, 1, 1], rotate[:, 1, 2], rotate[:, 2, 1], rotate[:, 2, 2] = cos, -sin, sin, cos
+    matrix = from_yiq @ rotate @ to_yiq
+    flat = images.flatten(2)
+    mean = (gray @ flat.mean(2).T)[:, None, None]  # the luminance is not changed by hue and saturation
+    shift = (brightness * (1 - contrast))[:, None, None] * mean
+    matrix = matrix * (brightness * contrast)[:, None, None]
+    return torch.baddbmm(shift.to(flat.dtype), matrix.to(flat.dtype), flat).clamp_(0, 1).view_as(images)
+
+
+def gaussian_blur(images: Tensor, chosen: Tensor, sigma: Tensor) -> Tensor:
+    """Blur the chosen pictures, each with its own width.
+
+    Args:
+        images: `N x C x H x W`.
+        chosen: N booleans.
+        sigma: N standard deviations in px.
+    """
+    n, c, h, w = images.shape
+    radius = max(1, round(0.05 * w))
+    positions = torch.arange(-radius, radius + 1, device=images.device)
+    weights = torch.exp(-0.5 * (positions / sigma[:, None]) ** 2)
+    identity = (positions == 0).to(weights.dtype)
+    kernel = torch.where(chosen[:, None], weights / weights.sum(1, keepdim=True), identity).to(images.dtype)
+    kernel = kernel.repeat_interleave(c, 0)
+    x = F.pad(images, [radius] * 4, mode="reflect").reshape(1, n * c, h + 2 * radius, w + 2 * radius)
+    x = F.conv2d(x, kernel[:, None, None, :], groups=n * c)
+    x = F.conv2d(x, kernel[:, None, :, None], groups=n * c)
+    return x.reshape(n, c, h, w)
+
+
+ORDER, VIEWS = 0, 1  # what random numbers are for
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """Return a CPU generator seeded by a few whole numbers, such as (seed, purpose, epoch, step)."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))

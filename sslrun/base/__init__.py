@@ -1,0 +1,1 @@
+"""What everything else stands on: messages, files, locks, signals. It knows nothing of training."""

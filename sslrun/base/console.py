@@ -1,0 +1,119 @@
+"""What is shown while a command works, on standard error; standard output is for results alone."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+log = logging.getLogger("sslrun")
+PLAIN_EVERY = 15.0  # seconds between lines of progress where there is no terminal
+QUIET_EVERY = 60.0  # the same of a part of a study
+ERR = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr and sys.stderr.isatty() else 160)
+
+
+class _ToConsole(logging.Handler):
+    """Prints above a progress bar, if one is shown; when quiet, warnings, errors and progress alone."""
+
+    quiet = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.quiet and record.levelno < logging.WARNING and not hasattr(record, "progress"):
+            return
+        style = {logging.WARNING: "yellow", logging.ERROR: "bold red"}.get(record.levelno)
+        ERR.print(Text(self.format(record), style=style or ""))
+
+
+def start_logging() -> None:
+    """Show what is logged on standard error; calling it again changes nothing."""
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    logging.raiseExceptions = False  # a log on a full disk is no reason for a traceback
+    if not any(isinstance(h, _ToConsole) for h in log.handlers):
+        log.addHandler(_ToConsole())
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Show warnings, errors and progress alone for a while; a run's log gets everything all the same."""
+    before, _ToConsole.quiet = _ToConsole.quiet, True
+    try:
+        yield
+    finally:
+        _ToConsole.quiet = before
+
+
+def printable(name: str) -> str:
+    """Return a file's or a folder's name on one line, and as text whatever its bytes are."""
+    return " ".join(name.encode("utf-8", "backslashreplace").decode().split())
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it: `40 s`, `12 min`, `2.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "")
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str, before: int = 0) -> Iterator[Callable[..., None]]:
+    """Show a bar with the rate and the time left, or plain lines now and then where there is no terminal.
+
+    Args:
+        what: is done.
+        total: number, 0 if it is not known.
+        unit: of the total; `B` is bytes.
+        before: were done before, by an earlier run.
+
+    Yields:
+        A function `advance(n, note="")` to be called when `n` more of `total` are done.
+    """
+    if ERR.is_terminal:
+        counts = (DownloadColumn(), TransferSpeedColumn()) if unit == "B" else (MofNCompleteColumn(), _Rate())
+        columns = (TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn())
+        with Progress(*columns, TextColumn("{task.fields[note]}"), console=ERR) as bar:
+            task = bar.add_task(what, total=total or None, completed=before, unit=unit, note="")
+
+            def show(n: int, note: str = "") -> None:
+                bar.update(task, advance=n, note=note or bar.tasks[0].fields["note"])
+
+            yield show
+        return
+    started = last = time.monotonic()
+    scale, shown = (1e6, "MB") if unit == "B" else (1, unit)
+    every = QUIET_EVERY if _ToConsole.quiet else PLAIN_EVERY
+    done = before
+
+    def line(n: int, note: str = "") -> None:
+        nonlocal done, last
+        done += n
+        now = time.monotonic()
+        if now - last >= every:
+            last = now
+            rate = (done - before) / (now - started)
+            whole = f"/{total / scale:.0f}" if total else ""
+            left = f", {(total - done) / rate:.0f} s left" if total else ""
+            values = (what, done / scale, whole, rate / scale, shown, left, note)
+            log.info("%s %.0f%s, %.0f %s/s%s %s", *values, extra={"progress": True})
+
+    yield line

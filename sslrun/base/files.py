@@ -1,0 +1,77 @@
+"""Files that are made whole or not at all, and places that take nothing away from what is there."""
+
+import os
+from pathlib import Path
+
+from sslrun.base.errors import UserError
+
+
+def new_file(key: str, path: Path) -> Path:
+    """Make sure, before any work is done, that a file can be made; its folder is made.
+
+    Raises:
+        UserError: it is there already, or its folder cannot be made.
+    """
+    if os.path.lexists(path):
+        raise UserError(f"{key}={path} is there already: name a new file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}={path}: {path.parent} cannot be made: {error.strerror}") from None
+    return path
+
+
+def new_folder(key: str, path: Path) -> Path:
+    """Make a folder to write into, or take an empty one.
+
+    Raises:
+        UserError: it is there already and not empty, or cannot be made.
+    """
+    if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{key}={path} is there already and not empty: name a new folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}={path}: cannot be made: {error.strerror}") from None
+    return path
+
+
+def put_in_place(part: Path, path: Path, key: str) -> None:
+    """Give a file that is whole its name, which no other has taken meanwhile.
+
+    Raises:
+        UserError: another has; the file keeps the name that it has.
+    """
+    try:
+        os.link(part, path)  # where a rename would replace
+    except FileExistsError:
+        raise UserError(f"{key}={path} was made by somebody else meanwhile: this one is {part}") from None
+    except OSError:  # a file system without links
+        if os.path.lexists(path):
+            raise UserError(f"{key}={path} was made by somebody else meanwhile: this one is {part}") from None
+        os.replace(part, path)
+        return
+    part.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise disk_error(path, error) from None
+
+
+def disk_error(path: Path, error: OSError) -> UserError:
+    """Return in words what went wrong while a file was written."""
+    return UserError(f"cannot write {path}: {error.strerror}; what was written before is kept")

@@ -1,0 +1,89 @@
+"""The command line. It imports no torch, and hands what follows a command's name to Hydra."""
+
+import io
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from sslrun.base.version import __version__
+from sslrun.cli.launch import guarded, run_command
+from sslrun.config.commands import COMMANDS
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Fetch, check and look at data sets.")
+TO_HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"sslrun {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Self-supervised learning of image classifiers: pretrain without labels, finetune with a few."""
+
+
+def _register(name: str, group: typer.Typer) -> None:
+    """Make one of Hydra's commands known to Typer."""
+
+    @group.command(name, context_settings=TO_HYDRA, help=COMMANDS[name].about)
+    def command(ctx: typer.Context) -> None:
+        run_command(name, ctx.args)
+
+
+for _name, _command in COMMANDS.items():
+    _register(_name, data if _command.of_data else app)
+app.add_typer(data, name="data")
+
+
+@app.command()
+def runs(
+    stage: Annotated[str | None, typer.Argument(help="pretrain, finetune, evaluate, ...; all by default")] = None,
+    format: Annotated[str, typer.Option(help="table, json or csv")] = "table",
+) -> None:
+    """List what is in outputs/."""
+    from sslrun.cli.listing import print_runs
+
+    guarded(lambda: print_runs(stage, format))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="evaluated classifiers, sweeps of them, or studies")],
+) -> None:
+    """Compare runs that are there already, on a page."""
+    from sslrun.stages.report import report_on
+
+    guarded(lambda: report_on(runs))
+
+
+@app.command()
+def demo(
+    epochs: Annotated[int, typer.Option(help="epochs of pretraining")] = 32,
+    seeds: Annotated[int, typer.Option(help="label subsets")] = 3,
+) -> None:
+    """Run the main job on scikit-learn's digits: does pretraining help with 30 labels?"""
+    from sslrun.cli.demo import demo as run_demo
+
+    guarded(lambda: run_demo(epochs, seeds))
+
+
+def main() -> None:
+    """Run the command line."""
+    if sys.stdout is None:  # `sslrun runs >&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        app()
+    except KeyboardInterrupt:  # before or after a run, which ends itself in order
+        sys.exit(130)
+    except BrokenPipeError:  # `sslrun runs | head`
+        sys.stderr.close()
+        sys.exit(141)

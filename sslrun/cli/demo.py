@@ -1,0 +1,117 @@
+"""`sslrun demo`: the main job, as anyone would type it, on the digits that come with scikit-learn."""
+
+import json
+import shlex
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from sslrun.base.console import ERR
+from sslrun.base.errors import UserError
+from sslrun.base.files import write_text
+from sslrun.cli.launch import run_command
+from sslrun.runs.find import OUTPUTS, find
+
+LABELS = 0.02
+GENTLY = (
+    "mode=finetune",
+    "freeze_fraction=0.2",
+    "backbone_rate=0.3",
+    "freeze_batch_norm_below=500",
+)  # as suits so few labels
+
+
+def demo(epochs: int, seeds: int) -> None:
+    """Pretrain, finetune beside training from scratch on the same labels, evaluate both, predict one picture.
+
+    Raises:
+        UserError: one of the commands failed.
+    """
+    if epochs < 1 or seeds < 1:
+        raise UserError("sslrun demo: --epochs and --seeds must be at least 1")
+    began = time.monotonic()
+    subsets = ",".join(map(str, range(seeds)))
+    sslrun("pretrain", "experiment=simclr_digits", f"train.epochs={epochs}")
+    pretrained = find(["pretrain"])[-1][0]
+    sslrun(
+        "finetune",
+        "-m",
+        f"init={pretrained},scratch",
+        f"label_fraction={LABELS}",
+        f"seed={subsets}",
+        "train.steps=150",
+        *GENTLY,
+    )
+    sweep = find(["finetune"])[-1][0].parent
+    sslrun("evaluate", f"run={sweep}")
+    evaluated = find(["evaluate"])[-1][0].parent
+    picture = _picture(OUTPUTS / "demo")
+    sslrun("predict", str(picture), f"run={sweep / '0'}")
+    predicted = find(["predict"])[-1][0]
+    _tell(
+        evaluated,
+        {"pretrained": pretrained, "classifiers": sweep, "evaluated": evaluated, "predicted": predicted},
+    )
+    ERR.print(f"The whole took {time.monotonic() - began:.0f} s.")
+
+
+def sslrun(command: str, *arguments: str) -> None:
+    """Show a command and run it, in this process: that saves importing torch five times."""
+    ERR.print(f"\n$ {shlex.join(['sslrun', command, *arguments])}", style="bold", markup=False)
+    before = sys.argv
+    try:
+        run_command(command, list(arguments))
+    except SystemExit as end:
+        if end.code:
+            raise UserError("the demo stopped because the command above failed") from None
+    finally:
+        sys.argv = before
+
+
+def _picture(folder: Path) -> Path:
+    """Write a digit of the test split as a picture file."""
+    import numpy as np
+    from PIL import Image
+
+    from sslrun.data.sources.digits import digits
+
+    test = digits("test", root=None)
+    assert test is not None
+    assert isinstance(test.items, np.ndarray)
+    assert test.labels is not None
+    which = int(np.flatnonzero(test.labels == 4)[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "four.png"
+    picture = Image.fromarray(test.items[which][..., 0])
+    picture.resize((128, 128), Image.Resampling.NEAREST).save(path)
+    return path
+
+
+def _tell(evaluated: Path, places: dict[str, Path]) -> None:
+    runs: list[dict[str, Any]] = [json.loads(p.read_text()) for p in sorted(evaluated.glob("*/summary.json"))]
+    arms = {name: [r for r in runs if r["init"] == name] for name in ("simclr", "scratch")}
+    table = Table(title=f"Digits, {runs[0]['labels']['train']} labels of 10 classes", box=box.SIMPLE_HEAD)
+    for column in ("network", "test accuracy", "±", "label subsets"):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    rows: dict[str, list[float]] = {}
+    for name, shown in (("simclr", "pretrained with SimCLR"), ("scratch", "from scratch")):
+        rows[name] = [100 * r["test/accuracy"] for r in arms[name]]
+        spread = f"{statistics.stdev(rows[name]):.1f}" if len(rows[name]) > 1 else ""
+        table.add_row(shown, f"{statistics.mean(rows[name]):.1f}", spread, str(len(rows[name])))
+    gain = statistics.mean(rows["simclr"]) - statistics.mean(rows["scratch"])
+    table.add_section()
+    table.add_row("gain", f"{gain:+.1f}", "", "")
+    write_text(evaluated / "demo.json", json.dumps({"test_accuracy": rows, "gain": gain}, indent=2) + "\n")
+    ERR.print()
+    ERR.print(table)
+    for what, path in places.items():
+        ERR.print(f"{what:<12} {path}", markup=False)
+    figure = next((places["evaluated"] / "0" / "figures").glob("*.png"), None)
+    if figure:
+        ERR.print(f"{'a figure':<12} {figure}", markup=False)
+    ERR.print("Curves: tensorboard --logdir outputs", markup=False)

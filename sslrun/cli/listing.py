@@ -1,0 +1,67 @@
+"""`sslrun runs`: a table of what is in `outputs/`."""
+
+import csv
+import json
+import sys
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sslrun.base.errors import UserError
+from sslrun.config.commands import LISTED
+from sslrun.runs.find import find, score
+
+COLUMNS = ("run", "stage", "status", "pretext", "backbone", "dataset", "fraction", "score", "duration")
+
+
+def print_runs(stage: str | None, format: str) -> None:
+    """Print all runs, oldest first.
+
+    Raises:
+        UserError: no such stage or format.
+    """
+    if stage is not None and stage not in LISTED:
+        raise UserError(f"{stage}: no such stage; there are {', '.join(LISTED)}")
+    if format not in ("table", "json", "csv"):
+        raise UserError(f"--format {format}: must be one of table, json, csv")
+    rows = [_row(str(path), s) for path, s in find([stage] if stage else LISTED)]
+    if format == "json":
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif format == "csv":
+        writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    elif not rows:
+        print("No runs in outputs/ yet: sslrun pretrain makes one.", file=sys.stderr)
+    else:
+        _print_table(rows)
+
+
+def _row(path: str, summary: dict[str, Any]) -> dict[str, Any]:
+    named = score(summary)
+    per_class = summary.get("labels_per_class")
+    return {
+        "run": path,
+        "stage": summary["stage"],
+        "status": summary["status"],
+        "pretext": summary.get("pretext") or summary.get("init"),
+        "backbone": summary.get("backbone"),
+        "dataset": summary.get("dataset"),
+        "fraction": f"{per_class} a class" if per_class else summary.get("label_fraction"),
+        "score": f"{named[0]} {named[1]:.4f}" if named else None,
+        "duration": round(summary.get("wall_time_seconds", 0.0), 1),
+    }
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in COLUMNS:
+        table.add_column(name, overflow="fold", justify="right" if name in ("fraction", "duration") else "left")
+    for row in rows:
+        cells = ["" if row[c] is None else str(row[c]) for c in COLUMNS[:-1]]
+        minutes, seconds = divmod(round(row["duration"]), 60)
+        table.add_row(*map(Text, cells), f"{minutes}:{seconds:02d}", style="red" if row["status"] == "failed" else "")
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -1,0 +1,94 @@
+"""Going on with a run, a sweep or a study that was stopped: what its `resume=` stands for on the command line."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sslrun.base.errors import UserError
+from sslrun.cli.invocation import Invocation
+from sslrun.config.grammar import key_of, quoted
+from sslrun.runs.find import find
+
+SWEEP = "multirun.yaml"  # which Hydra writes into a sweep's folder
+
+
+def is_resume(value: str) -> bool:
+    """Tell whether an override is `resume=...`."""
+    return value.lstrip("+").startswith("resume=")
+
+
+def named(values: Iterable[str]) -> Path | None:
+    """Return the run or sweep that `resume=` names, if it does."""
+    said = [v.partition("=")[2].strip("'\"") for v in values if is_resume(v)]
+    if len(said) > 1:
+        raise UserError(f"resume= was said {len(said)} times: one run goes on at a time")
+    return Path(said[0]) if said and said[0] not in ("", "null") else None
+
+
+def newest_named(invocation: Invocation) -> Invocation:
+    """Turn `resume=latest` into the newest run of the command, or into the sweep that it is in."""
+    if named(invocation.overrides) != Path("latest"):
+        return invocation
+    command = invocation.command
+    found = find([command])
+    if not found:
+        raise UserError(f"resume=latest: no {command} run in outputs/{command}")
+    newest = found[-1][0]
+    place = newest.parent if (newest.parent / SWEEP).is_file() else newest
+    return invocation.with_overrides(f"resume={place}" if is_resume(v) else v for v in invocation.overrides)
+
+
+def sweep_as_started(invocation: Invocation) -> Invocation:
+    """Return what a sweep that `resume=` names was started with, into the same folder; another as it is.
+
+    The jobs that are finished are passed over.
+    """
+    sweep = named(invocation.overrides)
+    if sweep is None or not (sweep / SWEEP).is_file():
+        return invocation
+    others = [v for v in invocation.overrides if not is_resume(v)]
+    if others:
+        raise UserError(f"{' '.join(others)}: a sweep goes on as it was started; leave it away")
+    try:
+        hydra = OmegaConf.load(sweep / SWEEP).hydra
+        started, settings, was = list(hydra.overrides.task), list(hydra.overrides.hydra), hydra.job.config_name
+        folders = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
+    except Exception as error:
+        raise UserError(f"{sweep / SWEEP} cannot be read: {error}") from None
+    if was != invocation.command:
+        raise UserError(f"resume={sweep} is a {was} sweep: say sslrun {was} resume=...")
+    kept = [o for o in settings if not o.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+    if any("_target_" in o for o in kept):
+        raise UserError(f"{sweep / SWEEP} would have Hydra call something of its own: start the sweep anew")
+    if folders and invocation.config_dir is None:
+        invocation = invocation.with_flags("-cd", folders[0])
+    overrides = [*started, *kept, f"hydra.sweep.dir={quoted(str(sweep))}"]
+    return replace(invocation.with_overrides(overrides).as_sweep(), sweep=sweep)
+
+
+def in_its_own_directory(invocation: Invocation, place: Path) -> Invocation:
+    """Let a run go on in its own directory: Hydra is told not to make another.
+
+    What is asked for is held against the run's config, not against the defaults, so Hydra must take any key.
+    """
+    values = invocation.overrides
+    kept = [v for v in values if not is_resume(v) and not v.startswith(("hydra.run.dir=", "hydra.output_subdir="))]
+    free = [f"++{v.lstrip('+')}" if "." in v.partition("=")[0] and not v.startswith("hydra") else v for v in kept]
+    where = quoted(str(place))
+    return invocation.with_overrides([*free, f"resume={where}", f"hydra.run.dir={where}", "hydra.output_subdir=null"])
+
+
+def study_as_started(invocation: Invocation, summary: dict[str, Any]) -> Invocation:
+    """Add the flags and Hydra's settings that a study was started with, but for those that are said again."""
+    said = {key_of(v) for v in invocation.overrides}
+    folder = summary.get("config_dir") if invocation.config_dir is None else None
+    if folder and not Path(folder).is_dir():
+        raise UserError(f"the study was started with -cd {folder}, which is not there: say -cd and where it is now")
+    kept = [v for v in summary.get("launcher", []) if key_of(v) not in said and "_target_" not in v]
+    if "hydra/launcher" in said:  # its settings are another launcher's
+        kept = [v for v in kept if not key_of(v).startswith("hydra.launcher")]
+    more = invocation.with_overrides([*invocation.overrides, *kept])
+    return more.with_flags("-cd", folder) if folder else more

@@ -1,0 +1,1 @@
+"""The config: composing it, checking it, building objects from it."""

@@ -1,0 +1,161 @@
+"""What may stand in the config: types and ranges of the signatures that it will call, and nothing else."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, Field, ValidationError, create_model
+
+from sslrun.base.errors import UserError
+from sslrun.config.build import locate, parameters
+from sslrun.config.types import Also, FromCheckpoint, Node
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Return `"; did you mean X?"` for the most similar name, or the empty string."""
+    found = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if not found:  # `epochs` for `train.epochs`
+        leaves = {n.rsplit(".", 1)[-1]: n for n in reversed(names)}
+        found = [leaves[m] for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], list(leaves), 1, 0.6)]
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def check(config: DictConfig, settings: type) -> list[str]:
+    """Hold a composed config against the signatures that it will call; return one line for each mistake.
+
+    Args:
+        settings: the dataclass of the command's settings.
+    """
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        return [f"{error.full_key or 'config'}: {str(error).splitlines()[0]}"]
+    raw = OmegaConf.to_container(config, resolve=False)
+    return _check_call(values, raw, settings, (), None)
+
+
+def _check_call(
+    values: Any,
+    raw: Any,
+    target: Callable[..., Any],
+    where: tuple[str, ...],
+    also: Any,
+    complete: bool = True,
+) -> list[str]:
+    fields = parameters(target) | (parameters(also) if also else {})
+    if not complete:
+        fields = {k: v for k, v in fields.items() if k in values}
+    mistakes: list[str] = []
+    mine = {}
+    for key, value in values.items():
+        if key == "_target_":
+            continue
+        annotation = fields.get(key, (Any, None))[0]
+        if key in fields and isinstance(value, dict) and _is_node(annotation, value):
+            mistakes += _check_node(value, raw[key], annotation, (*where, key))
+            fields[key] = (Any, None)
+        if value == "???":
+            mistakes.append(f"{_dotted((*where, key))}: must be given, say {_dotted((*where, key))}=...")
+            fields[key] = (Any, None)
+        if value is None and isinstance(raw[key], str) and raw[key].startswith("${"):
+            continue  # known only once the checkpoint is read
+        mine[key] = value
+    known_later = {k for k in values if k not in mine and k != "_target_"}
+    model = create_model(  # type: ignore[call-overload]
+        "Config",
+        __config__=ConfigDict(
+            extra="forbid",
+            strict=True,
+            allow_inf_nan=False,
+            arbitrary_types_allowed=True,
+            protected_namespaces=(),
+        ),
+        **{f"f_{k}": (a, Field(None if k in known_later else d, alias=k)) for k, (a, d) in fields.items()},
+    )
+    try:
+        model.model_validate(mine)
+    except ValidationError as error:
+        mistakes += _sentences(error, where, list(fields))
+    return mistakes
+
+
+def _is_node(annotation: Any, value: dict[str, Any]) -> bool:
+    return "_target_" in value or annotation == Node or getattr(annotation, "__origin__", None) == Node
+
+
+def _check_node(value: dict[str, Any], raw: Any, annotation: Any, where: tuple[str, ...]) -> list[str]:
+    marks = getattr(annotation, "__metadata__", ())
+    also = next((m.of for m in marks if isinstance(m, Also)), None)
+    if value.get("_target_") is None:
+        if "_target_" not in value or not any(isinstance(m, FromCheckpoint) for m in marks):
+            return [f"{_dotted(where)}: has no _target_, so there is nothing to build"]
+        given = {k: v for k, v in value.items() if v is not None and k != "root"}  # root is the source's to check
+        return _check_call(given, raw, also, where, None, complete=False) if also else []
+    try:
+        target = locate(value["_target_"])
+    except UserError as error:
+        return [f"{_dotted(where)}: {error}"]
+    return _check_call(value, raw, target, where, also)
+
+
+def _dotted(where: Sequence[Any]) -> str:
+    return ".".join(str(w) for w in where)
+
+
+def _sentences(error: ValidationError, where: tuple[str, ...], names: list[str]) -> list[str]:
+    """Turn pydantic's errors into our lines; the branches of a union become one line."""
+    lines: dict[str, list[str]] = {}
+    for e in error.errors():
+        key = str(e["loc"][0]).removeprefix("f_")
+        dotted = _dotted((*where, key))
+        if e["type"] == "extra_forbidden":
+            lines.setdefault(f"{dotted}: no such key{nearest(dotted, [_dotted((*where, n)) for n in names])}", [])
+        elif e["type"] == "missing":
+            lines.setdefault(f"{dotted}: must be given, say {dotted}=...", [])
+        else:
+            lines.setdefault(dotted, []).append(_wanted(e))
+            lines[dotted + "\0"] = [f", found {_found(error, e, key)}"]
+    out = []
+    for head, wanted in lines.items():
+        if head.endswith("\0"):
+            continue
+        tail = lines.get(head + "\0", [""])[0]
+        out.append(f"{head}: must be {' or '.join(dict.fromkeys(wanted))}{tail}" if wanted else head)
+    return out
+
+
+def _found(error: ValidationError, e: Any, key: str) -> str:
+    value = e["input"]
+    text = value if isinstance(value, str) else "null" if value is None else repr(value)
+    choices = [c.strip("' ") for c in str(e.get("ctx", {}).get("expected", "")).replace(" or ", ",").split(",")]
+    return f"{text!s}{nearest(text, choices) if isinstance(value, str) and any(choices) else ''}"
+
+
+def _wanted(e: Any) -> str:
+    words = {
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "bool_type": "true or false",
+        "string_type": "text, a number in quotes",
+        "list_type": "a list",
+        "dict_type": "a mapping",
+        "none_required": "null",
+        "finite_number": "a finite number",
+    }
+    limits = {"greater_than": ("gt", "greater than"), "greater_than_equal": ("ge", "at least")}
+    limits |= {"less_than": ("lt", "less than"), "less_than_equal": ("le", "at most")}
+    limits |= {
+        "too_short": ("min_length", "a list of at least"),
+        "too_long": ("max_length", "a list of at most"),
+    }
+    if e["type"] in words:
+        return words[e["type"]]
+    if e["type"] in limits:
+        key, word = limits[e["type"]]
+        return f"{word} {e['ctx'][key]}"
+    if e["type"] == "literal_error":
+        return f"one of {e['ctx']['expected'].replace(chr(39), '')}"
+    return e["msg"][0].lower() + e["msg"][1:]

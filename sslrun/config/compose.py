@@ -1,0 +1,43 @@
+"""Where config files lie, and composing them as Hydra does."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from sslrun.base.paths import CONF
+from sslrun.config.types import Node
+
+
+def folders(config_dir: str | None = None) -> list[Path]:
+    """Return the folders that hold config files, in Hydra's order: ours, and the user's own, if one was named."""
+    return [CONF, *([Path(config_dir)] if config_dir else [])]
+
+
+def choices(group: str, config_dir: str | None = None) -> list[str]:
+    """Return the options of a config group by the names of its files."""
+    found = {p.stem for d in folders(config_dir) for p in (d / group).glob("*.yaml")}
+    return sorted(n for n in found if not n.startswith("_"))
+
+
+def groups(config_dir: str | None = None) -> list[str]:
+    """Return the names of the config groups."""
+    return sorted({p.name for d in folders(config_dir) for p in d.iterdir() if p.is_dir() and p.name != "hydra"})
+
+
+def compose_config(stage: str, overrides: list[str], config_dir: str | None) -> DictConfig:
+    """Compose a stage's config as Hydra does, with the user's own config folder if there is one."""
+    if config_dir:
+        overrides = [*overrides, f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]
+    inside = GlobalHydra.instance().is_initialized()
+    with nullcontext() if inside else initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        return compose(config_name=stage, overrides=overrides)
+
+
+def compose_nodes(stage: str, *names: str) -> list[Node]:
+    """Return some nodes of a stage's default config."""
+    config: dict[str, Any] = OmegaConf.to_container(compose_config(stage, [], None), resolve=True)  # type: ignore[assignment]
+    return [config[n] for n in names]

@@ -1,0 +1,51 @@
+"""Saying a config in overrides: Hydra's grammar of `key=value`."""
+
+import re
+from typing import Any
+
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from sslrun.config.types import Node
+
+
+def key_of(override: str) -> str:
+    """Return the key that an override sets, adds or deletes."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def quoted(text: str) -> str:
+    """Quote any text for Hydra's override grammar; OmegaConf must not take `${` for an interpolation."""
+    plain = re.sub(r"(\\*)\$\{", lambda before: 2 * before[1] + r"\${", text)
+    return str(QuotedString(text=plain, quote=Quote.single).with_quotes())
+
+
+def literal(value: Any) -> str:
+    """Return a value as Hydra's override grammar has it."""
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(literal, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_escaped(str(k))}:{literal(v)}" for k, v in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _escaped(key: str) -> str:
+    """Return a key of a mapping, which the grammar does not let stand in quotes."""
+    return "".join(f"\\{c}" if c in "\\()[]{}:=, \t" else c for c in key)
+
+
+def differing(wanted: Node, base: Node, prefix: str = "") -> list[str]:
+    """Return the overrides that make one config, with everything resolved, of another."""
+    out = []
+    if wanted.get("_target_") != base.get("_target_"):
+        out += [f"~{prefix}{key}" for key in base if key not in wanted]
+    for key, value in wanted.items():
+        before = base.get(key)
+        if isinstance(value, dict) and isinstance(before, dict) and before:
+            out += differing(value, before, f"{prefix}{key}.")
+        elif key not in base:
+            out.append(f"+{prefix}{key}={literal(value)}")
+        elif value != before:
+            out.append(f"{prefix}{key}={literal(value)}")
+    return out

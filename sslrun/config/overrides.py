@@ -1,0 +1,219 @@
+"""Checking what stands on the command line before anything starts, all of it, in plain words."""
+
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sslrun.base.errors import UserError
+from sslrun.config.check import check, nearest
+from sslrun.config.commands import FROM_CHECKPOINT, TASKS
+from sslrun.config.compose import choices, compose_config, folders, groups
+from sslrun.config.types import Node
+
+
+def check_overrides(
+    stage: str, settings: type, overrides: Sequence[str], config_dir: str | None, multirun: bool
+) -> None:
+    """Check everything that was asked for on the command line and in YAML, before anything starts.
+
+    Args:
+        stage: the command.
+        settings: the dataclass of its settings.
+
+    Raises:
+        UserError: with a line for every mistake.
+    """
+    mistakes: list[str] = []
+    parsed = list(_parse(overrides, mistakes))
+    all_groups = groups(config_dir)
+    try:
+        in_stage = _stage_groups(stage, config_dir)
+    except OSError as error:
+        raise UserError(f"cannot read the config: {error}") from None
+    good = [o for o in parsed if _check_choice(o, stage, in_stage, all_groups, config_dir, mistakes)]
+    if not multirun:
+        for o in [o for o in good if o.is_sweep_override()]:
+            mistakes.append(f"{o.input_line}: several values make a sweep; put -m before it")
+            good.remove(o)
+
+    for o in [o for o in good if isinstance(o.value(), Glob) and o.key_or_group not in in_stage]:
+        mistakes.append(f"{o.input_line}: glob() chooses among the files of a group, and {o.key_or_group} is a key")
+        good.remove(o)
+
+    for trial in _trials(good, config_dir):
+        chosen: list[str] = [line for o, line in trial if _is_group(o, in_stage)]
+        others = [(o, line) for o, line in trial if not _is_group(o, in_stage)]
+        try:
+            config: DictConfig | None = compose_config(stage, [*chosen, *(line for _, line in others)], config_dir)
+        except (HydraException, OmegaConfBaseException):
+            config = _without_mistakes(stage, chosen, others, config_dir, mistakes)
+        if config is None:
+            continue
+        mistakes += check(config, settings)
+    if mistakes:
+        raise UserError("\n".join(dict.fromkeys(mistakes)))
+
+
+def check_resumed(stage: str, overrides: Sequence[str], config: dict[str, Any], config_dir: str | None) -> None:
+    """Check what is asked for when a run goes on: whether there are such keys and choices.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        UserError: with a line for every mistake.
+    """
+    mistakes: list[str] = []
+    in_stage, all_groups = _stage_groups(stage, config_dir), groups(config_dir)
+    for o in _parse(overrides, mistakes):
+        if _is_hydra(o) or not _check_choice(o, stage, in_stage, all_groups, config_dir, mistakes):
+            continue
+        if o.is_delete() or o.is_sweep_override() or "${" in str(o.value()):
+            mistakes.append(f"{o.input_line}: a run that goes on takes plain values alone")
+        elif not _is_group(o, in_stage):
+            _check_key(o, OmegaConf.create(config), mistakes)
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+
+
+def _without_mistakes(
+    stage: str, chosen: list[str], settings: list[tuple[Override, str]], config_dir: str | None, mistakes: list[str]
+) -> DictConfig | None:
+    """Compose the config without the keys that do not exist; None if it still cannot be composed."""
+    try:
+        base = compose_config(stage, [*chosen, *(line for o, line in settings if _is_hydra(o))], config_dir)
+        known = [line for o, line in settings if not _is_hydra(o) and _check_key(o, base, mistakes)]
+        return compose_config(stage, [*chosen, *known], config_dir)
+    except (HydraException, OmegaConfBaseException) as error:
+        mistakes.append(_first_lines(error))
+        return None
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(("full_key", "object_type", "Set the")))
+
+
+def _parse(overrides: Sequence[str], mistakes: list[str]) -> Iterator[Override]:
+    parser = OverridesParser.create()
+    for text in overrides:
+        try:
+            yield parser.parse_override(text)
+        except HydraException as error:
+            reason = str(error).splitlines()[0].split(chr(39) + text)[0]
+            mistakes.append(
+                f"{text}: cannot be read ({reason}); put odd characters into quotes, as in 'key=\"a value\"'"
+            )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A config group of a command: its default choice, and whether it may be null."""
+
+    default: str | None
+    optional: bool
+
+
+def _stage_groups(stage: str, config_dir: str | None) -> dict[str, _Group]:
+    """Return the groups of a command by name."""
+    path = next(d / f"{stage}.yaml" for d in folders(config_dir) if (d / f"{stage}.yaml").is_file())
+    defaults = OmegaConf.to_container(OmegaConf.load(path))["defaults"]  # type: ignore[call-overload,index]
+    named = [next(iter(d.items())) for d in defaults if isinstance(d, dict)]
+    out = {n.removeprefix("optional "): _Group(choice, n.startswith("optional ")) for n, choice in named}
+    for under in [d for d in defaults if isinstance(d, str) and not d.startswith("_")]:  # a command that it builds on
+        out |= _stage_groups(under, config_dir)
+    return out
+
+
+def _is_hydra(o: Override) -> bool:
+    return o.key_or_group.split(".")[0].split("/")[0] == "hydra"
+
+
+def _is_group(o: Override, in_stage: Container[str]) -> bool:
+    return o.key_or_group in in_stage
+
+
+def _check_choice(
+    o: Override,
+    stage: str,
+    in_stage: dict[str, _Group],
+    all_groups: list[str],
+    config_dir: str | None,
+    mistakes: list[str],
+) -> bool:
+    group = o.key_or_group
+    if group not in all_groups or _is_hydra(o):
+        return True
+    if group not in in_stage:
+        hint = f"; say init={o.value()} to start from the newest {o.value()} run" if group == TASKS else ""
+        mistakes.append(f"{o.input_line}: {stage} has no {group}{hint}")
+        return False
+    options = choices(group, config_dir)
+    if isinstance(o.value(), Glob):
+        return True
+    values = list(o.sweep_string_iterator()) if o.is_sweep_override() else [str(o.value())]
+    bad = [v for v in values if v not in [*options, *(["None", "null"] if in_stage[group].optional else [])]]
+    after_pretraining = in_stage[group].default == FROM_CHECKPOINT
+    for v in bad:
+        shown = [o for o in options if after_pretraining or o != FROM_CHECKPOINT]
+        v = "null" if v == "None" else v
+        mistakes.append(f"{group}={v}: no such {group}{nearest(v, shown)} Choices: {', '.join(shown)}")
+    if not after_pretraining and FROM_CHECKPOINT in values:
+        mistakes.append(f"{group}={FROM_CHECKPOINT}: {stage} starts from no checkpoint")
+        return False
+    return not bad
+
+
+def _swept(o: Override, config_dir: str | None) -> list[str]:
+    value = o.value()
+    if isinstance(value, Glob):
+        return value.filter(choices(o.key_or_group, config_dir))
+    return [str(v) for v in o.sweep_string_iterator()]
+
+
+def _trials(overrides: Sequence[Override], config_dir: str | None) -> Iterator[list[tuple[Override, str]]]:
+    """Yield sets of overrides in which each value of every sweep stands at least once."""
+    sweeps = {}
+    for o in overrides:
+        if o.is_sweep_override() and o.is_discrete_sweep():
+            key = o.get_key_element()
+            sweeps[str(o.input_line)] = [f"{key}={v}" for v in _swept(o, config_dir)]
+    rounds = max((len(v) for v in sweeps.values()), default=1)
+    for i in range(rounds):
+        trial = []
+        for o in overrides:
+            values = sweeps.get(str(o.input_line))
+            if values is None and o.is_sweep_override():
+                continue  # an interval: the sweeper draws from it
+            trial.append((o, values[i % len(values)] if values else str(o.input_line)))
+        yield trial
+
+
+def _check_key(o: Override, config: DictConfig, mistakes: list[str]) -> bool:
+    if o.is_add() or o.is_delete():
+        return True
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    key, passed, node = o.key_or_group, 0, plain
+    for name in key.split("."):
+        if isinstance(node, dict) and name in node:
+            passed, node = passed + 1, node[name]
+            continue
+        if passed and node == {}:
+            return True  # a free mapping, such as dataset.classes
+        mistakes.append(f"{key}: no such key{nearest(key, _leaves(plain))}")
+        return False
+    return True
+
+
+def _leaves(config: Node, prefix: str = "") -> list[str]:
+    out = []
+    for key, value in config.items():
+        inner = _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else []
+        out += [f"{prefix}{key}", *inner]
+    return [name for name in out if not name.endswith("_target_")]

@@ -1,0 +1,26 @@
+"""Types and ranges that stand in the signatures of what a config builds, and marks on its nodes."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]  # a part that leaves something over
+PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Pair = Annotated[list[NotNegative], Field(min_length=2, max_length=2)]
+
+Node = dict[str, Any]  # a part of the config with a `_target_`
+
+
+class Also:
+    """Marks a node that takes the keyword-only parameters of a second function or class besides its target's."""
+
+    def __init__(self, of: Any) -> None:
+        self.of = of
+
+
+class FromCheckpoint:
+    """Marks a node that a checkpoint may fill in: its `_target_` may be null."""

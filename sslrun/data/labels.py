@@ -1,0 +1,140 @@
+"""Splits and label subsets: deterministic, stratified, nested.
+
+A class is shuffled once, by a seed; a part of it is always a prefix of that order. So a subset of 1 % lies inside
+that of 10 %, for every class.
+"""
+
+import hashlib
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from sslrun.base.errors import UserError
+
+
+def hold_out(names: Sequence[str], labels: np.ndarray, fraction: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
+    """Split a data set that comes without a test split: `fraction` of each class, by the hash of the names.
+
+    The hash makes it the same on every machine, and a picture that is added later moves almost none of the others.
+
+    Args:
+        names: N names, each unique and independent of where the data set lies.
+        labels: N whole numbers.
+
+    Returns:
+        The positions of train and of test, both sorted.
+    """
+    hashes = [hashlib.sha256(n.encode("utf-8", "surrogateescape")).digest() for n in names]
+    order = np.argsort(np.array(hashes, dtype="S32"), kind="stable")
+    test = _prefixes(order, labels, {int(c): round(fraction * n) for c, n in counts(labels).items()})
+    return np.setdiff1d(np.arange(len(labels)), test), test
+
+
+def validation(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Carve a stratified validation split from training.
+
+    Returns:
+        The positions of what stays in training and of validation, both sorted.
+
+    Raises:
+        UserError: a class would be left without a training picture.
+    """
+    wanted = {c: round(fraction * n) for c, n in counts(labels).items()}
+    if fraction > 0:
+        wanted = {c: max(1, k) for c, k in wanted.items()}
+    for c, n in counts(labels).items():
+        if wanted[c] >= n:
+            raise UserError(
+                f"a class has only {n} training picture{'s' * (n > 1)}, too few to carve validation from: add "
+                "pictures to it, leave it out with dataset.classes, or say dataset.val_fraction=0"
+            )
+    order = np.random.default_rng([seed, 1]).permutation(len(labels))
+    val = _prefixes(order, labels, wanted)
+    return np.setdiff1d(np.arange(len(labels)), val), val
+
+
+def check_amount(fraction: float | None, asked: Collection[str]) -> None:
+    """Refuse an amount of labels that cannot be meant.
+
+    Args:
+        fraction: of the training labels.
+        asked: the keys that stand on the command line.
+
+    Raises:
+        UserError: more than all of them, or two amounts at once.
+    """
+    if fraction is not None and fraction > 1:
+        raise UserError(
+            f"label_fraction must be at most 1, found {fraction:g}; for a number of labels say labels_per_class"
+        )
+    if {"label_fraction", "labels_per_class"} <= set(asked):
+        raise UserError("say label_fraction or labels_per_class, not both")
+
+
+def label_subset(
+    labels: np.ndarray,
+    seed: int,
+    fraction: float | None = None,
+    per_class: int | None = None,
+    class_sizes: dict[int, int] | None = None,
+    class_names: Sequence[str] = (),
+) -> np.ndarray:
+    """Choose the pictures whose labels may be used: stratified, at least one a class, nested for one seed.
+
+    Args:
+        labels: N labels to choose from.
+        fraction: of each class's size.
+        per_class: instead of a fraction, so many of each class.
+        class_sizes: what `fraction` refers to, by default the counts in `labels`.
+        class_names: for the messages.
+
+    Returns:
+        Sorted positions.
+
+    Raises:
+        UserError: a class has fewer pictures than were asked for.
+    """
+    available = counts(labels)
+    sizes = class_sizes or available
+    if per_class is not None:
+        wanted = dict.fromkeys(available, per_class)
+        short = {c: n for c, n in available.items() if n < per_class}
+        if short:
+            named = ", ".join(f"{class_names[c] if class_names else c} has {n}" for c, n in list(short.items())[:5])
+            raise UserError(f"labels_per_class={per_class} is more than there are: {named} (validation set apart)")
+    else:
+        share = 1.0 if fraction is None else fraction
+        wanted = {c: min(n, max(1, round(share * sizes[c]))) for c, n in available.items()}
+    order = np.random.default_rng([seed, 2]).permutation(len(labels))
+    return _prefixes(order, labels, wanted)
+
+
+def part_of(labels: np.ndarray, k: int, n: int, seed: int) -> np.ndarray:
+    """Return the sorted positions of the k-th of n parts, each of which has its share of every class.
+
+    Raises:
+        UserError: there is no such part.
+    """
+    if not 0 <= k < n:
+        raise UserError(f"fold=[{k},{n}]: the first number must be from 0 to {n - 1}")
+    order = np.random.default_rng([seed, 3]).permutation(len(labels))
+    ordered = labels[order]
+    first = 0
+    parts = []
+    for c, size in counts(labels).items():
+        place = np.arange(first, first + size)  # counted on from class to class, so that small classes take turns
+        parts.append(order[ordered == c][place % n == k])
+        first += size
+    return np.sort(np.concatenate(parts))
+
+
+def counts(labels: np.ndarray) -> dict[int, int]:
+    """Return how many there are of each class, in the order of the classes."""
+    values, n = np.unique(labels, return_counts=True)
+    return {int(v): int(k) for v, k in zip(values, n, strict=True)}
+
+
+def _prefixes(order: np.ndarray, labels: np.ndarray, wanted: dict[int, int]) -> np.ndarray:
+    ordered = labels[order]
+    parts = [order[ordered == c][:k] for c, k in wanted.items()]
+    return np.sort(np.concatenate(parts)) if parts else np.empty(0, dtype=np.int64)

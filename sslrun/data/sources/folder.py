@@ -1,0 +1,115 @@
+"""Any folder of images."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from sslrun.base.console import log
+from sslrun.base.errors import UserError
+from sslrun.data.decode import find_pictures, is_picture, relative
+from sslrun.data.sources.source import Pictures, SplitName, part_of_split
+
+TRAIN_FOLDERS = ("train", "training")
+TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
+
+
+def folder(split: SplitName, *, root: str) -> Pictures | None:
+    """Any folder of pictures.
+
+    `train/` and `test/` (or `val/`) with a folder a class; one folder a class, of which a fifth is held out as test;
+    or pictures without labels, in any order of folders, for pretraining. `unlabeled/` beside `train/` adds pictures
+    without labels to pretraining.
+
+    Raises:
+        UserError: no such folder, or no pictures in it.
+    """
+    top = Path(root)
+    if not top.is_dir():
+        raise UserError(f"{top}: no such folder; if it has moved, say dataset.root=...")
+    train, test = _named(top, TRAIN_FOLDERS), _named(top, TEST_FOLDERS)
+    if train is None:
+        return None if split == "unlabeled" else _one_folder_a_class(_unwrapped(top), split)
+    if split == "unlabeled":
+        return pile(top / "unlabeled") if (top / "unlabeled").is_dir() else None
+    if test is None:
+        return _one_folder_a_class(train, split)
+    classes = class_folders(train)
+    if split == "test" and classes:
+        strange = sorted(set(class_folders(test)) - set(classes))
+        if strange:
+            raise UserError(f"{test} has classes that {train} has not: {', '.join(strange[:5])}")
+    return _labelled(test if split == "test" else train, classes)
+
+
+def _named(top: Path, names: tuple[str, ...]) -> Path | None:
+    """Return the folder in `top` that has the first of these names, in upper or lower case."""
+    folders = {e.name.lower(): e for e in sorted(top.iterdir()) if e.is_dir()}
+    return next((folders[n] for n in names if n in folders), None)
+
+
+def pile(top: Path) -> Pictures:
+    """Every picture in and below a folder, without labels.
+
+    Raises:
+        UserError: no such folder, or no pictures in it.
+    """
+    if not top.is_dir():
+        raise UserError(f"{top}: no such folder")
+    return _labelled(top, [])
+
+
+def _one_folder_a_class(top: Path, split: SplitName) -> Pictures | None:
+    found = _labelled(top, class_folders(top))
+    if found.labels is None:
+        return found if split == "train" else None
+    return part_of_split(found, split)
+
+
+def class_folders(top: Path) -> list[str]:
+    """Return the class folders' names, sorted; none where pictures lie in `top` itself or only deeper below."""
+    if not top.is_dir():
+        return []
+    here = [e for e in sorted(top.iterdir()) if not e.name.startswith(".")]
+    folders = [e for e in here if e.is_dir()]
+    names = {e.name for e in folders if _has_picture(e.iterdir())}
+    stray = [e.name for e in here if e.is_file() and is_picture(e.name)]
+    if stray:
+        if names:
+            log.warning(
+                "%s holds pictures (%s, ...) beside folders of pictures, so all are taken without labels; "
+                "move them away to have a class a folder.", top, stray[0],
+            )  # fmt: skip
+        return []
+    for e in folders:
+        if not names or e.name in names:
+            continue
+        if {d.name for d in e.iterdir() if d.is_dir()} & names:
+            log.warning("Left out %s: it holds the same classes once more.", e)
+        elif find_pictures(e):
+            names.add(e.name)
+    return sorted(names)
+
+
+def _has_picture(entries: Iterable[Path]) -> bool:
+    return any(is_picture(e.name) and not e.name.startswith(".") and e.is_file() for e in entries)
+
+
+def _unwrapped(top: Path) -> Path:
+    """Step into a folder that holds nothing but one folder of class folders, as unpacked archives often do."""
+    here = [e for e in top.iterdir() if not e.name.startswith(".") and (e.is_dir() or is_picture(e.name))]
+    if len(here) == 1 and here[0].is_dir() and class_folders(here[0]):
+        log.info("The classes lie in %s.", here[0])
+        return here[0]
+    return top
+
+
+def _labelled(top: Path, classes: list[str]) -> Pictures:
+    if classes:
+        found = [(p, i) for i, c in enumerate(classes) if (top / c).is_dir() for p in find_pictures(top / c)]
+        files, labels = [p for p, _ in found], np.array([i for _, i in found], dtype=np.int64)
+    else:
+        files, labels = find_pictures(top), None
+    if not files:
+        raise UserError(f"no pictures in {top} (looked for .jpg .png .webp .bmp .gif .tif)")
+    return Pictures(files, [relative(f, top) for f in files], labels, tuple(classes))

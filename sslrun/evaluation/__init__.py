@@ -1,0 +1,1 @@
+"""Numbers: features, probes, metrics, calibration, intervals."""

@@ -1,0 +1,180 @@
+"""Logistic regression on frozen features: the linear probe, and the start of a finetuned head."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslrun.base.console import log
+from sslrun.data.dataset import Dataset
+from sslrun.device import Device
+from sslrun.evaluation.features import features as features_of
+from sslrun.models.classifier import Classifier
+from sslrun.models.encoder import Encoder, Readout
+
+STRENGTHS = tuple(10.0**k for k in range(-4, 3))  # C of scikit-learn, the inverse of l2
+FOLDS = 5
+SEARCHED = 5000  # at most so many of the labelled pictures take part in the search for C
+READOUTS: tuple[Readout, ...] = ("average", "grid")
+
+
+def fit_head(
+    classifier: Classifier,
+    features: Tensor,
+    labels: Tensor,
+    val: tuple[Tensor, Tensor] | None,
+    seed: int,
+    strength: float | None = None,
+) -> float:
+    """Set a classifier's head to the logistic regression of the labels on its features.
+
+    Args, returns: as of `regression`.
+    """
+    weight, bias, best = regression(features, labels, val, seed, classifier.head.out_features, strength)
+    log.info("Logistic regression on %d labels: C=%g of %g to %g", len(labels), best, STRENGTHS[0], STRENGTHS[-1])
+    with torch.no_grad():
+        classifier.head.weight.copy_(weight)
+        classifier.head.bias.copy_(bias)
+    return best
+
+
+def regression(
+    features: Tensor,
+    labels: Tensor,
+    val: tuple[Tensor, Tensor] | None,
+    seed: int,
+    classes: int,
+    strength: float | None = None,
+) -> tuple[Tensor, Tensor, float]:
+    """Return the logistic regression of labels on features (L-BFGS), by standardised features.
+
+    The l2 strength is the one that is best on validation; without validation, the best in cross-validation on the
+    labelled pictures themselves; of more than 5,000 labelled pictures so many, drawn at random, serve for this search.
+
+    Args:
+        features: `N x D`, with `labels`, N.
+        val: the same of validation.
+        classes: how many there are; one without a label is never predicted.
+        strength: C, if it was searched for before.
+
+    Returns:
+        Weight, `classes x D`, and bias, `classes`, for the features as they are, and the chosen C.
+    """
+    mean, std = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
+    x = ((features - mean) / std).numpy()
+    best = strength or _best(_searched(features, labels, val, seed))
+    with _quiet_and_alone():
+        model = _regression(best).fit(x, labels.numpy())
+    found, base = torch.from_numpy(model.coef_).double(), torch.from_numpy(model.intercept_).double()
+    if len(found) == 1:  # two classes: one logit z stands for -z/2 and z/2
+        found, base = torch.cat([-found, found]) / 2, torch.cat([-base, base]) / 2
+    found = found / std.double()
+    weight = torch.zeros(classes, features.shape[1])
+    bias = torch.full((classes,), float(base.min()) - 10)
+    rows = torch.from_numpy(model.classes_)
+    weight[rows] = found.float()
+    bias[rows] = (base - found @ mean.double()).float()
+    return weight, bias, best
+
+
+def better_readout(
+    encoder: Encoder, data: Dataset, val: Dataset | None, device: Device, seed: int
+) -> tuple[dict[str, float], float]:
+    """Leave an encoder with the readout whose features a logistic regression does better with.
+
+    The search is that of `regression`, with the features of both. Of equal accuracy the one with the higher likelihood
+    is better.
+
+    Returns:
+        The accuracy of both, and the C that is best with the better one.
+    """
+    assert data.labels is not None
+    some = data.take(_some(data.labels, SEARCHED, seed))
+    found: dict[Readout, dict[float, tuple[float, float]]] = {}
+    for readout in READOUTS:
+        encoder.read(readout)
+        held = labelled_features(encoder, val, device) if val else None
+        found[readout] = _searched(*labelled_features(encoder, some, device), held, seed)
+    scores = {r: max(by_strength.values()) for r, by_strength in found.items()}
+    better = max(scores, key=lambda r: scores[r])
+    encoder.read(better)
+    told = ", ".join(f"{s[0]:.4f} with {r}" for r, s in scores.items())
+    log.info("The head sees the %s: held out, a logistic regression is right in %s.", better, told)
+    return {r: round(s[0], 6) for r, s in scores.items()}, _best(found[better])
+
+
+def labelled_features(encoder: Encoder, data: Dataset, device: Device) -> tuple[Tensor, Tensor]:
+    """Return the features of labelled pictures, `N x feature_dim`, and their labels, N."""
+    assert data.labels is not None
+    return features_of(encoder, data.images, device), data.labels
+
+
+def _searched(
+    features: Tensor, labels: Tensor, val: tuple[Tensor, Tensor] | None, seed: int
+) -> dict[float, tuple[float, float]]:
+    """Return accuracy and log-likelihood on what is held out, by C."""
+    mean, std = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
+    some = torch.from_numpy(_some(labels, SEARCHED, seed))
+    x, y = ((features[some] - mean) / std).numpy(), labels[some].numpy()
+    with _quiet_and_alone():
+        if val is None:
+            return _cross_validated(x, y, seed)
+        xv, yv = ((val[0] - mean) / std).numpy(), val[1].numpy()
+        return {c: _score(x, y, xv, yv, c) for c in STRENGTHS}
+
+
+def _best(scores: dict[float, tuple[float, float]]) -> float:
+    return max(scores, key=lambda c: scores[c])
+
+
+def _some(labels: Tensor, most: int, seed: int) -> np.ndarray:
+    """Return positions of at most so many pictures, drawn at random, and of two of every class beyond them."""
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    of_class = [order[labels.numpy()[order] == k][:2] for k in labels.unique()]
+    return np.array(list(dict.fromkeys([*order[:most], *np.concatenate(of_class)])))
+
+
+@contextmanager
+def _quiet_and_alone() -> Iterator[None]:
+    """Say nothing of fits that did not converge, and use one thread: more wait for each other and for torch's."""
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    with warnings.catch_warnings(), threadpool_limits(1, "blas"):
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
+
+
+def _regression(c: float) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=c, max_iter=300, tol=1e-3)
+
+
+def _score(x: np.ndarray, y: np.ndarray, xv: np.ndarray, yv: np.ndarray, c: float) -> tuple[float, float]:
+    """Return accuracy and, to break ties, log-likelihood."""
+    model = _regression(c).fit(x, y)
+    p = model.predict_proba(xv)
+    column = {k: i for i, k in enumerate(model.classes_)}
+    true = np.array([p[i, column[k]] if k in column else 0.0 for i, k in enumerate(yv)])
+    return float((model.classes_[p.argmax(1)] == yv).mean()), float(np.log(true.clip(1e-9)).mean())
+
+
+def _cross_validated(x: np.ndarray, y: np.ndarray, seed: int) -> dict[float, tuple[float, float]]:
+    from sklearn.model_selection import StratifiedKFold
+
+    values, counts = np.unique(y, return_counts=True)
+    often = np.isin(y, values[counts > 1])  # a class with one picture cannot be held out
+    x, y = x[often], y[often]
+    if len(np.unique(y)) < 2:
+        return {1.0: (0.0, 0.0)}
+    folds = min(FOLDS, int(counts[counts > 1].min()))
+    parts = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y))
+    scores = {c: np.mean([_score(x[a], y[a], x[b], y[b], c) for a, b in parts], axis=0) for c in STRENGTHS}
+    return {c: (float(s[0]), float(s[1])) for c, s in scores.items()}

@@ -1,0 +1,1 @@
+"""A trained network in use: the Python API, and what is found with features."""

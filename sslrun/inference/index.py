@@ -1,0 +1,114 @@
+"""Features of picture files, kept in the cache: only new and changed files go through the network again.
+
+    $SSLRUN_CACHE/features/<key>.npz     paths, stamps and features
+
+The key is made of the checkpoint and the stage; files that are gone are dropped at the next change.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from sslrun.base.console import log
+from sslrun.base.errors import UserError
+from sslrun.base.locks import alone
+from sslrun.base.paths import home
+from sslrun.data.decode import VERSION
+from sslrun.inference.model import Model
+
+NAMED = 20  # unreadable files, at most; the others are counted
+Kept = dict[str, tuple[str, np.ndarray]]
+
+
+def indexed(
+    model: Model, files: Sequence[str], stage: int | None, batch_size: int
+) -> tuple[list[str], np.ndarray, dict[str, str]]:
+    """Return the files that can be read, their features, `N x D`, and why the others cannot, which is also said.
+
+    Args:
+        model: whose encoder gives the features.
+        files: any number, in any folders.
+        stage, batch_size: as of `Model.embed`.
+
+    Raises:
+        UserError: no such stage, or none of the files can be read.
+    """
+    path = home() / "features" / f"{_key(model, stage)}.npz"
+    with ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(alone(path.with_suffix(".lock"), "embedding with the same network"))
+        except OSError as error:
+            log.warning("The features cannot be kept in %s (%s).", path.parent, error.strerror)
+        found, bad = _embedded(model, files, stage, batch_size, path)
+    for name, reason in list(bad.items())[:NAMED]:
+        log.warning("Cannot be read: %s: %s", name, reason)
+    if len(bad) > NAMED:
+        log.warning("... and %d more", len(bad) - NAMED)
+    good = [f for f in files if f in found]
+    if not good:
+        name, reason = next(iter(bad.items()))
+        raise UserError(f"none of {len(files)} pictures can be read; the first: {name}: {reason}")
+    return good, np.stack([found[f] for f in good]), bad
+
+
+def _embedded(
+    model: Model, files: Sequence[str], stage: int | None, batch_size: int, path: Path
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    where = {f: os.path.abspath(f) for f in files}
+    kept, stamps = _read(path), {f: _stamp(f) for f in where}
+    found = {f: kept[p][1] for f, p in where.items() if p in kept and kept[p][0] == stamps[f]}
+    new = [f for f in where if f not in found]
+    if len(new) < len(where):
+        log.info("The features of %d of %d pictures were kept from before.", len(where) - len(new), len(where))
+    if not new:
+        return found, {}
+    features, bad = model.embed_readable(new, stage, batch_size)
+    found |= dict(zip([f for f in new if f not in bad], features, strict=True))
+    here = set(where.values())
+    others = {p: v for p, v in kept.items() if p not in here and os.path.exists(p)}
+    try:
+        _write(path, others | {where[f]: (stamps[f], x) for f, x in found.items()})
+    except OSError as error:
+        log.warning("The features could not be kept in %s (%s).", path.parent, error.strerror)
+    return found, bad
+
+
+def _key(model: Model, stage: int | None) -> str:
+    digest = hashlib.sha256(model.network.path.read_bytes())
+    digest.update(f"{VERSION} {stage} {model.device.precision}".encode())
+    return digest.hexdigest()[:32]
+
+
+def _stamp(file: str) -> str:
+    try:
+        about = os.stat(file)
+    except OSError:
+        return "missing"
+    return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"  # the last tells of two files that were swapped
+
+
+def _read(path: Path) -> Kept:
+    try:
+        with np.load(path) as kept:
+            columns = kept["files"].tolist(), kept["stamps"].tolist(), kept["features"]
+            return {f: (s, x) for f, s, x in zip(*columns, strict=True)}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except Exception as error:  # numpy and zipfile raise anything on what is damaged
+        log.warning("The kept features in %s are damaged (%s); embedding anew.", path, error)
+        return {}
+
+
+def _write(path: Path, kept: Kept) -> None:
+    part = path.with_suffix(".part.npz")
+    stamps, features = [s for s, _ in kept.values()], [x for _, x in kept.values()]
+    try:
+        np.savez(part, files=np.array(list(kept), dtype=str), stamps=np.array(stamps, dtype=str), features=features)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,281 @@
+"""The Python side: `sslrun.load(run)` gives a network that names pictures and embeds them; the commands use it, too.
+
+import sslrun
+
+model = sslrun.load("outputs/finetune/...")       # or "latest"; of a pretrain run, it can only embed
+for p in model.predict(["a.jpg", "b.png"]):
+    print(p.image, p.class_name, p.confidence, p.unsure)
+features = model.embed(["a.jpg", "b.png"])        # N x D
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sslrun.augment import VIEWS, generator
+from sslrun.base.console import progress
+from sslrun.base.errors import UserError
+from sslrun.base.machine import cores
+from sslrun.config.build import build
+from sslrun.config.commands import PREDICT, WITH_CLASSIFIER, WITH_ENCODER
+from sslrun.config.compose import choices, compose_nodes
+from sslrun.config.types import Node
+from sslrun.data.decode import decode_some
+from sslrun.data.workers import in_order, workers
+from sslrun.device import Device, inference_device
+from sslrun.evaluation import calibration
+from sslrun.evaluation.features import probabilities, stage_features
+from sslrun.inference.inputs import Block, Picture, decoded_one, to_tensor
+from sslrun.models.trained import Pretrained, Trained, load_network
+from sslrun.runs.find import find_run
+from sslrun.runs.run import Run
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class and how sure the classifier is of it, in [0, 1], calibrated on validation."""
+
+    class_name: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier makes of one picture.
+
+    Attributes:
+        image: the file's path; None for a picture that was given as such.
+        top: the likeliest classes first; empty for a picture that could not be read.
+        unsure: the first guess lies below the threshold.
+        error: why it could not be read, or None.
+    """
+
+    image: str | None
+    top: list[Guess]
+    unsure: bool
+    error: str | None
+
+    @property
+    def class_name(self) -> str | None:
+        """Return the likeliest class."""
+        return self.top[0].class_name if self.top else None
+
+    @property
+    def confidence(self) -> float | None:
+        """Return how sure it is of it."""
+        return self.top[0].confidence if self.top else None
+
+
+class Model:
+    """A trained network on a device: an encoder, and if it was finetuned a classifier.
+
+    Args:
+        network: as it was read from a run.
+        device: that it is put on.
+        command: it serves a command of ours, which shows progress and may start processes.
+
+    Attributes:
+        class_names: in the order of the probabilities; none of a network that was only pretrained.
+        image_size: px, to which every picture is brought as in training.
+        temperature: of the calibration, fitted on validation.
+        sure_above: the confidence from which on 95 % were right on validation; None where there is none such.
+    """
+
+    def __init__(self, network: Pretrained | Trained, device: Device, command: bool = False) -> None:
+        self.network, self.device, self._command = network, device, command
+        trained = network if isinstance(network, Trained) else None
+        self.class_names = trained.class_names if trained else []
+        self.temperature = trained.temperature if trained else 1.0
+        self.sure_above = trained.sure_above if trained else None
+        self.image_size: int = network.config["dataset"]["image_size"]
+        device.put(trained.model if trained else network.encoder)
+
+    def predict(
+        self,
+        images: Sequence[Picture] | Picture,
+        top: int = 3,
+        unsure: float | Literal["auto"] | None = "auto",
+        views: int = 1,
+        batch_size: int = 64,
+    ) -> list[Prediction]:
+        """Name pictures.
+
+        Args:
+            images: paths, PIL pictures, `H x W x 3` or `H x W` uint8 arrays, or `3 x H x W` tensors (uint8, or floats
+                in [0, 1]); files that cannot be read get an `error`.
+            top: so many guesses for each.
+            unsure: below this confidence a prediction is `unsure`; `auto` is `sure_above`, None never.
+            views: with more than 1 the mean over the whole picture and so many less one of training's views of it.
+
+        Raises:
+            UserError: an array that is no picture, or a network without a classifier.
+        """
+        for key, value in (("top", top), ("views", views), ("batch_size", batch_size)):
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"{key}={value!r}: must be a whole number, at least 1")
+        least = (self.sure_above or 0.0) if unsure == "auto" else unsure or 0.0
+        out: list[Prediction] = []
+        for names, pixels, reasons in self._blocks(images, batch_size, "predicting"):
+            p = torch.from_numpy(self._calibrated(pixels, views, batch_size))
+            guesses = p.topk(min(top, len(self.class_names)), 1)
+            for name, reason, ids, values in zip(
+                names, reasons, guesses.indices.tolist(), guesses.values.tolist(), strict=True
+            ):
+                if reason:
+                    out.append(Prediction(name, [], False, reason))
+                    continue
+                found = [
+                    Guess(self.class_names[i], round(v, 4)) for i, v in zip(ids, values, strict=True)
+                ]  # as it is shown
+                out.append(Prediction(name, found, found[0].confidence < least, None))
+        return out
+
+    def probabilities(self, images: Sequence[Picture] | Picture, views: int = 1, batch_size: int = 64) -> np.ndarray:
+        """Return calibrated probabilities, `N x classes`.
+
+        Raises:
+            UserError: a picture that cannot be read.
+        """
+        found = [self._calibrated(pixels, views, batch_size) for pixels in self.pixels(images, batch_size)]
+        return np.concatenate(found) if found else np.zeros((0, len(self.class_names)))
+
+    def embed(self, images: Sequence[Picture] | Picture, stage: int | None = None, batch_size: int = 256) -> np.ndarray:
+        """Return features, `N x D`, float32.
+
+        Args:
+            images: as of `predict`.
+            stage: of the backbone, from 1; None is what it returns at its end.
+
+        Raises:
+            UserError: a picture that cannot be read, or no such stage.
+        """
+        features, reasons = self.embed_readable(images, stage, batch_size)
+        if reasons:
+            name, reason = next(iter(reasons.items()))
+            raise UserError(f"{name}: {reason}")
+        return features
+
+    def embed_readable(
+        self, images: Sequence[Picture] | Picture, stage: int | None = None, batch_size: int = 256
+    ) -> tuple[np.ndarray, dict[str, str]]:
+        """Return features of the pictures that can be read, in their order, and why the other files cannot.
+
+        Args, raises: as of `embed`.
+        """
+        one = torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        found = [self.features_of(one, stage)[:0]]
+        bad: dict[str, str] = {}
+        for names, pixels, reasons in self._blocks(images, batch_size, "embedding"):
+            bad |= {n or "a picture that was given": r for n, r in zip(names, reasons, strict=True) if r}
+            good = torch.tensor([not r for r in reasons])
+            if good.any():
+                found.append(self.features_of(pixels[good], stage))
+        return np.concatenate(found), bad
+
+    def features_of(self, pixels: Tensor, stage: int | None = None) -> np.ndarray:
+        """Return the features, `N x D`, of pictures as the network takes them, `N x 3 x S x S` uint8.
+
+        Raises:
+            UserError: no such stage.
+        """
+        if stage is not None and not isinstance(stage, int):
+            raise UserError(f"stage={stage!r}: must be a whole number or None")
+        stages = stage_features(self.network.encoder, pixels, self.device)
+        if stage is not None and not 1 <= stage <= len(stages):
+            raise UserError(f"stage={stage}: this backbone has stages 1 to {len(stages)}")
+        return stages[-1 if stage is None else stage - 1].numpy()
+
+    def _calibrated(self, pixels: Tensor, views: int, batch_size: int) -> np.ndarray:
+        """Return the probabilities of `N x 3 x S x S` uint8."""
+        trained = self.network
+        if not isinstance(trained, Trained):
+            run = trained.path.parent
+            raise UserError(
+                f"{run} was only pretrained, and names nothing: sslrun finetune init={run} makes a classifier"
+            )
+        p = probabilities(trained.model, pixels, self.device, batch_size)
+        if views > 1:
+            augment = build(trained.config["augment"])
+            for v in range(1, views):  # each picture alone, so that its answer does not depend on those beside it
+                drawn = [augment(one[None].float() / 255, generator(0, VIEWS, v)) for one in pixels]
+                view = (torch.cat(drawn) * 255).round().to(torch.uint8)
+                p = p + probabilities(trained.model, view, self.device, batch_size)
+            p = p / views
+        return calibration.tempered(p.numpy(), self.temperature)
+
+    def pixels(self, images: Sequence[Picture] | Picture, batch_size: int = 64) -> Iterator[Tensor]:
+        """Yield batches of pictures as the network takes them, `B x 3 x S x S`, uint8.
+
+        Raises:
+            UserError: a picture that cannot be read.
+        """
+        for names, pixels, reasons in self._blocks(images, batch_size, "reading"):
+            bad = [(n, r) for n, r in zip(names, reasons, strict=True) if r]
+            if bad:
+                raise UserError(f"{bad[0][0]}: {bad[0][1]}")
+            yield pixels
+
+    def _blocks(self, images: Sequence[Picture] | Picture, batch_size: int, doing: str) -> Iterator[Block]:
+        """Yield names, pixels `B x 3 x S x S` uint8, and why some could not be read; files are decoded on all cores."""
+        alone = isinstance(images, str | Path | Image.Image | Tensor)
+        if isinstance(images, np.ndarray):
+            alone, images = images.dtype.kind != "U", images if images.dtype.kind != "U" else images.tolist()
+        many: list[Any] = [images] if alone else list(images)  # type: ignore[arg-type]
+        dataset = self.network.config["dataset"]
+        how: dict[str, Any] = {k: dataset[k] for k in ("image_size", "resize", "channels")}
+        at_once = max(1, min(batch_size, len(many) // (2 * cores())))
+        groups = [many[i : i + at_once] for i in range(0, len(many), at_once)]
+        if not all(isinstance(i, str | Path) for i in many):
+            for group in groups:
+                found = [decoded_one(i, how) for i in group]
+                names = [str(i) if isinstance(i, str | Path) else None for i in group]
+                yield names, to_tensor(np.stack([f[0] for f in found])), [f[1] for f in found]
+            return
+        files = [[str(i) for i in group] for group in groups]
+        work = partial(decode_some, **how)
+        shown = progress(doing, len(many), "images") if self._command else nullcontext(lambda n: None)
+        with workers(len(many), self._command) as pool, shown as advance:
+            for here, (block, reasons) in zip(files, in_order(pool, work, files), strict=True):
+                yield list(here), to_tensor(block), reasons
+                advance(len(here))
+
+
+def load(run: str | Path = "latest", device: str = "auto") -> Model:
+    """Read the classifier of a finetuned run, or the encoder of a pretrained one.
+
+    Args:
+        run: its directory, or `latest`, the newest finetuned one below outputs/.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        UserError: no such run or device.
+    """
+    if device not in choices("device"):
+        raise UserError(f"device={device}: there are {', '.join(choices('device'))}")
+    (node,) = compose_nodes(PREDICT, "device")
+    network = load_network(find_run(str(run), WITH_CLASSIFIER if run == "latest" else WITH_ENCODER))
+    return Model(network, inference_device({**node, "name": device}, network.config["device"]))
+
+
+def model_of(own: Run, run: str, device: Node, stages: Sequence[str] = WITH_ENCODER) -> Model:
+    """Read the network that a command was told to use, and note it in the command's own run.
+
+    Args:
+        own: of the command.
+        run: a directory, or `latest`, the newest of these stages.
+        device: a `device` node.
+
+    Raises:
+        UserError: no such run or device, or a run of another stage.
+    """
+    network = load_network(find_run(run, stages))
+    own.resolve(run=str(network.path.parent))
+    return Model(network, inference_device(device, network.config["device"]), command=True)

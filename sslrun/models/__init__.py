@@ -1,0 +1,1 @@
+"""Networks: backbones, encoder, classifier, weights, and where a model starts."""

@@ -1,0 +1,74 @@
+"""The classifiers that every downstream stage makes, keeps and reads: a linear head, and nearest neighbours."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslrun.models.encoder import Encoder
+
+KNN_TEMPERATURE = 0.07  # Wu et al. 2018
+
+
+def knn_probabilities(queries: Tensor, bank: Tensor, labels: Tensor, classes: int, k: int | None = None) -> Tensor:
+    """Classify by the k nearest in cosine similarity s, with weights exp(s / 0.07) (Wu et al. 2018, eq. 5).
+
+    Args:
+        queries: `Q x D` features.
+        bank: `N x D` features with `labels`, `N`.
+        k: by default a tenth of the bank, but 20 to 200, and at most N.
+
+    Returns:
+        `Q x classes`, rows add up to 1.
+    """
+    k = min(k or max(20, min(200, len(bank) // 10)), len(bank))
+    bank = F.normalize(bank.float(), dim=1)
+    out = []
+    for part in F.normalize(queries.float(), dim=1).split(1024):
+        with torch.autocast(part.device.type, enabled=False):  # the 8 bits of bf16 would blur the order
+            similarity, index = (part @ bank.T).topk(k, 1)
+        weights = ((similarity - 1) / KNN_TEMPERATURE).exp()  # -1: no overflow, the same shares
+        votes = torch.zeros(len(part), classes, device=part.device)
+        out.append(votes.scatter_add_(1, labels[index], weights))
+    votes = torch.cat(out)
+    return votes / votes.sum(1, keepdim=True).clamp(min=1e-30)
+
+
+class Classifier(nn.Module):
+    """An encoder with a linear head.
+
+    Args:
+        encoder: gives the features.
+        classes: how many.
+    """
+
+    def __init__(self, encoder: Encoder, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.feature_dim, classes)
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """`N x 3 x S x S` in [0, 1] -> `N x classes`."""
+        return self.head(self.encoder(images)).float().softmax(1)
+
+
+class KNNClassifier(nn.Module):
+    """Nearest neighbours among the features of labelled pictures (Wu et al. 2018: cosine, weights exp(s / 0.07)).
+
+    Args:
+        encoder: gives the features.
+        classes: how many.
+        bank: number of labelled pictures.
+    """
+
+    bank: Tensor
+    labels: Tensor
+
+    def __init__(self, encoder: Encoder, classes: int, bank: int) -> None:
+        super().__init__()
+        self.encoder, self.classes = encoder, classes
+        self.register_buffer("bank", torch.zeros(bank, encoder.feature_dim))
+        self.register_buffer("labels", torch.zeros(bank, dtype=torch.int64))
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """`N x 3 x S x S` in [0, 1] -> `N x classes`."""
+        return knn_probabilities(self.encoder(images).float(), self.bank, self.labels, self.classes)

@@ -1,0 +1,114 @@
+"""Pictures on a map: near each other where a network finds them alike. A PNG, and a page in which pictures show."""
+
+import base64
+import io
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sslrun.base.console import printable
+from sslrun.base.files import write_text
+from sslrun.data.cache import decode_all
+from sslrun.evaluation.projection import tsne
+from sslrun.report.html import rendered
+from sslrun.report.style import COLOURS, new_figure
+from sslrun.runs.run import Run
+
+SIDE = 64  # px of a picture
+GROUPS = 12  # folders with a colour; the others are grey
+GREY = "#8a8a8a"
+APART = 0.045  # of the map's width, between the pictures that are drawn on the PNG
+
+
+def folders_of(files: Sequence[str]) -> list[str]:
+    """Return the folder of each file, as seen from the folder above all: where pictures lie by class, the class."""
+    folders = [os.path.dirname(os.path.abspath(f)) for f in files]
+    top = os.path.commonpath(folders) if folders else ""
+    return ["" if f == top else printable(os.path.relpath(f, top)) for f in folders]
+
+
+def publish(own: Run, files: Sequence[str], features: np.ndarray, groups: Sequence[str], seed: int) -> Path:
+    """Draw `figures/map.png` and `map.html` in a run's directory.
+
+    Args:
+        files: N pictures.
+        features: `N x D`.
+        groups: N, by which they are coloured.
+
+    Returns:
+        The path of the page.
+    """
+    points = tsne(features, seed)
+    points = (points - points.min(0)) / np.ptp(points, 0).max().clip(1e-12)
+    height = float(points[:, 1].max().clip(0.2))
+    small = decode_all(files, SIDE, "crop", "rgb").array
+    often = [g for g, _ in Counter(groups).most_common(GROUPS)] if len(set(groups)) > 1 else []
+    tint = {g: _colour(i) for i, g in enumerate(sorted(often))}
+    _png(own.figure("map"), points, small, groups, tint)
+    columns = int(np.ceil(len(files) ** 0.5))
+    text = rendered(
+        "map.html.jinja",
+        title=f"{len(files):,} pictures",
+        subtitle="Near each other where the network finds them alike (t-SNE). Point at one to see it.",
+        pictures=[
+            {
+                "x": round(float(x), 4),
+                "y": round(float(1 - y / height), 4),
+                "name": f,
+                "group": g,
+                "colour": tint.get(g, GREY),
+            }
+            for (x, y), f, g in zip(points, files, groups, strict=True)
+        ],
+        legend=tint,
+        sprite=_sprite(small, columns),
+        columns=columns,
+        side=SIDE,
+        height=height,
+        command=own.command,
+    )
+    path = own.directory / "map.html"
+    write_text(path, text)
+    return path
+
+
+def _colour(i: int) -> str:
+    second = ("#6a3d9a", "#b15928", "#999933", "#882255", "#44aa99", "#117733")
+    return (*COLOURS, *second)[i]
+
+
+def _sprite(small: np.ndarray, columns: int) -> str:
+    """Return all pictures on one JPEG, row by row, in base64."""
+    rows = -(-len(small) // columns)
+    sheet = np.full((rows * columns, SIDE, SIDE, 3), 255, np.uint8)
+    sheet[: len(small)] = small
+    whole = sheet.reshape(rows, columns, SIDE, SIDE, 3).swapaxes(1, 2).reshape(rows * SIDE, columns * SIDE, 3)
+    out = io.BytesIO()
+    Image.fromarray(whole).save(out, "JPEG", quality=85)
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def _png(path: Path, points: np.ndarray, small: np.ndarray, groups: Sequence[str], tint: dict[str, str]) -> None:
+    """Draw a dot for each picture, and those pictures that find a place of their own."""
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
+    figure, ((axis,),) = new_figure(1, 1, (9, 9 + 0.25 * -(-len(tint) // 4)))
+    axis.scatter(*points.T, s=14, c=[tint.get(g, GREY) for g in groups], linewidths=0)
+    shown: list[int] = []
+    for i in np.random.default_rng(0).permutation(len(points)):  # or the first folder would have most of the places
+        if all(np.abs(points[j] - points[i]).max() > APART for j in shown):
+            shown.append(i)
+            frame = {"edgecolor": tint.get(groups[i], GREY), "linewidth": 1.5, "boxstyle": "square,pad=0"}
+            axis.add_artist(AnnotationBbox(OffsetImage(small[i], zoom=0.4), points[i], bboxprops=frame, pad=0))
+    axis.set_aspect("equal")
+    axis.axis("off")
+    for g, colour in tint.items():
+        axis.scatter([], [], s=40, c=colour, label=f"\u200b{g}")  # which may begin with _, and would be left out
+    if tint:
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False)
+    figure.tight_layout(pad=0.5)
+    figure.savefig(path, bbox_inches="tight")

@@ -1,0 +1,91 @@
+"""A sweep: `sweep.csv` and its table."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from sslrun.base.console import ERR, log
+from sslrun.base.errors import UserError
+from sslrun.base.output import write_csv
+from sslrun.runs.find import job_order, read_summary, score
+
+
+def sweep_rows(directory: Path) -> list[dict[str, Any]]:
+    """Return one row for every job of a sweep, in their order: what was varied, status and score."""
+    rows = []
+    jobs = {p.parent for name in (".hydra", "summary.json") for p in directory.glob(f"*/{name}")}
+    for job in sorted(jobs, key=job_order):
+        if not (job / "summary.json").exists():  # it failed before its run began
+            rows.append({"job": job.name, "run": str(job), "status": "failed", "score": None})
+            continue
+        try:
+            summary = read_summary(job)
+        except UserError as error:
+            log.error("%s", error)
+            rows.append({"job": job.name, "run": str(job), "status": "failed", "score": None})
+            continue
+        asked = dict(o.split("=", 1) for o in summary.get("of_overrides") or summary["overrides"] if "=" in o)
+        row: dict[str, Any] = {"job": job.name, "run": str(job), "status": summary["status"]}
+        row |= {k: summary.get(k) for k in ("of_run", "dataset", "backbone", "pretext", "init", "source", "mode")}
+        row |= {k: summary.get(k) for k in ("label_fraction", "labels_per_class")}
+        row |= {f"labels_{k}": v for k, v in (summary.get("labels") or {}).items()}
+        row |= {f"{k}_seed": v for k, v in (summary.get("seeds") or {}).items()}
+        row |= {f"override {k}": v for k, v in asked.items() if k not in (*row, "seed")}
+        row |= {k: v for k, v in summary.items() if "/" in k}
+        named = score(summary)
+        row |= {"score_name": named[0], "score": named[1]} if named else {"score_name": None, "score": None}
+        rows.append(row)
+    return rows
+
+
+def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return mean and spread of the score over seeds, one row for everything else that was varied."""
+    ignored = {"job", "run", "of_run", "status", "score", "labels_train", "labels_validation"}
+    sources: dict[str, set[str]] = {}
+    for r in rows:
+        sources.setdefault(str(r.get("init")), set()).add(str(r.get("source")))
+    if all(len(s) == 1 for s in sources.values()):
+        ignored.add("source")  # `init` says enough
+    done = [r for r in rows if r["status"] == "finished"] or rows
+    columns = [k for k in dict.fromkeys(k for r in rows for k in r) if k not in ignored and "/" not in k]
+    columns = [k for k in columns if not k.endswith("_seed")]
+    shown = [k for k in columns if k in ("label_fraction", "init") or len({str(r.get(k)) for r in done}) > 1]
+    shown = [k for k in shown if any(r.get(k) is not None for r in rows) and k != "score_name"]
+    grouped: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for r in rows:
+        grouped.setdefault(tuple(_cell(r.get(k)) for k in shown), []).append(r)
+    table = Table(box=box.SIMPLE_HEAD)
+    names = {r["score_name"] for r in rows if r.get("score_name")}
+    for name in (*(k.removeprefix("override ").replace("_", " ") for k in shown), "labels"):
+        table.add_column(name, justify="right" if name in ("labels", "label fraction") else "left")
+    for name in ("/".join(sorted(names)).replace("_", " ") or "score", "±", "runs"):
+        table.add_column(name, justify="right")
+    for key, members in grouped.items():
+        scores = [r["score"] for r in members if r["score"] is not None and r["status"] == "finished"]
+        labels = _cell(members[0].get("labels_train"))
+        mean = f"{statistics.mean(scores):.4f}" if scores else "failed"
+        spread = f"{statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
+        missing = len(members) - len(scores)
+        table.add_row(*map(Text, key), labels, mean, spread, f"{len(scores)}" + f", {missing} failed" * (missing > 0))
+    return table
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def finish_sweep(directory: Path) -> int:
+    """Print the table of a sweep, write `sweep.csv` beside its jobs, and return how many jobs failed."""
+    rows = sweep_rows(directory)
+    finished = [r for r in rows if r["status"] == "finished"]
+    if not rows or (finished and all(r["score"] is None for r in finished)):  # a stage whose runs have no score
+        return len(rows) - len(finished)
+    write_csv(directory / "sweep.csv", rows)
+    ERR.print(sweep_table(rows))
+    log.info("± is the standard deviation over runs. Every run: %s", directory / "sweep.csv")
+    return len(rows) - len(finished)

@@ -1,0 +1,1 @@
+"""The run directory: what is written where, resuming, and finding earlier runs."""

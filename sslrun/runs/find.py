@@ -1,0 +1,112 @@
+"""Finding and reading earlier runs; torch is not imported here."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sslrun.base.console import log
+from sslrun.base.errors import UserError
+from sslrun.config.build import renamed
+from sslrun.config.commands import LISTED, PRETRAIN, WITH_CLASSIFIER, typed
+
+OUTPUTS = Path("outputs")
+PARTS = "parts"  # folder of runs that belong to studies and to mode=auto
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+STUDY, CHECKPOINT = "study", "checkpoint"  # what a run notes as `resumable`: by its runs, or from its checkpoint
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Tell whether a run directory has a checkpoint to go on from."""
+    return (directory / LAST).is_file() or (directory / PREVIOUS).is_file()
+
+
+def read_summary(directory: Path) -> dict[str, Any]:
+    """Read a run's `summary.json`.
+
+    Raises:
+        UserError: there is none, or it is not a summary.
+    """
+    path = directory / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except NotADirectoryError:
+        raise UserError(f"{directory} is a file: name the run's folder, {directory.parent}") from None
+    except FileNotFoundError:
+        jobs = sorted(p.parent.name for p in directory.glob("*/summary.json"))
+        if jobs:
+            raise UserError(f"{directory} is a sweep of {len(jobs)} runs; name one: {directory / jobs[0]}") from None
+        raise UserError(f"{directory}: no run of sslrun there (it has no summary.json)") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    kinds = {"stage": str, "status": str, "config": dict, "overrides": list, "wall_time_seconds": int | float}
+    if not isinstance(summary, dict) or not all(isinstance(summary.get(k), kind) for k, kind in kinds.items()):
+        raise UserError(f"{path} is not the summary of a run")
+    if not all(isinstance(o, str) and "=" in o for o in summary["overrides"]) or not summary["config"]:
+        raise UserError(f"{path} is not the summary of a run")
+    return {**summary, "config": renamed(summary["config"])}
+
+
+def job_order(job: Path) -> tuple[int, str]:
+    """Return the key by which the jobs of a sweep are sorted."""
+    return (int(job.name) if job.name.isdigit() else 0, job.name)
+
+
+def is_finished(directory: Path) -> bool:
+    """Tell whether a directory holds a run that came to its end."""
+    return (directory / "summary.json").is_file() and read_summary(directory)["status"] == "finished"
+
+
+def is_whole(directory: Path) -> bool:
+    """Tell whether a directory holds a run that came to its end and, if it is one for its weights, has them."""
+    if not is_finished(directory):
+        return False
+    return not read_summary(directory).get("for_its_weights") or has_checkpoint(directory)
+
+
+def find(stages: Sequence[str] = LISTED, parts: bool = False) -> list[tuple[Path, dict[str, Any]]]:
+    """Return all runs below `outputs/`, oldest first, as (directory, summary); damaged ones are left out.
+
+    Args:
+        parts: those that are parts of a study, too.
+    """
+    found = []
+    for stage in stages:
+        for path in [*OUTPUTS.glob(f"{stage}/*/summary.json"), *OUTPUTS.glob(f"{stage}/*/*/summary.json")]:
+            if path.parent.parent.name == PARTS and not parts:
+                continue
+            try:
+                found.append((path.parent, read_summary(path.parent)))
+            except UserError:
+                log.warning("Left out %s: it cannot be read.", path)
+    return sorted(found, key=lambda f: str(f[1].get("started")))
+
+
+def score(summary: dict[str, Any]) -> tuple[str, float] | None:
+    """Return the name and value of the number that a run is judged by, if it has one."""
+    for name in ("test/accuracy", "val/accuracy", "val/knn_accuracy"):
+        if isinstance(summary.get(name), int | float):
+            return name, float(summary[name])
+    return None
+
+
+def find_run(run: str, stages: Sequence[str] = WITH_CLASSIFIER) -> Path:
+    """Return the directory of a run of one of these stages: the `latest` that finished, or the one named.
+
+    Raises:
+        UserError: there is none, or it is of another stage.
+    """
+    if run != "latest":
+        summary = read_summary(Path(run))
+        if summary["stage"] not in stages:
+            hint = f"sslrun finetune init={run} makes one" if summary["stage"] == PRETRAIN else "name another run"
+            without = "classifier" if PRETRAIN not in stages else "network of its own"
+            raise UserError(f"{run} is a {summary['stage']} run, without a {without}: {hint}")
+        if summary["status"] != "finished":
+            log.warning("%s did not finish (%s): its best checkpoint so far is used.", run, summary["status"])
+        return Path(run)
+    finished = [path for path, summary in find(stages) if summary["status"] == "finished"]
+    if not finished:
+        raise UserError(f"no finished {' or '.join(stages)} run in outputs: {typed(stages[0])} makes one")
+    log.info("Using %s", finished[-1])
+    return finished[-1]

@@ -1,0 +1,183 @@
+"""What a run logs while it works: numbers and images, as JSON lines and for TensorBoard."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from sslrun.base.console import log
+from sslrun.base.errors import UserError
+from sslrun.base.files import disk_error, write_text
+from sslrun.config.nodes import flattened
+
+METRICS = "metrics.jsonl"
+TOLD = ("pretext", "init", "mode", "labels", "seeds")  # by which TensorBoard compares runs, besides their configs
+
+
+class Logger(Protocol):
+    """One place that numbers and images are logged to."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Log numbers of a step."""
+
+    def image(self, name: str, png: Path) -> None:
+        """Log an image that lies in a file."""
+
+    def sync(self) -> None:
+        """Have what was logged on the disk."""
+
+    def forget_after(self, step: int) -> None:
+        """Drop what was logged of later steps, which a resumed run does again."""
+
+    def close(self, summary: Mapping[str, Any] | None) -> None:
+        """End; the summary is that of a finished run."""
+
+
+class JsonLines:
+    """Numbers in `metrics.jsonl`, one JSON object a line."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.path = directory, directory / METRICS
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line."""
+        row = {"step": step, **{k: round(float(v), 6) for k, v in values.items()}}
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def image(self, name: str, png: Path) -> None:
+        """Leave images to others."""
+
+    def sync(self) -> None:
+        """Have the file on the disk, before a checkpoint that counts on it."""
+        if self.path.exists():
+            with self.path.open("a") as file:
+                os.fsync(file.fileno())
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of later steps."""
+        if self.path.exists():
+            rows = [r for r in read_metrics(self.directory) if r["step"] <= step]
+            write_text(self.path, "".join(json.dumps(r) + "\n" for r in rows))
+
+    def close(self, summary: Mapping[str, Any] | None) -> None:
+        """Need nothing: the file is closed after every line."""
+
+
+class TensorBoard:
+    """Curves, images and settings for TensorBoard, whose writer is opened at first use."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._opened: Any = None
+        self._purge: int | None = None  # the step from which on earlier curves are dropped
+
+    @property
+    def writer(self) -> Any:
+        """Return TensorBoard's own writer."""
+        if self._opened is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._opened = SummaryWriter(str(self.directory), purge_step=self._purge)
+        return self._opened
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a point to each curve."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def image(self, name: str, png: Path) -> None:
+        """Add an image."""
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(png) as opened:
+            self.writer.add_image(name, np.asarray(opened.convert("RGB")), dataformats="HWC")
+
+    def sync(self) -> None:
+        """Write what is buffered."""
+        if self._opened is not None:
+            self._opened.flush()
+
+    def forget_after(self, step: int) -> None:
+        """Drop the points of later steps from the curves."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+        self._purge = step + 1
+
+    def close(self, summary: Mapping[str, Any] | None) -> None:
+        """Add the settings and scores of a finished run that has curves, and close the writer."""
+        if self._opened is None:
+            return
+        if summary is not None:
+            told = {k: summary[k] for k in TOLD if k in summary}
+            settings = (flattened(told) | flattened(summary["config"])).items()
+            flat = {k: v for k, v in settings if isinstance(v, bool | int | float | str)}
+            scores = {k: v for k, v in summary.items() if "/" in k and isinstance(v, float)}
+            self._opened.add_hparams(flat, scores, run_name=".")
+        self._opened.close()
+
+
+class Loggers:
+    """All loggers of a run as one."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.tensorboard = directory, TensorBoard(directory)
+        self._all: list[Logger] = [JsonLines(directory), self.tensorboard]
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Log numbers of a step.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        try:
+            for logger in self._all:
+                logger.scalars(step, values)
+        except OSError as error:
+            raise disk_error(self.directory, error) from None
+
+    def image(self, name: str, png: Path) -> None:
+        """Log an image that lies in a file."""
+        for logger in self._all:
+            logger.image(name, png)
+
+    def sync(self) -> None:
+        """Have what was logged on the disk."""
+        for logger in self._all:
+            logger.sync()
+
+    def forget_after(self, step: int) -> None:
+        """Drop what was logged of later steps."""
+        for logger in self._all:
+            logger.forget_after(step)
+
+    def close(self, summary: Mapping[str, Any] | None) -> None:
+        """End all of them; the summary is that of a finished run."""
+        for logger in self._all:
+            logger.close(summary)
+
+
+def read_metrics(directory: Path) -> list[dict[str, float]]:
+    """Return the lines of `metrics.jsonl`, without those that are damaged, such as a last one that was cut off.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path, rows = directory / METRICS, []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        else:
+            log.warning("Left out a damaged line of %s", path)
+    return rows

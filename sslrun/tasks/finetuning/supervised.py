@@ -1,0 +1,68 @@
+"""Supervised finetuning: augmented views, cross-entropy, a freeze that freezes."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslrun.augment import Augment
+from sslrun.models.classifier import Classifier
+
+
+class Finetuning(nn.Module):
+    """Trains a classifier: augmented views, cross-entropy with label smoothing, a freeze that freezes.
+
+    Args:
+        classifier: what is trained.
+        augment: draws the training views.
+        label_smoothing: as in Szegedy et al. 2016.
+        freeze_steps: so many steps train the head alone; every byte of the encoder stays, batch norm's statistics too.
+        freeze_batch_norm: batch norm keeps its statistics all the time.
+        backbone_rate: learning rate of the backbone as a multiple of the head's.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        augment: Augment,
+        label_smoothing: float,
+        freeze_steps: int,
+        freeze_batch_norm: bool,
+        backbone_rate: float,
+    ) -> None:
+        super().__init__()
+        self.classifier, self.augment = classifier, augment
+        self.label_smoothing, self.freeze_steps = label_smoothing, freeze_steps
+        self.freeze_batch_norm, self.backbone_rate = freeze_batch_norm, backbone_rate
+        self.frozen = False
+
+    def learning_rates(self) -> dict[str, float]:
+        """Return the multiple of the learning rate by the prefix of parameter names."""
+        return {"classifier.encoder.": self.backbone_rate}
+
+    def before_step(self, step: int) -> None:
+        """Put the parts into training or evaluation mode, as this step wants it."""
+        self.train()
+        self.frozen = step < self.freeze_steps
+        if self.frozen:
+            self.classifier.encoder.eval()
+        elif self.freeze_batch_norm:
+            for module in self.classifier.encoder.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def views(self, images: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        """Return one training view of each picture."""
+        return {"view": self.augment(images, rng)}
+
+    def forward(self, batch: dict[str, Any], rng: torch.Generator) -> dict[str, Tensor]:
+        """Return the loss and the accuracy on the augmented views."""
+        images = self.augment(batch["images"], rng)
+        with torch.set_grad_enabled(not self.frozen and torch.is_grad_enabled()):
+            features = self.classifier.encoder(images)
+        logits = self.classifier.head(features).float()
+        return {
+            "loss": F.cross_entropy(logits, batch["labels"], label_smoothing=self.label_smoothing),
+            "accuracy": (logits.argmax(1) == batch["labels"]).float().mean(),
+        }

@@ -1,0 +1,1 @@
+"""Pretext tasks: one file a task, with its views, head and loss."""

@@ -1,0 +1,86 @@
+"""SimCLR: two views of a picture attract each other, all others repel (Chen et al. 2020)."""
+
+import itertools
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslrun.augment import Augment
+from sslrun.config.types import Node, Positive, PositiveInt
+from sslrun.models.encoder import Encoder
+
+
+class SimCLR(nn.Module):
+    """Contrastive learning with a projection head that is thrown away afterwards.
+
+    Args:
+        augment: draws the two views; its strength decides what is learnt.
+        loss: `ntxent` (Chen et al., eq. 1) or `dcl`, decoupled, better in small batches (Yeh et al. 2022, eq. 5).
+        temperature: 0.1 to 0.2 for short runs, 0.5 for long ones.
+        hidden_dim, output_dim, layers: of the projection head, an MLP with batch norm.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        image_size: int,
+        *,
+        augment: Node | Augment,
+        loss: Literal["ntxent", "dcl"],
+        temperature: Positive,
+        hidden_dim: PositiveInt,
+        output_dim: PositiveInt,
+        layers: Literal[1, 2, 3],
+    ) -> None:
+        super().__init__()
+        assert callable(augment)
+        self.encoder, self.augment, self.temperature = encoder, augment, temperature
+        self.loss = {"ntxent": ntxent, "dcl": dcl}[loss]
+        widths = [encoder.feature_dim, *[hidden_dim] * (layers - 1)]
+        hidden: list[nn.Module] = []
+        for before, after in itertools.pairwise(widths):
+            hidden += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+        self.projector = nn.Sequential(*hidden, nn.Linear(widths[-1], output_dim))
+
+    def views(self, images: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        """Return the two views of each picture."""
+        return {"view 1": self.augment(images, rng), "view 2": self.augment(images, rng)}
+
+    def forward(self, batch: dict[str, Any], rng: torch.Generator) -> dict[str, Tensor]:
+        """Return the loss, and how often a view's nearest neighbour in the batch is its partner."""
+        views = self.views(batch["images"], rng)
+        z = self.projector(self.encoder(torch.cat(list(views.values())))).float()
+        with torch.autocast(z.device.type, enabled=False):
+            similarity = cosine(z)
+            loss = self.loss(similarity, self.temperature)
+        partner = similarity.detach().diagonal(len(z) // 2)
+        hits = torch.cat([partner, partner]) >= similarity.detach().max(1).values
+        return {"loss": loss, "pretext_accuracy": hits.float().mean()}
+
+
+def cosine(z: Tensor) -> Tensor:
+    """Return the cosine similarities of `2N x D` projections, `2N x 2N`, with -inf on the diagonal.
+
+    Rows i and i + N are the two views of picture i.
+    """
+    z = F.normalize(z, dim=1)
+    return (z @ z.T).fill_diagonal_(float("-inf"))
+
+
+def ntxent(similarity: Tensor, temperature: float) -> Tensor:
+    """Normalised temperature-scaled cross-entropy (Chen et al. 2020, eq. 1), mean over the 2N rows."""
+    n = len(similarity) // 2
+    partner = similarity.diagonal(n)
+    return (similarity / temperature).logsumexp(1).mean() - partner.mean() / temperature
+
+
+def dcl(similarity: Tensor, temperature: float) -> Tensor:
+    """Decoupled contrastive loss (Yeh et al. 2022, eq. 5): NT-Xent without the partner in the denominator."""
+    n = len(similarity) // 2
+    rows = torch.arange(n, device=similarity.device)
+    partner = similarity.diagonal(n)
+    others = similarity.clone()
+    others[rows, rows + n] = others[rows + n, rows] = float("-inf")
+    return (others / temperature).logsumexp(1).mean() - partner.mean() / temperature

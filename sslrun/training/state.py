@@ -1,0 +1,167 @@
+"""What a training saves and goes on from, what it logs, and when it must stop."""
+
+import math
+import os
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslrun.base.console import log
+from sslrun.base.errors import UserError
+from sslrun.device import Device
+from sslrun.models.weights import load_state
+from sslrun.runs import checkpoint
+from sslrun.runs.resume import differing_keys
+from sslrun.runs.run import Run
+
+EXPLODED = 2.0  # a loss that rises by so many times its start is worth a warning
+
+
+class Window:
+    """Sums of what the model returned since the last line of metrics; each batch counts by its size."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[dict[str, Tensor], int]] = []
+        self.seconds = self.total_seconds = 0.0
+        self.images = 0
+        self.note = ""
+        self.last: dict[str, float] = {}
+        self.first: float | None = None
+        self.warned = False
+
+    def add(self, out: dict[str, Tensor], n: int, seconds: float) -> None:
+        self.rows.append((out, n))
+        self.images += n
+        self.seconds += seconds
+
+    def close(self, step: int, rate: float, run: Run) -> dict[str, float]:
+        """Return the means; the device is waited for here and nowhere else."""
+        began = time.perf_counter()
+        losses = torch.stack([out["loss"] for out, _ in self.rows]).float().cpu()
+        self.seconds += time.perf_counter() - began
+        if not losses.isfinite().all():
+            bad = step - len(losses) + 1 + int((~losses.isfinite()).nonzero()[0, 0])
+            raise diverged(f"the loss became {losses[~losses.isfinite()][0]:g}", bad + 1, rate, run)
+        n = sum(k for _, k in self.rows)
+        sums = {k: sum(out[k].float() * m for out, m in self.rows) / n for k in self.rows[0][0]}
+        self.last = {f"train/{k}": float(v) for k, v in sums.items()}
+        loss = self.last["train/loss"]
+        self.note = f"loss {loss:.3f}"
+        self.first = loss if self.first is None else self.first
+        if not self.warned and loss > self.first + EXPLODED * max(1.0, abs(self.first)):
+            self.warned = True
+            log.warning(
+                "The loss rose from %.3g to %.3g by step %d, at learning rate %.3g: try train.learning_rate=%.1g or "
+                "train.gradient_clip=1.", self.first, loss, step + 1, rate, rate / 10,
+            )  # fmt: skip
+        speed = n / self.seconds
+        self.total_seconds += self.seconds
+        self.rows, self.seconds = [], 0.0
+        return {**self.last, "learning_rate": rate, "images_per_second": speed}
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs to log the same means."""
+        rows = [({k: float(v) for k, v in out.items()}, n) for out, n in self.rows]
+        kept = {"seconds": self.seconds, "last": self.last, "first": self.first, "warned": self.warned}
+        return {"rows": rows, **kept}
+
+    def restore(self, state: dict[str, Any], device: Device) -> None:
+        self.rows = [({k: torch.tensor(v, device=device.torch) for k, v in out.items()}, n) for out, n in state["rows"]]
+        self.images, self.seconds = sum(n for _, n in self.rows), state["seconds"]
+        self.last, self.first, self.warned = state["last"], state["first"], state["warned"]
+
+    def summary(self) -> dict[str, float]:
+        if not self.total_seconds:
+            return self.last
+        return {**self.last, "images_per_second": round(self.images / self.total_seconds, 1)}
+
+
+def diverged(what: str, step: int, rate: float, run: Run) -> UserError:
+    """Return the error for a loss or weight that is not finite: what, where, and what to try."""
+    return UserError(
+        f"{what} in step {step} at learning rate {rate:.3g}; try train.learning_rate={rate / 10:.1g}, "
+        f"train.gradient_clip=1 or device.precision=fp32. The last good checkpoint is "
+        f"{run.directory / checkpoint.LAST}"
+    )
+
+
+def said(row: dict[str, float]) -> str:
+    """Return a row of metrics as people read it."""
+    names = [k for k in row if k not in ("learning_rate", "epoch")]
+    return "  ".join(f"{k.split('/')[-1].replace('_', ' ')} {row[k]:.4g}" for k in names)
+
+
+class State:
+    """What is saved and restored: weights, optimiser, scaler, the step, the best so far, and what is not yet logged."""
+
+    def __init__(
+        self,
+        run: Run,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        device: Device,
+        keep: dict,
+        monitor: str,
+        window: Window,
+    ) -> None:
+        self.run, self.model, self.optimizer, self.device = run, model, optimizer, device
+        self.keep, self.monitor, self.window = keep, monitor, window
+        self.best: tuple[float, int] = (-math.inf, 0)
+        self.metrics: dict[str, float] = {}
+        self.saved, self.saved_at = -1, time.monotonic()
+
+    def evaluated(self, step: int, metrics: dict[str, float], also: str | None = None) -> None:
+        """Log an evaluation and save `last.pt`, and `best.pt` if it is not below the best so far."""
+        self.metrics = metrics
+        self.run.log.scalars(step, metrics)
+        value = metrics.get(self.monitor, float(step))
+        if value >= self.best[0]:
+            self.best = (value, step)
+            checkpoint.save(self.run.directory / checkpoint.BEST, self._content(step))
+        self.save(step, also)
+
+    def save(self, step: int, also: str | None = None) -> None:
+        """Save the state after so many steps as `last.pt`; `also` is the name of a checkpoint that stays."""
+        trainer = {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.device.scaler.state_dict(),
+            "window": self.window.state(),
+        }
+        directory, content = self.run.directory, self._content(step) | trainer
+        self.run.log.sync()
+        if also:
+            checkpoint.save(directory / also, content)
+        checkpoint.save(directory / checkpoint.LAST, content, before=directory / checkpoint.PREVIOUS)
+        self.saved, self.saved_at = step, time.monotonic()
+
+    def _content(self, step: int) -> dict[str, Any]:
+        state = self.model.state_dict()
+        bad = [k for k, v in state.items() if not v.isfinite().all()]
+        if bad:
+            rate = self.optimizer.param_groups[-1]["lr"]
+            raise diverged(f"{len(bad)} weights, the first {bad[0]}, became infinite", step, rate, self.run)
+        return {**self.keep, "step": step, "best": list(self.best), "metrics": self.metrics, "model": state}
+
+    def restore(self) -> int:
+        """Go on from the newest checkpoint that is whole; return its step."""
+        path, content = checkpoint.newest(self.run.directory, to_go_on=True)
+        last = self.run.directory / checkpoint.LAST
+        if path != last and last.exists():
+            os.replace(last, last.with_name("damaged.pt"))  # it must not displace the good one
+        others = differing_keys(self.keep.get("config", {}), content.get("config", {}))
+        if others:
+            raise UserError(f"{path} was made with other settings than this run's: {', '.join(others)} differ")
+        load_state(self.model, content["model"], path)
+        try:
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.device.scaler.load_state_dict(content["scaler"])
+            self.best, self.metrics = (content["best"][0], content["best"][1]), content["metrics"]
+            if "window" in content:
+                self.window.restore(content["window"], self.device)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path} does not hold the state of this training ({error!r}): start a new run") from None
+        self.run.log.forget_after(content["step"])
+        log.info("Going on after step %d", content["step"])
+        return content["step"]
