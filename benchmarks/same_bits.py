@@ -3,9 +3,9 @@
     python benchmarks/same_bits.py OLD NEW [--keep DIR]
 
 OLD and NEW are folders that hold sslrun/ and conf/. Each works in a folder of its own, both at the same time, every
-command on one thread. Compared are weights and optimizer states, metrics.jsonl, predictions, embeddings, reports, the table of a
-study, and the results in each summary.json. The exit code is 0 if all are equal. With --keep, what OLD made is used
-again as long as OLD is at the same commit.
+command on one thread. Compared are weights and optimizer states, metrics.jsonl, predictions, embeddings, reports, the
+table of a study, and the results in each summary.json. The exit code is 0 if all are equal. With --keep, what OLD made
+is used again as long as OLD is at the same commit.
 """
 
 import argparse
@@ -49,6 +49,8 @@ TIMING = re.compile(r"seconds|per_second|wall_time")  # keys whose numbers are n
 RESULTS = re.compile(r"^(val|test|train|best)/")  # keys of summary.json that are compared
 PART = re.compile(r"-[0-9a-f]{12}(?=/|$)")  # the hash in the name of a study's part: it is of the code, too
 CHECKPOINT = ("step", "best", "metrics", "class_names")  # what is compared of a checkpoint besides its tensors
+
+NOT_KEPT = ("cache", "images", ".hydra", "figures", "events.*", "previous.pt")  # which nothing is compared of
 
 CPU = ("device=cpu", "device.precision=fp32", "device.memory_format=contiguous", "device.threads=1")
 SMALL = ("dataset=digits", "dataset.image_size=16", "backbone=smallcnn", "backbone.widths=[16,32]")
@@ -308,7 +310,7 @@ def table(path: Path) -> Iterator[tuple[str, Any]]:
 
 Reader = Callable[[Path], Iterator[tuple[str, Any]]]
 READERS: list[tuple[str, Reader]] = [
-    (r"\.pt$", checkpoint),
+    (r"^(last|best)\.pt$", checkpoint),
     (r"^metrics\.jsonl$", lines_of_json),
     (r"^(predictions|embeddings)\.npz$", arrays),
     (r"^(predictions|report)\.json$", whole_json),
@@ -402,8 +404,9 @@ def main() -> int:
             for side in running:
                 side.result()
         if kept and not there and not old.failed:
-            shutil.copytree(old.work, kept.with_name(f"{kept.name}.part"), ignore=shutil.ignore_patterns("cache"))
-            kept.with_name(f"{kept.name}.part").rename(kept)
+            copy = kept.with_name(f"{kept.name}.{os.getpid()}")
+            shutil.copytree(old.work, copy, ignore=shutil.ignore_patterns(*NOT_KEPT))
+            copy.rename(kept)
         compared, differing = compare(old, new)
     print(f"{differing} of {compared} differ" if differing else f"equal: {compared} artefacts")
     print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)

@@ -1,14 +1,16 @@
 """Self-supervised learning of image classifiers from the command line."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sslrun.base.version import __version__
 
 if TYPE_CHECKING:
+    from sslrun.base import errors
+    from sslrun.base.errors import UserError
     from sslrun.inference.model import Model
 
-__all__ = ["__version__", "load"]
+__all__ = ["UserError", "__version__", "errors", "load"]
 
 
 def load(run: str | Path = "latest", device: str = "auto") -> "Model":
@@ -21,3 +23,14 @@ def load(run: str | Path = "latest", device: str = "auto") -> "Model":
     from sslrun.inference.model import load  # torch takes a second to import, which `sslrun --help` does not have
 
     return load(run, device)
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is needed of Hydra by errors when they are asked for: `sslrun.UserError`, `sslrun.errors`."""
+    from sslrun.base import errors
+
+    if name == "errors":
+        return errors
+    if name == "UserError":
+        return errors.UserError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -319,8 +319,8 @@ def test_results_come_in_order_while_few_tasks_are_under_way() -> None:
 BIG_CHILD = """
 import os, signal, sys, time
 from sslrun.base.console import start_logging
-from sslrun.data import cache, workers
-from sslrun.errors import UserError
+from sslrun.data import cache, decode, workers
+from sslrun.base.errors import UserError
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
     start_logging()

@@ -439,12 +439,13 @@ def test_case_13_a_write_that_is_refused_keeps_the_old_checkpoint_and_leaves_no_
     code = """
 import resource, torch
 from pathlib import Path
-from sslrun import checkpoint
+from sslrun.base.errors import UserError
+from sslrun.runs import checkpoint
 checkpoint.save(Path("x.pt"), {"model": {"a": torch.ones(10)}})
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
     checkpoint.save(Path("x.pt"), {"model": {"a": torch.ones(1_000_000)}})
-except checkpoint.UserError as error:
+except UserError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
