@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from scipy.stats import t as student
-from sslrun.config.build import build
 
+from sslrun.config.build import build
 from sslrun.config.compose import compose_config
 from sslrun.data.dataset import load_test, load_train
 from sslrun.data.images import Images
@@ -207,6 +207,7 @@ def _features(run: Path, *images: Images, random: bool = False) -> list[torch.Te
     """Return the features of pictures by a run's encoder, or by the network before its first step."""
     config = read_summary(run)["config"]
     device = build(config["device"])
+    device.claim()
     torch.manual_seed(0)
     state = below(checkpoint.load(run / "last.pt")["model"], "encoder.")
     encoder = build_encoder(config["backbone"], 32, state["mean"].flatten().tolist(), state["std"].flatten().tolist())

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from sslrun.config.build import build, function
 from torch import Tensor, nn
 
 from sslrun.augment import generator
+from sslrun.config.build import build, function
 from sslrun.config.compose import compose_config
 from sslrun.data.images import Images, digests
 from sslrun.device import Device
@@ -96,6 +96,7 @@ def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[floa
     """Train with `fit`, and after every step do the same batch's bare work; return the median of the pairs' ratios."""
     config = config_of(pretext, backbone, size)
     device: Device = build(config["device"])
+    device.claim()
     torch.manual_seed(0)
     encoder = build_encoder(config["backbone"], size, [0.5] * 3, [0.25] * 3)
     choose(device, config["backbone"], size, config["train"]["batch_size"])
@@ -163,6 +164,7 @@ def every_mode(quick: bool) -> None:
 def _modes(backbone: str, size: int, quick: bool) -> tuple[str, float]:
     config = config_of("simclr", backbone, size)
     device: Device = build(config["device"])
+    device.claim()
     torch.manual_seed(0)
     encoder = build_encoder(config["backbone"], size, [0.5] * 3, [0.25] * 3)
     options = list(itertools.product(device.precisions, device.formats))

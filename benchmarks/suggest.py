@@ -33,6 +33,7 @@ def main() -> None:
     data, val = load_train(node)
     assert val is not None
     device = Device(name="cpu", precision="fp32", memory_format="channels_last", compile=None, threads=None)
+    device.claim()
     device.put(network.encoder)
     x, labels = labelled_features(network.encoder, data, device)
     xv, truth = labelled_features(network.encoder, val, device)

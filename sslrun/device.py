@@ -55,13 +55,7 @@ class Device:
             raise UserError("device.precision=fp16 needs a GPU; on a CPU say bf16 or fp32")
         if compile and not any(shutil.which(c) for c in (os.environ.get("CXX", "g++"), "clang++", "cl")):
             raise UserError(f"device.compile={compile} needs a C++ compiler, such as g++; install one, or say null")
-        if threads:
-            torch.set_num_threads(threads)
-        if name == "cpu":
-            _keep_freed_memory()
-        if name == "cuda":
-            torch.backends.cudnn.benchmark = True
-        self.torch, self.compiled = torch.device(name), compile
+        self.torch, self.compiled, self.threads = torch.device(name), compile, threads
         native = native_precision(name)
         mkldnn = torch.backends.mkldnn.is_available()
         half: list[Precision] = ["bf16"] if mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported() else []
@@ -71,6 +65,18 @@ class Device:
             [memory_format] if memory_format != "auto" else ["channels_last", "contiguous"]
         )
         self.use(native if precision == "auto" else precision, self.formats[0])
+
+    def claim(self) -> None:
+        """Set this process up to compute fast on the device: threads, freed memory, cuDNN's search for algorithms.
+
+        A process belongs to its program: commands claim it, and whoever only loads a network leaves it as it is.
+        """
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        if self.torch.type == "cpu":
+            _keep_freed_memory()
+        if self.torch.type == "cuda":
+            torch.backends.cudnn.benchmark = True
 
     def use(self, precision: Precision, memory_format: MemoryFormat) -> None:
         """Set the mode; what was put on the device before must be put there anew."""

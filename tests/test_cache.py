@@ -349,6 +349,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def spread(tasks: int) -> list[int]:
+    workers.name_start_method()  # as every command does
     with workers.workers(tasks) as pool:
         return list(workers.in_order(pool, abs, range(-tasks, 0)))
 

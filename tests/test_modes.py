@@ -296,7 +296,7 @@ def test_a_classifier_computes_as_it_was_trained(trained: str, asked: str, used:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc gives memory back, and can be told not to")
 def test_freed_memory_is_kept() -> None:
     resource = pytest.importorskip("resource")
-    cpu()
+    cpu().claim()
     faults = []
     for _ in range(20):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -14,9 +14,6 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-warnings.filterwarnings("ignore", module="PIL")  # of damaged or strange files, which are none of a user's doing
-
-
 VERSION = f"3 {PIL.__version__}"  # of this decoder: raise it when the same file comes to decode to other pixels
 NOT_ITS_FAULT = "cannot be opened"  # such a file may be readable the next time
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -43,6 +40,11 @@ def decode(path: str | Path, image_size: int, resize: Resize = "crop", channels:
     """
     with opened(path) as image:
         return to_array(image, image_size, resize, channels)
+
+
+def ignore_pillow_warnings() -> None:
+    """Have this process say nothing of damaged or strange files, which are none of a user's doing."""
+    warnings.filterwarnings("ignore", module="PIL")
 
 
 @contextmanager

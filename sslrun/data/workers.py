@@ -33,8 +33,6 @@ def workers(tasks: int, processes: bool = True) -> Iterator[Executor]:
         with ThreadPoolExecutor(cores()) as threads, _cancelled(threads):
             yield threads
         return
-    if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
-        multiprocessing.set_start_method("spawn", force=True)  # joblib's own processes name one that others do not know
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(cores(), context, initializer=_become_a_worker) as pool, _cancelled(pool):
         with _ctrl_c_ignored():
@@ -46,6 +44,12 @@ def workers(tasks: int, processes: bool = True) -> Iterator[Executor]:
             from sslrun.base.errors import UserError
 
             raise UserError("a process that was reading pictures was killed: is the memory full?") from None
+
+
+def name_start_method() -> None:
+    """Have this process start others as they know how to; joblib's own processes name a way that others do not."""
+    if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
+        multiprocessing.set_start_method("spawn", force=True)
 
 
 @contextmanager
@@ -83,7 +87,10 @@ def _ctrl_c_ignored() -> Iterator[None]:
 
 
 def _become_a_worker() -> None:
-    """End when the parent ends, however it does."""
+    """End when the parent ends, however it does; say as little of strange files as it does."""
+    from sslrun.data.decode import ignore_pillow_warnings
+
+    ignore_pillow_warnings()
     parent = multiprocessing.parent_process()
     assert parent is not None
 

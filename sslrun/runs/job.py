@@ -21,6 +21,8 @@ from sslrun.base.errors import UserError
 from sslrun.config.build import build, built_settings, refuse_foreign, settings_of
 from sslrun.config.check import check
 from sslrun.config.commands import typed
+from sslrun.data.decode import ignore_pillow_warnings
+from sslrun.data.workers import name_start_method
 from sslrun.runs.find import CHECKPOINT, STUDY, has_checkpoint, is_whole, read_summary, score
 from sslrun.runs.resume import MAY_DIFFER, fixed, refuse_older, resumed_config
 from sslrun.runs.run import Run, Stages
@@ -38,9 +40,7 @@ def execute(config: DictConfig, stages: Stages) -> float | None:
     Returns:
         The run's score, for sweepers that optimise; None where there is none.
     """
-    start_logging()
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a user's own pretext.py beside her conf/ can be a _target_
+    _take_process()
     hydra = HydraConfig.get()
     in_sweep, in_study = hydra.mode == RunMode.MULTIRUN, hydra.job.name == IN_STUDY
     if in_sweep and not in_study:
@@ -73,6 +73,18 @@ def execute(config: DictConfig, stages: Stages) -> float | None:
             gc.collect()  # before the next job
 
 
+def _take_process() -> None:
+    """Change what a command needs changed of its process, but for what depends on the device: see `Device.claim`.
+
+    The Python interface does none of it.
+    """
+    start_logging()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a user's own pretext.py beside her conf/ can be a _target_
+    ignore_pillow_warnings()
+    name_start_method()
+
+
 def _executed(config: DictConfig, stages: Stages, hydra: Any, opened: list[Run]) -> dict[str, Any]:
     """Run a job, unless an earlier process has done it, and return its summary."""
     in_sweep = hydra.mode == RunMode.MULTIRUN
@@ -83,6 +95,8 @@ def _executed(config: DictConfig, stages: Stages, hydra: Any, opened: list[Run])
     run = _open(config, hydra, stages, before)
     opened.append(run)
     run.in_sweep, run.in_study = in_sweep, hydra.job.name == IN_STUDY
+    if "device" in run.config:
+        build(run.config["device"]).claim()  # before anything is measured or trained
     function = stages.named(run.stage)
     result = function(run, built_settings(settings_of(function), run.config))
     with signals.later():

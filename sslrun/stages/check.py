@@ -15,7 +15,6 @@ from pydantic import Field
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.files import write_text
-from sslrun.config.build import build
 from sslrun.config.nodes import short_name
 from sslrun.config.types import Node, Positive, PositiveInt
 from sslrun.data import labels
@@ -89,7 +88,6 @@ def check(run: Run, settings: Check) -> dict[str, Any]:
         UserError: something would stop a run (after the report).
     """
     labels.check_amount(settings.label_fraction, run.overrides)
-    build(settings.device)  # is it there?
     options = shared(settings.dataset)
     parts = list(_parts(settings.dataset, settings.unlabeled))
     images = _joined([p for p in parts if p.name != "test"])

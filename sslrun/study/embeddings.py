@@ -34,6 +34,7 @@ def embedding_maps(
     rows = torch.randperm(len(shown), generator=torch.Generator().manual_seed(0))[:SHOWN].numpy()
     some = shown.take(rows)
     hardware = build(device)
+    hardware.claim()  # again: runs of the study in this process may have had other threads
     torch.manual_seed(0)
     encoders = {"untrained": build_encoder(backbone, dataset["image_size"], *normalization(dataset, data))}
     for name, directory in pretrained.items():

@@ -156,6 +156,7 @@ def classifier(config: Node, data: Dataset, val: Dataset | None, labels: int) ->
         data, val: training, some pictures of which are put through the network, and validation.
     """
     hardware = build(config["device"])
+    hardware.claim()  # as the run itself will; it may have other threads than the study
     image_size, train = config["dataset"]["image_size"], config["train"]
     choose(hardware, config["backbone"], image_size, train["batch_size"])
     encoder = build_encoder(config["backbone"], image_size, [0.5] * 3, [0.5] * 3, "grid")  # which has more to do
