@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import html
+import importlib.util
 import json
 import re
 import shutil
@@ -18,9 +19,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
 from PIL import Image
 
 from sslrun.base import console
+from sslrun.base.paths import CONF
+from sslrun.runs.run import Stage, Stages
+from sslrun.stages.table import job
+from sslrun.study import launch
 from tests.conftest import QUICK, REPOSITORY, Cli
 from tests.test_cli import runs, summary
 from tests.test_faults import ended, start, wait_for
@@ -435,6 +444,85 @@ def test_a_study_with_a_task_of_ones_own_goes_on_without_saying_where_it_lies(cl
     said = cli("compare", f"resume={study}")
     assert said.code == 1
     assert "which is not there: say -cd" in said.err
+
+
+# ---------------------------------------------------------------------------------------------- what a run is made of
+
+
+def copy_of_the_package(folder: Path) -> Stages:
+    """Copy the code into a folder, and return the commands as they stand there."""
+    shutil.copytree(REPOSITORY / "sslrun", folder, ignore=shutil.ignore_patterns("__pycache__", "conf"))
+
+    def named(name: str) -> Stage:
+        spec = importlib.util.spec_from_file_location(name, folder / "stages" / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, name, module)
+            spec.loader.exec_module(module)
+        function: Stage = getattr(module, name)
+        return function
+
+    return Stages(named, job)
+
+
+@pytest.mark.parametrize(
+    ("changed", "matters"),
+    [
+        ("augment.py", True),
+        ("device.py", True),
+        ("data/labels.py", True),
+        ("data/sources/digits.py", True),
+        ("models/backbones/stem.py", True),
+        ("tasks/pretext/rotation.py", True),
+        ("evaluation/probe.py", True),
+        ("training/loop.py", True),
+        ("stages/pretrain.py", True),
+        ("stages/finetune.py", True),
+        ("stages/evaluate.py", True),
+        ("stages/compare.py", False),
+        ("report/study.py", False),
+        ("study/plan.py", False),
+        ("cli/app.py", False),
+        ("base/console.py", False),
+    ],
+)
+def test_a_study_is_run_anew_when_code_that_makes_numbers_has_changed(
+    changed: str, matters: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key() -> str:
+        launch.code_version.cache_clear()
+        return launch.part(stages, "pretrain", "simclr", {"seed": 0}, ["seed=0"], "pictures").key
+
+    stages = copy_of_the_package(tmp_path / "sslrun")
+    monkeypatch.setattr(launch, "__file__", str(tmp_path / "sslrun/study/launch.py"))
+    before = key()
+    assert key() == before
+    with (tmp_path / "sslrun" / changed).open("a") as file:
+        file.write("# one more line\n")
+    assert (key() != before) == matters
+
+
+def test_a_job_is_launched_by_what_hydra_keeps_to_itself() -> None:
+    """Pinned: `hydra._internal.callbacks.Callbacks` is there, and a launcher that is built with it runs a job."""
+    from hydra._internal.callbacks import Callbacks
+
+    assert Callbacks() is not None
+    seen: list[tuple[Any, ...]] = []
+
+    def record(config: DictConfig) -> float:
+        hydra = HydraConfig.get()
+        seen.append((config.train.steps, hydra.job.name, hydra.mode, Path(hydra.runtime.output_dir)))
+        return 0.5
+
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        HydraConfig.instance().set_config(compose("compare", return_hydra_config=True))
+        hydra = launch.launcher("pretrain", record)
+        assert type(hydra).__name__ == "BasicLauncher"
+        (returned,) = hydra.launch([["train.steps=7", "hydra.sweep.subdir=one"]], initial_job_idx=0)
+    assert returned.return_value == 0.5
+    assert seen == [(7, "part", RunMode.MULTIRUN, Path("outputs/pretrain/parts/one").resolve())]
 
 
 # ---------------------------------------------------------------------------------------------------- the page

@@ -59,7 +59,7 @@ def choose(
     names = ["scratch"] if config["init"] == "scratch" else [*CANDIDATES]
     candidates = [(n, s) for n in names for s in (config["search"] if n != "probe" else []) or [""]]
     made_from = {n: [*pictures, *([weights] if n != "scratch" else [])] for n in names}
-    tried = {c: [_part(*c, config, common, f, made_from[c[0]]) for f in folds] for c in candidates}
+    tried = {c: [_part(run.stages, *c, config, common, f, made_from[c[0]]) for f in folds] for c in candidates}
     run.goes_on()
     run_parts([p for parts in tried.values() for p in parts], run.stages)
     scores = {c: score_of(parts) for c, parts in tried.items()}
@@ -69,7 +69,7 @@ def choose(
     how = f"on {validation} pictures of validation" if folds == [None] else f"on held-out labels and {validation} more"
     told = ", ".join(f"{n} {found[n]:.4f}" for n in sorted(found, key=lambda n: found[n], reverse=True))
     log.info("Right %s: %s. So: %s.", how, told, chosen)
-    final = _part(*best, config, common, None, made_from[best[0]])
+    final = _part(run.stages, *best, config, common, None, made_from[best[0]])
     run_parts([final], run.stages)
     for name in (checkpoint.LAST, checkpoint.BEST):
         checkpoint.save(run.directory / name, checkpoint.load(final.directory / name))
@@ -113,7 +113,13 @@ def searched(stages: Stages, search: Sequence[str], asked: Iterable[str]) -> lis
 
 
 def _part(
-    name: str, setting: str, config: Node, common: Sequence[str], fold: list[int] | None, made_from: Sequence[str]
+    stages: Stages,
+    name: str,
+    setting: str,
+    config: Node,
+    common: Sequence[str],
+    fold: list[int] | None,
+    made_from: Sequence[str],
 ) -> Part:
     mode, init = CANDIDATES[name]
     own = {"mode": mode, "init": init or config["init"], "fold": fold}
@@ -121,7 +127,7 @@ def _part(
     composed = plain(compose_config(FINETUNE, said, None))
     amount = config["labels_per_class"] or f"{config['label_fraction'] or 1.0:g}"
     title = f"{name}_{amount}_seed{config['seed']}" + (f"_without{fold[0]}" if fold else "")
-    return part(FINETUNE, title, composed, said, *made_from, setting=setting)
+    return part(stages, FINETUNE, title, composed, said, *made_from, setting=setting)
 
 
 def folds_of(validation: int, fewest: int) -> list[list[int] | None]:

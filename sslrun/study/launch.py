@@ -30,18 +30,15 @@ from sslrun.base import signals
 from sslrun.base.console import duration, log
 from sslrun.base.errors import UserError
 from sslrun.config.build import locate
-from sslrun.config.commands import typed
+from sslrun.config.commands import EVALUATE, FINETUNE, PRETRAIN, typed
 from sslrun.config.grammar import key_of
 from sslrun.config.types import Node
 from sslrun.runs.find import OUTPUTS, PARTS, is_whole, read_summary, score
 from sslrun.runs.job import IN_STUDY
 from sslrun.runs.run import Stages
 
-WORDS_ONLY = (  # modules, stages and folders that no weight and no metric depends on
-    "answers", "api", "check", "cli", "compare", "console", "demo", "embed", "estimate", "export", "fetch", "files",
-    "index", "listing", "overrides", "predict", "preflight", "preview", "report", "resume", "search", "signals",
-    "study", "suggest", "suggestion", "survey", "usage",
-)  # fmt: skip
+ROOMS = ("augment.py", "device.py", "data", "models", "tasks", "evaluation", "training")  # that numbers come from
+COMMANDS = (PRETRAIN, FINETUNE, EVALUATE)  # of a study's runs
 # Settings that no weight depends on; the pictures' fingerprints stand for where they lie.
 OF_NO_WEIGHT = ("dataset.root", "unlabeled", "train.save_minutes", "train.keep_every")
 WATCH_SECONDS = 2.0  # between two looks at what other processes have finished
@@ -82,15 +79,18 @@ class Part:
             raise UserError(f"{error}; move {self.directory} away to have it made anew") from None
 
 
-def part(stage: str, name: str, config: Node, overrides: Sequence[str], *data: str, setting: str = "") -> Part:
+def part(
+    stages: Stages, stage: str, name: str, config: Node, overrides: Sequence[str], *data: str, setting: str = ""
+) -> Part:
     """Name a part by what it is made from.
 
     Args:
+        stages: the commands.
         config: what the overrides come to; a setting is the same however it was said.
         data: fingerprints of what it reads.
         setting: of a search, to tell of.
     """
-    made_from = [stage, _canonical(config), data, code_version(), *_user_code(config)]
+    made_from = [stage, _canonical(config), data, code_version(stages), *_user_code(config)]
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
     plain = "".join(c if (c.isascii() and c.isalnum()) or c in "._-" else "_" for c in name)[:60]
     return Part(stage, plain, tuple(overrides), key, setting)
@@ -107,15 +107,22 @@ def _canonical(value: Any, prefix: str = "") -> Any:
 
 
 @cache
-def code_version() -> str:
+def code_version(stages: Stages) -> str:
     """Return a hash of the code that numbers come from, and of the versions of Python and of the libraries."""
     libraries = [version(p) for p in ("torch", "torchvision", "numpy", "scikit-learn", "pillow")]
     digest = hashlib.sha256(" ".join([platform.python_version(), *libraries]).encode())
-    package = Path(__file__).parents[1]
-    for path in sorted(package.rglob("*.py")):
-        if not {*path.relative_to(package).with_suffix("").parts} & {*WORDS_ONLY}:
-            digest.update(path.read_bytes())
+    for path in _code(stages):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _code(stages: Stages) -> Iterator[Path]:
+    """Yield the files that numbers come from, always in the same order."""
+    package = Path(__file__).parents[1]
+    for room in ROOMS:
+        yield from sorted((package / room).rglob("*.py")) or [package / room]
+    for name in COMMANDS:
+        yield Path(inspect.getfile(stages.named(name)))
 
 
 def _user_code(node: Any) -> list[str]:

@@ -124,7 +124,7 @@ def plan_of(
     pretrainings, common, settings = overrides_of(stages, config, chosen, config_dir)
     for name, overrides in pretrainings.items():
         composed = plain(compose_config(PRETRAIN, overrides, None))
-        pretraining = part(PRETRAIN, name, composed, overrides, pictures.images.fingerprint().hexdigest())
+        pretraining = part(stages, PRETRAIN, name, composed, overrides, pictures.images.fingerprint().hexdigest())
         same = next((n for n, p in starts.items() if p.key == pretraining.key), None)
         if same is None:
             starts[name] = pretraining
@@ -144,7 +144,7 @@ def plan_of(
         def classifier(name: str, settings: Node, setting: str) -> Part:
             said = [*common, *(f"{k}={literal(v)}" for k, v in settings.items()), *([setting] if setting else [])]
             whole = composed_with[setting] | settings | {"subset_seed": settings["seed"]}
-            return part(FINETUNE, name, whole, said, *fingerprints, setting=setting)
+            return part(stages, FINETUNE, name, whole, said, *fingerprints, setting=setting)
 
         made[cell] = classifier(name, own, cell.setting)
         if folds := _folds(cell, classified, len(settings), config["mode"]):
@@ -153,7 +153,7 @@ def plan_of(
         if "root" in config["dataset"]:  # where the pictures are now
             reading.append(f"dataset.root={literal(config['dataset']['root'])}")
         read = {"run": made[cell].directory.as_posix(), "device": config["device"]}
-        evaluated[cell] = part(EVALUATE, name, read, reading, pictures.test)
+        evaluated[cell] = part(stages, EVALUATE, name, read, reading, pictures.test)
     return Plan(classified, starts, made, evaluated, trials)
 
 
