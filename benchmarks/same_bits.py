@@ -34,7 +34,7 @@ from torch import Tensor
 # What NEW calls otherwise, as (regular expression for OLD's name, replacement); the first that matches counts.
 # - overrides: a command-line argument such as "readout=auto". It is replaced in a checkout whose conf/ lacks the old
 #   key; the replacement "" leaves the argument away. Example: (r"^readout=", "pooling=").
-# - weights: a key of a state dict. Example: (r"encoder\.backbone\.0\.features\.", "encoder.backbone.features.").
+# - weights: a key of a state dict. Example: (r"encoder\.backbone\.0\.(?=\d+\.)", "encoder.backbone.features.").
 # - keys: a key of a JSON file or array, or a column of a CSV file. Example: (r"^val/sure_above$", "val/threshold").
 # - files: a path below outputs/. Example: (r"/parts/", "/runs/").
 # The last three are applied to the names in both checkouts, so an expression must match old names alone.
