@@ -40,7 +40,7 @@ from torch import Tensor
 # The last three are applied to the names in both checkouts, so an expression must match old names alone.
 RENAMED: dict[str, list[tuple[str, str]]] = {
     "overrides": [],
-    "weights": [],
+    "weights": [(r"\bbackbone\.0\.(?=\d+\.)", "backbone.features.")],  # mobilenetv2
     "keys": [],
     "files": [],
 }

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from sslrun.base.errors import UserError
+from sslrun.config.build import build
 from sslrun.config.compose import compose_nodes
 from sslrun.device import Device
 from sslrun.evaluation.features import features
 from sslrun.models.backbones.smallcnn import smallcnn
 from sslrun.models.backbones.stem import for_imagenet
-from sslrun.models.encoder import Encoder, build_encoder
-from sslrun.models.weights import load_imagenet
+from sslrun.models.encoder import Encoder, average, build_encoder
+from sslrun.models.weights import load_imagenet, load_state
 
 NODES: dict[str, dict[str, Any]] = {
     "smallcnn": {"_target_": "sslrun.models.backbones.smallcnn.smallcnn", "widths": [64, 128, 256, 512]},
@@ -41,11 +42,7 @@ def test_features_have_the_promised_size(name: str, d: int, image_size: int) -> 
 ])  # fmt: skip
 def test_small_pictures_keep_a_map_of_features(name: str, image_size: int, side: int) -> None:
     net = encoder(name, image_size)
-    seen: list[Tensor] = []
-    pool = next(m for m in net.modules() if isinstance(m, torch.nn.AdaptiveAvgPool2d))
-    pool.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
-    net(torch.rand(1, 3, image_size, image_size))
-    assert seen[0].shape[-2:] == (side, side)
+    assert net.maps(torch.rand(1, 3, image_size, image_size))[-1].shape[-2:] == (side, side)
 
 
 @pytest.mark.parametrize("name", NODES)
@@ -56,7 +53,9 @@ def test_the_grid_is_of_the_last_two_stages_maps(name: str, image_size: int) -> 
     grid = build_encoder(NODES[name], image_size, [0.5] * 3, [0.25] * 3, "grid").eval()
     average = encoder(name, image_size)
     average.load_state_dict(grid.state_dict())  # the same keys, so a checkpoint serves both
-    nodes = {"smallcnn": ["11", "15"], "resnet18": ["layer3", "layer4"], "mobilenetv2": ["0.13", "0.18"]}[name]
+    nodes = {"smallcnn": ["11", "15"], "resnet18": ["layer3", "layer4"], "mobilenetv2": ["features.13", "features.18"]}[
+        name
+    ]
     extractor = create_feature_extractor(average.backbone, nodes)
     pictures = torch.rand(2, 3, image_size, image_size)
     fields = []
@@ -69,24 +68,100 @@ def test_the_grid_is_of_the_last_two_stages_maps(name: str, image_size: int) -> 
     assert torch.allclose(grid(pictures), torch.cat(fields, 1), atol=1e-5)
 
 
-def test_a_backbone_without_stages_gives_the_head_what_it_returns() -> None:
+def test_the_grid_of_one_map_of_one_pixel_is_what_the_backbone_returns() -> None:
     class Mean(torch.nn.Module):
-        feature_dim = 3
-
         def __init__(self) -> None:
             super().__init__()
+            self.channels = [3]
             self.scale = torch.nn.Parameter(torch.ones(1))
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.scale * x.mean((2, 3))
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [self.scale * x.mean((2, 3), keepdim=True)]
 
     assert Encoder(Mean(), [0.0] * 3, [1.0] * 3, "grid")(torch.ones(2, 3, 8, 8)).tolist() == [[1.0] * 3] * 2
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_the_maps_are_what_the_channels_say(name: str) -> None:
+    net = encoder(name, 64)
+    maps = net.maps(torch.rand(2, 3, 64, 64))
+    assert [m.shape[1] for m in maps] == net.channels
+    assert [m.shape[2] for m in maps] == sorted((m.shape[2] for m in maps), reverse=True)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_building_an_encoder_draws_weights_alone_and_leaves_batch_norm_as_it_is(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = build(NODES[name], 32)
+    drawn, state = torch.get_rng_state(), {k: v.clone() for k, v in backbone.state_dict().items()}
+    Encoder(backbone, [0.5] * 3, [0.25] * 3, "grid")
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(torch.equal(v, state[k]) for k, v in backbone.state_dict().items())
+    assert all(m.training for m in backbone.modules())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2"])
+def test_the_weights_are_drawn_as_torchvision_draws_them(name: str) -> None:
+    from torchvision import models
+
+    ours = encoder(name, 128).backbone.state_dict()
+    torch.manual_seed(0)
+    theirs = {"resnet18": models.resnet18, "mobilenetv2": models.mobilenet_v2}[name]().state_dict()
+    assert all(torch.equal(v, theirs[k]) for k, v in ours.items())
+    assert {k.split(".")[0] for k in theirs.keys() - ours.keys()} <= {"fc", "classifier"}
+
+
+def without_channels(image_size: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def with_one_map_that_is_no_list(image_size: int) -> nn.Module:
+    net: Any = nn.Sequential(nn.Conv2d(3, 4, 3))
+    net.channels = [4]
+    return net
+
+
+def with_other_channels(image_size: int) -> nn.Module:
+    net: Any = smallcnn(image_size, widths=[4, 8])
+    net.channels = [4]
+    return net
+
+
+def no_module(image_size: int) -> int:
+    return image_size
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("without_channels", "have `channels`, a list"),
+    ("with_one_map_that_is_no_list", "return a list of maps, .* it returned Tensor"),
+    ("with_other_channels", r".* with C=\[4\] as its `channels` say; it returned \[\[1, 4, 16, 16\], \[1, 8, 8, 8\]\]"),
+    ("no_module", "be a torch.nn.Module, not int"),
+])  # fmt: skip
+def test_what_is_no_backbone_is_refused_in_one_line(name: str, words: str) -> None:
+    with pytest.raises(UserError, match=rf"tests\.test_backbones\.{name}: a backbone must {words}") as refused:
+        build_encoder({"_target_": f"tests.test_backbones.{name}"}, 32, [0.5] * 3, [0.25] * 3)
+    assert "\n" not in str(refused.value)
+
+
+def test_weights_of_mobilenetv2_from_0_1_0_are_read(tmp_path: Path) -> None:
+    net = encoder("mobilenetv2", 32)
+    for module, prefix in ((net, "backbone."), (net.backbone, "")):
+        state = {k: torch.rand_like(v.float()) for k, v in module.state_dict().items()}
+        old = {k.replace(f"{prefix}features.", f"{prefix}0."): v for k, v in state.items()}
+        assert old.keys() != state.keys()
+        load_state(module, old, tmp_path)
+        assert all(torch.equal(v, state[k].to(v.dtype)) for k, v in module.state_dict().items())
+
+
+def test_weights_of_nested_blocks_that_look_like_those_of_0_1_0_keep_their_names(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    load_state(net, {k: v + 1 for k, v in net.state_dict().items()}, tmp_path)
 
 
 def test_the_encoder_normalizes(pieces: Tensor) -> None:
     net = encoder("smallcnn", 32)
     normalized = ((pieces - 0.5) / 0.25).contiguous()  # the format of the weights
-    assert torch.equal(net(pieces), net.backbone(normalized))
+    assert torch.equal(net(pieces), net.backbone(normalized)[-1].mean((2, 3)))
     assert {"mean", "std"} <= net.state_dict().keys()
 
 
@@ -148,11 +223,12 @@ def test_smallcnn_is_the_textbook_network(pieces: Tensor) -> None:
             nn.ReLU(),
             nn.MaxPool2d(2),
         ]
-    textbook = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    textbook = nn.Sequential(*layers)
     textbook.load_state_dict(ours.state_dict())
     out = []
     for net in (ours, textbook):
-        features = net(pieces)
+        maps = net(pieces)
+        features = average(maps[-1] if isinstance(maps, list) else maps)
         features.square().sum().backward()
         out.append([features, *(p.grad for p in net.parameters()), *net.buffers()])
     for a, b in zip(*out, strict=True):

@@ -34,10 +34,14 @@ class Brightness(nn.Module):
         return {"loss": self.weight * (guess - images.mean((1, 2, 3))).pow(2).mean()}
 
 
-def tinynet(image_size, *, width: int):
-    net = nn.Sequential(nn.Conv2d(3, width, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    net.feature_dim = width
-    return net
+class Tinynet(nn.Module):
+    def __init__(self, image_size, *, width: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, width, 3, stride=2), nn.ReLU())
+        self.channels = [width]
+
+    def forward(self, x):
+        return [self.layers(x)]
 
 
 def noise(split, *, root: None = None):
@@ -55,7 +59,7 @@ def test_a_toy_of_each_outside_the_package(cli: Cli) -> None:
     Path("toys.py").write_text(CODE)
     for group, name, text in [
         ("pretext", "brightness", "_target_: toys.Brightness\nweight: 1.0\n"),
-        ("backbone", "tinynet", "_target_: toys.tinynet\nwidth: 4\n"),
+        ("backbone", "tinynet", "_target_: toys.Tinynet\nwidth: 4\n"),
         (
             "dataset",
             "noise",

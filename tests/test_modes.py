@@ -101,14 +101,13 @@ def test_a_cache_that_cannot_be_written_stops_nothing(monkeypatch: pytest.Monkey
 class Dropping(nn.Module):
     """Draws random numbers when it is built and when it is used."""
 
-    feature_dim = 3
-
     def __init__(self, image_size: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.channels = [3]
+        self.layers = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Dropout(0.5))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.layers(x)]
 
 
 class Slow(Dropping):
@@ -116,7 +115,7 @@ class Slow(Dropping):
 
     steps: ClassVar[list[bool]] = []
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> list[Tensor]:
         half = torch.is_autocast_enabled("cpu")
         self.steps.append(half)
         time.sleep(1.3 if half else 0.05)
@@ -128,8 +127,8 @@ class Busy(Dropping):
 
     calls: ClassVar[int] = 0
 
-    def forward(self, x: Tensor) -> Tensor:
-        Busy.calls += 1
+    def forward(self, x: Tensor) -> list[Tensor]:
+        Busy.calls += self.training
         time.sleep(0.01 if Busy.calls % 5 == 0 else 0.2)
         return super().forward(x)
 
@@ -145,7 +144,7 @@ class Frozen(Dropping):
 class Fussy(Dropping):
     """Fails under autocast, and cannot be copied."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> list[Tensor]:
         if torch.is_autocast_enabled("cpu"):
             raise RuntimeError("Index put requires the source and destination dtypes match\nand more")
         self.last = super().forward(x)
@@ -155,17 +154,18 @@ class Fussy(Dropping):
 class Narrow(Dropping):
     """Has memory for two pictures."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> list[Tensor]:
         if len(x) > 2:
             raise RuntimeError("out of memory")
         return super().forward(x)
 
 
 class Hopeless(Dropping):
-    """Fails always."""
+    """Fails always when it trains."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        raise AssertionError
+    def forward(self, x: Tensor) -> list[Tensor]:
+        assert not self.training
+        return super().forward(x)
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """Features and probabilities of many images, in batches, without augmentation."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from sslrun.data.images import Images
 from sslrun.device import Device
 from sslrun.models.classifier import Classifier, KNNClassifier
-from sslrun.models.encoder import Encoder
+from sslrun.models.encoder import Encoder, average
 
 
 @torch.no_grad()
@@ -31,32 +29,21 @@ def features(encoder: Encoder, images: Tensor | Images, device: Device, batch_si
 
 
 @torch.no_grad()
-def stage_features(encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int = 512) -> list[Tensor]:
-    """Return the features of every stage of a backbone, the last being what it returns, for whole pictures.
+def map_features(encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int = 512) -> list[Tensor]:
+    """Return the mean over each of a backbone's maps for whole pictures, without augmentation.
 
     Args:
         encoder: on the device; put into evaluation mode.
         images: `N x 3 x S x S`, uint8.
 
     Returns:
-        For every stage `N x C`, the mean over its map, float32, on the CPU; without `stages` the last alone.
+        For every map `N x C`, float32, on the CPU.
     """
     encoder.eval()
-    backbone: Any = encoder.backbone
-    maps: list[Tensor] = []
-    stages = backbone.stages[:-1] if isinstance(getattr(backbone, "stages", None), list) else []
-    hooks = [s.register_forward_hook(lambda _, __, out: maps.append(out.mean((2, 3)))) for s in stages]
-    last = backbone.register_forward_hook(lambda _, __, out: maps.append(out))
     found: list[list[Tensor]] = []
-    try:
-        for part in images.split(batch_size):
-            maps.clear()
-            with device.autocast(), device.eager():
-                encoder(device.floats(part))
-            found.append([m.float().cpu() for m in maps])
-    finally:
-        for hook in [*hooks, last]:
-            hook.remove()
+    for part in images.split(batch_size):
+        with device.autocast(), device.eager():
+            found.append([average(m).float().cpu() for m in encoder.maps(device.floats(part))])
     return [torch.cat(column) for column in zip(*found, strict=True)]
 
 

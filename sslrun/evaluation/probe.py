@@ -96,12 +96,12 @@ def better_readout(
     some = data.take(_some(data.labels, SEARCHED, seed))
     found: dict[Readout, dict[float, tuple[float, float]]] = {}
     for readout in READOUTS:
-        encoder.read(readout)
+        encoder.readout = readout
         held = labelled_features(encoder, val, device) if val else None
         found[readout] = _searched(*labelled_features(encoder, some, device), held, seed)
     scores = {r: max(by_strength.values()) for r, by_strength in found.items()}
     better = max(scores, key=lambda r: scores[r])
-    encoder.read(better)
+    encoder.readout = better
     told = ", ".join(f"{s[0]:.4f} with {r}" for r, s in scores.items())
     log.info("The head sees the %s: held out, a logistic regression is right in %s.", better, told)
     return {r: round(s[0], 6) for r, s in scores.items()}, _best(found[better])

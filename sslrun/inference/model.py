@@ -32,7 +32,7 @@ from sslrun.data.decode import decode_some
 from sslrun.data.workers import in_order, workers
 from sslrun.device import Device, inference_device
 from sslrun.evaluation import calibration
-from sslrun.evaluation.features import probabilities, stage_features
+from sslrun.evaluation.features import map_features, probabilities
 from sslrun.inference.inputs import Block, Picture, decoded_one, to_tensor
 from sslrun.models.trained import Pretrained, Trained, load_network
 from sslrun.runs.find import find_run
@@ -188,7 +188,7 @@ class Model:
         """
         if stage is not None and not isinstance(stage, int):
             raise UserError(f"stage={stage!r}: must be a whole number or None")
-        stages = stage_features(self.network.encoder, pixels, self.device)
+        stages = map_features(self.network.encoder, pixels, self.device)
         if stage is not None and not 1 <= stage <= len(stages):
             raise UserError(f"stage={stage}: this backbone has stages 1 to {len(stages)}")
         return stages[-1 if stage is None else stage - 1].numpy()

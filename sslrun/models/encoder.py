@@ -11,19 +11,26 @@ from sslrun.config.build import build
 from sslrun.config.types import Node
 
 Readout = Literal["average", "grid"]
-STAGES, GRID = 2, 2  # of readout=grid: so many stages, the last ones, and so many fields a side
+GRID_MAPS, GRID = 2, 2  # of readout=grid: so many maps, the last ones, and so many fields a side
 
 
 class Encoder(nn.Module):
     """A backbone that normalises its pictures itself, so that a checkpoint cannot be used with other numbers.
 
     Args:
-        backbone: a module as above.
+        backbone: a module that returns its maps and has `channels` (see `sslrun.models.backbones`).
         mean, std: of the three channels, in [0, 1].
-        readout: `average`, what the backbone returns, or `grid`, the maps of its last two stages, each averaged in
-            2 x 2 fields: they tell where something is, too, and the end of a network knows its own task best, the
-            middle other ones (Gidaris et al. 2018, table 1). Of a backbone without a list `stages` it is `average`.
-        image_size: px, by which `grid` finds its `feature_dim`.
+        readout: `average`, the mean over the last map, or `grid`, the last two maps, each averaged in 2 x 2 fields:
+            they tell where something is, too, and the end of a network knows its own task best, the middle other ones
+            (Gidaris et al. 2018, table 1).
+        image_size: px, of which the maps are that `grid` takes its fields from.
+
+    Attributes:
+        channels: of each map.
+        readout: may be set to the other one at any time; the weights stay as they are.
+
+    Raises:
+        UserError: the backbone does not return maps with these channels.
     """
 
     mean: Tensor
@@ -38,51 +45,84 @@ class Encoder(nn.Module):
         image_size: int = 32,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
-        self._maps: list[Tensor] = []
-        self._hooks: list[Any] = []
-        self._image_size = image_size
+        self.backbone, self.readout = backbone, readout
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
-        self.read(readout)
+        maps = _example_maps(backbone, image_size)
+        self.channels = [m.shape[1] for m in maps]
+        self._grid_dim = sum(fields(m).shape[1] for m in maps[-GRID_MAPS:])
+        spatial = (n for n, p in backbone.named_parameters() if p.ndim == 4 and p.shape[2:] != (1, 1))
+        self._first_filters = next(spatial, None)  # whose memory format is that of the network
 
-    def read(self, readout: Readout) -> None:
-        """Give features of this readout from now on; the weights stay as they are."""
-        for hook in self._hooks:
-            hook.remove()
-        stages: Any = getattr(self.backbone, "stages", None)
-        self.readout = readout if isinstance(stages, list) else "average"
-        self.feature_dim: int = self.backbone.feature_dim  # type: ignore[assignment]
-        self._hooks = [s.register_forward_hook(self._keep) for s in stages[-STAGES:]] if self.readout == "grid" else []
-        if self._hooks:
-            training = self.training
-            with torch.no_grad():
-                one = torch.zeros(1, 3, self._image_size, self._image_size, device=self.mean.device)
-                self.feature_dim = self.eval()(one).shape[1]
-            self.train(training)
+    @property
+    def feature_dim(self) -> int:
+        """Return how many numbers the features of an image are."""
+        return self._grid_dim if self.readout == "grid" else self.channels[-1]
 
-    def _keep(self, stage: nn.Module, given: Any, maps: Tensor) -> None:
-        self._maps.append(maps)
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """`N x 3 x H x W` in [0, 1] -> the backbone's maps, `N x C_i x H_i x W_i`, fine to coarse."""
+        x = (images - self.mean) / self.std
+        like = x if self._first_filters is None else self.backbone.get_parameter(self._first_filters)
+        last = like.is_contiguous(memory_format=torch.channels_last)  # views may come in any format
+        maps: list[Tensor] = self.backbone(
+            x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        )
+        return maps
 
     def forward(self, images: Tensor) -> Tensor:
         """`N x 3 x H x W` in [0, 1] -> features, `N x feature_dim`."""
-        x = (images - self.mean) / self.std
-        weights = next((p for p in self.backbone.parameters() if p.ndim == 4 and p.shape[2:] != (1, 1)), x)
-        last = weights.is_contiguous(memory_format=torch.channels_last)  # views may come in any format
-        self._maps.clear()
-        out = self.backbone(x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format))
+        maps = self.maps(images)
         if self.readout == "average":
-            return out
-        fields = [F.adaptive_avg_pool2d(m, (min(GRID, m.shape[2]), min(GRID, m.shape[3]))) for m in self._maps]
-        self._maps.clear()
-        return torch.cat([f.flatten(1) for f in fields], 1)
+            return average(maps[-1])
+        return torch.cat([fields(m) for m in maps[-GRID_MAPS:]], 1)
+
+
+def average(features: Tensor) -> Tensor:
+    """`N x C x H x W` -> the mean over the map, `N x C`."""
+    return F.adaptive_avg_pool2d(features, 1).flatten(1)
+
+
+def fields(features: Tensor) -> Tensor:
+    """`N x C x H x W` -> the means over 2 x 2 fields of the map, `N x 4C`; a side of 1 px has one field."""
+    sides = (min(GRID, features.shape[2]), min(GRID, features.shape[3]))
+    return F.adaptive_avg_pool2d(features, sides).flatten(1)
+
+
+def _example_maps(backbone: nn.Module, image_size: int) -> list[Tensor]:
+    """Return the maps of one black image; neither random state nor batch norm's statistics change.
+
+    Raises:
+        UserError: they are not what a backbone has to return.
+    """
+    channels: Any = getattr(backbone, "channels", None)
+    if not (isinstance(channels, list) and channels and all(isinstance(c, int) for c in channels)):
+        raise UserError("a backbone must have `channels`, a list with a whole number for each map that it returns")
+    training = backbone.training
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        maps: Any = backbone.eval()(torch.zeros(1, 3, image_size, image_size))
+    backbone.train(training)
+    is_list = isinstance(maps, list | tuple) and all(isinstance(m, Tensor) and m.ndim == 4 for m in maps)
+    if not is_list or [m.shape[1] for m in maps] != channels:
+        shapes = [list(m.shape) for m in maps] if is_list else type(maps).__name__
+        raise UserError(
+            f"a backbone must return a list of maps, N x C x H x W, with C={channels} as its `channels` say; "
+            f"it returned {shapes}"
+        )
+    return list(maps)
 
 
 def build_encoder(
     node: Node, image_size: int, mean: list[float], std: list[float], readout: Readout = "average"
 ) -> Encoder:
-    """Build the network that a `backbone` node describes, with random weights."""
+    """Build the network that a `backbone` node describes, with random weights.
+
+    Raises:
+        UserError: what it names is no backbone.
+    """
     backbone = build(node, image_size)
-    if not isinstance(getattr(backbone, "feature_dim", None), int):
-        raise UserError(f"{node['_target_']} must return a module with a whole number `feature_dim`")
-    return Encoder(backbone, mean, std, readout, image_size)
+    if not isinstance(backbone, nn.Module):
+        raise UserError(f"{node['_target_']}: a backbone must be a torch.nn.Module, not {type(backbone).__name__}")
+    try:
+        return Encoder(backbone, mean, std, readout, image_size)
+    except UserError as error:
+        raise UserError(f"{node['_target_']}: {error}") from None

@@ -1,11 +1,11 @@
 """State dicts: matched key by key, and the weights that others publish."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
 
 from sslrun.base.errors import UserError
 from sslrun.config.build import build
@@ -17,6 +17,10 @@ ENCODER = (
     "encoder.",
     "classifier.encoder.",
 )  # where a pretext task's and a classifier's state has the encoder
+# Keys that weights of 0.1.0 have, and what they are called now: (regular expression, replacement).
+RENAMED = [
+    (r"(^|\bbackbone\.)0\.(?=\d+\.)", r"\1features."),  # mobilenetv2
+]
 
 
 def bare(content: dict[str, Any], path: Path) -> State:
@@ -32,12 +36,13 @@ def bare(content: dict[str, Any], path: Path) -> State:
 
 
 def load_state(module: nn.Module, state: State, source: Path | str) -> None:
-    """Load weights; every key and shape must match.
+    """Load weights, also those of 0.1.0; every key and shape must match.
 
     Raises:
         UserError: with what is missing, unexpected, or of another shape.
     """
     own = module.state_dict()
+    state = {k if k in own else _renamed(k): v for k, v in state.items()}
     missing, strange = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [
         f"{k} {tuple(state[k].shape)} where {tuple(own[k].shape)} is needed"
@@ -52,6 +57,12 @@ def load_state(module: nn.Module, state: State, source: Path | str) -> None:
     module.load_state_dict(state)
 
 
+def _renamed(key: str) -> str:
+    for old, new in RENAMED:
+        key = re.sub(old, new, key)
+    return key
+
+
 def below(state: State, *prefixes: str) -> State:
     """Return the entries below the first prefix that has any, without the prefix."""
     for prefix in prefixes:
@@ -61,6 +72,7 @@ def below(state: State, *prefixes: str) -> State:
     return {}
 
 
+CLASSIFIERS = ("fc.", "classifier.")  # of torchvision's networks, which the backbones here do without
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
@@ -93,10 +105,6 @@ def load_imagenet(encoder: Encoder) -> None:
         raise UserError("init=imagenet: there are no ImageNet weights for this backbone; resnet18 and mobilenetv2 have")
     with explained("ImageNet's weight file", weights.url, str(_weight_file(weights))):
         state = weights.get_state_dict(progress=False, check_hash=True)
-    if isinstance(backbone, models.ResNet):
-        state = {k: v for k, v in state.items() if not k.startswith("fc.")}
-    else:
-        state = {f"0.{k.removeprefix('features.')}": v for k, v in state.items() if k.startswith("features.")}
-    backbone.load_state_dict(state)
+    backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith(CLASSIFIERS)})
     encoder.mean.copy_(torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
     encoder.std.copy_(torch.tensor(IMAGENET_STD).view(3, 1, 1))

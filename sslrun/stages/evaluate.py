@@ -17,7 +17,7 @@ from sslrun.config.types import Node, PositiveInt
 from sslrun.data.dataset import Dataset, labelled, load_test, load_train
 from sslrun.data.options import AnyDatasetNode, describe, preprocessing_of
 from sslrun.device import Device, inference_device
-from sslrun.evaluation.features import probabilities, stage_features
+from sslrun.evaluation.features import map_features, probabilities
 from sslrun.evaluation.intervals import paired_test
 from sslrun.evaluation.metrics import scored
 from sslrun.evaluation.probe import regression
@@ -173,7 +173,7 @@ def _stages(found: Tested, batch_size: int) -> list[dict[str, Any]]:
     assert chosen.labels is not None
     encoder, classes = found.trained.model.encoder, len(found.data.class_names)
     features = {
-        name: stage_features(encoder, d.images, found.device, batch_size) if d is not None else None
+        name: map_features(encoder, d.images, found.device, batch_size) if d is not None else None
         for name, d in (("train", chosen), ("val", val), ("test", found.data))
     }
     out = []

@@ -27,7 +27,7 @@ from sslrun.evaluation.features import probabilities
 from sslrun.inference.inputs import named_pictures
 from sslrun.inference.model import Model
 from sslrun.models.classifier import Classifier
-from sslrun.models.encoder import Encoder
+from sslrun.models.encoder import Encoder, average
 from sslrun.models.trained import Trained, load_network
 from sslrun.runs.find import find_run
 from sslrun.runs.run import Run
@@ -55,7 +55,7 @@ class Exported(nn.Module):
         """Return calibrated probabilities, `N x classes`, or the backbone's features, `N x D`."""
         x = images.float() / 255
         if self.head is None:
-            return self.encoder.backbone((x - self.encoder.mean) / self.encoder.std)
+            return average(self.encoder.maps(x)[-1])
         return (self.head(self.encoder(x)) / self.temperature).softmax(1)
 
 
@@ -201,20 +201,10 @@ def _safetensors(module: Exported, pictures: Tensor, path: Path, about: dict[str
     """Write weights alone: of a backbone under torchvision's names, of a classifier as `encoder.` and `head.`."""
     from safetensors.torch import load_file, save_file
 
-    whole = module.head is not None
-    state = module.state_dict() if whole else _named_as_torchvision(module.encoder.backbone)
+    kept: nn.Module = module.encoder.backbone if module.head is None else module
+    state = kept.state_dict()
     about = about | {"mean": module.encoder.mean.flatten().tolist(), "std": module.encoder.std.flatten().tolist()}
     words = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in about.items()}
     save_file({k: v.contiguous() for k, v in state.items()}, str(path), words)
-    back = load_file(str(path))
-    own = dict(zip(state, module.state_dict() if whole else module.encoder.backbone.state_dict(), strict=True))
-    (module if whole else module.encoder.backbone).load_state_dict({own[k]: back[k] for k in state})
+    kept.load_state_dict(load_file(str(path)))
     return _said(module, pictures)
-
-
-def _named_as_torchvision(backbone: nn.Module) -> dict[str, Tensor]:
-    """Return a backbone's weights under the names that torchvision's and timm's networks have for them."""
-    state = backbone.state_dict()
-    if any(k.startswith("0.0.0.") for k in state):  # MobileNetV2's features are the first of three modules
-        return {f"features.{k.removeprefix('0.')}": v for k, v in state.items()}
-    return dict(state)

@@ -1,8 +1,6 @@
 """ResNet-18."""
 
-from typing import Any
-
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
 
 from sslrun.models.backbones.stem import Stem, is_small
@@ -13,11 +11,28 @@ def resnet18(image_size: int, *, stem: Stem) -> nn.Module:
 
     `imagenet_small` has the 7 x 7 convolution of the ImageNet weights, at stride 1 and without max-pool.
     """
-    net: Any = models.resnet18()
-    net.feature_dim, net.fc = net.fc.in_features, nn.Identity()
-    net.stages = [net.layer1, net.layer2, net.layer3, net.layer4]
-    net.imagenet = models.ResNet18_Weights.IMAGENET1K_V1
+    net = ResNet18()
     if is_small(stem, image_size):
         kernel = 7 if stem == "imagenet_small" else 3
         net.conv1, net.maxpool = nn.Conv2d(3, 64, kernel, padding=kernel // 2, bias=False), nn.Identity()
     return net
+
+
+class ResNet18(models.ResNet):
+    """torchvision's network without its classifier, which returns the map of each of its four stages."""
+
+    imagenet = models.ResNet18_Weights.IMAGENET1K_V1
+
+    def __init__(self) -> None:
+        super().__init__(models.resnet.BasicBlock, [2, 2, 2, 2])
+        del self.avgpool, self.fc
+        self.channels = [64, 128, 256, 512]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the maps."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        maps = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+            maps.append(x)
+        return maps
