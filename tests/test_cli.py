@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sslrun.config.compose import compose_nodes
 from tests.conftest import QUICK, REPOSITORY, TINY, Cli, process
 
 COMMANDS = ("pretrain", "finetune", "evaluate", "predict")
@@ -168,6 +169,36 @@ def test_imagenet_weights_make_a_classifier_that_can_be_read(
     assert said["dataset"].startswith("folder")  # the pictures of the newest pretraining, though of another backbone
     assert said["config"]["backbone"]["stem"] == "imagenet_small"
     assert cli("evaluate", *QUICK).code == 0
+
+
+@pytest.mark.parametrize("name", ["imagenet.pt", "scratch.pt"])
+def test_a_file_may_be_named_as_another_value_of_init(in_world: Path, cli: Cli, name: str) -> None:
+    pretrained = runs("pretrain")[0]
+    state = torch.load(pretrained / "last.pt", weights_only=True)["model"]
+    weights = {k.removeprefix("encoder.backbone."): v for k, v in state.items() if "encoder.backbone." in k}
+    torch.save(weights, name)
+    config = summary(pretrained)["config"]
+    data = ("dataset=folder", f"dataset.root={config['dataset']['root']}", "dataset.image_size=32")
+    network = ("backbone=smallcnn", "backbone.widths=[8,16]")
+    answer = cli("finetune", f"init={name}", "mode=probe", *network, *data, *QUICK)
+    assert answer.code == 0, answer.err
+    said = summary(runs("finetune")[-1])
+    assert (said["init"], said["source"], said["config"]["init"]) == (name, name, name)  # not what else it may mean
+    started = torch.load(runs("finetune")[-1] / "last.pt", weights_only=True)["model"]
+    assert all(torch.equal(started[f"classifier.encoder.backbone.{k}"], v) for k, v in weights.items())
+
+
+@pytest.mark.parametrize("name", ["imagenet", "scratch"])
+def test_a_file_without_a_suffix_is_said_so_that_it_is_found_again(name: str) -> None:
+    from sslrun.models.initialization import resolve
+
+    torch.save({"weight": torch.ones(1)}, name)
+    backbone, dataset = compose_nodes("pretrain", "backbone", "dataset")
+    for init in (f"./{name}", f"././{name}"):
+        network = resolve(init, backbone, dataset, {})
+        assert (network.kind, network.init) == ("file", f"./{name}")
+        assert resolve(network.init, backbone, dataset, {}).weights == network.weights
+    assert resolve(name, backbone, dataset, {}).kind == {"imagenet": "pretrained", "scratch": "scratch"}[name]
 
 
 def test_latest_passes_over_runs_that_did_not_finish(in_world: Path, cli: Cli) -> None:

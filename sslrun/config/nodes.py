@@ -1,5 +1,6 @@
 """Nodes of a config as plain mappings."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -30,7 +31,7 @@ def short_name(target: str) -> str:
     return name if name.islower() else module.rpartition(".")[2]
 
 
-def overlaid(group: str, node: Node, asked_for: Node, asked: dict[str, str]) -> Node:
+def overlaid(group: str, node: Node, asked_for: Node, asked: Mapping[str, str]) -> Node:
     """Return a node with the keys that were asked for on the command line, or beside `from_checkpoint`."""
     beside = asked_for.get("_target_") is None
     wins = {k for k, v in asked_for.items() if f"{group}.{k}" in asked or (beside and v is not None)}

@@ -1,5 +1,6 @@
 """The keys that every data set has, and its preprocessing."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from sslrun.data.decode import Channels, Resize
 PREPROCESSING = ("image_size", "resize", "channels", "mean", "std")
 
 
-def preprocessing_of(dataset: Node, has: Node, asked: dict[str, str], source: Path | None) -> Node:
+def preprocessing_of(dataset: Node, has: Node, asked: Mapping[str, str], source: Path | None) -> Node:
     """Return a data set's node with the preprocessing of a checkpoint, or of a run to be compared with (no source).
 
     Raises:

@@ -1,15 +1,15 @@
 """Where a network starts: its weights, and the backbone and data set that go with them."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import Any, Literal
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.config.build import refuse_foreign
+from sslrun.config.commands import FINETUNE, PRETRAIN
 from sslrun.config.compose import compose_nodes
 from sslrun.config.nodes import overlaid, short_name
 from sslrun.config.types import Node
@@ -18,45 +18,92 @@ from sslrun.data.options import describe, differs, preprocessing_of
 from sslrun.data.statistics import normalization
 from sslrun.models.backbones.stem import for_imagenet
 from sslrun.models.encoder import Encoder, Readout, build_encoder
-from sslrun.models.weights import ENCODER, State, bare, below, load_imagenet, load_state
+from sslrun.models.weights import State, bare, encoder_of, load_imagenet, load_state
 from sslrun.runs import checkpoint
 from sslrun.runs.find import find, read_summary
 
+SCRATCH, IMAGENET = "scratch", "imagenet"  # values of init= that are no run and no file
+Found = tuple[Path, dict[str, Any]]  # a run's directory and its summary
 
-@dataclass
-class Start:
-    """Where a network starts.
+
+@dataclass(frozen=True)
+class Network:
+    """A network and where it starts, resolved once.
 
     Attributes:
-        name: `scratch`, `imagenet`, the pretext task of the run, or the file's name.
-        path: of the checkpoint, if there is one.
-        encoder: its weights, if it is a checkpoint of ours.
-        config: of the run that the checkpoint is from; empty for a bare file.
+        kind: `resume` (the weights come from the last checkpoint in the run's own directory), `run` (a checkpoint of
+            sslrun), `file` (weights alone), `pretrained` (torchvision's ImageNet weights) or `scratch`.
+        name: for summaries and reports: `scratch`, `imagenet`, the pretext task of the run, or the file's name.
+        path: of the checkpoint or file, if there is one.
+        backbone, dataset: complete nodes.
+        weights: of the checkpoint or file: a whole encoder's, or a backbone's.
     """
 
+    kind: Literal["resume", "run", "file", "pretrained", "scratch"]
     name: str
     path: Path | None
-    encoder: State | None
-    config: dict[str, Any]
+    backbone: Node
+    dataset: Node
+    weights: State | None = field(default=None, repr=False)
+
+    @property
+    def init(self) -> str:
+        """Return the value of `init=` that gives the same weights again, when there are newer runs, too."""
+        path = str(self.path or self.name)
+        return os.path.join(os.curdir, path) if self.path and path in (SCRATCH, IMAGENET) else path
+
+    def encoder(self, data: Dataset, readout: Readout = "average") -> Encoder:
+        """Build the encoder with the weights that it starts from; those of `resume` are random until it is restored.
+
+        Args:
+            data: training, for mean and standard deviation where the data set's node does not say them.
+        """
+        mean, std = normalization(self.dataset, data)
+        encoder = build_encoder(self.backbone, self.dataset["image_size"], mean, std, readout)
+        if self.kind == "pretrained":
+            load_imagenet(encoder)
+        elif self.weights is not None:
+            whole = self.kind == "run" or "mean" in self.weights
+            load_state(encoder if whole else encoder.backbone, self.weights, self.path or self.name)
+        return encoder
 
 
-def find_start(init: str, backbone: Node, dataset: Node) -> Start:
-    """Decide where a finetuned network starts.
+def resolve(
+    init: str, backbone: Node, dataset: Node, overrides: Mapping[str, str], resumed: Mapping[str, Any] | None = None
+) -> Network:
+    """Decide where a network starts, and complete its backbone and data set.
+
+    In this order: the last checkpoint of a run that is resumed, a run or file, ImageNet weights, random weights. A
+    checkpoint's backbone and preprocessing are kept, whatever the defaults of the command line are; without a
+    checkpoint they are those of the newest pretraining.
 
     Args:
         init: `latest`, a pretext task's name (its latest run), `scratch`, `imagenet`, a run directory, or a file.
-        backbone, dataset: what was asked for; `from_checkpoint` asks for nothing.
+        backbone, dataset: nodes as composed; `from_checkpoint` leaves them open.
+        overrides: what stands on the command line, as key -> value.
+        resumed: the summary of the run that goes on from its own checkpoint.
 
     Raises:
-        UserError: there is no such run or file, or it has another backbone.
+        UserError: there is no such run or file, it does not fit what the command line says, or nothing says which
+            backbone or data set it is.
     """
-    runs = find(["pretrain"], parts=True)
-    if init in ("scratch", "imagenet"):
-        # The same network on the same pictures as the newest pretraining, unless others are asked for.
-        latest = _newest(runs, backbone, dataset, None) or _newest(runs, {}, dataset, None)
-        if latest:
-            refuse_foreign(latest[1]["config"], latest[0])
-        return Start(init, None, None, latest[1]["config"] if latest else {})
+    if resumed is not None:
+        config = resumed["config"]
+        nodes = _completed(config, None, backbone, dataset, overrides, config["init"] == IMAGENET)
+        return Network("resume", resumed["init"], None, *nodes)
+    runs = find([PRETRAIN], parts=True)
+    if init not in (SCRATCH, IMAGENET):
+        return _from_checkpoint(*_checkpoint(init, runs, backbone, dataset), backbone, dataset, overrides)
+    # The same network on the same pictures as the newest pretraining, unless others are asked for.
+    latest = _newest(runs, backbone, dataset, None) or _newest(runs, {}, dataset, None)
+    if latest:
+        refuse_foreign(latest[1]["config"], latest[0])
+    nodes = _completed(latest and latest[1]["config"], None, backbone, dataset, overrides, init == IMAGENET)
+    return Network("pretrained" if init == IMAGENET else "scratch", init, None, *nodes)
+
+
+def _checkpoint(init: str, runs: list[Found], backbone: Node, dataset: Node) -> tuple[Path, dict[str, Any]]:
+    """Return the path of the checkpoint that `init` means, and its content."""
     if os.path.isfile(init) or os.path.exists(os.path.join(init, "summary.json")) or os.sep in init:
         path = Path(init)
         if not path.exists():
@@ -67,27 +114,64 @@ def find_start(init: str, backbone: Node, dataset: Node) -> Start:
             raise UserError(_no_run(init, runs, backbone, dataset))
         path = found[0]
         log.info("Starting from %s", path)
-    if path.is_dir():
-        summary = read_summary(path)
-        if summary["status"] != "finished":
-            log.warning("%s did not finish (%s): its last checkpoint is used.", path, summary["status"])
-        path, content = checkpoint.newest(path)
-    else:
-        content = checkpoint.load(path)
+    if path.is_file():
+        return path, checkpoint.load(path)
+    summary = read_summary(path)
+    if summary["status"] != "finished":
+        log.warning("%s did not finish (%s): its last checkpoint is used.", path, summary["status"])
+    return checkpoint.newest(path)
+
+
+def _from_checkpoint(
+    path: Path, content: dict[str, Any], backbone: Node, dataset: Node, overrides: Mapping[str, str]
+) -> Network:
     if checkpoint.OURS not in content:
-        return Start(path.stem, path, None, {})
+        for what, node in (("backbone", backbone), ("dataset", dataset)):
+            if not node.get("_target_"):
+                raise UserError(f"{path} holds weights alone and does not say of which {what}: add {what}=...")
+        name = path.name if path.stem in (SCRATCH, IMAGENET) else path.stem
+        return Network("file", name, path, backbone, dataset, bare(content, path))
     config = content["config"]
-    asked, has = backbone.get("_target_"), config["backbone"]["_target_"]
-    if asked and asked != has:
-        raise UserError(differs("backbone", short_name(asked), short_name(has), path))
-    encoder = below(content["model"], *ENCODER)
-    name = short_name(config["pretext"]["_target_"]) if "pretext" in config else "finetune"
-    return Start(name, path, encoder, config)
+    wanted, has = backbone.get("_target_"), config["backbone"]["_target_"]
+    if wanted and wanted != has:
+        raise UserError(differs("backbone", short_name(wanted), short_name(has), path))
+    name = short_name(config["pretext"]["_target_"]) if "pretext" in config else FINETUNE
+    nodes = _completed(config, path, backbone, dataset, overrides)
+    return Network("run", f"pretext={name}" if name in (SCRATCH, IMAGENET) else name, path, *nodes, encoder_of(content))
 
 
-def _newest(
-    runs: list[tuple[Path, dict[str, Any]]], backbone: Node, dataset: Node, pretext: str | None
-) -> tuple[Path, dict[str, Any]] | None:
+def _completed(
+    config: Mapping[str, Any] | None,
+    path: Path | None,
+    backbone: Node,
+    dataset: Node,
+    overrides: Mapping[str, str],
+    imagenet: bool = False,
+) -> tuple[Node, Node]:
+    """Return backbone and data set, completed from the config of a run, or from the defaults.
+
+    Args:
+        path: of the run's checkpoint, whose backbone and preprocessing must stay.
+        imagenet: give the backbone the stem of the ImageNet weights.
+    """
+    if config:
+        has_backbone, has_dataset = config["backbone"], config["dataset"]
+    else:
+        has_backbone, has_dataset = compose_nodes(PRETRAIN, "backbone", "dataset")
+        if not dataset.get("_target_"):
+            log.info("No pretrain run to take the data set from: it is %s.", describe(has_dataset))
+    same = backbone.get("_target_") in (None, has_backbone["_target_"])
+    chosen = overlaid("backbone", has_backbone if same else backbone, backbone, overrides)
+    if path is not None and chosen != has_backbone:
+        key = next(k for k in chosen if chosen[k] != has_backbone.get(k))
+        raise UserError(differs(f"backbone.{key}", chosen[key], has_backbone.get(key), path))
+    data = overlaid("dataset", dataset if dataset.get("_target_") else has_dataset, dataset, overrides)
+    if config:
+        data = preprocessing_of(data, has_dataset, overrides, path)
+    return (for_imagenet(chosen, data["image_size"]) if imagenet else chosen), data
+
+
+def _newest(runs: list[Found], backbone: Node, dataset: Node, pretext: str | None) -> Found | None:
     for path, summary in reversed(runs):
         config = summary["config"]
         if not checkpoint.has_checkpoint(path) or summary["status"] != "finished":
@@ -107,7 +191,7 @@ def _same_pictures(a: Node, b: Node) -> bool:
     return a["_target_"] == b["_target_"] and roots[0] == roots[1]
 
 
-def _no_run(init: str, runs: list[Any], backbone: Node, dataset: Node) -> str:
+def _no_run(init: str, runs: list[Found], backbone: Node, dataset: Node) -> str:
     if init.endswith(".pt"):
         return f"init={init}: no such file"
     wanted = [short_name(n["_target_"]) for n in (backbone, dataset) if n.get("_target_")]
@@ -116,53 +200,3 @@ def _no_run(init: str, runs: list[Any], backbone: Node, dataset: Node) -> str:
         f"{len(runs)} other run{'s' * (len(runs) > 1)} in outputs/pretrain" if runs else "no run in outputs/pretrain"
     )
     return f"init={init}: no pretrain {kind} here ({there}): start one with sslrun pretrain, or say init=scratch"
-
-
-def resolve(start: Start, backbone: Node, dataset: Node, asked: dict[str, str]) -> tuple[Node, Node]:
-    """Fill in backbone and data set from the run that a network starts from.
-
-    A checkpoint's backbone and preprocessing are kept, whatever the defaults of the command line are.
-
-    Args:
-        asked: what stands on the command line, as key -> value.
-
-    Returns:
-        The complete `backbone` and `dataset` nodes.
-
-    Raises:
-        UserError: something else was asked for explicitly, or nothing says which backbone or data set it is.
-    """
-    if start.path is not None and not start.config:
-        for what, node in (("backbone", backbone), ("dataset", dataset)):
-            if not node.get("_target_"):
-                raise UserError(f"{start.path} holds weights alone and does not say of which {what}: add {what}=...")
-        return backbone, dataset
-    if start.config:
-        has_backbone, has_dataset = start.config["backbone"], start.config["dataset"]
-    else:
-        has_backbone, has_dataset = compose_nodes("pretrain", "backbone", "dataset")
-        if not dataset.get("_target_"):
-            log.info("No pretrain run to take the data set from: it is %s.", describe(has_dataset))
-    same = backbone.get("_target_") in (None, has_backbone["_target_"])
-    chosen = overlaid("backbone", has_backbone if same else backbone, backbone, asked)
-    if start.path is not None and chosen != has_backbone:
-        key = next(k for k in chosen if chosen[k] != has_backbone.get(k))
-        raise UserError(differs(f"backbone.{key}", chosen[key], has_backbone.get(key), start.path))
-    data = overlaid("dataset", dataset if dataset.get("_target_") else has_dataset, dataset, asked)
-    if start.config:
-        data = preprocessing_of(data, has_dataset, asked, start.path)
-    return (for_imagenet(chosen, data["image_size"]) if start.name == "imagenet" else chosen), data
-
-
-def encoder_at(start: Start, backbone: Node, dataset: Node, data: Dataset, readout: Readout = "average") -> Encoder:
-    """Build an encoder with the weights that it starts from."""
-    encoder = build_encoder(backbone, dataset["image_size"], *normalization(dataset, data), readout)
-    if start.name == "imagenet":
-        load_imagenet(encoder)
-    elif start.encoder:
-        load_state(encoder, start.encoder, start.path or start.name)
-    elif start.path is not None:  # a bare file: the backbone's own keys, or a whole encoder's
-        weights = bare(checkpoint.load(start.path), start.path)
-        module: nn.Module = encoder if "mean" in weights else encoder.backbone
-        load_state(module, weights, start.path)
-    return encoder

@@ -7,7 +7,7 @@ from typing import Any
 from sslrun.base.errors import UserError
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import Encoder, build_encoder
-from sslrun.models.weights import ENCODER, below, load_state
+from sslrun.models.weights import below, encoder_of, load_state
 from sslrun.runs import checkpoint
 from sslrun.runs.find import read_summary
 
@@ -64,7 +64,7 @@ def load_network(directory: Path) -> Pretrained | Trained:
     path, content = checkpoint.newest(directory)
     config = content["config"]
     encoder = build_encoder(config["backbone"], config["dataset"]["image_size"], [0.5] * 3, [0.5] * 3)
-    load_state(encoder, below(content["model"], *ENCODER), path)
+    load_state(encoder, encoder_of(content), path)
     return Pretrained(encoder.eval(), config, path)
 
 

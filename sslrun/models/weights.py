@@ -13,10 +13,7 @@ from sslrun.config.types import Node
 from sslrun.models.encoder import Encoder
 
 State = dict[str, Tensor]
-ENCODER = (
-    "encoder.",
-    "classifier.encoder.",
-)  # where a pretext task's and a classifier's state has the encoder
+
 # Keys that weights of 0.1.0 have, and what they are called now: (regular expression, replacement).
 RENAMED = [
     (r"(^|\bbackbone\.)0\.(?=\d+\.)", r"\1features."),  # mobilenetv2
@@ -63,13 +60,20 @@ def _renamed(key: str) -> str:
     return key
 
 
-def below(state: State, *prefixes: str) -> State:
-    """Return the entries below the first prefix that has any, without the prefix."""
-    for prefix in prefixes:
-        found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        if found:
-            return found
-    return {}
+def below(state: State, prefix: str) -> State:
+    """Return the entries below a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def prefix_of(content: dict[str, Any]) -> str:
+    """Return the prefix under which the state in a checkpoint of ours has the encoder that goes on."""
+    usual = "classifier.encoder" if "class_names" in content else "encoder"
+    return f"{content.get('downstream', usual)}."
+
+
+def encoder_of(content: dict[str, Any]) -> State:
+    """Return the encoder's weights in a checkpoint of ours."""
+    return below(content["model"], prefix_of(content))
 
 
 CLASSIFIERS = ("fc.", "classifier.")  # of torchvision's networks, which the backbones here do without

@@ -16,14 +16,13 @@ from sslrun.config.types import Count, Fraction, FromCheckpoint, Node, Positive,
 from sslrun.data.dataset import Dataset, labelled, load_train
 from sslrun.data.labels import check_amount, counts, part_of
 from sslrun.data.options import AnyDatasetNode, describe
-from sslrun.data.statistics import normalization
 from sslrun.device import Device
 from sslrun.evaluation import calibration
 from sslrun.evaluation.features import probabilities
 from sslrun.evaluation.probe import better_readout, fit_head, labelled_features
 from sslrun.models.classifier import Classifier, KNNClassifier
-from sslrun.models.encoder import Encoder, Readout, build_encoder
-from sslrun.models.initialization import Start, encoder_at, find_start, resolve
+from sslrun.models.encoder import Encoder, Readout
+from sslrun.models.initialization import Network, resolve
 from sslrun.report.training import curves_figure, some_of, views_figure
 from sslrun.runs import checkpoint
 from sslrun.runs.find import CHECKPOINT, STUDY
@@ -69,11 +68,11 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     Raises:
         UserError: nothing to start from, one class, or more labels asked for than there are.
     """
-    begin, settings = _resolved(run, settings)
+    network, settings = _resolved(run, settings)
     hardware = build(settings.device)
     data, chosen, val = _labelled(settings)
     torch.manual_seed(settings.seed)
-    encoder = _encoder(run, begin, settings, data)
+    encoder = network.encoder(data, "average" if settings.readout == "auto" else settings.readout)
     fastest = autotune.choose(hardware, settings.backbone, settings.dataset["image_size"], settings.train["batch_size"])
     hardware.put(encoder)
     strength = None  # of the logistic regression: searched for when it is fitted
@@ -84,10 +83,10 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     config = run.resolve(device=settings.device | fastest)
     hardware.compile(encoder)
     run.refuse_other_data(data.fingerprint(), len(data))
-    _tell(run, begin, hardware, data, chosen, val)
+    _tell(run, network, hardware, data, chosen, val)
     keep = {"stage": run.stage, "config": config, "class_names": data.class_names}
     if settings.mode == "auto":
-        weights = hashlib.sha256(begin.path.read_bytes()).hexdigest() if begin.path else begin.name
+        weights = hashlib.sha256(network.path.read_bytes()).hexdigest() if network.path else network.name
         pictures = [data.fingerprint(), val.fingerprint() if val else ""]
         return choose(run, config, pictures, weights, len(val) if val else 0, _fewest(chosen))
     if settings.mode == "finetune":
@@ -101,26 +100,22 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     return metrics
 
 
-def _resolved(run: Run, settings: Finetune) -> tuple[Start, Finetune]:
+def _resolved(run: Run, settings: Finetune) -> tuple[Network, Finetune]:
     """Find where the network starts, and fill in what it decides."""
     check_amount(settings.label_fraction, run.overrides)
     if run.resumed and settings.mode not in ("auto", "finetune"):
         raise UserError(f"mode={settings.mode} has no steps to go on with: run it anew")
-    if run.resumed and settings.mode == "finetune":
-        begin = Start(run.summary["init"], None, None, run.config)
-    else:
-        begin = find_start(settings.init, settings.backbone, settings.dataset)
-    backbone, dataset = resolve(begin, settings.backbone, settings.dataset, run.overrides)
+    goes_on = run.summary if run.resumed and settings.mode == "finetune" else None
+    network = resolve(settings.init, settings.backbone, settings.dataset, run.overrides, goes_on)
     search, mode = searched(run.stages, settings.search, []), settings.mode
     if search and mode != "auto":
         raise UserError(f"search= is of mode=auto, which chooses among its settings: leave mode={mode} or search= away")
-    if begin.name == "scratch" and mode == "auto" and not search:
+    if network.kind == "scratch" and mode == "auto" and not search:
         mode = "finetune"  # there is nothing to choose among
-    # as it must be said to get the same start again
-    init = settings.init if run.resumed else str(begin.path or begin.name)
-    config = run.resolve(backbone=backbone, dataset=dataset, init=init, mode=mode, search=search)
+    init = settings.init if run.resumed else network.init
+    config = run.resolve(backbone=network.backbone, dataset=network.dataset, init=init, mode=mode, search=search)
     run.note(resumable={"auto": STUDY, "finetune": CHECKPOINT}.get(mode))
-    return begin, built_settings(Finetune, config)
+    return network, built_settings(Finetune, config)
 
 
 def _labelled(settings: Finetune) -> tuple[Dataset, Dataset, Dataset | None]:
@@ -133,16 +128,7 @@ def _labelled(settings: Finetune) -> tuple[Dataset, Dataset, Dataset | None]:
     return data, chosen, val
 
 
-def _encoder(run: Run, begin: Start, settings: Finetune, data: Dataset) -> Encoder:
-    """Build the encoder with the weights that it starts from; those of a resumed run come from its last checkpoint."""
-    first: Readout = "average" if settings.readout == "auto" else settings.readout
-    if run.resumed:
-        mean, std = normalization(settings.dataset, data)
-        return build_encoder(settings.backbone, settings.dataset["image_size"], mean, std, first)
-    return encoder_at(begin, settings.backbone, settings.dataset, data, first)
-
-
-def _tell(run: Run, begin: Start, device: Device, data: Dataset, chosen: Dataset, val: Dataset | None) -> None:
+def _tell(run: Run, network: Network, device: Device, data: Dataset, chosen: Dataset, val: Dataset | None) -> None:
     """Say what is about to be done, and put it into the summary."""
     config = run.config
     used = {"train": len(chosen), "validation": len(val) if val else 0}
@@ -153,7 +139,7 @@ def _tell(run: Run, begin: Start, device: Device, data: Dataset, chosen: Dataset
         describe(config["dataset"]), used["validation"], device.describe(), device.precision, device.memory_format,
     )  # fmt: skip
     run.note(
-        init=begin.name,
+        init=network.name,
         source=config["init"],
         mode=config["mode"],
         backbone=short_name(config["backbone"]["_target_"]),

@@ -13,7 +13,7 @@ from sslrun.data.statistics import normalization
 from sslrun.evaluation.features import features
 from sslrun.evaluation.projection import tsne
 from sslrun.models.encoder import build_encoder
-from sslrun.models.initialization import encoder_at, find_start
+from sslrun.models.initialization import resolve
 
 SHOWN = 1000  # pictures of a map
 
@@ -38,7 +38,7 @@ def embedding_maps(
     torch.manual_seed(0)
     encoders = {"untrained": build_encoder(backbone, dataset["image_size"], *normalization(dataset, data))}
     for name, directory in pretrained.items():
-        encoders[name] = encoder_at(find_start(str(directory), backbone, dataset), backbone, dataset, data)
+        encoders[name] = resolve(str(directory), backbone, dataset, {}).encoder(data)
     maps = {}
     for name, encoder in encoders.items():
         hardware.put(encoder)
