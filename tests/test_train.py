@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,8 @@ from sslrun.base import signals
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.paths import CONF
-from sslrun.config.compose import compose_nodes
-from sslrun.device import Device
+from sslrun.config.compose import compose_config, compose_nodes
+from sslrun.device import Device, MemoryFormat
 from sslrun.models.backbones.smallcnn import smallcnn
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import Encoder
@@ -32,6 +33,7 @@ from sslrun.training.settings import batches_per_epoch, learning_rate_at, total_
 from tests.test_views import NOTHING
 
 ADAMW = {"_target_": "sslrun.training.optimizers.adamw", "weight_decay": 0.05, "betas": [0.9, 0.999]}
+SGD = {"_target_": "sslrun.training.optimizers.sgd", "weight_decay": 0.0, "momentum": 0.9, "nesterov": True}
 CPU = Device(name="cpu", precision="fp32", memory_format="channels_last", compile=None, threads=None)
 
 
@@ -62,10 +64,11 @@ def train(model: nn.Module, images: Tensor, where: str, resumed: bool = False, s
     settings = {"epochs": None, "steps": 10, "batch_size": 8, "learning_rate": 0.01, "warmup_fraction": 0.1}
     settings |= {"gradient_clip": None, "evaluations": 2, "log_every": 5, "save_minutes": 5, "keep_every": None}
     evaluate, optimizer, labels = keys.pop("evaluate", dict), keys.pop("optimizer", ADAMW), keys.pop("labels", None)
+    device = keys.pop("device", CPU)
     run = Run(Path(where), "pretrain", OmegaConf.create({"seed": seed}), {}, resumed)
     try:
         return fit(
-            model, images, labels, run, CPU, optimizer, evaluate, "val/accuracy", seed, {}, **{**settings, **keys}
+            model, images, labels, run, device, optimizer, evaluate, "val/accuracy", seed, {}, **{**settings, **keys}
         )
     finally:
         run.close("finished")
@@ -215,6 +218,47 @@ def test_case_1_k_steps_and_a_resume_equal_all_steps_bit_for_bit(pieces: Tensor)
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
+@pytest.mark.parametrize(("first", "second"), [("contiguous", "channels_last"), ("channels_last", "contiguous")])
+def test_a_resume_in_the_other_memory_format_goes_on_as_if_nothing_had_been(
+    name: str, first: MemoryFormat, second: MemoryFormat, pieces: Tensor
+) -> None:
+    """The moments of the optimizer take the strides of the weights; the formats themselves round differently."""
+    images, labels = (pieces * 255).to(torch.uint8), torch.arange(60) % 2
+    node: Any = OmegaConf.to_container(compose_config("pretrain", [f"optimizer={name}"], None).optimizer)
+
+    def go(where: str, memory_format: MemoryFormat, steps: int, resumed: bool = False) -> dict[str, Tensor]:
+        device = Device(name="cpu", precision="fp32", memory_format=memory_format, compile=None, threads=None)
+        torch.manual_seed(0)
+        encoder = Encoder(smallcnn(32, widths=[4, 8]), [0.5] * 3, [0.2] * 3)
+        model = device.put(Finetuning(Classifier(encoder, 2), Augment(**NOTHING), 0.1, 0, False, 1.0))
+        keys: dict[str, Any] = {"labels": labels, "optimizer": node, "device": device, "batch_size": 16}
+        train(model, images, where, resumed, **keys, steps=steps, evaluations=1, keep_every=6, warmup_fraction=0.0)
+        return {k: v.clone() for k, v in model.state_dict().items() if v.ndim == 4}
+
+    straight = go("straight", first, 12)
+    shutil.copytree("straight", "broken")
+    for old in Path("broken").glob("*.pt"):
+        old.unlink()
+    shutil.copy("straight/step_000006.pt", "broken/last.pt")
+    before = checkpoint.load(Path("straight/step_000006.pt"))["model"]
+    for key, value in go("broken", second, 12, resumed=True).items():
+        moved = (straight[key] - before[key]).norm()
+        assert moved > 0
+        assert (value - straight[key]).norm() < 1e-3 * moved, key
+
+
+def test_a_run_without_a_loss_scale_goes_on_with_one_and_the_other_way_round() -> None:
+    """The scaler of fp16 has a state, those of other precisions have none."""
+    for first, second in (("fp32", "fp16"), ("fp16", "fp32")):
+        for precision, resumed, steps in ((first, False, 4), (second, True, 6)):
+            device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
+            device.use(precision, "contiguous")  # type: ignore[arg-type]
+            model = Mean()
+            train(model, ramp(16), first, resumed, device=device, steps=steps, optimizer=SGD)
+        assert len(model.seen) == 2
+
+
 def test_a_checkpoint_is_made_by_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = time.monotonic()
     monkeypatch.setattr("time.monotonic", lambda: clock)
@@ -324,7 +368,6 @@ def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
 def test_every_optimizer_lowers_a_loss(name: str) -> None:
     from sslrun.config.build import build
-    from sslrun.config.compose import compose_config
 
     node: Any = OmegaConf.to_container(compose_config("pretrain", [f"optimizer={name}"], None).optimizer)
     net = nn.Linear(4, 1)

@@ -156,7 +156,11 @@ class State:
         load_state(self.model, content["model"], path)
         try:
             self.optimizer.load_state_dict(content["optimizer"])
-            self.device.scaler.load_state_dict(content["scaler"])
+            for p, state in self.optimizer.state.items():  # fused kernels take the strides of the weights for granted
+                same = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == p.shape}
+                state |= {k: torch.empty_like(p).copy_(v) for k, v in same.items()}
+            if content["scaler"]:  # that of fp16 alone has a state
+                self.device.scaler.load_state_dict(content["scaler"])
             self.best, self.metrics = (content["best"][0], content["best"][1]), content["metrics"]
             if "window" in content:
                 self.window.restore(content["window"], self.device)
