@@ -21,7 +21,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from sslrun.augment import generator
+from sslrun.augment import Rng, generator
 from sslrun.config.build import build, function
 from sslrun.config.compose import compose_config
 from sslrun.data.images import Images, digests
@@ -50,7 +50,7 @@ def noise(n: int, size: int) -> Images:
 
 def bare(task: Any, pretext: str, images: Tensor, device: Device) -> Any:
     """Return a function that does what a task's network does with a batch that is ready, forward and backward."""
-    rng = generator(0)
+    rng = Rng(generator(0))
     task.train()
     if pretext == "simclr":
         ready = torch.cat(list(task.views(images, rng).values()))

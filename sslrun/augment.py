@@ -1,6 +1,6 @@
 """Augmentation of whole batches, as tensor code with one set of random numbers a sample.
 
-The random numbers are drawn on the CPU from the generator that is passed in, so a view is the same on every device.
+The random numbers are drawn on the CPU from the `Rng` that is passed in, so a view is the same on every device.
 """
 
 import math
@@ -20,6 +20,39 @@ BLUR_FROM = 64  # px: smaller pictures have no detail to spare
 _GRAY = torch.tensor([0.299, 0.587, 0.114])
 _TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 _FROM_YIQ = torch.linalg.inv(_TO_YIQ)
+ORDER, VIEWS = 0, 1  # what random numbers are for
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """Return a CPU generator seeded by a few whole numbers, such as (seed, purpose, epoch, step)."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
+class Rng:
+    """Random numbers of a step, one set a sample of the global batch.
+
+    Args:
+        generator: on the CPU.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+
+    def rand(self, *shape: int, dim: int = 0) -> Tensor:
+        """Return numbers in [0, 1), drawn for the global batch; this process's rows along `dim`."""
+        return torch.rand(shape, generator=self._generator)
+
+    def randint(self, high: int, *shape: int, dim: int = 0) -> Tensor:
+        """Return whole numbers below `high`, drawn for the global batch; this process's rows along `dim`."""
+        return torch.randint(high, shape, generator=self._generator)
+
+    def copy(self) -> "Rng":
+        """Return a source of the same numbers once more, from here on: the same view at another size."""
+        return Rng(self._generator.clone_state())
+
+    def initial_seed(self) -> int:
+        """Return the seed of the generator."""
+        return self._generator.initial_seed()
 
 
 class Augment:
@@ -61,19 +94,19 @@ class Augment:
         self.color_jitter, self.jitter_probability = color_jitter, jitter_probability
         self.grayscale, self.blur, self.probability = grayscale, blur, probability
 
-    def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, rng: Rng) -> Tensor:
         """Return one view of each picture.
 
         Args:
             images: `N x 3 x H x W`, float, in [0, 1].
-            rng: a CPU generator.
+            rng: of which one set of numbers a picture is drawn.
 
         Returns:
             The same shape and range.
         """
         if self.probability == 0:
-            return self._mirrored(images, torch.rand(len(images), generator=rng))
-        u = torch.rand(len(images), 14, generator=rng).to(images.device, non_blocking=True)
+            return self._mirrored(images, rng.rand(len(images)))
+        u = rng.rand(len(images), 14).to(images.device, non_blocking=True)
         with torch.autocast(images.device.type, enabled=False):  # colours need more than the 8 bits of bf16
             views = self._crop_and_flip(images.contiguous(), u[:, [0, 1, 2, 3, 4, 13]])
             views = self._recolor(views, u[:, 5:11])
@@ -81,7 +114,7 @@ class Augment:
             views = gaussian_blur(views, u[:, 11] < blur, 0.1 + 1.9 * u[:, 12]) if blur > 0 else views
         if self.probability == 1:
             return views
-        chosen = torch.rand(len(images), generator=rng).to(images.device) < self.probability
+        chosen = rng.rand(len(images)).to(images.device) < self.probability
         return torch.where(chosen[:, None, None, None], views, self._mirrored(images, u[:, 4]))
 
     def _mirrored(self, images: Tensor, u: Tensor) -> Tensor:
@@ -173,11 +206,3 @@ def gaussian_blur(images: Tensor, chosen: Tensor, sigma: Tensor) -> Tensor:
     x = F.conv2d(x, kernel[:, None, None, :], groups=n * c)
     x = F.conv2d(x, kernel[:, None, :, None], groups=n * c)
     return x.reshape(n, c, h, w)
-
-
-ORDER, VIEWS = 0, 1  # what random numbers are for
-
-
-def generator(*numbers: int) -> torch.Generator:
-    """Return a CPU generator seeded by a few whole numbers, such as (seed, purpose, epoch, step)."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))

@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from sslrun.augment import Augment
+from sslrun.augment import Augment, Rng
 from sslrun.base import signals
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
@@ -46,10 +46,10 @@ class Mean(nn.Module):
         self.seen: list[Tensor] = []
         self.draws: list[float] = []
 
-    def forward(self, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         brightness = batch["images"].mean((1, 2, 3))
         self.seen.append((brightness * 255).round().long())
-        self.draws.append(float(torch.rand((), generator=rng)))
+        self.draws.append(float(rng.rand()))
         return {
             "loss": (self.weight - brightness).pow(2).mean(),
             "sizes": torch.tensor(float(len(brightness))),
@@ -123,8 +123,8 @@ class Teacher(nn.Module):
         self.stop_after = stop_after
         self.rates: list[float] = []
 
-    def forward(self, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
-        images = batch["images"] + 0.1 * torch.rand(batch["images"].shape, generator=rng)
+    def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
+        images = batch["images"] + 0.1 * rng.rand(*batch["images"].shape)
         with torch.no_grad():
             told = self.teacher(images)
             self.queue = torch.cat([told, self.queue])[:16].clone()
@@ -302,7 +302,7 @@ def test_a_loss_that_explodes_is_told_once_and_one_that_falls_is_not(monkeypatch
     class Grows(Mean):
         factor = 1.0
 
-        def forward(self, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
             return {"loss": super().forward(batch, rng)["loss"] * 0 + self.factor ** len(self.seen)}
 
     told: list[str] = []
@@ -337,7 +337,7 @@ def test_best_is_the_state_of_the_highest_score_and_last_the_last() -> None:
 
 def test_case_70_a_loss_that_is_not_a_number_stops_with_the_step_and_what_to_try() -> None:
     class Breaks(Mean):
-        def forward(self, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
             out = super().forward(batch, rng)
             return {"loss": out["loss"] * (float("nan") if len(self.seen) == 8 else 1)}
 
@@ -421,7 +421,7 @@ def test_frozen_batch_norm_keeps_its_statistics_while_weights_move(pieces: Tenso
         model = Finetuning(Classifier(encoder, 2), Augment(**NOTHING), 0.0, 0, freeze, 1.0)
         before = {k: v.clone() for k, v in model.state_dict().items()}
         model.before_step(0)
-        loss = model({"images": pieces, "labels": torch.arange(60) % 2}, torch.Generator())["loss"]
+        loss = model({"images": pieces, "labels": torch.arange(60) % 2}, Rng(torch.Generator()))["loss"]
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         loss.backward()
         optimizer.step()
@@ -441,7 +441,7 @@ def test_case_60_the_classifier_learns_one_batch(pieces: Tensor) -> None:
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for step in range(60):
         model.before_step(step)
-        out = model({"images": pieces[::4], "labels": labels}, torch.Generator())
+        out = model({"images": pieces[::4], "labels": labels}, Rng(torch.Generator()))
         optimizer.zero_grad()
         out["loss"].backward()
         optimizer.step()

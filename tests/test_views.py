@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from sslrun.augment import Augment, crop, gaussian_blur, recolor
+from sslrun.augment import Augment, Rng, crop, gaussian_blur, generator, recolor
 
 STRONG: dict[str, Any] = {
     "crop_scale": [0.2, 1.0],
@@ -31,12 +31,30 @@ NOTHING: dict[str, Any] = {
 }
 
 
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def rng(seed: int = 0) -> Rng:
+    return Rng(torch.Generator().manual_seed(seed))
 
 
 def ones(n: int, value: float = 1.0) -> Tensor:
     return torch.full((n,), value)
+
+
+def test_an_rng_draws_what_its_generator_would() -> None:
+    ours, theirs = Rng(generator(3, 1, 4)), generator(3, 1, 4)
+    assert torch.equal(ours.rand(5, 14), torch.rand(5, 14, generator=theirs))
+    assert torch.equal(ours.rand(), torch.rand((), generator=theirs))
+    assert torch.equal(ours.randint(7, 2, 5, 4, dim=1), torch.randint(7, (2, 5, 4), generator=theirs))
+    assert ours.initial_seed() == theirs.initial_seed()
+
+
+def test_a_copy_of_an_rng_draws_the_same_numbers_once_more(pieces: Tensor) -> None:
+    first = rng()
+    first.rand(3)
+    second = first.copy()
+    augment = Augment(**STRONG)
+    assert torch.equal(augment(pieces, first), augment(pieces, second))
+    assert torch.equal(first.rand(4), second.rand(4))
+    assert first.copy().initial_seed() == first.initial_seed()
 
 
 def test_nothing_asked_for_changes_nothing(pieces: Tensor) -> None:

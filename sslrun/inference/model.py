@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sslrun.augment import VIEWS, generator
+from sslrun.augment import VIEWS, Rng, generator
 from sslrun.base.console import progress
 from sslrun.base.errors import UserError
 from sslrun.base.machine import cores
@@ -205,7 +205,7 @@ class Model:
         if views > 1:
             augment = build(trained.config["augment"])
             for v in range(1, views):  # each picture alone, so that its answer does not depend on those beside it
-                drawn = [augment(one[None].float() / 255, generator(0, VIEWS, v)) for one in pixels]
+                drawn = [augment(one[None].float() / 255, Rng(generator(0, VIEWS, v))) for one in pixels]
                 view = (torch.cat(drawn) * 255).round().to(torch.uint8)
                 p = p + probabilities(trained.model, view, self.device, batch_size)
             p = p / views

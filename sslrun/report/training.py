@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslrun.augment import Rng
 from sslrun.data.images import Images
 from sslrun.report.sheets import whole_file
 from sslrun.report.style import new_figure
@@ -33,7 +34,7 @@ def views_figure(run: Run, model: nn.Module, images: Tensor, seed: int, files: S
     """
     originals = images.float() / 255
     with torch.no_grad():
-        views = model.views(originals, torch.Generator().manual_seed(seed))  # type: ignore[operator]
+        views = model.views(originals, Rng(torch.Generator().manual_seed(seed)))  # type: ignore[operator]
     columns: dict[str, Any] = {f"{originals.shape[-1]} px": originals, **views}
     shown = {name: [p.permute(1, 2, 0).clamp(0, 1).numpy() for p in pictures] for name, pictures in columns.items()}
     if files:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslrun.augment import VIEWS, generator
+from sslrun.augment import VIEWS, Rng, generator
 from sslrun.base import signals
 from sslrun.base.console import log, progress
 from sslrun.base.errors import UserError
@@ -135,7 +135,7 @@ def train_step(
 ) -> dict[str, Tensor]:
     model.train()
     getattr(model, "before_step", _nothing)(step)
-    rng = generator(*numbers)
+    rng = Rng(generator(*numbers))
     torch.manual_seed(rng.initial_seed())  # dropout
     with device.autocast():
         out = model(batch, rng)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.augment import Augment
+from sslrun.augment import Augment, Rng
 from sslrun.models.classifier import Classifier
 
 
@@ -52,11 +52,11 @@ class Finetuning(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
 
-    def views(self, images: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+    def views(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
         """Return one training view of each picture."""
         return {"view": self.augment(images, rng)}
 
-    def forward(self, batch: dict[str, Any], rng: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Any], rng: Rng) -> dict[str, Tensor]:
         """Return the loss and the accuracy on the augmented views."""
         images = self.augment(batch["images"], rng)
         with torch.set_grad_enabled(not self.frozen and torch.is_grad_enabled()):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.augment import Augment
+from sslrun.augment import Augment, Rng
 from sslrun.config.types import Node, PositiveInt, Share
 from sslrun.models.encoder import Encoder
 
@@ -64,9 +64,9 @@ class Jigsaw(nn.Module):
             nn.Linear(hidden_dim, count),
         )
 
-    def shuffled(self, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def shuffled(self, images: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
         """Return the tiles in their new order, `N x tiles x 3 x t x t`, and which order of the set it is, `N`."""
-        which = torch.randint(len(self.orders), (len(images),), generator=rng).to(images.device, non_blocking=True)  # type: ignore[arg-type]
+        which = rng.randint(len(self.orders), len(images)).to(images.device, non_blocking=True)  # type: ignore[arg-type]
         orders: Tensor = self.orders[which]  # type: ignore[index]
         tiles = cut(self.augment(images, rng), orders, self.grid, self.cell, self.tile, rng)
         if self.normalize_tiles:
@@ -75,7 +75,7 @@ class Jigsaw(nn.Module):
             tiles = torch.addcmul(self.encoder.mean.mean(), tiles, self.encoder.std.mean() / (std + 0.05))
         return tiles, which
 
-    def views(self, images: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+    def views(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
         """Return the shuffled tiles, laid out as a picture with the gaps between them."""
         tiles, _ = self.shuffled(images, rng)
         edge = self.cell - self.tile
@@ -85,7 +85,7 @@ class Jigsaw(nn.Module):
         rest = images.shape[-1] - laid.shape[-1]
         return {"shuffled": F.pad(laid, (0, rest, 0, rest), value=0.5)}
 
-    def forward(self, batch: dict[str, Any], rng: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Any], rng: Rng) -> dict[str, Tensor]:
         """Return the cross-entropy and the accuracy of the predicted orders."""
         tiles, which = self.shuffled(batch["images"], rng)
         features = self.encoder(tiles.flatten(0, 1)).view(len(tiles), -1)
@@ -96,7 +96,7 @@ class Jigsaw(nn.Module):
         }
 
 
-def cut(images: Tensor, orders: Tensor, grid: int, cell: int, tile: int, rng: torch.Generator) -> Tensor:
+def cut(images: Tensor, orders: Tensor, grid: int, cell: int, tile: int, rng: Rng) -> Tensor:
     """Cut one tile out of each cell of a `grid x grid` raster, at a random place of its own.
 
     Args:
@@ -107,7 +107,7 @@ def cut(images: Tensor, orders: Tensor, grid: int, cell: int, tile: int, rng: to
         `N x grid^2 x C x tile x tile`.
     """
     device = images.device
-    offsets = torch.randint(cell - tile + 1, (2, *orders.shape), generator=rng).to(device, non_blocking=True)
+    offsets = rng.randint(cell - tile + 1, 2, *orders.shape, dim=1).to(device, non_blocking=True)
     inside = torch.arange(tile, device=device)
     rows = (orders // grid * cell + offsets[0])[..., None] + inside
     columns = (orders % grid * cell + offsets[1])[..., None] + inside

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.augment import Augment
+from sslrun.augment import Augment, Rng
 from sslrun.config.types import Node, PositiveInt, Share
 from sslrun.models.encoder import Encoder
 
@@ -38,13 +38,13 @@ class Rotation(nn.Module):
         hidden = [nn.Linear(d, hidden_dim), nn.ReLU(inplace=True)] if hidden_dim else []
         self.head = nn.Sequential(*hidden, nn.Dropout(dropout), nn.Linear(hidden_dim or d, 4))
 
-    def turned(self, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def turned(self, images: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
         """Return the turned pictures and their turns: `4N` (all of turn 0, then of 1, ...) or `N` of each."""
         images = self.augment(images, rng)
         if self.copies == 4:
             turns = torch.arange(4, device=images.device).repeat_interleave(len(images))
             return torch.cat([torch.rot90(images, k, (2, 3)) for k in range(4)]), turns
-        turns = torch.randint(4, (len(images),), generator=rng)
+        turns = rng.randint(4, len(images))
         out = images.clone()
         for k in (1, 2, 3):
             # found on the CPU: a GPU need not be waited for
@@ -52,14 +52,14 @@ class Rotation(nn.Module):
             out[rows] = torch.rot90(images[rows], k, (2, 3))
         return out, turns.to(images.device, non_blocking=True)
 
-    def views(self, images: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+    def views(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
         """Return the turned copies by their angle, or the one that each picture got."""
         turned, _ = self.turned(images, rng)
         if self.copies == 1:
             return {"turned": turned}
         return dict(zip(("0°", "90°", "180°", "270°"), turned.chunk(4), strict=True))
 
-    def forward(self, batch: dict[str, Any], rng: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Any], rng: Rng) -> dict[str, Tensor]:
         """Return the cross-entropy and the accuracy of the predicted turns."""
         images, turns = self.turned(batch["images"], rng)
         logits = self.head(self.encoder(images)).float()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.augment import Augment
+from sslrun.augment import Augment, Rng
 from sslrun.config.types import Node, Positive, PositiveInt
 from sslrun.models.encoder import Encoder
 
@@ -44,11 +44,11 @@ class SimCLR(nn.Module):
             hidden += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
         self.projector = nn.Sequential(*hidden, nn.Linear(widths[-1], output_dim))
 
-    def views(self, images: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+    def views(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
         """Return the two views of each picture."""
         return {"view 1": self.augment(images, rng), "view 2": self.augment(images, rng)}
 
-    def forward(self, batch: dict[str, Any], rng: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Any], rng: Rng) -> dict[str, Tensor]:
         """Return the loss, and how often a view's nearest neighbour in the batch is its partner."""
         views = self.views(batch["images"], rng)
         z = self.projector(self.encoder(torch.cat(list(views.values())))).float()
