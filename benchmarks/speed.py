@@ -115,7 +115,7 @@ def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[floa
     alone = bare(task, pretext, device.floats(held[:n]), device)
     spent: list[float] = []
 
-    def after_step(step: int) -> None:
+    def after_step(step: int, total: int) -> None:
         device.wait()
         began = time.perf_counter()
         alone()

@@ -1,12 +1,14 @@
 """To add a pretext task, a backbone or a data set takes one Python file or function and one YAML, anywhere."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from sslrun.config.build import build, locate, parameters
 from sslrun.config.compose import compose_config, compose_nodes
+from sslrun.runs import checkpoint
 from tests.conftest import QUICK, REPOSITORY, Cli
 
 CODE = '''
@@ -15,9 +17,10 @@ import torch
 from torch import nn
 
 from sslrun.data.sources.source import Pictures
+from sslrun.tasks.task import Task
 
 
-class Brightness(nn.Module):
+class Brightness(Task):
     """Predict the mean brightness."""
 
     def __init__(self, encoder, image_size, *, weight: float):
@@ -27,6 +30,9 @@ class Brightness(nn.Module):
 
     def views(self, images, rng):
         return {"same": images}
+
+    def figures(self, images, rng):
+        return {"brightened": images * self.head(self.encoder(images)).view(-1, 1, 1, 1)}
 
     def forward(self, batch, rng):
         images = batch["images"]
@@ -70,7 +76,13 @@ def test_a_toy_of_each_outside_the_package(cli: Cli) -> None:
         Path("conf", group, f"{name}.yaml").write_text(text)
     names = ("pretext=brightness", "backbone=tinynet", "dataset=noise")
     assert cli("pretrain", "-cd", "conf", *names, "train.steps=3", *QUICK).code == 0
+    (pretrained,) = Path("outputs/pretrain").iterdir()
+    assert {p.name for p in pretrained.glob("figures/*.png")} == {"views.png", "brightened.png", "curves.png"}
+    assert checkpoint.load(pretrained / checkpoint.LAST)["downstream"] == "encoder"
+    assert cli("finetune", "mode=probe", "init=latest", *QUICK).code == 0
     assert cli("finetune", "mode=finetune", "init=latest", "train.steps=60", *QUICK).code == 0
+    for made in Path("outputs/finetune").iterdir():
+        assert checkpoint.load(made / checkpoint.BEST)["downstream"] == "classifier.encoder"
     assert cli("evaluate", *QUICK).code == 0
     said = json.loads(next(Path("outputs/evaluate").glob("*/summary.json")).read_text())
     assert said["test/accuracy"] == 1.0
@@ -80,6 +92,54 @@ def test_a_toy_of_each_outside_the_package(cli: Cli) -> None:
     assert "backbone.width: must be a whole number, found four" in wrong.err
     Path("conf/pretext/brightness.yaml").write_text("_target_: toys.Brightnes\n")
     assert "pretext: _target_ 'toys.Brightnes' cannot be imported" in cli("pretrain", "-cd", "conf", *names).err
+
+
+PLAIN = """
+from torch import nn
+from sslrun.tasks.task import Task
+
+
+class Plain(nn.Module):
+    def __init__(self, encoder, image_size):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, batch, rng):
+        return {"loss": self.encoder(batch["images"]).square().mean()}
+
+
+class Bare(Task, Plain):
+    forward = Plain.forward
+
+
+class Elsewhere(Bare):
+    downstream = "teacher"
+"""
+
+
+def test_a_task_without_views_gets_no_figure_of_them_and_what_is_no_task_is_refused_in_one_line(cli: Cli) -> None:
+    Path("plain.py").write_text(PLAIN)
+    Path("conf/pretext").mkdir(parents=True)
+    for name in ("Plain", "Bare", "Elsewhere"):
+        Path("conf/pretext", f"{name.lower()}.yaml").write_text(f"_target_: plain.{name}\n")
+    short = ("-cd", "conf", "train.steps=2", *QUICK)
+    refused = cli("pretrain", *short, "pretext=plain")
+    assert refused.code == 1
+    assert (
+        refused.err.strip() == "sslrun: pretext: plain.Plain must derive from sslrun.tasks.task.Task: class Plain(Task)"
+    )
+    wrong = cli("pretrain", *short, "pretext=elsewhere")
+    assert wrong.code == 1
+    assert wrong.err.strip() == (
+        "sslrun: pretext: plain.Elsewhere has no encoder under 'teacher': set its `downstream` to the path"
+    )
+    shutil.rmtree("outputs")
+    assert cli("pretrain", *short, "pretext=bare").code == 0
+    (run,) = Path("outputs/pretrain").iterdir()
+    assert [p.name for p in run.glob("figures/*.png")] == ["curves.png"]
+    preview = cli("data", "preview", "-cd", "conf", "pretext=bare")
+    assert preview.code == 1
+    assert "plain.Bare has no views to draw: define views(images, rng) in it" in preview.err
 
 
 GROUPS = ["pretext", "backbone", "dataset", "optimizer", "device"]

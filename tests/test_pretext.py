@@ -8,13 +8,13 @@ from pytorch_metric_learning.losses import NTXentLoss
 from torch import Tensor, nn
 
 from sslrun.augment import Augment
-from sslrun.config.build import build
 from sslrun.config.compose import compose_nodes
 from sslrun.models.backbones.smallcnn import smallcnn
 from sslrun.models.encoder import Encoder
 from sslrun.tasks.pretext.jigsaw import Jigsaw, cut, permutation_set
 from sslrun.tasks.pretext.rotation import Rotation
 from sslrun.tasks.pretext.simclr import cosine, dcl, ntxent
+from sslrun.tasks.task import HOOKS, Task, build_task
 from tests.test_views import NOTHING, STRONG, rng
 
 TASKS = ("rotation", "simclr", "jigsaw")
@@ -25,14 +25,14 @@ def encoder(widths: tuple[int, ...] = (16, 32)) -> Encoder:
     return Encoder(smallcnn(32, widths=list(widths)), [0.5] * 3, [0.25] * 3)
 
 
-def task(name: str, **changes: Any) -> nn.Module:
+def task(name: str, **changes: Any) -> Task:
     from sslrun.config.compose import compose_config
 
     config = compose_config("pretrain", [f"pretext={name}"], None)
     from omegaconf import OmegaConf
 
     node: dict[str, Any] = OmegaConf.to_container(config.pretext, resolve=True)  # type: ignore[assignment]
-    return build({**node, **changes}, encoder(), 32)
+    return build_task({**node, **changes}, encoder(), 32)
 
 
 def train(model: nn.Module, images: Tensor, steps: int, rate: float = 3e-3) -> dict[str, float]:
@@ -65,7 +65,7 @@ def test_same_numbers_same_loss_other_numbers_another(name: str, pieces: Tensor)
 
 @pytest.mark.parametrize("name", TASKS)
 def test_views_are_pictures(name: str, pieces: Tensor) -> None:
-    for views in task(name).views(pieces[:4], rng()).values():  # type: ignore[operator]
+    for views in task(name).views(pieces[:4], rng()).values():
         assert views.shape == (4, 3, 32, 32)
         assert views.min() >= 0
         assert views.max() <= 1
@@ -96,6 +96,41 @@ def test_cases_54_and_55_constant_images_stay_at_chance(name: str, chance: int) 
     out = train(model, colours, 60, rate=1e-3)
     assert out["pretext_accuracy"] < 1.6 / chance
     assert out["loss"] > 0.95 * math.log(chance) - 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("before_steps", "before_step"),
+        ("after_stp", "after_step"),
+        ("afterStep", "after_step"),
+        ("view", "views"),
+        ("figure", "figures"),
+        ("learning_rate", "learning_rates"),
+        ("foward", "forward"),
+        ("down_stream", "downstream"),
+    ],
+)
+def test_a_name_that_is_nearly_a_hook_is_refused(name: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=rf"^Mine\.{name}: .* did you mean {meant}\?$"):
+        type("Mine", (Task,), {name: None})
+
+
+def test_other_names_and_private_ones_are_as_one_likes() -> None:
+    names = ("augment", "figure_out", "views_of", "preview", "step", "update", "forward_features", "encoder", "teacher")
+    own = (
+        "after_epoch",
+        "learning",
+        "rates",
+        "upstream",
+        "stream",
+        "head",
+        "loss",
+        "temperature",
+        "shuffled",
+        "turned",
+    )
+    type("Mine", (Task,), dict.fromkeys((*names, *own, "_view", "_before_steps", "__call__", *HOOKS)))
 
 
 # ---------------------------------------------------------------------------------------------- contrastive losses

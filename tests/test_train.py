@@ -27,6 +27,7 @@ from sslrun.models.weights import load_state
 from sslrun.runs import checkpoint
 from sslrun.runs.run import Run
 from sslrun.tasks.finetuning.supervised import Finetuning
+from sslrun.tasks.task import Task
 from sslrun.training.loop import fit
 from sslrun.training.optimizers import LARS, parameter_groups
 from sslrun.training.settings import batches_per_epoch, learning_rate_at, total_steps
@@ -37,7 +38,7 @@ SGD = {"_target_": "sslrun.training.optimizers.sgd", "weight_decay": 0.0, "momen
 CPU = Device(name="cpu", precision="fp32", memory_format="channels_last", compile=None, threads=None)
 
 
-class Mean(nn.Module):
+class Mean(Task):
     """Predicts the mean brightness of its pictures; remembers what it was shown."""
 
     def __init__(self) -> None:
@@ -60,7 +61,7 @@ def ramp(n: int) -> Tensor:
     return torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 3, 8, 8).contiguous()
 
 
-def train(model: nn.Module, images: Tensor, where: str, resumed: bool = False, seed: int = 0, **keys: Any) -> dict:
+def train(model: Task, images: Tensor, where: str, resumed: bool = False, seed: int = 0, **keys: Any) -> dict:
     settings = {"epochs": None, "steps": 10, "batch_size": 8, "learning_rate": 0.01, "warmup_fraction": 0.1}
     settings |= {"gradient_clip": None, "evaluations": 2, "log_every": 5, "save_minutes": 5, "keep_every": None}
     evaluate, optimizer, labels = keys.pop("evaluate", dict), keys.pop("optimizer", ADAMW), keys.pop("labels", None)
@@ -106,7 +107,7 @@ def test_case_9_same_seed_same_numbers_other_seed_others() -> None:
     assert len(set(models[0].draws)) == len(models[0].draws)
 
 
-class Teacher(nn.Module):
+class Teacher(Task):
     """Has all that there is to restore: weights, batch norm, dropout, a moving average, a queue and its place."""
 
     queue: Tensor
@@ -131,11 +132,11 @@ class Teacher(nn.Module):
             self.place += len(told)
         return {"loss": (self.student(images) - told - self.queue.mean(0)).pow(2).mean(), "sum": told.sum()}
 
-    def before_step(self, step: int) -> None:
+    def before_step(self, step: int, total: int) -> None:
         if self.stop_after == 0:  # as by `kill -9`, with the state before the first step saved
             raise signals.Stopped(signal.SIGKILL)
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, total: int) -> None:
         with torch.no_grad():
             for a, b in zip(self.teacher.parameters(), self.student[1].parameters(), strict=True):
                 a.lerp_(b, 0.1)
@@ -179,7 +180,7 @@ def test_cases_2_to_6_everything_is_restored_bit_for_bit_wherever_it_stops(stop_
 
 def test_case_4_after_a_resume_the_second_epoch_has_an_order_of_its_own() -> None:
     class Stops(Mean):
-        def after_step(self, step: int) -> None:
+        def after_step(self, step: int, total: int) -> None:
             if step == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
 
@@ -203,7 +204,7 @@ def test_case_1_k_steps_and_a_resume_equal_all_steps_bit_for_bit(pieces: Tensor)
         return Finetuning(Classifier(encoder, 2), augment, 0.1, 3, True, 0.5)
 
     class Stops(Finetuning):
-        def after_step(self, step: int) -> None:
+        def after_step(self, step: int, total: int) -> None:
             if step == 6:
                 os.kill(os.getpid(), signal.SIGTERM)
 
@@ -231,7 +232,8 @@ def test_a_resume_in_the_other_memory_format_goes_on_as_if_nothing_had_been(
         device = Device(name="cpu", precision="fp32", memory_format=memory_format, compile=None, threads=None)
         torch.manual_seed(0)
         encoder = Encoder(smallcnn(32, widths=[4, 8]), [0.5] * 3, [0.2] * 3)
-        model = device.put(Finetuning(Classifier(encoder, 2), Augment(**NOTHING), 0.1, 0, False, 1.0))
+        model = Finetuning(Classifier(encoder, 2), Augment(**NOTHING), 0.1, 0, False, 1.0)
+        device.put(model)
         keys: dict[str, Any] = {"labels": labels, "optimizer": node, "device": device, "batch_size": 16}
         train(model, images, where, resumed, **keys, steps=steps, evaluations=1, keep_every=6, warmup_fraction=0.0)
         return {k: v.clone() for k, v in model.state_dict().items() if v.ndim == 4}
@@ -264,7 +266,7 @@ def test_a_checkpoint_is_made_by_time_too(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("time.monotonic", lambda: clock)
 
     class Slow(Mean):
-        def after_step(self, step: int) -> None:
+        def after_step(self, step: int, total: int) -> None:
             nonlocal clock
             clock += 100 if step == 4 else 1
             if step == 6:
@@ -288,7 +290,7 @@ def test_a_checkpoint_of_before_there_was_a_window_goes_on() -> None:
 
 def test_weights_that_are_no_longer_finite_displace_no_checkpoint() -> None:
     class Breaks(Mean):
-        def after_step(self, step: int) -> None:
+        def after_step(self, step: int, total: int) -> None:
             if step == 9:  # the last: no loss will tell
                 with torch.no_grad():
                     self.weight.fill_(float("inf"))
@@ -420,7 +422,7 @@ def test_frozen_batch_norm_keeps_its_statistics_while_weights_move(pieces: Tenso
     for freeze in (True, False):
         model = Finetuning(Classifier(encoder, 2), Augment(**NOTHING), 0.0, 0, freeze, 1.0)
         before = {k: v.clone() for k, v in model.state_dict().items()}
-        model.before_step(0)
+        model.before_step(0, 1)
         loss = model({"images": pieces, "labels": torch.arange(60) % 2}, Rng(torch.Generator()))["loss"]
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         loss.backward()
@@ -440,7 +442,7 @@ def test_case_60_the_classifier_learns_one_batch(pieces: Tensor) -> None:
                        0.0, 0, False, 1.0)  # fmt: skip
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for step in range(60):
-        model.before_step(step)
+        model.before_step(step, 60)
         out = model({"images": pieces[::4], "labels": labels}, Rng(torch.Generator()))
         optimizer.zero_grad()
         out["loss"].backward()

@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslrun.augment import Rng
 from sslrun.data.images import Images
+from sslrun.device import Device
 from sslrun.report.sheets import whole_file
 from sslrun.report.style import new_figure
 from sslrun.runs.log import read_metrics
 from sslrun.runs.run import Run
+from sslrun.tasks.task import Task
 
 VIEWS_SHOWN = 8
 
@@ -22,7 +24,7 @@ def some_of(images: Tensor | Images, seed: int) -> Tensor:
     return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:VIEWS_SHOWN]]
 
 
-def views_figure(run: Run, model: nn.Module, images: Tensor, seed: int, files: Sequence[str] = ()) -> Path:
+def views_figure(run: Run, task: Task, images: Tensor, seed: int, files: Sequence[str] = ()) -> Path | None:
     """Draw pictures beside what the network is shown of them, as a figure and for TensorBoard.
 
     Args:
@@ -30,13 +32,35 @@ def views_figure(run: Run, model: nn.Module, images: Tensor, seed: int, files: S
         files: that they were decoded from, drawn beside them whole; none for arrays.
 
     Returns:
-        The path of the figure.
+        The path of the figure; None for a task without views.
     """
     originals = images.float() / 255
     with torch.no_grad():
-        views = model.views(originals, Rng(torch.Generator().manual_seed(seed)))  # type: ignore[operator]
-    columns: dict[str, Any] = {f"{originals.shape[-1]} px": originals, **views}
-    shown = {name: [p.permute(1, 2, 0).clamp(0, 1).numpy() for p in pictures] for name, pictures in columns.items()}
+        views = task.views(originals, Rng(torch.Generator().manual_seed(seed)))
+    return _drawn(run, "views", originals, views, files) if views else None
+
+
+def task_figures(run: Run, task: Task, images: Tensor, seed: int, device: Device) -> None:
+    """Draw each figure of a trained task beside the pictures that it is of; most tasks have none.
+
+    Args:
+        images: `N x 3 x S x S`, uint8.
+    """
+    task.eval()
+    with torch.no_grad():
+        figures = task.figures(device.floats(images), Rng(torch.Generator().manual_seed(seed)))
+    for name, made in figures.items():
+        _drawn(run, name, images.float() / 255, {name: made})
+
+
+def _drawn(
+    run: Run, figure_name: str, originals: Tensor, columns: dict[str, Tensor], files: Sequence[str] = ()
+) -> Path:
+    """Draw pictures in rows, each beside what belongs to it, and return the path."""
+    columns = {f"{originals.shape[-1]} px": originals, **columns}
+    shown: dict[str, Any] = {
+        name: [p.permute(1, 2, 0).clamp(0, 1).cpu().numpy() for p in pictures] for name, pictures in columns.items()
+    }
     if files:
         shown = {"file": [whole_file(f) for f in files], **shown}
     size = (1.2 * len(shown), 1.2 * len(originals) + 0.3)
@@ -47,9 +71,9 @@ def views_figure(run: Run, model: nn.Module, images: Tensor, seed: int, files: S
             axes[i][j].imshow(picture, interpolation="nearest")
             axes[i][j].axis("off")
     figure.tight_layout(pad=0.3)
-    path = run.figure("views")
+    path = run.figure(figure_name)
     figure.savefig(path)
-    run.log.image("views", path)
+    run.log.image(figure_name, path)
     return path
 
 

@@ -94,8 +94,9 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     classifier = _without_training(settings, encoder, chosen, val, hardware, strength)
     metrics = _validated(classifier, val, hardware)
     state = {f"classifier.{k}": v for k, v in classifier.state_dict().items()}
+    content = {**keep, "downstream": Finetuning.downstream, "step": 0, "metrics": metrics, "model": state}
     for name in (checkpoint.LAST, checkpoint.BEST):
-        checkpoint.save(run.directory / name, {**keep, "step": 0, "metrics": metrics, "model": state})
+        checkpoint.save(run.directory / name, content)
     run.log.scalars(0, metrics)
     return metrics
 
@@ -186,7 +187,7 @@ def _trained(
         held = labelled_features(encoder, val, device) if val else None
         fit_head(classifier, *labelled_features(encoder, data, device), held, settings.seed, strength)
     steps = total_steps(len(data), train["epochs"], train["steps"], train["batch_size"], quiet=True)
-    model = Finetuning(
+    task = Finetuning(
         classifier,
         build(settings.augment),
         settings.label_smoothing,
@@ -195,11 +196,11 @@ def _trained(
         backbone_rate=settings.backbone_rate if pretrained else 1.0,
     )
     if not run.in_study:
-        views_figure(run, model, some_of(data.images, settings.seed), settings.seed)
-    device.put(model)
+        views_figure(run, task, some_of(data.images, settings.seed), settings.seed)
+    device.put(task)
     fit = function(train)
     result = fit(
-        model, device.hold(data.images), data.labels.to(device.torch), run, device, settings.optimizer,
+        task, device.hold(data.images), data.labels.to(device.torch), run, device, settings.optimizer,
         lambda: _validated(classifier, val, device), "val/accuracy", settings.seed, keep,
     )  # fmt: skip
     if not run.in_study:

@@ -17,9 +17,10 @@ from sslrun.evaluation.features import features
 from sslrun.evaluation.metrics import embedding_health, has_collapsed
 from sslrun.models.classifier import knn_probabilities
 from sslrun.models.encoder import build_encoder
-from sslrun.report.training import curves_figure, some_of, views_figure
+from sslrun.report.training import curves_figure, some_of, task_figures, views_figure
 from sslrun.runs.find import CHECKPOINT
 from sslrun.runs.run import Run
+from sslrun.tasks.task import build_task
 from sslrun.training.autotune import choose
 from sslrun.training.settings import SMALLEST_BATCH
 
@@ -64,11 +65,11 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     mean, std = normalization(settings.dataset, data)
     encoder = build_encoder(settings.backbone, settings.dataset["image_size"], mean, std)
-    model = build(settings.pretext, encoder, settings.dataset["image_size"])
-    views_figure(run, model, some_of(images, settings.seed), settings.seed)
+    task = build_task(settings.pretext, encoder, settings.dataset["image_size"])
+    views_figure(run, task, some_of(images, settings.seed), settings.seed)
     fastest = choose(hardware, settings.backbone, settings.dataset["image_size"], settings.train["batch_size"])
     config = run.resolve(device=settings.device | fastest)
-    model = hardware.put(model)
+    hardware.put(task)
     hardware.compile(encoder)
     log.info(
         "Pretraining %s with %s on %d pictures of %s at %d px; %s, %s, %s",
@@ -112,7 +113,8 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
 
     keep = {"stage": run.stage, "config": config}
     result = function(settings.train)(
-        model, held, None, run, hardware, settings.optimizer, evaluate, "val/knn_accuracy", settings.seed, keep
+        task, held, None, run, hardware, settings.optimizer, evaluate, "val/knn_accuracy", settings.seed, keep
     )
     curves_figure(run)
+    task_figures(run, task, some_of(images, settings.seed), settings.seed, hardware)
     return result

@@ -8,7 +8,6 @@ import torch
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.config.build import build
 from sslrun.config.types import Count, Node, PositiveInt
 from sslrun.data.cache import resized
 from sslrun.data.dataset import find
@@ -17,6 +16,7 @@ from sslrun.data.options import DatasetNode, describe, shared
 from sslrun.models.encoder import build_encoder
 from sslrun.report.training import views_figure
 from sslrun.runs.run import Run
+from sslrun.tasks.task import build_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ def preview(run: Run, settings: Preview) -> dict[str, Any]:
         What goes into the summary.
 
     Raises:
-        UserError: no picture could be read.
+        UserError: no picture could be read, or the pretext task has no views.
     """
     pictures = find(settings.dataset, "train")
     assert pictures is not None
@@ -60,8 +60,10 @@ def preview(run: Run, settings: Preview) -> dict[str, Any]:
             raise UserError(f"no picture of {describe(settings.dataset)} can be read")
         chosen = np.stack(decoded)
     encoder = build_encoder(settings.backbone, options.image_size, [0.5] * 3, [0.5] * 3)
-    model = build(settings.pretext, encoder, options.image_size)
+    task = build_task(settings.pretext, encoder, options.image_size)
     batch = torch.from_numpy(chosen).permute(0, 3, 1, 2)
-    path = views_figure(run, model, batch, settings.seed, files)
+    path = views_figure(run, task, batch, settings.seed, files)
+    if path is None:
+        raise UserError(f"{settings.pretext['_target_']} has no views to draw: define views(images, rng) in it")
     print(path)
     return {"dataset": describe(settings.dataset), "images": len(batch), "figure": str(path)}

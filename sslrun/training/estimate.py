@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslrun.augment import ORDER, VIEWS, generator
 from sslrun.base.machine import physical_memory
@@ -18,6 +18,7 @@ from sslrun.evaluation.probe import SEARCHED, STRENGTHS, labelled_features, regr
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import build_encoder
 from sslrun.tasks.finetuning.supervised import Finetuning
+from sslrun.tasks.task import Task, build_task
 from sslrun.training.autotune import choose
 from sslrun.training.batches import batch_of
 from sslrun.training.loop import train_step
@@ -41,7 +42,7 @@ class Rehearsal:
 
 
 def rehearse(
-    model: nn.Module,
+    task: Task,
     images: Tensor | Images,
     device: Device,
     optimizer_node: Node,
@@ -53,10 +54,10 @@ def rehearse(
 
     The steps are on whole batches if these are quick and fit into half of the memory, else on 32 pictures.
     """
-    groups = parameter_groups(model, optimizer_node["weight_decay"], {})
+    groups = parameter_groups(task, optimizer_node["weight_decay"], {})
     optimizer = build(optimizer_node, groups, 0.0)
-    weights = [p for p in model.parameters() if p.requires_grad]
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    weights = [p for p in task.parameters() if p.requires_grad]
+    own = {p.untyped_storage().data_ptr() for p in task.parameters()}
     kept: dict[int, int] = {}
 
     def note(t: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ def rehearse(
         began = time.perf_counter()
         rows = torch.randperm(len(images), generator=generator(0, ORDER, i))[:n]
         out = train_step(
-            model, batch_of(images[rows], labels, rows, device), optimizer, device, None, 0, (0, VIEWS, 0, i)
+            task, batch_of(images[rows], labels, rows, device), optimizer, device, None, 0, 1, (0, VIEWS, 0, i)
         )
         float(out["loss"])  # waits for the device
         return time.perf_counter() - began
@@ -115,11 +116,12 @@ def pretraining(
     hardware = build(device)
     encoder = build_encoder(backbone, image_size, [0.5] * 3, [0.5] * 3)
     choose(hardware, backbone, image_size, batch_size)
-    model = hardware.put(build(pretext, encoder, image_size))
+    task = build_task(pretext, encoder, image_size)
+    hardware.put(task)
     on_gpu = hardware.torch.type == "cuda"
     memory = torch.cuda.get_device_properties(hardware.torch).total_memory if on_gpu else physical_memory()
     held = hardware.hold(images)
-    took = rehearse(model, held, hardware, optimizer, batch_size, memory)
+    took = rehearse(task, held, hardware, optimizer, batch_size, memory)
     size = took.bytes + (held.nbytes if held.device.type == "cuda" else 0)
     return Estimate(hardware, took.images_per_second, size, memory)
 
@@ -161,10 +163,11 @@ def classifier(config: Node, data: Dataset, val: Dataset | None, labels: int) ->
     choose(hardware, config["backbone"], image_size, train["batch_size"])
     encoder = build_encoder(config["backbone"], image_size, [0.5] * 3, [0.5] * 3, "grid")  # which has more to do
     network = Classifier(encoder, len(data.class_names))
-    model = hardware.put(Finetuning(network, build(config["augment"]), 0.1, 0, False, 1.0))
+    task = Finetuning(network, build(config["augment"]), 0.1, 0, False, 1.0)
+    hardware.put(task)
     assert data.labels is not None
     took = rehearse(
-        model,
+        task,
         data.images,
         hardware,
         config["optimizer"],

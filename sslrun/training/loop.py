@@ -17,6 +17,7 @@ from sslrun.config.types import Fraction, Node, NotNegative, Positive, PositiveI
 from sslrun.data.images import Images
 from sslrun.device import Device
 from sslrun.runs.run import Run
+from sslrun.tasks.task import Task
 from sslrun.training.batches import batch_of, gathered
 from sslrun.training.optimizers import parameter_groups
 from sslrun.training.settings import batches_per_epoch, learning_rate_at, total_steps
@@ -24,7 +25,7 @@ from sslrun.training.state import State, Window, said
 
 
 def fit(
-    model: nn.Module,
+    task: Task,
     images: Tensor | Images,
     labels: Tensor | None,
     run: Run,
@@ -49,8 +50,6 @@ def fit(
     """Train a model, with the order of the data and the views drawn from (seed, epoch, step), not from history.
 
     Args:
-        model: `model(batch, rng) -> {"loss": ..., ...}`; `before_step(step)`, `after_step(step)` and
-            `learning_rates()` are called where it has them.
         images: N of them, `3 x S x S`, uint8, on the device or not.
         labels: N, or None.
         evaluate: returns metrics; called before the first step and `evaluations` times, evenly spread.
@@ -72,11 +71,10 @@ def fit(
     """
     per_epoch = batches_per_epoch(len(images), batch_size)
     total = total_steps(len(images), epochs, steps, batch_size)
-    rates: dict[str, float] = getattr(model, "learning_rates", dict)()
-    groups = parameter_groups(model, optimizer_node["weight_decay"], rates)
+    groups = parameter_groups(task, optimizer_node["weight_decay"], task.learning_rates())
     optimizer = build(optimizer_node, groups, learning_rate)
     window = Window()
-    state = State(run, model, optimizer, device, keep, monitor, window)
+    state = State(run, task, optimizer, device, keep, monitor, window)
     start = state.restore() if run.resumed else 0
     if start > total:
         raise UserError(f"{start} steps are done already, so it cannot end after {total}")
@@ -85,7 +83,7 @@ def fit(
         log.info("Nothing is left to do: all of its %d steps are done. More is train.steps= or train.epochs=", total)
     stops = {math.ceil(total * i / evaluations) for i in range(1, evaluations + 1)}
     if not run.resumed:
-        state.evaluated(0, _evaluate(model, evaluate))
+        state.evaluated(0, _evaluate(task, evaluate))
 
     warmup = int(warmup_fraction * total)
     everything, before = (n * len(images) // per_epoch for n in (total, start))
@@ -96,7 +94,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = group["rate"] * learning_rate * learning_rate_at(step, total, warmup)
             batch = batch_of(pixels, labels, rows, device)
-            out = train_step(model, batch, optimizer, device, gradient_clip, step, (seed, VIEWS, epoch, i))
+            out = train_step(task, batch, optimizer, device, gradient_clip, step, total, (seed, VIEWS, epoch, i))
             ended = time.perf_counter()
             window.add(out, len(rows), ended - began)
             began, done = ended, step + 1
@@ -108,7 +106,7 @@ def fit(
             also = f"step_{done:06d}.pt" if keep_every is not None and done % keep_every == 0 else None
             stop = signals.asked()
             if done in stops:
-                state.evaluated(done, _evaluate(model, evaluate), also)
+                state.evaluated(done, _evaluate(task, evaluate), also)
                 log.info("step %d/%d %s", done, total, said(row | state.metrics))
             elif also or stop or time.monotonic() - state.saved_at > 60 * save_minutes:
                 state.save(done, also)
@@ -120,37 +118,34 @@ def fit(
     return {**state.metrics, "best/step": state.best[1], **window.summary()}
 
 
-def _nothing(step: int) -> None:
-    """Stand in for a hook that a model does not have."""
-
-
 def train_step(
-    model: nn.Module,
+    task: Task,
     batch: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     device: Device,
     gradient_clip: float | None,
     step: int,
+    total: int,
     numbers: tuple[int, ...],
 ) -> dict[str, Tensor]:
-    model.train()
-    getattr(model, "before_step", _nothing)(step)
+    task.train()
+    task.before_step(step, total)
     rng = Rng(generator(*numbers))
     torch.manual_seed(rng.initial_seed())  # dropout
     with device.autocast():
-        out = model(batch, rng)
+        out = task(batch, rng)
     optimizer.zero_grad(set_to_none=True)
     device.scaler.scale(out["loss"]).backward()
     if gradient_clip:
         device.scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
+        nn.utils.clip_grad_norm_(task.parameters(), gradient_clip)
     device.scaler.step(optimizer)
     device.scaler.update()
-    getattr(model, "after_step", _nothing)(step)
+    task.after_step(step, total)
     return {k: v.detach() for k, v in out.items()}
 
 
 @torch.no_grad()
-def _evaluate(model: nn.Module, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
-    model.eval()
+def _evaluate(task: Task, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
+    task.eval()
     return evaluate()

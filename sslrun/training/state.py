@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
@@ -15,6 +15,7 @@ from sslrun.models.weights import load_state
 from sslrun.runs import checkpoint
 from sslrun.runs.resume import differing_keys
 from sslrun.runs.run import Run
+from sslrun.tasks.task import Task
 
 EXPLODED = 2.0  # a loss that rises by so many times its start is worth a warning
 
@@ -99,14 +100,14 @@ class State:
     def __init__(
         self,
         run: Run,
-        model: nn.Module,
+        task: Task,
         optimizer: torch.optim.Optimizer,
         device: Device,
         keep: dict,
         monitor: str,
         window: Window,
     ) -> None:
-        self.run, self.model, self.optimizer, self.device = run, model, optimizer, device
+        self.run, self.task, self.optimizer, self.device = run, task, optimizer, device
         self.keep, self.monitor, self.window = keep, monitor, window
         self.best: tuple[float, int] = (-math.inf, 0)
         self.metrics: dict[str, float] = {}
@@ -137,12 +138,19 @@ class State:
         self.saved, self.saved_at = step, time.monotonic()
 
     def _content(self, step: int) -> dict[str, Any]:
-        state = self.model.state_dict()
+        state = self.task.state_dict()
         bad = [k for k, v in state.items() if not v.isfinite().all()]
         if bad:
             rate = self.optimizer.param_groups[-1]["lr"]
             raise diverged(f"{len(bad)} weights, the first {bad[0]}, became infinite", step, rate, self.run)
-        return {**self.keep, "step": step, "best": list(self.best), "metrics": self.metrics, "model": state}
+        return {
+            **self.keep,
+            "downstream": self.task.downstream,
+            "step": step,
+            "best": list(self.best),
+            "metrics": self.metrics,
+            "model": state,
+        }
 
     def restore(self) -> int:
         """Go on from the newest checkpoint that is whole; return its step."""
@@ -153,7 +161,7 @@ class State:
         others = differing_keys(self.keep.get("config", {}), content.get("config", {}))
         if others:
             raise UserError(f"{path} was made with other settings than this run's: {', '.join(others)} differ")
-        load_state(self.model, content["model"], path)
+        load_state(self.task, content["model"], path)
         try:
             self.optimizer.load_state_dict(content["optimizer"])
             for p, state in self.optimizer.state.items():  # fused kernels take the strides of the weights for granted

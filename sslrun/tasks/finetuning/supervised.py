@@ -1,6 +1,6 @@
 """Supervised finetuning: augmented views, cross-entropy, a freeze that freezes."""
 
-from typing import Any
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from sslrun.augment import Augment, Rng
 from sslrun.models.classifier import Classifier
+from sslrun.tasks.task import Task
 
 
-class Finetuning(nn.Module):
+class Finetuning(Task):
     """Trains a classifier: augmented views, cross-entropy with label smoothing, a freeze that freezes.
 
     Args:
@@ -21,6 +22,8 @@ class Finetuning(nn.Module):
         freeze_batch_norm: batch norm keeps its statistics all the time.
         backbone_rate: learning rate of the backbone as a multiple of the head's.
     """
+
+    downstream: ClassVar[str] = "classifier.encoder"
 
     def __init__(
         self,
@@ -41,7 +44,7 @@ class Finetuning(nn.Module):
         """Return the multiple of the learning rate by the prefix of parameter names."""
         return {"classifier.encoder.": self.backbone_rate}
 
-    def before_step(self, step: int) -> None:
+    def before_step(self, step: int, total: int) -> None:
         """Put the parts into training or evaluation mode, as this step wants it."""
         self.train()
         self.frozen = step < self.freeze_steps
@@ -56,7 +59,7 @@ class Finetuning(nn.Module):
         """Return one training view of each picture."""
         return {"view": self.augment(images, rng)}
 
-    def forward(self, batch: dict[str, Any], rng: Rng) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         """Return the loss and the accuracy on the augmented views."""
         images = self.augment(batch["images"], rng)
         with torch.set_grad_enabled(not self.frozen and torch.is_grad_enabled()):

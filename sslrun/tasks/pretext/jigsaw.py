@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from sslrun.augment import Augment, Rng
 from sslrun.config.types import Node, PositiveInt, Share
 from sslrun.models.encoder import Encoder
+from sslrun.tasks.task import Task
 
 GRID_3_FROM = 64  # px: below, nine tiles would be too small to show anything
 MOST_ORDERS = 1000  # the choice of a set takes time in proportion
 
 
-class Jigsaw(nn.Module):
+class Jigsaw(Task):
     """Jigsaw puzzles; chance is a loss of ln(permutations).
 
     Against shortcuts each tile is cut at a random place in its cell, which leaves a gap, and normalised on its own.
@@ -85,7 +86,7 @@ class Jigsaw(nn.Module):
         rest = images.shape[-1] - laid.shape[-1]
         return {"shuffled": F.pad(laid, (0, rest, 0, rest), value=0.5)}
 
-    def forward(self, batch: dict[str, Any], rng: Rng) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         """Return the cross-entropy and the accuracy of the predicted orders."""
         tiles, which = self.shuffled(batch["images"], rng)
         features = self.encoder(tiles.flatten(0, 1)).view(len(tiles), -1)

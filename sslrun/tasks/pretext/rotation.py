@@ -1,6 +1,6 @@
 """Rotation: tell by how many quarter turns a picture was turned (Gidaris et al. 2018)."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from sslrun.augment import Augment, Rng
 from sslrun.config.types import Node, PositiveInt, Share
 from sslrun.models.encoder import Encoder
+from sslrun.tasks.task import Task
 
 
-class Rotation(nn.Module):
+class Rotation(Task):
     """Rotation prediction; chance is a loss of ln 4 = 1.386 and an accuracy of 0.25.
 
     Args:
@@ -59,7 +60,7 @@ class Rotation(nn.Module):
             return {"turned": turned}
         return dict(zip(("0°", "90°", "180°", "270°"), turned.chunk(4), strict=True))
 
-    def forward(self, batch: dict[str, Any], rng: Rng) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         """Return the cross-entropy and the accuracy of the predicted turns."""
         images, turns = self.turned(batch["images"], rng)
         logits = self.head(self.encoder(images)).float()

@@ -1,7 +1,7 @@
 """SimCLR: two views of a picture attract each other, all others repel (Chen et al. 2020)."""
 
 import itertools
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from sslrun.augment import Augment, Rng
 from sslrun.config.types import Node, Positive, PositiveInt
 from sslrun.models.encoder import Encoder
+from sslrun.tasks.task import Task
 
 
-class SimCLR(nn.Module):
+class SimCLR(Task):
     """Contrastive learning with a projection head that is thrown away afterwards.
 
     Args:
@@ -48,7 +49,7 @@ class SimCLR(nn.Module):
         """Return the two views of each picture."""
         return {"view 1": self.augment(images, rng), "view 2": self.augment(images, rng)}
 
-    def forward(self, batch: dict[str, Any], rng: Rng) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         """Return the loss, and how often a view's nearest neighbour in the batch is its partner."""
         views = self.views(batch["images"], rng)
         z = self.projector(self.encoder(torch.cat(list(views.values())))).float()
