@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sslrun.base.errors import UserError
+from sslrun.base.machine import cpu_flags
 from sslrun.config.build import build
 from sslrun.config.types import Node, PositiveInt
 from sslrun.data.images import Images
@@ -57,8 +58,7 @@ class Device:
             raise UserError(f"device.compile={compile} needs a C++ compiler, such as g++; install one, or say null")
         self.torch, self.compiled, self.threads = torch.device(name), compile, threads
         native = native_precision(name)
-        mkldnn = torch.backends.mkldnn.is_available()
-        half: list[Precision] = ["bf16"] if mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported() else []
+        half: list[Precision] = ["bf16"] if _has_bf16() else []
         every: dict[str, list[Precision]] = {"cpu": ["fp32", *half], "cuda": [native, "fp32"], "mps": ["fp32"]}
         self.precisions: list[Precision] = [precision] if precision != "auto" else every[name]
         self.formats: list[MemoryFormat] = (
@@ -156,8 +156,17 @@ def native_precision(name: str) -> Precision:
     """Return the precision that a device multiplies fastest, as far as its instructions tell."""
     if name == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if name == "cpu" and native else "fp32"
+    return "bf16" if name == "cpu" and cpu_flags() & {"avx512_bf16", "amx_tile"} else "fp32"
+
+
+def _has_bf16() -> bool:
+    """Tell whether oneDNN computes in bf16 on this CPU: with AVX512, by conversion where need be, or ARM's own bf16.
+
+    torch tells of it in public since 2.10 alone (`torch.cpu.get_capabilities`). Where the system does not tell, outside
+    of Linux, it is taken to have none, and `auto` is fp32.
+    """
+    flags = cpu_flags()
+    return torch.backends.mkldnn.is_available() and ({"avx512bw", "avx512dq", "avx512vl"} <= flags or "bf16" in flags)
 
 
 def _keep_freed_memory() -> None:

@@ -143,8 +143,13 @@ def test_a_command_claims_its_process_before_it_measures(cli: Cli, monkeypatch: 
     from sslrun.training import autotune
 
     done: list[str] = []
+
+    def measure(*_: Any) -> dict[str, float]:
+        done.append("measured")
+        return {}
+
     monkeypatch.setattr(Device, "claim", lambda self: done.append(f"{self.torch} {self.threads}"))
-    monkeypatch.setattr(autotune, "measure", lambda *_: done.append("measured"))
+    monkeypatch.setattr(autotune, "measure", measure)
     settings = ("backbone.widths=[8,16]", "train.steps=1", "train.batch_size=8", "dataset.max_images=40")
     assert cli("pretrain", "dataset=digits", *settings, "device=cpu", "device.threads=1").code == 0
     assert done == ["cpu 1", "measured"]

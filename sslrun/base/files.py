@@ -1,7 +1,10 @@
 """Files that are made whole or not at all, and places that take nothing away from what is there."""
 
+import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sslrun.base.errors import UserError
 
@@ -52,6 +55,19 @@ def put_in_place(part: Path, path: Path, key: str) -> None:
         os.replace(part, path)
         return
     part.unlink()
+
+
+def file_hash(path: str | Path, algorithm: str | Callable[[], Any]) -> Any:
+    """Return hashlib's object with the content of a file in it.
+
+    Args:
+        algorithm: its name, or what makes a new one.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,6 +14,16 @@ def processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def cpu_flags() -> frozenset[str]:
+    """Return the instruction sets of the processor as Linux calls them, such as `avx512bw`; none on other systems."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    flags = (line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features")))  # x86, ARM
+    return frozenset(next(flags, []))
+
+
 def physical_memory() -> int:
     """Return the machine's memory in bytes, or 0 where the system does not tell."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0

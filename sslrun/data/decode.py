@@ -14,6 +14,8 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sslrun.base.files import file_hash
+
 VERSION = f"3 {PIL.__version__}"  # of this decoder: raise it when the same file comes to decode to other pixels
 NOT_ITS_FAULT = "cannot be opened"  # such a file may be readable the next time
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -151,8 +153,8 @@ def read_headers(files: Sequence[str]) -> list[Header]:
         with suppress(OSError, UnreadableImage), opened(path) as image:  # decoding tells what is wrong with a file
             about = (str(image.format), image.mode, *image.size)
         if os.path.isfile(path):
-            with suppress(OSError), open(path, "rb") as file:
-                digest = hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).digest()
+            with suppress(OSError):
+                digest = file_hash(path, partial(hashlib.blake2b, digest_size=16)).digest()
         found.append(Header(digest, *about))
     return found
 

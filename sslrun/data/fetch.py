@@ -2,7 +2,6 @@
 
 import errno
 import gzip
-import hashlib
 import http.client
 import lzma
 import os
@@ -21,6 +20,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from sslrun.base.console import log, progress
 from sslrun.base.errors import UserError
+from sslrun.base.files import file_hash
 from sslrun.base.locks import alone
 from sslrun.base.version import __version__
 
@@ -130,19 +130,19 @@ def explained(name: str, url: str, place: Path | str, more: Sequence[str] = ()) 
 def _have(place: Path, url: str, md5: str) -> None:
     """Download a file, unless it is there, and hold it against its checksum."""
     if place.is_file():
-        found = _md5(place)
+        found = file_hash(place, "md5").hexdigest()
         if found != md5:
             raise _WrongChecksum(f"wrong checksum (md5 {found}, expected {md5}): remove it")
         return
     part = place.with_name(place.name + ".part")
     resumed = part.is_file() and part.stat().st_size > 0
     _download(url, part)
-    found = _md5(part)
+    found = file_hash(part, "md5").hexdigest()
     if found != md5 and resumed:  # the first half was of another file
         log.warning("What was left of an earlier download does not fit; starting anew.")
         part.unlink()
         _download(url, part)
-        found = _md5(part)
+        found = file_hash(part, "md5").hexdigest()
     if found != md5:
         part.unlink()
         raise _WrongChecksum(f"the download has a wrong checksum (md5 {found}, expected {md5}) and was removed")
@@ -197,11 +197,6 @@ def _read(answer: http.client.HTTPResponse) -> bytes:
         return answer.read1(BLOCK)
     except OSError as error:  # of the network, not of the disk
         raise ConnectionError(str(error)) from None
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "md5").hexdigest()
 
 
 def _unpack(packed: Path, folder: Path) -> None:

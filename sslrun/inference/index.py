@@ -5,7 +5,6 @@
 The key is made of the checkpoint and the stage; files that are gone are dropped at the next change.
 """
 
-import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ import numpy as np
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
+from sslrun.base.files import file_hash
 from sslrun.base.locks import alone
 from sslrun.base.paths import home
 from sslrun.data.decode import VERSION
@@ -79,7 +79,7 @@ def _embedded(
 
 
 def _key(model: Model, stage: int | None) -> str:
-    digest = hashlib.sha256(model.network.path.read_bytes())
+    digest = file_hash(model.network.path, "sha256")
     digest.update(f"{VERSION} {stage} {model.device.precision}".encode())
     return digest.hexdigest()[:32]
 

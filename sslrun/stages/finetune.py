@@ -1,6 +1,5 @@
 """`sslrun finetune`: make a classifier from few labels."""
 
-import hashlib
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -10,6 +9,7 @@ from pydantic import Field
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
+from sslrun.base.files import file_hash
 from sslrun.config.build import build, built_settings, function
 from sslrun.config.nodes import short_name
 from sslrun.config.types import Count, Fraction, FromCheckpoint, Node, Positive, PositiveInt
@@ -86,7 +86,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     _tell(run, network, hardware, data, chosen, val)
     keep = {"stage": run.stage, "config": config, "class_names": data.class_names}
     if settings.mode == "auto":
-        weights = hashlib.sha256(network.path.read_bytes()).hexdigest() if network.path else network.name
+        weights = file_hash(network.path, "sha256").hexdigest() if network.path else network.name
         pictures = [data.fingerprint(), val.fingerprint() if val else ""]
         return choose(run, config, pictures, weights, len(val) if val else 0, _fewest(chosen))
     if settings.mode == "finetune":

@@ -1,6 +1,5 @@
 """`sslrun suggest`: which pictures to label first."""
 
-import hashlib
 import os
 import shlex
 import shutil
@@ -13,7 +12,7 @@ import numpy as np
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.base.files import new_folder
+from sslrun.base.files import file_hash, new_folder
 from sslrun.base.output import write_csv
 from sslrun.config.types import Count, Node, PositiveInt
 from sslrun.data.decode import find_pictures
@@ -91,15 +90,10 @@ def suggest(run: Run, settings: Suggest) -> dict[str, Any]:
 def _copies(files: Sequence[str], labelled: Sequence[str]) -> tuple[list[int], list[int]]:
     """Return the positions of files that have a labelled copy, and of the labelled ones that are copies of none."""
     sizes = {os.path.getsize(f) for f in labelled}
-    digests = {i: _digest(f) for i, f in enumerate(files) if os.path.getsize(f) in sizes}
-    known, there = [_digest(f) for f in labelled], set(digests.values())
+    digests = {i: file_hash(f, "blake2b").digest() for i, f in enumerate(files) if os.path.getsize(f) in sizes}
+    known, there = [file_hash(f, "blake2b").digest() for f in labelled], set(digests.values())
     copied = [i for i, d in digests.items() if d in set(known)]
     return copied, [i for i, d in enumerate(known) if d not in there]
-
-
-def _digest(file: str) -> bytes:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "blake2b").digest()
 
 
 def _lay_out(files: Sequence[str], place: Path, classes: Sequence[str]) -> list[Path]:

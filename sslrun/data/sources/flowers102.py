@@ -4,16 +4,18 @@ from pathlib import Path
 
 import numpy as np
 
+from sslrun.base.files import file_hash
 from sslrun.data import fetch
 from sslrun.data.decode import relative
 from sslrun.data.sources.source import Pictures, SplitName, as_published
 
 
 def flowers102(split: SplitName, *, root: str, url: str, files: dict[str, str]) -> Pictures | None:
-    """102 classes of flower photos, 2,040 + 6,149 (Nilsback & Zisserman 2008), read by torchvision.
+    """102 classes of flower photos, 2,040 + 6,149 (Nilsback & Zisserman 2008), named by torchvision.
 
     Its official training and validation parts, 10 + 10 of each class, are our training split.
     """
+    from scipy.io import loadmat
     from torchvision.datasets import Flowers102
 
     if split == "unlabeled":
@@ -25,7 +27,12 @@ def flowers102(split: SplitName, *, root: str, url: str, files: dict[str, str]) 
         fetch.file(top / name, url + name, files[name], more)
     fetch.archive(str(top), "jpg", url + packed, files[packed])
     with as_published("Flowers-102", top):
-        parts = [Flowers102(root, split=s) for s in (("train", "val") if split == "train" else ("test",))]
-    found = sorted((str(f), c) for p in parts for f, c in zip(p._image_files, p._labels, strict=True))
+        for name in lists:
+            if file_hash(top / name, "md5").hexdigest() != files[name]:
+                raise ValueError(f"{name} has another checksum")
+        ids, labels = (loadmat(top / name, squeeze_me=True) for name in ("setid.mat", "imagelabels.mat"))
+        numbers = np.concatenate([ids[part] for part in (("trnid", "valid") if split == "train" else ("tstid",))])
+        classes = labels["labels"][numbers - 1].astype(np.int64) - 1  # both count from 1
+    found = sorted((str(top / "jpg" / f"image_{n:05d}.jpg"), c) for n, c in zip(numbers, classes, strict=True))
     names = [relative(f, top) for f, _ in found]
     return Pictures([f for f, _ in found], names, np.array([c for _, c in found]), tuple(Flowers102.classes))
