@@ -79,6 +79,7 @@ PROCESS: dict[str, Callable[[], Any]] = {
 def use_sslrun(pretrained: str, images: list[str]) -> Iterator[str]:
     """Yield the names of `STEPS` as they are done."""
     import sslrun
+    from sslrun.base.errors import UserError
 
     yield "import"
     model = sslrun.load()
@@ -96,7 +97,7 @@ def use_sslrun(pretrained: str, images: list[str]) -> Iterator[str]:
     assert model.predict("missing.png")[0].error
     try:
         sslrun.load("nothing")
-    except sslrun.inference.model.UserError:  # type: ignore[attr-defined]
+    except UserError:
         yield "refused"
 
 

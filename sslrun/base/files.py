@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,50 @@ def new_folder(key: str, path: Path) -> Path:
     except OSError as error:
         raise UserError(f"{key}={path}: cannot be made: {error.strerror}") from None
     return path
+
+
+@contextmanager
+def replacing(path: Path, before: Path | None = None) -> Iterator[Path]:
+    """Yield the path of a temporary file; when all is written, and on the disk, it takes the place of `path`.
+
+    If anything goes wrong, `path` is as it was, and nothing is left beside it.
+
+    Args:
+        before: where the file goes that `path` was before; None drops it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        with part.open("r+b") as file:
+            os.fsync(file.fileno())
+        if before is not None and path.exists():
+            os.replace(path, before)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)  # it is there if something went wrong, or a signal came
+
+
+@contextmanager
+def creating(path: Path, key: str, suffix: str) -> Iterator[Path]:
+    """Yield the path of a temporary file; when the block ends, it is put in place under a name of its own.
+
+    Args:
+        key: of the config, for the message.
+        suffix: of the temporary file.
+
+    Raises:
+        UserError: another has taken the name.
+    """
+    part = path.with_name(f".part_{os.getpid()}{suffix}")
+    try:
+        yield part
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    put_in_place(part, path, key)
 
 
 def put_in_place(part: Path, path: Path, key: str) -> None:
@@ -76,15 +121,10 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with replacing(path) as part:
+            part.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise disk_error(path, error) from None
 
 

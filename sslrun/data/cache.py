@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from sslrun.base.console import log, progress
 from sslrun.base.errors import UserError
-from sslrun.base.locks import alone
+from sslrun.base.kept import Kept
 from sslrun.base.machine import physical_memory
 from sslrun.base.paths import home
 from sslrun.data.decode import NOT_ITS_FAULT, VERSION, Channels, Resize, decode_some
@@ -133,15 +133,16 @@ def _kept(key: str, n: int, image_size: int, produce: Callable[[], Blocks]) -> D
     """Return what lies under the key, or produce it; two processes at once produce it once."""
     folder = cache_folder() / key
     shape = (n, image_size, image_size, 3)
-    if found := _read(folder, shape):
+    damaged = "The decoded copy %s is damaged (%s); decoding anew."
+    kept = Kept(folder, "decoding the same pictures", lambda folder: _load(folder, shape), damaged)
+    if found := kept.read():
         return found
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with alone(folder.with_name(f"{key}.lock"), "decoding the same pictures"):
-            if found := _read(folder, shape):  # another process has just made it
+        with kept.alone():
+            if found := kept.read():  # another process has just made it
                 return found
             _write(folder, shape, produce())
-            found = _read(folder, shape, just_made=True)
+            found = _load(folder, shape, just_made=True)
             assert found is not None
             return found
     except OSError as error:
@@ -149,18 +150,13 @@ def _kept(key: str, n: int, image_size: int, produce: Callable[[], Blocks]) -> D
         return _produced(shape, produce(), folder.parent)
 
 
-def _read(folder: Path, shape: tuple[int, ...], just_made: bool = False) -> Decoded | None:
-    if not folder.is_dir():
-        return None
-    try:
-        array = np.load(folder / "images.npy", mmap_mode="c")
-        hashes = np.load(folder / "digests.npy")
-        bad = {int(i): str(reason) for i, reason in json.loads((folder / "bad.json").read_text()).items()}
-        if array.shape != shape or hashes.shape != (shape[0], DIGEST):
-            raise ValueError(f"holds {array.shape}, not {shape}")
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        log.warning("The decoded copy %s is damaged (%s); decoding anew.", folder, error)
-        return None
+def _load(folder: Path, shape: tuple[int, ...], just_made: bool = False) -> Decoded | None:
+    """Return what a folder of the cache holds, mapped; None where a file may be readable now that was not."""
+    array = np.load(folder / "images.npy", mmap_mode="c")
+    hashes = np.load(folder / "digests.npy")
+    bad = {int(i): str(reason) for i, reason in json.loads((folder / "bad.json").read_text()).items()}
+    if array.shape != shape or hashes.shape != (shape[0], DIGEST):
+        raise ValueError(f"holds {array.shape}, not {shape}")
     if not just_made and any(reason.startswith(NOT_ITS_FAULT) for reason in bad.values()):
         log.info("Some files could not be opened the last time; decoding anew.")
         return None

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from sslrun.base.console import log, progress
 from sslrun.base.errors import UserError
-from sslrun.base.files import file_hash
+from sslrun.base.files import file_hash, replacing
 from sslrun.base.locks import alone
 from sslrun.base.version import __version__
 
@@ -86,10 +86,8 @@ def gzipped(folder: Path, url: str, files: dict[str, str]) -> None:
         more = [n for n in missing[i + 1 :] if not (folder / n).is_file()]
         with _in(folder, name, url + name, folder / name, more):
             _have(folder / name, url + name, files[name])
-            part = place.with_name(f".{place.name}.part")
-            with gzip.open(folder / name) as packed, part.open("wb") as out:
+            with replacing(place) as part, gzip.open(folder / name) as packed, part.open("wb") as out:
                 shutil.copyfileobj(packed, out, BLOCK)
-            os.replace(part, place)
 
 
 def _holds_more_than(folder: Path, packed: str) -> bool:

@@ -14,14 +14,15 @@ import numpy as np
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.base.files import file_hash
-from sslrun.base.locks import alone
+from sslrun.base.files import file_hash, replacing
+from sslrun.base.kept import Kept
 from sslrun.base.paths import home
 from sslrun.data.decode import VERSION
 from sslrun.inference.model import Model
 
 NAMED = 20  # unreadable files, at most; the others are counted
-Kept = dict[str, tuple[str, np.ndarray]]
+DAMAGED = "The kept features in %s are damaged (%s); embedding anew."
+Features = dict[str, tuple[str, np.ndarray]]  # stamp and features by path
 
 
 def indexed(
@@ -38,13 +39,13 @@ def indexed(
         UserError: no such stage, or none of the files can be read.
     """
     path = home() / "features" / f"{_key(model, stage)}.npz"
+    kept = Kept(path, "embedding with the same network", _load, DAMAGED)
     with ExitStack() as held:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(alone(path.with_suffix(".lock"), "embedding with the same network"))
+            held.enter_context(kept.alone())
         except OSError as error:
             log.warning("The features cannot be kept in %s (%s).", path.parent, error.strerror)
-        found, bad = _embedded(model, files, stage, batch_size, path)
+        found, bad = _embedded(model, files, stage, batch_size, kept)
     for name, reason in list(bad.items())[:NAMED]:
         log.warning("Cannot be read: %s: %s", name, reason)
     if len(bad) > NAMED:
@@ -57,11 +58,11 @@ def indexed(
 
 
 def _embedded(
-    model: Model, files: Sequence[str], stage: int | None, batch_size: int, path: Path
+    model: Model, files: Sequence[str], stage: int | None, batch_size: int, kept: Kept[Features]
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     where = {f: os.path.abspath(f) for f in files}
-    kept, stamps = _read(path), {f: _stamp(f) for f in where}
-    found = {f: kept[p][1] for f, p in where.items() if p in kept and kept[p][0] == stamps[f]}
+    known, stamps = kept.read() or {}, {f: _stamp(f) for f in where}
+    found = {f: known[p][1] for f, p in where.items() if p in known and known[p][0] == stamps[f]}
     new = [f for f in where if f not in found]
     if len(new) < len(where):
         log.info("The features of %d of %d pictures were kept from before.", len(where) - len(new), len(where))
@@ -70,11 +71,11 @@ def _embedded(
     features, bad = model.embed_readable(new, stage, batch_size)
     found |= dict(zip([f for f in new if f not in bad], features, strict=True))
     here = set(where.values())
-    others = {p: v for p, v in kept.items() if p not in here and os.path.exists(p)}
+    others = {p: v for p, v in known.items() if p not in here and os.path.exists(p)}
     try:
-        _write(path, others | {where[f]: (stamps[f], x) for f, x in found.items()})
+        _write(kept.path, others | {where[f]: (stamps[f], x) for f, x in found.items()})
     except OSError as error:
-        log.warning("The features could not be kept in %s (%s).", path.parent, error.strerror)
+        log.warning("The features could not be kept in %s (%s).", kept.path.parent, error.strerror)
     return found, bad
 
 
@@ -92,23 +93,13 @@ def _stamp(file: str) -> str:
     return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"  # the last tells of two files that were swapped
 
 
-def _read(path: Path) -> Kept:
-    try:
-        with np.load(path) as kept:
-            columns = kept["files"].tolist(), kept["stamps"].tolist(), kept["features"]
-            return {f: (s, x) for f, s, x in zip(*columns, strict=True)}
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except Exception as error:  # numpy and zipfile raise anything on what is damaged
-        log.warning("The kept features in %s are damaged (%s); embedding anew.", path, error)
-        return {}
+def _load(path: Path) -> Features:
+    with np.load(path) as arrays:
+        columns = arrays["files"].tolist(), arrays["stamps"].tolist(), arrays["features"]
+        return {f: (s, x) for f, s, x in zip(*columns, strict=True)}
 
 
-def _write(path: Path, kept: Kept) -> None:
-    part = path.with_suffix(".part.npz")
-    stamps, features = [s for s, _ in kept.values()], [x for _, x in kept.values()]
-    try:
-        np.savez(part, files=np.array(list(kept), dtype=str), stamps=np.array(stamps, dtype=str), features=features)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def _write(path: Path, known: Features) -> None:
+    stamps, features = [s for s, _ in known.values()], [x for _, x in known.values()]
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez(file, files=np.array(list(known), dtype=str), stamps=np.array(stamps, dtype=str), features=features)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
+from sslrun.base.files import replacing
 from sslrun.base.version import __version__
 from sslrun.config.build import refuse_foreign, renamed
 from sslrun.runs.find import BEST, LAST, PREVIOUS, has_checkpoint
@@ -42,21 +43,13 @@ def save(path: Path, content: dict[str, Any], before: Path | None = None) -> Non
     Raises:
         UserError: the disk is full, or the folder cannot be written; the checkpoint before it is intact.
     """
-    part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("wb") as file:
+        with replacing(path, before) as part, part.open("wb") as file:
             torch.save({OURS: __version__, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if before is not None and path.exists():
-            os.replace(path, before)
-        os.replace(part, path)
         _sync(path.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         reason = error.strerror if isinstance(error, OSError) else "is the disk full?"
         raise UserError(f"cannot write {path} ({reason}); the checkpoint before it is kept, free some space") from None
-    finally:
-        part.unlink(missing_ok=True)  # it is there if a signal came
 
 
 def _sync(folder: Path) -> None:

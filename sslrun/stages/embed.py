@@ -2,7 +2,6 @@
 
 import csv
 import importlib.util
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from sslrun.base.console import log, printable
 from sslrun.base.errors import UserError
-from sslrun.base.files import new_file, put_in_place
+from sslrun.base.files import creating, new_file
 from sslrun.base.output import quoting
 from sslrun.config.types import Count, Node, PositiveInt
 from sslrun.data.cache import decode_all
@@ -59,9 +58,8 @@ def embed(run: Run, settings: Embed) -> dict[str, Any]:
     run.resolve(out=str(path))
     model = model_of(run, settings.run, settings.device)
     files, features, bad = indexed(model, named, settings.stage, settings.batch_size)
-    part = path.with_name(f".part_{os.getpid()}{path.suffix[:20]}")
-    {"npz": _npz, "csv": _csv, "parquet": _parquet}[settings.format](part, files, features)
-    put_in_place(part, path, "out")
+    with creating(path, "out", path.suffix[:20]) as part:
+        {"npz": _npz, "csv": _csv, "parquet": _parquet}[settings.format](part, files, features)
     groups = embedding_map.folders_of(files)
     order = np.random.default_rng(settings.seed).permutation(len(files))
     rows = np.sort(order[: settings.map])

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from sslrun.base.console import log, quietly
 from sslrun.base.errors import UserError
-from sslrun.base.files import new_file, put_in_place
+from sslrun.base.files import creating, new_file
 from sslrun.base.version import __version__
 from sslrun.config.commands import WITH_CLASSIFIER, WITH_ENCODER
 from sslrun.config.nodes import short_name
@@ -103,19 +102,16 @@ def export(run: Run, settings: Export) -> dict[str, Any]:
     else:
         expected = _said(module, pictures)
     about = _about(model, settings.what)
-    part = path.with_name(f".part_{os.getpid()}{SUFFIXES[settings.format]}")  # until it is checked
     write = {"safetensors": _safetensors, "onnx": _onnx, "torch_export": _torch_export}[settings.format]
-    try:
+    with creating(path, "out", SUFFIXES[settings.format]) as part:
         found = write(module, pictures, part, about)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    gap = float(np.abs(found - expected).max())
-    allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
-    if not gap <= allowed:
-        wrong = Path(shutil.move(part, run.directory / f"wrong{SUFFIXES[settings.format]}"))
-        raise UserError(f"the exported network differs by {gap:.2g} on {len(pictures)} pictures: it lies in {wrong}")
-    put_in_place(part, path, "out")
+        gap = float(np.abs(found - expected).max())
+        allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
+        if not gap <= allowed:
+            wrong = Path(shutil.move(part, run.directory / f"wrong{SUFFIXES[settings.format]}"))
+            raise UserError(
+                f"the exported network differs by {gap:.2g} on {len(pictures)} pictures: it lies in {wrong}"
+            )
     log.info("Written to %s, %.1f MB; on %d pictures it differs by %.1g at most.", path, path.stat().st_size / 1e6,
              len(pictures), gap)  # fmt: skip
     return {"file": str(path), "images": len(pictures), "largest_difference": gap, "of_run": str(network.path.parent)}

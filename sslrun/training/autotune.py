@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from sslrun.base.console import log
-from sslrun.base.locks import alone
+from sslrun.base.files import replacing
+from sslrun.base.kept import Kept
 from sslrun.base.machine import processor
 from sslrun.base.paths import home
 from sslrun.config.types import Node
@@ -31,6 +32,7 @@ HOPELESS = 2.0  # times as slow as the best
 AGREEING = 1.3  # median over fastest turn
 EQUAL = 0.98  # of the best; so that chance decides less often
 Mode = tuple[Precision, MemoryFormat]
+Rates = dict[str, dict[str, float]]  # images/s by mode, of each network
 
 
 def choose(device: Device, backbone: Node, image_size: int, batch_size: int) -> dict[str, Any]:
@@ -127,39 +129,34 @@ def _remembered(
     names = [" ".join(m) for m in modes]
     of = [backbone, image_size, batch_size, *machine, names]
     key = f"{backbone['_target_']} {image_size} {hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]}"
-    path = home() / "modes.json"
+    kept = Kept(home() / "modes.json", "measuring the fastest precision", _load)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with alone(path.with_suffix(".lock"), "measuring the fastest precision"):
-            found = _read(path).get(key)
+        with kept.alone():
+            known = kept.read() or {}
+            found = known.get(key)
             if found is None or sorted(found) != sorted(names):
                 found = measure(device, backbone, image_size, batch_size, modes)
                 if found:
-                    _write(path, {**_read(path), key: found})
+                    _write(kept.path, known | {key: found})
                 else:
                     log.warning("The machine is too busy to measure the fastest precision: the usual one is used.")
             return found
     except OSError as error:  # of the folder or the lock
-        log.warning("%s: %s; the fastest precision is measured in every run", path, error.strerror)
+        log.warning("%s: %s; the fastest precision is measured in every run", kept.path, error.strerror)
         return measure(device, backbone, image_size, batch_size, modes)
 
 
-def _write(path: Path, known: dict[str, dict[str, float]]) -> None:
-    part = path.with_suffix(".part")
+def _write(path: Path, known: Rates) -> None:
     try:
-        part.write_text(json.dumps(known, indent=2) + "\n")
-        os.replace(part, path)
+        with replacing(path) as part:
+            part.write_text(json.dumps(known, indent=2) + "\n")
     except OSError as error:
-        part.unlink(missing_ok=True)
         log.warning("%s: %s; the fastest precision is measured again in the next run", path, error.strerror)
 
 
-def _read(path: Path) -> dict[str, dict[str, float]]:
-    """Return what is remembered; what is damaged counts as nothing."""
-    try:
-        content = json.loads(path.read_text())
-    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
-        return {}
+def _load(path: Path) -> Rates:
+    """Return what is remembered, without entries that are no rates."""
+    content = json.loads(path.read_text())
     entries = content.items() if isinstance(content, dict) else ()
     return {k: v for k, v in entries if isinstance(v, dict) and all(_is_rate(r) for r in v.values())}
 
