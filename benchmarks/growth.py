@@ -33,13 +33,13 @@ print(f"PEAK {peak * (1 if sys.platform == 'darwin' else 1024)}")
 """
 SOURCE = """
 import numpy as np
-from sslrun.data.sources.source import Pictures
+from sslrun.data.sources.source import Listing
 
 def noise(split, *, root, pictures):
     if split != "train":
         return None
     items = np.load("noise.npy", mmap_mode="r")[:pictures]
-    return Pictures(items, [str(i) for i in range(len(items))])
+    return Listing(items, [str(i) for i in range(len(items))])
 """
 YAML = """
 defaults:

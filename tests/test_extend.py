@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sslrun.data.sources.source import Pictures
+from sslrun.data.sources.source import Listing
 from sslrun.tasks.task import Task
 
 
@@ -57,7 +57,7 @@ def noise(split, *, root: None = None):
     labels = np.arange(60) % 2
     light = (labels * 120).astype(np.uint8)[:, None, None, None]
     images = rng.integers(0, 128, (60, 10, 10, 3), dtype=np.uint8) + light
-    return Pictures(images, [f"{split}{i}" for i in range(60)], labels, ("dark", "bright"))
+    return Listing(images, [f"{split}{i}" for i in range(60)], labels, ("dark", "bright"))
 '''
 
 

@@ -17,7 +17,7 @@ from sslrun.data.images import Images
 from sslrun.data.labels import counts, label_subset, validation
 from sslrun.data.options import Options, describe, shared
 from sslrun.data.sources.folder import pile
-from sslrun.data.sources.source import Pictures, SplitName
+from sslrun.data.sources.source import Listing, SplitName
 
 
 @dataclass
@@ -115,11 +115,11 @@ def load(node: Node, split: SplitName) -> Dataset | None:
     Raises:
         UserError: nothing there, no pictures, unknown classes, too many unreadable files.
     """
-    pictures = find(node, split)
-    return None if pictures is None else _decoded(pictures, shared(node))
+    listing = listed(node, split)
+    return None if listing is None else _decoded(listing, shared(node))
 
 
-def find(node: Node, split: SplitName) -> Pictures | None:
+def listed(node: Node, split: SplitName) -> Listing | None:
     """Return the pictures of one split as they lie on disk, fetched if need be; None where there is no such split."""
     target = locate(node["_target_"])
     keys = {k: node[k] for k in parameters(target) if k in node}
@@ -128,17 +128,17 @@ def find(node: Node, split: SplitName) -> Pictures | None:
         raise UserError(f"{describe(node)} needs {', '.join(lacking)}, which an older run has not: pretrain anew")
     if isinstance(keys.get("root"), str):
         keys["root"] = os.path.expanduser(keys["root"])
-    pictures: Pictures | None = target(split, **keys)
+    listing: Listing | None = target(split, **keys)
     options = shared(node)
-    if pictures is None and split == "train":
+    if listing is None and split == "train":
         raise UserError(f"{describe(node)} has no training split")
-    if pictures is None:
+    if listing is None:
         return None
     if options.classes is not None and split != "unlabeled":
-        pictures = _choose_classes(pictures, options.classes)
-    if split == "train" and options.max_images is not None and options.max_images < len(pictures.names):
-        pictures = _cap(pictures, options.max_images)
-    return pictures
+        listing = _choose_classes(listing, options.classes)
+    if split == "train" and options.max_images is not None and options.max_images < len(listing.names):
+        listing = _cap(listing, options.max_images)
+    return listing
 
 
 def load_unlabeled(node: Node, folder: str | None) -> list[Dataset]:
@@ -151,66 +151,66 @@ def load_unlabeled(node: Node, folder: str | None) -> list[Dataset]:
     return [d for d in (own, beside) if d is not None]
 
 
-def listing(node: Node, split: SplitName) -> str:
+def listing_hash(node: Node, split: SplitName) -> str:
     """Return a hash of the pictures of a split as they lie there, without reading them: names, sizes, times, labels.
 
     Of arrays, which have no files, it is a hash of their bytes; empty where there is no such split.
     """
-    pictures = find(node, split)
-    if pictures is None:
+    listing = listed(node, split)
+    if listing is None:
         return ""
-    digest = hashlib.sha256("\0".join([*pictures.names, *pictures.class_names]).encode("utf-8", "surrogateescape"))
-    if isinstance(pictures.items, np.ndarray):
-        digest.update(np.ascontiguousarray(pictures.items).data)
+    digest = hashlib.sha256("\0".join([*listing.names, *listing.class_names]).encode("utf-8", "surrogateescape"))
+    if isinstance(listing.items, np.ndarray):
+        digest.update(np.ascontiguousarray(listing.items).data)
     else:
-        for path in pictures.items:
+        for path in listing.items:
             found = os.stat(path)
             digest.update(f"{found.st_size} {found.st_mtime_ns}".encode())
-    if pictures.labels is not None:
-        digest.update(pictures.labels.tobytes())
+    if listing.labels is not None:
+        digest.update(listing.labels.tobytes())
     return digest.hexdigest()[:16]
 
 
-def decoded(pictures: Pictures, options: Options) -> Decoded:
+def decoded(listing: Listing, options: Options) -> Decoded:
     """Decode or resize pictures, all of them; whether too many are unreadable is for the caller to say."""
-    if isinstance(pictures.items, np.ndarray):
-        return resize_all(pictures.items, options.image_size, options.channels)
-    return decode_all(pictures.items, options.image_size, options.resize, options.channels)
+    if isinstance(listing.items, np.ndarray):
+        return resize_all(listing.items, options.image_size, options.channels)
+    return decode_all(listing.items, options.image_size, options.resize, options.channels)
 
 
-def _decoded(pictures: Pictures, options: Options) -> Dataset:
-    found = decoded(pictures, options)
-    names, labels = pictures.names, pictures.labels
+def _decoded(listing: Listing, options: Options) -> Dataset:
+    found = decoded(listing, options)
+    names, labels = listing.names, listing.labels
     if found.bad:
-        _judge(pictures, found.bad, options.max_bad_fraction)
+        _judge(listing, found.bad, options.max_bad_fraction)
         good = found.good()
         names, labels = [names[i] for i in good], None if labels is None else labels[good]
     if not len(names):
         raise UserError("no picture is left to work with")
     if labels is None:
         return Dataset(found.images(), None, [], names)
-    return Dataset(found.images(), torch.from_numpy(labels), list(pictures.class_names), names, counts(labels))
+    return Dataset(found.images(), torch.from_numpy(labels), list(listing.class_names), names, counts(labels))
 
 
-def _judge(pictures: Pictures, bad: dict[int, str], max_bad_fraction: float) -> None:
-    named = [f"{pictures.items[i]}: {reason}" for i, reason in bad.items()]
-    if len(named) > max_bad_fraction * len(pictures.items):
+def _judge(listing: Listing, bad: dict[int, str], max_bad_fraction: float) -> None:
+    named = [f"{listing.items[i]}: {reason}" for i, reason in bad.items()]
+    if len(named) > max_bad_fraction * len(listing.items):
         shown = "\n".join(named[:10]) + (f"\n... and {len(named) - 10} more" if len(named) > 10 else "")
         raise UserError(
-            f"{len(named)} of {len(pictures.items)} images cannot be read, more than "
+            f"{len(named)} of {len(listing.items)} images cannot be read, more than "
             f"dataset.max_bad_fraction={max_bad_fraction:g}: mend or remove them, or raise it\n{shown}"
         )
     for line in named:
         log.warning("Skipped %s", line)
 
 
-def _choose_classes(pictures: Pictures, wanted: list[str] | dict[str, list[str]]) -> Pictures:
+def _choose_classes(listing: Listing, wanted: list[str] | dict[str, list[str]]) -> Listing:
     """Keep some classes, or join several under a new name; names and ids are both understood."""
-    if pictures.labels is None:
+    if listing.labels is None:
         raise UserError("dataset.classes was given, but these pictures have no labels")
     groups = wanted if isinstance(wanted, dict) else {name: [name] for name in wanted}
-    position = {name: i for i, name in enumerate(pictures.class_names)}
-    position |= {name: i for i, name in enumerate(pictures.class_ids)}
+    position = {name: i for i, name in enumerate(listing.class_names)}
+    position |= {name: i for i, name in enumerate(listing.class_ids)}
     unknown = [c for members in groups.values() for c in members if c not in position]
     if unknown:
         from sslrun.config.check import nearest
@@ -219,24 +219,24 @@ def _choose_classes(pictures: Pictures, wanted: list[str] | dict[str, list[str]]
         raise UserError(
             "\n".join(f"dataset.classes: no class {c}{nearest(c, known)} There are {len(known)}" for c in unknown)
         )
-    new = np.full(len(pictures.class_names), -1)
+    new = np.full(len(listing.class_names), -1)
     for i, members in enumerate(groups.values()):
         for member in members:
             if new[position[member]] not in (-1, i):
                 raise UserError(f"dataset.classes: {member} stands in two groups")
             new[position[member]] = i
-    shown = [pictures.class_names[position[m[0]]] if isinstance(wanted, list) else g for g, m in groups.items()]
-    kept = pictures.take(np.flatnonzero(new[pictures.labels] >= 0))
+    shown = [listing.class_names[position[m[0]]] if isinstance(wanted, list) else g for g, m in groups.items()]
+    kept = listing.take(np.flatnonzero(new[listing.labels] >= 0))
     assert kept.labels is not None
-    return Pictures(kept.items, kept.names, new[kept.labels], tuple(shown))
+    return Listing(kept.items, kept.names, new[kept.labels], tuple(shown))
 
 
-def _cap(pictures: Pictures, n: int) -> Pictures:
+def _cap(listing: Listing, n: int) -> Listing:
     rng = np.random.default_rng(0)
-    if pictures.labels is None:
-        return pictures.take(np.sort(rng.permutation(len(pictures.names))[:n]))
-    keep = label_subset(pictures.labels, seed=0, fraction=n / len(pictures.names))
+    if listing.labels is None:
+        return listing.take(np.sort(rng.permutation(len(listing.names))[:n]))
+    keep = label_subset(listing.labels, seed=0, fraction=n / len(listing.names))
     if len(keep) > n:
         keep = np.sort(rng.permutation(keep)[:n])
-    log.info("Using %d of %d training pictures (dataset.max_images).", len(keep), len(pictures.names))
-    return pictures.take(keep)
+    log.info("Using %d of %d training pictures (dataset.max_images).", len(keep), len(listing.names))
+    return listing.take(keep)

@@ -19,13 +19,13 @@ from sslrun.config.nodes import short_name
 from sslrun.config.types import Node, Positive, PositiveInt
 from sslrun.data import labels
 from sslrun.data.cache import Decoded
-from sslrun.data.dataset import decoded, find
+from sslrun.data.dataset import decoded, listed
 from sslrun.data.duplicates import exact_duplicates, headers, near_duplicates, other_files
 from sslrun.data.images import Images
 from sslrun.data.options import DatasetNode, Options, describe, shared
 from sslrun.data.orientation import pixels, sample
 from sslrun.data.sources.folder import pile
-from sslrun.data.sources.source import Pictures, SplitName
+from sslrun.data.sources.source import Listing, SplitName
 from sslrun.report.check import findings, table
 from sslrun.runs.run import Run
 from sslrun.training import estimate
@@ -37,7 +37,7 @@ SPLITS: tuple[SplitName, ...] = ("train", "unlabeled", "test")
 class Part:
     """One split, or the pictures of `unlabeled=`: as they lie on disk and decoded."""
 
-    def __init__(self, name: str, pictures: Pictures, found: Decoded) -> None:
+    def __init__(self, name: str, pictures: Listing, found: Decoded) -> None:
         self.name, self.pictures, self.found = name, pictures, found
         self.images, self.good = found.images(), found.good()
         self.headers = [] if isinstance(pictures.items, np.ndarray) else headers(pictures.items)
@@ -127,7 +127,7 @@ def check(run: Run, settings: Check) -> dict[str, Any]:
 
 
 def _parts(dataset: Node, unlabeled: str | None) -> Iterator[Part]:
-    found: list[tuple[str, Pictures | None]] = [(name, find(dataset, name)) for name in SPLITS]
+    found: list[tuple[str, Listing | None]] = [(name, listed(dataset, name)) for name in SPLITS]
     if unlabeled:
         found.insert(1, (f"unlabeled={unlabeled}", pile(Path(os.path.expanduser(unlabeled)))))
     for name, pictures in found:

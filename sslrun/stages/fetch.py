@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sslrun.base.console import log
-from sslrun.data.dataset import find
+from sslrun.data.dataset import listed
 from sslrun.data.options import DatasetNode, describe
 from sslrun.runs.run import Run
 
@@ -25,7 +25,7 @@ def fetch(run: Run, settings: Fetch) -> dict[str, Any]:
     Raises:
         UserError: no network, a wrong checksum, an unsafe or damaged archive, no space.
     """
-    pictures = find(settings.dataset, "train")
+    pictures = listed(settings.dataset, "train")
     assert pictures is not None
     place = f" in {settings.dataset['root']}" if settings.dataset["root"] else ""
     classes = f", {len(pictures.class_names)} classes" if pictures.labels is not None else ", no labels"

@@ -10,7 +10,7 @@ from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.config.types import Count, Node, PositiveInt
 from sslrun.data.cache import resized
-from sslrun.data.dataset import find
+from sslrun.data.dataset import listed
 from sslrun.data.decode import UnreadableImage, decode
 from sslrun.data.options import DatasetNode, describe, shared
 from sslrun.models.encoder import build_encoder
@@ -39,7 +39,7 @@ def preview(run: Run, settings: Preview) -> dict[str, Any]:
     Raises:
         UserError: no picture could be read, or the pretext task has no views.
     """
-    pictures = find(settings.dataset, "train")
+    pictures = listed(settings.dataset, "train")
     assert pictures is not None
     options = shared(settings.dataset)
     order = np.random.default_rng(settings.seed).permutation(len(pictures.names))

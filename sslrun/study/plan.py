@@ -13,7 +13,7 @@ from sslrun.config.compose import compose_config
 from sslrun.config.grammar import literal
 from sslrun.config.nodes import plain
 from sslrun.config.types import Node
-from sslrun.data.dataset import Dataset, listing, load_train, load_unlabeled
+from sslrun.data.dataset import Dataset, listing_hash, load_train, load_unlabeled
 from sslrun.data.images import Images
 from sslrun.data.labels import counts, label_subset
 from sslrun.data.options import describe
@@ -104,7 +104,7 @@ def pictures_of(dataset: Node, unlabeled: str | None) -> Pictures:
     data, val = load_train(dataset)
     if data.labels is None or len(data.class_names) < 2:
         raise UserError(f"{describe(dataset)} has no two classes of labelled pictures: there is nothing to compare on")
-    test = listing(dataset, "test")
+    test = listing_hash(dataset, "test")
     if not test:
         raise UserError(f"{describe(dataset)} has no test split to compare on")
     images = data.images

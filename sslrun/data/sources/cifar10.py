@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from sslrun.data import fetch
-from sslrun.data.sources.source import Pictures, SplitName, as_published
+from sslrun.data.sources.source import Listing, SplitName, as_published
 
 
-def cifar10(split: SplitName, *, root: str, url: str, md5: str) -> Pictures | None:
+def cifar10(split: SplitName, *, root: str, url: str, md5: str) -> Listing | None:
     """50,000 + 10,000 photos of 32 x 32 px in 10 classes (Krizhevsky 2009)."""
     if split == "unlabeled":
         return None
@@ -22,7 +22,7 @@ def cifar10(split: SplitName, *, root: str, url: str, md5: str) -> Pictures | No
         words = _unpickle(top / "batches.meta")["label_names"]
         images = data.reshape(len(labels), 3, 32, 32).transpose(0, 2, 3, 1)
     classes = tuple(w.decode() if isinstance(w, bytes) else str(w) for w in words)
-    return Pictures(images, [f"{split}-{i:05d}" for i in range(len(images))], labels, classes)
+    return Listing(images, [f"{split}-{i:05d}" for i in range(len(images))], labels, classes)
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from sslrun.data import fetch
 from sslrun.data.sources.folder import class_folders, folder
-from sslrun.data.sources.source import Pictures, SplitName
+from sslrun.data.sources.source import Listing, SplitName
 
 
-def flowers(split: SplitName, *, root: str, url: str, md5: str) -> Pictures | None:
+def flowers(split: SplitName, *, root: str, url: str, md5: str) -> Listing | None:
     """Five classes of flower photos: TensorFlow's `flower_photos/<class>`, or Kaggle's `flowers/<class>` in `root`."""
     if split == "unlabeled":
         return None

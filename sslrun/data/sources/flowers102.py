@@ -7,10 +7,10 @@ import numpy as np
 from sslrun.base.files import file_hash
 from sslrun.data import fetch
 from sslrun.data.decode import relative
-from sslrun.data.sources.source import Pictures, SplitName, as_published
+from sslrun.data.sources.source import Listing, SplitName, as_published
 
 
-def flowers102(split: SplitName, *, root: str, url: str, files: dict[str, str]) -> Pictures | None:
+def flowers102(split: SplitName, *, root: str, url: str, files: dict[str, str]) -> Listing | None:
     """102 classes of flower photos, 2,040 + 6,149 (Nilsback & Zisserman 2008), named by torchvision.
 
     Its official training and validation parts, 10 + 10 of each class, are our training split.
@@ -35,4 +35,4 @@ def flowers102(split: SplitName, *, root: str, url: str, files: dict[str, str]) 
         classes = labels["labels"][numbers - 1].astype(np.int64) - 1  # both count from 1
     found = sorted((str(top / "jpg" / f"image_{n:05d}.jpg"), c) for n, c in zip(numbers, classes, strict=True))
     names = [relative(f, top) for f, _ in found]
-    return Pictures([f for f, _ in found], names, np.array([c for _, c in found]), tuple(Flowers102.classes))
+    return Listing([f for f, _ in found], names, np.array([c for _, c in found]), tuple(Flowers102.classes))

@@ -8,13 +8,13 @@ import numpy as np
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.data.decode import find_pictures, is_picture, relative
-from sslrun.data.sources.source import Pictures, SplitName, part_of_split
+from sslrun.data.sources.source import Listing, SplitName, part_of_split
 
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 
 
-def folder(split: SplitName, *, root: str) -> Pictures | None:
+def folder(split: SplitName, *, root: str) -> Listing | None:
     """Any folder of pictures.
 
     `train/` and `test/` (or `val/`) with a folder a class; one folder a class, of which a fifth is held out as test;
@@ -48,7 +48,7 @@ def _named(top: Path, names: tuple[str, ...]) -> Path | None:
     return next((folders[n] for n in names if n in folders), None)
 
 
-def pile(top: Path) -> Pictures:
+def pile(top: Path) -> Listing:
     """Every picture in and below a folder, without labels.
 
     Raises:
@@ -59,7 +59,7 @@ def pile(top: Path) -> Pictures:
     return _labelled(top, [])
 
 
-def _one_folder_a_class(top: Path, split: SplitName) -> Pictures | None:
+def _one_folder_a_class(top: Path, split: SplitName) -> Listing | None:
     found = _labelled(top, class_folders(top))
     if found.labels is None:
         return found if split == "train" else None
@@ -104,7 +104,7 @@ def _unwrapped(top: Path) -> Path:
     return top
 
 
-def _labelled(top: Path, classes: list[str]) -> Pictures:
+def _labelled(top: Path, classes: list[str]) -> Listing:
     if classes:
         found = [(p, i) for i, c in enumerate(classes) if (top / c).is_dir() for p in find_pictures(top / c)]
         files, labels = [p for p, _ in found], np.array([i for _, i in found], dtype=np.int64)
@@ -112,4 +112,4 @@ def _labelled(top: Path, classes: list[str]) -> Pictures:
         files, labels = find_pictures(top), None
     if not files:
         raise UserError(f"no pictures in {top} (looked for .jpg .png .webp .bmp .gif .tif)")
-    return Pictures(files, [relative(f, top) for f in files], labels, tuple(classes))
+    return Listing(files, [relative(f, top) for f in files], labels, tuple(classes))

@@ -1,6 +1,6 @@
 """Where pictures come from: one function a data set, found by the `_target_` of its YAML.
 
-A source is `source(split, *, root) -> Pictures | None` for the splits `train`, `test` and `unlabeled`; None where the
+A source is `source(split, *, root) -> Listing | None` for the splits `train`, `test` and `unlabeled`; None where the
 data set has no such split. It lists files or returns arrays; it reads nothing of a split that was not asked for.
 """
 
@@ -20,7 +20,7 @@ SplitName = Literal["train", "test", "unlabeled"]
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Listing:
     """One split as it lies on disk.
 
     Attributes:
@@ -37,7 +37,7 @@ class Pictures:
     class_names: tuple[str, ...] = ()
     class_ids: tuple[str, ...] = ()
 
-    def take(self, positions: np.ndarray) -> "Pictures":
+    def take(self, positions: np.ndarray) -> "Listing":
         """Return the pictures at these positions."""
         items = self.items[positions] if isinstance(self.items, np.ndarray) else [self.items[i] for i in positions]
         names = [self.names[i] for i in positions]
@@ -55,7 +55,7 @@ def as_published(name: str, top: Path) -> Iterator[None]:
         raise UserError(f"{top} is not as {name} is published ({e}): remove it to fetch it anew") from None
 
 
-def part_of_split(everything: Pictures, split: SplitName) -> Pictures:
+def part_of_split(everything: Listing, split: SplitName) -> Listing:
     assert everything.labels is not None
     train, test = hold_out(everything.names, everything.labels)
     return everything.take(train if split == "train" else test)

@@ -3,10 +3,10 @@
 import numpy as np
 
 from sslrun.data import fetch
-from sslrun.data.sources.source import Pictures, SplitName, as_published
+from sslrun.data.sources.source import Listing, SplitName, as_published
 
 
-def stl10(split: SplitName, *, root: str, url: str, md5: str) -> Pictures | None:
+def stl10(split: SplitName, *, root: str, url: str, md5: str) -> Listing | None:
     """5,000 + 8,000 photos of 96 x 96 px in 10 classes, and 100,000 without labels (Coates et al. 2011)."""
     top = fetch.archive(root, "stl10_binary", url, md5)
     with as_published("STL-10", top):
@@ -14,9 +14,9 @@ def stl10(split: SplitName, *, root: str, url: str, md5: str) -> Pictures | None
         images = planes.transpose(0, 3, 2, 1)  # each plane lies there column after column
         names = [f"{split}-{i:06d}" for i in range(len(images))]
         if split == "unlabeled":
-            return Pictures(images, names)
+            return Listing(images, names)
         labels = np.fromfile(top / f"{split}_y.bin", dtype=np.uint8).astype(np.int64) - 1
         classes = tuple((top / "class_names.txt").read_text().split())
         if len(labels) != len(images) or labels.max() >= len(classes):
             raise ValueError(f"{len(images)} pictures, {len(labels)} labels, {len(classes)} classes")
-    return Pictures(images, names, labels, classes)
+    return Listing(images, names, labels, classes)

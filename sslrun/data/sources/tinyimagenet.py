@@ -6,10 +6,10 @@ import numpy as np
 
 from sslrun.data import fetch
 from sslrun.data.decode import is_picture, relative
-from sslrun.data.sources.source import Pictures, SplitName, as_published
+from sslrun.data.sources.source import Listing, SplitName, as_published
 
 
-def tinyimagenet(split: SplitName, *, root: str, url: str, md5: str) -> Pictures | None:
+def tinyimagenet(split: SplitName, *, root: str, url: str, md5: str) -> Listing | None:
     """200 classes of 500 photos, 64 x 64 px; the 10,000 validation photos are our test, for the official test has
     no labels (Stanford CS231n).
     """
@@ -30,7 +30,7 @@ def tinyimagenet(split: SplitName, *, root: str, url: str, md5: str) -> Pictures
         labels = np.array([position[wnid] for _, wnid in files], dtype=np.int64)
     names = [relative(f, top) for f, _ in files]
     classes = _distinct([words.get(wnid, wnid).split(",")[0] for wnid in ids], ids)
-    return Pictures([f for f, _ in files], names, labels, classes, tuple(ids))
+    return Listing([f for f, _ in files], names, labels, classes, tuple(ids))
 
 
 def _distinct(words: list[str], ids: list[str]) -> tuple[str, ...]:
