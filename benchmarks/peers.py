@@ -30,7 +30,7 @@ from sslrun.config.build import build
 from sslrun.config.compose import compose_config
 from sslrun.data.dataset import load_test, load_train
 from sslrun.data.images import Images
-from sslrun.data.labels import label_subset
+from sslrun.data.labels import LabelBudget
 from sslrun.evaluation.features import features
 from sslrun.models.classifier import knn_probabilities
 from sslrun.models.encoder import build_encoder
@@ -245,7 +245,7 @@ def recipe(overrides: list[str], seeds: int, ours: bool) -> None:
                 rows[start].append((100 * tested["test/accuracy"], before + tuned["seconds"]))
             print({k: v[-1] for k, v in rows.items() if v}, file=sys.stderr, flush=True)
             labels = train.labels.numpy()
-            labelled = label_subset(labels, seed, 0.1, None, train.class_sizes, train.class_names)
+            labelled = LabelBudget(0.1, seed=seed).rows(labels, train.class_sizes, train.class_names)
             if ours:
                 continue
             np.savez(folder / "data.npz", train=_array(train.images), train_labels=labels, labelled=labelled,

@@ -86,15 +86,15 @@ def test_auto_from_scratch_has_nothing_to_choose(in_world: Path, cli: Cli) -> No
 
 
 def test_folds_are_stratified_and_cover_every_label_once() -> None:
-    from sslrun.data.labels import part_of
+    from sslrun.data.labels import fold_rows
 
     labels = np.repeat([0, 1, 2], [9, 6, 1])
-    held = [part_of(labels, k, 3, seed=0) for k in range(3)]
+    held = [fold_rows(labels, k, 3, seed=0) for k in range(3)]
     assert sorted(np.concatenate(held).tolist()) == list(range(16))
     for rows in held:
         assert (labels[rows] == 0).sum() == 3
         assert (labels[rows] == 1).sum() == 2
-    assert not np.array_equal(held[0], part_of(labels, 0, 3, seed=1))
+    assert not np.array_equal(held[0], fold_rows(labels, 0, 3, seed=1))
 
 
 def test_auto_never_looks_at_the_test_split() -> None:

@@ -13,7 +13,7 @@ SHARED = {"image_size": 16, "val_fraction": 0.2}
 
 def node(name: str, root: Path | str | None, **more: Any) -> dict[str, Any]:
     return {
-        "_target_": f"sslrun.data.sources.{name}",
+        "_target_": f"sslrun.data.sources.{name}.{name}",
         "root": None if root is None else str(root),
         **SHARED,
         **more,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sslrun.base.errors import UserError
-from sslrun.data.labels import counts, hold_out, label_subset, validation
+from sslrun.data.labels import LabelBudget, counts, hold_out, validation, validation_sizes
 
 LABELS = np.repeat([0, 1, 2], [100, 50, 10])
 NAMES = [f"class {c}/{i}.jpg" for i, c in enumerate(LABELS)]
@@ -42,30 +42,44 @@ def test_the_test_split_does_not_depend_on_the_order_of_the_files() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_case_51_subsets_are_nested_and_stratified(seed: int) -> None:
-    subsets = [set(label_subset(LABELS, seed, f).tolist()) for f in (0.01, 0.05, 0.1, 0.5, 1.0)]
+    subsets = [set(LabelBudget(f, seed=seed).rows(LABELS).tolist()) for f in (0.01, 0.05, 0.1, 0.5, 1.0)]
     for small, large in itertools.pairwise(subsets):
         assert small < large
     assert counts(LABELS[sorted(subsets[2])]) == {0: 10, 1: 5, 2: 1}
     assert len(subsets[-1]) == 160
-    some = set(label_subset(LABELS, seed, per_class=3).tolist())
-    more = set(label_subset(LABELS, seed, per_class=7).tolist())
+    some = set(LabelBudget(per_class=3, seed=seed).rows(LABELS).tolist())
+    more = set(LabelBudget(per_class=7, seed=seed).rows(LABELS).tolist())
     assert some < more
     assert counts(LABELS[sorted(some)]) == {0: 3, 1: 3, 2: 3}
 
 
 def test_seeds_give_other_subsets_and_other_validation() -> None:
-    assert label_subset(LABELS, 0, 0.1).tolist() != label_subset(LABELS, 1, 0.1).tolist()
+    assert LabelBudget(0.1, seed=0).rows(LABELS).tolist() != LabelBudget(0.1, seed=1).rows(LABELS).tolist()
     assert validation(LABELS, 0.1, 0)[1].tolist() != validation(LABELS, 0.1, 1)[1].tolist()
 
 
 def test_a_fraction_refers_to_the_whole_training_set() -> None:
     keep, _ = validation(LABELS, 0.2, 0)
-    subset = label_subset(LABELS[keep], 0, 0.5, class_sizes=counts(LABELS))
+    subset = LabelBudget(0.5).rows(LABELS[keep], class_sizes=counts(LABELS))
     assert counts(LABELS[keep][subset]) == {0: 50, 1: 25, 2: 5}
 
 
 def test_case_45_more_labels_than_there_are() -> None:
     with pytest.raises(UserError, match="rose has 10"):
-        label_subset(LABELS, 0, per_class=11, class_names=["daisy", "tulip", "rose"])
+        LabelBudget(per_class=11).rows(LABELS, class_names=["daisy", "tulip", "rose"])
     with pytest.raises(UserError, match="too few to carve validation"):
         validation(np.array([0, 0, 0, 1]), 0.1, 0)
+
+
+def test_what_is_called_too_few_is_what_is_refused() -> None:
+    """`data check` and training judge by the same numbers."""
+    sizes = counts(LABELS)
+    taken = validation_sizes(sizes, 0.1)
+    keep, _ = validation(LABELS, 0.1, 0)
+    assert counts(LABELS[keep]) == {c: n - taken[c] for c, n in sizes.items()}
+    assert LabelBudget(per_class=10).short(counts(LABELS[keep]), sizes) == [2]
+    with pytest.raises(UserError, match="more than there are: 2 has 9 "):
+        LabelBudget(per_class=10).rows(LABELS[keep], sizes)
+    assert LabelBudget(per_class=9).short(counts(LABELS[keep]), sizes) == []
+    assert LabelBudget(0.05).short(counts(LABELS[keep]), sizes) == [2]  # of which one is taken all the same
+    assert counts(LABELS[keep][LabelBudget(0.05).rows(LABELS[keep], sizes)]) == {0: 5, 1: 2, 2: 1}

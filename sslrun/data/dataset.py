@@ -14,7 +14,7 @@ from sslrun.config.build import locate, parameters
 from sslrun.config.types import Node
 from sslrun.data.cache import Decoded, decode_all, resize_all
 from sslrun.data.images import Images
-from sslrun.data.labels import counts, label_subset, validation
+from sslrun.data.labels import LabelBudget, counts, fold_rows, validation
 from sslrun.data.options import Options, describe, shared
 from sslrun.data.sources.folder import pile
 from sslrun.data.sources.source import Listing, SplitName
@@ -53,6 +53,41 @@ class Dataset:
         labels, names = torch.cat([self.labels, other.labels]), [*self.names, *other.names]
         return Dataset(self.images + other.images, labels, self.class_names, names, self.class_sizes)
 
+    def labeled(self, budget: LabelBudget, name: str) -> "Dataset":
+        """Return the images whose labels a classifier may be trained on.
+
+        Args:
+            name: of the data set, for the messages.
+
+        Raises:
+            UserError: no labels, one class, or fewer images than the budget.
+        """
+        if self.labels is None:
+            raise UserError(f"{name} has no labels: put the pictures into a folder a class to finetune on them")
+        if len(self.class_names) < 2:
+            raise UserError(f"{name} has one class ({', '.join(self.class_names)}); a classifier needs two")
+        return self.within(budget)
+
+    def within(self, budget: LabelBudget) -> "Dataset":
+        """Return the images whose labels a budget allows.
+
+        Raises:
+            UserError: a class has fewer images.
+        """
+        assert self.labels is not None
+        return self.take(budget.rows(self.labels.numpy(), self.class_sizes, self.class_names))
+
+    def without_fold(self, k: int, n: int, seed: int) -> tuple["Dataset", "Dataset"]:
+        """Return the data set without the k-th of n folds, each with its share of every class, and that fold."""
+        assert self.labels is not None
+        rows = fold_rows(self.labels.numpy(), k, n, seed)
+        return self.take(np.setdiff1d(np.arange(len(self)), rows)), self.take(rows)
+
+    def fewest(self) -> int:
+        """Return the number of images of the smallest class."""
+        assert self.labels is not None
+        return min(counts(self.labels.numpy()).values())
+
     def fingerprint(self) -> str:
         """Return a hash of the pixels, labels and class names."""
         digest = self.images.fingerprint()
@@ -75,23 +110,6 @@ def load_train(node: Node) -> tuple[Dataset, Dataset | None]:
         return data, None
     keep, val = validation(data.labels.numpy(), options.val_fraction, options.split_seed)
     return data.take(keep), data.take(val)
-
-
-def labelled(
-    data: Dataset, node: Node, label_fraction: float | None, labels_per_class: int | None, subset_seed: int
-) -> Dataset:
-    """Return the pictures of training whose labels are used.
-
-    Raises:
-        UserError: no labels, one class, or more asked for than there are.
-    """
-    if data.labels is None:
-        raise UserError(f"{describe(node)} has no labels: put the pictures into a folder a class to finetune on them")
-    names = data.class_names
-    if len(names) < 2:
-        raise UserError(f"{describe(node)} has one class ({', '.join(names)}); a classifier needs two")
-    labels = data.labels.numpy()
-    return data.take(label_subset(labels, subset_seed, label_fraction, labels_per_class, data.class_sizes, names))
 
 
 def load_test(node: Node) -> Dataset:
@@ -235,7 +253,7 @@ def _cap(listing: Listing, n: int) -> Listing:
     rng = np.random.default_rng(0)
     if listing.labels is None:
         return listing.take(np.sort(rng.permutation(len(listing.names))[:n]))
-    keep = label_subset(listing.labels, seed=0, fraction=n / len(listing.names))
+    keep = LabelBudget(n / len(listing.names)).rows(listing.labels)
     if len(keep) > n:
         keep = np.sort(rng.permutation(keep)[:n])
     log.info("Using %d of %d training pictures (dataset.max_images).", len(keep), len(listing.names))

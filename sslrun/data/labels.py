@@ -6,6 +6,7 @@ that of 10 %, for every class.
 
 import hashlib
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,6 +31,11 @@ def hold_out(names: Sequence[str], labels: np.ndarray, fraction: float = 0.2) ->
     return np.setdiff1d(np.arange(len(labels)), test), test
 
 
+def validation_sizes(sizes: dict[int, int], fraction: float) -> dict[int, int]:
+    """Return how many images of each class validation takes: of a fraction above 0 at least one."""
+    return {c: max(1, round(fraction * n)) if fraction > 0 else 0 for c, n in sizes.items()}
+
+
 def validation(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Carve a stratified validation split from training.
 
@@ -39,9 +45,7 @@ def validation(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
     Raises:
         UserError: a class would be left without a training picture.
     """
-    wanted = {c: round(fraction * n) for c, n in counts(labels).items()}
-    if fraction > 0:
-        wanted = {c: max(1, k) for c, k in wanted.items()}
+    wanted = validation_sizes(counts(labels), fraction)
     for c, n in counts(labels).items():
         if wanted[c] >= n:
             raise UserError(
@@ -53,63 +57,86 @@ def validation(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
     return np.setdiff1d(np.arange(len(labels)), val), val
 
 
-def check_amount(fraction: float | None, asked: Collection[str]) -> None:
-    """Refuse an amount of labels that cannot be meant.
+@dataclass(frozen=True)
+class LabelBudget:
+    """How many labels of training may be used: a fraction, or so many of each class; with neither all.
 
-    Args:
-        fraction: of the training labels.
-        asked: the keys that stand on the command line.
-
-    Raises:
-        UserError: more than all of them, or two amounts at once.
+    Attributes:
+        fraction: of each class's size, that of validation included; at least one image of each class.
+        per_class: of each class, whatever the fraction.
+        seed: of the subset; smaller subsets of one seed lie within the larger.
     """
-    if fraction is not None and fraction > 1:
-        raise UserError(
-            f"label_fraction must be at most 1, found {fraction:g}; for a number of labels say labels_per_class"
-        )
-    if {"label_fraction", "labels_per_class"} <= set(asked):
-        raise UserError("say label_fraction or labels_per_class, not both")
+
+    fraction: float | None = None
+    per_class: int | None = None
+    seed: int = 0
+
+    @property
+    def amount(self) -> float:
+        """Return the number of labels of each class, or the fraction of all."""
+        return self.per_class if self.per_class is not None else 1.0 if self.fraction is None else self.fraction
+
+    def check(self, keys: Collection[str] = ()) -> None:
+        """Refuse an amount of labels that cannot be meant.
+
+        Args:
+            keys: that stand on the command line.
+
+        Raises:
+            UserError: more than all of them, or two amounts at once.
+        """
+        if self.fraction is not None and self.fraction > 1:
+            raise UserError(
+                f"label_fraction must be at most 1, found {self.fraction:g}; for a number of labels say "
+                "labels_per_class"
+            )
+        if {"label_fraction", "labels_per_class"} <= set(keys):
+            raise UserError("say label_fraction or labels_per_class, not both")
+
+    def short(self, available: dict[int, int], class_sizes: dict[int, int]) -> list[int]:
+        """Return the classes with fewer images than `per_class`, or of which the fraction is less than one image.
+
+        Args:
+            available: images of each class, without validation.
+            class_sizes: images of each class, with validation.
+        """
+        if self.per_class is not None:
+            return [c for c, n in available.items() if n < self.per_class]
+        return [c for c in available if self.fraction is not None and self.fraction * class_sizes[c] < 1]
+
+    def rows(
+        self, labels: np.ndarray, class_sizes: dict[int, int] | None = None, class_names: Sequence[str] = ()
+    ) -> np.ndarray:
+        """Choose the images whose labels may be used: stratified, at least one a class, nested for one seed.
+
+        Args:
+            labels: N labels to choose from.
+            class_sizes: what the fraction refers to, by default the counts in `labels`.
+            class_names: for the messages.
+
+        Returns:
+            Sorted positions.
+
+        Raises:
+            UserError: a class has fewer images than `per_class`.
+        """
+        available = counts(labels)
+        sizes = class_sizes or available
+        if self.per_class is not None:
+            short = self.short(available, sizes)
+            if short:
+                named = ", ".join(f"{class_names[c] if class_names else c} has {available[c]}" for c in short[:5])
+                raise UserError(
+                    f"labels_per_class={self.per_class} is more than there are: {named} (validation set apart)"
+                )
+            wanted = dict.fromkeys(available, self.per_class)
+        else:
+            wanted = {c: min(n, max(1, round(self.amount * sizes[c]))) for c, n in available.items()}
+        order = np.random.default_rng([self.seed, 2]).permutation(len(labels))
+        return _prefixes(order, labels, wanted)
 
 
-def label_subset(
-    labels: np.ndarray,
-    seed: int,
-    fraction: float | None = None,
-    per_class: int | None = None,
-    class_sizes: dict[int, int] | None = None,
-    class_names: Sequence[str] = (),
-) -> np.ndarray:
-    """Choose the pictures whose labels may be used: stratified, at least one a class, nested for one seed.
-
-    Args:
-        labels: N labels to choose from.
-        fraction: of each class's size.
-        per_class: instead of a fraction, so many of each class.
-        class_sizes: what `fraction` refers to, by default the counts in `labels`.
-        class_names: for the messages.
-
-    Returns:
-        Sorted positions.
-
-    Raises:
-        UserError: a class has fewer pictures than were asked for.
-    """
-    available = counts(labels)
-    sizes = class_sizes or available
-    if per_class is not None:
-        wanted = dict.fromkeys(available, per_class)
-        short = {c: n for c, n in available.items() if n < per_class}
-        if short:
-            named = ", ".join(f"{class_names[c] if class_names else c} has {n}" for c, n in list(short.items())[:5])
-            raise UserError(f"labels_per_class={per_class} is more than there are: {named} (validation set apart)")
-    else:
-        share = 1.0 if fraction is None else fraction
-        wanted = {c: min(n, max(1, round(share * sizes[c]))) for c, n in available.items()}
-    order = np.random.default_rng([seed, 2]).permutation(len(labels))
-    return _prefixes(order, labels, wanted)
-
-
-def part_of(labels: np.ndarray, k: int, n: int, seed: int) -> np.ndarray:
+def fold_rows(labels: np.ndarray, k: int, n: int, seed: int) -> np.ndarray:
     """Return the sorted positions of the k-th of n parts, each of which has its share of every class.
 
     Raises:

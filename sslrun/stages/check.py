@@ -17,11 +17,11 @@ from sslrun.base.errors import UserError
 from sslrun.base.files import write_text
 from sslrun.config.nodes import short_name
 from sslrun.config.types import Node, Positive, PositiveInt
-from sslrun.data import labels
 from sslrun.data.cache import Decoded
 from sslrun.data.dataset import decoded, listed
 from sslrun.data.duplicates import exact_duplicates, headers, near_duplicates, other_files
 from sslrun.data.images import Images
+from sslrun.data.labels import LabelBudget, counts, validation_sizes
 from sslrun.data.options import DatasetNode, Options, describe, shared
 from sslrun.data.orientation import pixels, sample
 from sslrun.data.sources.folder import pile
@@ -87,7 +87,8 @@ def check(run: Run, settings: Check) -> dict[str, Any]:
     Raises:
         UserError: something would stop a run (after the report).
     """
-    labels.check_amount(settings.label_fraction, run.overrides)
+    budget = LabelBudget(settings.label_fraction, settings.labels_per_class)
+    budget.check(run.overrides)
     options = shared(settings.dataset)
     parts = list(_parts(settings.dataset, settings.unlabeled))
     images = _joined([p for p in parts if p.name != "test"])
@@ -97,7 +98,7 @@ def check(run: Run, settings: Check) -> dict[str, Any]:
         "splits": {p.name: _split(p, options) for p in parts},
         "other_files": _other_files(settings.dataset),
         "duplicates": _duplicates(parts),
-        "labels": _labels(parts[0], options, settings.label_fraction, settings.labels_per_class),
+        "labels": _labels(parts[0], options, budget),
         "pixels": pixels(sample(images)) if len(images) else None,
     }
     if len(images) > 1:
@@ -145,7 +146,7 @@ def _joined(parts: list[Part]) -> Images:
 
 def _split(part: Part, options: Options) -> dict[str, Any]:
     items, names = part.pictures.items, part.pictures.class_names
-    sizes = labels.counts(part.labels) if part.labels is not None else {}
+    sizes = counts(part.labels) if part.labels is not None else {}
     if isinstance(items, np.ndarray):
         height, width, channels = items.shape[1:]
         shapes = [(width, height)] * len(items)
@@ -191,21 +192,20 @@ def _duplicates(parts: list[Part]) -> dict[str, Any]:
     return paths | {"test_pictures_in_training": len({i for g in both for i in g if in_test[i]})}
 
 
-def _labels(part: Part, options: Options, fraction: float | None, per_class: int | None) -> dict[str, Any] | None:
+def _labels(part: Part, options: Options, budget: LabelBudget) -> dict[str, Any] | None:
     """Say for which classes there are too few pictures; None where there are no labels."""
     if part.labels is None:
         return None
-    names, sizes = part.pictures.class_names, labels.counts(part.labels)
-    out: dict[str, Any] = {"label_fraction": fraction, "labels_per_class": per_class, "classes": len(sizes)}
-    taken = {c: max(1, round(options.val_fraction * n)) if options.val_fraction else 0 for c, n in sizes.items()}
-    out["too_few_for_validation"] = [names[c] for c, n in sizes.items() if taken[c] >= n]
+    names, sizes = part.pictures.class_names, counts(part.labels)
+    taken = validation_sizes(sizes, options.val_fraction)
     available = {c: n - taken[c] for c, n in sizes.items()}
-    short = (
-        {c for c, n in available.items() if n < per_class}
-        if per_class
-        else {c for c in sizes if fraction and fraction * sizes[c] < 1}
-    )
-    return out | {"too_few": {names[c]: available[c] for c in sorted(short)}}
+    return {
+        "label_fraction": budget.fraction,
+        "labels_per_class": budget.per_class,
+        "classes": len(sizes),
+        "too_few_for_validation": [names[c] for c, n in sizes.items() if taken[c] >= n],
+        "too_few": {names[c]: available[c] for c in budget.short(available, sizes)},
+    }
 
 
 def _estimate(

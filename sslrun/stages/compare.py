@@ -11,7 +11,7 @@ from sslrun.base.console import ERR, log
 from sslrun.config.commands import COMPARE
 from sslrun.config.grammar import key_of
 from sslrun.config.types import Count, Node, Positive, PositiveInt
-from sslrun.data.labels import check_amount
+from sslrun.data.labels import LabelBudget
 from sslrun.data.options import DatasetNode, describe
 from sslrun.data.orientation import pixels, sample
 from sslrun.report import check
@@ -67,7 +67,7 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
     """
     run.note(resumable=STUDY)
     for fraction in settings.label_fractions:
-        check_amount(fraction, run.overrides)
+        LabelBudget(fraction).check(run.overrides)
     limit = None if settings.budget is None else seconds_of(settings.budget)
     chosen, own = _choices(run)
     overrides_of(run.stages, run.config, chosen, own)  # mistakes are found before the pictures are read

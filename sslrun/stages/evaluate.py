@@ -14,7 +14,8 @@ from sslrun.base.files import write_text
 from sslrun.base.output import write_csv
 from sslrun.config.nodes import overlaid
 from sslrun.config.types import Node, PositiveInt
-from sslrun.data.dataset import Dataset, labelled, load_test, load_train
+from sslrun.data.dataset import Dataset, load_test, load_train
+from sslrun.data.labels import LabelBudget
 from sslrun.data.options import AnyDatasetNode, describe, preprocessing_of
 from sslrun.device import Device, inference_device
 from sslrun.evaluation.features import map_features, probabilities
@@ -163,7 +164,8 @@ def _stages(found: Tested, batch_size: int) -> list[dict[str, Any]]:
     node = node | {"root": tested["root"]} if moved else node
     try:
         data, val = load_train(node)
-        chosen = labelled(data, node, config["label_fraction"], config["labels_per_class"], config["subset_seed"])
+        budget = LabelBudget(config["label_fraction"], config["labels_per_class"], config["subset_seed"])
+        chosen = data.labeled(budget, describe(node))
         if config["fold"] is None and chosen.fingerprint() != read_summary(found.directory)["subset_fingerprint"]:
             raise UserError("the labelled pictures are not those of the run")
     except UserError as error:

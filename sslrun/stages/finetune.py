@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 
@@ -13,8 +12,8 @@ from sslrun.base.files import file_hash
 from sslrun.config.build import build, built_settings, function
 from sslrun.config.nodes import short_name
 from sslrun.config.types import Count, Fraction, FromCheckpoint, Node, Positive, PositiveInt
-from sslrun.data.dataset import Dataset, labelled, load_train
-from sslrun.data.labels import check_amount, counts, part_of
+from sslrun.data.dataset import Dataset, load_train
+from sslrun.data.labels import LabelBudget
 from sslrun.data.options import AnyDatasetNode, describe
 from sslrun.device import Device
 from sslrun.evaluation import calibration
@@ -58,6 +57,11 @@ class Finetune:
     subset_seed: Count
     resume: str | None
 
+    @property
+    def budget(self) -> LabelBudget:
+        """Return the labels that may be used."""
+        return LabelBudget(self.label_fraction, self.labels_per_class, self.subset_seed)
+
 
 def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     """Train a classifier on a stratified subset of the labels, and choose the best of its states on validation.
@@ -88,7 +92,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     if settings.mode == "auto":
         weights = file_hash(network.path, "sha256").hexdigest() if network.path else network.name
         pictures = [data.fingerprint(), val.fingerprint() if val else ""]
-        return choose(run, config, pictures, weights, len(val) if val else 0, _fewest(chosen))
+        return choose(run, config, pictures, weights, len(val) if val else 0, chosen.fewest())
     if settings.mode == "finetune":
         return _trained(run, settings, encoder, chosen, val, hardware, keep, strength)
     classifier = _without_training(settings, encoder, chosen, val, hardware, strength)
@@ -103,7 +107,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
 
 def _resolved(run: Run, settings: Finetune) -> tuple[Network, Finetune]:
     """Find where the network starts, and fill in what it decides."""
-    check_amount(settings.label_fraction, run.overrides)
+    settings.budget.check(run.overrides)
     if run.resumed and settings.mode not in ("auto", "finetune"):
         raise UserError(f"mode={settings.mode} has no steps to go on with: run it anew")
     goes_on = run.summary if run.resumed and settings.mode == "finetune" else None
@@ -122,9 +126,10 @@ def _resolved(run: Run, settings: Finetune) -> tuple[Network, Finetune]:
 def _labelled(settings: Finetune) -> tuple[Dataset, Dataset, Dataset | None]:
     """Return training, those of its pictures whose labels are used, and validation."""
     data, val = load_train(settings.dataset)
-    chosen = labelled(data, settings.dataset, settings.label_fraction, settings.labels_per_class, settings.subset_seed)
+    chosen = data.labeled(settings.budget, describe(settings.dataset))
     if settings.fold is not None:
-        chosen, held = _without_fold(chosen, settings.fold[0], settings.fold[1], settings.subset_seed)
+        k, n = settings.fold
+        chosen, held = chosen.without_fold(k, n, settings.subset_seed)
         val = held if val is None else val + held
     return data, chosen, val
 
@@ -155,18 +160,6 @@ def _tell(run: Run, network: Network, device: Device, data: Dataset, chosen: Dat
         precision=device.precision,
         memory_format=device.memory_format,
     )
-
-
-def _fewest(data: Dataset) -> int:
-    assert data.labels is not None
-    return min(counts(data.labels.numpy()).values())
-
-
-def _without_fold(data: Dataset, k: int, n: int, seed: int) -> tuple[Dataset, Dataset]:
-    """Return labelled pictures without the k-th of n parts of each class, and that part."""
-    assert data.labels is not None
-    rows = part_of(data.labels.numpy(), k, n, seed)
-    return data.take(np.setdiff1d(np.arange(len(data)), rows)), data.take(rows)
 
 
 def _trained(

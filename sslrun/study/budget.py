@@ -105,10 +105,10 @@ def _measured(plan: Plan, pictures: Pictures, anew: bool) -> Times:
             continue
         if cell.setting not in configs:
             configs[cell.setting] = plain(compose_config(FINETUNE, list(p.overrides), None))
-        if cell.amount not in measured:
-            n = len(cell.subset(data))
-            measured[cell.amount] = n, estimate.classifier(configs[cell.setting], data, val, n)
-        n, each = measured[cell.amount]
+        if cell.budget.amount not in measured:
+            n = len(data.within(cell.budget))
+            measured[cell.budget.amount] = n, estimate.classifier(configs[cell.setting], data, val, n)
+        n, each = measured[cell.budget.amount]
         train = configs[cell.setting]["train"]
         found.classifiers += each.probe if cell.mode == "probe" else each.finetuning(train, n, len(val or ()))
     return found

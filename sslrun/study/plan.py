@@ -2,9 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
@@ -15,7 +12,7 @@ from sslrun.config.nodes import plain
 from sslrun.config.types import Node
 from sslrun.data.dataset import Dataset, listing_hash, load_train, load_unlabeled
 from sslrun.data.images import Images
-from sslrun.data.labels import counts, label_subset
+from sslrun.data.labels import LabelBudget
 from sslrun.data.options import describe
 from sslrun.models.weights import imagenet_at_hand, imagenet_weights
 from sslrun.runs.run import Stages
@@ -33,35 +30,19 @@ class Cell:
     Attributes:
         start: a pretraining's name, `scratch` or `imagenet`.
         mode: `finetune` or `probe`.
-        amount: of labels: a part of them, or how many of each class.
-        a_class: which of the two.
-        seed: of the label subset and of the training.
+        budget: of labels; its seed is that of the training, too.
         setting: that it is tried with, as an override, or ''; of each network the best setting is evaluated.
     """
 
     start: str
     mode: str
-    amount: float
-    a_class: bool
-    seed: int
+    budget: LabelBudget
     setting: str = ""
 
     @property
     def labels(self) -> dict[str, float]:
         """Return how many labels it has, as a setting of finetune."""
-        return {"labels_per_class" if self.a_class else "label_fraction": self.amount}
-
-    def subset(self, data: Dataset) -> np.ndarray:
-        """Return the rows of its label subset.
-
-        Raises:
-            UserError: there are fewer.
-        """
-        assert data.labels is not None
-        amount: dict[str, Any] = {"per_class" if self.a_class else "fraction": self.amount}
-        return label_subset(
-            data.labels.numpy(), self.seed, **amount, class_names=data.class_names, class_sizes=data.class_sizes
-        )
+        return {"label_fraction" if self.budget.per_class is None else "labels_per_class": self.budget.amount}
 
 
 @dataclass
@@ -135,11 +116,11 @@ def plan_of(
     evaluating = device_of(config, chosen, EVALUATE)
     made, evaluated, trials = {}, {}, {}
     fingerprints = [d.fingerprint() if d else "" for d in (classified.data, classified.val)]
-    for cell in _cells(config, list(starts), settings, _amounts(config, classified.data)):
+    for cell in _cells(config, list(starts), settings, _budgets(config, classified.data)):
         init = starts[cell.start].directory.as_posix() if cell.start in starts else cell.start
-        own = {"init": init, "mode": cell.mode, **cell.labels, "seed": cell.seed}
-        amount = f"{cell.amount:g}" + "_a_class" * cell.a_class
-        name = f"{cell.start}_{cell.mode}_{amount}_seed{cell.seed}"
+        own = {"init": init, "mode": cell.mode, **cell.labels, "seed": cell.budget.seed}
+        amount = f"{cell.budget.amount:g}" + "_a_class" * (cell.budget.per_class is not None)
+        name = f"{cell.start}_{cell.mode}_{amount}_seed{cell.budget.seed}"
 
         def classifier(name: str, settings: Node, setting: str) -> Part:
             said = [*common, *(f"{k}={literal(v)}" for k, v in settings.items()), *([setting] if setting else [])]
@@ -185,11 +166,10 @@ def _folds(cell: Cell, pictures: Pictures, settings: int, mode: str) -> list[lis
     There are none where validation is enough, and where nothing is to be chosen: with one setting, but for `mode=auto`.
     With more than one, probes are judged like that, too, so that the best classifier of all can be named.
     """
-    assert pictures.data.labels is not None
-    rows = cell.subset(pictures.data)
+    fewest = pictures.data.within(cell.budget).fewest()
     if (settings < 2 and mode != "auto") or (cell.start, cell.mode) == (SCRATCH, "probe"):
         return []
-    found = folds_of(len(pictures.val or ()), min(counts(pictures.data.labels.numpy()[rows]).values()))
+    found = folds_of(len(pictures.val or ()), fewest)
     if found == [None] and not pictures.val:
         (amount,) = (f"{k}={v:g}" for k, v in cell.labels.items())
         raise UserError(
@@ -198,19 +178,24 @@ def _folds(cell: Cell, pictures: Pictures, settings: int, mode: str) -> list[lis
     return [f for f in found if f is not None]
 
 
-def _amounts(config: Node, data: Dataset) -> list[float]:
+def _budgets(config: Node, data: Dataset) -> list[LabelBudget]:
     """Return the amounts of labels, of those that come to the same subsets the first."""
-    a_class = config["labels_per_class"] is not None
-    sizes: dict[int, float] = {}
-    for amount in sorted(set(config["labels_per_class"] if a_class else config["label_fractions"])):
-        n = len(Cell(SCRATCH, "probe", amount, a_class, 0).subset(data))
-        if sizes.setdefault(n, amount) != amount:
-            log.info("%g and %g of the labels are the same %d: they are taken once.", sizes[n], amount, n)
+    per_class = config["labels_per_class"]
+    if per_class is not None:
+        budgets = [LabelBudget(per_class=n) for n in sorted(set(per_class))]
+    else:
+        budgets = [LabelBudget(fraction) for fraction in sorted(set(config["label_fractions"]))]
+    sizes: dict[int, LabelBudget] = {}
+    for budget in budgets:
+        n = len(data.within(budget))
+        if sizes.setdefault(n, budget) != budget:
+            amounts = sizes[n].amount, budget.amount
+            log.info("%g and %g of the labels are the same %d: they are taken once.", *amounts, n)
     return list(sizes.values())
 
 
 def _cells(
-    config: Node, pretrained: Sequence[str], settings: Sequence[str], amounts: Sequence[float]
+    config: Node, pretrained: Sequence[str], settings: Sequence[str], budgets: Sequence[LabelBudget]
 ) -> Iterator[Cell]:
     """Yield the classifiers of a study: from scratch and frozen random always, the pretrained in each mode."""
     network = (config["backbone"], config["dataset"]["image_size"])
@@ -218,11 +203,11 @@ def _cells(
     if imagenet and not imagenet_weights(*network):
         raise UserError("imagenet=true: there are no ImageNet weights for this backbone; resnet18 and mobilenetv2 have")
     modes = ["finetune", "probe"] if config["mode"] == "auto" else [config["mode"]]
-    a_class = config["labels_per_class"] is not None
-    for amount in amounts:
+    for unseeded in budgets:
         for seed in range(config["seeds"]):
-            yield Cell(SCRATCH, "probe", amount, a_class, seed)
+            budget = replace(unseeded, seed=seed)
+            yield Cell(SCRATCH, "probe", budget)
             for start in [SCRATCH, *([IMAGENET] if imagenet else []), *pretrained]:
                 for mode in modes if start != SCRATCH else ["finetune"]:
                     for setting in settings if mode == "finetune" else [""]:
-                        yield Cell(start, mode, amount, a_class, seed, setting)
+                        yield Cell(start, mode, budget, setting)
