@@ -2,7 +2,9 @@
 
 import os
 import platform
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, Literal
 
 
 def processor() -> str:
@@ -27,6 +29,14 @@ def cpu_flags() -> frozenset[str]:
 def physical_memory() -> int:
     """Return the machine's memory in bytes, or 0 where the system does not tell."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+
+
+def one_thread(library: Literal["blas", "openmp"]) -> AbstractContextManager[Any]:
+    """Return a context in which a kind of library computes on one thread: more wait for each other and for torch's."""
+    from threadpoolctl import threadpool_limits
+
+    context: AbstractContextManager[Any] = threadpool_limits(1, library)
+    return context
 
 
 def cores() -> int:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from sslrun.base.errors import UserError
 from sslrun.cli.invocation import Invocation
 from sslrun.config.grammar import key_of, quoted
-from sslrun.runs.find import find
+from sslrun.runs.find import find, newest
 
 SWEEP = "multirun.yaml"  # which Hydra writes into a sweep's folder
 
@@ -33,11 +33,11 @@ def newest_named(invocation: Invocation) -> Invocation:
     if named(invocation.overrides) != Path("latest"):
         return invocation
     command = invocation.command
-    found = find([command])
-    if not found:
+    found = newest(find([command]))
+    if found is None:
         raise UserError(f"resume=latest: no {command} run in outputs/{command}")
-    newest = found[-1][0]
-    place = newest.parent if (newest.parent / SWEEP).is_file() else newest
+    directory, _ = found
+    place = directory.parent if (directory.parent / SWEEP).is_file() else directory
     return invocation.with_overrides(f"resume={place}" if is_resume(v) else v for v in invocation.overrides)
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslrun.base.machine import one_thread
 from sslrun.data.duplicates import BLANK
 from sslrun.data.images import Images
 
@@ -80,13 +81,12 @@ def _told(train: Tensor, held: Tensor, changes: Sequence[Callable[[Tensor], Tens
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits
 
     def all_of(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
         return np.concatenate([_edges_and_colours(c(x)) for c in changes]), np.repeat(range(len(changes)), len(x))
 
     rule = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
-    with threadpool_limits(1, "blas"):  # more threads wait for each other and for torch's
+    with one_thread("blas"):
         rule.fit(*all_of(train))
     x, truth = all_of(held)
     return rule.predict(x), truth

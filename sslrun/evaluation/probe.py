@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sslrun.base.console import log
+from sslrun.base.machine import one_thread
 from sslrun.data.dataset import Dataset
 from sslrun.device import Device
 from sslrun.evaluation.features import features as features_of
@@ -142,11 +143,10 @@ def _some(labels: Tensor, most: int, seed: int) -> np.ndarray:
 
 @contextmanager
 def _quiet_and_alone() -> Iterator[None]:
-    """Say nothing of fits that did not converge, and use one thread: more wait for each other and for torch's."""
+    """Say nothing of fits that did not converge, and use one thread."""
     from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
 
-    with warnings.catch_warnings(), threadpool_limits(1, "blas"):
+    with warnings.catch_warnings(), one_thread("blas"):
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield
 

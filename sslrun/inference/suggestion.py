@@ -5,6 +5,8 @@ import warnings
 
 import numpy as np
 
+from sslrun.base.machine import one_thread
+
 NEIGHBOURS = 20  # by which typicality is told, as in the paper
 GROUPS = 500  # at most, as in the paper
 CLUSTERED = 20_000  # pictures, at most, by which the groups are found; the others join the nearest
@@ -28,14 +30,13 @@ def typical_and_diverse(features: np.ndarray, n: int, seed: int, labelled: np.nd
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
 
     known = np.zeros(len(features), dtype=bool)
     known[labelled if labelled is not None else []] = True
     x = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
     groups = min(n + int(known.sum()), GROUPS, len(x))
     some = np.random.default_rng(seed).permutation(len(x))[:CLUSTERED]
-    with warnings.catch_warnings(), threadpool_limits(1, "openmp"):  # whose threads would stay beside torch's
+    with warnings.catch_warnings(), one_thread("openmp"):  # whose threads would stay beside torch's
         warnings.simplefilter("ignore", ConvergenceWarning)  # of pictures that are all alike
         means = KMeans(groups, n_init=1, random_state=seed).fit(x[some])
         group = means.predict(x)

@@ -20,10 +20,9 @@ from sslrun.models.backbones.stem import for_imagenet
 from sslrun.models.encoder import Encoder, Readout, build_encoder
 from sslrun.models.weights import State, bare, encoder_of, load_imagenet, load_state
 from sslrun.runs import checkpoint
-from sslrun.runs.find import find, read_summary
+from sslrun.runs.find import Found, find, newest, read_summary
 
 SCRATCH, IMAGENET = "scratch", "imagenet"  # values of init= that are no run and no file
-Found = tuple[Path, dict[str, Any]]  # a run's directory and its summary
 
 
 @dataclass(frozen=True)
@@ -172,18 +171,18 @@ def _completed(
 
 
 def _newest(runs: list[Found], backbone: Node, dataset: Node, pretext: str | None) -> Found | None:
-    for path, summary in reversed(runs):
+    def fits(path: Path, summary: dict[str, Any]) -> bool:
         config = summary["config"]
         if not checkpoint.has_checkpoint(path) or summary["status"] != "finished":
-            continue
+            return False
         same = [
             not backbone.get("_target_") or backbone["_target_"] == config["backbone"]["_target_"],
             not dataset.get("_target_") or _same_pictures(dataset, config["dataset"]),
             pretext is None or pretext == short_name(config["pretext"]["_target_"]),
         ]
-        if all(same):
-            return path, summary
-    return None
+        return all(same)
+
+    return newest(runs, fits)
 
 
 def _same_pictures(a: Node, b: Node) -> bool:

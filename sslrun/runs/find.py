@@ -1,7 +1,7 @@
 """Finding and reading earlier runs; torch is not imported here."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ OUTPUTS = Path("outputs")
 PARTS = "parts"  # folder of runs that belong to studies and to mode=auto
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 STUDY, CHECKPOINT = "study", "checkpoint"  # what a run notes as `resumable`: by its runs, or from its checkpoint
+Found = tuple[Path, dict[str, Any]]  # a run's directory and its summary
 
 
 def has_checkpoint(directory: Path) -> bool:
@@ -64,7 +65,7 @@ def is_whole(directory: Path) -> bool:
     return not read_summary(directory).get("for_its_weights") or has_checkpoint(directory)
 
 
-def find(stages: Sequence[str] = LISTED, parts: bool = False) -> list[tuple[Path, dict[str, Any]]]:
+def find(stages: Sequence[str] = LISTED, parts: bool = False) -> list[Found]:
     """Return all runs below `outputs/`, oldest first, as (directory, summary); damaged ones are left out.
 
     Args:
@@ -80,6 +81,11 @@ def find(stages: Sequence[str] = LISTED, parts: bool = False) -> list[tuple[Path
             except UserError:
                 log.warning("Left out %s: it cannot be read.", path)
     return sorted(found, key=lambda f: str(f[1].get("started")))
+
+
+def newest(runs: Sequence[Found], fits: Callable[[Path, dict[str, Any]], bool] = lambda *_: True) -> Found | None:
+    """Return the newest of runs, oldest first, that fits; None if none does."""
+    return next((run for run in reversed(runs) if fits(*run)), None)
 
 
 def score(summary: dict[str, Any]) -> tuple[str, float] | None:
@@ -105,8 +111,8 @@ def find_run(run: str, stages: Sequence[str] = WITH_CLASSIFIER) -> Path:
         if summary["status"] != "finished":
             log.warning("%s did not finish (%s): its best checkpoint so far is used.", run, summary["status"])
         return Path(run)
-    finished = [path for path, summary in find(stages) if summary["status"] == "finished"]
-    if not finished:
+    found = newest(find(stages), lambda _, summary: summary["status"] == "finished")
+    if found is None:
         raise UserError(f"no finished {' or '.join(stages)} run in outputs: {typed(stages[0])} makes one")
-    log.info("Using %s", finished[-1])
-    return finished[-1]
+    log.info("Using %s", found[0])
+    return found[0]
