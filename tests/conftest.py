@@ -8,12 +8,15 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
+
+from sslrun.study.results import Row
 
 REPOSITORY = Path(__file__).parent.parent
 QUICK = ("device=cpu", "device.precision=fp32", "device.memory_format=channels_last")
@@ -83,6 +86,17 @@ def process(*arguments: str, **settings: str) -> Answer:
         timeout=300,
     )
     return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def row(start: str, mode: str, **known: Any) -> Row:
+    """Return what is compared of a classifier that there is not: 30 labels, and what is known of it."""
+    usual: dict[str, Any] = {
+        "labels": 30, "amount": "0.1 of the labels", "labels_validation": 10, "seed": 0, "subset": "a",
+        "test_accuracy": 0.5, "test_f1_macro": 0.5, "val_accuracy": None, "val_loss": None, "held_out_accuracy": None,
+        "held_out_loss": None, "chosen": None, "setting": "", "dataset": "digits", "backbone": "smallcnn",
+        "seconds": 1.0, "finetuned": f"{start} {mode}", "evaluated": "",
+    }  # fmt: skip
+    return Row(start=start, mode=mode, **{**usual, **known})
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,16 @@
 """`mode=auto`: what it tries, by what it chooses, and that it never looks at the test split."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from sslrun.report.study import conclusions
 from sslrun.study import results
-from tests.conftest import QUICK, Cli
+from sslrun.study.results import Row
+from tests.conftest import QUICK, Cli, row
 from tests.test_cli import runs, summary
 from tests.test_compare import DIGITS, SHORT, parts
 
@@ -98,29 +100,36 @@ def test_folds_are_stratified_and_cover_every_label_once() -> None:
 
 
 def test_auto_never_looks_at_the_test_split() -> None:
-    def row(start: str, mode: str, val: float, test: float) -> dict[str, Any]:
-        return {"start": start, "mode": mode, "val_accuracy": val, "val_loss": 1.0, "test_accuracy": test,
-                "subset": "a", "seed": 0, "labels": 30, "amount": "0.1"}  # fmt: skip
+    def tested(start: str, mode: str, val: float, test: float) -> Row:
+        return row(start, mode, val_accuracy=val, val_loss=1.0, test_accuracy=test)
 
-    rows = [row("scratch", "finetune", 0.8, 0.9), row("simclr", "finetune", 0.7, 1.0), row("simclr", "probe", 0.9, 0.1)]
+    rows = [
+        tested("scratch", "finetune", 0.8, 0.9),
+        tested("simclr", "finetune", 0.7, 1.0),
+        tested("simclr", "probe", 0.9, 0.1),
+    ]
     (chosen,) = results.with_auto(rows, ["simclr"])
-    assert (chosen["chosen"], chosen["test_accuracy"], chosen["start"]) == ("probe", 0.1, "simclr")
-    rows[2]["val_accuracy"] = 0.75
-    assert results.with_auto(rows, ["simclr"])[0]["chosen"] == "scratch"
+    assert (chosen.chosen, chosen.test_accuracy, chosen.start) == ("probe", 0.1, "simclr")
+    rows[2] = replace(rows[2], val_accuracy=0.75)
+    assert results.with_auto(rows, ["simclr"])[0].chosen == "scratch"
 
 
 def test_where_there_is_nothing_to_choose_by_nothing_is_chosen() -> None:
-    def row(start: str, mode: str, val: float | None, held: float | None = None) -> dict[str, Any]:
-        return {"start": start, "mode": mode, "val_accuracy": val, "val_loss": 1.0, "subset": "a", "seed": 0,
-                "held_out_accuracy": held, "held_out_loss": 1.0, "labels": 30, "amount": "0.1",
-                "finetuned": f"{start} {mode}"}  # fmt: skip
+    def judged(start: str, mode: str, val: float | None, held: float | None = None) -> Row:
+        return row(start, mode, val_accuracy=val, val_loss=1.0, held_out_accuracy=held, held_out_loss=1.0)
 
-    rows = [row("scratch", "finetune", None), row("simclr", "finetune", None), row("simclr", "probe", None)]
+    rows = [judged("scratch", "finetune", None), judged("simclr", "finetune", None), judged("simclr", "probe", None)]
     assert results.with_auto(rows, ["simclr"]) == []
     assert results.best_classifier(rows) is None
     # what was held out and what was not cannot be compared: a few pictures of validation flatter
-    held = [row("scratch", "probe", 0.99), row("scratch", "finetune", 0.9, 0.7), row("simclr", "probe", 0.8, 0.75)]
-    assert (results.best_classifier(held) or {})["finetuned"] == "simclr probe"
+    held = [
+        judged("scratch", "probe", 0.99),
+        judged("scratch", "finetune", 0.9, 0.7),
+        judged("simclr", "probe", 0.8, 0.75),
+    ]
+    best = results.best_classifier(held)
+    assert best is not None
+    assert best.finetuned == "simclr probe"
 
 
 def test_scratch_is_scratch_whatever_setting_it_was_chosen_with(tmp_path: Path) -> None:
@@ -135,7 +144,7 @@ def test_scratch_is_scratch_whatever_setting_it_was_chosen_with(tmp_path: Path) 
     (run / "summary.json").write_text(json.dumps(own | made))
     (test / "summary.json").write_text(json.dumps(own | scores))
     rows = [results.row_of(test, "simclr")]
-    assert results.conclusions(results.compared(rows), "auto") == [
+    assert conclusions(results.compared(rows), "auto") == [
         "simclr, 9 labels: nothing to compare with (scratch was chosen each time)"
     ]
 
@@ -168,13 +177,12 @@ def test_auto_says_when_there_is_nothing_to_choose_by(in_world: Path, cli: Cli) 
 
 
 def test_a_gain_that_random_features_have_too_is_not_praised_alone() -> None:
-    def rows(start: str, mode: str, test: float) -> list[dict[str, Any]]:
-        return [{"start": start, "mode": mode, "test_accuracy": test + 0.001 * n, "subset": str(n), "seed": n,
-                 "labels": 30, "amount": "10 % of the labels", "chosen": None} for n in range(3)]  # fmt: skip
+    def rows(start: str, mode: str, test: float) -> list[Row]:
+        return [row(start, mode, test_accuracy=test + 0.001 * n, subset=str(n), seed=n) for n in range(3)]
 
     pretrained = [*rows("scratch", "finetune", 0.5), *rows("simclr", "finetune", 0.7)]
-    (said,) = results.conclusions(results.compared([*pretrained, *rows("scratch", "probe", 0.72)]), "finetune")
+    (said,) = conclusions(results.compared([*pretrained, *rows("scratch", "probe", 0.72)]), "finetune")
     assert "helps by 20.0 points" in said
     assert said.endswith("but a probe of the untrained network reaches 72.1 %")
-    (said,) = results.conclusions(results.compared([*pretrained, *rows("scratch", "probe", 0.6)]), "finetune")
+    (said,) = conclusions(results.compared([*pretrained, *rows("scratch", "probe", 0.6)]), "finetune")
     assert "untrained" not in said

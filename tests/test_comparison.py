@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from sslrun.evaluation.intervals import mean_interval, paired
+from sslrun.report.study import verdict_text
 from sslrun.study.results import labels_needed, verdict
 
 
@@ -32,7 +33,7 @@ def test_pairs_are_made_by_the_subset_and_not_by_the_order() -> None:
     assert found is not None
     assert (found.mean, found.n) == (pytest.approx(0.1), 2)
     assert paired({"a": 1.0}, {"b": 1.0}) is None
-    assert verdict(None) == "nothing to compare with"
+    assert verdict_text(verdict(None)) == "nothing to compare with"
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
@@ -42,7 +43,7 @@ def test_an_arm_that_equals_scratch_shows_no_difference_in_95_of_100_trials(seed
     for _ in range(2000):
         subset = rng.normal(0, 0.05, seeds)  # that it is a good or a bad one is common to both
         a, b = 0.7 + subset + rng.normal(0, 0.01, (2, seeds))
-        said.append(verdict(paired(dict(enumerate_names(a)), dict(enumerate_names(b)))))
+        said.append(verdict_text(verdict(paired(dict(enumerate_names(a)), dict(enumerate_names(b))))))
     none = said.count("no difference shown") / len(said)
     assert abs(none - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 2000)
     assert sum(s.startswith("helps") for s in said) == pytest.approx(sum(s.startswith("hurts") for s in said), abs=45)
@@ -54,27 +55,30 @@ def test_a_true_gain_is_found_because_it_is_paired() -> None:
     for _ in range(200):
         subset = rng.normal(0, 0.05, 5)
         a, b = 0.75 + subset + rng.normal(0, 0.01, 5), 0.7 + subset + rng.normal(0, 0.01, 5)
-        found += verdict(paired(dict(enumerate_names(a)), dict(enumerate_names(b)))).startswith("helps by")
+        said = verdict_text(verdict(paired(dict(enumerate_names(a)), dict(enumerate_names(b)))))
+        found += said.startswith("helps by")
         unpaired += stats.ttest_ind(a, b).pvalue < 0.05
     assert found > 195
     assert unpaired < 120
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "kind", "words"),
     [
-        ([0.06, 0.062, 0.061], r"helps by 6\.1 points \(5\.9 to 6\.3\)"),
-        ([-0.06, -0.062, -0.061], r"hurts by 6\.1 points \(5\.9 to 6\.3\)"),
-        ([0.06, -0.06, 0.01], "no difference shown"),
-        ([0.0, 0.0, 0.0], "no difference shown"),
-        ([0.06], "one label subset shows nothing"),
+        ([0.06, 0.062, 0.061], "helps", r"helps by 6\.1 points \(5\.9 to 6\.3\)"),
+        ([-0.06, -0.062, -0.061], "hurts", r"hurts by 6\.1 points \(5\.9 to 6\.3\)"),
+        ([0.06, -0.06, 0.01], "none", "no difference shown"),
+        ([0.0, 0.0, 0.0], "none", "no difference shown"),
+        ([0.06], "one subset", "one label subset shows nothing"),
     ],
 )
-def test_verdicts_in_words(values: list[float], words: str) -> None:
+def test_verdicts_in_words(values: list[float], kind: str, words: str) -> None:
     import re
 
     zero = {str(i): 0.0 for i in range(len(values))}
-    assert re.match(words, verdict(paired({str(i): v for i, v in enumerate(values)}, zero)))
+    found = verdict(paired({str(i): v for i, v in enumerate(values)}, zero))
+    assert found.kind == kind
+    assert re.match(words, verdict_text(found))
 
 
 def test_labels_needed_reads_the_curve_both_ways() -> None:

@@ -8,6 +8,7 @@ import matplotlib.axes
 import pytest
 
 from sslrun.report import plots
+from tests.conftest import row
 
 
 def test_learning_curves_show_the_steps_that_all_runs_of_a_network_have(
@@ -26,7 +27,7 @@ def test_learning_curves_show_the_steps_that_all_runs_of_a_network_have(
         (tmp_path / name).mkdir()
         lines = [json.dumps({"step": s, "val/accuracy": v}) for s, v in points.items()]
         (tmp_path / name / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-        rows.append({"start": "scratch", "mode": "finetune", "labels": 60, "finetuned": str(tmp_path / name)})
+        rows.append(row("scratch", "finetune", labels=60, finetuned=str(tmp_path / name)))
     plots.learning_curves(rows, tmp_path)
     ((steps, means),) = drawn
     assert steps == [0, 100]

@@ -9,9 +9,17 @@ import numpy as np
 from sslrun.evaluation.intervals import mean_interval
 from sslrun.report.style import COLOURS, GREY, INK, colours, inked, legend, saved
 from sslrun.runs.log import read_metrics
-from sslrun.study.results import Row, name_of
+from sslrun.study.choice import PROBE, SCRATCH, TUNED
+from sslrun.study.results import Entry, Row
 
-Entry = dict[str, Any]
+FROM_SCRATCH, RANDOM = "from scratch", "frozen random"
+
+
+def name_of(start: str, mode: str) -> str:
+    """Return how a network is called in tables and figures."""
+    if start == SCRATCH:
+        return {TUNED: FROM_SCRATCH, PROBE: RANDOM}.get(mode, f"untrained, {mode}")
+    return f"{start}, {'finetuned' if mode == TUNED else mode}"
 
 
 def efficiency(entries: Sequence[Entry], shown: Callable[[Entry], bool], folder: Path) -> str:
@@ -20,20 +28,20 @@ def efficiency(entries: Sequence[Entry], shown: Callable[[Entry], bool], folder:
     lines: dict[tuple[str, str], list[Entry]] = {}
     for e in entries:
         if shown(e):
-            lines.setdefault((e["start"], e["mode"]), []).append(e)
+            lines.setdefault((e.start, e.mode), []).append(e)
     tint = colours(list(dict.fromkeys(start for start, _ in lines)))
     for i, ((start, mode), points) in enumerate(lines.items()):
         apart = 1.012 ** (i - (len(lines) - 1) / 2)
-        mean = np.array([100 * p["accuracy"].mean for p in points])
-        ends = np.array([[100 * p["accuracy"].low, 100 * p["accuracy"].high] for p in points]).T
-        frozen = start == "scratch" and mode == "probe"
+        mean = np.array([100 * p.accuracy.mean for p in points])
+        ends = np.array([[100 * p.accuracy.low, 100 * p.accuracy.high] for p in points]).T
+        frozen = (start, mode) == (SCRATCH, PROBE)
         axis.errorbar(
-            [p["labels"] * apart for p in points], mean, np.nan_to_num(np.abs(ends - mean)),
+            [p.labels * apart for p in points], mean, np.nan_to_num(np.abs(ends - mean)),
             color=tint[start], label=name_of(start, mode), marker="o", markersize=4, capsize=3, linewidth=1.6,
-            linestyle=":" if frozen else "--" if start == "scratch" else "-",
+            linestyle=":" if frozen else "--" if start == SCRATCH else "-",
         )  # fmt: skip
     axis.set_xscale("log")
-    ticks = sorted({p["labels"] for points in lines.values() for p in points})
+    ticks = sorted({p.labels for points in lines.values() for p in points})
     axis.set_xticks(ticks, [f"{t:,}" for t in ticks])
     axis.minorticks_off()
     axis.set_xlabel("labels")
@@ -49,18 +57,18 @@ def learning_curves(rows: Sequence[Row], folder: Path) -> str:
     A search of the number of steps or of evaluations gives runs of one network different steps; then those that all of
     them have are drawn.
     """
-    tuned = [r for r in rows if r["mode"] == "finetune"]
-    labels = sorted({r["labels"] for r in tuned})
+    tuned = [r for r in rows if r.mode == TUNED]
+    labels = sorted({r.labels for r in tuned})
     figure, (axes,) = inked(1, len(labels), (3.2 * len(labels) + 0.6, 3.0))
-    tint = colours(list(dict.fromkeys(r["start"] for r in tuned)))
+    tint = colours(list(dict.fromkeys(r.start for r in tuned)))
     for axis, n in zip(axes, labels, strict=True):
         for start, colour in tint.items():
-            runs = [read_metrics(Path(r["finetuned"])) for r in tuned if (r["start"], r["labels"]) == (start, n)]
+            runs = [read_metrics(Path(r.finetuned)) for r in tuned if (r.start, r.labels) == (start, n)]
             curves = [{int(p["step"]): 100 * p["val/accuracy"] for p in run if "val/accuracy" in p} for run in runs]
             steps = sorted(set.intersection(*map(set, curves))) if curves else []
             if steps:
                 axis.plot(steps, [np.mean([c[s] for c in curves]) for s in steps], color=colour, linewidth=1.5,
-                          linestyle="--" if start == "scratch" else "-", label=name_of(start, "finetune"))  # fmt: skip
+                          linestyle="--" if start == SCRATCH else "-", label=name_of(start, TUNED))  # fmt: skip
         axis.set_title(f"{n:,} labels")
         axis.set_xlabel("step")
     axes[0].set_ylabel("validation accuracy, %")
@@ -118,7 +126,7 @@ def class_gains(gains: Mapping[str, np.ndarray], class_names: Sequence[str], tit
     """
     n = len(class_names)
     figure, (axes,) = inked(1, len(gains), (3.0 * len(gains) + 1.2, 0.9 + 0.22 * min(n, 60)))
-    tint = colours(["scratch", *gains])
+    tint = colours([SCRATCH, *gains])
     for i, (axis, (name, values)) in enumerate(zip(axes, gains.items(), strict=True)):
         found = [mean_interval((100 * values[:, k]).tolist()) for k in range(n)]
         ends = np.nan_to_num(np.array([[f.mean - f.low, f.high - f.mean] for f in found]).T)

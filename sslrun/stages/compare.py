@@ -15,6 +15,7 @@ from sslrun.data.labels import LabelBudget
 from sslrun.data.options import DatasetNode, describe
 from sslrun.data.orientation import pixels, sample
 from sslrun.report import check
+from sslrun.report.plots import name_of
 from sslrun.report.study import publish
 from sslrun.runs.find import STUDY, find, read_summary
 from sslrun.runs.run import Run
@@ -96,7 +97,7 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
     held_out = {c: score_of(trials) for c, trials in plan.trials.items()}
     rows = [results.row_of(p.directory, c.start, held_out.get(c), c.setting) for c, p in evaluated.items()]
     if settings.mode == "auto":
-        rows += results.with_auto(rows, [s for s in dict.fromkeys(r["start"] for r in rows) if s != "scratch"])
+        rows += results.with_auto(rows, [s for s in dict.fromkeys(r.start for r in rows) if s != "scratch"])
     pretrained = {n: p.directory for n, p in plan.pretrainings.items()}
     run.note(pretraining_seconds={n: read_summary(d)["wall_time_seconds"] for n, d in pretrained.items()})
     places = None
@@ -112,9 +113,9 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
     conclusions = publish(run.directory, rows, settings.mode, places, run.summary)
     best = results.best_classifier(rows)
     if best:
-        name = results.name_of(best["start"], best["mode"])
-        ERR.print(f"The best classifier ({name}): sslrun predict image.jpg run={best['finetuned']}", markup=False)
-    return {"conclusions": conclusions, "best_classifier": best and best["finetuned"]}
+        name = name_of(best.start, best.mode)
+        ERR.print(f"The best classifier ({name}): sslrun predict image.jpg run={best.finetuned}", markup=False)
+    return {"conclusions": conclusions, "best_classifier": best and best.finetuned}
 
 
 def _choices(run: Run) -> tuple[dict[str, str], str | None]:

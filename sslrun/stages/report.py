@@ -7,8 +7,8 @@ from pathlib import Path
 from sslrun.base.errors import UserError
 from sslrun.report.study import publish
 from sslrun.runs.find import OUTPUTS, read_summary
-from sslrun.study import results
-from sslrun.study.results import Row, named_apart, rows_of
+from sslrun.study.choice import AUTO, PROBE, SCRATCH, TUNED
+from sslrun.study.results import ORDER, Row, named_apart, rows_of, with_auto
 
 
 def report_on(paths: Sequence[str], outputs: Path = OUTPUTS) -> Path:
@@ -23,24 +23,24 @@ def report_on(paths: Sequence[str], outputs: Path = OUTPUTS) -> Path:
     rows: dict[str, Row] = {}
     for path in paths:
         for row in rows_of(Path(path)):
-            rows.setdefault(row["evaluated"], row)
+            rows.setdefault(row.evaluated, row)
     found = named_apart(list(rows.values()))
     if not found:
         raise UserError(f"{' '.join(paths)}: no finished run there")
-    tests = {read_summary(Path(r["evaluated"]))["data_fingerprint"] for r in found}
+    tests = {read_summary(Path(r.evaluated))["data_fingerprint"] for r in found}
     if len(tests) > 1:
         raise UserError(
             f"these classifiers were tested on {len(tests)} different sets of pictures: compare one at a time"
         )
-    modes = {r["mode"] for r in found}
-    mode = next(m for m in results.ORDER if m in modes)
-    pretrained = [r for r in found if r["start"] != "scratch"]
-    if mode == "finetune" and pretrained:
-        modes = {r["mode"] for r in pretrained}
-        both = {"finetune", "probe"} <= modes
-        chosen = results.with_auto(found, dict.fromkeys(r["start"] for r in pretrained)) if both else []
+    modes = {r.mode for r in found}
+    mode = next(m for m in ORDER if m in modes)
+    pretrained = [r for r in found if r.start != SCRATCH]
+    if mode == TUNED and pretrained:
+        modes = {r.mode for r in pretrained}
+        both = {TUNED, PROBE} <= modes
+        chosen = with_auto(found, dict.fromkeys(r.start for r in pretrained)) if both else []
         found += chosen
-        mode = "auto" if chosen else next(m for m in results.ORDER if m in modes)
+        mode = AUTO if chosen else next(m for m in ORDER if m in modes)
     directory = outputs / "report" / datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     directory.mkdir(parents=True)
     publish(directory, found, mode, None, None)

@@ -19,13 +19,15 @@ from sslrun.runs.find import read_summary
 from sslrun.runs.run import Run, Stages
 from sslrun.study.launch import OF_NO_WEIGHT, Part, part, run_parts
 
+AUTO, TUNED, PROBE, KNN = "auto", "finetune", "probe", "knn"  # values of mode=
+SCRATCH, IMAGENET = "scratch", "imagenet"  # values of init=
 FEW = 100  # pictures of validation; with fewer the labelled ones are held out in turns, too
 FOLDS = 3
 UNSEARCHED = (  # keys and groups of finetune of which all candidates have the same, or each its own
     "init", "mode", "fold", "resume", "seed", "subset_seed", "label_fraction", "labels_per_class", "search", "backbone",
     "dataset", "device", "hydra", *OF_NO_WEIGHT,
 )  # fmt: skip
-CANDIDATES = {"finetune": ("finetune", None), "probe": ("probe", None), "scratch": ("finetune", "scratch")}
+CANDIDATES = {TUNED: (TUNED, None), PROBE: (PROBE, None), SCRATCH: (TUNED, SCRATCH)}
 OWN = ("init", "mode", "search", "fold", "resume")  # keys of finetune that differ between candidates
 
 
@@ -56,9 +58,9 @@ def choose(
                         "mode=finetune or mode=probe")  # fmt: skip
     base = plain(compose_config(FINETUNE, [], None))
     common = differing({k: v for k, v in config.items() if k not in OWN}, base)
-    names = ["scratch"] if config["init"] == "scratch" else [*CANDIDATES]
-    candidates = [(n, s) for n in names for s in (config["search"] if n != "probe" else []) or [""]]
-    made_from = {n: [*pictures, *([weights] if n != "scratch" else [])] for n in names}
+    names = [SCRATCH] if config["init"] == SCRATCH else [*CANDIDATES]
+    candidates = [(n, s) for n in names for s in (config["search"] if n != PROBE else []) or [""]]
+    made_from = {n: [*pictures, *([weights] if n != SCRATCH else [])] for n in names}
     tried = {c: [_part(run.stages, *c, config, common, f, made_from[c[0]]) for f in folds] for c in candidates}
     run.goes_on()
     run_parts([p for parts in tried.values() for p in parts], run.stages)

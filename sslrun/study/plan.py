@@ -16,11 +16,9 @@ from sslrun.data.labels import LabelBudget
 from sslrun.data.options import describe
 from sslrun.models.weights import imagenet_at_hand, imagenet_weights
 from sslrun.runs.run import Stages
-from sslrun.study.choice import folds_of, score_of
+from sslrun.study.choice import AUTO, IMAGENET, PROBE, SCRATCH, TUNED, folds_of, score_of
 from sslrun.study.launch import Part, part
 from sslrun.study.settings import device_of, overrides_of
-
-SCRATCH, IMAGENET = "scratch", "imagenet"
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ def _folds(cell: Cell, pictures: Pictures, settings: int, mode: str) -> list[lis
     With more than one, probes are judged like that, too, so that the best classifier of all can be named.
     """
     fewest = pictures.data.within(cell.budget).fewest()
-    if (settings < 2 and mode != "auto") or (cell.start, cell.mode) == (SCRATCH, "probe"):
+    if (settings < 2 and mode != AUTO) or (cell.start, cell.mode) == (SCRATCH, PROBE):
         return []
     found = folds_of(len(pictures.val or ()), fewest)
     if found == [None] and not pictures.val:
@@ -202,12 +200,12 @@ def _cells(
     imagenet = imagenet_at_hand(*network) if config["imagenet"] == "auto" else config["imagenet"]
     if imagenet and not imagenet_weights(*network):
         raise UserError("imagenet=true: there are no ImageNet weights for this backbone; resnet18 and mobilenetv2 have")
-    modes = ["finetune", "probe"] if config["mode"] == "auto" else [config["mode"]]
+    modes = [TUNED, PROBE] if config["mode"] == AUTO else [config["mode"]]
     for unseeded in budgets:
         for seed in range(config["seeds"]):
             budget = replace(unseeded, seed=seed)
-            yield Cell(SCRATCH, "probe", budget)
+            yield Cell(SCRATCH, PROBE, budget)
             for start in [SCRATCH, *([IMAGENET] if imagenet else []), *pretrained]:
-                for mode in modes if start != SCRATCH else ["finetune"]:
-                    for setting in settings if mode == "finetune" else [""]:
+                for mode in modes if start != SCRATCH else [TUNED]:
+                    for setting in settings if mode == TUNED else [""]:
                         yield Cell(start, mode, budget, setting)
