@@ -15,7 +15,7 @@ from sslrun.base.files import write_text
 from sslrun.data.cache import decode_all
 from sslrun.evaluation.projection import tsne
 from sslrun.report.html import rendered
-from sslrun.report.style import COLOURS, new_figure
+from sslrun.report.style import COLOURS, new_figure, styled
 from sslrun.runs.run import Run
 
 SIDE = 64  # px of a picture
@@ -92,6 +92,7 @@ def _sprite(small: np.ndarray, columns: int) -> str:
     return base64.b64encode(out.getvalue()).decode()
 
 
+@styled()
 def _png(path: Path, points: np.ndarray, small: np.ndarray, groups: Sequence[str], tint: dict[str, str]) -> None:
     """Draw a dot for each picture, and those pictures that find a place of their own."""
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage

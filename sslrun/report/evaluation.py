@@ -15,10 +15,11 @@ from sslrun.base.console import ERR, log
 from sslrun.base.files import write_text
 from sslrun.report import plots
 from sslrun.report.html import rendered
-from sslrun.report.style import new_figure
+from sslrun.report.style import new_figure, styled
 from sslrun.runs.run import Run
 
 
+@styled()
 def confusion_figure(run: Run, counts: list[list[int]], class_names: list[str]) -> None:
     """Draw the confusion matrix: shades are parts of a row, numbers are pictures."""
     n = len(class_names)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sslrun.evaluation.intervals import mean_interval
-from sslrun.report.style import COLOURS, GREY, INK, colours, inked, legend, saved
+from sslrun.report.style import COLOURS, GREY, INK, colours, inked, legend, saved, styled
 from sslrun.runs.log import read_metrics
 from sslrun.study.choice import PROBE, SCRATCH, TUNED
 from sslrun.study.results import Entry, Row
@@ -22,6 +22,7 @@ def name_of(start: str, mode: str) -> str:
     return f"{start}, {'finetuned' if mode == TUNED else mode}"
 
 
+@styled()
 def efficiency(entries: Sequence[Entry], shown: Callable[[Entry], bool], folder: Path) -> str:
     """Draw accuracy over the number of labels, with 95 % intervals; a little apart, so that none hides another."""
     figure, ((axis,),) = inked(1, 1, (6.4, 4.0))
@@ -51,6 +52,7 @@ def efficiency(entries: Sequence[Entry], shown: Callable[[Entry], bool], folder:
     return saved(figure, folder, "label_efficiency")
 
 
+@styled()
 def learning_curves(rows: Sequence[Row], folder: Path) -> str:
     """Draw validation accuracy over the steps of finetuning, a panel for each number of labels; means over seeds.
 
@@ -77,6 +79,7 @@ def learning_curves(rows: Sequence[Row], folder: Path) -> str:
     return saved(figure, folder, "learning_curves")
 
 
+@styled()
 def confusions(matrices: Mapping[str, np.ndarray], class_names: Sequence[str], title: str, folder: Path) -> str:
     """Draw confusion matrices side by side, each row as parts of its class."""
     n = len(class_names)
@@ -98,6 +101,7 @@ def confusions(matrices: Mapping[str, np.ndarray], class_names: Sequence[str], t
     return saved(figure, folder, "confusion_matrices")
 
 
+@styled()
 def reliability(scores: dict[str, Any], folder: Path) -> str:
     """Draw accuracy over confidence before and after calibration, as `metrics.scored` has them."""
     figure, (axes,) = inked(1, 2, (6.6, 3.3))
@@ -118,6 +122,7 @@ def reliability(scores: dict[str, Any], folder: Path) -> str:
     return saved(figure, folder, "reliability")
 
 
+@styled()
 def class_gains(gains: Mapping[str, np.ndarray], class_names: Sequence[str], title: str, folder: Path) -> str:
     """Draw how much more of each class is recognised than from scratch, in points, with 95 % intervals.
 
@@ -142,6 +147,7 @@ def class_gains(gains: Mapping[str, np.ndarray], class_names: Sequence[str], tit
     return saved(figure, folder, "class_gains")
 
 
+@styled()
 def maps(places: Mapping[str, np.ndarray], labels: np.ndarray, class_names: Sequence[str], folder: Path) -> str:
     """Draw embeddings in two dimensions, side by side, a colour for each class.
 

@@ -1,24 +1,32 @@
 """How figures look, and how they are saved."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+LOOK: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.dpi": 120,
+    "text.parse_math": False,  # a class may be called $1
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Give figures their look from the first axis to the file; a function that draws has this as its decorator."""
+    import matplotlib
+
+    with matplotlib.rc_context(LOOK):
+        yield
 
 
 def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     """Return an empty figure and its axes, `rows x columns`; without pyplot, which takes longer to import."""
-    import matplotlib
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams.update(
-        {
-            "font.size": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "figure.dpi": 120,
-            "text.parse_math": False,  # a class may be called $1
-        }
-    )
     figure = Figure(figsize=size)
     return figure, figure.subplots(rows, columns, squeeze=False)
 

@@ -11,7 +11,7 @@ from sslrun.augment import Rng
 from sslrun.data.images import Images
 from sslrun.device import Device
 from sslrun.report.sheets import whole_file
-from sslrun.report.style import new_figure
+from sslrun.report.style import new_figure, styled
 from sslrun.runs.log import read_metrics
 from sslrun.runs.run import Run
 from sslrun.tasks.task import Task
@@ -24,6 +24,7 @@ def some_of(images: Tensor | Images, seed: int) -> Tensor:
     return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:VIEWS_SHOWN]]
 
 
+@styled()
 def views_figure(run: Run, task: Task, images: Tensor, seed: int, files: Sequence[str] = ()) -> Path | None:
     """Draw pictures beside what the network is shown of them, as a figure and for TensorBoard.
 
@@ -77,6 +78,7 @@ def _drawn(
     return path
 
 
+@styled()
 def curves_figure(run: Run) -> None:
     """Draw loss and accuracy over the steps from `metrics.jsonl`."""
     rows = read_metrics(run.directory)
