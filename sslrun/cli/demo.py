@@ -8,16 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
 from sslrun.base.console import ERR
 from sslrun.base.errors import UserError
-from sslrun.base.files import write_text
+from sslrun.base.output import new_table, write_json
 from sslrun.cli.launch import run_command
 from sslrun.runs.find import OUTPUTS, find
 
 LABELS = 0.02
+NUMBERS = ("test accuracy", "±", "label subsets")  # columns of the table
 GENTLY = (
     "mode=finetune",
     "freeze_fraction=0.2",
@@ -95,9 +93,8 @@ def _picture(folder: Path) -> Path:
 def _tell(evaluated: Path, places: dict[str, Path]) -> None:
     runs: list[dict[str, Any]] = [json.loads(p.read_text()) for p in sorted(evaluated.glob("*/summary.json"))]
     arms = {name: [r for r in runs if r["init"] == name] for name in ("simclr", "scratch")}
-    table = Table(title=f"Digits, {runs[0]['labels']['train']} labels of 10 classes", box=box.SIMPLE_HEAD)
-    for column in ("network", "test accuracy", "±", "label subsets"):
-        table.add_column(column, justify="left" if column == "network" else "right")
+    title = f"Digits, {runs[0]['labels']['train']} labels of 10 classes"
+    table = new_table(("network", *NUMBERS), NUMBERS, title=title)
     rows: dict[str, list[float]] = {}
     for name, shown in (("simclr", "pretrained with SimCLR"), ("scratch", "from scratch")):
         rows[name] = [100 * r["test/accuracy"] for r in arms[name]]
@@ -106,7 +103,7 @@ def _tell(evaluated: Path, places: dict[str, Path]) -> None:
     gain = statistics.mean(rows["simclr"]) - statistics.mean(rows["scratch"])
     table.add_section()
     table.add_row("gain", f"{gain:+.1f}", "", "")
-    write_text(evaluated / "demo.json", json.dumps({"test_accuracy": rows, "gain": gain}, indent=2) + "\n")
+    write_json(evaluated / "demo.json", {"test_accuracy": rows, "gain": gain})
     ERR.print()
     ERR.print(table)
     for what, path in places.items():

@@ -1,16 +1,13 @@
 """`sslrun runs`: a table of what is in `outputs/`."""
 
-import csv
-import json
 import sys
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from sslrun.base.errors import UserError
+from sslrun.base.output import as_csv, as_json, new_table
 from sslrun.config.commands import LISTED
 from sslrun.runs.find import find, score
 
@@ -29,11 +26,9 @@ def print_runs(stage: str | None, format: str) -> None:
         raise UserError(f"--format {format}: must be one of table, json, csv")
     rows = [_row(str(path), s) for path, s in find([stage] if stage else LISTED)]
     if format == "json":
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        sys.stdout.write(as_json(rows))
     elif format == "csv":
-        writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        sys.stdout.write(as_csv(rows, COLUMNS))
     elif not rows:
         print("No runs in outputs/ yet: sslrun pretrain makes one.", file=sys.stderr)
     else:
@@ -57,9 +52,7 @@ def _row(path: str, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in COLUMNS:
-        table.add_column(name, overflow="fold", justify="right" if name in ("fraction", "duration") else "left")
+    table = new_table(COLUMNS, {"fraction", "duration"}, fold=True)
     for row in rows:
         cells = ["" if row[c] is None else str(row[c]) for c in COLUMNS[:-1]]
         minutes, seconds = divmod(round(row["duration"]), 60)

@@ -4,12 +4,11 @@ import math
 import os
 from typing import Any, Literal
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from sslrun.base.console import duration
+from sslrun.base.output import new_table
 
 SHOWN = 5  # of a list that may be long
 CUT = 0.3  # part of a picture that a crop to a square may cut away without a word
@@ -200,14 +199,14 @@ def _memory(report: dict[str, Any]) -> list[Finding]:
 
 def table(report: dict[str, Any]) -> str:
     """Return the report for people."""
-    columns = Table(title=Text(report["dataset"]), box=box.SIMPLE_HEAD, title_justify="left")
-    for name in ("", "images", "classes", "pictures a class", "formats", "width x height", "small", "unreadable"):
-        columns.add_column(name, justify="right" if name in ("images", "classes", "small", "unreadable") else "left")
+    columns = ("", "images", "classes", "pictures a class", "formats", "width x height", "small", "unreadable")
+    numbers = {"images", "classes", "small", "unreadable"}
+    splits = new_table(columns, numbers, title=Text(report["dataset"]), title_justify="left")
     for name, split in report["splits"].items():
-        columns.add_row(*map(Text, _row(name, split)))
+        splits.add_row(*map(Text, _row(name, split)))
     console = Console(width=None if os.isatty(1) else 140, highlight=False)
     with console.capture() as capture:
-        console.print(columns)
+        console.print(splits)
         if "estimate" in report:
             console.print(_estimate(report["estimate"]) + "\n", markup=False, soft_wrap=True)
         for finding in report["findings"]:

@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 import torch
 from markupsafe import Markup
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from sslrun.base.console import ERR, log
 from sslrun.base.files import write_text
+from sslrun.base.output import new_table
 from sslrun.report import plots
 from sslrun.report.html import rendered
 from sslrun.report.style import new_figure, styled
 from sslrun.runs.run import Run
+
+NUMBERS = ("precision", "recall", "f1", "images")  # columns of the table by class
 
 
 @styled()
@@ -62,9 +64,7 @@ def print_classification(found: dict[str, Any], source: Path, table: bool) -> No
 
 
 def _classes_table(found: dict[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("class", "precision", "recall", "f1", "images"):
-        table.add_column(name, justify="left" if name == "class" else "right")
+    table = new_table(("class", *NUMBERS), NUMBERS)
     for row in found["classes"]:
         numbers = [f"{row[k]:.3f}" for k in ("precision", "recall", "f1")]
         table.add_row(Text(row["class"]), *numbers, str(row["images"]))

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from omegaconf import OmegaConf
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from sslrun.base.console import ERR, log
 from sslrun.base.files import write_text
-from sslrun.base.output import write_csv
+from sslrun.base.output import new_table, write_csv
 from sslrun.report import plots
 from sslrun.report.html import rendered
 from sslrun.report.plots import FROM_SCRATCH, name_of
@@ -33,16 +32,14 @@ SHOWS = {  # what a verdict is called; a difference is followed by its size
     "nothing to compare with": "nothing to compare with",
 }
 STYLES = {"helps": "green", "hurts": "red"}  # of verdicts, in a terminal; classes of the same names in a page
+NUMBERS = ("test accuracy", "±", "against scratch")  # columns of the table
 Maps = tuple[Mapping[str, np.ndarray], np.ndarray]
 
 
 def table(entries: Sequence[Entry]) -> Table:
     """Return the comparison for people."""
-    out = Table(
-        box=box.SIMPLE_HEAD, caption="± and brackets: 95 % intervals over label subsets", caption_justify="left"
-    )
-    for column in ("labels", "network", "test accuracy", "±", "against scratch", ""):
-        out.add_column(column, justify="left" if column in ("network", "") else "right")
+    columns, caption = ("labels", "network", *NUMBERS, ""), "± and brackets: 95 % intervals over label subsets"
+    out = new_table(columns, {"labels", *NUMBERS}, caption=caption, caption_justify="left")
     last = None
     for e in entries:
         if last is not None and e.labels != last:

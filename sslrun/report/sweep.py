@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from sslrun.base.console import ERR, log
 from sslrun.base.errors import UserError
-from sslrun.base.output import write_csv
+from sslrun.base.output import new_table, write_csv
 from sslrun.runs.find import job_order, read_summary, score
 
 
@@ -59,12 +58,10 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
     grouped: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for r in rows:
         grouped.setdefault(tuple(_cell(r.get(k)) for k in shown), []).append(r)
-    table = Table(box=box.SIMPLE_HEAD)
     names = {r["score_name"] for r in rows if r.get("score_name")}
-    for name in (*(k.removeprefix("override ").replace("_", " ") for k in shown), "labels"):
-        table.add_column(name, justify="right" if name in ("labels", "label fraction") else "left")
-    for name in ("/".join(sorted(names)).replace("_", " ") or "score", "±", "runs"):
-        table.add_column(name, justify="right")
+    varied = [k.removeprefix("override ").replace("_", " ") for k in shown]
+    numbers = ("labels", "/".join(sorted(names)).replace("_", " ") or "score", "±", "runs")
+    table = new_table((*varied, *numbers), {"label fraction", *numbers})
     for key, members in grouped.items():
         scores = [r["score"] for r in members if r["score"] is not None and r["status"] == "finished"]
         labels = _cell(members[0].get("labels_train"))

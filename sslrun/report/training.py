@@ -24,7 +24,6 @@ def some_of(images: Tensor | Images, seed: int) -> Tensor:
     return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:VIEWS_SHOWN]]
 
 
-@styled()
 def views_figure(run: Run, task: Task, images: Tensor, seed: int, files: Sequence[str] = ()) -> Path | None:
     """Draw pictures beside what the network is shown of them, as a figure and for TensorBoard.
 
@@ -54,6 +53,7 @@ def task_figures(run: Run, task: Task, images: Tensor, seed: int, device: Device
         _drawn(run, name, images.float() / 255, {name: made})
 
 
+@styled()
 def _drawn(
     run: Run, figure_name: str, originals: Tensor, columns: dict[str, Tensor], files: Sequence[str] = ()
 ) -> Path:

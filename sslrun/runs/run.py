@@ -13,7 +13,6 @@ A sweep has its jobs in folders 0, 1, 2, ... of one such directory.
 """
 
 import datetime
-import json
 import logging
 import os
 import platform
@@ -33,6 +32,7 @@ from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.files import write_text
 from sslrun.base.locks import locked
+from sslrun.base.output import write_json
 from sslrun.base.version import __version__
 from sslrun.config.commands import typed
 from sslrun.runs.find import STUDY, read_summary
@@ -148,7 +148,7 @@ class Run:
         """Put entries into `summary.json`, now."""
         self._summary |= entries
         self._summary["wall_time_seconds"] = round(self._before + time.monotonic() - self._clock, 2)
-        write_text(self.directory / "summary.json", json.dumps(self._summary, indent=2, ensure_ascii=False) + "\n")
+        write_json(self.directory / "summary.json", self._summary)
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """`sslrun data check`: look a data set over before anything is trained on it."""
 
-import json
 import os
 import statistics
 from collections import Counter
@@ -15,6 +14,7 @@ from pydantic import Field
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.files import write_text
+from sslrun.base.output import as_json
 from sslrun.config.nodes import short_name
 from sslrun.config.types import Node, Positive, PositiveInt
 from sslrun.data.cache import Decoded
@@ -113,7 +113,7 @@ def check(run: Run, settings: Check) -> dict[str, Any]:
         )
     found = findings(report)
     report["findings"] = [{"level": level, "text": text} for level, text in found]
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    text = as_json(report)
     write_text(run.directory / "check.json", text)
     print(text if settings.format == "json" else table(report), end="")
     log.info("Written to %s", run.directory / "check.json")

@@ -1,6 +1,5 @@
 """`sslrun embed`: turn pictures into features."""
 
-import csv
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 from sslrun.base.console import log, printable
 from sslrun.base.errors import UserError
 from sslrun.base.files import creating, new_file
-from sslrun.base.output import quoting
+from sslrun.base.output import write_csv_lines
 from sslrun.config.types import Count, Node, PositiveInt
 from sslrun.data.cache import decode_all
 from sslrun.inference.index import indexed
@@ -93,9 +92,8 @@ def _npz(path: Path, files: Sequence[str], features: np.ndarray) -> None:
 
 def _csv(path: Path, files: Sequence[str], features: np.ndarray) -> None:
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file, lineterminator="\n", quoting=quoting(files))
-        writer.writerow(["image", *(f"feature_{i}" for i in range(1, features.shape[1] + 1))])
-        writer.writerows([f, *(f"{v:.6g}" for v in x)] for f, x in zip(files, features, strict=True))
+        header = ["image", *(f"feature_{i}" for i in range(1, features.shape[1] + 1))]
+        write_csv_lines(file, header, files, ([f"{v:.6g}" for v in x] for x in features))
 
 
 def _parquet(path: Path, files: Sequence[str], features: np.ndarray) -> None:

@@ -1,6 +1,5 @@
 """`sslrun evaluate`: read the test split, once, and report on a finetuned classifier."""
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,7 @@ import numpy as np
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.base.files import write_text
-from sslrun.base.output import write_csv
+from sslrun.base.output import write_csv, write_json
 from sslrun.config.nodes import overlaid
 from sslrun.config.types import Node, PositiveInt
 from sslrun.data.dataset import Dataset, load_test, load_train
@@ -200,7 +198,7 @@ def _some(n: int) -> np.ndarray:
 
 
 def _write(own: Run, found: Tested, scores: dict[str, Any]) -> None:
-    write_text(own.directory / "report.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
+    write_json(own.directory / "report.json", scores)
     write_csv(own.directory / "classes.csv", scores["classes"])
     np.savez_compressed(
         own.directory / "predictions.npz",
