@@ -1,7 +1,9 @@
 """`sslrun compare`: does pretraining help on these pictures, and from how many labels on?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,12 +18,12 @@ from sslrun.data.options import DatasetNode, describe
 from sslrun.data.orientation import pixels, sample
 from sslrun.report import check
 from sslrun.report.plots import name_of
-from sslrun.report.study import publish
+from sslrun.report.study import Maps, publish
 from sslrun.runs.find import STUDY, find, read_summary
 from sslrun.runs.run import Run
 from sslrun.study import results
 from sslrun.study.budget import seconds_of, times_of
-from sslrun.study.choice import score_of
+from sslrun.study.choice import AUTO, SCRATCH, score_of
 from sslrun.study.embeddings import embedding_maps
 from sslrun.study.launch import launching, run_parts
 from sslrun.study.plan import Pictures, Plan, best_settings, pictures_of, plan_of
@@ -88,34 +90,36 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
         seeds={"training": settings.seed, "split": settings.dataset["split_seed"], "subsets": settings.seeds},
     )
     run.goes_on()
-    run_parts(list(plan.pretrainings.values()), run.stages)
-    run_parts(list(plan.classifiers.values()), run.stages)
-    run_parts([p for trials in plan.trials.values() for p in trials], run.stages)
-    evaluated = {c: plan.evaluations[c] for c in best_settings(plan)}
-    run_parts(list(evaluated.values()), run.stages)
-
-    held_out = {c: score_of(trials) for c, trials in plan.trials.items()}
-    rows = [results.row_of(p.directory, c.start, held_out.get(c), c.setting) for c, p in evaluated.items()]
-    if settings.mode == "auto":
-        rows += results.with_auto(rows, [s for s in dict.fromkeys(r.start for r in rows) if s != "scratch"])
+    rows = _evaluated(run, plan, settings.mode)
     pretrained = {n: p.directory for n, p in plan.pretrainings.items()}
     run.note(pretraining_seconds={n: read_summary(d)["wall_time_seconds"] for n, d in pretrained.items()})
-    places = None
-    if not any(key_of(s).startswith("dataset.") for s in settings.finetune):  # else the classifiers have other classes
-        places = embedding_maps(
-            pretrained,
-            settings.backbone,
-            settings.dataset,
-            settings.device,
-            pictures.data,
-            pictures.val or pictures.data,
-        )
-    conclusions = publish(run.directory, rows, settings.mode, places, run.summary)
+    conclusions = publish(run.directory, rows, settings.mode, _maps(settings, pretrained, pictures), run.summary)
     best = results.best_classifier(rows)
     if best:
         name = name_of(best.start, best.mode)
         ERR.print(f"The best classifier ({name}): sslrun predict image.jpg run={best.finetuned}", markup=False)
     return {"conclusions": conclusions, "best_classifier": best and best.finetuned}
+
+
+def _evaluated(run: Run, plan: Plan, mode: str) -> list[results.Row]:
+    """Do the runs of a study, and return what is compared: of each network the best setting."""
+    for parts in (plan.pretrainings.values(), plan.classifiers.values(), chain.from_iterable(plan.trials.values())):
+        run_parts(list(parts), run.stages)
+    evaluated = {c: plan.evaluations[c] for c in best_settings(plan)}
+    run_parts(list(evaluated.values()), run.stages)
+    held_out = {c: score_of(trials) for c, trials in plan.trials.items()}
+    rows = [results.row_of(p.directory, c.start, held_out.get(c), c.setting) for c, p in evaluated.items()]
+    if mode == AUTO:
+        rows += results.with_auto(rows, [s for s in dict.fromkeys(r.start for r in rows) if s != SCRATCH])
+    return rows
+
+
+def _maps(settings: Compare, pretrained: Mapping[str, Path], pictures: Pictures) -> Maps | None:
+    """Return the maps of validation; None where the classifiers have other classes than the study."""
+    if any(key_of(s).startswith("dataset.") for s in settings.finetune):
+        return None
+    shown = pictures.val or pictures.data
+    return embedding_maps(pretrained, settings.backbone, settings.dataset, settings.device, pictures.data, shown)
 
 
 def _choices(run: Run) -> tuple[dict[str, str], str | None]:

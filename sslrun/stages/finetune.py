@@ -78,21 +78,19 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     encoder = network.encoder(data, "average" if settings.readout == "auto" else settings.readout)
     fastest = autotune.choose(hardware, settings.backbone, settings.dataset["image_size"], settings.train["batch_size"])
+    if settings.mode == "auto":  # its encoder was for one thing: weights that do not fit are an error now, and one
+        run.resolve(device=settings.device | fastest)
+        return _best(run, network, hardware, data, chosen, val)
     hardware.put(encoder)
     strength = None  # of the logistic regression: searched for when it is fitted
-    if settings.readout == "auto" and settings.mode != "auto":
+    if settings.readout == "auto":
         scores, strength = better_readout(encoder, chosen, val, hardware, settings.seed)
         run.resolve(readout=encoder.readout)
         run.note(readouts=scores)
     config = run.resolve(device=settings.device | fastest)
     hardware.compile(encoder)
-    run.refuse_other_data(data.fingerprint(), len(data))
-    _tell(run, network, hardware, data, chosen, val)
+    _begin(run, network, hardware, data, chosen, val)
     keep = {"stage": run.stage, "config": config, "class_names": data.class_names}
-    if settings.mode == "auto":
-        weights = file_hash(network.path, "sha256").hexdigest() if network.path else network.name
-        pictures = [data.fingerprint(), val.fingerprint() if val else ""]
-        return choose(run, config, pictures, weights, len(val) if val else 0, chosen.fewest())
     if settings.mode == "finetune":
         return _trained(run, settings, encoder, chosen, val, hardware, keep, strength)
     classifier = _without_training(settings, encoder, chosen, val, hardware, strength)
@@ -134,8 +132,19 @@ def _labelled(settings: Finetune) -> tuple[Dataset, Dataset, Dataset | None]:
     return data, chosen, val
 
 
-def _tell(run: Run, network: Network, device: Device, data: Dataset, chosen: Dataset, val: Dataset | None) -> None:
-    """Say what is about to be done, and put it into the summary."""
+def _best(
+    run: Run, network: Network, device: Device, data: Dataset, chosen: Dataset, val: Dataset | None
+) -> dict[str, Any]:
+    """Have the study choose among the modes."""
+    _begin(run, network, device, data, chosen, val)
+    weights = file_hash(network.path, "sha256").hexdigest() if network.path else network.name
+    pictures = [data.fingerprint(), val.fingerprint() if val else ""]
+    return choose(run, pictures, weights, len(val) if val else 0, chosen.fewest())
+
+
+def _begin(run: Run, network: Network, device: Device, data: Dataset, chosen: Dataset, val: Dataset | None) -> None:
+    """Say what is about to be done, and put it into the summary; a resumed run needs the pictures that it had."""
+    run.refuse_other_data(data.fingerprint(), len(data))
     config = run.config
     used = {"train": len(chosen), "validation": len(val) if val else 0}
     doing = {"auto": "The best", "finetune": "Finetuning", "probe": "Linear probe", "knn": "Nearest neighbours"}

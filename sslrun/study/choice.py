@@ -3,6 +3,7 @@
 import re
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sslrun.base.console import log
@@ -31,9 +32,18 @@ CANDIDATES = {TUNED: (TUNED, None), PROBE: (PROBE, None), SCRATCH: (TUNED, SCRAT
 OWN = ("init", "mode", "search", "fold", "resume")  # keys of finetune that differ between candidates
 
 
-def choose(
-    run: Run, config: Node, pictures: Sequence[str], weights: str, validation: int, fewest: int
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Candidate:
+    """What `mode=auto` may choose: one of CANDIDATES, with a setting of `search` or ''."""
+
+    name: str
+    setting: str
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, [self.name, self.setting]))
+
+
+def choose(run: Run, pictures: Sequence[str], weights: str, validation: int, fewest: int) -> dict[str, Any]:
     """Train the candidates as runs of their own, take the best on validation into this run, and say why.
 
     What is trained, finetuning and scratch, is trained with each setting of `search`; from scratch there is nothing but
@@ -41,7 +51,7 @@ def choose(
     class has two) are held out in turns; the chosen one is then trained on all of them.
 
     Args:
-        config: of this run.
+        run: of finetune, with everything resolved.
         pictures, weights: fingerprints of the pictures, and of the weights to start from.
         validation: how many pictures it has.
         fewest: labels of a class, at least; with one, nothing can be held out.
@@ -56,34 +66,37 @@ def choose(
     if folds == [None] and not validation:
         raise UserError("mode=auto has nothing to choose by, without validation and with one label a class: say "
                         "mode=finetune or mode=probe")  # fmt: skip
-    base = plain(compose_config(FINETUNE, [], None))
-    common = differing({k: v for k, v in config.items() if k not in OWN}, base)
-    names = [SCRATCH] if config["init"] == SCRATCH else [*CANDIDATES]
-    candidates = [(n, s) for n in names for s in (config["search"] if n != PROBE else []) or [""]]
-    made_from = {n: [*pictures, *([weights] if n != SCRATCH else [])] for n in names}
-    tried = {c: [_part(run.stages, *c, config, common, f, made_from[c[0]]) for f in folds] for c in candidates}
+    common = differing({k: v for k, v in run.config.items() if k not in OWN}, plain(compose_config(FINETUNE, [], None)))
+
+    def trained(candidate: Candidate, fold: list[int] | None) -> Part:
+        return _part(run, candidate, common, fold, [*pictures, *([weights] if candidate.name != SCRATCH else [])])
+
+    tried = {c: [trained(c, f) for f in folds] for c in _candidates(run.config)}
     run.goes_on()
     run_parts([p for parts in tried.values() for p in parts], run.stages)
     scores = {c: score_of(parts) for c, parts in tried.items()}
     best = max(scores, key=lambda c: scores[c])
-    found = {" ".join(filter(None, c)): round(s[0], 6) for c, s in scores.items()}
-    chosen = " ".join(filter(None, best))
+    found = {str(c): round(s[0], 6) for c, s in scores.items()}
     how = f"on {validation} pictures of validation" if folds == [None] else f"on held-out labels and {validation} more"
     told = ", ".join(f"{n} {found[n]:.4f}" for n in sorted(found, key=lambda n: found[n], reverse=True))
-    log.info("Right %s: %s. So: %s.", how, told, chosen)
-    final = _part(run.stages, *best, config, common, None, made_from[best[0]])
+    log.info("Right %s: %s. So: %s.", how, told, best)
+    final = trained(best, None)
     run_parts([final], run.stages)
+    return {**_taken(run, final), "chosen": str(best), "chosen_run": final.directory.as_posix(), "candidates": found}
+
+
+def _candidates(config: Node) -> list[Candidate]:
+    names = [SCRATCH] if config["init"] == SCRATCH else [*CANDIDATES]
+    return [Candidate(n, s) for n in names for s in (config["search"] if n != PROBE else []) or [""]]
+
+
+def _taken(run: Run, final: Part) -> dict[str, Any]:
+    """Take the checkpoints and the metrics of the chosen one into a run; return the metrics."""
     for name in (checkpoint.LAST, checkpoint.BEST):
         checkpoint.save(run.directory / name, checkpoint.load(final.directory / name))
-    summary = read_summary(final.directory)
-    metrics = {k: v for k, v in summary.items() if k.startswith("val/")}
+    metrics = {k: v for k, v in read_summary(final.directory).items() if k.startswith("val/")}
     run.log.scalars(0, metrics)
-    return {
-        **metrics,
-        "chosen": chosen,
-        "chosen_run": final.directory.as_posix(),
-        "candidates": found,
-    }
+    return metrics
 
 
 def searched(stages: Stages, search: Sequence[str], asked: Iterable[str]) -> list[str]:
@@ -115,21 +128,16 @@ def searched(stages: Stages, search: Sequence[str], asked: Iterable[str]) -> lis
 
 
 def _part(
-    stages: Stages,
-    name: str,
-    setting: str,
-    config: Node,
-    common: Sequence[str],
-    fold: list[int] | None,
-    made_from: Sequence[str],
+    run: Run, candidate: Candidate, common: Sequence[str], fold: list[int] | None, made_from: Sequence[str]
 ) -> Part:
-    mode, init = CANDIDATES[name]
+    """Return the run of a candidate, without a fold of the labels or on all of them."""
+    config, (mode, init) = run.config, CANDIDATES[candidate.name]
     own = {"mode": mode, "init": init or config["init"], "fold": fold}
-    said = [*common, *differing(own, dict.fromkeys(own)), *([setting] if setting else [])]
+    said = [*common, *differing(own, dict.fromkeys(own)), *([candidate.setting] if candidate.setting else [])]
     composed = plain(compose_config(FINETUNE, said, None))
     amount = config["labels_per_class"] or f"{config['label_fraction'] or 1.0:g}"
-    title = f"{name}_{amount}_seed{config['seed']}" + (f"_without{fold[0]}" if fold else "")
-    return part(stages, FINETUNE, title, composed, said, *made_from, setting=setting)
+    title = f"{candidate.name}_{amount}_seed{config['seed']}" + (f"_without{fold[0]}" if fold else "")
+    return part(run.stages, FINETUNE, title, composed, said, *made_from, setting=candidate.setting)
 
 
 def folds_of(validation: int, fewest: int) -> list[list[int] | None]:
