@@ -493,7 +493,7 @@ def test_a_study_is_run_anew_when_code_that_makes_numbers_has_changed(
 ) -> None:
     def key() -> str:
         launch.code_version.cache_clear()
-        return launch.part(stages, "pretrain", "simclr", {"seed": 0}, ["seed=0"], "pictures").key
+        return launch.study_run(stages, "pretrain", "simclr", {"seed": 0}, ["seed=0"], "pictures").key
 
     stages = copy_of_the_package(tmp_path / "sslrun")
     monkeypatch.setattr(launch, "__file__", str(tmp_path / "sslrun/study/launch.py"))

@@ -25,8 +25,8 @@ from sslrun.study import results
 from sslrun.study.budget import seconds_of, times_of
 from sslrun.study.choice import AUTO, SCRATCH, score_of
 from sslrun.study.embeddings import embedding_maps
-from sslrun.study.launch import launching, run_parts
-from sslrun.study.plan import Pictures, Plan, best_settings, pictures_of, plan_of
+from sslrun.study.launch import launch_all, launching
+from sslrun.study.plan import Plan, StudyData, best_settings, load_data, plan_of
 from sslrun.study.settings import overrides_of
 
 NotEmpty = Field(min_length=1)
@@ -74,18 +74,18 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
     limit = None if settings.budget is None else seconds_of(settings.budget)
     chosen, own = _choices(run)
     overrides_of(run.stages, run.config, chosen, own)  # mistakes are found before the pictures are read
-    pictures = pictures_of(settings.dataset, settings.unlabeled)
-    advice = check.advice(pixels(sample(pictures.images)), settings.dataset["horizontal_flip"])
+    loaded = load_data(settings.dataset, settings.unlabeled)
+    advice = check.advice(pixels(sample(loaded.images)), settings.dataset["horizontal_flip"])
     for sentence in advice:
         log.info("Advice: %s.", sentence)
-    run.refuse_other_data(pictures.data.fingerprint(), len(pictures.data))
-    plan = _planned(run, chosen, own, pictures, limit, settings.train)
+    run.refuse_other_data(loaded.data.fingerprint(), len(loaded.data))
+    plan = _planned(run, chosen, own, loaded, limit, settings.train)
     run.note(
         pretext=", ".join(plan.pretrainings),
         backbone=run.summary["choices"]["backbone"],
         dataset=describe(settings.dataset),
-        images=len(pictures.images),
-        data_fingerprint=pictures.data.fingerprint(),
+        images=len(loaded.images),
+        data_fingerprint=loaded.data.fingerprint(),
         advice=advice,
         seeds={"training": settings.seed, "split": settings.dataset["split_seed"], "subsets": settings.seeds},
     )
@@ -93,7 +93,7 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
     rows = _evaluated(run, plan, settings.mode)
     pretrained = {n: p.directory for n, p in plan.pretrainings.items()}
     run.note(pretraining_seconds={n: read_summary(d)["wall_time_seconds"] for n, d in pretrained.items()})
-    conclusions = publish(run.directory, rows, settings.mode, _maps(settings, pretrained, pictures), run.summary)
+    conclusions = publish(run.directory, rows, settings.mode, _maps(settings, pretrained, loaded), run.summary)
     best = results.best_classifier(rows)
     if best:
         name = name_of(best.start, best.mode)
@@ -103,10 +103,10 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
 
 def _evaluated(run: Run, plan: Plan, mode: str) -> list[results.Row]:
     """Do the runs of a study, and return what is compared: of each network the best setting."""
-    for parts in (plan.pretrainings.values(), plan.classifiers.values(), chain.from_iterable(plan.trials.values())):
-        run_parts(list(parts), run.stages)
+    for runs in (plan.pretrainings.values(), plan.classifiers.values(), chain.from_iterable(plan.trials.values())):
+        launch_all(list(runs), run.stages)
     evaluated = {c: plan.evaluations[c] for c in best_settings(plan)}
-    run_parts(list(evaluated.values()), run.stages)
+    launch_all(list(evaluated.values()), run.stages)
     held_out = {c: score_of(trials) for c, trials in plan.trials.items()}
     rows = [results.row_of(p.directory, c.start, held_out.get(c), c.setting) for c, p in evaluated.items()]
     if mode == AUTO:
@@ -114,12 +114,12 @@ def _evaluated(run: Run, plan: Plan, mode: str) -> list[results.Row]:
     return rows
 
 
-def _maps(settings: Compare, pretrained: Mapping[str, Path], pictures: Pictures) -> Maps | None:
+def _maps(settings: Compare, pretrained: Mapping[str, Path], loaded: StudyData) -> Maps | None:
     """Return the maps of validation; None where the classifiers have other classes than the study."""
     if any(key_of(s).startswith("dataset.") for s in settings.finetune):
         return None
-    shown = pictures.val or pictures.data
-    return embedding_maps(pretrained, settings.backbone, settings.dataset, settings.device, pictures.data, shown)
+    shown = loaded.val or loaded.data
+    return embedding_maps(pretrained, settings.backbone, settings.dataset, settings.device, loaded.data, shown)
 
 
 def _choices(run: Run) -> tuple[dict[str, str], str | None]:
@@ -132,24 +132,24 @@ def _choices(run: Run) -> tuple[dict[str, str], str | None]:
 
 
 def _planned(
-    run: Run, chosen: dict[str, str], own: str | None, pictures: Pictures, limit: float | None, train: Node
+    run: Run, chosen: dict[str, str], own: str | None, loaded: StudyData, limit: float | None, train: Node
 ) -> Plan:
     """Plan the runs, fit their epochs into the budget, and say how long they will take."""
     to_be_fitted = limit is not None and "budget_epochs" not in run.summary
-    plan = plan_of(run.stages, run.config, chosen, pictures, own)
-    times = times_of(plan, pictures, anew=to_be_fitted)
+    plan = plan_of(run.stages, run.config, chosen, loaded, own)
+    times = times_of(plan, loaded, anew=to_be_fitted)
     if to_be_fitted:
         assert limit is not None
 
         def with_epochs(epochs: int) -> Plan:
             config = {**run.config, "train": {**train, "epochs": epochs, "steps": None}}
-            return plan_of(run.stages, config, chosen, pictures, own)
+            return plan_of(run.stages, config, chosen, loaded, own)
 
         epochs = _epochs_before(run, with_epochs) or times.epochs_within(limit)
         run.resolve(train={**train, "epochs": epochs, "steps": None})
         run.note(budget_epochs=epochs)
         plan = with_epochs(epochs)
-        times = times_of(plan, pictures)
+        times = times_of(plan, loaded)
         budget = run.config["budget"]
         log.info("budget=%s leaves room for %d epochs of each pretraining.", budget, epochs)
     log.info("%s", times.said(plan))

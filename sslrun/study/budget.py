@@ -10,7 +10,7 @@ from sslrun.config.commands import FINETUNE, PRETRAIN
 from sslrun.config.compose import compose_config
 from sslrun.config.nodes import plain
 from sslrun.config.types import Node
-from sslrun.study.plan import Pictures, Plan, best_settings
+from sslrun.study.plan import Plan, StudyData, best_settings
 from sslrun.training import estimate
 from sslrun.training.settings import batches_per_epoch, total_steps
 
@@ -74,25 +74,25 @@ class Times:
         return f"To do: {doing}; about {duration(whole)} in all, one after another."
 
 
-def times_of(plan: Plan, pictures: Pictures, anew: bool = False) -> Times:
+def times_of(plan: Plan, loaded: StudyData, anew: bool = False) -> Times:
     """Estimate the times of the runs that are not finished, by a few steps of each kind.
 
     Args:
         anew: the pretrainings will be others, and so the classifiers that start from there, finished or not.
     """
     with quietly():
-        return _measured(plan, pictures, anew)
+        return _measured(plan, loaded, anew)
 
 
-def _measured(plan: Plan, pictures: Pictures, anew: bool) -> Times:
+def _measured(plan: Plan, loaded: StudyData, anew: bool) -> Times:
     found = Times(0.0, {}, {})
     for name, p in plan.pretrainings.items():
         c = plain(compose_config(PRETRAIN, list(p.overrides), None))
         took = estimate.pretraining(
-            pictures.images, c["pretext"], c["backbone"], c["optimizer"], c["device"], c["dataset"]["image_size"],
+            loaded.images, c["pretext"], c["backbone"], c["optimizer"], c["device"], c["dataset"]["image_size"],
             c["train"]["batch_size"],
         )  # fmt: skip
-        n, train = min(len(pictures.images), c["dataset"]["max_images"] or len(pictures.images)), c["train"]
+        n, train = min(len(loaded.images), c["dataset"]["max_images"] or len(loaded.images)), c["train"]
         found.epoch[name] = n / took.images_per_second
         steps = total_steps(n, train["epochs"], train["steps"], train["batch_size"], quiet=True)
         found.epochs[name] = steps / batches_per_epoch(n, train["batch_size"])

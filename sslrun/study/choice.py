@@ -18,7 +18,7 @@ from sslrun.config.types import Node
 from sslrun.runs import checkpoint
 from sslrun.runs.find import read_summary
 from sslrun.runs.run import Run, Stages
-from sslrun.study.launch import OF_NO_WEIGHT, Part, part, run_parts
+from sslrun.study.launch import OF_NO_WEIGHT, StudyRun, launch_all, study_run
 
 AUTO, TUNED, PROBE, KNN = "auto", "finetune", "probe", "knn"  # values of mode=
 SCRATCH, IMAGENET = "scratch", "imagenet"  # values of init=
@@ -68,20 +68,20 @@ def choose(run: Run, pictures: Sequence[str], weights: str, validation: int, few
                         "mode=finetune or mode=probe")  # fmt: skip
     common = differing({k: v for k, v in run.config.items() if k not in OWN}, plain(compose_config(FINETUNE, [], None)))
 
-    def trained(candidate: Candidate, fold: list[int] | None) -> Part:
-        return _part(run, candidate, common, fold, [*pictures, *([weights] if candidate.name != SCRATCH else [])])
+    def trained(candidate: Candidate, fold: list[int] | None) -> StudyRun:
+        return _study_run(run, candidate, common, fold, [*pictures, *([weights] if candidate.name != SCRATCH else [])])
 
     tried = {c: [trained(c, f) for f in folds] for c in _candidates(run.config)}
     run.goes_on()
-    run_parts([p for parts in tried.values() for p in parts], run.stages)
-    scores = {c: score_of(parts) for c, parts in tried.items()}
+    launch_all([r for runs in tried.values() for r in runs], run.stages)
+    scores = {c: score_of(runs) for c, runs in tried.items()}
     best = max(scores, key=lambda c: scores[c])
     found = {str(c): round(s[0], 6) for c, s in scores.items()}
     how = f"on {validation} pictures of validation" if folds == [None] else f"on held-out labels and {validation} more"
     told = ", ".join(f"{n} {found[n]:.4f}" for n in sorted(found, key=lambda n: found[n], reverse=True))
     log.info("Right %s: %s. So: %s.", how, told, best)
     final = trained(best, None)
-    run_parts([final], run.stages)
+    launch_all([final], run.stages)
     return {**_taken(run, final), "chosen": str(best), "chosen_run": final.directory.as_posix(), "candidates": found}
 
 
@@ -90,7 +90,7 @@ def _candidates(config: Node) -> list[Candidate]:
     return [Candidate(n, s) for n in names for s in (config["search"] if n != PROBE else []) or [""]]
 
 
-def _taken(run: Run, final: Part) -> dict[str, Any]:
+def _taken(run: Run, final: StudyRun) -> dict[str, Any]:
     """Take the checkpoints and the metrics of the chosen one into a run; return the metrics."""
     for name in (checkpoint.LAST, checkpoint.BEST):
         checkpoint.save(run.directory / name, checkpoint.load(final.directory / name))
@@ -127,9 +127,9 @@ def searched(stages: Stages, search: Sequence[str], asked: Iterable[str]) -> lis
     return [s for s in search if key_of(s) not in asked]
 
 
-def _part(
+def _study_run(
     run: Run, candidate: Candidate, common: Sequence[str], fold: list[int] | None, made_from: Sequence[str]
-) -> Part:
+) -> StudyRun:
     """Return the run of a candidate, without a fold of the labels or on all of them."""
     config, (mode, init) = run.config, CANDIDATES[candidate.name]
     own = {"mode": mode, "init": init or config["init"], "fold": fold}
@@ -137,11 +137,11 @@ def _part(
     composed = plain(compose_config(FINETUNE, said, None))
     amount = config["labels_per_class"] or f"{config['label_fraction'] or 1.0:g}"
     title = f"{candidate.name}_{amount}_seed{config['seed']}" + (f"_without{fold[0]}" if fold else "")
-    return part(run.stages, FINETUNE, title, composed, said, *made_from, setting=candidate.setting)
+    return study_run(run.stages, FINETUNE, title, composed, said, *made_from, setting=candidate.setting)
 
 
 def folds_of(validation: int, fewest: int) -> list[list[int] | None]:
-    """Return the parts `[k, n]` of the labelled pictures that are held out in turns, or None: validation is enough.
+    """Return the folds `[k, n]` of the labelled pictures that are held out in turns, or None: validation is enough.
 
     Args:
         validation: how many pictures it has.
@@ -151,7 +151,7 @@ def folds_of(validation: int, fewest: int) -> list[list[int] | None]:
     return [[k, n] for k in range(n)] if validation < FEW and n > 1 else [None]
 
 
-def score_of(parts: Sequence[Part]) -> tuple[float, float]:
+def score_of(runs: Sequence[StudyRun]) -> tuple[float, float]:
     """Return accuracy and, to break ties, log-likelihood on what was held out; means over the folds."""
-    found = [read_summary(p.directory) for p in parts]
+    found = [read_summary(r.directory) for r in runs]
     return statistics.fmean(f["val/accuracy"] for f in found), -statistics.fmean(f["val/loss"] for f in found)

@@ -1,4 +1,4 @@
-"""The parts of a study: runs of other commands, each in a folder named by what it is made from, so none is done twice.
+"""The runs of a study: of other commands, each in a folder named by what it is made from, so none is done twice.
 
     outputs/<stage>/parts/<name>-<key>/    a run directory like any other
 
@@ -38,14 +38,14 @@ from sslrun.runs.job import IN_STUDY
 from sslrun.runs.run import Stages
 
 ROOMS = ("augment.py", "device.py", "data", "models", "tasks", "evaluation", "training")  # that numbers come from
-COMMANDS = (PRETRAIN, FINETUNE, EVALUATE)  # of a study's runs
+LAUNCHED = (PRETRAIN, FINETUNE, EVALUATE)  # commands, whose own files numbers come from, too
 # Settings that no weight depends on; the pictures' fingerprints stand for where they lie.
 OF_NO_WEIGHT = ("dataset.root", "unlabeled", "train.save_minutes", "train.keep_every")
 WATCH_SECONDS = 2.0  # between two looks at what other processes have finished
 
 
 @dataclass(frozen=True)
-class Part:
+class StudyRun:
     """One run of a study.
 
     Attributes:
@@ -79,10 +79,10 @@ class Part:
             raise UserError(f"{error}; move {self.directory} away to have it made anew") from None
 
 
-def part(
+def study_run(
     stages: Stages, stage: str, name: str, config: Node, overrides: Sequence[str], *data: str, setting: str = ""
-) -> Part:
-    """Name a part by what it is made from.
+) -> StudyRun:
+    """Name a run by what it is made from.
 
     Args:
         stages: the commands.
@@ -93,7 +93,7 @@ def part(
     made_from = [stage, _canonical(config), data, code_version(stages), *_user_code(config)]
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
     plain = "".join(c if (c.isascii() and c.isalnum()) or c in "._-" else "_" for c in name)[:60]
-    return Part(stage, plain, tuple(overrides), key, setting)
+    return StudyRun(stage, plain, tuple(overrides), key, setting)
 
 
 def _canonical(value: Any, prefix: str = "") -> Any:
@@ -121,7 +121,7 @@ def _code(stages: Stages) -> Iterator[Path]:
     package = Path(__file__).parents[1]
     for room in ROOMS:
         yield from sorted((package / room).rglob("*.py")) or [package / room]
-    for name in COMMANDS:
+    for name in LAUNCHED:
         yield Path(inspect.getfile(stages.named(name)))
 
 
@@ -138,16 +138,16 @@ def _user_code(node: Any) -> list[str]:
     return [hashlib.sha256(source).hexdigest(), *inner]
 
 
-def run_parts(parts: Sequence[Part], stages: Stages) -> None:
+def launch_all(runs: Sequence[StudyRun], stages: Stages) -> None:
     """Do what is not finished, through Hydra's launcher: one after another, or as `hydra/launcher=...` spreads them.
 
     Raises:
         UserError: some failed; the others were finished all the same.
         Stopped: a signal came.
     """
-    todo = [p for p in dict.fromkeys(parts) if not p.finished()]
-    if len(todo) < len(parts):
-        log.info("%d of %d %s runs were finished before.", len(parts) - len(todo), len(parts), parts[0].stage)
+    todo = [r for r in dict.fromkeys(runs) if not r.finished()]
+    if len(todo) < len(runs):
+        log.info("%d of %d %s runs were finished before.", len(runs) - len(todo), len(runs), runs[0].stage)
     if not todo:
         return
     hydra = launcher(todo[0].stage, stages.job)
@@ -157,11 +157,11 @@ def run_parts(parts: Sequence[Part], stages: Stages) -> None:
         try:
             with nullcontext() if alone else progress.watched():
                 hydra.launch([_job(p) for p in group], initial_job_idx=i)
-        except SystemExit as end:  # the part has saved itself
+        except SystemExit as end:  # the run has saved itself
             if isinstance(end.code, int) and end.code > 128:
                 raise signals.Stopped(end.code - 128) from None
             raise
-        except OSError as error:  # of making the folder, before the part begins
+        except OSError as error:  # of making the folder, before the run begins
             log.error("%s: %s", error.filename, error.strerror)
         progress.tell()
     failed = [p for p in todo if not p.finished()]
@@ -174,13 +174,13 @@ def run_parts(parts: Sequence[Part], stages: Stages) -> None:
 
 
 class _Progress:
-    """Tells of every part that has come to its end, and how long the others will take."""
+    """Tells of every run that has come to its end, and how long the others will take."""
 
-    def __init__(self, todo: Sequence[Part]) -> None:
+    def __init__(self, todo: Sequence[StudyRun]) -> None:
         self.left, self.all, self.began = list(todo), len(todo), time.monotonic()
 
     def tell(self) -> None:
-        """Log the parts that are finished and were not told of."""
+        """Log the runs that are finished and were not told of."""
         for p in [p for p in self.left if p.finished()]:
             self.left.remove(p)
             done = self.all - len(self.left)
@@ -189,7 +189,7 @@ class _Progress:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Tell of parts that other processes finish, as they do."""
+        """Tell of runs that other processes finish, as they do."""
         ended = threading.Event()
 
         def watch() -> None:
@@ -211,7 +211,7 @@ def launching() -> list[str]:
     return [o for o in HydraConfig.get().overrides.hydra if key_of(o).startswith(kept)]
 
 
-def _told(p: Part) -> str:
+def _told(p: StudyRun) -> str:
     named, title = score(read_summary(p.directory)), " ".join(filter(None, [p.name, p.setting]))
     return f"{title}  {named[0].replace('_', ' ')} {named[1]:.4f}" if named else title
 
@@ -234,5 +234,5 @@ def launcher(stage: str, job: Callable[[DictConfig], Any]) -> Any:
     return Plugins.instance().instantiate_launcher(context, job, master)
 
 
-def _job(p: Part) -> list[str]:
+def _job(p: StudyRun) -> list[str]:
     return [*p.overrides, f"hydra.sweep.subdir={p.directory.name}"]

@@ -17,7 +17,7 @@ from sslrun.data.options import describe
 from sslrun.models.weights import imagenet_at_hand, imagenet_weights
 from sslrun.runs.run import Stages
 from sslrun.study.choice import AUTO, IMAGENET, PROBE, SCRATCH, TUNED, folds_of, score_of
-from sslrun.study.launch import Part, part
+from sslrun.study.launch import StudyRun, study_run
 from sslrun.study.settings import device_of, overrides_of
 
 
@@ -44,7 +44,7 @@ class Cell:
 
 
 @dataclass
-class Pictures:
+class StudyData:
     """What a study reads, apart from the test split, which only its evaluations read.
 
     Attributes:
@@ -67,14 +67,14 @@ class Plan:
     are the pictures of the classifiers, which may have a few of the study's classes, or joined ones.
     """
 
-    classified: Pictures
-    pretrainings: dict[str, Part]
-    classifiers: dict[Cell, Part]
-    evaluations: dict[Cell, Part]
-    trials: dict[Cell, list[Part]]
+    classified: StudyData
+    pretrainings: dict[str, StudyRun]
+    classifiers: dict[Cell, StudyRun]
+    evaluations: dict[Cell, StudyRun]
+    trials: dict[Cell, list[StudyRun]]
 
 
-def pictures_of(dataset: Node, unlabeled: str | None) -> Pictures:
+def load_data(dataset: Node, unlabeled: str | None) -> StudyData:
     """Load the pictures of a study.
 
     Raises:
@@ -89,28 +89,28 @@ def pictures_of(dataset: Node, unlabeled: str | None) -> Pictures:
     images = data.images
     for extra in load_unlabeled(dataset, unlabeled):
         images = images + extra.images
-    return Pictures(data, val, images, test)
+    return StudyData(data, val, images, test)
 
 
 def plan_of(
-    stages: Stages, config: Node, chosen: Mapping[str, str], pictures: Pictures, config_dir: str | None = None
+    stages: Stages, config: Node, chosen: Mapping[str, str], loaded: StudyData, config_dir: str | None = None
 ) -> Plan:
     """Return the runs of a study.
 
     Args, raises: as of `overrides_of`.
     """
-    starts: dict[str, Part] = {}
+    starts: dict[str, StudyRun] = {}
     pretrainings, common, settings = overrides_of(stages, config, chosen, config_dir)
     for name, overrides in pretrainings.items():
         composed = plain(compose_config(PRETRAIN, overrides, None))
-        pretraining = part(stages, PRETRAIN, name, composed, overrides, pictures.images.fingerprint().hexdigest())
+        pretraining = study_run(stages, PRETRAIN, name, composed, overrides, loaded.images.fingerprint().hexdigest())
         same = next((n for n, p in starts.items() if p.key == pretraining.key), None)
         if same is None:
             starts[name] = pretraining
         else:
             log.info("pretexts: %s is the same as %s: it is taken once.", name, same)
     composed_with = {s: plain(compose_config(FINETUNE, [*common, *filter(None, [s])], None)) for s in ["", *settings]}
-    classified = _classified(composed_with[""]["dataset"], config["dataset"], pictures)
+    classified = _classified(composed_with[""]["dataset"], config["dataset"], loaded)
     evaluating = device_of(config, chosen, EVALUATE)
     made, evaluated, trials = {}, {}, {}
     fingerprints = [d.fingerprint() if d else "" for d in (classified.data, classified.val)]
@@ -120,10 +120,10 @@ def plan_of(
         amount = f"{cell.budget.amount:g}" + "_a_class" * (cell.budget.per_class is not None)
         name = f"{cell.start}_{cell.mode}_{amount}_seed{cell.budget.seed}"
 
-        def classifier(name: str, settings: Node, setting: str) -> Part:
+        def classifier(name: str, settings: Node, setting: str) -> StudyRun:
             said = [*common, *(f"{k}={literal(v)}" for k, v in settings.items()), *([setting] if setting else [])]
             whole = composed_with[setting] | settings | {"subset_seed": settings["seed"]}
-            return part(stages, FINETUNE, name, whole, said, *fingerprints, setting=setting)
+            return study_run(stages, FINETUNE, name, whole, said, *fingerprints, setting=setting)
 
         made[cell] = classifier(name, own, cell.setting)
         if folds := _folds(cell, classified, len(settings), config["mode"]):
@@ -132,7 +132,7 @@ def plan_of(
         if "root" in config["dataset"]:  # where the pictures are now
             reading.append(f"dataset.root={literal(config['dataset']['root'])}")
         read = {"run": made[cell].directory.as_posix(), "device": config["device"]}
-        evaluated[cell] = part(stages, EVALUATE, name, read, reading, pictures.test)
+        evaluated[cell] = study_run(stages, EVALUATE, name, read, reading, loaded.test)
     return Plan(classified, starts, made, evaluated, trials)
 
 
@@ -150,25 +150,25 @@ def _score(plan: Plan, cell: Cell) -> tuple[float, float]:
     return score_of(plan.trials.get(cell) or [plan.classifiers[cell]])
 
 
-def _classified(dataset: Node, of_study: Node, pictures: Pictures) -> Pictures:
+def _classified(dataset: Node, of_study: Node, loaded: StudyData) -> StudyData:
     """Return the pictures that are classified, by the classifiers' own data set, which may have other classes."""
     if dataset == of_study:
-        return pictures
+        return loaded
     data, val = load_train(dataset)
-    return replace(pictures, data=data, val=val)
+    return replace(loaded, data=data, val=val)
 
 
-def _folds(cell: Cell, pictures: Pictures, settings: int, mode: str) -> list[list[int]]:
-    """Return the parts of a classifier's labels that are held out in turns.
+def _folds(cell: Cell, loaded: StudyData, settings: int, mode: str) -> list[list[int]]:
+    """Return the folds of a classifier's labels that are held out in turns.
 
     There are none where validation is enough, and where nothing is to be chosen: with one setting, but for `mode=auto`.
     With more than one, probes are judged like that, too, so that the best classifier of all can be named.
     """
-    fewest = pictures.data.within(cell.budget).fewest()
+    fewest = loaded.data.within(cell.budget).fewest()
     if (settings < 2 and mode != AUTO) or (cell.start, cell.mode) == (SCRATCH, PROBE):
         return []
-    found = folds_of(len(pictures.val or ()), fewest)
-    if found == [None] and not pictures.val:
+    found = folds_of(len(loaded.val or ()), fewest)
+    if found == [None] and not loaded.val:
         (amount,) = (f"{k}={v:g}" for k, v in cell.labels.items())
         raise UserError(
             f"there is nothing to choose by, without validation and with {amount}: say mode=finetune search=[]"

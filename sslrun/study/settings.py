@@ -42,14 +42,14 @@ def overrides_of(
     """
     mistakes: list[str] = []
 
-    def found(look: Callable[[], Any]) -> Any:
+    def collected(look: Callable[[], Any]) -> Any:
         try:
             return look()
         except UserError as error:
             mistakes.extend(str(error).splitlines())
 
-    pretrainings = found(lambda: _pretrainings(stages, config, chosen, config_dir))
-    common, settings = found(lambda: _common(stages, config, chosen)), found(lambda: _settings(stages, config))
+    pretrainings = collected(lambda: _pretrainings(stages, config, chosen, config_dir))
+    common, settings = collected(lambda: _common(stages, config, chosen)), collected(lambda: _settings(stages, config))
     if mistakes:
         raise UserError("\n".join(mistakes))
     return pretrainings, common, settings
