@@ -17,6 +17,9 @@ from PIL import Image
 
 import sslrun
 from sslrun.base.errors import UserError
+from sslrun.models.initialization import resolve
+from sslrun.models.trained import load_network
+from sslrun.runs import checkpoint
 from tests.conftest import QUICK, Cli
 from tests.test_cli import runs
 
@@ -227,6 +230,28 @@ def test_the_python_side_says_what_the_command_says(in_world: Path, cli: Cli, fi
     assert p.shape == (len(files), 2)
     assert p.sum(1) == pytest.approx(1)
     assert [model.class_names[k] for k in p.argmax(1)] == [r["class"] for r in rows]
+
+
+def test_loading_leaves_the_random_state_as_it_was(in_world: Path) -> None:
+    for run in (runs("pretrain")[0], runs("finetune")[0]):
+        before = torch.get_rng_state()
+        sslrun.load(run, device="cpu")
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_checkpoint_may_say_which_encoder_goes_on(in_world: Path) -> None:
+    """Such as a teacher's, which lies beside a student's."""
+    run = runs("pretrain")[0]
+    content = checkpoint.load(run / "last.pt")
+    encoder = {k.removeprefix("encoder."): v for k, v in content["model"].items() if k.startswith("encoder.")}
+    both = {f"encoder.{k}": torch.zeros_like(v) for k, v in encoder.items()}
+    both |= {f"teacher.encoder.{k}": v for k, v in encoder.items()}
+    checkpoint.save(run / "last.pt", {**content, "model": both, "downstream": "teacher.encoder"})
+    loaded = load_network(run).encoder.state_dict()
+    weights = resolve(str(run), {}, {}, {}).weights
+    assert weights is not None
+    assert weights.keys() == loaded.keys() == encoder.keys()
+    assert all(torch.equal(v, loaded[k]) and torch.equal(v, weights[k]) for k, v in encoder.items())
 
 
 def test_pictures_in_memory_are_as_good_as_files(in_world: Path, photos: Path) -> None:

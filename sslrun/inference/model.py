@@ -34,7 +34,7 @@ from sslrun.device import Device, inference_device
 from sslrun.evaluation import calibration
 from sslrun.evaluation.features import map_features, probabilities
 from sslrun.inference.inputs import Block, Picture, decoded_one, to_tensor
-from sslrun.models.trained import Pretrained, Trained, load_network
+from sslrun.models.trained import Trained, load_network
 from sslrun.runs.find import find_run
 from sslrun.runs.run import Run
 
@@ -89,14 +89,12 @@ class Model:
         sure_above: the confidence from which on 95 % were right on validation; None where there is none such.
     """
 
-    def __init__(self, network: Pretrained | Trained, device: Device, command: bool = False) -> None:
+    def __init__(self, network: Trained, device: Device, command: bool = False) -> None:
         self.network, self.device, self._command = network, device, command
-        trained = network if isinstance(network, Trained) else None
-        self.class_names = trained.class_names if trained else []
-        self.temperature = trained.temperature if trained else 1.0
-        self.sure_above = trained.sure_above if trained else None
+        self.class_names, self.temperature = network.class_names, network.temperature
+        self.sure_above = network.sure_above
         self.image_size: int = network.config["dataset"]["image_size"]
-        device.put(trained.model if trained else network.encoder)
+        device.put(network.classifier or network.encoder)
 
     def predict(
         self,
@@ -195,19 +193,19 @@ class Model:
 
     def _calibrated(self, pixels: Tensor, views: int, batch_size: int) -> np.ndarray:
         """Return the probabilities of `N x 3 x S x S` uint8."""
-        trained = self.network
-        if not isinstance(trained, Trained):
-            run = trained.path.parent
+        classifier = self.network.classifier
+        if classifier is None:
+            run = self.network.path.parent
             raise UserError(
                 f"{run} was only pretrained, and names nothing: sslrun finetune init={run} makes a classifier"
             )
-        p = probabilities(trained.model, pixels, self.device, batch_size)
+        p = probabilities(classifier, pixels, self.device, batch_size)
         if views > 1:
-            augment = build(trained.config["augment"])
+            augment = build(self.network.config["augment"])
             for v in range(1, views):  # each picture alone, so that its answer does not depend on those beside it
                 drawn = [augment(one[None].float() / 255, Rng(generator(0, VIEWS, v))) for one in pixels]
                 view = (torch.cat(drawn) * 255).round().to(torch.uint8)
-                p = p + probabilities(trained.model, view, self.device, batch_size)
+                p = p + probabilities(classifier, view, self.device, batch_size)
             p = p / views
         return calibration.tempered(p.numpy(), self.temperature)
 

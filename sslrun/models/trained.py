@@ -1,93 +1,85 @@
 """Trained networks, read back from their runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sslrun.base.errors import UserError
+from sslrun.config.commands import WITH_CLASSIFIER
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import Encoder, build_encoder
-from sslrun.models.weights import below, encoder_of, load_state
+from sslrun.models.weights import below, encoder_of, load_state, prefix_of
 from sslrun.runs import checkpoint
 from sslrun.runs.find import read_summary
 
 
 @dataclass
-class Pretrained:
-    """An encoder read from a pretrain run.
+class Trained:
+    """What a run has learned.
 
     Attributes:
         encoder: gives features.
         config: of the run.
         path: of the checkpoint.
+        classifier: gives probabilities; None of a run that only pretrained.
+        class_names: in the order of the probabilities.
+        temperature: by which its logits are to be divided, fitted on validation; 1 where there was none.
+        sure_above: a confidence above which 95 % were right on validation; None where there is none such.
     """
 
     encoder: Encoder
     config: dict[str, Any]
     path: Path
+    classifier: Classifier | KNNClassifier | None = None
+    class_names: list[str] = field(default_factory=list)
+    temperature: float = 1.0
+    sure_above: float | None = None
 
 
-@dataclass
-class Trained:
-    """A classifier read from a run.
+def load_network(directory: Path) -> Trained:
+    """Read what a run has learned: the best classifier of a finetuned one, the encoder of a pretrained one.
 
-    Attributes:
-        model: gives probabilities.
-        config: of the run.
-        class_names: in the order of the probabilities.
-        path: of the checkpoint.
-        temperature: by which its logits are to be divided, fitted on validation; 1 where there was none.
-        sure_above: a confidence above which 95 % were right on validation; None where there is none such.
-    """
-
-    model: Classifier | KNNClassifier
-    config: dict[str, Any]
-    class_names: list[str]
-    path: Path
-    temperature: float
-    sure_above: float | None
-
-    @property
-    def encoder(self) -> Encoder:
-        """Return what gives the features."""
-        return self.model.encoder
-
-
-def load_network(directory: Path) -> Pretrained | Trained:
-    """Read what a run has learned: the classifier of a finetuned one, the encoder of a pretrained one.
+    The random state stays as it was.
 
     Raises:
         UserError: no checkpoint there.
     """
-    if read_summary(directory)["stage"] == "finetune":
+    if read_summary(directory)["stage"] in WITH_CLASSIFIER:
         return load_classifier(directory)
     path, content = checkpoint.newest(directory)
-    config = content["config"]
-    encoder = build_encoder(config["backbone"], config["dataset"]["image_size"], [0.5] * 3, [0.5] * 3)
+    with torch.random.fork_rng(devices=[]):
+        encoder = _encoder(content["config"])
     load_state(encoder, encoder_of(content), path)
-    return Pretrained(encoder.eval(), config, path)
+    return Trained(encoder.eval(), content["config"], path)
 
 
 def load_classifier(directory: Path) -> Trained:
-    """Read the best classifier of a finetuned run.
+    """Read the best classifier of a finetuned run; the random state stays as it was.
 
     Raises:
         UserError: no checkpoint there, or not a classifier's.
     """
     path = directory / checkpoint.BEST
     content = checkpoint.load(path)
-    state = below(content.get("model", {}), "classifier.") if checkpoint.OURS in content else {}
-    if not state or "class_names" not in content:
+    ours = checkpoint.OURS in content and "class_names" in content
+    state = below(content.get("model", {}), prefix_of(content).removesuffix("encoder.")) if ours else {}
+    if not state:
         raise UserError(f"{path} holds no classifier: sslrun finetune init={directory} makes one")
     config, names = content["config"], content["class_names"]
-    encoder = build_encoder(
-        config["backbone"], config["dataset"]["image_size"], [0.5] * 3, [0.5] * 3, config.get("readout", "average")
-    )
-    if "bank" in state:
-        model: Classifier | KNNClassifier = KNNClassifier(encoder, len(names), len(state["bank"]))
-    else:
-        model = Classifier(encoder, len(names))
-    load_state(model, state, path)
-    model.eval()
-    measured = content.get("metrics") or {}
-    return Trained(model, config, names, path, measured.get("val/temperature", 1.0), measured.get("val/sure_above"))
+    with torch.random.fork_rng(devices=[]):
+        encoder = _encoder(config)
+        nearest = KNNClassifier(encoder, len(names), len(state["bank"])) if "bank" in state else None
+        classifier = nearest or Classifier(encoder, len(names))
+    load_state(classifier, state, path)
+    classifier.eval()
+    metrics = content.get("metrics") or {}
+    temperature, sure_above = metrics.get("val/temperature", 1.0), metrics.get("val/sure_above")
+    return Trained(encoder, config, path, classifier, names, temperature, sure_above)
+
+
+def _encoder(config: dict[str, Any]) -> Encoder:
+    """Build the encoder of a run, whose weights, mean and standard deviation are to be loaded."""
+    readout = config.get("readout", "average")
+    return build_encoder(config["backbone"], config["dataset"]["image_size"], [0.5] * 3, [0.5] * 3, readout)

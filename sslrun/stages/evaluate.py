@@ -65,7 +65,7 @@ def evaluate(run: Run, settings: Evaluate) -> dict[str, Any]:
     scores = scored(found.probabilities, found.labels, found.data.class_names, found.trained.temperature)
     if rival:
         scores["against"] = _compared(found, rival)
-    if settings.stages and not run.in_study and isinstance(found.trained.model, Classifier):
+    if settings.stages and not run.in_study and isinstance(found.trained.classifier, Classifier):
         scores["stages"] = _stages(found, settings.batch_size)
     _write(run, found, scores)
     mistakes_figure(run, found.data.images, found.labels, found.probabilities, found.data.class_names)
@@ -129,9 +129,10 @@ def _tested(run: str, dataset: Node, asked: dict[str, str], device: Node, batch_
             f"for {', '.join(trained.class_names[:10])}"
         )
     log.info("Evaluating %s on %d test pictures of %s", directory, len(data), describe(node))
-    hardware.put(trained.model)
+    assert trained.classifier is not None
+    hardware.put(trained.classifier)
     began = time.perf_counter()
-    p = probabilities(trained.model, data.images, hardware, batch_size).numpy()
+    p = probabilities(trained.classifier, data.images, hardware, batch_size).numpy()
     return Tested(directory, trained, node, data, hardware, p, time.perf_counter() - began)
 
 
@@ -171,7 +172,7 @@ def _stages(found: Tested, batch_size: int) -> list[dict[str, Any]]:
         return []
     chosen, val = chosen.take(_some(len(chosen))), None if val is None else val.take(_some(len(val)))
     assert chosen.labels is not None
-    encoder, classes = found.trained.model.encoder, len(found.data.class_names)
+    encoder, classes = found.trained.encoder, len(found.data.class_names)
     features = {
         name: map_features(encoder, d.images, found.device, batch_size) if d is not None else None
         for name, d in (("train", chosen), ("val", val), ("test", found.data))

@@ -27,7 +27,7 @@ from sslrun.inference.inputs import named_pictures
 from sslrun.inference.model import Model
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import Encoder, average
-from sslrun.models.trained import Trained, load_network
+from sslrun.models.trained import load_network
 from sslrun.runs.find import find_run
 from sslrun.runs.run import Run
 
@@ -83,12 +83,11 @@ def export(run: Run, settings: Export) -> dict[str, Any]:
     network = load_network(find_run(settings.run, WITH_ENCODER if settings.what == "backbone" else WITH_CLASSIFIER))
     head: nn.Module | None = None
     if settings.what == "classifier":
-        assert isinstance(network, Trained)
-        if not isinstance(network.model, Classifier):
+        if not isinstance(network.classifier, Classifier):
             raise UserError(
                 f"{network.path.parent} is of nearest neighbours, which have no head: export a probe instead"
             )
-        head = network.model.head
+        head = network.classifier.head
     hardware = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
     path = new_file(
         "out", Path(settings.out) if settings.out else run.directory / f"{settings.what}{SUFFIXES[settings.format]}"
@@ -97,8 +96,9 @@ def export(run: Run, settings: Export) -> dict[str, Any]:
     model = Model(network, hardware, command=True)
     pictures = _pictures(model, settings.images)
     module = Exported(network.encoder, head, model.temperature).eval()
-    if isinstance(network, Trained) and head is not None:  # what predict says
-        expected = calibration.tempered(probabilities(network.model, pictures, hardware).numpy(), model.temperature)
+    if network.classifier and head is not None:  # what predict says
+        p = probabilities(network.classifier, pictures, hardware).numpy()
+        expected = calibration.tempered(p, model.temperature)
     else:
         expected = _said(module, pictures)
     about = _about(model, settings.what)
