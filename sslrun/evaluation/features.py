@@ -1,67 +1,51 @@
-"""Features and probabilities of many images, in batches, without augmentation."""
+"""Features and probabilities of many images, in batches, without augmentation.
+
+Images are `N x 3 x S x S`, uint8; a network is on the device, and put into evaluation mode.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslrun.data.images import Images
 from sslrun.device import Device
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import Encoder, average
 
+Out = TypeVar("Out")
 
-@torch.no_grad()
+
 def features(encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int = 512) -> Tensor:
-    """Return the features of whole pictures, without augmentation.
-
-    Args:
-        encoder: on the device; put into evaluation mode.
-        images: `N x 3 x S x S`, uint8.
-
-    Returns:
-        `N x feature_dim`, float32, on the CPU.
-    """
-    encoder.eval()
-    out = []
-    for part in images.split(batch_size):
-        with device.autocast(), device.eager():
-            out.append(encoder(device.floats(part)).float().cpu())
-    return torch.cat(out)
+    """Return the features of whole images, `N x feature_dim`, float32, on the CPU."""
+    return torch.cat([f.float().cpu() for f in _batches(encoder, encoder, images, device, batch_size)])
 
 
-@torch.no_grad()
 def map_features(encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int = 512) -> list[Tensor]:
-    """Return the mean over each of a backbone's maps for whole pictures, without augmentation.
+    """Return the mean over each map of the backbone for whole images: for every map `N x C`, float32, on the CPU."""
 
-    Args:
-        encoder: on the device; put into evaluation mode.
-        images: `N x 3 x S x S`, uint8.
+    def means(batch: Tensor) -> list[Tensor]:
+        return [average(m).float().cpu() for m in encoder.maps(batch)]
 
-    Returns:
-        For every map `N x C`, float32, on the CPU.
-    """
-    encoder.eval()
-    found: list[list[Tensor]] = []
-    for part in images.split(batch_size):
-        with device.autocast(), device.eager():
-            found.append([average(m).float().cpu() for m in encoder.maps(device.floats(part))])
-    return [torch.cat(column) for column in zip(*found, strict=True)]
+    columns = zip(*_batches(encoder, means, images, device, batch_size), strict=True)
+    return [torch.cat(column) for column in columns]
 
 
-@torch.no_grad()
 def probabilities(
     classifier: Classifier | KNNClassifier, images: Tensor | Images, device: Device, batch_size: int = 512
 ) -> Tensor:
-    """Return the probabilities of whole pictures, without augmentation.
+    """Return the probabilities of whole images, `N x classes`, on the CPU."""
+    return torch.cat([p.cpu() for p in _batches(classifier, classifier.probabilities, images, device, batch_size)])
 
-    Args:
-        images: `N x 3 x S x S`, uint8.
 
-    Returns:
-        `N x classes`, on the CPU.
-    """
-    classifier.eval()
-    out = []
+@torch.no_grad()
+def _batches(
+    network: nn.Module, function: Callable[[Tensor], Out], images: Tensor | Images, device: Device, batch_size: int
+) -> Iterator[Out]:
+    """Yield what a function of the network makes of each batch of images, as floats in [0, 1] on the device."""
+    network.eval()
     for part in images.split(batch_size):
         with device.autocast(), device.eager():
-            out.append(classifier.probabilities(device.floats(part)).cpu())
-    return torch.cat(out)
+            out = function(device.floats(part))
+        yield out

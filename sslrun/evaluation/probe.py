@@ -14,12 +14,14 @@ from sslrun.base.machine import one_thread
 from sslrun.data.dataset import Dataset
 from sslrun.device import Device
 from sslrun.evaluation.features import features as features_of
-from sslrun.models.classifier import Classifier
+from sslrun.evaluation.features import map_features
+from sslrun.models.classifier import Classifier, knn_probabilities
 from sslrun.models.encoder import Encoder, Readout
 
 STRENGTHS = tuple(10.0**k for k in range(-4, 3))  # C of scikit-learn, the inverse of l2
 FOLDS = 5
 SEARCHED = 5000  # at most so many of the labelled pictures take part in the search for C
+PROBED = 10_000  # labelled images and images of validation, at most, of a map's probe
 READOUTS: tuple[Readout, ...] = ("average", "grid")
 
 
@@ -106,6 +108,44 @@ def better_readout(
     told = ", ".join(f"{s[0]:.4f} with {r}" for r, s in scores.items())
     log.info("The head sees the %s: held out, a logistic regression is right in %s.", better, told)
     return {r: round(s[0], 6) for r, s in scores.items()}, _best(found[better])
+
+
+def map_probes(
+    encoder: Encoder, data: Dataset, val: Dataset | None, test: Dataset, device: Device, seed: int, batch_size: int
+) -> list[dict[str, Any]]:
+    """Return the accuracy on test of a linear probe and of nearest neighbours on each map of the backbone.
+
+    Args:
+        data: labelled images that both are fitted on, 10,000 at most.
+        val: by which the probe's C is chosen, 10,000 images at most.
+
+    Returns:
+        For every map `stage`, from 1, the number of its `features`, `probe_accuracy` and `knn_accuracy`.
+    """
+    data, val = data.take(_drawn(len(data))), None if val is None else val.take(_drawn(len(val)))
+    assert data.labels is not None
+    assert test.labels is not None
+    classes, labels = len(test.class_names), test.labels.numpy()
+    maps = map_features(encoder, data.images, device, batch_size)
+    val_maps = [None] * len(maps) if val is None else map_features(encoder, val.images, device, batch_size)
+    test_maps = map_features(encoder, test.images, device, batch_size)
+    found = []
+    for i, (x, xv, xt) in enumerate(zip(maps, val_maps, test_maps, strict=True)):
+        held = None if val is None or val.labels is None or xv is None else (xv, val.labels)
+        weight, bias, _ = regression(x, data.labels, held, seed, classes)
+        probed = (xt @ weight.T + bias).argmax(1).numpy()
+        nearest = knn_probabilities(xt, x, data.labels, classes).argmax(1).numpy()
+        accuracies = {
+            "probe_accuracy": float((probed == labels).mean()),
+            "knn_accuracy": float((nearest == labels).mean()),
+        }
+        found.append({"stage": i + 1, "features": x.shape[1], **accuracies})
+    return found
+
+
+def _drawn(n: int) -> np.ndarray:
+    """Return positions of at most 10,000 of n images, drawn at random."""
+    return np.sort(np.random.default_rng(0).permutation(n)[:PROBED])
 
 
 def labelled_features(encoder: Encoder, data: Dataset, device: Device) -> tuple[Tensor, Tensor]:

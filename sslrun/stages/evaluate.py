@@ -16,11 +16,11 @@ from sslrun.data.dataset import Dataset, load_test, load_train
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import AnyDatasetNode, describe, preprocessing_of
 from sslrun.device import Device, inference_device
-from sslrun.evaluation.features import map_features, probabilities
+from sslrun.evaluation.features import probabilities
 from sslrun.evaluation.intervals import paired_test
 from sslrun.evaluation.metrics import scored
-from sslrun.evaluation.probe import regression
-from sslrun.models.classifier import Classifier, knn_probabilities
+from sslrun.evaluation.probe import map_probes
+from sslrun.models.classifier import Classifier
 from sslrun.models.trained import Trained, load_classifier
 from sslrun.report import evaluation
 from sslrun.report.evaluation import confusion_figure, print_classification
@@ -29,7 +29,6 @@ from sslrun.runs.find import find_run, read_summary
 from sslrun.runs.run import Run
 
 KEPT = ("init", "mode", "backbone", "label_fraction", "labels_per_class", "labels", "seeds", "subset_fingerprint")
-PROBED = 10_000  # labelled pictures and pictures of validation, at most, of a stage's probe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,7 @@ def evaluate(run: Run, settings: Evaluate) -> dict[str, Any]:
     if rival:
         scores["against"] = _compared(found, rival)
     if settings.stages and not run.in_study and isinstance(found.trained.classifier, Classifier):
-        scores["stages"] = _stages(found, settings.batch_size)
+        scores["stages"] = _map_probes(found, settings.batch_size)
     _write(run, found, scores)
     mistakes_figure(run, found.data.images, found.labels, found.probabilities, found.data.class_names)
     if not run.in_study:
@@ -152,11 +151,8 @@ def _compared(found: Tested, rival: Tested) -> dict[str, Any]:
     return {"run": str(rival.directory), "accuracy": float(right[1].mean()), **paired_test(*right)}
 
 
-def _stages(found: Tested, batch_size: int) -> list[dict[str, Any]]:
-    """Return what a linear probe and nearest neighbours make of each stage of the backbone, on test.
-
-    They are fitted on the labelled pictures of the run; the probe's strength is chosen on validation.
-    """
+def _map_probes(found: Tested, batch_size: int) -> list[dict[str, Any]]:
+    """Probe the maps of the backbone with the labelled pictures of the run; nothing where these are gone."""
     config = found.trained.config
     node, tested = config["dataset"], found.dataset
     moved = tested["_target_"] == node["_target_"] and node.get("root") and not Path(node["root"]).exists()
@@ -170,32 +166,7 @@ def _stages(found: Tested, batch_size: int) -> list[dict[str, Any]]:
     except UserError as error:
         log.info("No probes of the stages: %s", error)
         return []
-    chosen, val = chosen.take(_some(len(chosen))), None if val is None else val.take(_some(len(val)))
-    assert chosen.labels is not None
-    encoder, classes = found.trained.encoder, len(found.data.class_names)
-    features = {
-        name: map_features(encoder, d.images, found.device, batch_size) if d is not None else None
-        for name, d in (("train", chosen), ("val", val), ("test", found.data))
-    }
-    out = []
-    for i, (train, test) in enumerate(zip(features["train"] or [], features["test"] or [], strict=True)):
-        held = None if val is None or val.labels is None else ((features["val"] or [])[i], val.labels)
-        weight, bias, _ = regression(train, chosen.labels, held, config["seed"], classes)
-        probed = (test @ weight.T + bias).argmax(1).numpy()
-        near = knn_probabilities(test, train, chosen.labels, classes).argmax(1).numpy()
-        out.append(
-            {
-                "stage": i + 1,
-                "features": train.shape[1],
-                "probe_accuracy": float((probed == found.labels).mean()),
-                "knn_accuracy": float((near == found.labels).mean()),
-            }
-        )
-    return out
-
-
-def _some(n: int) -> np.ndarray:
-    return np.sort(np.random.default_rng(0).permutation(n)[:PROBED])
+    return map_probes(found.trained.encoder, chosen, val, found.data, found.device, config["seed"], batch_size)
 
 
 def _write(own: Run, found: Tested, scores: dict[str, Any]) -> None:

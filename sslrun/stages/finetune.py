@@ -16,9 +16,8 @@ from sslrun.data.dataset import Dataset, load_train
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import AnyDatasetNode, describe
 from sslrun.device import Device
-from sslrun.evaluation import calibration
-from sslrun.evaluation.features import probabilities
 from sslrun.evaluation.probe import better_readout, fit_head, labelled_features
+from sslrun.evaluation.validation import classifier_metrics
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import Encoder, Readout
 from sslrun.models.initialization import Network, resolve
@@ -94,7 +93,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     if settings.mode == "finetune":
         return _trained(run, settings, encoder, chosen, val, hardware, keep, strength)
     classifier = _without_training(settings, encoder, chosen, val, hardware, strength)
-    metrics = _validated(classifier, val, hardware)
+    metrics = classifier_metrics(classifier, val, hardware)
     state = {f"classifier.{k}": v for k, v in classifier.state_dict().items()}
     content = {**keep, "downstream": Finetuning.downstream, "step": 0, "metrics": metrics, "model": state}
     for name in (checkpoint.LAST, checkpoint.BEST):
@@ -203,7 +202,7 @@ def _trained(
     fit = function(train)
     result = fit(
         task, device.hold(data.images), data.labels.to(device.torch), run, device, settings.optimizer,
-        lambda: _validated(classifier, val, device), "val/accuracy", settings.seed, keep,
+        lambda: classifier_metrics(classifier, val, device), "val/accuracy", settings.seed, keep,
     )  # fmt: skip
     if not run.in_study:
         curves_figure(run)
@@ -231,18 +230,3 @@ def _without_training(
     fit_head(classifier, bank, labels, held, settings.seed, strength)
     device.put(classifier)
     return classifier
-
-
-def _validated(classifier: Classifier | KNNClassifier, val: Dataset | None, device: Device) -> dict[str, float]:
-    if val is None:
-        return {}
-    assert val.labels is not None
-    p, labels = probabilities(classifier, val.images, device).numpy(), val.labels.numpy()
-    temperature = calibration.fit_temperature(p, labels)
-    sure = calibration.threshold(calibration.tempered(p, temperature), labels)
-    return {
-        "val/accuracy": float((p.argmax(1) == labels).mean()),
-        "val/loss": calibration.log_loss(p, labels),
-        "val/temperature": temperature,
-        **({} if sure is None else {"val/sure_above": sure}),
-    }

@@ -13,9 +13,7 @@ from sslrun.config.types import Count, Node
 from sslrun.data.dataset import load_train, load_unlabeled
 from sslrun.data.options import DatasetNode, describe
 from sslrun.data.statistics import normalization
-from sslrun.evaluation.features import features
-from sslrun.evaluation.metrics import embedding_health, has_collapsed
-from sslrun.models.classifier import knn_probabilities
+from sslrun.evaluation.validation import encoder_metrics
 from sslrun.models.encoder import build_encoder
 from sslrun.report.training import curves_figure, some_of, task_figures, views_figure
 from sslrun.runs.find import CHECKPOINT
@@ -23,8 +21,6 @@ from sslrun.runs.run import Run
 from sslrun.tasks.task import build_task
 from sslrun.training.autotune import choose
 from sslrun.training.settings import SMALLEST_BATCH
-
-HEALTH_IMAGES, KNN_BANK, KNN_QUERIES = 1024, 5000, 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,29 +88,11 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     )
 
     held = hardware.hold(images)
-
-    def evaluate() -> dict[str, float]:
-        health = embedding_health(features(encoder, held[:: max(1, len(held) // HEALTH_IMAGES)], hardware))
-        if has_collapsed(health):
-            log.warning(
-                "The embedding has collapsed: spread %.3f (healthy is about 1), effective rank %.1f. Try a lower "
-                "train.learning_rate, a larger train.batch_size, or another pretext.",
-                health["feature_spread"],
-                health["effective_rank"],
-            )
-        metrics = {f"val/{k}": v for k, v in health.items()}
-        if val is not None and data.labels is not None and len(data.class_names) > 1:
-            rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:KNN_BANK]
-            bank = features(encoder, data.images[rows], hardware)
-            queries = features(encoder, val.images[:KNN_QUERIES], hardware)
-            found = knn_probabilities(queries, bank, data.labels[rows], len(data.class_names)).argmax(1)
-            metrics["val/knn_accuracy"] = float((found == val.labels[:KNN_QUERIES]).float().mean())  # type: ignore[index]
-        return metrics
-
     keep = {"stage": run.stage, "config": config}
     result = function(settings.train)(
-        task, held, None, run, hardware, settings.optimizer, evaluate, "val/knn_accuracy", settings.seed, keep
-    )
+        task, held, None, run, hardware, settings.optimizer,
+        lambda: encoder_metrics(encoder, held, data, val, hardware), "val/knn_accuracy", settings.seed, keep,
+    )  # fmt: skip
     curves_figure(run)
     task_figures(run, task, some_of(images, settings.seed), settings.seed, hardware)
     return result

@@ -10,6 +10,8 @@ from sslrun.augment import Augment, Rng
 from sslrun.models.classifier import Classifier
 from sslrun.tasks.task import Task
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 class Finetuning(Task):
     """Trains a classifier: augmented views, cross-entropy with label smoothing, a freeze that freezes.
@@ -52,7 +54,7 @@ class Finetuning(Task):
             self.classifier.encoder.eval()
         elif self.freeze_batch_norm:
             for module in self.classifier.encoder.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, BATCH_NORMS):
                     module.eval()
 
     def views(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:

@@ -1,0 +1,66 @@
+"""What is measured while a network trains."""
+
+import torch
+
+from sslrun.base.console import log
+from sslrun.data.dataset import Dataset
+from sslrun.data.images import Images
+from sslrun.device import Device
+from sslrun.evaluation import calibration
+from sslrun.evaluation.features import features, probabilities
+from sslrun.evaluation.metrics import embedding_health, has_collapsed
+from sslrun.models.classifier import Classifier, KNNClassifier, knn_probabilities
+from sslrun.models.encoder import Encoder
+
+HEALTH_IMAGES, KNN_BANK, KNN_QUERIES = 1024, 5000, 2000
+
+
+def encoder_metrics(
+    encoder: Encoder, images: Images, data: Dataset, val: Dataset | None, device: Device
+) -> dict[str, float]:
+    """Return what can be told of an encoder that is pretrained; a collapsed embedding is warned of.
+
+    Args:
+        images: that it is pretrained on; 1,024 of them tell about the embedding.
+        data, val: training and validation; the nearest of 5,000 images of training classify 2,000 of validation.
+
+    Returns:
+        `val/feature_spread` and `val/effective_rank` (see `embedding_health`), and, where there are labels of more than
+        one class, `val/knn_accuracy`.
+    """
+    health = embedding_health(features(encoder, images[:: max(1, len(images) // HEALTH_IMAGES)], device))
+    if has_collapsed(health):
+        log.warning(
+            "The embedding has collapsed: spread %.3f (healthy is about 1), effective rank %.1f. Try a lower "
+            "train.learning_rate, a larger train.batch_size, or another pretext.",
+            health["feature_spread"],
+            health["effective_rank"],
+        )
+    metrics = {f"val/{k}": v for k, v in health.items()}
+    if val is None or val.labels is None or data.labels is None or len(data.class_names) < 2:
+        return metrics
+    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:KNN_BANK]
+    bank = features(encoder, data.images[rows], device)
+    queries = features(encoder, val.images[:KNN_QUERIES], device)
+    predicted = knn_probabilities(queries, bank, data.labels[rows], len(data.class_names)).argmax(1)
+    return {**metrics, "val/knn_accuracy": float((predicted == val.labels[:KNN_QUERIES]).float().mean())}
+
+
+def classifier_metrics(classifier: Classifier | KNNClassifier, val: Dataset | None, device: Device) -> dict[str, float]:
+    """Return a classifier's accuracy and loss on validation, and what calibrates it; nothing without validation.
+
+    Returns:
+        `val/accuracy`, `val/loss` in nats, `val/temperature`, and `val/sure_above` where there is such a threshold.
+    """
+    if val is None:
+        return {}
+    assert val.labels is not None
+    p, labels = probabilities(classifier, val.images, device).numpy(), val.labels.numpy()
+    temperature = calibration.fit_temperature(p, labels)
+    sure = calibration.threshold(calibration.tempered(p, temperature), labels)
+    return {
+        "val/accuracy": float((p.argmax(1) == labels).mean()),
+        "val/loss": calibration.log_loss(p, labels),
+        "val/temperature": temperature,
+        **({} if sure is None else {"val/sure_above": sure}),
+    }
