@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from sslrun.augment import Rng, generator
-from sslrun.config.build import build, function
+from sslrun.config.build import build
 from sslrun.config.compose import compose_config
 from sslrun.data.images import Images, digests
 from sslrun.device import Device
@@ -30,6 +30,10 @@ from sslrun.models.encoder import build_encoder
 from sslrun.runs.log import read_metrics
 from sslrun.runs.run import Run
 from sslrun.training.autotune import EQUAL, Mode, choose, measure
+from sslrun.training.batches import Batches
+from sslrun.training.loop import fit
+from sslrun.training.optimizers import build_optimizer
+from sslrun.training.state import State
 
 PRETEXTS, BACKBONES, SIZES = ("simclr", "rotation", "jigsaw"), ("smallcnn", "resnet18", "mobilenetv2"), (32, 64)
 STEP = 0.5  # seconds that a step should take on a CPU; a whole batch takes longer, and shows less overhead
@@ -129,7 +133,11 @@ def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[floa
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), "pretrain", OmegaConf.create({}), {})
         began = time.perf_counter()
-        function(train)(task, held, None, run, device, config["optimizer"], dict, "x", 0, keep)
+        batches = Batches(held, None, n, pairs + 3, 0, device)
+        training = build(train)
+        optimizer = build_optimizer(config["optimizer"], task, training.learning_rate)
+        state = State(run, task, optimizer, device, keep, "x")
+        fit(task, batches, optimizer, training, device, state, dict)
         whole = time.perf_counter() - began
         both = [n / row["images_per_second"] for row in read_metrics(run.directory) if "images_per_second" in row]
         run.close("finished")

@@ -28,9 +28,11 @@ from sslrun.runs import checkpoint
 from sslrun.runs.run import Run
 from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.tasks.task import Task
+from sslrun.training.batches import Batches
 from sslrun.training.loop import fit
-from sslrun.training.optimizers import LARS, parameter_groups
-from sslrun.training.settings import batches_per_epoch, learning_rate_at, total_steps
+from sslrun.training.optimizers import LARS, build_optimizer, parameter_groups
+from sslrun.training.settings import Training, batches_per_epoch
+from sslrun.training.state import State
 from tests.test_views import NOTHING
 
 ADAMW = {"_target_": "sslrun.training.optimizers.adamw", "weight_decay": 0.05, "betas": [0.9, 0.999]}
@@ -61,16 +63,22 @@ def ramp(n: int) -> Tensor:
     return torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 3, 8, 8).contiguous()
 
 
+SETTINGS: dict[str, Any] = {
+    **{"epochs": None, "steps": 10, "batch_size": 8, "learning_rate": 0.01, "warmup_fraction": 0.1},
+    **{"gradient_clip": None, "evaluations": 2, "log_every": 5, "save_minutes": 5, "keep_every": None},
+}
+
+
 def train(model: Task, images: Tensor, where: str, resumed: bool = False, seed: int = 0, **keys: Any) -> dict:
-    settings = {"epochs": None, "steps": 10, "batch_size": 8, "learning_rate": 0.01, "warmup_fraction": 0.1}
-    settings |= {"gradient_clip": None, "evaluations": 2, "log_every": 5, "save_minutes": 5, "keep_every": None}
     evaluate, optimizer, labels = keys.pop("evaluate", dict), keys.pop("optimizer", ADAMW), keys.pop("labels", None)
     device = keys.pop("device", CPU)
+    training = Training(**{**SETTINGS, **keys})
     run = Run(Path(where), "pretrain", OmegaConf.create({"seed": seed}), {}, resumed)
     try:
-        return fit(
-            model, images, labels, run, device, optimizer, evaluate, "val/accuracy", seed, {}, **{**settings, **keys}
-        )
+        batches = Batches(images, labels, training.batch_size, training.total_steps(len(images)), seed, device)
+        built = build_optimizer(optimizer, model, training.learning_rate)
+        state = State(run, model, built, device, {}, "val/accuracy")
+        return fit(model, batches, built, training, device, state, evaluate)
     finally:
         run.close("finished")
 
@@ -86,6 +94,37 @@ def test_an_epoch_shows_every_picture_once_in_batches_of_nearly_equal_size() -> 
     for epoch in (model.seen[:4], model.seen[4:]):
         assert sorted(torch.cat(epoch).tolist()) == list(range(27))
     assert torch.cat(model.seen[:4]).tolist() != torch.cat(model.seen[4:]).tolist()
+
+
+@pytest.mark.parametrize("done", [0, 1, 3, 4, 7, 9, 10])
+def test_batches_after_some_steps_are_the_last_of_all_batches(done: int) -> None:
+    """Rows, labels and random numbers; 4 steps an epoch, and no step is gathered that is not needed."""
+    images, gathered = ramp(27), 0
+
+    class Counted:
+        def __len__(self) -> int:
+            return len(images)
+
+        def __getitem__(self, rows: Tensor) -> Tensor:
+            nonlocal gathered
+            gathered += 1
+            return images[rows]
+
+    def seen(after: int) -> list[tuple[int, list[int], list[int], float, int]]:
+        batches = Batches(Counted(), torch.arange(27), 8, 10, 5, CPU)  # type: ignore[arg-type]
+        assert batches.per_epoch == 4
+        return [
+            (s.step, (s.batch["images"][:, 0, 0, 0] * 255).round().tolist(), s.batch["labels"].tolist(),
+             float(s.rng.rand()), s.images) for s in batches.after(after)
+        ]  # fmt: skip
+
+    everything = seen(0)
+    assert [s[0] for s in everything] == list(range(10))
+    assert all(s[1] == s[2] and len(s[1]) == s[4] for s in everything)
+    assert len({s[3] for s in everything}) == 10
+    gathered = 0
+    assert seen(done) == everything[done:]
+    assert gathered == 10 - done
 
 
 def test_case_63_a_smaller_batch_counts_by_its_size() -> None:
@@ -350,6 +389,9 @@ def test_case_70_a_loss_that_is_not_a_number_stops_with_the_step_and_what_to_try
 
 
 def test_length_is_epochs_or_steps_whichever_ends_first() -> None:
+    def total_steps(n: int, epochs: int | None, steps: int | None, batch_size: int) -> int:
+        return Training(**{**SETTINGS, "epochs": epochs, "steps": steps, "batch_size": batch_size}).total_steps(n)
+
     assert total_steps(100, 3, None, 10) == 30
     assert total_steps(100, None, 7, 10) == 7
     assert total_steps(100, 3, 7, 10) == 7
@@ -360,7 +402,8 @@ def test_length_is_epochs_or_steps_whichever_ends_first() -> None:
 
 
 def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
-    rates = [learning_rate_at(s, 100, 10) for s in range(100)]
+    training = Training(**{**SETTINGS, "learning_rate": 1.0, "warmup_fraction": 0.1})
+    rates = [training.learning_rate_at(s, 100) for s in range(100)]
     assert rates[:10] == sorted(rates[:10])
     assert rates[10] == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)

@@ -20,7 +20,7 @@ from sslrun.config.types import Node
 
 # What runs and checkpoints of 0.1.0 name in their configs, and what it is called now.
 RENAMED = {
-    "sslrun.train.fit": "sslrun.training.loop.fit",
+    "sslrun.train.fit": "sslrun.training.settings.Training",
     "sslrun.views.Augment": "sslrun.augment.Augment",
     **{f"sslrun.optimizers.{n}": f"sslrun.training.optimizers.{n}" for n in ("adam", "adamw", "sgd", "lars")},
     **{f"sslrun.backbones.{n}": f"sslrun.models.backbones.{n}.{n}" for n in ("smallcnn", "resnet18", "mobilenetv2")},

@@ -9,7 +9,7 @@ from pydantic import Field
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.files import file_hash
-from sslrun.config.build import build, built_settings, function
+from sslrun.config.build import build, built_settings
 from sslrun.config.nodes import short_name
 from sslrun.config.types import Count, Fraction, FromCheckpoint, Node, Positive, PositiveInt
 from sslrun.data.dataset import Dataset, load_train
@@ -28,7 +28,11 @@ from sslrun.runs.run import Run
 from sslrun.study.choice import choose, searched
 from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.training import autotune
-from sslrun.training.settings import total_steps
+from sslrun.training.batches import Batches
+from sslrun.training.loop import fit
+from sslrun.training.optimizers import build_optimizer
+from sslrun.training.settings import Training
+from sslrun.training.state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,27 +187,28 @@ def _trained(
     """Start the head from logistic regression where the features are pretrained; then train everything."""
     assert data.labels is not None
     classifier = Classifier(encoder, len(data.class_names))
-    pretrained, train = settings.init != "scratch", settings.train
+    training: Training = build(settings.train)
+    pretrained = settings.init != "scratch"
     if pretrained and not run.resumed:
         held = labelled_features(encoder, val, device) if val else None
         fit_head(classifier, *labelled_features(encoder, data, device), held, settings.seed, strength)
-    steps = total_steps(len(data), train["epochs"], train["steps"], train["batch_size"], quiet=True)
     task = Finetuning(
         classifier,
         build(settings.augment),
         settings.label_smoothing,
-        freeze_steps=round(settings.freeze_fraction * steps) if pretrained else 0,
+        freeze_steps=round(settings.freeze_fraction * training.total_steps(len(data))) if pretrained else 0,
         freeze_batch_norm=pretrained and len(data) < settings.freeze_batch_norm_below,
         backbone_rate=settings.backbone_rate if pretrained else 1.0,
     )
     if not run.in_study:
         views_figure(run, task, some_of(data.images, settings.seed), settings.seed)
     device.put(task)
-    fit = function(train)
-    result = fit(
-        task, device.hold(data.images), data.labels.to(device.torch), run, device, settings.optimizer,
-        lambda: classifier_metrics(classifier, val, device), "val/accuracy", settings.seed, keep,
-    )  # fmt: skip
+    images, labels = device.hold(data.images), data.labels.to(device.torch)
+    total = training.total_steps(len(images), quiet=False)
+    batches = Batches(images, labels, training.batch_size, total, settings.seed, device)
+    optimizer = build_optimizer(settings.optimizer, task, training.learning_rate)
+    state = State(run, task, optimizer, device, keep, "val/accuracy")
+    result = fit(task, batches, optimizer, training, device, state, lambda: classifier_metrics(classifier, val, device))
     if not run.in_study:
         curves_figure(run)
     best = checkpoint.load(run.directory / checkpoint.BEST)

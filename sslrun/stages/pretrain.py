@@ -1,13 +1,14 @@
 """`sslrun pretrain`: learn features from pictures without their labels."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.config.build import build, function
+from sslrun.config.build import build
 from sslrun.config.nodes import short_name
 from sslrun.config.types import Count, Node
 from sslrun.data.dataset import load_train, load_unlabeled
@@ -20,7 +21,11 @@ from sslrun.runs.find import CHECKPOINT
 from sslrun.runs.run import Run
 from sslrun.tasks.task import build_task
 from sslrun.training.autotune import choose
-from sslrun.training.settings import SMALLEST_BATCH
+from sslrun.training.batches import Batches
+from sslrun.training.loop import fit
+from sslrun.training.optimizers import build_optimizer
+from sslrun.training.settings import SMALLEST_BATCH, Training
+from sslrun.training.state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +50,9 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
         What goes into the summary.
     """
     run.note(resumable=CHECKPOINT, for_its_weights=True)
-    if settings.train["batch_size"] < SMALLEST_BATCH:
-        raise UserError(
-            f"train.batch_size: must be at least {SMALLEST_BATCH} to pretrain, found {settings.train['batch_size']}"
-        )
+    training: Training = build(settings.train)
+    if training.batch_size < SMALLEST_BATCH:
+        raise UserError(f"train.batch_size: must be at least {SMALLEST_BATCH} to pretrain, found {training.batch_size}")
     hardware = build(settings.device)
     data, val = load_train(settings.dataset)
     images = data.images
@@ -63,7 +67,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     encoder = build_encoder(settings.backbone, settings.dataset["image_size"], mean, std)
     task = build_task(settings.pretext, encoder, settings.dataset["image_size"])
     views_figure(run, task, some_of(images, settings.seed), settings.seed)
-    fastest = choose(hardware, settings.backbone, settings.dataset["image_size"], settings.train["batch_size"])
+    fastest = choose(hardware, settings.backbone, settings.dataset["image_size"], training.batch_size)
     config = run.resolve(device=settings.device | fastest)
     hardware.put(task)
     hardware.compile(encoder)
@@ -88,11 +92,12 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     )
 
     held = hardware.hold(images)
-    keep = {"stage": run.stage, "config": config}
-    result = function(settings.train)(
-        task, held, None, run, hardware, settings.optimizer,
-        lambda: encoder_metrics(encoder, held, data, val, hardware), "val/knn_accuracy", settings.seed, keep,
-    )  # fmt: skip
+    total = training.total_steps(len(held), quiet=False)
+    batches = Batches(held, None, training.batch_size, total, settings.seed, hardware)
+    optimizer = build_optimizer(settings.optimizer, task, training.learning_rate)
+    state = State(run, task, optimizer, hardware, {"stage": run.stage, "config": config}, "val/knn_accuracy")
+    metrics = partial(encoder_metrics, encoder, held, data, val, hardware)
+    result = fit(task, batches, optimizer, training, hardware, state, metrics)
     curves_figure(run)
     task_figures(run, task, some_of(images, settings.seed), settings.seed, hardware)
     return result

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from sslrun.base.console import duration, quietly
 from sslrun.base.errors import UserError
+from sslrun.config.build import build
 from sslrun.config.commands import FINETUNE, PRETRAIN
 from sslrun.config.compose import compose_config
 from sslrun.config.nodes import plain
 from sslrun.config.types import Node
 from sslrun.study.plan import Plan, StudyData, best_settings
 from sslrun.training import estimate
-from sslrun.training.settings import batches_per_epoch, total_steps
+from sslrun.training.settings import Training, batches_per_epoch
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -92,10 +93,10 @@ def _measured(plan: Plan, loaded: StudyData, anew: bool) -> Times:
             loaded.images, c["pretext"], c["backbone"], c["optimizer"], c["device"], c["dataset"]["image_size"],
             c["train"]["batch_size"],
         )  # fmt: skip
-        n, train = min(len(loaded.images), c["dataset"]["max_images"] or len(loaded.images)), c["train"]
+        n = min(len(loaded.images), c["dataset"]["max_images"] or len(loaded.images))
+        training: Training = build(c["train"])
         found.epoch[name] = n / took.images_per_second
-        steps = total_steps(n, train["epochs"], train["steps"], train["batch_size"], quiet=True)
-        found.epochs[name] = steps / batches_per_epoch(n, train["batch_size"])
+        found.epochs[name] = training.total_steps(n) / batches_per_epoch(n, training.batch_size)
     configs: dict[str, Node] = {}
     measured: dict[float, tuple[int, estimate.OfClassifier]] = {}
     data, val = plan.classified.data, plan.classified.val
@@ -109,6 +110,6 @@ def _measured(plan: Plan, loaded: StudyData, anew: bool) -> Times:
             n = len(data.within(cell.budget))
             measured[cell.budget.amount] = n, estimate.classifier(configs[cell.setting], data, val, n)
         n, each = measured[cell.budget.amount]
-        train = configs[cell.setting]["train"]
-        found.classifiers += each.probe if cell.mode == "probe" else each.finetuning(train, n, len(val or ()))
+        training = build(configs[cell.setting]["train"])
+        found.classifiers += each.probe if cell.mode == "probe" else each.finetuning(training, n, len(val or ()))
     return found

@@ -1,44 +1,93 @@
 """Batches: their order, and gathering them ahead of the step that needs them."""
 
+import itertools
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sslrun.augment import ORDER, generator
+from sslrun.augment import ORDER, VIEWS, Rng, generator
 from sslrun.data.images import Images
 from sslrun.device import Device
+from sslrun.training.settings import batches_per_epoch
 
 
-def gathered(
-    images: Tensor | Images, start: int, total: int, per_epoch: int, seed: int
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield every step, its rows, and their pictures, which are gathered while the step before is computed."""
-    order: tuple[int, tuple[Tensor, ...]] = (-1, ())
+class Step(NamedTuple):
+    """What a step of training is fed.
 
-    def rows_of(step: int) -> Tensor:
-        nonlocal order
-        epoch, i = divmod(step, per_epoch)
-        if order[0] != epoch:
-            rows = torch.randperm(len(images), generator=generator(seed, ORDER, epoch))
-            order = (epoch, rows.tensor_split(per_epoch))
-        return order[1][i]
+    Attributes:
+        step: its number, counted from 0.
+        batch: `images`, `N x 3 x S x S`, floats in [0, 1], and `labels`, N, where there are any; on the device.
+        rng: of its views.
+        images: N.
+    """
 
-    with ThreadPoolExecutor(1) as beside:
+    step: int
+    batch: dict[str, Tensor]
+    rng: Rng
+    images: int
 
-        def gather(step: int) -> Future[tuple[int, Tensor, Tensor]]:
-            rows = rows_of(step)
-            return beside.submit(lambda: (step, rows, images[rows]))
 
-        coming = gather(start) if start < total else None
-        for step in range(start, total):
-            assert coming is not None
-            here, coming = coming, gather(step + 1) if step + 1 < total else None
-            yield here.result()
+class Batches:
+    """Batches of nearly equal size, every image once an epoch; drawn from (seed, epoch, step), not from history.
+
+    Args:
+        images: N of them, `3 x S x S`, uint8, on the device or not.
+        labels: N, or None.
+        batch_size: the largest.
+        total: steps of the whole training.
+
+    Attributes:
+        per_epoch: batches of an epoch.
+    """
+
+    def __init__(
+        self, images: Tensor | Images, labels: Tensor | None, batch_size: int, total: int, seed: int, device: Device
+    ) -> None:
+        self.images, self.labels, self.total, self.seed, self.device = images, labels, total, seed, device
+        self.per_epoch = batches_per_epoch(len(images), batch_size)
+
+    def after(self, done: int) -> Iterator[Step]:
+        """Yield the steps after the first `done`, each gathered in a thread while the one before is computed."""
+        with ThreadPoolExecutor(1) as thread:
+            coming = (thread.submit(self._gathered, rows) for rows in self._rows(done))
+            ahead: deque[Future[tuple[Tensor, Tensor]]] = deque(itertools.islice(coming, 1))
+            for step in range(done, self.total):
+                ahead.extend(itertools.islice(coming, 1))
+                rows, pixels = ahead.popleft().result()
+                batch = batch_of(pixels, self.labels, rows, self.device)
+                rng = Rng(generator(self.seed, VIEWS, *divmod(step, self.per_epoch)))
+                yield Step(step, batch, rng, len(rows))
+
+    def images_in(self, steps: int) -> int:
+        """Return how many images the first so many steps show, about."""
+        return steps * len(self.images) // self.per_epoch
+
+    def _rows(self, done: int) -> Iterator[Tensor]:
+        """Yield the rows of every step after the first `done`."""
+        epoch, i = divmod(done, self.per_epoch)
+        rows = itertools.chain.from_iterable(map(self._order, itertools.count(epoch)))
+        return itertools.islice(rows, i, i + self.total - done)
+
+    def _order(self, epoch: int) -> tuple[Tensor, ...]:
+        """Return the rows of every batch of an epoch."""
+        order = torch.randperm(len(self.images), generator=generator(self.seed, ORDER, epoch))
+        return order.tensor_split(self.per_epoch)
+
+    def _gathered(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return rows, self.images[rows]
 
 
 def batch_of(pixels: Tensor, labels: Tensor | None, rows: Tensor, device: Device) -> dict[str, Tensor]:
+    """Return the batch of some rows of the data, on the device.
+
+    Args:
+        pixels: of these rows, `N x 3 x S x S`, uint8.
+        labels: of all rows, or None.
+    """
     batch = {"images": device.floats(pixels)}
     if labels is not None:
         batch["labels"] = labels[rows.to(labels.device)].to(device.torch, non_blocking=True)

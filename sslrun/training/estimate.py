@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslrun.augment import ORDER, VIEWS, generator
+from sslrun.augment import ORDER, VIEWS, Rng, generator
 from sslrun.base.machine import physical_memory
 from sslrun.config.build import build
 from sslrun.config.types import Node
@@ -20,10 +20,10 @@ from sslrun.models.encoder import build_encoder
 from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.tasks.task import Task, build_task
 from sslrun.training.autotune import choose
-from sslrun.training.batches import batch_of
+from sslrun.training.batches import Step, batch_of
 from sslrun.training.loop import train_step
-from sslrun.training.optimizers import parameter_groups
-from sslrun.training.settings import total_steps
+from sslrun.training.optimizers import build_optimizer
+from sslrun.training.settings import Training
 
 REHEARSAL = 3.0  # seconds that a rehearsal takes, about
 
@@ -54,8 +54,7 @@ def rehearse(
 
     The steps are on whole batches if these are quick and fit into half of the memory, else on 32 pictures.
     """
-    groups = parameter_groups(task, optimizer_node["weight_decay"], {})
-    optimizer = build(optimizer_node, groups, 0.0)
+    optimizer = build_optimizer(optimizer_node, task, 0.0)
     weights = [p for p in task.parameters() if p.requires_grad]
     own = {p.untyped_storage().data_ptr() for p in task.parameters()}
     kept: dict[int, int] = {}
@@ -67,9 +66,8 @@ def rehearse(
     def step(n: int, i: int) -> float:
         began = time.perf_counter()
         rows = torch.randperm(len(images), generator=generator(0, ORDER, i))[:n]
-        out = train_step(
-            task, batch_of(images[rows], labels, rows, device), optimizer, device, None, 0, 1, (0, VIEWS, 0, i)
-        )
+        batch = batch_of(images[rows], labels, rows, device)
+        out = train_step(task, Step(0, batch, Rng(generator(0, VIEWS, 0, i)), n), 1, optimizer, device, None)
         float(out["loss"])  # waits for the device
         return time.perf_counter() - began
 
@@ -138,15 +136,15 @@ class OfClassifier:
     images_per_second: float
     probe: float
 
-    def finetuning(self, train: Node, labels: int, validation: int) -> float:
+    def finetuning(self, training: Training, labels: int, validation: int) -> float:
         """Return the seconds of finetuning, its start from a probe and its evaluation included.
 
         Args:
-            train: the node of its config.
+            training: its settings.
             validation: pictures of it.
         """
-        steps = total_steps(labels, train["epochs"], train["steps"], train["batch_size"], quiet=True)
-        seen = steps * min(labels, train["batch_size"]) + train["evaluations"] * validation / 3  # forward is a third
+        steps = training.total_steps(labels)
+        seen = steps * min(labels, training.batch_size) + training.evaluations * validation / 3  # forward is a third
         return self.probe + seen / self.images_per_second
 
 
@@ -159,8 +157,8 @@ def classifier(config: Node, data: Dataset, val: Dataset | None, labels: int) ->
     """
     hardware = build(config["device"])
     hardware.claim()  # as the run itself will; it may have other threads than the study
-    image_size, train = config["dataset"]["image_size"], config["train"]
-    choose(hardware, config["backbone"], image_size, train["batch_size"])
+    image_size, batch_size = config["dataset"]["image_size"], config["train"]["batch_size"]
+    choose(hardware, config["backbone"], image_size, batch_size)
     encoder = build_encoder(config["backbone"], image_size, [0.5] * 3, [0.5] * 3, "grid")  # which has more to do
     network = Classifier(encoder, len(data.class_names))
     task = Finetuning(network, build(config["augment"]), 0.1, 0, False, 1.0)
@@ -171,7 +169,7 @@ def classifier(config: Node, data: Dataset, val: Dataset | None, labels: int) ->
         data.images,
         hardware,
         config["optimizer"],
-        min(labels, train["batch_size"]),
+        min(labels, batch_size),
         physical_memory(),
         data.labels,
     )

@@ -1,139 +1,90 @@
 """The only training loop there is."""
 
-import math
-import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sslrun.augment import VIEWS, Rng, generator
 from sslrun.base import signals
 from sslrun.base.console import log, progress
 from sslrun.base.errors import UserError
-from sslrun.config.build import build
-from sslrun.config.types import Fraction, Node, NotNegative, Positive, PositiveInt
-from sslrun.data.images import Images
 from sslrun.device import Device
-from sslrun.runs.run import Run
 from sslrun.tasks.task import Task
-from sslrun.training.batches import batch_of, gathered
-from sslrun.training.optimizers import parameter_groups
-from sslrun.training.settings import batches_per_epoch, learning_rate_at, total_steps
-from sslrun.training.state import State, Window, said
+from sslrun.training.batches import Batches, Step
+from sslrun.training.settings import Training
+from sslrun.training.state import State, said
+
+Evaluation = Callable[[], dict[str, float]]
 
 
 def fit(
     task: Task,
-    images: Tensor | Images,
-    labels: Tensor | None,
-    run: Run,
+    batches: Batches,
+    optimizer: torch.optim.Optimizer,
+    training: Training,
     device: Device,
-    optimizer_node: Node,
-    evaluate: Callable[[], dict[str, float]],
-    monitor: str,
-    seed: int,
-    keep: dict[str, Any],
-    *,
-    epochs: PositiveInt | None,
-    steps: PositiveInt | None,
-    batch_size: PositiveInt,
-    learning_rate: Positive,
-    warmup_fraction: Fraction,
-    gradient_clip: NotNegative | None,
-    evaluations: PositiveInt,
-    log_every: PositiveInt,
-    save_minutes: Positive,
-    keep_every: PositiveInt | None,
+    state: State,
+    evaluate: Evaluation,
 ) -> dict[str, float]:
-    """Train a model, with the order of the data and the views drawn from (seed, epoch, step), not from history.
+    """Train a task, from the beginning or from the last checkpoint of a run that goes on.
 
     Args:
-        images: N of them, `3 x S x S`, uint8, on the device or not.
-        labels: N, or None.
-        evaluate: returns metrics; called before the first step and `evaluations` times, evenly spread.
-        monitor: the metric of which the highest value makes `best.pt`.
-        keep: goes into every checkpoint.
-        epochs, steps: whichever ends first; null for no limit.
-        warmup_fraction: part of the steps with a rising learning rate; after it a cosine falls to 0.
-        gradient_clip: largest norm of the gradient; null for none.
-        log_every: steps between lines of `metrics.jsonl`.
-        save_minutes: a checkpoint is made after so many minutes, too, not only after evaluations.
-        keep_every: steps between checkpoints that stay; null keeps the last, the one before it, and the best.
+        evaluate: returns metrics; called before the first step and as often as `training` says, evenly spread.
 
     Returns:
         The last evaluation's metrics, and `best/step`, `train/loss`, `images_per_second`.
 
     Raises:
-        UserError: the loss or a weight is not finite.
+        UserError: the loss or a weight is not finite, or there is nothing to go on from.
         Stopped: a signal came; the state after the last whole step is saved.
     """
-    per_epoch = batches_per_epoch(len(images), batch_size)
-    total = total_steps(len(images), epochs, steps, batch_size)
-    groups = parameter_groups(task, optimizer_node["weight_decay"], task.learning_rates())
-    optimizer = build(optimizer_node, groups, learning_rate)
-    window = Window()
-    state = State(run, task, optimizer, device, keep, monitor, window)
+    run, window, total, stops = state.run, state.window, batches.total, training.evaluated_after(batches.total)
     start = state.restore() if run.resumed else 0
     if start > total:
         raise UserError(f"{start} steps are done already, so it cannot end after {total}")
     run.goes_on()
     if start == total:
         log.info("Nothing is left to do: all of its %d steps are done. More is train.steps= or train.epochs=", total)
-    stops = {math.ceil(total * i / evaluations) for i in range(1, evaluations + 1)}
     if not run.resumed:
         state.evaluated(0, _evaluate(task, evaluate))
 
-    warmup = int(warmup_fraction * total)
-    everything, before = (n * len(images) // per_epoch for n in (total, start))
-    with progress(run.stage, everything, "images", before) as advance, signals.later():
-        began = time.perf_counter()
-        for step, rows, pixels in gathered(images, start, total, per_epoch, seed):
-            epoch, i = divmod(step, per_epoch)
+    with progress(run.stage, batches.images_in(total), "images", batches.images_in(start)) as advance, signals.later():
+        window.start_clock()
+        for step in batches.after(start):
             for group in optimizer.param_groups:
-                group["lr"] = group["rate"] * learning_rate * learning_rate_at(step, total, warmup)
-            batch = batch_of(pixels, labels, rows, device)
-            out = train_step(task, batch, optimizer, device, gradient_clip, step, total, (seed, VIEWS, epoch, i))
-            ended = time.perf_counter()
-            window.add(out, len(rows), ended - began)
-            began, done = ended, step + 1
-            advance(len(rows), window.note)
-            if done % log_every == 0 or done in stops:
-                row = window.close(step, optimizer.param_groups[-1]["lr"], run)
-                began = time.perf_counter()
-                run.log.scalars(done, {"epoch": done / per_epoch, **row})
-            also = f"step_{done:06d}.pt" if keep_every is not None and done % keep_every == 0 else None
+                group["lr"] = training.learning_rate_at(step.step, total, group["rate"])
+            window.add(train_step(task, step, total, optimizer, device, training.gradient_clip), step.images)
+            advance(step.images, window.note)
+            done = step.step + 1
+            if done % training.log_every == 0 or done in stops:
+                row = state.log(done, done / batches.per_epoch)
+            also = f"step_{done:06d}.pt" if training.kept_after(done) else None
             stop = signals.asked()
             if done in stops:
                 state.evaluated(done, _evaluate(task, evaluate), also)
                 log.info("step %d/%d %s", done, total, said(row | state.metrics))
-            elif also or stop or time.monotonic() - state.saved_at > 60 * save_minutes:
+            elif also or stop or state.minutes() > training.save_minutes:
                 state.save(done, also)
             if stop:
                 signals.check()
-            if state.saved == done:
-                began = time.perf_counter()  # evaluations and checkpoints are no part of the speed
     signals.check()
-    return {**state.metrics, "best/step": state.best[1], **window.summary()}
+    return state.summary()
 
 
 def train_step(
-    task: Task,
-    batch: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    device: Device,
-    gradient_clip: float | None,
-    step: int,
-    total: int,
-    numbers: tuple[int, ...],
+    task: Task, step: Step, total: int, optimizer: torch.optim.Optimizer, device: Device, gradient_clip: float | None
 ) -> dict[str, Tensor]:
+    """Update the weights once, and return what the task did, without gradients.
+
+    Args:
+        total: steps of the whole training.
+        gradient_clip: largest norm of the gradient; None for none.
+    """
     task.train()
-    task.before_step(step, total)
-    rng = Rng(generator(*numbers))
-    torch.manual_seed(rng.initial_seed())  # dropout
+    task.before_step(step.step, total)
+    torch.manual_seed(step.rng.initial_seed())  # dropout
     with device.autocast():
-        out = task(batch, rng)
+        out = task(step.batch, step.rng)
     optimizer.zero_grad(set_to_none=True)
     device.scaler.scale(out["loss"]).backward()
     if gradient_clip:
@@ -141,11 +92,11 @@ def train_step(
         nn.utils.clip_grad_norm_(task.parameters(), gradient_clip)
     device.scaler.step(optimizer)
     device.scaler.update()
-    task.after_step(step, total)
+    task.after_step(step.step, total)
     return {k: v.detach() for k, v in out.items()}
 
 
 @torch.no_grad()
-def _evaluate(task: Task, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
+def _evaluate(task: Task, evaluate: Evaluation) -> dict[str, float]:
     task.eval()
     return evaluate()

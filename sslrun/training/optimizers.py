@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import nn, optim
 
-from sslrun.config.types import NotNegative, Pair, Share
+from sslrun.config.build import build
+from sslrun.config.types import Node, NotNegative, Pair, Share
+from sslrun.tasks.task import Task
 
 Groups = list[dict[str, Any]]
 
@@ -60,6 +62,11 @@ class LARS(optim.Optimizer):
                 v = self.state[w].setdefault("momentum", torch.zeros_like(w))
                 v.mul_(group["momentum"]).add_(update)
                 w.sub_(v, alpha=group["lr"])
+
+
+def build_optimizer(node: Node, task: Task, learning_rate: float) -> optim.Optimizer:
+    """Build the optimizer of a task's parameters that are trained, each at the task's multiple of the learning rate."""
+    return build(node, parameter_groups(task, node["weight_decay"], task.learning_rates()), learning_rate)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, rates: dict[str, float]) -> Groups:

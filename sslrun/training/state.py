@@ -21,7 +21,11 @@ EXPLODED = 2.0  # a loss that rises by so many times its start is worth a warnin
 
 
 class Window:
-    """Sums of what the model returned since the last line of metrics; each batch counts by its size."""
+    """What the task returned since the last line of metrics; each batch counts by its size.
+
+    Attributes:
+        note: of the last line, for the progress bar.
+    """
 
     def __init__(self) -> None:
         self.rows: list[tuple[dict[str, Tensor], int]] = []
@@ -31,20 +35,29 @@ class Window:
         self.last: dict[str, float] = {}
         self.first: float | None = None
         self.warned = False
+        self.start_clock()
 
-    def add(self, out: dict[str, Tensor], n: int, seconds: float) -> None:
+    def start_clock(self) -> None:
+        """Count the time from now on; that since the last step is no part of the speed."""
+        self._began = time.perf_counter()
+
+    def add(self, out: dict[str, Tensor], n: int) -> None:
+        """Take in what a step of n images returned, and the time since the one before."""
         self.rows.append((out, n))
         self.images += n
-        self.seconds += seconds
+        self._count_seconds()
 
-    def close(self, step: int, rate: float, run: Run) -> dict[str, float]:
-        """Return the means; the device is waited for here and nowhere else."""
-        began = time.perf_counter()
+    def _count_seconds(self) -> None:
+        self.seconds += time.perf_counter() - self._began
+        self.start_clock()
+
+    def close(self, steps: int, rate: float, run: Run) -> dict[str, float]:
+        """Return the means after so many steps; the device is waited for here and nowhere else."""
         losses = torch.stack([out["loss"] for out, _ in self.rows]).float().cpu()
-        self.seconds += time.perf_counter() - began
+        self._count_seconds()
         if not losses.isfinite().all():
-            bad = step - len(losses) + 1 + int((~losses.isfinite()).nonzero()[0, 0])
-            raise diverged(f"the loss became {losses[~losses.isfinite()][0]:g}", bad + 1, rate, run)
+            bad = steps - len(losses) + 1 + int((~losses.isfinite()).nonzero()[0, 0])
+            raise diverged(f"the loss became {losses[~losses.isfinite()][0]:g}", bad, rate, run)
         n = sum(k for _, k in self.rows)
         sums = {k: sum(out[k].float() * m for out, m in self.rows) / n for k in self.rows[0][0]}
         self.last = {f"train/{k}": float(v) for k, v in sums.items()}
@@ -55,11 +68,12 @@ class Window:
             self.warned = True
             log.warning(
                 "The loss rose from %.3g to %.3g by step %d, at learning rate %.3g: try train.learning_rate=%.1g or "
-                "train.gradient_clip=1.", self.first, loss, step + 1, rate, rate / 10,
+                "train.gradient_clip=1.", self.first, loss, steps, rate, rate / 10,
             )  # fmt: skip
         speed = n / self.seconds
         self.total_seconds += self.seconds
         self.rows, self.seconds = [], 0.0
+        self.start_clock()
         return {**self.last, "learning_rate": rate, "images_per_second": speed}
 
     def state(self) -> dict[str, Any]:
@@ -69,11 +83,13 @@ class Window:
         return {"rows": rows, **kept}
 
     def restore(self, state: dict[str, Any], device: Device) -> None:
+        """Go on from what `state` returned."""
         self.rows = [({k: torch.tensor(v, device=device.torch) for k, v in out.items()}, n) for out, n in state["rows"]]
         self.images, self.seconds = sum(n for _, n in self.rows), state["seconds"]
         self.last, self.first, self.warned = state["last"], state["first"], state["warned"]
 
     def summary(self) -> dict[str, float]:
+        """Return the last means, and the speed of all steps that were closed."""
         if not self.total_seconds:
             return self.last
         return {**self.last, "images_per_second": round(self.images / self.total_seconds, 1)}
@@ -95,7 +111,16 @@ def said(row: dict[str, float]) -> str:
 
 
 class State:
-    """What is saved and restored: weights, optimiser, scaler, the step, the best so far, and what is not yet logged."""
+    """A training's weights, optimizer, scaler, best score and open rows of the log: saved, restored and logged.
+
+    Args:
+        keep: goes into every checkpoint.
+        monitor: the metric of which the highest value makes `best.pt`; without it the last state does.
+
+    Attributes:
+        metrics: of the last evaluation.
+        best: the highest value of `monitor`, and after how many steps.
+    """
 
     def __init__(
         self,
@@ -103,15 +128,28 @@ class State:
         task: Task,
         optimizer: torch.optim.Optimizer,
         device: Device,
-        keep: dict,
+        keep: dict[str, Any],
         monitor: str,
-        window: Window,
     ) -> None:
         self.run, self.task, self.optimizer, self.device = run, task, optimizer, device
-        self.keep, self.monitor, self.window = keep, monitor, window
+        self.keep, self.monitor, self.window = keep, monitor, Window()
         self.best: tuple[float, int] = (-math.inf, 0)
         self.metrics: dict[str, float] = {}
-        self.saved, self.saved_at = -1, time.monotonic()
+        self._saved_at = time.monotonic()
+
+    def log(self, steps: int, epochs: float) -> dict[str, float]:
+        """Log the means since the last line of metrics, and return them.
+
+        Raises:
+            UserError: a loss is not finite.
+        """
+        row = self.window.close(steps, self.optimizer.param_groups[-1]["lr"], self.run)
+        self.run.log.scalars(steps, {"epoch": epochs, **row})
+        return row
+
+    def minutes(self) -> float:
+        """Return the minutes since the last checkpoint."""
+        return (time.monotonic() - self._saved_at) / 60
 
     def evaluated(self, step: int, metrics: dict[str, float], also: str | None = None) -> None:
         """Log an evaluation and save `last.pt`, and `best.pt` if it is not below the best so far."""
@@ -135,7 +173,8 @@ class State:
         if also:
             checkpoint.save(directory / also, content)
         checkpoint.save(directory / checkpoint.LAST, content, before=directory / checkpoint.PREVIOUS)
-        self.saved, self.saved_at = step, time.monotonic()
+        self._saved_at = time.monotonic()
+        self.window.start_clock()  # evaluations and checkpoints are no part of the speed
 
     def _content(self, step: int) -> dict[str, Any]:
         state = self.task.state_dict()
@@ -153,7 +192,11 @@ class State:
         }
 
     def restore(self) -> int:
-        """Go on from the newest checkpoint that is whole; return its step."""
+        """Go on from the newest checkpoint that is whole; return its step.
+
+        Raises:
+            UserError: none is whole, or it is of another training.
+        """
         path, content = checkpoint.newest(self.run.directory, to_go_on=True)
         last = self.run.directory / checkpoint.LAST
         if path != last and last.exists():
@@ -177,3 +220,7 @@ class State:
         self.run.log.forget_after(content["step"])
         log.info("Going on after step %d", content["step"])
         return content["step"]
+
+    def summary(self) -> dict[str, float]:
+        """Return the last evaluation's metrics, `best/step`, and the last means and the speed."""
+        return {**self.metrics, "best/step": self.best[1], **self.window.summary()}
