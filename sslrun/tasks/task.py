@@ -1,6 +1,7 @@
 """The contract between what a network is trained to do and the training loop."""
 
 import difflib
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ HOOKS = ("downstream", "forward", "before_step", "after_step", "learning_rates",
 NEARLY = 0.8  # similarity of names from which on one is taken for a slip
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """What a network is trained to do; a subclass defines `forward`, and those of the other methods that it needs.
 
     A pretext task is built as `task(encoder, image_size, *, keys of its YAML)`.
@@ -36,6 +37,7 @@ class Task(nn.Module):
             if near and name not in HOOKS and not name.startswith("_"):
                 raise TypeError(f"{cls.__name__}.{name}: no such hook of a task; did you mean {near[0]}?")
 
+    @abstractmethod
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         """Return the loss of a batch, and what else is logged.
 
@@ -46,7 +48,6 @@ class Task(nn.Module):
         Returns:
             `loss`, a mean over the batch, and other numbers by name.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no forward(batch, rng)")
 
     def before_step(self, step: int, total: int) -> None:
         """Prepare step number `step` of `total`, counted from 0; all modules are in training mode."""
@@ -87,7 +88,13 @@ def build_task(node: Node, encoder: Encoder, image_size: int) -> Task:
     Raises:
         UserError: what the node names is not a Task, or has no encoder where its `downstream` says.
     """
-    task, name = build(node, encoder, image_size), node["_target_"]
+    name = node["_target_"]
+    try:
+        task = build(node, encoder, image_size)
+    except TypeError as error:
+        if "abstract method" in str(error):
+            raise UserError(f"pretext: {name} has no forward(batch, rng)") from None
+        raise
     if not isinstance(task, Task):
         raise UserError(f"pretext: {name} must derive from sslrun.tasks.task.Task: class {name.split('.')[-1]}(Task)")
     if not isinstance(dict(task.named_modules(remove_duplicate=False)).get(task.downstream), Encoder):
