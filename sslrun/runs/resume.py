@@ -54,9 +54,10 @@ def refuse_older(directory: Path, summary: dict[str, Any]) -> None:
     """
     started = str((summary.get("versions") or {}).get("sslrun"))
     if started.split(".")[:2] != __version__.split(".")[:2]:
+        weights = f", for which init={directory} takes its weights" if has_checkpoint(directory) else ""
         raise UserError(
-            f"{directory} was started with sslrun {started}, and this is {__version__}: go on with that version "
-            f"(pip install sslrun=={started}), or start a new run; init={directory} takes its weights"
+            f"{directory} was started with sslrun {started}, and this is {__version__}, whose training goes on from "
+            f"other states: go on with that version, or start a new run{weights}"
         )
 
 
