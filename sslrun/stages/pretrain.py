@@ -12,8 +12,10 @@ from sslrun.config.build import build
 from sslrun.config.nodes import short_name
 from sslrun.config.types import Count, Node
 from sslrun.data.dataset import load_train, load_unlabeled
+from sslrun.data.images import Images
 from sslrun.data.options import DatasetNode, describe
 from sslrun.data.statistics import normalization
+from sslrun.device import Device
 from sslrun.evaluation.validation import encoder_metrics
 from sslrun.models.encoder import build_encoder
 from sslrun.report.training import curves_figure, some_of, task_figures, views_figure
@@ -71,26 +73,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     config = run.resolve(device=settings.device | fastest)
     hardware.put(task)
     hardware.compile(encoder)
-    log.info(
-        "Pretraining %s with %s on %d pictures of %s at %d px; %s, %s, %s",
-        short_name(settings.backbone["_target_"]), short_name(settings.pretext["_target_"]), len(images),
-        describe(settings.dataset), settings.dataset["image_size"], hardware.describe(), hardware.precision,
-        hardware.memory_format,
-    )  # fmt: skip
-    fingerprint = images.fingerprint().hexdigest()[:16]
-    run.refuse_other_data(fingerprint, len(images))
-    run.note(
-        pretext=short_name(settings.pretext["_target_"]),
-        backbone=short_name(settings.backbone["_target_"]),
-        dataset=describe(settings.dataset),
-        images=len(images),
-        data_fingerprint=fingerprint,
-        seeds={"training": settings.seed, "split": settings.dataset["split_seed"]},
-        device=hardware.describe(),
-        precision=hardware.precision,
-        memory_format=hardware.memory_format,
-    )
-
+    _begin(run, settings, images, hardware)
     held = hardware.hold(images)
     total = training.total_steps(len(held), quiet=False)
     batches = Batches(held, None, training.batch_size, total, settings.seed, hardware)
@@ -101,3 +84,26 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     curves_figure(run)
     task_figures(run, task, some_of(images, settings.seed), settings.seed, hardware)
     return result
+
+
+def _begin(run: Run, settings: Pretrain, images: Images, device: Device) -> None:
+    """Say what is about to be done, and put it into the summary; a resumed run needs the images that it had."""
+    log.info(
+        "Pretraining %s with %s on %d pictures of %s at %d px; %s, %s, %s",
+        short_name(settings.backbone["_target_"]), short_name(settings.pretext["_target_"]), len(images),
+        describe(settings.dataset), settings.dataset["image_size"], device.describe(), device.precision,
+        device.memory_format,
+    )  # fmt: skip
+    fingerprint = images.fingerprint().hexdigest()[:16]
+    run.refuse_other_data(fingerprint, len(images))
+    run.note(
+        pretext=short_name(settings.pretext["_target_"]),
+        backbone=short_name(settings.backbone["_target_"]),
+        dataset=describe(settings.dataset),
+        images=len(images),
+        data_fingerprint=fingerprint,
+        seeds={"training": settings.seed, "split": settings.dataset["split_seed"]},
+        device=device.describe(),
+        precision=device.precision,
+        memory_format=device.memory_format,
+    )
