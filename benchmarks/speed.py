@@ -115,7 +115,7 @@ def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[floa
         if device.torch.type == "cuda"
         else min(256, max(16, int(8 * STEP / (time.perf_counter() - began)) // 16 * 16))
     )
-    held = device.hold(noise(8 * n, size))  # whole batches, as large as the one beside them
+    held = noise(8 * n, size).on(device.torch)  # whole batches, as large as the one beside them
     alone = bare(task, pretext, device.floats(held[:n]), device)
     spent: list[float] = []
 

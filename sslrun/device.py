@@ -14,7 +14,6 @@ from sslrun.base.errors import UserError
 from sslrun.base.machine import cpu_flags
 from sslrun.config.build import build
 from sslrun.config.types import Node, PositiveInt
-from sslrun.data.images import Images
 
 Precision = Literal["fp32", "bf16", "fp16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
@@ -27,7 +26,7 @@ class Device:
     Args:
         name: `auto` is a CUDA GPU if there is one, else the CPU.
         precision: of convolutions and matrix products; weights and loss stay in fp32. `auto` is the fastest for the
-            network on this machine, which `modes.choose` measures; before that, and where nothing is trained, bf16 if
+            network on this machine, which autotuning measures; before that, and where nothing is trained, bf16 if
             the hardware multiplies it natively (a GPU since Ampere, a CPU with AVX512-BF16 or AMX), else fp16 on a GPU
             and fp32 on a CPU.
         memory_format: how pictures and feature maps lie in memory; `auto` is the fastest, too.
@@ -90,6 +89,9 @@ class Device:
 
     def put(self, module: nn.Module) -> nn.Module:
         """Move a module to the device, in the memory format."""
+        for part in module.modules():
+            if hasattr(part, "memory_format"):  # an encoder, which brings its images to it
+                part.memory_format = self.format  # type: ignore[assignment]
         return module.to(self.torch, memory_format=self.format)  # type: ignore[call-overload]
 
     def compile(self, encoder: nn.Module) -> None:
@@ -100,12 +102,6 @@ class Device:
     def eager(self) -> AbstractContextManager[None]:
         """Return a context in which nothing is compiled, for batches of many sizes."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
-
-    def hold(self, images: Images) -> Images:
-        """Move a whole data set to the device if it fits in half of its free memory, else leave it where it is."""
-        if self.torch.type == "cuda" and images.nbytes > torch.cuda.mem_get_info()[0] // 2:
-            return images
-        return images.to(self.torch)
 
     def floats(self, images: Tensor) -> Tensor:
         """Turn uint8 pictures into floats in [0, 1] on the device, in the memory format."""

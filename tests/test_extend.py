@@ -9,6 +9,7 @@ import pytest
 from sslrun.config.build import build, locate, parameters
 from sslrun.config.compose import compose_config, compose_nodes
 from sslrun.runs import checkpoint
+from sslrun.runs.find import BEST, LAST
 from tests.conftest import QUICK, REPOSITORY, Cli
 
 CODE = '''
@@ -78,11 +79,11 @@ def test_a_toy_of_each_outside_the_package(cli: Cli) -> None:
     assert cli("pretrain", "-cd", "conf", *names, "train.steps=3", *QUICK).code == 0
     (pretrained,) = Path("outputs/pretrain").iterdir()
     assert {p.name for p in pretrained.glob("figures/*.png")} == {"views.png", "brightened.png", "curves.png"}
-    assert checkpoint.load(pretrained / checkpoint.LAST)["downstream"] == "encoder"
+    assert checkpoint.load(pretrained / LAST)["downstream"] == "encoder"
     assert cli("finetune", "mode=probe", "init=latest", *QUICK).code == 0
     assert cli("finetune", "mode=finetune", "init=latest", "train.steps=60", *QUICK).code == 0
     for made in Path("outputs/finetune").iterdir():
-        assert checkpoint.load(made / checkpoint.BEST)["downstream"] == "classifier.encoder"
+        assert checkpoint.load(made / BEST)["downstream"] == "classifier.encoder"
     assert cli("evaluate", *QUICK).code == 0
     said = json.loads(next(Path("outputs/evaluate").glob("*/summary.json")).read_text())
     assert said["test/accuracy"] == 1.0
@@ -170,3 +171,50 @@ def test_values_that_a_target_refuses_become_one_line() -> None:
     (pretext,) = compose_nodes("pretrain", "pretext")
     with pytest.raises(UserError, match="Augment: crop_scale must rise"):
         build({**pretext["augment"], "crop_scale": [1.0, 0.5]})
+
+
+@pytest.mark.parametrize(
+    ("yaml", "line"),
+    [
+        (
+            "pretext: _target_: sslrun.pretext.simclr.SimCLR",
+            "it is called sslrun.tasks.pretext.simclr.SimCLR now",
+        ),
+        (
+            "dataset: defaults: [_shared, _self_]\n_target_: sslrun.data.sources.folder\nroot: photos\nimage_size: 16",
+            "_target_ 'sslrun.data.sources.folder' is no function or class; it is called",
+        ),
+        (
+            "pretext: _target_: my_parts.Misspelt",
+            "Misspelt.after_steps: no such hook of a task; did you mean after_step?",
+        ),
+        ("backbone: _target_: my_parts.Failing", "a backbone must take images of 24 px, N x 3 x S x S: RuntimeError"),
+    ],
+)
+def test_mistakes_of_ones_own_files_are_one_line(cli: Cli, yaml: str, line: str) -> None:
+    Path("my_parts.py").write_text(
+        """
+from torch import nn
+
+def __getattr__(name):
+    from sslrun.tasks.task import Task
+    if name == "Misspelt":
+        class Misspelt(Task):
+            def after_steps(self, step, total): ...
+    raise AttributeError(name)
+
+class Failing(nn.Module):
+    channels = [1]
+    def __init__(self, image_size): super().__init__()
+    def forward(self, x): raise RuntimeError("shapes do not match")
+"""
+    )
+    group, _, text = yaml.partition(": ")
+    import sslrun.data.sources.folder  # noqa: F401  (a module that has the name of an old function)
+
+    Path("mine", group).mkdir(parents=True)
+    Path("mine", group, "own.yaml").write_text(text + "\n")
+    wrong = cli("pretrain", "-cd", "mine", f"{group}=own", "train.steps=1", *QUICK)
+    assert wrong.code == 1
+    assert line in wrong.err
+    assert "Traceback" not in wrong.err

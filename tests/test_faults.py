@@ -25,6 +25,7 @@ import torch
 from sslrun.base.errors import UserError
 from sslrun.models.weights import below
 from sslrun.runs import checkpoint
+from sslrun.runs.find import BEST, LAST, PREVIOUS, has_checkpoint
 from tests.conftest import TINY, Cli, run_here
 
 FORKED = multiprocessing.get_context("forkserver")
@@ -122,7 +123,7 @@ def same(a: Any, b: Any) -> bool:
 
 def whole(place: Path) -> dict[str, dict[str, Any]]:
     """Return the last and the best checkpoint without the config, in which `resume` differs."""
-    found = {n: checkpoint.load(place / n) for n in (checkpoint.LAST, checkpoint.BEST)}
+    found = {n: checkpoint.load(place / n) for n in (LAST, BEST)}
     return {n: {k: v for k, v in content.items() if k != "config"} for n, content in found.items()}
 
 
@@ -150,9 +151,9 @@ def killed_until_done(kills: int, stage: tuple[str, ...], seed: int) -> None:
             process.join()
             done += 1
             found = list(Path(folder, "outputs", stage[0]).glob("*/summary.json"))
-            begun = [p.parent for p in found if checkpoint.has_checkpoint(p.parent)]
+            begun = [p.parent for p in found if has_checkpoint(p.parent)]
             if begun:
-                checkpoint.newest(begun[0])  # the last good one loads
+                checkpoint.newest_whole(begun[0])  # the last good one loads
                 arguments = (stage[0], "resume=latest")
             else:
                 shutil.rmtree(Path(folder, "outputs"), ignore_errors=True)  # nothing to go on with: anew
@@ -176,7 +177,7 @@ def test_case_18_a_second_process_is_refused_and_a_killed_one_leaves_no_lock() -
     assert "is being written by another process" in Path("said").read_text()
     process.kill()
     process.join()
-    step = checkpoint.newest(place)[1]["step"]
+    step = checkpoint.newest_whole(place)[1]["step"]
     assert f"Going on after step {step}" in run("pretrain", f"resume={place}", f"train.steps={step + 2}")
 
 
@@ -201,7 +202,7 @@ def test_case_23_a_signal_saves_and_prints_the_command_that_goes_on(number: int,
     longer = tuple(a.replace(f"steps={STEPS}", "steps=400") for a in stage)
     place, said = stopped(number, longer)
     assert json.loads((place / "summary.json").read_text())["status"] == "interrupted"
-    step = checkpoint.load(place / checkpoint.LAST)["step"]
+    step = checkpoint.load(place / LAST)["step"]
     assert 1 < step < 400
     command = re.search(r"Go on with: sslrun (\S+) (\S+)", said)
     assert command is not None
@@ -257,7 +258,7 @@ def test_case_24_a_second_signal_ends_at_once_and_a_repeated_one_is_the_same() -
     assert ended(process) == 128 + signal.SIGTERM
     assert time.monotonic() - began < 15  # the step would have gone on for longer
     assert "Go on with" not in Path("said").read_text()
-    checkpoint.load(directory() / checkpoint.LAST)
+    checkpoint.load(directory() / LAST)
 
 
 def test_case_23_a_terminal_that_is_closed_loses_nothing() -> None:
@@ -270,7 +271,7 @@ def test_case_23_a_terminal_that_is_closed_loses_nothing() -> None:
     process.send_signal(signal.SIGHUP)
     assert process.wait(60) == 128 + signal.SIGHUP
     assert json.loads((directory() / "summary.json").read_text())["status"] == "interrupted"
-    assert checkpoint.load(directory() / checkpoint.LAST)["step"] > 1
+    assert checkpoint.load(directory() / LAST)["step"] > 1
     assert "Stopped by SIGHUP. Go on with: sslrun pretrain resume=" in (directory() / "run.log").read_text()
 
 
@@ -285,8 +286,8 @@ def test_case_25_a_signal_during_a_save() -> None:
     large += ["backbone.widths=[8,16,512,512]", "dataset.image_size=12", "train.batch_size=4", "train.steps=400"]
     for _ in range(3):
         place, _said = stopped(signal.SIGTERM, (*large, *OFTEN))
-        assert checkpoint.load(place / checkpoint.LAST)["step"] > 0
-        assert checkpoint.load(place / checkpoint.PREVIOUS)["step"] >= 0
+        assert checkpoint.load(place / LAST)["step"] > 0
+        assert checkpoint.load(place / PREVIOUS)["step"] >= 0
         assert not list(place.glob(".*.part"))
         shutil.rmtree("outputs")
 
@@ -317,11 +318,11 @@ def test_a_sweep_goes_on_where_it_stopped() -> None:
 
 def test_case_7_resuming_a_finished_run_says_that_nothing_is_left(cli: Cli) -> None:
     assert cli(*PRETRAIN).code == 0
-    before = (directory() / checkpoint.LAST).read_bytes()
+    before = (directory() / LAST).read_bytes()
     answer = cli("pretrain", "resume=latest")
     assert answer.code == 0
     assert f"Nothing is left to do: all of its {STEPS} steps are done" in answer.err
-    assert (directory() / checkpoint.LAST).read_bytes() == before
+    assert (directory() / LAST).read_bytes() == before
 
 
 def test_a_sweep_of_finetunings_goes_on_from_the_starts_that_it_named() -> None:
@@ -381,7 +382,7 @@ def test_case_13_a_disk_that_fills_up_leaves_a_checkpoint_that_goes_on() -> None
     assert "cannot write outputs/pretrain/" in done.stderr
     assert "Traceback" not in done.stderr
     shutil.move("kept", "outputs")
-    content = checkpoint.newest(directory())[1]
+    content = checkpoint.newest_whole(directory())[1]
     assert content["step"] > 0
     assert "Going on" in run("pretrain", "resume=latest", f"train.steps={content['step'] + 3}")
 
@@ -401,7 +402,7 @@ def test_case_14_a_truncated_newest_falls_back_to_the_one_before_and_says_so(cli
     assert cli(*PRETRAIN).code == 0
     place = directory()
     before, reference = logged(place), whole(place)
-    last = place / checkpoint.LAST
+    last = place / LAST
     last.write_bytes(last.read_bytes()[:-1000])
     answer = cli("pretrain", "resume=latest")
     assert answer.code == 0
@@ -414,7 +415,7 @@ def test_case_14_a_truncated_newest_falls_back_to_the_one_before_and_says_so(cli
 
 def test_case_14_finetuning_falls_back_too_and_two_damaged_ones_are_an_error(cli: Cli) -> None:
     assert cli(*PRETRAIN).code == 0
-    for name, code in ((checkpoint.LAST, 0), (checkpoint.PREVIOUS, 1)):
+    for name, code in ((LAST, 0), (PREVIOUS, 1)):
         (directory() / name).write_bytes(b"PK")
         answer = cli("finetune", "mode=finetune", "label_fraction=0.5", "train.steps=2", *TINY[-3:])
         assert answer.code == code
@@ -446,9 +447,9 @@ def test_case_16_retention_keeps_last_best_and_every_nth(cli: Cli) -> None:
     assert sorted(p.name for p in place.glob("*.pt")) == [
         "best.pt", "last.pt", "previous.pt", "step_000010.pt", "step_000020.pt"]  # fmt: skip
     assert [checkpoint.load(place / f"step_0000{s}0.pt")["step"] for s in (1, 2)] == [10, 20]
-    assert checkpoint.load(place / checkpoint.LAST)["step"] == STEPS
+    assert checkpoint.load(place / LAST)["step"] == STEPS
     scores = {r["step"]: r["val/knn_accuracy"] for r in logged(place) if "val/knn_accuracy" in r}
-    best = checkpoint.load(place / checkpoint.BEST)
+    best = checkpoint.load(place / BEST)
     assert best["metrics"]["val/knn_accuracy"] == pytest.approx(max(scores.values()), abs=1e-6)
 
 
@@ -456,9 +457,9 @@ def test_case_19_a_config_from_a_file_calls_nothing_foreign(cli: Cli) -> None:
     """The weights of a run that somebody sent may be harmless while its config names a function to call."""
     assert cli(*PRETRAIN).code == 0
     place = directory()
-    content = checkpoint.load(place / checkpoint.LAST)
+    content = checkpoint.load(place / LAST)
     content["config"]["backbone"]["widths"] = {"_target_": "pathlib.Path.touch", "self": "gotcha"}
-    torch.save(content, place / checkpoint.LAST)
+    torch.save(content, place / LAST)
     answer = cli("finetune", f"init={place}", "label_fraction=0.5")
     assert answer.code == 1
     assert "would call pathlib.Path.touch" in answer.err
@@ -472,7 +473,7 @@ def test_case_19_a_config_from_a_file_calls_nothing_foreign(cli: Cli) -> None:
 
 def test_case_21_another_networks_weights_are_refused_with_the_shapes(cli: Cli) -> None:
     assert cli(*PRETRAIN).code == 0
-    weights = below(checkpoint.load(directory() / checkpoint.LAST)["model"], "encoder.backbone.")
+    weights = below(checkpoint.load(directory() / LAST)["model"], "encoder.backbone.")
     torch.save(weights, "bare.pt")
     answer = cli(
         "finetune",

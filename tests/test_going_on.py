@@ -198,6 +198,19 @@ def test_a_job_of_a_sweep_may_go_on_alone_for_longer_and_the_sweep_after_it(cli:
     assert said.err.count("Finished before") == 2
 
 
+def test_a_finished_job_of_a_sweep_is_not_done_again_when_its_checkpoints_were_deleted(cli: Cli) -> None:
+    assert cli("pretrain", "-m", "seed=0,1", "train.steps=2", *TINY).code == 0
+    (sweep,) = Path("outputs/pretrain").iterdir()
+    for file in (sweep / "0").glob("*.pt"):
+        file.unlink()
+    before = (sweep / "0/metrics.jsonl").read_bytes()
+    answer = cli("pretrain", f"resume={sweep}")
+    assert answer.code == 0
+    assert answer.err.count("Finished before") == 2
+    assert (sweep / "0/metrics.jsonl").read_bytes() == before
+    assert not [*(sweep / "0").glob("*.pt")]
+
+
 def test_a_sweep_goes_on_in_one_process_at_a_time(cli: Cli) -> None:
     assert cli("pretrain", "-m", "seed=0,1", *SHORT).code == 0
     (sweep,) = Path("outputs/pretrain").iterdir()

@@ -45,6 +45,15 @@ COMMANDS = {
 COMMANDS_LISTED = "config/commands.py"
 RENAMED = ("config/build.py", "RENAMED")  # the table of old dotted names, which may name anything
 
+# A study is made of runs of these commands, and starts and reads them by their names: file of study/ -> constants.
+OF_A_STUDY = {
+    "budget": ("PRETRAIN", "FINETUNE"),
+    "choice": ("FINETUNE",),
+    "launch": ("PRETRAIN", "FINETUNE", "EVALUATE"),
+    "plan": ("PRETRAIN", "FINETUNE", "EVALUATE"),
+    "results": ("FINETUNE", "EVALUATE", "COMPARE"),
+    "settings": ("PRETRAIN", "FINETUNE"),
+}
 # A command's name below stages/ that means something else there: (file, word) -> what it means.
 ALLOWED: dict[tuple[str, str], str] = {
     ("report/sweep.py", "runs"): "a column of a sweep's table",
@@ -53,7 +62,10 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("study/results.py", "search"): "a key of finetune's config",
     ("study/settings.py", "search"): "a key of finetune's config, and of compare's",
     ("study/settings.py", "finetune"): "a key of compare's config",
+    **{(f"study/{file}.py", name): "of a study" for file, names in OF_A_STUDY.items() for name in names},
 }
+# Dataclasses that are the rows of a table, with as many fields as it has columns.
+ROWS = {("study/results.py", "Row")}
 # Files of stages/ that are no command of Hydra's, and so have no settings.
 NO_JOB = {"stages/report.py": "a plain command of Typer: it takes paths, and makes no run"}
 # Private parts of others: (file, function; "Class.method" for a method) -> the test that pins them.
@@ -225,12 +237,12 @@ def imports_up(sources: Sources) -> list[str]:
     ]
 
 
-def circles_on_a_floor(sources: Sources) -> list[str]:
-    arrows: dict[str, dict[str, Import]] = defaultdict(dict)
-    for found, start, end in inside(sources):
-        if start in FLOOR and FLOOR[start] == FLOOR.get(end):
-            arrows[start].setdefault(end, found)
-    return [f"{arrow}: rooms of one floor import each other in a circle. Cut one" for arrow in circle(arrows)]
+def imports_on_a_floor(sources: Sources) -> list[str]:
+    return [
+        f"{found}: {start} and {end} stand on one floor. Move what is shared down, or give one of them a floor above"
+        for found, start, end in inside(sources)
+        if start in FLOOR and FLOOR[start] == FLOOR.get(end)
+    ]
 
 
 def strings_up(sources: Sources) -> list[str]:
@@ -258,16 +270,22 @@ def circles_of_modules(sources: Sources) -> list[str]:
     arrows: dict[str, dict[str, Import]] = defaultdict(dict)
     for found in imports(sources):
         target = module(found.name) if found.name.split(".")[0] == "sslrun" else None
-        if found.at_import and target and target != found.path:
+        if target and target != found.path:
             arrows[found.path].setdefault(target, found)
     return [f"{arrow}: modules import each other in a circle. Cut one" for arrow in circle(arrows)]
 
 
 def commands_below_stages(sources: Sources) -> Iterator[tuple[str, int, str]]:
-    for path, line, text, _ in texts(sources):
-        above = room_of(path) in ("__main__", "cli", "stages")
-        if text in COMMANDS and not above and path != COMMANDS_LISTED:
-            yield path, line, text
+    """Names of commands below stages/, as text or as the constants that stand for them: path, line, name."""
+    words = [(path, line, text) for path, line, text, _ in texts(sources) if text in COMMANDS]
+    constants = {c.upper(): c for c in COMMANDS}
+    for found in imports(sources):
+        where, _, name = found.name.rpartition(".")
+        if where == "sslrun.config.commands" and name in constants:
+            words.append((found.path, found.line, name))
+    for path, line, word in words:
+        if room_of(path) not in ("__main__", "cli", "stages") and path != COMMANDS_LISTED:
+            yield path, line, word
 
 
 def commands_known_below(sources: Sources) -> list[str]:
@@ -296,11 +314,18 @@ def too_long(sources: Sources) -> list[str]:
 
 
 def too_many_parameters(sources: Sources) -> list[str]:
+    taken = [(f.path, f.line, f.name, f.parameters) for f in functions(sources)]
+    for path, source in sources.items():
+        for node, _ in nodes(source):
+            if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+                fields = sum(isinstance(part, ast.AnnAssign) for part in node.body)
+                if room_of(path) != "stages" and (path, node.name) not in ROWS:  # settings have as many as there are
+                    taken.append((path, node.lineno, node.name, fields))
     return [
-        f"sslrun/{f.path}:{f.line}: {f.name} takes {f.parameters} parameters, at most {MOST_PARAMETERS}: "
+        f"sslrun/{path}:{line}: {name} takes {n} parameters, at most {MOST_PARAMETERS}: "
         "group those that belong together in a dataclass"
-        for f in functions(sources)
-        if f.parameters > MOST_PARAMETERS
+        for path, line, name, n in taken
+        if n > MOST_PARAMETERS
     ]
 
 
@@ -394,7 +419,7 @@ CHECKS: list[Check] = [
     rooms_out_of_order,
     too_many_rooms,
     imports_up,
-    circles_on_a_floor,
+    imports_on_a_floor,
     strings_up,
     circles_of_modules,
     commands_known_below,
@@ -446,8 +471,8 @@ SOUND: dict[str, str] = {
     "cli/app.py": "import os\nfrom sslrun.config.commands import TABLE\nos._exit(1)",
     "config/commands.py": 'TABLE = {"embed": "IMAGES"}',
     "config/build.py": 'RENAMED: dict = {"sslrun.config.build": "sslrun.stages.embed"}\nPLACE = "sslrun.base.files"',
-    "data/fetch.py": "from sslrun import device\nfrom ..base import files\nfrom . import cache",
-    "data/cache.py": "if TYPE_CHECKING:\n    from sslrun.data.fetch import get",
+    "data/fetch.py": "from sslrun import config\nfrom ..base import files\nfrom . import cache",
+    "data/cache.py": "if TYPE_CHECKING:\n    from sslrun.base.files import Kept",
     "base/files.py": "class Kept:\n    def at(self):\n        'Of embed.'\n        return self._at + Kept._all",
     "stages/embed.py": STAGE,
     "stages/table.py": 'STAGES = {"embed": "sslrun.stages.embed"}',
@@ -465,7 +490,22 @@ FAULTS: list[tuple[Check, dict[str, str], str]] = [
     (imports_up, {"runs/a.py": "from sslrun import UserError"}, "__init__ stands above runs"),
     (imports_up, {"data/b/a.py": "if TYPE_CHECKING:\n    from ...runs.run import Run"}, "imports sslrun.runs.run.Run"),
     (imports_up, {"device.py": "import sslrun.cli.app"}, "sslrun/device.py:1: the module imports sslrun.cli.app"),
-    (circles_on_a_floor, {"device.py": "def f():\n    import sslrun.data.fetch"}, "sslrun/data/fetch.py:1"),
+    (imports_on_a_floor, {"device.py": "def f():\n    import sslrun.data.fetch"}, "sslrun/device.py:2"),
+    (
+        commands_known_below,
+        {"models/a.py": "from sslrun.config.commands import FINETUNE"},
+        'sslrun/models/a.py:1: "FINETUNE" is the name',
+    ),
+    (
+        too_many_parameters,
+        {"runs/a.py": "@dataclass\nclass Row:\n" + "".join(f"    a{i}: int\n" for i in range(MOST_PARAMETERS + 1))},
+        "Row takes",
+    ),
+    (
+        circles_of_modules,
+        {"data/a.py": "def f():\n    from sslrun.data import b", "data/b.py": "import sslrun.data.a"},
+        "circle",
+    ),
     (strings_up, {"config/build.py": 'OTHER = "sslrun.stages.embed"'}, "sslrun/config/build.py:1"),
     (strings_up, {"runs/job.py": 'def f(x): return f"sslrun.stages.{x}"'}, "names stages"),
     (

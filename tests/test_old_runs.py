@@ -1,6 +1,7 @@
 """Runs of 0.1.0 are read as they lie there; to go on with one is refused. See old_runs/README.md."""
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -88,10 +89,23 @@ def test_going_on_with_an_old_run_is_refused(cli: Cli, command: str, run: str) -
     answer = cli(command, f"resume=outputs/{run}", *(["train.steps=80"] if command != "compare" else []))
     assert answer.code == 1
     assert "was started with sslrun 0.1.0" in answer.err
-    assert "go on with that version, or start a new run" in answer.err
+    assert "go on with that version, or start anew" in answer.err
     assert (f"init=outputs/{run} takes its weights" in answer.err) == (command != "compare")
     assert "Traceback" not in answer.err
     assert {p: p.read_bytes() for p in before} == before
+
+
+def test_going_on_with_an_old_sweep_is_refused_before_a_job_begins(cli: Cli) -> None:
+    assert cli("pretrain", "-m", "seed=0,1", "train.steps=1", "backbone.widths=[4]", *QUICK).code == 0
+    (sweep,) = Path("outputs/pretrain").glob("20*")
+    shutil.rmtree(sweep / "1")  # it had not begun
+    summary = json.loads((sweep / "0/summary.json").read_text())
+    summary["versions"]["sslrun"] = "0.1.0"
+    (sweep / "0/summary.json").write_text(json.dumps(summary))
+    answer = cli("pretrain", f"resume={sweep}")
+    assert answer.code == 1
+    assert f"{sweep} was started with sslrun 0.1.0" in answer.err
+    assert not (sweep / "1").exists()
 
 
 def test_old_runs_are_listed(cli: Cli) -> None:

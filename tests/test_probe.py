@@ -64,7 +64,7 @@ def test_a_rare_class_takes_part_in_the_choice() -> None:
     for seed in range(5):
         encoder = Encoder(Maps(), [0.0] * 3, [1.0] * 3, image_size=8)
         device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
-        assert set(better_readout(encoder, of_rows(data, labels), None, device, seed)[0]) == {"average", "grid"}
+        assert set(better_readout(encoder, of_rows(data, labels), None, device, seed)[1]) == {"average", "grid"}
 
 
 @pytest.mark.parametrize(("kind", "best"), [(halves, "grid"), (shades, "average")])
@@ -73,7 +73,7 @@ def test_the_readout_is_the_one_whose_features_tell_the_classes(kind: Any, best:
     encoder = Encoder(Maps(), [0.0] * 3, [1.0] * 3, image_size=8)
     device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
     data, val = kind(12, 0), kind(100, 1)
-    scores, strength = better_readout(encoder, data, val if validation else None, device, seed=0)
+    encoder.readout, scores, strength = better_readout(encoder, data, val if validation else None, device, seed=0)
     assert encoder.readout == best == max(scores, key=lambda r: scores[r])
     assert encoder(torch.rand(2, 3, 8, 8)).shape == (2, encoder.feature_dim) == (2, {"average": 3, "grid": 24}[best])
     features, labels = labelled_features(encoder, data, device)

@@ -12,7 +12,7 @@ from sslrun.base.console import ERR
 from sslrun.base.errors import UserError
 from sslrun.base.output import new_table, write_json
 from sslrun.cli.launch import run_command
-from sslrun.runs.find import OUTPUTS, find
+from sslrun.runs.find import OUTPUTS, find, newest
 
 LABELS = 0.02
 NUMBERS = ("test accuracy", "±", "label subsets")  # columns of the table
@@ -35,7 +35,7 @@ def demo(epochs: int, seeds: int) -> None:
     began = time.monotonic()
     subsets = ",".join(map(str, range(seeds)))
     sslrun("pretrain", "experiment=simclr_digits", f"train.epochs={epochs}")
-    pretrained = find(["pretrain"])[-1][0]
+    pretrained = _newest("pretrain")
     sslrun(
         "finetune",
         "-m",
@@ -45,12 +45,12 @@ def demo(epochs: int, seeds: int) -> None:
         "train.steps=150",
         *GENTLY,
     )
-    sweep = find(["finetune"])[-1][0].parent
+    sweep = _newest("finetune").parent
     sslrun("evaluate", f"run={sweep}")
-    evaluated = find(["evaluate"])[-1][0].parent
+    evaluated = _newest("evaluate").parent
     picture = _picture(OUTPUTS / "demo")
     sslrun("predict", str(picture), f"run={sweep / '0'}")
-    predicted = find(["predict"])[-1][0]
+    predicted = _newest("predict")
     _tell(
         evaluated,
         {"pretrained": pretrained, "classifiers": sweep, "evaluated": evaluated, "predicted": predicted},
@@ -69,6 +69,12 @@ def sslrun(command: str, *arguments: str) -> None:
             raise UserError("the demo stopped because the command above failed") from None
     finally:
         sys.argv = before
+
+
+def _newest(command: str) -> Path:
+    run = newest(find([command]))
+    assert run is not None
+    return run[0]
 
 
 def _picture(folder: Path) -> Path:

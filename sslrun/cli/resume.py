@@ -1,6 +1,7 @@
 """Going on with a run, a sweep or a study that was stopped: what its `resume=` stands for on the command line."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from omegaconf import OmegaConf
 from sslrun.base.errors import UserError
 from sslrun.cli.invocation import Invocation
 from sslrun.config.grammar import key_of, quoted
-from sslrun.runs.find import find, newest
+from sslrun.runs.find import find, newest, read_summary
+from sslrun.runs.resume import refuse_older
 
 SWEEP = "multirun.yaml"  # which Hydra writes into a sweep's folder
 
@@ -60,6 +62,8 @@ def sweep_as_started(invocation: Invocation) -> Invocation:
         raise UserError(f"{sweep / SWEEP} cannot be read: {error}") from None
     if was != invocation.command:
         raise UserError(f"resume={sweep} is a {was} sweep: say sslrun {was} resume=...")
+    for summary in _readable(sweep):
+        refuse_older(sweep, summary)
     kept = [o for o in settings if not o.startswith(("hydra.sweep.dir=", "hydra.mode="))]
     if any("_target_" in o for o in kept):
         raise UserError(f"{sweep / SWEEP} would have Hydra call something of its own: start the sweep anew")
@@ -67,6 +71,13 @@ def sweep_as_started(invocation: Invocation) -> Invocation:
         invocation = invocation.with_flags("-cd", folders[0])
     overrides = [*started, *kept, f"hydra.sweep.dir={quoted(str(sweep))}"]
     return replace(invocation.with_overrides(overrides).as_sweep(), sweep=sweep)
+
+
+def _readable(sweep: Path) -> Iterator[dict[str, Any]]:
+    """Yield the summaries of a sweep's jobs; of what is damaged, the job itself will tell."""
+    for path in sweep.glob("*/summary.json"):
+        with suppress(UserError):
+            yield read_summary(path.parent)
 
 
 def in_its_own_directory(invocation: Invocation, place: Path) -> Invocation:

@@ -50,11 +50,15 @@ def locate(path: str) -> Callable[..., Any]:
         UserError: there is no such module or name.
     """
     module, _, name = path.rpartition(".")
+    now = f"; it is called {RENAMED[path]} now" if path in RENAMED else ""
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        now = f"; it is called {RENAMED[path]} now" if path in RENAMED else ""
+        target: Any = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last is a task's misspelt hook
         raise UserError(f"_target_ {path!r} cannot be imported: {error}{now}") from None
+    if not callable(target):
+        raise UserError(f"_target_ {path!r} is no function or class{now}")
+    found: Callable[..., Any] = target
+    return found
 
 
 def refuse_foreign(node: Any, source: Path | str) -> None:

@@ -87,12 +87,15 @@ def _is_node(annotation: Any, value: dict[str, Any]) -> bool:
 
 def _check_node(value: dict[str, Any], raw: Any, annotation: Any, where: tuple[str, ...]) -> list[str]:
     marks = getattr(annotation, "__metadata__", ())
-    also = next((m.of for m in marks if isinstance(m, Also)), None)
+    mark = next((m for m in marks if isinstance(m, Also)), None)
+    also = mark and mark.of
     if value.get("_target_") is None:
         if "_target_" not in value or not any(isinstance(m, FromCheckpoint) for m in marks):
             return [f"{_dotted(where)}: has no _target_, so there is nothing to build"]
-        given = {k: v for k, v in value.items() if v is not None and k != "root"}  # root is the source's to check
-        return _check_call(given, raw, also, where, None, complete=False) if also else []
+        if mark is None:
+            return []
+        given = {k: v for k, v in value.items() if v is not None and k not in mark.without}
+        return _check_call(given, raw, mark.of, where, None, complete=False)
     try:
         target = locate(value["_target_"])
     except UserError as error:

@@ -42,6 +42,7 @@ COMMANDS = {
     "preview": Command("Draw what a network is shown of it.", of_data=True),
 }
 LISTED = tuple(name for name, c in COMMANDS.items() if not c.of_data)
+FOR_ENCODER = tuple(name for name, c in COMMANDS.items() if c.gives == "encoder")
 WITH_ENCODER = tuple(name for name, c in COMMANDS.items() if c.gives)
 WITH_CLASSIFIER = tuple(name for name, c in COMMANDS.items() if c.gives == "classifier")
 

@@ -41,3 +41,9 @@ def compose_nodes(stage: str, *names: str) -> list[Node]:
     """Return some nodes of a stage's default config."""
     config: dict[str, Any] = OmegaConf.to_container(compose_config(stage, [], None), resolve=True)  # type: ignore[assignment]
     return [config[n] for n in names]
+
+
+def choice_node(group: str, choice: str) -> Node:
+    """Return the node that a choice in one of our config groups stands for."""
+    node: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{choice}.yaml"), resolve=True)
+    return node

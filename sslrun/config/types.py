@@ -16,10 +16,15 @@ Node = dict[str, Any]  # a part of the config with a `_target_`
 
 
 class Also:
-    """Marks a node that takes the keyword-only parameters of a second function or class besides its target's."""
+    """Marks a node that takes the keyword-only parameters of a second function or class besides its target's.
 
-    def __init__(self, of: Any) -> None:
-        self.of = of
+    Args:
+        of: the second one.
+        without: keys of the target's that the second one does not know, for a node whose target is not known yet.
+    """
+
+    def __init__(self, of: Any, without: tuple[str, ...] = ()) -> None:
+        self.of, self.without = of, without
 
 
 class FromCheckpoint:

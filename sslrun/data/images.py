@@ -68,6 +68,12 @@ class Images:
             out[i * 4096 : i * 4096 + len(batch)] = batch.permute(0, 2, 3, 1).to(device)
         return Images([out], self.digests[self.index.numpy()])
 
+    def on(self, device: torch.device) -> "Images":
+        """Return the images on a device if they fit in half of its free memory, else where they are."""
+        if device.type == "cuda" and self.nbytes > torch.cuda.mem_get_info()[0] // 2:
+            return self
+        return self.to(device)
+
     @property
     def device(self) -> torch.device:
         """Return where the arrays are."""

@@ -53,7 +53,7 @@ class Options:
 
 
 DatasetNode = Annotated[Node, Also(Options)]
-AnyDatasetNode = Annotated[Node, Also(Options), FromCheckpoint()]  # a checkpoint may say which
+AnyDatasetNode = Annotated[Node, Also(Options, without=("root",)), FromCheckpoint()]  # a checkpoint may say which
 
 
 def shared(node: Node) -> Options:

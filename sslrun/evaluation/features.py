@@ -12,14 +12,24 @@ from torch import Tensor, nn
 from sslrun.data.images import Images
 from sslrun.device import Device
 from sslrun.models.classifier import Classifier, KNNClassifier
-from sslrun.models.encoder import Encoder, average
+from sslrun.models.encoder import Encoder, Readout, average, pooled
 
 Out = TypeVar("Out")
 
 
-def features(encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int = 512) -> Tensor:
-    """Return the features of whole images, `N x feature_dim`, float32, on the CPU."""
-    return torch.cat([f.float().cpu() for f in _batches(encoder, encoder, images, device, batch_size)])
+def features(
+    encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int = 512, readout: Readout | None = None
+) -> Tensor:
+    """Return the features of whole images, `N x D`, float32, on the CPU.
+
+    Args:
+        readout: by default the encoder's own, whose D is its `feature_dim`.
+    """
+
+    def of(batch: Tensor) -> Tensor:
+        return encoder(batch) if readout is None else pooled(encoder.maps(batch), readout)
+
+    return torch.cat([f.float().cpu() for f in _batches(encoder, of, images, device, batch_size)])
 
 
 def map_features(encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int = 512) -> list[Tensor]:

@@ -86,28 +86,26 @@ def regression(
 
 def better_readout(
     encoder: Encoder, data: Dataset, val: Dataset | None, device: Device, seed: int
-) -> tuple[dict[str, float], float]:
-    """Leave an encoder with the readout whose features a logistic regression does better with.
+) -> tuple[Readout, dict[str, float], float]:
+    """Find the readout whose features a logistic regression does better with.
 
     The search is that of `regression`, with the features of both. Of equal accuracy the one with the higher likelihood
     is better.
 
     Returns:
-        The accuracy of both, and the C that is best with the better one.
+        The better one, the accuracy of both, and the C that is best with the better one.
     """
     assert data.labels is not None
     some = data.take(_some(data.labels, SEARCHED, seed))
     found: dict[Readout, dict[float, tuple[float, float]]] = {}
     for readout in READOUTS:
-        encoder.readout = readout
-        held = labelled_features(encoder, val, device) if val else None
-        found[readout] = _searched(*labelled_features(encoder, some, device), held, seed)
+        held = labelled_features(encoder, val, device, readout) if val else None
+        found[readout] = _searched(*labelled_features(encoder, some, device, readout), held, seed)
     scores = {r: max(by_strength.values()) for r, by_strength in found.items()}
     better = max(scores, key=lambda r: scores[r])
-    encoder.readout = better
     told = ", ".join(f"{s[0]:.4f} with {r}" for r, s in scores.items())
     log.info("The head sees the %s: held out, a logistic regression is right in %s.", better, told)
-    return {r: round(s[0], 6) for r, s in scores.items()}, _best(found[better])
+    return better, {r: round(s[0], 6) for r, s in scores.items()}, _best(found[better])
 
 
 def map_probes(
@@ -148,10 +146,12 @@ def _drawn(n: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(n)[:PROBED])
 
 
-def labelled_features(encoder: Encoder, data: Dataset, device: Device) -> tuple[Tensor, Tensor]:
-    """Return the features of labelled pictures, `N x feature_dim`, and their labels, N."""
+def labelled_features(
+    encoder: Encoder, data: Dataset, device: Device, readout: Readout | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the features of labelled pictures, `N x D`, and their labels, N; by default with the encoder's readout."""
     assert data.labels is not None
-    return features_of(encoder, data.images, device), data.labels
+    return features_of(encoder, data.images, device, readout=readout), data.labels
 
 
 def _searched(

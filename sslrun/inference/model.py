@@ -25,8 +25,8 @@ from sslrun.base.console import progress
 from sslrun.base.errors import UserError
 from sslrun.base.machine import cores
 from sslrun.config.build import build
-from sslrun.config.commands import PREDICT, WITH_CLASSIFIER, WITH_ENCODER
-from sslrun.config.compose import choices, compose_nodes
+from sslrun.config.commands import WITH_CLASSIFIER, WITH_ENCODER
+from sslrun.config.compose import choice_node, choices
 from sslrun.config.types import Node
 from sslrun.data.decode import decode_some
 from sslrun.data.workers import in_order, workers
@@ -36,7 +36,6 @@ from sslrun.evaluation.features import map_features, probabilities
 from sslrun.inference.inputs import Block, Picture, decoded_one, to_tensor
 from sslrun.models.trained import Trained, load_network
 from sslrun.runs.find import find_run
-from sslrun.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -258,16 +257,14 @@ def load(run: str | Path = "latest", device: str = "auto") -> Model:
     """
     if device not in choices("device"):
         raise UserError(f"device={device}: there are {', '.join(choices('device'))}")
-    (node,) = compose_nodes(PREDICT, "device")
     network = load_network(find_run(str(run), WITH_CLASSIFIER if run == "latest" else WITH_ENCODER))
-    return Model(network, inference_device({**node, "name": device}, network.config["device"]))
+    return Model(network, inference_device(choice_node("device", device), network.config["device"]))
 
 
-def model_of(own: Run, run: str, device: Node, stages: Sequence[str] = WITH_ENCODER) -> Model:
-    """Read the network that a command was told to use, and note it in the command's own run.
+def open_model(run: str, device: Node, stages: Sequence[str] = WITH_ENCODER) -> Model:
+    """Read the network that a command is told to use.
 
     Args:
-        own: of the command.
         run: a directory, or `latest`, the newest of these stages.
         device: a `device` node.
 
@@ -275,5 +272,4 @@ def model_of(own: Run, run: str, device: Node, stages: Sequence[str] = WITH_ENCO
         UserError: no such run or device, or a run of another stage.
     """
     network = load_network(find_run(run, stages))
-    own.resolve(run=str(network.path.parent))
     return Model(network, inference_device(device, network.config["device"]), command=True)

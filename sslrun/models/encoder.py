@@ -28,6 +28,7 @@ class Encoder(nn.Module):
     Attributes:
         channels: of each map.
         readout: may be set to the other one at any time; the weights stay as they are.
+        memory_format: of the network's weights, to which its images are brought; set by the device that it is put on.
 
     Raises:
         UserError: the backbone does not return maps with these channels.
@@ -51,8 +52,7 @@ class Encoder(nn.Module):
         maps = _example_maps(backbone, image_size)
         self.channels = [m.shape[1] for m in maps]
         self._grid_dim = sum(fields(m).shape[1] for m in maps[-GRID_MAPS:])
-        spatial = (n for n, p in backbone.named_parameters() if p.ndim == 4 and p.shape[2:] != (1, 1))
-        self._first_filters = next(spatial, None)  # whose memory format is that of the network
+        self.memory_format = torch.contiguous_format
 
     @property
     def feature_dim(self) -> int:
@@ -62,19 +62,17 @@ class Encoder(nn.Module):
     def maps(self, images: Tensor) -> list[Tensor]:
         """`N x 3 x H x W` in [0, 1] -> the backbone's maps, `N x C_i x H_i x W_i`, fine to coarse."""
         x = (images - self.mean) / self.std
-        like = x if self._first_filters is None else self.backbone.get_parameter(self._first_filters)
-        last = like.is_contiguous(memory_format=torch.channels_last)  # views may come in any format
-        maps: list[Tensor] = self.backbone(
-            x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-        )
+        maps: list[Tensor] = self.backbone(x.contiguous(memory_format=self.memory_format))  # views come in any format
         return maps
 
     def forward(self, images: Tensor) -> Tensor:
         """`N x 3 x H x W` in [0, 1] -> features, `N x feature_dim`."""
-        maps = self.maps(images)
-        if self.readout == "average":
-            return average(maps[-1])
-        return torch.cat([fields(m) for m in maps[-GRID_MAPS:]], 1)
+        return pooled(self.maps(images), self.readout)
+
+
+def pooled(maps: list[Tensor], readout: Readout) -> Tensor:
+    """Maps of a backbone -> features, `N x D`."""
+    return average(maps[-1]) if readout == "average" else torch.cat([fields(m) for m in maps[-GRID_MAPS:]], 1)
 
 
 def average(features: Tensor) -> Tensor:
@@ -97,10 +95,15 @@ def _example_maps(backbone: nn.Module, image_size: int) -> list[Tensor]:
     channels: Any = getattr(backbone, "channels", None)
     if not (isinstance(channels, list) and channels and all(isinstance(c, int) for c in channels)):
         raise UserError("a backbone must have `channels`, a list with a whole number for each map that it returns")
-    training = backbone.training
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        maps: Any = backbone.eval()(torch.zeros(1, 3, image_size, image_size))
-    backbone.train(training)
+    modes = {module: module.training for module in backbone.modules()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            maps: Any = backbone.eval()(torch.zeros(1, 3, image_size, image_size))
+    except Exception as error:  # of any kind: it is the backbone's
+        raise UserError(f"a backbone must take images of {image_size} px, N x 3 x S x S: {error!r}") from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
     is_list = isinstance(maps, list | tuple) and all(isinstance(m, Tensor) and m.ndim == 4 for m in maps)
     if not is_list or [m.shape[1] for m in maps] != channels:
         shapes = [list(m.shape) for m in maps] if is_list else type(maps).__name__

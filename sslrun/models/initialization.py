@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.config.build import refuse_foreign
-from sslrun.config.commands import FINETUNE, PRETRAIN
+from sslrun.config.commands import FOR_ENCODER
 from sslrun.config.compose import compose_nodes
 from sslrun.config.nodes import overlaid, short_name
 from sslrun.config.types import Node
@@ -20,7 +20,7 @@ from sslrun.models.backbones.stem import for_imagenet
 from sslrun.models.encoder import Encoder, Readout, build_encoder
 from sslrun.models.weights import State, bare, encoder_of, load_imagenet, load_state
 from sslrun.runs import checkpoint
-from sslrun.runs.find import Found, find, newest, read_summary
+from sslrun.runs.find import Found, find, has_checkpoint, newest, read_summary
 
 SCRATCH, IMAGENET = "scratch", "imagenet"  # values of init= that are no run and no file
 
@@ -90,7 +90,7 @@ def resolve(
         config = resumed["config"]
         nodes = _completed(config, None, backbone, dataset, overrides, config["init"] == IMAGENET)
         return Network("resume", resumed["init"], None, *nodes)
-    runs = find([PRETRAIN], parts=True)
+    runs = find(FOR_ENCODER, parts=True)
     if init not in (SCRATCH, IMAGENET):
         return _from_checkpoint(*_checkpoint(init, runs, backbone, dataset), backbone, dataset, overrides)
     # The same network on the same pictures as the newest pretraining, unless others are asked for.
@@ -118,7 +118,7 @@ def _checkpoint(init: str, runs: list[Found], backbone: Node, dataset: Node) -> 
     summary = read_summary(path)
     if summary["status"] != "finished":
         log.warning("%s did not finish (%s): its last checkpoint is used.", path, summary["status"])
-    return checkpoint.newest(path)
+    return checkpoint.newest_whole(path)
 
 
 def _from_checkpoint(
@@ -134,7 +134,7 @@ def _from_checkpoint(
     wanted, has = backbone.get("_target_"), config["backbone"]["_target_"]
     if wanted and wanted != has:
         raise UserError(differs("backbone", short_name(wanted), short_name(has), path))
-    name = short_name(config["pretext"]["_target_"]) if "pretext" in config else FINETUNE
+    name = short_name(config["pretext"]["_target_"]) if "pretext" in config else content["stage"]
     nodes = _completed(config, path, backbone, dataset, overrides)
     return Network("run", f"pretext={name}" if name in (SCRATCH, IMAGENET) else name, path, *nodes, encoder_of(content))
 
@@ -156,7 +156,7 @@ def _completed(
     if config:
         has_backbone, has_dataset = config["backbone"], config["dataset"]
     else:
-        has_backbone, has_dataset = compose_nodes(PRETRAIN, "backbone", "dataset")
+        has_backbone, has_dataset = compose_nodes(FOR_ENCODER[0], "backbone", "dataset")
         if not dataset.get("_target_"):
             log.info("No pretrain run to take the data set from: it is %s.", describe(has_dataset))
     same = backbone.get("_target_") in (None, has_backbone["_target_"])
@@ -173,7 +173,7 @@ def _completed(
 def _newest(runs: list[Found], backbone: Node, dataset: Node, pretext: str | None) -> Found | None:
     def fits(path: Path, summary: dict[str, Any]) -> bool:
         config = summary["config"]
-        if not checkpoint.has_checkpoint(path) or summary["status"] != "finished":
+        if not has_checkpoint(path) or summary["status"] != "finished":
             return False
         same = [
             not backbone.get("_target_") or backbone["_target_"] == config["backbone"]["_target_"],

@@ -12,7 +12,7 @@ from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import Encoder, build_encoder
 from sslrun.models.weights import below, encoder_of, load_state, prefix_of
 from sslrun.runs import checkpoint
-from sslrun.runs.find import read_summary
+from sslrun.runs.find import BEST, read_summary
 
 
 @dataclass
@@ -48,7 +48,7 @@ def load_network(directory: Path) -> Trained:
     """
     if read_summary(directory)["stage"] in WITH_CLASSIFIER:
         return load_classifier(directory)
-    path, content = checkpoint.newest(directory)
+    path, content = checkpoint.newest_whole(directory)
     with torch.random.fork_rng(devices=[]):
         encoder = _encoder(content["config"])
     load_state(encoder, encoder_of(content), path)
@@ -61,7 +61,7 @@ def load_classifier(directory: Path) -> Trained:
     Raises:
         UserError: no checkpoint there, or not a classifier's.
     """
-    path = directory / checkpoint.BEST
+    path = directory / BEST
     content = checkpoint.load(path)
     ours = checkpoint.OURS in content and "class_names" in content
     state = below(content.get("model", {}), prefix_of(content).removesuffix("encoder.")) if ours else {}

@@ -12,8 +12,12 @@ from sslrun.base.output import new_table
 
 SHOWN = 5  # of a list that may be long
 CUT = 0.3  # part of a picture that a crop to a square may cut away without a word
-NO_UP, HALF_UP, ALL_UP = 0.32, 0.8, 0.95  # of survey.Orientation.turn; chance is 0.25, give or take 3 standard errors
-MIRRORED = 0.65  # of survey.Orientation.mirror; chance is 0.5
+NO_UP, HALF_UP, ALL_UP = (
+    0.32,
+    0.8,
+    0.95,
+)  # of data.orientation.Orientation.turn; chance is 0.25, give or take 3 standard errors
+MIRRORED = 0.65  # of data.orientation.Orientation.mirror; chance is 0.5
 UNBALANCED = 10  # times as many pictures in the largest class as in the smallest
 CONVERTIBLE = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".raw", ".dng", ".cr2", ".nef", ".arw", ".psd")
 Finding = tuple[Literal["error", "warning", "advice"], str]
@@ -126,7 +130,7 @@ def advice(pixels: dict[str, Any], horizontal_flip: bool) -> list[str]:
     """Return what the pixels say about the choice of a pretext task and its views.
 
     Args:
-        pixels: what `survey.pixels` found.
+        pixels: what `data.orientation.pixels` found.
         horizontal_flip: whether views are mirrored.
     """
     return [text for _, text in _pixels(pixels, horizontal_flip)]

@@ -15,12 +15,11 @@ from sslrun.base.files import write_text
 from sslrun.data.cache import decode_all
 from sslrun.evaluation.projection import tsne
 from sslrun.report.html import rendered
-from sslrun.report.style import COLOURS, new_figure, styled
+from sslrun.report.style import COLOURS, GREY, new_figure, styled
 from sslrun.runs.run import Run
 
 SIDE = 64  # px of a picture
 GROUPS = 12  # folders with a colour; the others are grey
-GREY = "#8a8a8a"
 APART = 0.045  # of the map's width, between the pictures that are drawn on the PNG
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from sslrun.evaluation.intervals import mean_interval
+from sslrun.models.initialization import SCRATCH
 from sslrun.report.style import COLOURS, GREY, INK, colours, inked, legend, saved, styled
 from sslrun.runs.log import read_metrics
-from sslrun.study.choice import PROBE, SCRATCH, TUNED
+from sslrun.study.choice import PROBE, TUNED
 from sslrun.study.results import Entry, Row
 
 FROM_SCRATCH, RANDOM = "from scratch", "frozen random"

@@ -19,9 +19,7 @@ from sslrun.base.errors import UserError
 from sslrun.base.files import replacing
 from sslrun.base.version import __version__
 from sslrun.config.build import refuse_foreign, renamed
-from sslrun.runs.find import BEST, LAST, PREVIOUS, has_checkpoint
-
-__all__ = ["BEST", "LAST", "PREVIOUS", "has_checkpoint"]
+from sslrun.runs.find import LAST, PREVIOUS
 
 
 class Damaged(UserError):
@@ -64,7 +62,7 @@ def _sync(folder: Path) -> None:
             os.close(handle)
 
 
-def newest(directory: Path, to_go_on: bool = False) -> tuple[Path, dict[str, Any]]:
+def newest_whole(directory: Path, to_go_on: bool = False) -> tuple[Path, dict[str, Any]]:
     """Read the newest checkpoint of a run that is whole; a damaged one is passed over, and said.
 
     Args:

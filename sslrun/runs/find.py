@@ -8,12 +8,11 @@ from typing import Any
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.config.build import renamed
-from sslrun.config.commands import LISTED, PRETRAIN, WITH_CLASSIFIER, typed
+from sslrun.config.commands import FOR_ENCODER, LISTED, WITH_CLASSIFIER, typed
 
 OUTPUTS = Path("outputs")
 PARTS = "parts"  # folder of runs that belong to studies and to mode=auto
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
-STUDY, CHECKPOINT = "study", "checkpoint"  # what a run notes as `resumable`: by its runs, or from its checkpoint
 Found = tuple[Path, dict[str, Any]]  # a run's directory and its summary
 
 
@@ -59,10 +58,8 @@ def is_finished(directory: Path) -> bool:
 
 
 def is_whole(directory: Path) -> bool:
-    """Tell whether a directory holds a run that came to its end and, if it is one for its weights, has them."""
-    if not is_finished(directory):
-        return False
-    return not read_summary(directory).get("for_its_weights") or has_checkpoint(directory)
+    """Tell whether a directory holds a run that came to its end and, if it is one for its encoder, has its weights."""
+    return is_finished(directory) and (read_summary(directory)["stage"] not in FOR_ENCODER or has_checkpoint(directory))
 
 
 def find(stages: Sequence[str] = LISTED, parts: bool = False) -> list[Found]:
@@ -105,8 +102,9 @@ def find_run(run: str, stages: Sequence[str] = WITH_CLASSIFIER) -> Path:
     if run != "latest":
         summary = read_summary(Path(run))
         if summary["stage"] not in stages:
-            hint = f"sslrun finetune init={run} makes one" if summary["stage"] == PRETRAIN else "name another run"
-            without = "classifier" if PRETRAIN not in stages else "network of its own"
+            makes = f"{typed(WITH_CLASSIFIER[0])} init={run} makes one"
+            hint = makes if summary["stage"] in FOR_ENCODER else "name another run"
+            without = "network of its own" if set(FOR_ENCODER) <= set(stages) else "classifier"
             raise UserError(f"{run} is a {summary['stage']} run, without a {without}: {hint}")
         if summary["status"] != "finished":
             log.warning("%s did not finish (%s): its best checkpoint so far is used.", run, summary["status"])

@@ -23,8 +23,8 @@ from sslrun.config.check import check
 from sslrun.config.commands import typed
 from sslrun.data.decode import ignore_pillow_warnings
 from sslrun.data.workers import name_start_method
-from sslrun.runs.find import CHECKPOINT, STUDY, has_checkpoint, is_whole, read_summary, score
-from sslrun.runs.resume import MAY_DIFFER, fixed, refuse_older, resumed_config
+from sslrun.runs.find import has_checkpoint, is_whole, read_summary, score
+from sslrun.runs.resume import CHECKPOINT, MAY_DIFFER, STUDY, fixed, refuse_older, resumed_config
 from sslrun.runs.run import Run, Stages
 
 IN_STUDY = "part"  # hydra.job.name of a run that belongs to a study
@@ -89,12 +89,14 @@ def _executed(config: DictConfig, stages: Stages, hydra: Any, opened: list[Run])
     """Run a job, unless an earlier process has done it, and return its summary."""
     in_sweep = hydra.mode == RunMode.MULTIRUN
     before = _job_before(hydra) if in_sweep else None
-    if before is not None and is_whole(Path(hydra.runtime.output_dir)):
+    in_study = hydra.job.name == IN_STUDY
+    whole = is_whole(Path(hydra.runtime.output_dir)) if in_study else True  # a pretraining may have lost its weights
+    if before is not None and before["status"] == "finished" and whole:
         log.info("Finished before: %s", hydra.runtime.output_dir)
         return before
     run = _open(config, hydra, stages, before)
     opened.append(run)
-    run.in_sweep, run.in_study = in_sweep, hydra.job.name == IN_STUDY
+    run.in_sweep, run.in_study = in_sweep, in_study
     if "device" in run.config:
         build(run.config["device"]).claim()  # before anything is measured or trained
     function = stages.named(run.stage)

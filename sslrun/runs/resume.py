@@ -11,8 +11,9 @@ from sslrun.base.version import __version__
 from sslrun.config.build import refuse_foreign
 from sslrun.config.nodes import flattened
 from sslrun.device import kind
-from sslrun.runs.find import STUDY, has_checkpoint, read_summary
+from sslrun.runs.find import has_checkpoint, read_summary
 
+STUDY, CHECKPOINT = "study", "checkpoint"  # what a run notes as `resumable`: by its runs, or from its checkpoint
 # What may differ when a run goes on, besides the device: how long it is, where the data lie, what is kept.
 MAY_DIFFER = ("train.epochs", "train.steps", "train.save_minutes", "train.keep_every", "dataset.root", "unlabeled")
 
@@ -56,8 +57,8 @@ def refuse_older(directory: Path, summary: dict[str, Any]) -> None:
     if started.split(".")[:2] != __version__.split(".")[:2]:
         weights = f", for which init={directory} takes its weights" if has_checkpoint(directory) else ""
         raise UserError(
-            f"{directory} was started with sslrun {started}, and this is {__version__}, whose training goes on from "
-            f"other states: go on with that version, or start a new run{weights}"
+            f"{directory} was started with sslrun {started}, and this is {__version__}, which does not go on where "
+            f"that stopped: go on with that version, or start anew{weights}"
         )
 
 

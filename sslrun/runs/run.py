@@ -35,9 +35,9 @@ from sslrun.base.locks import locked
 from sslrun.base.output import write_json
 from sslrun.base.version import __version__
 from sslrun.config.commands import typed
-from sslrun.runs.find import STUDY, read_summary
+from sslrun.runs.find import read_summary
 from sslrun.runs.log import Loggers
-from sslrun.runs.resume import Unchanged
+from sslrun.runs.resume import STUDY, Unchanged
 
 Stage = Callable[..., dict[str, Any]]  # of a run and the command's settings; what it returns goes into the summary
 

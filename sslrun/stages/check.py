@@ -102,15 +102,7 @@ def check(run: Run, settings: Check) -> dict[str, Any]:
         "pixels": pixels(sample(images)) if len(images) else None,
     }
     if len(images) > 1:
-        report["estimate"] = _estimate(
-            images,
-            settings.pretext,
-            settings.backbone,
-            settings.optimizer,
-            settings.device,
-            options.image_size,
-            settings.batch_size,
-        )
+        report["estimate"] = _estimate(images, settings)
     found = findings(report)
     report["findings"] = [{"level": level, "text": text} for level, text in found]
     text = as_json(report)
@@ -208,14 +200,15 @@ def _labels(part: Part, options: Options, budget: LabelBudget) -> dict[str, Any]
     }
 
 
-def _estimate(
-    images: Images, pretext: Node, backbone: Node, optimizer: Node, device: Node, image_size: int, batch_size: int
-) -> dict[str, Any]:
-    found = estimate.pretraining(images, pretext, backbone, optimizer, device, image_size, batch_size)
+def _estimate(images: Images, settings: Check) -> dict[str, Any]:
+    found = estimate.pretraining(
+        images, settings.pretext, settings.backbone, settings.optimizer, settings.device,
+        settings.dataset["image_size"], settings.batch_size,
+    )  # fmt: skip
     return {
-        "pretext": short_name(pretext["_target_"]),
-        "backbone": short_name(backbone["_target_"]),
-        "batch_size": batch_size,
+        "pretext": short_name(settings.pretext["_target_"]),
+        "backbone": short_name(settings.backbone["_target_"]),
+        "batch_size": settings.batch_size,
         "device": found.device.describe(),
         "precision": found.device.precision,
         "memory_format": found.device.memory_format,

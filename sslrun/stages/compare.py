@@ -16,14 +16,16 @@ from sslrun.config.types import Count, Node, Positive, PositiveInt
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import DatasetNode, describe
 from sslrun.data.orientation import pixels, sample
+from sslrun.models.initialization import SCRATCH
 from sslrun.report import check
 from sslrun.report.plots import name_of
 from sslrun.report.study import Maps, publish
-from sslrun.runs.find import STUDY, find, read_summary
+from sslrun.runs.find import find, read_summary
+from sslrun.runs.resume import STUDY
 from sslrun.runs.run import Run
 from sslrun.study import results
 from sslrun.study.budget import seconds_of, times_of
-from sslrun.study.choice import AUTO, SCRATCH, score_of
+from sslrun.study.choice import AUTO, score_of
 from sslrun.study.embeddings import embedding_maps
 from sslrun.study.launch import launch_all, launching
 from sslrun.study.plan import Plan, StudyData, best_settings, load_data, plan_of

@@ -17,7 +17,7 @@ from sslrun.config.types import Count, Node, PositiveInt
 from sslrun.data.cache import decode_all
 from sslrun.inference.index import indexed
 from sslrun.inference.inputs import named_pictures
-from sslrun.inference.model import model_of
+from sslrun.inference.model import open_model
 from sslrun.report import embedding_map
 from sslrun.runs.run import Run
 
@@ -55,7 +55,8 @@ def embed(run: Run, settings: Embed) -> dict[str, Any]:
     named = named_pictures(settings.images)
     path = new_file("out", Path(settings.out) if settings.out else run.directory / f"embeddings.{settings.format}")
     run.resolve(out=str(path))
-    model = model_of(run, settings.run, settings.device)
+    model = open_model(settings.run, settings.device)
+    run.resolve(run=str(model.network.path.parent))
     files, features, bad = indexed(model, named, settings.stage, settings.batch_size)
     with creating(path, "out", path.suffix[:20]) as part:
         {"npz": _npz, "csv": _csv, "parquet": _parquet}[settings.format](part, files, features)

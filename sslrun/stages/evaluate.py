@@ -54,12 +54,8 @@ def evaluate(run: Run, settings: Evaluate) -> dict[str, Any]:
     """
     if settings.against:
         find_run(settings.against)  # before anything is computed
-    found = _tested(settings.run, settings.dataset, run.overrides, settings.device, settings.batch_size)
-    rival = (
-        _tested(settings.against, settings.dataset, run.overrides, settings.device, settings.batch_size)
-        if settings.against
-        else None
-    )
+    found = _tested(settings.run, settings, run.overrides)
+    rival = _tested(settings.against, settings, run.overrides) if settings.against else None
     run.resolve(run=str(found.directory), dataset=found.dataset, against=str(rival.directory) if rival else None)
     scores = scored(found.probabilities, found.labels, found.data.class_names, found.trained.temperature)
     if rival:
@@ -114,13 +110,13 @@ class Tested:
         return self.data.labels.numpy()
 
 
-def _tested(run: str, dataset: Node, asked: dict[str, str], device: Node, batch_size: int) -> Tested:
+def _tested(run: str, settings: Evaluate, overrides: dict[str, str]) -> Tested:
     directory = find_run(run)
     trained = load_classifier(directory)
-    hardware = inference_device(device, trained.config["device"])
-    has = trained.config["dataset"]
+    hardware = inference_device(settings.device, trained.config["device"])
+    dataset, has = settings.dataset, trained.config["dataset"]
     base = dataset if dataset.get("_target_") else has
-    node = preprocessing_of(overlaid("dataset", base, dataset, asked), has, asked, trained.path)
+    node = preprocessing_of(overlaid("dataset", base, dataset, overrides), has, overrides, trained.path)
     data = load_test(node)
     if data.class_names != trained.class_names:
         raise UserError(
@@ -131,7 +127,7 @@ def _tested(run: str, dataset: Node, asked: dict[str, str], device: Node, batch_
     assert trained.classifier is not None
     hardware.put(trained.classifier)
     began = time.perf_counter()
-    p = probabilities(trained.classifier, data.images, hardware, batch_size).numpy()
+    p = probabilities(trained.classifier, data.images, hardware, settings.batch_size).numpy()
     return Tested(directory, trained, node, data, hardware, p, time.perf_counter() - began)
 
 

@@ -20,10 +20,11 @@ from sslrun.evaluation.probe import better_readout, fit_head, labelled_features
 from sslrun.evaluation.validation import classifier_metrics
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import Encoder, Readout
-from sslrun.models.initialization import Network, resolve
+from sslrun.models.initialization import SCRATCH, Network, resolve
 from sslrun.report.training import curves_figure, some_of, views_figure
 from sslrun.runs import checkpoint
-from sslrun.runs.find import CHECKPOINT, STUDY
+from sslrun.runs.find import BEST, LAST
+from sslrun.runs.resume import CHECKPOINT, STUDY
 from sslrun.runs.run import Run
 from sslrun.study.choice import choose, searched
 from sslrun.tasks.finetuning.supervised import Finetuning
@@ -87,7 +88,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     hardware.put(encoder)
     strength = None  # of the logistic regression: searched for when it is fitted
     if settings.readout == "auto":
-        scores, strength = better_readout(encoder, chosen, val, hardware, settings.seed)
+        encoder.readout, scores, strength = better_readout(encoder, chosen, val, hardware, settings.seed)
         run.resolve(readout=encoder.readout)
         run.note(readouts=scores)
     config = run.resolve(device=settings.device | fastest)
@@ -100,7 +101,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     metrics = classifier_metrics(classifier, val, hardware)
     state = {f"classifier.{k}": v for k, v in classifier.state_dict().items()}
     content = {**keep, "downstream": Finetuning.downstream, "step": 0, "metrics": metrics, "model": state}
-    for name in (checkpoint.LAST, checkpoint.BEST):
+    for name in (LAST, BEST):
         checkpoint.save(run.directory / name, content)
     run.log.scalars(0, metrics)
     return metrics
@@ -120,7 +121,7 @@ def _resolved(run: Run, settings: Finetune) -> tuple[Network, Finetune]:
         mode = "finetune"  # there is nothing to choose among
     init = settings.init if run.resumed else network.init
     config = run.resolve(backbone=network.backbone, dataset=network.dataset, init=init, mode=mode, search=search)
-    run.note(resumable={"auto": STUDY, "finetune": CHECKPOINT}.get(mode))
+    run.note(**{"auto": {"resumable": STUDY}, "finetune": {"resumable": CHECKPOINT}}.get(mode, {}))
     return network, built_settings(Finetune, config)
 
 
@@ -188,7 +189,7 @@ def _trained(
     assert data.labels is not None
     classifier = Classifier(encoder, len(data.class_names))
     training: Training = build(settings.train)
-    pretrained = settings.init != "scratch"
+    pretrained = settings.init != SCRATCH
     if pretrained and not run.resumed:
         held = labelled_features(encoder, val, device) if val else None
         fit_head(classifier, *labelled_features(encoder, data, device), held, settings.seed, strength)
@@ -203,7 +204,7 @@ def _trained(
     if not run.in_study:
         views_figure(run, task, some_of(data.images, settings.seed), settings.seed)
     device.put(task)
-    images, labels = device.hold(data.images), data.labels.to(device.torch)
+    images, labels = data.images.on(device.torch), data.labels.to(device.torch)
     total = training.total_steps(len(images), quiet=False)
     batches = Batches(images, labels, training.batch_size, total, settings.seed, device)
     optimizer = build_optimizer(settings.optimizer, task, training.learning_rate)
@@ -211,7 +212,7 @@ def _trained(
     result = fit(task, batches, optimizer, training, device, state, lambda: classifier_metrics(classifier, val, device))
     if not run.in_study:
         curves_figure(run)
-    best = checkpoint.load(run.directory / checkpoint.BEST)
+    best = checkpoint.load(run.directory / BEST)
     return result | best["metrics"]
 
 

@@ -12,9 +12,10 @@ from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.files import new_folder, write_text
 from sslrun.base.output import Row, as_csv, as_json, as_jsonl, as_table
+from sslrun.config.commands import WITH_CLASSIFIER
 from sslrun.config.types import Count, Fraction, Node, PositiveInt
 from sslrun.inference.inputs import named_pictures
-from sslrun.inference.model import Model, Prediction, model_of
+from sslrun.inference.model import Model, Prediction, open_model
 from sslrun.report.sheets import prediction_figures
 from sslrun.runs.run import Run
 
@@ -54,7 +55,8 @@ def predict(run: Run, settings: Predict) -> dict[str, Any]:
     for key, folder in (("save", settings.save), ("sort_into", settings.sort_into)):
         if folder:
             new_folder(key, Path(folder))
-    model = model_of(run, settings.run, settings.device, ("finetune",))
+    model = open_model(settings.run, settings.device, WITH_CLASSIFIER)
+    run.resolve(run=str(model.network.path.parent))
     began = time.perf_counter()
     rows = [_row(p) for p in model.predict(files, settings.top, settings.unsure, settings.views, settings.batch_size)]
     seconds = time.perf_counter() - began

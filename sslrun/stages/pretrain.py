@@ -19,7 +19,7 @@ from sslrun.device import Device
 from sslrun.evaluation.validation import encoder_metrics
 from sslrun.models.encoder import build_encoder
 from sslrun.report.training import curves_figure, some_of, task_figures, views_figure
-from sslrun.runs.find import CHECKPOINT
+from sslrun.runs.resume import CHECKPOINT
 from sslrun.runs.run import Run
 from sslrun.tasks.task import build_task
 from sslrun.training.autotune import choose
@@ -51,7 +51,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     Returns:
         What goes into the summary.
     """
-    run.note(resumable=CHECKPOINT, for_its_weights=True)
+    run.note(resumable=CHECKPOINT)
     training: Training = build(settings.train)
     if training.batch_size < SMALLEST_BATCH:
         raise UserError(f"train.batch_size: must be at least {SMALLEST_BATCH} to pretrain, found {training.batch_size}")
@@ -74,7 +74,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     hardware.put(task)
     hardware.compile(encoder)
     _begin(run, settings, images, hardware)
-    held = hardware.hold(images)
+    held = images.on(hardware.torch)
     total = training.total_steps(len(held), quiet=False)
     batches = Batches(held, None, training.batch_size, total, settings.seed, hardware)
     optimizer = build_optimizer(settings.optimizer, task, training.learning_rate)

@@ -13,7 +13,7 @@ from sslrun.base.output import Row, as_csv, as_json, as_jsonl, as_table
 from sslrun.config.types import Node, PositiveInt
 from sslrun.inference.index import indexed
 from sslrun.inference.inputs import named_pictures
-from sslrun.inference.model import model_of
+from sslrun.inference.model import open_model
 from sslrun.report.sheets import contact_sheet
 from sslrun.runs.run import Run
 
@@ -47,7 +47,8 @@ def search(run: Run, settings: Search) -> dict[str, Any]:
     if not Path(settings.in_).is_dir():
         raise UserError(f"in={settings.in_}: no such folder")
     among = named_pictures([settings.in_])
-    model = model_of(run, settings.run, settings.device)
+    model = open_model(settings.run, settings.device)
+    run.resolve(run=str(model.network.path.parent))
     wanted = model.embed(queries, settings.stage, settings.batch_size)
     files, features, _ = indexed(model, among, settings.stage, settings.batch_size)
     rows = _nearest(queries, wanted, files, features, settings.n)

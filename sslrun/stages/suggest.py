@@ -18,7 +18,7 @@ from sslrun.config.types import Count, Node, PositiveInt
 from sslrun.data.decode import find_pictures
 from sslrun.inference.index import indexed
 from sslrun.inference.inputs import named_pictures
-from sslrun.inference.model import model_of
+from sslrun.inference.model import open_model
 from sslrun.inference.suggestion import typical_and_diverse
 from sslrun.report.sheets import contact_sheet
 from sslrun.runs.run import Run
@@ -61,7 +61,8 @@ def suggest(run: Run, settings: Suggest) -> dict[str, Any]:
     if settings.labelled and not done:
         raise UserError(f"labelled={settings.labelled}: no folder with pictures")
     run.resolve(out=str(place))
-    model = model_of(run, settings.run, settings.device)
+    model = open_model(settings.run, settings.device)
+    run.resolve(run=str(model.network.path.parent))
     source = str(model.network.path.parent)
     new_folder("out", place)
     files, features, _ = indexed(model, named, settings.stage, settings.batch_size)

@@ -15,13 +15,13 @@ from sslrun.config.grammar import differing, key_of
 from sslrun.config.nodes import plain
 from sslrun.config.overrides import check_overrides
 from sslrun.config.types import Node
+from sslrun.models.initialization import SCRATCH
 from sslrun.runs import checkpoint
-from sslrun.runs.find import read_summary
+from sslrun.runs.find import BEST, LAST, read_summary
 from sslrun.runs.run import Run, Stages
 from sslrun.study.launch import OF_NO_WEIGHT, StudyRun, launch_all, study_run
 
 AUTO, TUNED, PROBE, KNN = "auto", "finetune", "probe", "knn"  # values of mode=
-SCRATCH, IMAGENET = "scratch", "imagenet"  # values of init=
 FEW = 100  # pictures of validation; with fewer the labelled ones are held out in turns, too
 FOLDS = 3
 UNSEARCHED = (  # keys and groups of finetune of which all candidates have the same, or each its own
@@ -92,7 +92,7 @@ def _candidates(config: Node) -> list[Candidate]:
 
 def _taken(run: Run, final: StudyRun) -> dict[str, Any]:
     """Take the checkpoints and the metrics of the chosen one into a run; return the metrics."""
-    for name in (checkpoint.LAST, checkpoint.BEST):
+    for name in (LAST, BEST):
         checkpoint.save(run.directory / name, checkpoint.load(final.directory / name))
     metrics = {k: v for k, v in read_summary(final.directory).items() if k.startswith("val/")}
     run.log.scalars(0, metrics)

@@ -20,10 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
-from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from sslrun.base import signals
@@ -222,6 +219,9 @@ def launcher(stage: str, job: Callable[[DictConfig], Any]) -> Any:
     Hydra has no public way to one inside a job; hence its private `Callbacks`.
     """
     from hydra._internal.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.types import HydraContext, RunMode
 
     loader = GlobalHydra.instance().config_loader()
     place = [

@@ -14,9 +14,10 @@ from sslrun.data.dataset import Dataset, listing_hash, load_train, load_unlabele
 from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import describe
+from sslrun.models.initialization import IMAGENET, SCRATCH
 from sslrun.models.weights import imagenet_at_hand, imagenet_weights
 from sslrun.runs.run import Stages
-from sslrun.study.choice import AUTO, IMAGENET, PROBE, SCRATCH, TUNED, folds_of, score_of
+from sslrun.study.choice import AUTO, PROBE, TUNED, folds_of, score_of
 from sslrun.study.launch import StudyRun, study_run
 from sslrun.study.settings import device_of, overrides_of
 
@@ -164,10 +165,9 @@ def _folds(cell: Cell, loaded: StudyData, settings: int, mode: str) -> list[list
     There are none where validation is enough, and where nothing is to be chosen: with one setting, but for `mode=auto`.
     With more than one, probes are judged like that, too, so that the best classifier of all can be named.
     """
-    fewest = loaded.data.within(cell.budget).fewest()
     if (settings < 2 and mode != AUTO) or (cell.start, cell.mode) == (SCRATCH, PROBE):
         return []
-    found = folds_of(len(loaded.val or ()), fewest)
+    found = folds_of(len(loaded.val or ()), loaded.data.within(cell.budget).fewest())
     if found == [None] and not loaded.val:
         (amount,) = (f"{k}={v:g}" for k, v in cell.labels.items())
         raise UserError(

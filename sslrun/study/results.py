@@ -15,8 +15,9 @@ from sslrun.config.commands import COMPARE, EVALUATE, FINETUNE
 from sslrun.config.grammar import key_of
 from sslrun.config.nodes import flattened
 from sslrun.evaluation.intervals import Interval, mean_interval, paired
+from sslrun.models.initialization import IMAGENET, SCRATCH
 from sslrun.runs.find import find, job_order, read_summary
-from sslrun.study.choice import AUTO, IMAGENET, KNN, PROBE, SCRATCH, TUNED
+from sslrun.study.choice import AUTO, KNN, PROBE, TUNED
 from sslrun.study.launch import OF_NO_WEIGHT
 
 ORDER = (AUTO, TUNED, PROBE, KNN)  # of the modes, and which of them is judged where there are several

@@ -118,7 +118,7 @@ def pretraining(
     hardware.put(task)
     on_gpu = hardware.torch.type == "cuda"
     memory = torch.cuda.get_device_properties(hardware.torch).total_memory if on_gpu else physical_memory()
-    held = hardware.hold(images)
+    held = images.on(hardware.torch)
     took = rehearse(task, held, hardware, optimizer, batch_size, memory)
     size = took.bytes + (held.nbytes if held.device.type == "cuda" else 0)
     return Estimate(hardware, took.images_per_second, size, memory)

@@ -13,6 +13,7 @@ from sslrun.base.errors import UserError
 from sslrun.device import Device
 from sslrun.models.weights import load_state
 from sslrun.runs import checkpoint
+from sslrun.runs.find import BEST, LAST, PREVIOUS
 from sslrun.runs.resume import differing_keys
 from sslrun.runs.run import Run
 from sslrun.tasks.task import Task
@@ -100,7 +101,7 @@ def diverged(what: str, step: int, rate: float, run: Run) -> UserError:
     return UserError(
         f"{what} in step {step} at learning rate {rate:.3g}; try train.learning_rate={rate / 10:.1g}, "
         f"train.gradient_clip=1 or device.precision=fp32. The last good checkpoint is "
-        f"{run.directory / checkpoint.LAST}"
+        f"{run.directory / LAST}"
     )
 
 
@@ -158,7 +159,7 @@ class State:
         value = metrics.get(self.monitor, float(step))
         if value >= self.best[0]:
             self.best = (value, step)
-            checkpoint.save(self.run.directory / checkpoint.BEST, self._content(step))
+            checkpoint.save(self.run.directory / BEST, self._content(step))
         self.save(step, also)
 
     def save(self, step: int, also: str | None = None) -> None:
@@ -172,7 +173,7 @@ class State:
         self.run.log.sync()
         if also:
             checkpoint.save(directory / also, content)
-        checkpoint.save(directory / checkpoint.LAST, content, before=directory / checkpoint.PREVIOUS)
+        checkpoint.save(directory / LAST, content, before=directory / PREVIOUS)
         self._saved_at = time.monotonic()
         self.window.start_clock()  # evaluations and checkpoints are no part of the speed
 
@@ -197,8 +198,8 @@ class State:
         Raises:
             UserError: none is whole, or it is of another training.
         """
-        path, content = checkpoint.newest(self.run.directory, to_go_on=True)
-        last = self.run.directory / checkpoint.LAST
+        path, content = checkpoint.newest_whole(self.run.directory, to_go_on=True)
+        last = self.run.directory / LAST
         if path != last and last.exists():
             os.replace(last, last.with_name("damaged.pt"))  # it must not displace the good one
         others = differing_keys(self.keep.get("config", {}), content.get("config", {}))
