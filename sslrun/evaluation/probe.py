@@ -158,14 +158,24 @@ def _searched(
     features: Tensor, labels: Tensor, val: tuple[Tensor, Tensor] | None, seed: int
 ) -> dict[float, tuple[float, float]]:
     """Return accuracy and log-likelihood on what is held out, by C."""
+    from sklearn.model_selection import GridSearchCV
+
     mean, std = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
     some = torch.from_numpy(_some(labels, SEARCHED, seed))
     x, y = ((features[some] - mean) / std).numpy(), labels[some].numpy()
+    if val is None:
+        x, y, splits = _cross_validation(x, y, seed)
+    else:
+        splits = [(np.arange(len(x)), np.arange(len(x), len(x) + len(val[0])))]
+        x, y = np.concatenate([x, ((val[0] - mean) / std).numpy()]), np.concatenate([y, val[1].numpy()])
+    if not splits:
+        return {1.0: (0.0, 0.0)}
+    grid = {"C": list(STRENGTHS)}
+    search = GridSearchCV(_regression(1.0), grid, scoring=_scores, cv=splits, refit=False, error_score="raise")
     with _quiet_and_alone():
-        if val is None:
-            return _cross_validated(x, y, seed)
-        xv, yv = ((val[0] - mean) / std).numpy(), val[1].numpy()
-        return {c: _score(x, y, xv, yv, c) for c in STRENGTHS}
+        found = search.fit(x, y).cv_results_
+    columns = zip(STRENGTHS, found["mean_test_accuracy"], found["mean_test_log_likelihood"], strict=True)
+    return {c: (float(accuracy), float(likelihood)) for c, accuracy, likelihood in columns}
 
 
 def _best(scores: dict[float, tuple[float, float]]) -> float:
@@ -197,24 +207,25 @@ def _regression(c: float) -> Any:
     return LogisticRegression(C=c, max_iter=300, tol=1e-3)
 
 
-def _score(x: np.ndarray, y: np.ndarray, xv: np.ndarray, yv: np.ndarray, c: float) -> tuple[float, float]:
-    """Return accuracy and, to break ties, log-likelihood."""
-    model = _regression(c).fit(x, y)
-    p = model.predict_proba(xv)
+def _scores(model: Any, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Return accuracy and, to break ties, log-likelihood; a class that was not seen in training has probability 0."""
+    p = model.predict_proba(x)
     column = {k: i for i, k in enumerate(model.classes_)}
-    true = np.array([p[i, column[k]] if k in column else 0.0 for i, k in enumerate(yv)])
-    return float((model.classes_[p.argmax(1)] == yv).mean()), float(np.log(true.clip(1e-9)).mean())
+    true = np.array([p[i, column[k]] if k in column else 0.0 for i, k in enumerate(y)])
+    accuracy = float((model.classes_[p.argmax(1)] == y).mean())
+    return {"accuracy": accuracy, "log_likelihood": float(np.log(true.clip(1e-9)).mean())}
 
 
-def _cross_validated(x: np.ndarray, y: np.ndarray, seed: int) -> dict[float, tuple[float, float]]:
+def _cross_validation(
+    x: np.ndarray, y: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """Return what can be held out, and its folds; none of fewer than two classes that have two images."""
     from sklearn.model_selection import StratifiedKFold
 
     values, counts = np.unique(y, return_counts=True)
-    often = np.isin(y, values[counts > 1])  # a class with one picture cannot be held out
+    often = np.isin(y, values[counts > 1])  # a class with one image cannot be held out
     x, y = x[often], y[often]
     if len(np.unique(y)) < 2:
-        return {1.0: (0.0, 0.0)}
-    folds = min(FOLDS, int(counts[counts > 1].min()))
-    parts = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y))
-    scores = {c: np.mean([_score(x[a], y[a], x[b], y[b], c) for a, b in parts], axis=0) for c in STRENGTHS}
-    return {c: (float(s[0]), float(s[1])) for c, s in scores.items()}
+        return x, y, []
+    folds = StratifiedKFold(min(FOLDS, int(counts[counts > 1].min())), shuffle=True, random_state=seed)
+    return x, y, list(folds.split(x, y))
