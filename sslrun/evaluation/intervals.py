@@ -74,13 +74,15 @@ def mean_interval(values: Sequence[float]) -> Interval:
     """
     if not values:
         raise ValueError("no value to take the mean of")
+    from scipy.stats import ttest_1samp
+
     mean, n = statistics.fmean(values), len(values)
     if n < 2:
         return Interval(mean, math.nan, math.nan, n)
-    from scipy.stats import t
-
-    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, n)
+    if len(set(values)) == 1:
+        return Interval(mean, mean, mean, n)
+    found = ttest_1samp(values, 0).confidence_interval(LEVEL)
+    return Interval(mean, float(found.low), float(found.high), n)
 
 
 def paired(values: Mapping[str, float], baseline: Mapping[str, float]) -> Interval | None:
