@@ -8,6 +8,7 @@ import numpy as np
 BINS = 15  # Guo et al. 2017
 SURE = 0.95  # of the predictions above the threshold are right
 FEWEST = 20  # predictions above the threshold, on validation; fewer show nothing
+NEVER = 1e-12  # what a probability of 0 counts as in a mean of logarithms
 LEAST = float(np.finfo(np.float32).tiny)  # probability that is not 0
 COLDEST, HOTTEST = 0.05, 20.0
 
@@ -21,8 +22,10 @@ def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
 
 def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean negative log-likelihood in nats of the labels, N."""
-    true = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.clip(true.astype(np.float64), 1e-12, None)).mean())
+    from sklearn import metrics
+
+    p = probabilities.astype(np.float64).clip(NEVER)
+    return float(metrics.log_loss(labels, p / p.sum(1, keepdims=True), labels=np.arange(p.shape[1])))
 
 
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
