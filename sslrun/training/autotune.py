@@ -65,6 +65,8 @@ def measure(device: Device, backbone: Node, image_size: int, batch_size: int, mo
     """
     began = time.perf_counter()
 
+    # Not by torch.utils.benchmark.Timer: it warms up anew for each turn, which a slow network has no time for (4.3 s in
+    # place of 3.6 s on an idle machine, 54 to 64 s in place of 2 to 23 s on a busy one), and takes modes one by one.
     def seconds(mode: Mode, n: int) -> float:
         device.use(*mode)
         encoder = device.put(encoders[mode[1]]).train()
