@@ -109,6 +109,8 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
 
 def _resolved(run: Run, settings: Finetune) -> tuple[Network, Finetune]:
     """Find where the network starts, and fill in what it decides."""
+    if settings.mode == "auto":
+        run.note(resumable=STUDY)  # from the beginning on
     settings.budget.check(run.overrides)
     if run.resumed and settings.mode not in ("auto", "finetune"):
         raise UserError(f"mode={settings.mode} has no steps to go on with: run it anew")
