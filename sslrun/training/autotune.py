@@ -65,8 +65,9 @@ def measure(device: Device, backbone: Node, image_size: int, batch_size: int, mo
     """
     began = time.perf_counter()
 
-    # Not by torch.utils.benchmark.Timer: it warms up anew for each turn, which a slow network has no time for (4.3 s in
-    # place of 3.6 s on an idle machine, 54 to 64 s in place of 2 to 23 s on a busy one), and takes modes one by one.
+    # Not by torch.utils.benchmark.Timer: it repeats steps to warm up before each turn (4.0 s in place of 3.7 s for
+    # smallcnn, 3.3 to 4.9 s in place of 1.9 to 3.3 s for ResNet-18 at 64 px, the same ranking), and torch warns of
+    # compilers when it is imported.
     def seconds(mode: Mode, n: int) -> float:
         device.use(*mode)
         encoder = device.put(encoders[mode[1]]).train()
