@@ -98,8 +98,8 @@ def main(fashion: str | None, folder: str | None, quick: bool, only: str) -> Non
             if number in failed:
                 print(f"section {number} failed; what RESULTS.md had stays", file=sys.stderr)
                 continue
-            said = "; ".join("`benchmarks/" + " ".join(_private(c)) + "`" for c in commands)
-            keep(text.rstrip() + f"\n\n{datetime.date.today()}, {machine()}. {said}\n")
+            answer = "; ".join("`benchmarks/" + " ".join(_private(c)) + "`" for c in commands)
+            keep(text.rstrip() + f"\n\n{datetime.date.today()}, {machine()}. {answer}\n")
     print(f"{time.monotonic() - began:5.0f} s  written to {RESULTS}", file=sys.stderr)
     if failed:
         sys.exit(1)
@@ -125,6 +125,6 @@ if __name__ == "__main__":
     parser.add_argument("--fashion", help="folder of Fashion-MNIST's four files")
     parser.add_argument("--folder", help="a folder of pictures, a folder a class")
     parser.add_argument("--only", default="", help="numbers of sections, such as 1,4a")
-    asked = parser.parse_args()
-    places = [str(Path(p).expanduser().resolve()) if p else None for p in (asked.fashion, asked.folder)]
-    main(places[0], places[1], asked.quick, asked.only)
+    args = parser.parse_args()
+    places = [str(Path(p).expanduser().resolve()) if p else None for p in (args.fashion, args.folder)]
+    main(places[0], places[1], args.quick, args.only)

@@ -79,10 +79,10 @@ def main() -> None:
                 if not (top / name / str(i)).exists():
                     pool.submit(make, top / name / str(i), n, width, height, name.split(".")[1], i)
 
-    from sslrun.data.decode import find_pictures
+    from sslrun.data.decode import find_images
 
     for name, (*_, image_size) in list(sets.items())[:3]:
-        files = find_pictures(top / name)
+        files = find_images(top / name)
         ways = ("Pillow", "Pillow with draft", "sslrun")
         rates = [[rate(files, image_size, how) for how in ways] for _ in range(3)]
         plain, draft, ours = (statistics.median(r) for r in zip(*rates, strict=True))

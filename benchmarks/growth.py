@@ -79,16 +79,16 @@ def main(quick: bool) -> None:
         print(
             "| pictures | steps | own memory, GiB | whole command, s | steps, s | images/s |\n|---|---|---|---|---|---|"
         )
-        for pictures, steps in points if not quick else [points[0], points[4]]:
+        for images, steps in points if not quick else [points[0], points[4]]:
             arguments = ("pretrain", "-cd", "own", "dataset=noise", "dataset.image_size=32",
-                         f"dataset.pictures={pictures}", f"train.steps={steps}", "train.evaluations=1")  # fmt: skip
+                         f"dataset.pictures={images}", f"train.steps={steps}", "train.evaluations=1")  # fmt: skip
             peak(folder, *arguments)  # decodes
             most, took, summary = peak(folder, *arguments)
             rate, batch = summary["images_per_second"], summary["config"]["train"]["batch_size"]
-            seen = steps * pictures / -(-pictures // batch)  # batches of an epoch are of nearly equal size
+            seen = steps * images / -(-images // batch)  # batches of an epoch are of nearly equal size
             own = (most - torch_alone) / 2**30
             print(
-                f"| {pictures:,} | {steps} | {own:.2f} | {took:.1f} | {seen / rate:.1f} | {rate:.0f} |",
+                f"| {images:,} | {steps} | {own:.2f} | {took:.1f} | {seen / rate:.1f} | {rate:.0f} |",
                 flush=True,
             )
     print(f"\nThe floor is 1.5 GiB at 70,000; torch and torchvision alone have {torch_alone / 2**30:.2f} GiB.\n")

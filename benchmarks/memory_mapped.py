@@ -66,7 +66,7 @@ def pretrain(folder: Path, work: Path, steps: int, prepare: str, limit: bool = F
     """Run `sslrun pretrain` and watch its memory."""
     sweep = work / f"{time.time_ns()}"
     arguments = [
-        "pretrain", "dataset=folder", f"dataset.root={folder / 'labelled'}", "dataset.image_size=64",
+        "pretrain", "dataset=folder", f"dataset.root={folder / 'labeled'}", "dataset.image_size=64",
         f"unlabeled={folder / 'unlabeled'}", "pretext=rotation", "pretext.copies=1", "backbone.widths=[16,32,64,128]",
         "train.batch_size=128",
         f"train.steps={steps}", "train.evaluations=1", f"hydra.run.dir={sweep}",
@@ -109,8 +109,8 @@ def main() -> None:
     missing = [i for i in range(images // A_FOLDER) if not (folder / "unlabeled" / f"{i:04d}" / "999.jpg").exists()]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(make, [folder / "unlabeled" / f"{i:04d}" for i in missing], missing))
-        labelled = [folder / "labelled" / c for c in ("a", "b") if not (folder / "labelled" / c).exists()]
-        list(pool.map(make, labelled, range(10**6, 10**6 + len(labelled))))
+        labeled = [folder / "labeled" / c for c in ("a", "b") if not (folder / "labeled" / c).exists()]
+        list(pool.map(make, labeled, range(10**6, 10**6 + len(labeled))))
     print("decoding and start:", json.dumps(pretrain(folder, folder / "runs", 1, "")), flush=True)
     for _ in range(2):
         print("mapped:   ", json.dumps(pretrain(folder, folder / "runs", steps, "")), flush=True)

@@ -42,7 +42,7 @@ HERE = Path(__file__).parent
 LIGHTLY = HERE.parent / ".venv-lightly"
 VERSION = "lightly==1.6.0"
 PRETRAIN, TUNE = 20, 130  # steps of ours beside the tutorial in full
-PICTURES = 3000  # of the speed tests: noise, since the content makes no difference
+IMAGES = 3000  # of the speed tests: noise, since the content makes no difference
 
 
 def lightly_python() -> str:
@@ -102,7 +102,7 @@ def speed(quick: bool) -> None:
     turns = 1 if quick else 5
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        array = np.random.default_rng(0).integers(0, 256, (PICTURES, 32, 32, 3), dtype=np.uint8)
+        array = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
         np.savez(folder / "noise.npz", train=array, val=array[:10])
         _as_folder(array, folder / "noise")
         both = ["dataset=folder", f"dataset.root={folder / 'noise'}", "dataset.image_size=32", "train.evaluations=1"]
@@ -127,8 +127,8 @@ def _as_folder(array: np.ndarray, folder: Path) -> None:
     from PIL import Image
 
     folder.mkdir()
-    for i, picture in enumerate(array):
-        Image.fromarray(picture).save(folder / f"{i}.png")
+    for i, image in enumerate(array):
+        Image.fromarray(image).save(folder / f"{i}.png")
 
 
 def _row(task: str, backbone: str, rows: list[tuple[float, float]], floor: float) -> None:
@@ -151,7 +151,7 @@ def accuracy(overrides: list[str], seconds: float, seeds: int) -> None:
     assert train.labels is not None
     assert val.labels is not None
     labels = train.labels, val.labels
-    found: dict[str, list[float]] = {"random": [], "lightly": [], "sslrun": []}
+    result: dict[str, list[float]] = {"random": [], "lightly": [], "sslrun": []}
     seen: dict[str, list[float]] = {"lightly": [], "sslrun": []}
     took: dict[str, list[float]] = {"lightly": [], "sslrun": []}
     python = lightly_python()
@@ -167,7 +167,7 @@ def accuracy(overrides: list[str], seconds: float, seeds: int) -> None:
         for seed in range(seeds):
             peers = peer(python, "lightly_simclr.py", folder / "data.npz", "smallcnn", seconds, seed, folder / "f.npz")
             stored = np.load(folder / "f.npz")
-            found["lightly"].append(knn(torch.from_numpy(stored["train"]), torch.from_numpy(stored["val"])))
+            result["lightly"].append(knn(torch.from_numpy(stored["train"]), torch.from_numpy(stored["val"])))
             steps = round(rate * seconds / config["train"]["batch_size"])
             ours = sslrun(
                 folder,
@@ -178,20 +178,20 @@ def accuracy(overrides: list[str], seconds: float, seeds: int) -> None:
                 "train.evaluations=1",
                 f"seed={seed}",
             )
-            found["sslrun"].append(knn(*_features(ours["directory"], train.images, val.images)))
+            result["sslrun"].append(knn(*_features(ours["directory"], train.images, val.images)))
             rate = ours["images_per_second"]
             if not seed:
-                found["random"].append(knn(*_features(ours["directory"], train.images, val.images, random=True)))
+                result["random"].append(knn(*_features(ours["directory"], train.images, val.images, random=True)))
             seen["lightly"].append(peers["images_per_second"] * peers["seconds"])
             seen["sslrun"].append(steps * config["train"]["batch_size"])
             took["lightly"].append(peers["seconds"])
             took["sslrun"].append(seen["sslrun"][-1] / ours["images_per_second"])
-            print({k: v[-1] for k, v in found.items()}, file=sys.stderr, flush=True)
+            print({k: v[-1] for k, v in result.items()}, file=sys.stderr, flush=True)
     what = f"{overrides[0].removeprefix('dataset=')}, {len(train)} pictures"
     for who in ("random", "lightly", "sslrun"):
         n = f"{statistics.mean(seen[who]):.0f} | {statistics.mean(took[who]):.0f}" if who in seen else " | "
-        print(f"| {what} | {who} | {n} | {len(found[who])} | {spread(found[who])} |", flush=True)
-    gains = [a - b for a, b in zip(found["sslrun"], found["lightly"], strict=True)]
+        print(f"| {what} | {who} | {n} | {len(result[who])} | {spread(result[who])} |", flush=True)
+    gains = [a - b for a, b in zip(result["sslrun"], result["lightly"], strict=True)]
     print(f"| {what} | difference | | | {len(gains)} | **{spread(gains)}** |", flush=True)
 
 
@@ -245,18 +245,18 @@ def recipe(overrides: list[str], seeds: int, ours: bool) -> None:
                 rows[start].append((100 * tested["test/accuracy"], before + tuned["seconds"]))
             print({k: v[-1] for k, v in rows.items() if v}, file=sys.stderr, flush=True)
             labels = train.labels.numpy()
-            labelled = LabelBudget(0.1, seed=seed).rows(labels, train.class_sizes, train.class_names)
+            labeled = LabelBudget(0.1, seed=seed).rows(labels, train.class_sizes, train.class_names)
             if ours:
                 continue
-            np.savez(folder / "data.npz", train=_array(train.images), train_labels=labels, labelled=labelled,
+            np.savez(folder / "data.npz", train=_array(train.images), train_labels=labels, labeled=labeled,
                      val=_array(test.images), val_labels=test.labels.numpy())  # fmt: skip
             full = peer(sys.executable, "tutorial_rotation.py", folder / "data.npz", 50, 30, seed)
             rows["tutorial"].append((100 * full["accuracy"], full["seconds"]))
             print({k: v[-1] for k, v in rows.items()}, file=sys.stderr, flush=True)
-    what = f"{overrides[0].removeprefix('dataset=')}, {len(train)} pictures, {len(labelled)} labels"
-    told = {"tutorial": "tutorial, 50 + 30 epochs", "sslrun": f"SimCLR, {PRETRAIN} steps, then finetuning, {TUNE}",
+    what = f"{overrides[0].removeprefix('dataset=')}, {len(train)} pictures, {len(labeled)} labels"
+    messages = {"tutorial": "tutorial, 50 + 30 epochs", "sslrun": f"SimCLR, {PRETRAIN} steps, then finetuning, {TUNE}",
             "scratch": f"from scratch, {TUNE} steps"}  # fmt: skip
-    for who, label in told.items():
+    for who, label in messages.items():
         if not rows[who]:
             continue
         scores, seconds = ([r[i] for r in rows[who]] for i in (0, 1))
@@ -271,10 +271,10 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=300, help="of pretraining")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ours", action="store_true", help="recipe without the tutorial, which takes most of the time")
-    asked = parser.parse_intermixed_args()
-    if asked.what == "speed":
-        speed(asked.quick)
-    elif asked.what == "accuracy":
-        accuracy(asked.data, asked.seconds, asked.seeds)
+    args = parser.parse_intermixed_args()
+    if args.what == "speed":
+        speed(args.quick)
+    elif args.what == "accuracy":
+        accuracy(args.data, args.seconds, args.seeds)
     else:
-        recipe(asked.data, asked.seeds, asked.ours)
+        recipe(args.data, args.seeds, args.ours)

@@ -39,10 +39,16 @@ from torch import Tensor
 # - files: a path below outputs/. Example: (r"/parts/", "/runs/").
 # The last three are applied to the names in both checkouts, so an expression must match old names alone.
 RENAMED: dict[str, list[tuple[str, str]]] = {
-    "overrides": [],
+    "overrides": [(r"^(finetune\.)?readout=", r"\1pooling=")],
     "weights": [(r"\bbackbone\.0\.(?=\d+\.)", "backbone.features.")],  # mobilenetv2
-    "keys": [],
-    "files": [],
+    "keys": [
+        (r"^readouts$", "poolings"),
+        (r"^val/sure_above$", "val/confidence_threshold"),
+        (r"^start$", "initialization"),
+        (r"^amount$", "label_budget"),
+        (r"^held_out_(accuracy|loss)$", r"cv_\1"),
+    ],
+    "files": [(r"/parts/", "/study_runs/")],
 }
 
 TIMING = re.compile(r"seconds|per_second|wall_time")  # keys whose numbers are never the same twice
@@ -127,9 +133,9 @@ def lanes() -> list[list[Command]]:
 def renamed(kind: str, name: str) -> str:
     """Return the name that NEW has for something of OLD."""
     for pattern, replacement in RENAMED[kind]:
-        found, n = re.subn(pattern, replacement, name)
+        new, n = re.subn(pattern, replacement, name)
         if n:
-            return found
+            return new
     return name
 
 
@@ -222,13 +228,13 @@ class Checkout:
 
     def _is_imported(self) -> None:
         """Make sure that Python imports this checkout and not an installed one."""
-        said = self._python("-c", "import sslrun; print(sslrun.__file__)").stdout.strip()
-        if not said or not Path(said).resolve().is_relative_to(self.tree):
-            raise SystemExit(f"{self.name}: Python imports {said or 'no sslrun'}, not {self.tree}")
+        imported = self._python("-c", "import sslrun; print(sslrun.__file__)").stdout.strip()
+        if not imported or not Path(imported).resolve().is_relative_to(self.tree):
+            raise SystemExit(f"{self.name}: Python imports {imported or 'no sslrun'}, not {self.tree}")
 
     def artefacts(self) -> dict[str, Path]:
         """Return what is compared: its name, without hashes, and its file."""
-        outputs, found = self.work / "outputs", {}
+        outputs, artefacts = self.work / "outputs", {}
         runs = sorted(outputs.glob("**/summary.json"), key=lambda p: json.loads(p.read_text())["started"])
         for run in (p.parent for p in runs):
             for file in sorted(run.iterdir()):
@@ -236,9 +242,9 @@ class Checkout:
                     continue
                 name = renamed("files", PART.sub("", run.relative_to(outputs).as_posix()) + "/" + file.name)
                 folder, _, last = name.rpartition("/")
-                n = next(n for n in range(1, 1000) if _numbered(folder, n, last) not in found)
-                found[_numbered(folder, n, last)] = file
-        return found
+                n = next(n for n in range(1, 1000) if _numbered(folder, n, last) not in artefacts)
+                artefacts[_numbered(folder, n, last)] = file
+        return artefacts
 
 
 def _numbered(folder: str, n: int, file: str) -> str:
@@ -259,7 +265,7 @@ def flattened(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         for i, inner in enumerate(value):
             yield from flattened(inner, f"{name}[{i}]")
     else:
-        yield name, PART.sub("", value) if isinstance(value, str) else value
+        yield name, renamed("files", PART.sub("", value)) if isinstance(value, str) else value
 
 
 def checkpoint(path: Path) -> Iterator[tuple[str, Any]]:
@@ -350,9 +356,9 @@ def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     for name, value in old.items():
         if name not in new:
             return f"{name} is in OLD alone"
-        said = difference(value, new[name])
-        if said:
-            return f"{name}: {said}"
+        changed = difference(value, new[name])
+        if changed:
+            return f"{name}: {changed}"
     alone = [name for name in new if name not in old]
     return f"{alone[0]} is in NEW alone" if alone else ""
 
@@ -376,14 +382,14 @@ def compare(old: Checkout, new: Checkout) -> tuple[int, int]:
     for name in sorted(ours.keys() | theirs.keys()):
         values, others = (read(files[name]) if name in files else None for files in (ours, theirs))
         if values is None or others is None:
-            said = f"it is in {'OLD' if name in ours else 'NEW'} alone"
+            message = f"it is in {'OLD' if name in ours else 'NEW'} alone"
         elif not values and not others:  # a summary without results
             continue
         else:
-            said = first_difference(values, others)
+            message = first_difference(values, others)
         compared += 1
-        print(f"DIFFERS  {name}: {said}" if said else f"equal    {name} ({size(values or {})})")
-        differing += bool(said)
+        print(f"DIFFERS  {name}: {message}" if message else f"equal    {name} ({size(values or {})})")
+        differing += bool(message)
     return compared, differing
 
 
@@ -393,12 +399,12 @@ def main() -> int:
     parser.add_argument("old", type=Path, help="a checkout from before the refactoring")
     parser.add_argument("new", type=Path, help="a checkout from after it")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="where OLD's outputs stay, to be used again")
-    asked = parser.parse_args()
-    began, kept = time.monotonic(), kept_at(asked.keep, asked.old) if asked.keep else None
+    args = parser.parse_args()
+    began, kept = time.monotonic(), kept_at(args.keep, args.old) if args.keep else None
     with tempfile.TemporaryDirectory(prefix="same_bits_") as scratch:
         there = kept is not None and kept.is_dir()
-        old = Checkout("OLD", asked.old, kept if kept and there else Path(scratch) / "old")
-        new = Checkout("NEW", asked.new, Path(scratch) / "new")
+        old = Checkout("OLD", args.old, kept if kept and there else Path(scratch) / "old")
+        new = Checkout("NEW", args.new, Path(scratch) / "new")
         with ThreadPoolExecutor(2) as both:
             running = [both.submit(side.run, 2 if there else 1) for side in ((new,) if there else (old, new))]
             for side in running:

@@ -115,8 +115,8 @@ def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[floa
         if device.torch.type == "cuda"
         else min(256, max(16, int(8 * STEP / (time.perf_counter() - began)) // 16 * 16))
     )
-    held = noise(8 * n, size).on(device.torch)  # whole batches, as large as the one beside them
-    alone = bare(task, pretext, device.floats(held[:n]), device)
+    on_device = noise(8 * n, size).on(device.torch)  # whole batches, as large as the one beside them
+    alone = bare(task, pretext, device.floats(on_device[:n]), device)
     spent: list[float] = []
 
     def after_step(step: int, total: int) -> None:
@@ -133,7 +133,7 @@ def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[floa
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), "pretrain", OmegaConf.create({}), {})
         began = time.perf_counter()
-        batches = Batches(held, None, n, pairs + 3, 0, device)
+        batches = Batches(on_device, None, n, pairs + 3, 0, device)
         training = build(train)
         optimizer = build_optimizer(config["optimizer"], task, training.learning_rate)
         state = State(run, task, optimizer, device, keep, "x")
@@ -183,7 +183,7 @@ def _modes(backbone: str, size: int, quick: bool) -> tuple[str, float]:
     rates = rates or {" ".join(m): float(m == usual) for m in options}  # too busy to measure
     chosen = next(m for m in options if rates[" ".join(m)] >= EQUAL * max(rates.values()))
     n = min(256, max(16, int(max(rates.values()) * 0.5) // 8 * 8))
-    pictures = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8)
+    images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8)
     runners: dict[str, tuple[Mode, nn.Module]] = {}
     for mode in options:
         runners[" ".join(mode)] = (mode, _placed(device, encoder, mode))
@@ -200,7 +200,7 @@ def _modes(backbone: str, size: int, quick: bool) -> tuple[str, float]:
             device.use(*mode)
             began = time.perf_counter()
             with device.autocast():
-                features = network(device.floats(pictures))
+                features = network(device.floats(images))
             features.float().square().mean().backward()
             network.zero_grad(set_to_none=True)
             device.wait()
@@ -226,5 +226,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["overhead", "modes"])
     parser.add_argument("--quick", action="store_true", help="fewer rounds; fewer compilations")
-    asked = parser.parse_args()
-    {"overhead": overhead, "modes": every_mode}[asked.what](asked.quick)
+    args = parser.parse_args()
+    {"overhead": overhead, "modes": every_mode}[args.what](args.quick)

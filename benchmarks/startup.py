@@ -19,7 +19,7 @@ from PIL import Image
 
 from sslrun.base.machine import cores
 
-PICTURES = 5000
+IMAGES = 5000
 PREDICT = ("-m", "sslrun", "predict")
 
 
@@ -45,7 +45,7 @@ def main(quick: bool) -> None:
             seconds(folder, "-m", "sslrun", stage, "train.steps=3", "train.evaluations=1", "dataset.image_size=32")
         rng = np.random.default_rng(0)
         (folder / "many").mkdir()
-        for i in range(PICTURES):
+        for i in range(IMAGES):
             coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
             coarse.resize((256, 256), Image.Resampling.BICUBIC).save(folder / "many" / f"{i}.jpg", quality=90)
         commands = {
@@ -71,11 +71,11 @@ def main(quick: bool) -> None:
         rates, busy = [], []
         for _ in range(1 if quick else 5):
             wall, processor, _ = run(folder, *commands["predict"])
-            wall_many, processor_many, said = run(folder, *PREDICT, "many", "format=csv", "figures=1")
-            rates.append(float(said.split(" images/s")[0].split()[-1].replace(",", "")))
+            wall_many, processor_many, answer = run(folder, *PREDICT, "many", "format=csv", "figures=1")
+            rates.append(float(answer.split(" images/s")[0].split()[-1].replace(",", "")))
             busy.append((processor_many - processor) / (wall_many - wall))
         print(
-            f"- `sslrun predict many/`, {PICTURES:,} JPEG files of 256 px, `smallcnn` at 32 px: "
+            f"- `sslrun predict many/`, {IMAGES:,} JPEG files of 256 px, `smallcnn` at 32 px: "
             f"{statistics.median(rates):,.0f} images/s, {statistics.median(busy):.2f} of {cores()} cores busy "
             f"beyond what one picture takes (n = {len(rates)}).\n"
         )

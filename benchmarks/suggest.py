@@ -2,8 +2,8 @@
 
     python benchmarks/suggest.py RUN [--labels 50] [--seeds 5] [--root FOLDER]
 
-RUN is a pretrain run on labelled pictures. Of its training pictures those that `sslrun suggest` would choose, and as
-many random ones, are labelled; a logistic regression on the same features, its strength cross-validated on these
+RUN is a pretrain run on labeled pictures. Of its training pictures those that `sslrun suggest` would choose, and as
+many random ones, are labeled; a logistic regression on the same features, its strength cross-validated on these
 labels, is measured on validation. Each seed is another choice and another random draw; differences are paired by seed.
 """
 
@@ -16,7 +16,7 @@ import torch
 from sslrun.data.dataset import load_train
 from sslrun.device import Device
 from sslrun.evaluation.intervals import mean_interval
-from sslrun.evaluation.probe import labelled_features, regression
+from sslrun.evaluation.probe import labeled_features, regression
 from sslrun.inference.suggestion import typical_and_diverse
 from sslrun.models.trained import load_network
 
@@ -27,26 +27,26 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--root", help="of the data set, if it has moved")
-    asked = parser.parse_args()
-    network = load_network(asked.run)
-    node = network.config["dataset"] | ({"root": asked.root} if asked.root else {})
+    args = parser.parse_args()
+    network = load_network(args.run)
+    node = network.config["dataset"] | ({"root": args.root} if args.root else {})
     data, val = load_train(node)
     assert val is not None
     device = Device(name="cpu", precision="fp32", memory_format="channels_last", compile=None, threads=None)
     device.claim()
     device.put(network.encoder)
-    x, labels = labelled_features(network.encoder, data, device)
-    xv, truth = labelled_features(network.encoder, val, device)
+    x, labels = labeled_features(network.encoder, data, device)
+    xv, truth = labeled_features(network.encoder, val, device)
 
     def accuracy(rows: np.ndarray) -> float:
         weight, bias, _ = regression(x[rows], labels[rows], None, 0, len(data.class_names))
         return 100 * float((xv @ weight.T + bias).argmax(1).eq(truth).double().mean())
 
     gains = []
-    print(f"{len(data)} pictures to choose {asked.labels} from, {len(val)} of validation")
-    for seed in range(asked.seeds):
-        random = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).numpy()[: asked.labels]
-        chosen = typical_and_diverse(x.numpy(), asked.labels, seed)
+    print(f"{len(data)} pictures to choose {args.labels} from, {len(val)} of validation")
+    for seed in range(args.seeds):
+        random = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).numpy()[: args.labels]
+        chosen = typical_and_diverse(x.numpy(), args.labels, seed)
         a, b = accuracy(random), accuracy(chosen)
         classes = [len(set(labels[rows].tolist())) for rows in (random, chosen)]
         print(

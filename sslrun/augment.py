@@ -61,7 +61,7 @@ class Augment:
     Args:
         crop_scale: area of the crop as a part of the picture, drawn between the two; `[1, 1]` crops nothing.
         crop_ratio: width over height of the crop, drawn log-uniformly between the two.
-        tilt: largest angle of a small turn either way, in degrees; the corners repeat the border.
+        degrees: largest angle of a small turn either way, in degrees; the corners repeat the border.
         horizontal_flip: mirror half of the pictures.
         color_jitter: strengths of brightness, contrast, saturation and hue, as in SimCLR (appendix A).
         jitter_probability: how many pictures get colour jitter at all.
@@ -75,7 +75,7 @@ class Augment:
         *,
         crop_scale: Area,
         crop_ratio: Pair,
-        tilt: Annotated[float, Field(ge=0, le=45)],
+        degrees: Annotated[float, Field(ge=0, le=45)],
         horizontal_flip: bool,
         color_jitter: Annotated[list[NotNegative], Field(min_length=4, max_length=4)],
         jitter_probability: Fraction,
@@ -90,7 +90,7 @@ class Augment:
         if color_jitter[3] > 0.5:
             raise ValueError(f"the hue in color_jitter is at most 0.5 (half a turn), found {color_jitter[3]}")
         self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
-        self.tilt, self.horizontal_flip = tilt, horizontal_flip
+        self.degrees, self.horizontal_flip = degrees, horizontal_flip
         self.color_jitter, self.jitter_probability = color_jitter, jitter_probability
         self.grayscale, self.blur, self.probability = grayscale, blur, probability
 
@@ -123,14 +123,14 @@ class Augment:
 
     def _crop_and_flip(self, images: Tensor, u: Tensor) -> Tensor:
         mirror = (u[:, 4] < 0.5) & self.horizontal_flip
-        if tuple(self.crop_scale) == (1, 1) and self.tilt == 0:
+        if tuple(self.crop_scale) == (1, 1) and self.degrees == 0:
             return self._mirrored(images, u[:, 4])
         low, high = self.crop_scale
         log_low, log_high = (math.log(r) for r in self.crop_ratio)
         area, ratio = low + (high - low) * u[:, 0], torch.exp(log_low + (log_high - log_low) * u[:, 1])
         width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
         x, y = (1 - width) * (2 * u[:, 2] - 1), (1 - height) * (2 * u[:, 3] - 1)
-        angle = math.radians(self.tilt) * (2 * u[:, 5] - 1)
+        angle = math.radians(self.degrees) * (2 * u[:, 5] - 1)
         return crop(images, x, y, torch.where(mirror, -width, width), height, angle)
 
     def _recolor(self, images: Tensor, u: Tensor) -> Tensor:
@@ -143,9 +143,9 @@ class Augment:
         def factor(strength: float, draws: Tensor) -> Tensor:
             return torch.where(on, 1 + strength * (2 * draws - 1), 1).clamp(min=0)
 
-        turn = torch.where(on, hue * (2 * u[:, 3] - 1), 0)
+        rotation = torch.where(on, hue * (2 * u[:, 3] - 1), 0)
         saturate = torch.where(gray, 0, factor(saturation, u[:, 2]))
-        return recolor(images, factor(brightness, u[:, 0]), factor(contrast, u[:, 1]), saturate, turn)
+        return recolor(images, factor(brightness, u[:, 0]), factor(contrast, u[:, 1]), saturate, rotation)
 
 
 def crop(images: Tensor, x: Tensor, y: Tensor, width: Tensor, height: Tensor, angle: Tensor) -> Tensor:

@@ -89,9 +89,9 @@ class Device:
 
     def put(self, module: nn.Module) -> nn.Module:
         """Move a module to the device, in the memory format."""
-        for part in module.modules():
-            if hasattr(part, "memory_format"):  # an encoder, which brings its images to it
-                part.memory_format = self.format  # type: ignore[assignment]
+        for submodule in module.modules():
+            if hasattr(submodule, "memory_format"):  # an encoder, which brings its images to it
+                submodule.memory_format = self.format  # type: ignore[assignment]
         return module.to(self.torch, memory_format=self.format)  # type: ignore[call-overload]
 
     def compile(self, encoder: nn.Module) -> None:

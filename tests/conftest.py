@@ -69,8 +69,8 @@ def cli(capfd: pytest.CaptureFixture[str]) -> Cli:
     def run(*arguments: str) -> Answer:
         capfd.readouterr()
         code = run_here(*arguments)
-        said = capfd.readouterr()
-        return Answer(code, said.out, said.err)
+        answer = capfd.readouterr()
+        return Answer(code, answer.out, answer.err)
 
     return run
 
@@ -88,15 +88,15 @@ def process(*arguments: str, **settings: str) -> Answer:
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
-def row(start: str, mode: str, **known: Any) -> Row:
+def row(initialization: str, mode: str, **known: Any) -> Row:
     """Return what is compared of a classifier that there is not: 30 labels, and what is known of it."""
     usual: dict[str, Any] = {
         "labels": 30, "amount": "0.1 of the labels", "labels_validation": 10, "seed": 0, "subset": "a",
-        "test_accuracy": 0.5, "test_f1_macro": 0.5, "val_accuracy": None, "val_loss": None, "held_out_accuracy": None,
-        "held_out_loss": None, "chosen": None, "setting": "", "dataset": "digits", "backbone": "smallcnn",
-        "seconds": 1.0, "finetuned": f"{start} {mode}", "evaluated": "",
+        "test_accuracy": 0.5, "test_f1_macro": 0.5, "val_accuracy": None, "val_loss": None, "cv_accuracy": None,
+        "cv_loss": None, "chosen": None, "setting": "", "dataset": "digits", "backbone": "smallcnn",
+        "seconds": 1.0, "finetuned": f"{initialization} {mode}", "evaluated": "",
     }  # fmt: skip
-    return Row(start=start, mode=mode, **{**usual, **known})
+    return Row(initialization=initialization, mode=mode, **{**usual, **known})
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +153,7 @@ class Served:
     Attributes:
         folder: what is served.
         address: without a slash at the end.
-        asked: the path and Range of every request.
+        requests: the path and Range of every request.
         cut: answers end after so many bytes, each popped once; None is a whole answer.
         ranges: whether Range is understood.
         busy: how many requests are answered with 503 first.
@@ -161,7 +161,7 @@ class Served:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.ranges, self.busy = folder, True, 0
-        self.asked: list[tuple[str, str | None]] = []
+        self.requests: list[tuple[str, str | None]] = []
         self.cut: list[int | None] = []
         served = self
 
@@ -169,7 +169,7 @@ class Served:
             def do_GET(self) -> None:
                 path = served.folder / self.path.lstrip("/")
                 wanted = self.headers.get("Range")
-                served.asked.append((self.path, wanted))
+                served.requests.append((self.path, wanted))
                 if served.busy:
                     served.busy -= 1
                     self.send_error(503)

@@ -137,15 +137,15 @@ def flower_photos_files() -> Files:
     return files
 
 
-def flowers102_files(a_class: int = 4) -> Files:
+def flowers102_files(per_class: int = 4) -> Files:
     """The members of 102flowers.tgz, `jpg/image_00001.jpg` and so on, with 102 classes."""
-    return {f"jpg/image_{i + 1:05d}.jpg": jpeg(40, i) for i in range(102 * a_class)}
+    return {f"jpg/image_{i + 1:05d}.jpg": jpeg(40, i) for i in range(102 * per_class)}
 
 
 @functools.cache
-def flowers102_lists(a_class: int = 4) -> Files:
+def flowers102_lists(per_class: int = 4) -> Files:
     """imagelabels.mat and setid.mat: one of each class for training, one for validation, the rest for test."""
-    n = 102 * a_class
+    n = 102 * per_class
     files = {}
     for name, content in {
         "imagelabels.mat": {"labels": np.arange(n)[None] % 102 + 1},

@@ -57,15 +57,15 @@ def test_the_grid_is_of_the_last_two_stages_maps(name: str, image_size: int) -> 
         name
     ]
     extractor = create_feature_extractor(average.backbone, nodes)
-    pictures = torch.rand(2, 3, image_size, image_size)
+    images = torch.rand(2, 3, image_size, image_size)
     fields = []
-    for m in extractor((pictures - 0.5) / 0.25).values():
+    for m in extractor((images - 0.5) / 0.25).values():
         a, b = m.shape[2] // 2, (m.shape[2] + 1) // 2  # fields of an odd map overlap
         corners = [m[:, :, :b, :b], m[:, :, :b, a:], m[:, :, a:, :b], m[:, :, a:, a:]]
         one = m.shape[2] == 1
         fields.append(m.flatten(1) if one else torch.stack([c.mean((2, 3)) for c in corners], 2).flatten(1))
     assert grid.feature_dim == sum(f.shape[1] for f in fields)
-    assert torch.allclose(grid(pictures), torch.cat(fields, 1), atol=1e-5)
+    assert torch.allclose(grid(images), torch.cat(fields, 1), atol=1e-5)
 
 
 def test_the_grid_of_one_map_of_one_pixel_is_what_the_backbone_returns() -> None:

@@ -21,7 +21,7 @@ from sslrun.data import cache, workers
 from sslrun.data import decode as decoding
 from sslrun.data.cache import decode_all, resize_all, resized
 from sslrun.data.dataset import load_train
-from sslrun.data.decode import VERSION, decode, find_pictures
+from sslrun.data.decode import VERSION, decode, find_images
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def node(root: Path | str, **more: Any) -> dict[str, Any]:
 
 
 def test_pictures_are_decoded_in_order_and_a_second_start_takes_no_decoding(photos: Path, decoded: list[str]) -> None:
-    files = find_pictures(photos)
+    files = find_images(photos)
     first = decode_all(files, 16, "crop", "rgb")
     assert sorted(decoded) == sorted(files)
     assert all((first.array[i] == decode(files[i], 16)).all() for i in range(len(files)))
@@ -56,7 +56,7 @@ def test_pictures_are_decoded_in_order_and_a_second_start_takes_no_decoding(phot
 
 
 def test_blocks_of_any_size_give_the_same(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = find_pictures(photos)
+    files = find_images(photos)
     first = decode_all(files, 16, "crop", "rgb")
     monkeypatch.setattr(cache, "CHUNK", 7 * 16 * 16 * 3)
     monkeypatch.setenv("SSLRUN_CACHE", "another")
@@ -68,7 +68,7 @@ def test_blocks_of_any_size_give_the_same(photos: Path, monkeypatch: pytest.Monk
 def test_case_49_other_settings_files_or_versions_are_decoded_anew(
     photos: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = find_pictures(photos / "flower")
+    files = find_images(photos / "flower")
     decode_all(files, 16, "crop", "rgb")
     for changed in ((files, 17, "crop", "rgb"), (files, 16, "squash", "rgb"), (files, 16, "crop", "gray")):
         decoded.clear()
@@ -101,7 +101,7 @@ def test_case_49_a_changed_file_is_decoded_anew(photos: Path, decoded: list[str]
 @pytest.mark.parametrize("name", ["images.npy", "digests.npy", "bad.json"])
 @pytest.mark.parametrize("how", ["cut", "missing", "empty", "other"])
 def test_case_49_a_damaged_copy_is_made_anew(photos: Path, decoded: list[str], name: str, how: str) -> None:
-    files = find_pictures(photos)[:5]
+    files = find_images(photos)[:5]
     first = decode_all(files, 16, "crop", "rgb").array.copy()
     (folder,) = [p for p in cache.cache_folder().iterdir() if p.is_dir()]
     if how == "missing":
@@ -141,18 +141,18 @@ def test_case_39_bad_files_are_named_and_skipped_up_to_a_share(photos: Path, cap
 
 def test_nothing_but_bad_files() -> None:
     Path("a.jpg").write_text("x")
-    found = decode_all(["a.jpg"], 16, "crop", "rgb")
-    assert len(found.images()) == 0
-    assert found.bad == {0: "not a picture in a known format"}
+    result = decode_all(["a.jpg"], 16, "crop", "rgb")
+    assert len(result.images()) == 0
+    assert result.bad == {0: "not a picture in a known format"}
 
 
 def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("file").write_text("in the way")
     monkeypatch.setenv("SSLRUN_CACHE", "file")
-    files = find_pictures(photos)[:3]
-    found = decode_all(files, 16, "crop", "rgb")
-    assert (found.array[2] == decode(files[2], 16)).all()
-    assert len({d.tobytes() for d in found.digests}) == 3
+    files = find_images(photos)[:3]
+    result = decode_all(files, 16, "crop", "rgb")
+    assert (result.array[2] == decode(files[2], 16)).all()
+    assert len({d.tobytes() for d in result.digests}) == 3
 
 
 def test_a_full_disk_is_no_reason_to_stop_and_leaves_no_half_a_copy(
@@ -165,9 +165,9 @@ def test_a_full_disk_is_no_reason_to_stop_and_leaves_no_half_a_copy(
         "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=66m', 'none', 'small'], check=True)\n"
         "from sslrun.base.console import start_logging\n"
         "from sslrun.data.cache import decode_all\n"
-        "from sslrun.data.decode import find_pictures\n"
+        "from sslrun.data.decode import find_images\n"
         "start_logging()\n"
-        f"files = find_pictures({str(photos)!r})\n"
+        f"files = find_images({str(photos)!r})\n"
         "assert len(decode_all(files, int(sys.argv[1]), 'crop', 'rgb').array) == 60\n"
         "print(sorted(n for n in os.listdir('small/decoded') if not n.endswith('.lock')))\n"
     )
@@ -196,7 +196,7 @@ def test_a_write_that_fails_on_the_way_leaves_no_half_a_copy(
     digests = cache.digests
     monkeypatch.setattr(cache, "CHUNK", 1)  # one file at a time
     monkeypatch.setattr(cache, "digests", full)
-    files = find_pictures(photos)[:20]
+    files = find_images(photos)[:20]
     assert len(decode_all(files, 16, "crop", "rgb").array) == 20
     assert [p for p in cache.cache_folder().iterdir() if p.suffix != ".lock"] == []
 
@@ -213,7 +213,7 @@ def slow(path, *settings):
     time.sleep(0.02)
     return plain(path, *settings)
 decode.decode = slow
-found = cache.decode_all(decode.find_pictures(sys.argv[1]), 16, "crop", "rgb")
+found = cache.decode_all(decode.find_images(sys.argv[1]), 16, "crop", "rgb")
 print(found.array.sum())
 """
 
@@ -225,10 +225,10 @@ def test_case_48_two_processes_at_once_decode_once(photos: Path) -> None:
         )
         for _ in range(3)
     ]
-    said = [c.communicate() for c in children]
-    assert len({out for out, _ in said}) == 1
+    answer = [c.communicate() for c in children]
+    assert len({out for out, _ in answer}) == 1
     assert len(Path("calls").read_text().splitlines()) == 60
-    assert sum("Waiting for another process that is decoding the same pictures" in err for _, err in said) >= 1
+    assert sum("Waiting for another process that is decoding the same pictures" in err for _, err in answer) >= 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
@@ -262,7 +262,7 @@ def test_a_mapped_array_is_resized_once_and_equals_one_in_memory(monkeypatch: py
 
 
 def test_the_copy_holds_what_the_docstring_says(photos: Path) -> None:
-    files = [*find_pictures(photos)[:4], "missing.jpg"]
+    files = [*find_images(photos)[:4], "missing.jpg"]
     decode_all(files, 16, "crop", "rgb")
     (folder,) = [p for p in cache.cache_folder().iterdir() if p.is_dir()]
     assert np.load(folder / "images.npy").shape == (5, 16, 16, 3)
@@ -285,13 +285,13 @@ def test_pictures_of_every_kind_in_one_folder(photos: Path) -> None:
             for suffix in ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "TIFF", "PNG"):
                 Path("set", c).mkdir(parents=True, exist_ok=True)
                 image.save(Path("set", c, f"x.{suffix}"))
-    assert len(find_pictures("set")) == 18
+    assert len(find_images("set")) == 18
     assert len(load_train(node("set"))[0]) == 18 - 2 * round(0.2 * 9)
 
 
 def test_processes_decode_the_same_in_the_same_order(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("bad.jpg").write_text("text")
-    files = [*find_pictures(photos), "bad.jpg", *find_pictures(photos)]
+    files = [*find_images(photos), "bad.jpg", *find_images(photos)]
     threads = decode_all(files, 16, "crop", "rgb")
     monkeypatch.setenv("SSLRUN_CACHE", "another")
     monkeypatch.setattr(workers, "WORTH_PROCESSES", 100)
@@ -326,7 +326,7 @@ if __name__ == "__main__":
     start_logging()
     workers.WORTH_PROCESSES = 2
     cache.CHUNK = 1
-    files = decode.find_pictures(sys.argv[1]) * 500
+    files = decode.find_images(sys.argv[1]) * 500
     try:
         cache.decode_all(files, 16, "crop", "rgb")
     except UserError as error:
@@ -336,7 +336,7 @@ if __name__ == "__main__":
 
 def children_of(pid: int) -> list[int]:
     """Return the processes that a process has started to decode with."""
-    found = []
+    result = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(stat.read_text().rsplit(")", 1)[1].split()[1])
@@ -344,8 +344,8 @@ def children_of(pid: int) -> list[int]:
         except OSError:
             continue
         if parent == pid and b"spawn_main" in command:
-            found.append(int(stat.parent.name))
-    return found
+            result.append(int(stat.parent.name))
+    return result
 
 
 def spread(tasks: int) -> list[int]:
@@ -358,8 +358,8 @@ def test_processes_start_in_joblibs_own_processes_too() -> None:
     """Those name a way to start processes that others do not know: a sweep by hydra/launcher=joblib that decodes."""
     joblib = pytest.importorskip("joblib")
     n = workers.WORTH_PROCESSES
-    found = joblib.Parallel(n_jobs=2)(joblib.delayed(spread)(n) for _ in range(2))
-    assert found == [list(range(n, 0, -1))] * 2
+    result = joblib.Parallel(n_jobs=2)(joblib.delayed(spread)(n) for _ in range(2))
+    assert result == [list(range(n, 0, -1))] * 2
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes")
@@ -381,7 +381,7 @@ def test_case_26_no_worker_is_left_behind(photos: Path, how: Any) -> None:
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     else:
         process.kill()
-    _, said = process.communicate(timeout=30)
+    _, answer = process.communicate(timeout=30)
     assert process.returncode != 0
     for _ in range(300):
         if not any(Path(f"/proc/{c}").exists() for c in children):
@@ -390,15 +390,15 @@ def test_case_26_no_worker_is_left_behind(photos: Path, how: Any) -> None:
     else:
         raise AssertionError("a worker lives on")
     if how == "worker":
-        assert said.splitlines()[-1] == "sslrun: a process that was reading pictures was killed: is the memory full?"
+        assert answer.splitlines()[-1] == "sslrun: a process that was reading pictures was killed: is the memory full?"
     if how == signal.SIGINT:
-        assert "spawn" not in said  # no word from the workers
+        assert "spawn" not in answer  # no word from the workers
     if how != signal.SIGKILL:
         assert not list(cache.cache_folder().glob("*.part"))
 
 
 def test_a_file_that_could_not_be_opened_is_tried_again(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = find_pictures(photos)[:4]
+    files = find_images(photos)[:4]
     plain = Image.open
 
     def failing(path: Any, *rest: Any, **more: Any) -> Any:
@@ -410,9 +410,9 @@ def test_a_file_that_could_not_be_opened_is_tried_again(photos: Path, monkeypatc
         broken.setattr(Image, "open", failing)
         for _ in range(2):
             assert decode_all(files, 16, "crop", "rgb").bad == {2: "cannot be opened: Input/output error"}
-    found = decode_all(files, 16, "crop", "rgb")
-    assert found.bad == {}
-    assert (found.array[2] == decode(files[2], 16)).all()
+    result = decode_all(files, 16, "crop", "rgb")
+    assert result.bad == {}
+    assert (result.array[2] == decode(files[2], 16)).all()
 
 
 def test_arrays_in_memory_are_kept_by_their_content(monkeypatch: pytest.MonkeyPatch) -> None:

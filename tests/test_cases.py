@@ -10,14 +10,14 @@ LAST = 72
 
 def _tests_by_case() -> dict[int, list[str]]:
     """Read the numbers in the names of tests: `test_case_7_...`, `test_cases_2_to_6_...`, `test_cases_1_and_9_...`."""
-    found: dict[int, list[str]] = {n: [] for n in range(1, LAST + 1)}
+    result: dict[int, list[str]] = {n: [] for n in range(1, LAST + 1)}
     for file in sorted(HERE.glob("test_*.py")):
         for name in re.findall(r"^def (test_cases?_\d\w*)", file.read_text(), re.MULTILINE):
             a, word, b = re.match(r"test_cases?_(\d+)(?:_(to|and)_(\d+))?_", name).groups()  # type: ignore[union-attr]
             numbers = range(int(a), int(b) + 1) if word == "to" else [int(a), *([int(b)] if b else [])]
             for n in numbers:
-                found[n].append(f"{file.name}::{name}")
-    return found
+                result[n].append(f"{file.name}::{name}")
+    return result
 
 
 def rows() -> dict[int, tuple[str, list[str]]]:
@@ -27,10 +27,10 @@ def rows() -> dict[int, tuple[str, list[str]]]:
 
 
 def test_every_case_has_a_test_and_the_table_names_it() -> None:
-    table, found = rows(), _tests_by_case()
+    table, result = rows(), _tests_by_case()
     assert list(table) == list(range(1, LAST + 1))
-    assert not [n for n, tests in found.items() if not tests]
-    wrong = {n: tests for n, tests in found.items() if sorted(table[n][1]) != sorted(f"`{t}`" for t in tests)}
+    assert not [n for n, tests in result.items() if not tests]
+    wrong = {n: tests for n, tests in result.items() if sorted(table[n][1]) != sorted(f"`{t}`" for t in tests)}
     assert not wrong, f"python tests/test_cases.py writes the table anew; it differs in {wrong}"
 
 

@@ -17,8 +17,8 @@ COMMANDS = ("pretrain", "finetune", "evaluate", "predict")
 
 def runs(stage: str) -> list[Path]:
     """Return the run directories of a stage, oldest first, without the parts of studies."""
-    found = [p.parent for p in Path("outputs", stage).glob("**/summary.json")]
-    return sorted(p for p in found if p.parent.name != "parts")
+    actual = [p.parent for p in Path("outputs", stage).glob("**/summary.json")]
+    return sorted(p for p in actual if p.parent.name != "study_runs")
 
 
 def summary(path: Path) -> dict:
@@ -44,15 +44,15 @@ def test_a_run_directory_holds_what_it_should(world: Path) -> None:
     for figure in ("views", "curves"):
         with Image.open(run / "figures" / f"{figure}.png") as image:
             assert image.width > 200
-    said = json.loads((run / "summary.json").read_text())
-    assert said["status"] == "finished"
-    assert said["pretext"] == "rotation"
-    assert said["images_per_second"] > 0
-    assert said["wall_time_seconds"] > 0
-    assert said["seeds"] == {"training": 0, "split": 0}
-    assert torch.__version__.startswith(said["versions"]["torch"])
-    assert len(said["data_fingerprint"]) == 16
-    assert said["command"].startswith("sslrun pretrain pretext=rotation dataset=folder")
+    result = json.loads((run / "summary.json").read_text())
+    assert result["status"] == "finished"
+    assert result["pretext"] == "rotation"
+    assert result["images_per_second"] > 0
+    assert result["wall_time_seconds"] > 0
+    assert result["seeds"] == {"training": 0, "split": 0}
+    assert torch.__version__.startswith(result["versions"]["torch"])
+    assert len(result["data_fingerprint"]) == 16
+    assert result["command"].startswith("sslrun pretrain pretext=rotation dataset=folder")
     for key in (
         "train/loss",
         "train/pretext_accuracy",
@@ -60,7 +60,7 @@ def test_a_run_directory_holds_what_it_should(world: Path) -> None:
         "val/effective_rank",
         "val/knn_accuracy",
     ):
-        assert key in said
+        assert key in result
     assert "${" not in (run / "config.yaml").read_text()
 
 
@@ -82,14 +82,14 @@ def test_tensorboard_has_curves_views_and_hparams(world: Path) -> None:
 def test_finetune_takes_everything_from_the_newest_run_and_names_it(world: Path) -> None:
     run = next((world / "outputs/finetune").iterdir())
     newest = sorted((world / "outputs/pretrain").iterdir())[-1]
-    said = json.loads((run / "summary.json").read_text())
+    result = json.loads((run / "summary.json").read_text())
     assert f"outputs/pretrain/{newest.name}" in (run / "run.log").read_text()
-    assert said["init"] == "simclr"
-    assert said["config"]["backbone"]["widths"] == [8, 16]
-    assert said["config"]["dataset"]["image_size"] == 32
-    assert said["labels"] == {"train": 24, "validation": 10}
-    assert said["val/accuracy"] > 0.6
-    assert "test/accuracy" not in said
+    assert result["init"] == "simclr"
+    assert result["config"]["backbone"]["widths"] == [8, 16]
+    assert result["config"]["dataset"]["image_size"] == 32
+    assert result["labels"] == {"train": 24, "validation": 10}
+    assert result["val/accuracy"] > 0.6
+    assert "test/accuracy" not in result
 
 
 def test_starting_points(in_world: Path, cli: Cli) -> None:
@@ -106,9 +106,9 @@ def test_starting_points(in_world: Path, cli: Cli) -> None:
         (str(pretrained[1] / "best.pt"), "simclr"), ("scratch", "scratch"),
     ]:  # fmt: skip
         assert cli("finetune", f"init={init}", *quick).code == 0
-        said = summary(runs("finetune")[-1])
-        assert said["init"] == name
-        assert said["config"]["backbone"]["widths"] == [8, 16]
+        result = summary(runs("finetune")[-1])
+        assert result["init"] == name
+        assert result["config"]["backbone"]["widths"] == [8, 16]
         started = torch.load(runs("finetune")[-1] / "last.pt", weights_only=True)["model"]
         same = {n: all(torch.equal(started[f"classifier.{k}"], v) for k, v in s.items()) for n, s in encoders.items()}
         assert same == {n: n == name for n in encoders}
@@ -165,9 +165,9 @@ def test_imagenet_weights_make_a_classifier_that_can_be_read(
     original = models.resnet18()  # stands for the download
     monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", lambda self, **_: original.state_dict())
     assert cli("finetune", "init=imagenet", "backbone=resnet18", "mode=probe", *QUICK).code == 0
-    said = summary(runs("finetune")[-1])
-    assert said["dataset"].startswith("folder")  # the pictures of the newest pretraining, though of another backbone
-    assert said["config"]["backbone"]["stem"] == "imagenet_small"
+    result = summary(runs("finetune")[-1])
+    assert result["dataset"].startswith("folder")  # the pictures of the newest pretraining, though of another backbone
+    assert result["config"]["backbone"]["stem"] == "imagenet_small"
     assert cli("evaluate", *QUICK).code == 0
 
 
@@ -182,8 +182,12 @@ def test_a_file_may_be_named_as_another_value_of_init(in_world: Path, cli: Cli, 
     network = ("backbone=smallcnn", "backbone.widths=[8,16]")
     answer = cli("finetune", f"init={name}", "mode=probe", *network, *data, *QUICK)
     assert answer.code == 0, answer.err
-    said = summary(runs("finetune")[-1])
-    assert (said["init"], said["source"], said["config"]["init"]) == (name, name, name)  # not what else it may mean
+    result = summary(runs("finetune")[-1])
+    assert (result["init"], result["source"], result["config"]["init"]) == (
+        name,
+        name,
+        name,
+    )  # not what else it may mean
     started = torch.load(runs("finetune")[-1] / "last.pt", weights_only=True)["model"]
     assert all(torch.equal(started[f"classifier.encoder.backbone.{k}"], v) for k, v in weights.items())
 
@@ -203,8 +207,8 @@ def test_a_file_without_a_suffix_is_said_so_that_it_is_found_again(name: str) ->
 
 def test_latest_passes_over_runs_that_did_not_finish(in_world: Path, cli: Cli) -> None:
     newest = runs("pretrain")[-1]
-    said = summary(newest)
-    (newest / "summary.json").write_text(json.dumps({**said, "status": "running"}))
+    result = summary(newest)
+    (newest / "summary.json").write_text(json.dumps({**result, "status": "running"}))
     assert cli("finetune", "mode=probe", *QUICK).code == 0
     assert summary(runs("finetune")[-1])["init"] == "rotation"
     assert "did not finish (running)" in cli("finetune", f"init={newest}", "mode=probe", *QUICK).err
@@ -213,12 +217,12 @@ def test_latest_passes_over_runs_that_did_not_finish(in_world: Path, cli: Cli) -
 def test_a_finetuning_resumes_and_a_probe_has_nothing_to_resume(in_world: Path, cli: Cli) -> None:
     run = runs("finetune")[-1]
     before = summary(run)
-    assert set(before["readouts"]) == {"average", "grid"}
+    assert set(before["poolings"]) == {"average", "grid"}
     answer = cli("finetune", f"resume={run}", "train.steps=24")
     assert answer.code == 0
     assert "Going on after step 20" in answer.err
-    assert summary(run)["config"]["readout"] == before["config"]["readout"] != "auto"
-    assert summary(run)["readouts"] == before["readouts"]
+    assert summary(run)["config"]["pooling"] == before["config"]["pooling"] != "auto"
+    assert summary(run)["poolings"] == before["poolings"]
     assert summary(run)["init"] == before["init"] == "simclr"
     assert summary(run)["best/step"] <= 24
     assert cli("finetune", "mode=probe", *QUICK).code == 0
@@ -244,11 +248,11 @@ def test_every_mode_makes_a_classifier_that_evaluate_and_predict_read(
     answer = cli("evaluate", *QUICK)
     assert answer.code == 0
     evaluated = runs("evaluate")[-1]
-    said = summary(evaluated)
-    assert said["config"]["run"] == str(run)
-    assert 0.5 < said["test/accuracy"] <= 1
+    result = summary(evaluated)
+    assert result["config"]["run"] == str(run)
+    assert 0.5 < result["test/accuracy"] <= 1
     report = json.loads((evaluated / "report.json").read_text())
-    assert sum(map(sum, report["confusion_matrix"])) == said["images"] == 12
+    assert sum(map(sum, report["confusion_matrix"])) == result["images"] == 12
     assert (evaluated / "figures/confusion_matrix.png").stat().st_size > 5000
     assert [r["class"] for r in csv.DictReader((evaluated / "classes.csv").open())] == ["flower", "temple"]
     answer = cli("predict", str(photos / "temple"), "format=json", *QUICK)
@@ -398,7 +402,7 @@ def test_runs_lists_everything(in_world: Path, cli: Cli) -> None:
 
 
 def test_case_68_and_69_overrides_win_and_the_saved_config_runs_again(cli: Cli) -> None:
-    asked = (
+    overrides = (
         "pretrain",
         "pretext=simclr",
         "pretext.temperature=0.3",
@@ -406,7 +410,7 @@ def test_case_68_and_69_overrides_win_and_the_saved_config_runs_again(cli: Cli) 
         *TINY,
         "train.steps=3",
     )
-    assert cli(*asked).code == 0
+    assert cli(*overrides).code == 0
     first = summary(runs("pretrain")[-1])
     assert first["config"]["pretext"]["temperature"] == 0.3
     Path("mine/experiment").mkdir(parents=True)
@@ -457,9 +461,9 @@ def test_unlabelled_pictures_are_added_to_pretraining(cli: Cli, photos: Path) ->
 def test_case_47_a_pile_pretrains_and_finetuning_on_it_is_a_clear_error(cli: Cli, photos: Path) -> None:
     data = ("dataset=folder", f"dataset.root={photos / 'flower'}", "dataset.image_size=16")
     assert cli("pretrain", *data, *TINY, "train.steps=2").code == 0
-    said = summary(runs("pretrain")[-1])
-    assert "val/effective_rank" in said
-    assert "val/knn_accuracy" not in said
+    result = summary(runs("pretrain")[-1])
+    assert "val/effective_rank" in result
+    assert "val/knn_accuracy" not in result
     answer = cli("finetune", "mode=finetune", *QUICK)
     assert answer.code == 1
     assert "has no labels: put the pictures into a folder a class" in answer.err
@@ -472,9 +476,9 @@ def test_validation_can_be_left_out(in_world: Path, cli: Cli) -> None:
         cli("finetune", "mode=finetune", "dataset.val_fraction=0", "labels_per_class=4", "train.steps=3", *QUICK).code
         == 0
     )
-    said = summary(runs("finetune")[-1])
-    assert said["labels"] == {"train": 8, "validation": 0}
-    assert said["best/step"] == 3
+    result = summary(runs("finetune")[-1])
+    assert result["labels"] == {"train": 8, "validation": 0}
+    assert result["best/step"] == 3
     assert cli("evaluate", *QUICK).code == 0
 
 

@@ -39,12 +39,12 @@ STEPS = ("train.steps=4", "train.batch_size=32", "train.evaluations=1", "finetun
          "finetune.train.evaluations=1")  # fmt: skip
 SHORT = (*DIGITS, "dataset.val_fraction=0.4", "search=[]", *STEPS)  # 120 pictures of validation, on which auto chooses
 STUDY = ("compare", *SHORT, "pretexts=[rotation,simclr]", "labels_per_class=[3]", "seeds=2")
-PARTS = 2 * (2 + 2 * 2)  # seeds x (scratch and frozen, two tasks in two modes)
+RUNS = 2 * (2 + 2 * 2)  # seeds x (scratch and frozen, two tasks in two modes)
 
 
-def parts(stage: str) -> dict[str, int]:
+def study_runs(stage: str) -> dict[str, int]:
     """Return the runs that studies made, with the time of their last change."""
-    return {p.parent.name: p.stat().st_mtime_ns for p in Path("outputs", stage, "parts").glob("*/summary.json")}
+    return {p.parent.name: p.stat().st_mtime_ns for p in Path("outputs", stage, "study_runs").glob("*/summary.json")}
 
 
 def table(study: Path) -> list[dict[str, str]]:
@@ -80,8 +80,8 @@ def in_study(studied: Path, tmp_path: Path) -> Path:
 
 
 def test_a_study_has_every_network_on_the_same_subsets_and_all_that_is_promised(in_study: Path) -> None:
-    assert len(parts("pretrain")) == 2
-    assert len(parts("finetune")) == len(parts("evaluate")) == PARTS
+    assert len(study_runs("pretrain")) == 2
+    assert len(study_runs("finetune")) == len(study_runs("evaluate")) == RUNS
     rows = table(in_study)
     networks = {(r["start"], r["mode"]) for r in rows}
     modes = ("finetune", "probe", "auto")
@@ -97,10 +97,10 @@ def test_a_study_has_every_network_on_the_same_subsets_and_all_that_is_promised(
     figures = {p.name for p in (in_study / "figures").iterdir()}
     for name in ("label_efficiency", "learning_curves", "confusion_matrices", "class_gains", "embeddings"):
         assert {f"{name}.png", f"{name}.svg"} <= figures
-    said = summary(in_study)
-    assert len(said["conclusions"]) == 2
-    assert {"choices", "pretraining_seconds", "data_fingerprint", "seeds", "command"} <= said.keys()
-    assert Path(said["best_classifier"], "best.pt").is_file()
+    answer = summary(in_study)
+    assert len(answer["conclusions"]) == 2
+    assert {"choices", "pretraining_seconds", "data_fingerprint", "seeds", "command"} <= answer.keys()
+    assert Path(answer["best_classifier"], "best.pt").is_file()
 
 
 def test_accuracies_are_those_of_the_evaluations_and_auto_is_chosen_on_validation_alone(in_study: Path) -> None:
@@ -124,11 +124,11 @@ def test_accuracies_are_those_of_the_evaluations_and_auto_is_chosen_on_validatio
 def test_every_trained_network_is_tried_with_each_setting_and_the_best_on_validation_is_tested(cli: Cli) -> None:
     tried = 'search=["train.learning_rate=0.002","train.learning_rate=1e-7"]'
     short = [s for s in SHORT if s != "search=[]"]
-    said = cli("compare", *short, tried, "pretexts=[rotation]", "labels_per_class=[3]", "seeds=1")
-    assert said.code == 0, said.err
-    assert len(parts("finetune")) == 2 * 2 + 2  # scratch and rotation with both, two probes with none
-    assert len(parts("evaluate")) == 4
-    made = {p: summary(Path("outputs/finetune/parts", p)) for p in parts("finetune")}
+    answer = cli("compare", *short, tried, "pretexts=[rotation]", "labels_per_class=[3]", "seeds=1")
+    assert answer.code == 0, answer.err
+    assert len(study_runs("finetune")) == 2 * 2 + 2  # scratch and rotation with both, two probes with none
+    assert len(study_runs("evaluate")) == 4
+    made = {p: summary(Path("outputs/finetune/study_runs", p)) for p in study_runs("finetune")}
     (study,) = runs("compare")
     trained = [r for r in table(study) if r["mode"] == "finetune"]
     assert [r["start"] for r in trained] == ["scratch", "rotation"]
@@ -169,99 +169,101 @@ def test_what_the_user_sets_is_not_searched() -> None:
 
 @pytest.mark.slow
 def test_what_is_finished_is_never_done_again(in_study: Path, cli: Cli) -> None:
-    before = {s: parts(s) for s in ("pretrain", "finetune", "evaluate")}
-    said = cli(*STUDY)
-    assert said.code == 0, said.err
-    assert {s: parts(s) for s in before} == before
-    assert "All runs of this study are finished." in said.err
+    before = {s: study_runs(s) for s in ("pretrain", "finetune", "evaluate")}
+    answer = cli(*STUDY)
+    assert answer.code == 0, answer.err
+    assert {s: study_runs(s) for s in before} == before
+    assert "All runs of this study are finished." in answer.err
     assert [r["test_accuracy"] for r in table(runs("compare")[1])] == [r["test_accuracy"] for r in table(in_study)]
     more = cli(*STUDY[:-1], "seeds=3")  # another subset: only its runs
     assert more.code == 0, more.err
-    assert len(parts("pretrain")) == 2
-    assert len(parts("finetune")) == PARTS * 3 // 2
-    assert all(parts(s)[k] == v for s, old in before.items() for k, v in old.items())
+    assert len(study_runs("pretrain")) == 2
+    assert len(study_runs("finetune")) == RUNS * 3 // 2
+    assert all(study_runs(s)[k] == v for s, old in before.items() for k, v in old.items())
     other = cli(*STUDY, "finetune.label_smoothing=0.2")  # another recipe: all classifiers, no pretraining
     assert other.code == 0, other.err
-    assert len(parts("pretrain")) == 2
-    assert len(parts("finetune")) == PARTS * 3 // 2 + PARTS
+    assert len(study_runs("pretrain")) == 2
+    assert len(study_runs("finetune")) == RUNS * 3 // 2 + RUNS
 
 
 @pytest.mark.slow
 def test_with_little_validation_auto_chooses_on_labels_that_are_held_out_in_turns(cli: Cli) -> None:
-    said = cli("compare", *SHORT, "pretexts=[rotation]", "labels_per_class=[3]", "seeds=1", "dataset.val_fraction=0.1")
-    assert said.code == 0, said.err
-    assert len(parts("finetune")) == 4 + 3 * 3  # scratch, frozen, finetuned, probe; all but frozen without each third
-    held = [p for p in parts("finetune") if "without" in p]
-    found = {n: summary(Path("outputs/finetune/parts", n)) for n in held}
-    assert all(s["labels"]["train"] == 20 and s["labels"]["validation"] > 10 for s in found.values())
+    answer = cli(
+        "compare", *SHORT, "pretexts=[rotation]", "labels_per_class=[3]", "seeds=1", "dataset.val_fraction=0.1"
+    )
+    assert answer.code == 0, answer.err
+    assert (
+        len(study_runs("finetune")) == 4 + 3 * 3
+    )  # scratch, frozen, finetuned, probe; all but frozen without each third
+    val = [p for p in study_runs("finetune") if "without" in p]
+    result = {n: summary(Path("outputs/finetune/study_runs", n)) for n in val}
+    assert all(s["labels"]["train"] == 20 and s["labels"]["validation"] > 10 for s in result.values())
     rows = table(runs("compare")[0])
     for r in rows:
-        own = [s["val/accuracy"] for n, s in found.items() if n.startswith(f"{r['start']}_{r['mode']}_")]
+        own = [s["val/accuracy"] for n, s in result.items() if n.startswith(f"{r['start']}_{r['mode']}_")]
         if own:
-            assert float(r["held_out_accuracy"]) == pytest.approx(np.mean(own))
+            assert float(r["cv_accuracy"]) == pytest.approx(np.mean(own))
     (auto,) = [r for r in rows if r["mode"] == "auto"]
-    assert float(auto["held_out_accuracy"]) == max(
-        float(r["held_out_accuracy"]) for r in rows if r["held_out_accuracy"]
-    )
+    assert float(auto["cv_accuracy"]) == max(float(r["cv_accuracy"]) for r in rows if r["cv_accuracy"])
 
 
 @pytest.mark.slow
 def test_with_little_validation_settings_are_chosen_on_labels_that_are_held_out_in_turns(cli: Cli) -> None:
     tried = 'search=["train.learning_rate=0.002","train.learning_rate=1e-7"]'
     few = [s for s in SHORT if s != "search=[]"] + ["pretexts=[rotation]", "labels_per_class=[3]", "seeds=1"]
-    said = cli("compare", *few, "dataset.val_fraction=0.1", "mode=probe", tried)
-    assert said.code == 0, said.err
-    made = {p: summary(Path("outputs/finetune/parts", p)) for p in parts("finetune")}
-    held: dict[tuple[str, float], list[float]] = {}
+    answer = cli("compare", *few, "dataset.val_fraction=0.1", "mode=probe", tried)
+    assert answer.code == 0, answer.err
+    made = {p: summary(Path("outputs/finetune/study_runs", p)) for p in study_runs("finetune")}
+    val: dict[tuple[str, float], list[float]] = {}
     for name, s in made.items():
         if s["config"]["fold"]:
-            held.setdefault((name.split("_")[0], s["config"]["train"]["learning_rate"]), []).append(s["val/accuracy"])
-    assert {k: len(v) for k, v in held.items()} == {
+            val.setdefault((name.split("_")[0], s["config"]["train"]["learning_rate"]), []).append(s["val/accuracy"])
+    assert {k: len(v) for k, v in val.items()} == {
         ("scratch", 0.002): 3, ("scratch", 1e-7): 3, ("rotation", 0.002): 3,
     }  # fmt: skip
     rows = {(r["start"], r["mode"]): r for r in table(runs("compare")[0])}
     (scratch, probe) = rows["scratch", "finetune"], rows["rotation", "probe"]
-    mean = {k: float(np.mean(v)) for k, v in held.items()}
-    assert float(scratch["held_out_accuracy"]) == pytest.approx(max(mean["scratch", 0.002], mean["scratch", 1e-7]))
+    mean = {k: float(np.mean(v)) for k, v in val.items()}
+    assert float(scratch["cv_accuracy"]) == pytest.approx(max(mean["scratch", 0.002], mean["scratch", 1e-7]))
     assert mean["scratch", float(scratch["setting"].partition("=")[2])] == max(
-        m for (start, _), m in mean.items() if start == "scratch"
+        m for (initialization, _), m in mean.items() if initialization == "scratch"
     )
-    assert float(probe["held_out_accuracy"]) == pytest.approx(mean["rotation", 0.002])
-    best = max((scratch, probe), key=lambda r: float(r["held_out_accuracy"]))
+    assert float(probe["cv_accuracy"]) == pytest.approx(mean["rotation", 0.002])
+    best = max((scratch, probe), key=lambda r: float(r["cv_accuracy"]))
     assert summary(runs("compare")[0])["best_classifier"] == best["finetuned"]
     own = cli("report", str(runs("compare")[0]))  # of probes alone
     assert own.code == 0, own.err
     assert re.search(r"rotation, 3\d? labels: ", own.err + own.out)
-    before = parts("finetune")
+    before = study_runs("finetune")
     same = cli(
         "compare", *few, "dataset.val_fraction=0.1", "mode=probe", "search=[]", "finetune.train.learning_rate=2e-3"
     )
     assert same.code == 0, same.err
-    assert parts("finetune") == before  # a setting is the same however it is said
+    assert study_runs("finetune") == before  # a setting is the same however it is said
 
 
 @pytest.mark.slow
 def test_what_is_the_same_is_taken_once_and_what_is_lost_is_made_anew(cli: Cli) -> None:
     twice = ('pretexts=[rotation,"rotation  train.steps=4"]', "label_fractions=[0.01,0.02]", "mode=finetune", "seeds=1")
-    said = cli("compare", *SHORT, *twice)
-    assert said.code == 0, said.err
-    assert "0.01 and 0.02 of the labels are the same 10: they are taken once." in said.err
-    assert "rotation  train.steps=4 is the same as rotation: it is taken once." in said.err
-    assert (len(parts("pretrain")), len(parts("finetune"))) == (1, 3)
+    answer = cli("compare", *SHORT, *twice)
+    assert answer.code == 0, answer.err
+    assert "0.01 and 0.02 of the labels are the same 10: they are taken once." in answer.err
+    assert "rotation  train.steps=4 is the same as rotation: it is taken once." in answer.err
+    assert (len(study_runs("pretrain")), len(study_runs("finetune"))) == (1, 3)
     (study,) = runs("compare")
     assert len(table(study)) == 3
     own = cli("report", str(study))  # in which nothing chooses, since no probe was asked for
     assert own.code == 0, own.err
     assert "auto" not in own.out + own.err
-    (weights,) = {p.parent for p in Path("outputs/pretrain/parts").glob("*/*.pt")}
+    (weights,) = {p.parent for p in Path("outputs/pretrain/study_runs").glob("*/*.pt")}
     before = (weights / "summary.json").read_text()
     for path in weights.glob("*.pt"):
         path.unlink()
     again = cli("compare", *SHORT, *twice[:-1], "seeds=2")
     assert again.code == 0, again.err
-    assert (len(parts("pretrain")), len(parts("finetune"))) == (1, 6)
+    assert (len(study_runs("pretrain")), len(study_runs("finetune"))) == (1, 6)
     assert json.loads(before)["data_fingerprint"] == summary(weights)["data_fingerprint"]
-    damaged = Path("outputs/finetune/parts", min(parts("finetune")))
+    damaged = Path("outputs/finetune/study_runs", min(study_runs("finetune")))
     (damaged / "summary.json").write_text("{")
     wrong = cli("compare", *SHORT, *twice)
     assert wrong.code == 1
@@ -276,10 +278,10 @@ def test_what_is_the_same_is_taken_once_and_what_is_lost_is_made_anew(cli: Cli) 
 
 @pytest.mark.slow
 def test_what_is_chosen_by_depends_on_the_pictures_of_the_classifiers(cli: Cli) -> None:
-    said = cli("compare", *SHORT, "dataset.max_images=600", "dataset.val_fraction=0.2", "pretexts=[rotation]",
+    answer = cli("compare", *SHORT, "dataset.max_images=600", "dataset.val_fraction=0.2", "pretexts=[rotation]",
                "labels_per_class=[4]", "seeds=1", 'finetune.dataset.classes=["1","7"]')  # fmt: skip
-    assert said.code == 0, said.err
-    made = [summary(Path("outputs/finetune/parts", p)) for p in parts("finetune")]
+    assert answer.code == 0, answer.err
+    made = [summary(Path("outputs/finetune/study_runs", p)) for p in study_runs("finetune")]
     assert any("fold" in s["config"] and s["config"]["fold"] for s in made)  # 57 of validation, not 120
     assert {s["labels"]["train"] for s in made if not s["config"]["fold"]} == {8}
 
@@ -289,34 +291,36 @@ def test_joblib_spreads_the_parts_and_finds_the_same(in_study: Path, cli: Cli) -
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     there = table(in_study)
     shutil.rmtree("outputs")
-    said = cli(*STUDY, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    assert said.code == 0, said.err
-    found = table(runs("compare")[0])
-    assert [r["test_accuracy"] for r in found] == [r["test_accuracy"] for r in there]
-    assert len(parts("evaluate")) == PARTS
-    told = re.findall(rf"finetune (\d+)/{PARTS} .*?(left)?$", said.err, re.M)  # while the others were at work
-    assert told == [(str(i + 1), "left" * (i + 1 < PARTS)) for i in range(PARTS)]
+    answer = cli(*STUDY, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert answer.code == 0, answer.err
+    result = table(runs("compare")[0])
+    assert [r["test_accuracy"] for r in result] == [r["test_accuracy"] for r in there]
+    assert len(study_runs("evaluate")) == RUNS
+    messages = re.findall(rf"finetune (\d+)/{RUNS} .*?(left)?$", answer.err, re.M)  # while the others were at work
+    assert messages == [(str(i + 1), "left" * (i + 1 < RUNS)) for i in range(RUNS)]
 
 
 @pytest.mark.slow
 def test_a_stopped_study_goes_on(studied: Path) -> None:
     process = start(*STUDY)
-    wait_for(process, lambda: len(list(Path("outputs/finetune/parts").glob("*/best.pt"))) > 3)
+    wait_for(process, lambda: len(list(Path("outputs/finetune/study_runs").glob("*/best.pt"))) > 3)
     process.terminate()
     assert ended(process) == 128 + signal.SIGTERM
-    said = Path("said").read_text()
-    command = re.search(r"Go on with: sslrun compare (resume=\S+)", said)
-    assert command is not None, said
-    assert said.count("Go on with") == 1
+    answer = Path("said").read_text()
+    command = re.search(r"Go on with: sslrun compare (resume=\S+)", answer)
+    assert command is not None, answer
+    assert answer.count("Go on with") == 1
     (study,) = runs("compare")
     assert summary(study)["status"] == "interrupted"
     done = {
-        k: v for k, v in parts("finetune").items() if summary(Path("outputs/finetune/parts", k))["status"] == "finished"
+        k: v
+        for k, v in study_runs("finetune").items()
+        if summary(Path("outputs/finetune/study_runs", k))["status"] == "finished"
     }
-    assert 3 <= len(done) < PARTS
+    assert 3 <= len(done) < RUNS
     process = start("compare", command[1])
     assert ended(process) == 0, Path("said").read_text()
-    assert {k: v for k, v in parts("finetune").items() if k in done} == done
+    assert {k: v for k, v in study_runs("finetune").items() if k in done} == done
     there = next((studied / "outputs/compare").iterdir())
     assert [r["test_accuracy"] for r in table(study)] == [r["test_accuracy"] for r in table(there)]
 
@@ -324,14 +328,14 @@ def test_a_stopped_study_goes_on(studied: Path) -> None:
 def test_failed_parts_are_named_and_the_same_command_does_them_alone(
     in_study: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    victim = sorted(Path("outputs/finetune/parts").glob("scratch_finetune*"))[0]
+    victim = sorted(Path("outputs/finetune/study_runs").glob("scratch_finetune*"))[0]
     shutil.rmtree(victim)
     victim.write_text("in the way")
-    said = cli(*STUDY)
-    assert said.code == 1
-    assert "File exists" in said.err
-    assert "1 of 1 finetune runs of the study failed" in said.err
-    assert "Traceback" not in said.err
+    answer = cli(*STUDY)
+    assert answer.code == 1
+    assert "File exists" in answer.err
+    assert "1 of 1 finetune runs of the study failed" in answer.err
+    assert "Traceback" not in answer.err
     victim.unlink()
     monkeypatch.setattr(console, "QUIET_EVERY", 0.0)
     again = cli(*STUDY)
@@ -342,16 +346,16 @@ def test_failed_parts_are_named_and_the_same_command_does_them_alone(
 @pytest.mark.slow
 def test_two_settings_of_one_task_are_two_networks(cli: Cli) -> None:
     two = 'pretexts=[simclr,"simclr pretext.temperature=0.5 train.steps=3"]'
-    said = cli("compare", *SHORT, two, "labels_per_class=[3]", "seeds=1", "mode=probe")
-    assert said.code == 0, said.err
-    found = [json.loads(p.read_text())["config"] for p in Path("outputs/pretrain/parts").glob("*/summary.json")]
-    assert sorted((c["pretext"]["temperature"], c["train"]["steps"]) for c in found) == [(0.2, 4), (0.5, 3)]
+    answer = cli("compare", *SHORT, two, "labels_per_class=[3]", "seeds=1", "mode=probe")
+    assert answer.code == 0, answer.err
+    result = [json.loads(p.read_text())["config"] for p in Path("outputs/pretrain/study_runs").glob("*/summary.json")]
+    assert sorted((c["pretext"]["temperature"], c["train"]["steps"]) for c in result) == [(0.2, 4), (0.5, 3)]
     assert {r["start"] for r in table(runs("compare")[0])} == {"scratch", "simclr", two.split('"')[1]}
-    assert "one label subset shows nothing" in said.err
+    assert "one label subset shows nothing" in answer.err
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("overrides", "words"),
     [
         (("pretexts=[simclrr]",), "no pretext 'simclrr'; did you mean simclr?"),
         (('pretexts=["simclr pretext.temprature=1"]',), "pretext.temprature"),
@@ -365,7 +369,7 @@ def test_two_settings_of_one_task_are_two_networks(cli: Cli) -> None:
         (("budget=3s",), "one epoch of every pretraining"),
         (("mode=knn",), "mode: must be one of"),
         (("-m", "seeds=1,2"), "a study is a sweep of its own"),
-        (('dataset.classes=["1"]',), "two classes of labelled pictures"),
+        (('dataset.classes=["1"]',), "two classes of labeled pictures"),
         (('pretexts=["simclr backbone=resnet18"]',), "backbone=resnet18: a study has one network and one data set"),
         (('pretexts=["simclr train.epochs=3"]', "budget=9m"), "budget= sets the epochs of every pretraining"),
         (("finetune.backbone=resnet18",), "the study sets backbone itself"),
@@ -375,25 +379,25 @@ def test_two_settings_of_one_task_are_two_networks(cli: Cli) -> None:
         (("imagenet=true",), "imagenet=true: there are no ImageNet weights for this backbone"),
     ],
 )
-def test_mistakes(cli: Cli, asked: tuple[str, ...], words: str) -> None:
-    flags = [a for a in asked if a.startswith("-")]
-    said = cli("compare", *flags, *SHORT, *(a for a in asked if a not in flags))
-    assert words in said.err
-    assert said.code == 1
-    assert "Traceback" not in said.err
-    assert not parts("pretrain")
+def test_mistakes(cli: Cli, overrides: tuple[str, ...], words: str) -> None:
+    flags = [a for a in overrides if a.startswith("-")]
+    answer = cli("compare", *flags, *SHORT, *(a for a in overrides if a not in flags))
+    assert words in answer.err
+    assert answer.code == 1
+    assert "Traceback" not in answer.err
+    assert not study_runs("pretrain")
 
 
 @pytest.mark.slow
 def test_a_budget_sets_the_epochs_and_is_said_before_the_start(cli: Cli) -> None:
     quick = ("labels_per_class=[2]", "seeds=1", "mode=probe", "budget=20s")
-    said = cli("compare", *(s for s in SHORT if not s.startswith("train.steps")), *quick)
-    assert said.code == 0, said.err
+    answer = cli("compare", *(s for s in SHORT if not s.startswith("train.steps")), *quick)
+    assert answer.code == 0, answer.err
     epochs = summary(runs("compare")[0])["config"]["train"]["epochs"]
     assert epochs >= 1
-    assert f"budget=20s leaves room for {epochs} epochs" in said.err
-    assert said.err.index("about") < said.err.index("pretrain 1/1")
-    (pretrained,) = Path("outputs/pretrain/parts").glob("*/summary.json")
+    assert f"budget=20s leaves room for {epochs} epochs" in answer.err
+    assert answer.err.index("about") < answer.err.index("pretrain 1/1")
+    (pretrained,) = Path("outputs/pretrain/study_runs").glob("*/summary.json")
     assert json.loads(pretrained.read_text())["config"]["train"]["epochs"] == epochs
     again = cli("compare", *(s for s in SHORT if not s.startswith("train.steps")), *quick)
     assert again.code == 0, again.err
@@ -410,19 +414,19 @@ def test_parts_are_found_again_wherever_the_pictures_lie_and_however_often_they_
         place = Path("photos", ("train", "test")[i % 4 == 0], "ab"[i % 2])
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(place / f"{i}.png")
-    asked = ("dataset=folder", "dataset.image_size=16", "dataset.val_fraction=0.3", "pretexts=[rotation]", "seeds=1",
-             "labels_per_class=[3]", "mode=probe", "backbone.widths=[8,16]", *STEPS, *QUICK)  # fmt: skip
-    assert cli("compare", *asked, "dataset.root=photos").code == 0
-    before = {s: parts(s) for s in ("pretrain", "finetune", "evaluate")}
+    overrides = ("dataset=folder", "dataset.image_size=16", "dataset.val_fraction=0.3", "pretexts=[rotation]",
+             "seeds=1", "labels_per_class=[3]", "mode=probe", "backbone.widths=[8,16]", *STEPS, *QUICK)  # fmt: skip
+    assert cli("compare", *overrides, "dataset.root=photos").code == 0
+    before = {s: study_runs(s) for s in ("pretrain", "finetune", "evaluate")}
     Path("photos").rename("pictures")
-    said = cli("compare", *asked, "dataset.root=pictures", "train.save_minutes=1")
-    assert said.code == 0, said.err
-    assert {s: parts(s) for s in before} == before
+    answer = cli("compare", *overrides, "dataset.root=pictures", "train.save_minutes=1")
+    assert answer.code == 0, answer.err
+    assert {s: study_runs(s) for s in before} == before
     for stage in ("finetune", "evaluate"):  # what is done again reads the pictures where they are now
-        shutil.rmtree(next(Path("outputs", stage, "parts").glob("rotation*")))
-    said = cli("compare", *asked, "dataset.root=pictures")
-    assert said.code == 0, said.err
-    assert {s: set(parts(s)) for s in before} == {s: set(b) for s, b in before.items()}
+        shutil.rmtree(next(Path("outputs", stage, "study_runs").glob("rotation*")))
+    answer = cli("compare", *overrides, "dataset.root=pictures")
+    assert answer.code == 0, answer.err
+    assert {s: set(study_runs(s)) for s in before} == {s: set(b) for s, b in before.items()}
 
 
 @pytest.mark.slow
@@ -430,20 +434,20 @@ def test_a_study_with_a_task_of_ones_own_goes_on_without_saying_where_it_lies(cl
     Path("mine/pretext").mkdir(parents=True)
     ours = (REPOSITORY / "conf/pretext/rotation.yaml").read_text()
     Path("mine/pretext/turned.yaml").write_text(ours.replace("copies: 4", "copies: 1"))
-    asked = (*SHORT, "pretexts=[turned]", "labels_per_class=[3]", "seeds=1", "mode=probe")
-    assert cli("compare", "-cd", "mine", *asked, "hydra.launcher._target_=no.such").code == 1
+    overrides = (*SHORT, "pretexts=[turned]", "labels_per_class=[3]", "seeds=1", "mode=probe")
+    assert cli("compare", "-cd", "mine", *overrides, "hydra.launcher._target_=no.such").code == 1
     shutil.rmtree("outputs")
-    assert cli("compare", "-cd", "mine", *asked).code == 0
+    assert cli("compare", "-cd", "mine", *overrides).code == 0
     (study,) = runs("compare")
-    found = json.loads((study / "summary.json").read_text())
-    (study / "summary.json").write_text(json.dumps(found | {"status": "interrupted"}))
-    said = cli("compare", f"resume={study}")
-    assert said.code == 0, said.err
-    assert "turned, probe" in said.err
+    result = json.loads((study / "summary.json").read_text())
+    (study / "summary.json").write_text(json.dumps(result | {"status": "interrupted"}))
+    answer = cli("compare", f"resume={study}")
+    assert answer.code == 0, answer.err
+    assert "turned, probe" in answer.err
     Path("mine").rename("ours")
-    said = cli("compare", f"resume={study}")
-    assert said.code == 1
-    assert "which is not there: say -cd" in said.err
+    answer = cli("compare", f"resume={study}")
+    assert answer.code == 1
+    assert "which is not there: say -cd" in answer.err
 
 
 # ---------------------------------------------------------------------------------------------- what a run is made of
@@ -522,7 +526,7 @@ def test_a_job_is_launched_by_what_hydra_keeps_to_itself() -> None:
         assert type(hydra).__name__ == "BasicLauncher"
         (returned,) = hydra.launch([["train.steps=7", "hydra.sweep.subdir=one"]], initial_job_idx=0)
     assert returned.return_value == 0.5
-    assert seen == [(7, "part", RunMode.MULTIRUN, Path("outputs/pretrain/parts/one").resolve())]
+    assert seen == [(7, "study_run", RunMode.MULTIRUN, Path("outputs/pretrain/study_runs/one").resolve())]
 
 
 # ---------------------------------------------------------------------------------------------------- the page
@@ -537,9 +541,9 @@ def test_the_page_holds_all_it_shows(in_study: Path) -> None:
         assert heading in text
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
-    said = summary(in_study)
-    assert all(c in html.unescape(text) for c in said["conclusions"])
-    assert said["command"] in html.unescape(text)
+    answer = summary(in_study)
+    assert all(c in html.unescape(text) for c in answer["conclusions"])
+    assert answer["command"] in html.unescape(text)
     for svg in re.findall(r"<svg.*?</svg>", text, re.S):
         ids = re.findall(r'\bid="([^"]+)"', svg)
         assert len(ids) == len(set(ids))
@@ -581,22 +585,22 @@ def test_a_browser_shows_it_without_the_network(in_study: Path, width: int) -> N
     )
     title = re.search(r"<title>(.*?)</title>", done.stdout, re.S)
     assert title is not None
-    found: dict[str, Any] = json.loads(title[1].replace("&quot;", '"'))
-    assert found["wide"] <= found["seen"]  # nothing sticks out of the page
-    assert found["figures"] >= 6
+    result: dict[str, Any] = json.loads(title[1].replace("&quot;", '"'))
+    assert result["wide"] <= result["seen"]  # nothing sticks out of the page
+    assert result["figures"] >= 6
     assert "ERR_" not in done.stderr
     assert "Uncaught" not in done.stderr
 
 
 def test_report_makes_the_same_of_runs_that_are_there(in_study: Path, cli: Cli) -> None:
-    said = cli("report", str(in_study))
-    assert said.code == 0, said.err
+    answer = cli("report", str(in_study))
+    assert answer.code == 0, answer.err
     (report,) = Path("outputs/report").iterdir()
     assert {tuple(sorted(r.items())) for r in table(report)} == {tuple(sorted(r.items())) for r in table(in_study)}
-    classifiers = sorted(str(p) for p in Path("outputs/finetune/parts").iterdir())
-    said = cli("report", *classifiers)
-    assert said.code == 0, said.err
-    assert "rotation, auto" in said.err
+    classifiers = sorted(str(p) for p in Path("outputs/finetune/study_runs").iterdir())
+    answer = cli("report", *classifiers)
+    assert answer.code == 0, answer.err
+    assert "rotation, auto" in answer.err
 
 
 def test_report_says_what_it_cannot_use(in_world: Path, cli: Cli) -> None:
@@ -605,9 +609,9 @@ def test_report_says_what_it_cannot_use(in_world: Path, cli: Cli) -> None:
     assert "is a pretrain run" in cli("report", str(runs("pretrain")[0])).err
     assert "no run of sslrun there" in cli("report", "nowhere").err
     assert cli("evaluate", *QUICK).code == 0
-    said = cli("report", str(classifier))
-    assert said.code == 0, said.err
-    assert "nothing to compare with" in said.err
+    answer = cli("report", str(classifier))
+    assert answer.code == 0, answer.err
+    assert "nothing to compare with" in answer.err
 
 
 @pytest.mark.slow
@@ -620,23 +624,23 @@ def test_tensorboards_hparams_tab_compares_a_studys_classifiers(in_study: Path, 
         stderr=subprocess.DEVNULL,
     )
     try:
-        asked = {"experimentName": "", "allowedStatuses": ["STATUS_SUCCESS"], "colParams": [], "sliceSize": 100}
+        query = {"experimentName": "", "allowedStatuses": ["STATUS_SUCCESS"], "colParams": [], "sliceSize": 100}
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/data/plugin/hparams/session_groups",
-            json.dumps(asked).encode(),
+            json.dumps(query).encode(),
             {"Content-Type": "application/json"},
         )
         groups: list[dict[str, Any]] = []
         for _ in range(120):  # until it has read them all
             with contextlib.suppress(OSError):
                 groups = json.load(urllib.request.urlopen(request)).get("sessionGroups", [])
-            if len(groups) == PARTS:
+            if len(groups) == RUNS:
                 break
             time.sleep(0.5)
     finally:
         board.terminate()
         board.wait()
-    assert len(groups) == PARTS
+    assert len(groups) == RUNS
     shown = {(g["hparams"]["init"], g["hparams"]["mode"], g["hparams"]["seeds.subset"]) for g in groups}
     assert shown == {
         (s, m, n) for s in ("scratch", "rotation", "simclr") for m in ("finetune", "probe") for n in (0, 1)
@@ -654,6 +658,6 @@ def test_report_tells_runs_with_other_settings_apart(in_world: Path, cli: Cli) -
     for run in [p for p in runs("finetune")][-2:]:
         assert cli("evaluate", f"run={run}", *QUICK).code == 0
     evaluated = [str(p) for p in runs("evaluate")]
-    said = cli("report", *evaluated, str(Path("outputs/evaluate")))
-    assert "simclr train.steps=3, finetuned" in said.err
-    assert "simclr, finetuned" in said.err
+    answer = cli("report", *evaluated, str(Path("outputs/evaluate")))
+    assert "simclr train.steps=3, finetuned" in answer.err
+    assert "simclr, finetuned" in answer.err

@@ -15,9 +15,9 @@ from sslrun.study.results import labels_needed, verdict
 def test_intervals_are_scipys(n: int) -> None:
     a, b = np.random.default_rng(n).normal([[0.7], [0.6]], 0.05, (2, n))
     expected = stats.ttest_1samp(a, 0).confidence_interval(0.95)
-    found = mean_interval(a.tolist())
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
-    assert found.mean == pytest.approx(a.mean())
+    result = mean_interval(a.tolist())
+    assert (result.low, result.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert result.mean == pytest.approx(a.mean())
     difference = paired(dict(enumerate_names(a)), dict(enumerate_names(b)))
     assert difference is not None
     expected = stats.ttest_rel(a, b).confidence_interval(0.95)
@@ -29,9 +29,9 @@ def enumerate_names(values: np.ndarray) -> list[tuple[str, float]]:
 
 
 def test_pairs_are_made_by_the_subset_and_not_by_the_order() -> None:
-    found = paired({"b": 0.7, "a": 0.5, "only here": 1.0}, {"a": 0.4, "b": 0.6, "only there": 0.0})
-    assert found is not None
-    assert (found.mean, found.n) == (pytest.approx(0.1), 2)
+    result = paired({"b": 0.7, "a": 0.5, "only here": 1.0}, {"a": 0.4, "b": 0.6, "only there": 0.0})
+    assert result is not None
+    assert (result.mean, result.n) == (pytest.approx(0.1), 2)
     assert paired({"a": 1.0}, {"b": 1.0}) is None
     assert verdict_text(verdict(None)) == "nothing to compare with"
 
@@ -39,26 +39,28 @@ def test_pairs_are_made_by_the_subset_and_not_by_the_order() -> None:
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_an_arm_that_equals_scratch_shows_no_difference_in_95_of_100_trials(seeds: int) -> None:
     rng = np.random.default_rng(0)
-    said = []
+    answer = []
     for _ in range(2000):
         subset = rng.normal(0, 0.05, seeds)  # that it is a good or a bad one is common to both
         a, b = 0.7 + subset + rng.normal(0, 0.01, (2, seeds))
-        said.append(verdict_text(verdict(paired(dict(enumerate_names(a)), dict(enumerate_names(b))))))
-    none = said.count("no difference shown") / len(said)
+        answer.append(verdict_text(verdict(paired(dict(enumerate_names(a)), dict(enumerate_names(b))))))
+    none = answer.count("no difference shown") / len(answer)
     assert abs(none - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 2000)
-    assert sum(s.startswith("helps") for s in said) == pytest.approx(sum(s.startswith("hurts") for s in said), abs=45)
+    assert sum(s.startswith("helps") for s in answer) == pytest.approx(
+        sum(s.startswith("hurts") for s in answer), abs=45
+    )
 
 
 def test_a_true_gain_is_found_because_it_is_paired() -> None:
     rng = np.random.default_rng(1)
-    found = unpaired = 0
+    result = unpaired = 0
     for _ in range(200):
         subset = rng.normal(0, 0.05, 5)
         a, b = 0.75 + subset + rng.normal(0, 0.01, 5), 0.7 + subset + rng.normal(0, 0.01, 5)
-        said = verdict_text(verdict(paired(dict(enumerate_names(a)), dict(enumerate_names(b)))))
-        found += said.startswith("helps by")
+        answer = verdict_text(verdict(paired(dict(enumerate_names(a)), dict(enumerate_names(b)))))
+        result += answer.startswith("helps by")
         unpaired += stats.ttest_ind(a, b).pvalue < 0.05
-    assert found > 195
+    assert result > 195
     assert unpaired < 120
 
 
@@ -76,9 +78,9 @@ def test_verdicts_in_words(values: list[float], kind: str, words: str) -> None:
     import re
 
     zero = {str(i): 0.0 for i in range(len(values))}
-    found = verdict(paired({str(i): v for i, v in enumerate(values)}, zero))
-    assert found.kind == kind
-    assert re.match(words, verdict_text(found))
+    result = verdict(paired({str(i): v for i, v in enumerate(values)}, zero))
+    assert result.kind == kind
+    assert re.match(words, verdict_text(result))
 
 
 def test_labels_needed_reads_the_curve_both_ways() -> None:

@@ -27,7 +27,7 @@ def check(cli: Cli, *arguments: str, root: Path | str = "set", size: int = 32) -
     return cli("data", "check", *where, *SMALL, *arguments)
 
 
-def said(answer: Answer, level: str) -> str:
+def result(answer: Answer, level: str) -> str:
     return "\n".join(f["text"] for f in json.loads(answer.out)["findings"] if f["level"] == level)
 
 
@@ -64,7 +64,7 @@ def test_check_finds_what_is_wrong_with_a_folder(messy: Path, cli: Cli) -> None:
     assert d["train_and_test"] == [["again.jpg", "flower 00.jpg"], ["recompressed.jpg", "temple 05.jpg"]]
     assert d["near"] == [["recompressed.jpg", "temple 05.jpg"]]
     assert d["classes_differ"] == [["flower 01.jpg", "flower.jpg"]]
-    warnings = said(answer, "warning")
+    warnings = result(answer, "warning")
     assert "1 of 53 pictures of train cannot be read: set/train/flower/broken.jpg (damaged" in warnings
     assert "in training too, exactly or nearly: 2; the first: set/t" in warnings
     assert "pictures that are in more than one class, exactly or nearly: 1;" in warnings
@@ -85,7 +85,7 @@ def test_the_table_says_the_same_for_people(messy: Path, cli: Cli) -> None:
 def test_what_would_stop_a_run_is_an_error_after_the_report(messy: Path, cli: Cli) -> None:
     answer = check(cli, "labels_per_class=25", "format=json")
     assert answer.code == 1
-    errors = said(answer, "error")
+    errors = result(answer, "error")
     assert "more than dataset.max_bad_fraction=0.01" in errors
     assert "labels_per_class=25 is more than there are, validation apart: flower (23), temple (23)" in errors
     assert "sslrun: a run would stop" in answer.err
@@ -99,12 +99,12 @@ def test_case_45_classes_of_one_picture_and_only_one_class(photos: Path, cli: Cl
     shutil.copytree(photos, "set/test")
     answer = check(cli, "format=json")
     assert answer.code == 1
-    assert "classes too small to carve validation from: rare" in said(answer, "error")
+    assert "classes too small to carve validation from: rare" in result(answer, "error")
     answer = check(cli, "format=json", "dataset.val_fraction=0")
     assert answer.code == 0
-    assert "has 30 pictures, rare has 1" in said(answer, "warning")
+    assert "has 30 pictures, rare has 1" in result(answer, "warning")
     answer = check(cli, "format=json", "dataset.classes=[flower]")
-    assert "there is one class" in said(answer, "warning")
+    assert "there is one class" in result(answer, "warning")
 
 
 def test_a_folder_in_which_nothing_can_be_read(cli: Cli) -> None:
@@ -115,13 +115,13 @@ def test_a_folder_in_which_nothing_can_be_read(cli: Cli) -> None:
     answer = check(cli, "format=json")
     assert answer.code == 1
     assert json.loads(answer.out)["splits"]["train"]["images"] == 0
-    assert "4 of 4 pictures of train cannot be read" in said(answer, "error")
+    assert "4 of 4 pictures of train cannot be read" in result(answer, "error")
 
 
 def test_a_pile_without_labels(photos: Path, cli: Cli) -> None:
     answer = check(cli, "format=json", root=photos / "flower")
     assert answer.code == 0
-    assert "there are no labels" in said(answer, "advice")
+    assert "there are no labels" in result(answer, "advice")
     assert json.loads(answer.out)["labels"] is None
 
 
@@ -131,7 +131,7 @@ def test_unlabelled_pictures_beside_are_looked_at_too(photos: Path, cli: Cli) ->
     report = json.loads(answer.out)
     assert report["splits"]["unlabeled=pile"]["images"] == 30
     assert len(report["duplicates"]["exact"]) == 30
-    assert "in training too, exactly or nearly: 6;" in said(answer, "warning")
+    assert "in training too, exactly or nearly: 6;" in result(answer, "warning")
 
 
 def test_small_wide_and_grey_pictures(cli: Cli) -> None:
@@ -140,11 +140,11 @@ def test_small_wide_and_grey_pictures(cli: Cli) -> None:
         for i in range(30):
             piece(40, 2 * i + (c == "b")).convert("L").crop((0, 0, 40, 16)).save(f"set/{c}/{i}.png")
     answer = check(cli, "format=json")
-    advice = said(answer, "advice")
+    advice = result(answer, "advice")
     assert "pictures smaller than dataset.image_size=32 are blown up, which adds no detail: 48 of 48 of train" in advice
     assert "dataset.resize=crop cuts away 60% of a picture of train" in advice
     assert "the pictures are grey" in advice
-    assert "resize=crop" not in said(check(cli, "format=json", "dataset.resize=pad"), "advice")
+    assert "resize=crop" not in result(check(cli, "format=json", "dataset.resize=pad"), "advice")
 
 
 def report(**pixels: Any) -> dict[str, Any]:
@@ -154,15 +154,15 @@ def report(**pixels: Any) -> dict[str, Any]:
         "other_files": {},
         "duplicates": {
             **{k: [] for k in ("exact", "near", "train_and_test", "classes_differ")},
-            "test_pictures_in_training": 0,
+            "test_images_in_training": 0,
         },
         "labels": {"classes": 2, "too_few_for_validation": [], "too_few": {}, "labels_per_class": None},
-        "pixels": {"grey": 0.0, "blank": 0.0, "orientation": None, **pixels},
+        "pixels": {"gray": 0.0, "blank": 0.0, "orientation": None, **pixels},
     }
 
 
 @pytest.mark.parametrize(
-    ("turn", "half", "words"),
+    ("rotation", "half", "words"),
     [
         (0.26, 0.2, "show no up"),
         (0.5, 0.48, "have an axis, but hardly a top"),
@@ -171,25 +171,25 @@ def report(**pixels: Any) -> dict[str, Any]:
         (0.99, 0.0, "shows at once"),
     ],
 )
-def test_advice_on_rotation(turn: float, half: float, words: str) -> None:
-    found = findings(report(orientation={"turn": turn, "half_turn_errors": half, "mirror": 0.5, "pictures": 500}))
-    assert len(found) == 1
-    assert words in found[0][1]
+def test_advice_on_rotation(rotation: float, half: float, words: str) -> None:
+    actual = findings(report(orientation={"rotation": rotation, "errors_by_180": half, "flip": 0.5, "images": 500}))
+    assert len(actual) == 1
+    assert words in actual[0][1]
 
 
 @pytest.mark.parametrize("n", [50, 100, 300])
 def test_noise_is_not_said_to_have_an_up_however_few_pictures_there_are(n: int) -> None:
     for seed in range(12):
         noise = torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
-        (said,) = findings(report(orientation=asdict(orientation(noise))))
-        assert "show no up" in said[1]
+        (result,) = findings(report(orientation=asdict(orientation(noise))))
+        assert "show no up" in result[1]
 
 
 def test_advice_on_mirroring_only_where_pictures_are_mirrored() -> None:
-    told = report(orientation={"turn": 0.6, "half_turn_errors": 0.1, "mirror": 0.9, "pictures": 500})
-    assert "horizontal_flip=false" in findings(told)[-1][1]
-    told["options"]["horizontal_flip"] = False
-    assert not any("horizontal_flip" in text for _, text in findings(told))
+    messages = report(orientation={"rotation": 0.6, "errors_by_180": 0.1, "flip": 0.9, "images": 500})
+    assert "horizontal_flip=false" in findings(messages)[-1][1]
+    messages["options"]["horizontal_flip"] = False
+    assert not any("horizontal_flip" in text for _, text in findings(messages))
 
 
 def test_a_batch_that_does_not_fit_is_a_warning() -> None:
@@ -220,8 +220,8 @@ def test_a_leak_that_was_saved_in_another_format_is_found(cli: Cli) -> None:
             piece(40, i).save(Path("set", split, "ab"[i % 2], f"{i}.{suffix}"))
     piece(40, 77).save("set/test/a/other.png")
     answer = check(cli, "format=json")
-    assert json.loads(answer.out)["duplicates"]["test_pictures_in_training"] == 4
-    assert "in training too, exactly or nearly: 4;" in said(answer, "warning")
+    assert json.loads(answer.out)["duplicates"]["test_images_in_training"] == 4
+    assert "in training too, exactly or nearly: 4;" in result(answer, "warning")
 
 
 def test_copies_of_one_picture_in_test_are_counted_each(photos: Path, cli: Cli) -> None:
@@ -229,7 +229,7 @@ def test_copies_of_one_picture_in_test_are_counted_each(photos: Path, cli: Cli) 
     for i in range(7):
         Path("set/test/flower").mkdir(parents=True, exist_ok=True)
         shutil.copy(photos / "flower/flower 00.jpg", f"set/test/flower/{i}.jpg")
-    assert "exactly or nearly: 7; the first" in said(check(cli, "format=json"), "warning")
+    assert "exactly or nearly: 7; the first" in result(check(cli, "format=json"), "warning")
 
 
 def test_amounts_of_labels_that_finetune_refuses_are_refused(photos: Path, cli: Cli) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslrun.data.decode import UnreadableImage, decode, find_pictures, read_headers
+from sslrun.data.decode import UnreadableImage, decode, find_images, read_headers
 
 
 @pytest.fixture
@@ -94,8 +94,8 @@ def test_every_mode_that_a_tiff_may_have_becomes_eight_bit_colour(photo: Image.I
         image = photo.convert(mode)
     pixels = decode(save(image, "m.tif"), 40)
     assert (pixels.shape, pixels.dtype) == ((40, 40, 3), np.uint8)
-    grey = np.asarray(photo.convert("L"))
-    assert np.corrcoef(pixels.mean(2).ravel(), grey.ravel())[0, 1] > (
+    gray = np.asarray(photo.convert("L"))
+    assert np.corrcoef(pixels.mean(2).ravel(), gray.ravel())[0, 1] > (
         0.4 if mode == "1" else 0.8
     )  # black and white is dithered
 
@@ -167,13 +167,13 @@ def test_case_38_links_are_followed_and_loops_are_not(photos: Path) -> None:
     Path("top").mkdir()
     os.symlink(photos / "flower", "top/linked")
     os.symlink(Path("top").resolve(), "top/loop")
-    assert len(find_pictures(Path("top"))) == 30
+    assert len(find_images(Path("top"))) == 30
 
 
 def test_case_46_the_order_of_files_does_not_depend_on_the_machine(photos: Path) -> None:
-    code = "import sys; from pathlib import Path; from sslrun.data.decode import find_pictures\n"
-    code += "print(find_pictures(Path(sys.argv[1])))"
-    said = {
+    code = "import sys; from pathlib import Path; from sslrun.data.decode import find_images\n"
+    code += "print(find_images(Path(sys.argv[1])))"
+    answer = {
         subprocess.run(
             [sys.executable, "-c", code, str(photos)],
             capture_output=True,
@@ -183,7 +183,7 @@ def test_case_46_the_order_of_files_does_not_depend_on_the_machine(photos: Path)
         ).stdout
         for locale in ("C", "C.UTF-8")
     }
-    assert len(said) == 1
+    assert len(answer) == 1
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tif", "bmp"])
@@ -227,7 +227,7 @@ def test_a_link_to_a_folder_above_is_not_followed(photos: Path) -> None:
         Path("top", name).mkdir(parents=True)
         shutil.copy(photos / "flower/flower 00.jpg", f"top/{name}/x.jpg")
     os.symlink(Path("top").resolve(), "top/a/loop")
-    assert find_pictures("top/a") == ["top/a/x.jpg"]
+    assert find_images("top/a") == ["top/a/x.jpg"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a pipe")

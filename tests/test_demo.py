@@ -10,9 +10,9 @@ from tests.conftest import Cli
 def test_the_demo_shows_a_gain(cli: Cli) -> None:
     answer = cli("demo")
     assert answer.code == 0
-    found = json.loads(next(Path("outputs/evaluate").glob("*/demo.json")).read_text())
-    assert found["gain"] >= 4
-    assert len(found["test_accuracy"]["scratch"]) == 3
+    result = json.loads(next(Path("outputs/evaluate").glob("*/demo.json")).read_text())
+    assert result["gain"] >= 4
+    assert len(result["test_accuracy"]["scratch"]) == 3
 
 
 def test_the_demo_in_miniature_types_four_commands_and_ends_with_a_table(cli: Cli) -> None:

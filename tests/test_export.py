@@ -30,8 +30,8 @@ def without_sslrun(photos: Path, size: int) -> tuple[list[str], np.ndarray]:
 
 
 def test_onnx_says_what_the_classifier_says_for_any_number_of_pictures(in_world: Path, cli: Cli, photos: Path) -> None:
-    said = cli("export", "out=mine/flowers.onnx")
-    assert said.code == 0, said.err
+    answer = cli("export", "out=mine/flowers.onnx")
+    assert answer.code == 0, answer.err
     about = {p.key: p.value for p in onnx.load("mine/flowers.onnx").metadata_props}
     assert json.loads(about["class_names"]) == ["flower", "temple"]
     assert json.loads(about["image_size"]) == 32
@@ -40,20 +40,20 @@ def test_onnx_says_what_the_classifier_says_for_any_number_of_pictures(in_world:
     session = onnxruntime.InferenceSession("mine/flowers.onnx")
     files, pixels = without_sslrun(photos, 32)
     expected = model.probabilities(files)
-    (found,) = session.run(None, {"images": pixels})
-    assert np.abs(found - expected).max() < 0.02  # JPEGs are decoded small by us, and these are not
+    (result,) = session.run(None, {"images": pixels})
+    assert np.abs(result - expected).max() < 0.02  # JPEGs are decoded small by us, and these are not
     exact = torch.cat(list(model.pixels(files))).numpy()
     for n in (1, 2, 5):
-        (found,) = session.run(["probabilities"], {"images": exact[:n]})
-        assert np.abs(found - expected[:n]).max() < 1e-4
+        (result,) = session.run(["probabilities"], {"images": exact[:n]})
+        assert np.abs(result - expected[:n]).max() < 1e-4
     again = cli("export", "out=mine/flowers.onnx")
     assert again.code == 1
     assert "out=mine/flowers.onnx is there already" in again.err
 
 
 def test_the_example_of_the_docs_says_what_predict_says(in_world: Path, cli: Cli, photos: Path) -> None:
-    said = cli("export", "out=classifier.onnx", f"images=['{next(photos.rglob('*.jpg'))}']")  # one picture is enough
-    assert said.code == 0, said.err
+    answer = cli("export", "out=classifier.onnx", f"images=['{next(photos.rglob('*.jpg'))}']")  # one picture is enough
+    assert answer.code == 0, answer.err
     photo = Image.open(sorted(photos.rglob("*.jpg"))[3]).convert("RGBA").resize((50, 40))
     photo.putalpha(Image.linear_gradient("L").resize(photo.size))
     photo.save("image.jpg", "PNG")  # whatever its name says
@@ -68,8 +68,8 @@ def test_the_example_of_the_docs_says_what_predict_says(in_world: Path, cli: Cli
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["torch_export", "safetensors"])
 def test_other_formats_hold_the_same(in_world: Path, cli: Cli, photos: Path, format: str) -> None:
-    said = cli("export", f"format={format}")
-    assert said.code == 0, said.err
+    answer = cli("export", f"format={format}")
+    assert answer.code == 0, answer.err
     file = next(Path("outputs/export").glob(f"*/{FILES[format]}"))
     model = sslrun.load(device="cpu")
     files, _ = without_sslrun(photos, 32)
@@ -98,8 +98,8 @@ def test_torchvision_loads_an_exported_backbone(in_world: Path, cli: Cli, photos
         "finetune", "init=scratch", f"backbone={backbone}", "backbone.stem=imagenet", *data, "mode=probe", *QUICK
     )
     assert made.code == 0, made.err
-    said = cli("export", "what=backbone", "format=safetensors", "out=weights.safetensors")
-    assert said.code == 0, said.err
+    answer = cli("export", "what=backbone", "format=safetensors", "out=weights.safetensors")
+    assert answer.code == 0, answer.err
     net = getattr(torchvision.models, {"resnet18": "resnet18", "mobilenetv2": "mobilenet_v2"}[backbone])()
     missing, unexpected = net.load_state_dict(load_file("weights.safetensors"), strict=False)
     assert not unexpected
@@ -118,8 +118,8 @@ def test_torchvision_loads_an_exported_backbone(in_world: Path, cli: Cli, photos
 
 def test_the_backbone_of_a_pretrained_network_is_exported_without_a_classifier(in_world: Path, cli: Cli) -> None:
     run = runs("pretrain")[-1]
-    said = cli("export", f"run={run}", "what=backbone", "format=safetensors", "out=weights.safetensors")
-    assert said.code == 0, said.err
+    answer = cli("export", f"run={run}", "what=backbone", "format=safetensors", "out=weights.safetensors")
+    assert answer.code == 0, answer.err
     backbone = sslrun.load(run, device="cpu").network.encoder.backbone.state_dict()
     weights = load_file("weights.safetensors")
     assert weights.keys() == backbone.keys()

@@ -85,8 +85,8 @@ def test_a_toy_of_each_outside_the_package(cli: Cli) -> None:
     for made in Path("outputs/finetune").iterdir():
         assert checkpoint.load(made / BEST)["downstream"] == "classifier.encoder"
     assert cli("evaluate", *QUICK).code == 0
-    said = json.loads(next(Path("outputs/evaluate").glob("*/summary.json")).read_text())
-    assert said["test/accuracy"] == 1.0
+    answer = json.loads(next(Path("outputs/evaluate").glob("*/summary.json")).read_text())
+    assert answer["test/accuracy"] == 1.0
     assert "brightness" in cli("pretrain", "-cd", "conf", "--help").out
     wrong = cli("pretrain", "-cd", "conf", *names, "pretext.weigth=2", "backbone.width=four")
     assert "pretext.weigth: no such key; did you mean pretext.weight?" in wrong.err

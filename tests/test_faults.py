@@ -65,7 +65,7 @@ def _command(arguments: tuple[str, ...], folder: str, output: str) -> None:
 
 
 def start(*arguments: str, folder: str = ".") -> ForkServerProcess:
-    """Start a command; what it prints goes to the file `said`."""
+    """Start a command; what it prints goes to the file `result`."""
     Path(folder).mkdir(exist_ok=True)
     Path("said").write_text("")
     process = FORKED.Process(target=_command, args=(arguments, folder, str(Path("said").resolve())))
@@ -82,9 +82,9 @@ def ended(process: ForkServerProcess) -> int:
 
 def run(*arguments: str, folder: str = ".") -> str:
     """Run a command to its end; return what it printed."""
-    code, said = ended(start(*arguments, folder=folder)), Path("said").read_text()
-    assert code == 0, said
-    return said
+    code, result = ended(start(*arguments, folder=folder)), Path("said").read_text()
+    assert code == 0, result
+    return result
 
 
 def wait_for(process: ForkServerProcess | subprocess.Popen[bytes], there: Callable[[], bool]) -> None:
@@ -102,8 +102,8 @@ def in_steps(where: str) -> bool:
 
 def directory(folder: str = ".", stage: str = "pretrain") -> Path:
     """Return the only run of a stage."""
-    (found,) = [p.parent for p in Path(folder, "outputs", stage).glob("*/config.yaml")]
-    return found
+    (actual,) = [p.parent for p in Path(folder, "outputs", stage).glob("*/config.yaml")]
+    return actual
 
 
 def logged(place: Path) -> list[dict[str, float]]:
@@ -123,8 +123,8 @@ def same(a: Any, b: Any) -> bool:
 
 def whole(place: Path) -> dict[str, dict[str, Any]]:
     """Return the last and the best checkpoint without the config, in which `resume` differs."""
-    found = {n: checkpoint.load(place / n) for n in (LAST, BEST)}
-    return {n: {k: v for k, v in content.items() if k != "config"} for n, content in found.items()}
+    actual = {n: checkpoint.load(place / n) for n in (LAST, BEST)}
+    return {n: {k: v for k, v in content.items() if k != "config"} for n, content in actual.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------- killed
@@ -150,10 +150,10 @@ def killed_until_done(kills: int, stage: tuple[str, ...], seed: int) -> None:
             process.kill()
             process.join()
             done += 1
-            found = list(Path(folder, "outputs", stage[0]).glob("*/summary.json"))
-            begun = [p.parent for p in found if has_checkpoint(p.parent)]
+            actual = list(Path(folder, "outputs", stage[0]).glob("*/summary.json"))
+            begun = [p.parent for p in actual if has_checkpoint(p.parent)]
             if begun:
-                checkpoint.newest_whole(begun[0])  # the last good one loads
+                checkpoint.newest_intact(begun[0])  # the last good one loads
                 arguments = (stage[0], "resume=latest")
             else:
                 shutil.rmtree(Path(folder, "outputs"), ignore_errors=True)  # nothing to go on with: anew
@@ -177,7 +177,7 @@ def test_case_18_a_second_process_is_refused_and_a_killed_one_leaves_no_lock() -
     assert "is being written by another process" in Path("said").read_text()
     process.kill()
     process.join()
-    step = checkpoint.newest_whole(place)[1]["step"]
+    step = checkpoint.newest_intact(place)[1]["step"]
     assert f"Going on after step {step}" in run("pretrain", f"resume={place}", f"train.steps={step + 2}")
 
 
@@ -190,21 +190,21 @@ def stopped(number: int, stage: tuple[str, ...]) -> tuple[Path, str]:
     wait_for(process, lambda: in_steps("*/*"))
     assert process.pid is not None
     os.kill(process.pid, number)
-    code, said = ended(process), Path("said").read_text()
-    assert code == 128 + number, said
-    assert "Traceback" not in said
-    return directory(stage=stage[0]), said
+    code, result = ended(process), Path("said").read_text()
+    assert code == 128 + number, result
+    assert "Traceback" not in result
+    return directory(stage=stage[0]), result
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("stage", [PRETRAIN, FINETUNE], ids=["pretrain", "finetune"])
 def test_case_23_a_signal_saves_and_prints_the_command_that_goes_on(number: int, stage: tuple[str, ...]) -> None:
     longer = tuple(a.replace(f"steps={STEPS}", "steps=400") for a in stage)
-    place, said = stopped(number, longer)
+    place, result = stopped(number, longer)
     assert json.loads((place / "summary.json").read_text())["status"] == "interrupted"
     step = checkpoint.load(place / LAST)["step"]
     assert 1 < step < 400
-    command = re.search(r"Go on with: sslrun (\S+) (\S+)", said)
+    command = re.search(r"Go on with: sslrun (\S+) (\S+)", result)
     assert command is not None
     assert f"Going on after step {step}" in run(*command.groups())
     assert (place / "run.log").read_text().count("Stopped by") == 1
@@ -306,9 +306,9 @@ def test_a_sweep_goes_on_where_it_stopped() -> None:
     refused = start("pretrain", command[1], "seed=5")
     assert ended(refused) == 1
     assert "a sweep goes on as it was started" in Path("said").read_text()
-    said = run("pretrain", "resume=latest")
-    assert said.count("Finished before") == 1
-    assert "Going on after step" in said
+    result = run("pretrain", "resume=latest")
+    assert result.count("Finished before") == 1
+    assert "Going on after step" in result
     assert (sweep / "0" / "summary.json").read_bytes() == first
     assert [json.loads((sweep / str(i) / "summary.json").read_text())["status"] for i in range(3)] == ["finished"] * 3
     assert len((sweep / "sweep.csv").read_text().splitlines()) == 4
@@ -342,8 +342,8 @@ def test_a_sweep_of_finetunings_goes_on_from_the_starts_that_it_named() -> None:
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
     assert ended(process) == 128 + signal.SIGTERM
-    said = run("finetune", "resume=latest")
-    assert "Going on after step" in said
+    result = run("finetune", "resume=latest")
+    assert "Going on after step" in result
     (sweep,) = [p.parent for p in Path("outputs").glob("finetune/*/multirun.yaml")]
     summaries = [json.loads((sweep / str(i) / "summary.json").read_text()) for i in range(2)]
     assert [s["status"] for s in summaries] == ["finished"] * 2
@@ -382,7 +382,7 @@ def test_case_13_a_disk_that_fills_up_leaves_a_checkpoint_that_goes_on() -> None
     assert "cannot write outputs/pretrain/" in done.stderr
     assert "Traceback" not in done.stderr
     shutil.move("kept", "outputs")
-    content = checkpoint.newest_whole(directory())[1]
+    content = checkpoint.newest_intact(directory())[1]
     assert content["step"] > 0
     assert "Going on" in run("pretrain", "resume=latest", f"train.steps={content['step'] + 3}")
 

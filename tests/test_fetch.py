@@ -38,7 +38,7 @@ def get(served: Served, data: bytes, name: str = "a.tar.gz", checksum: str | Non
     return fetch.archive("data", FOLDER, f"{served.address}/{name}", checksum or md5(data))
 
 
-def is_whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     return all((folder.parent / name).read_bytes() == content for name, content in cifar_files().items())
 
 
@@ -47,26 +47,26 @@ def test_an_archive_is_fetched_verified_unpacked_and_used_again(served: Served, 
     data = pack(cifar_files())
     (served.folder / "a.bin").write_bytes(data)
     folder = get(served, data, "a.bin")
-    assert is_whole(folder)
+    assert is_complete(folder)
     assert get(served, data, "a.bin") == folder
     assert fetch.archive(str(folder), FOLDER, "http://127.0.0.1:9/a.bin", md5(data)) == folder  # root=the folder itself
-    assert served.asked == [("/a.bin", None)]
+    assert served.requests == [("/a.bin", None)]
     assert {p.name for p in Path("data").iterdir()} == {"a.bin", FOLDER, ".fetch.lock"}
 
 
 def test_case_42_a_connection_that_breaks_off_is_taken_up_again(served: Served, packed: bytes) -> None:
     (served.folder / "a.tar.gz").write_bytes(packed)
     served.cut = [1000, 2000, 500]
-    assert is_whole(get(served, packed))
-    assert [r for _, r in served.asked] == [None, "bytes=1000-", "bytes=3000-", "bytes=3500-"]
+    assert is_complete(get(served, packed))
+    assert [r for _, r in served.requests] == [None, "bytes=1000-", "bytes=3000-", "bytes=3500-"]
 
 
 def test_case_42_a_process_that_was_killed_leaves_its_part_to_the_next(served: Served, packed: bytes) -> None:
     (served.folder / "a.tar.gz").write_bytes(packed)
     Path("data").mkdir()
     Path("data/a.tar.gz.part").write_bytes(packed[:5000])
-    assert is_whole(get(served, packed))
-    assert served.asked == [("/a.tar.gz", "bytes=5000-")]
+    assert is_complete(get(served, packed))
+    assert served.requests == [("/a.tar.gz", "bytes=5000-")]
     assert not Path("data/a.tar.gz.part").exists()
 
 
@@ -75,7 +75,7 @@ def test_case_42_a_server_without_ranges_restarts(served: Served, packed: bytes)
     served.ranges = False
     Path("data").mkdir()
     Path("data/a.tar.gz.part").write_bytes(packed[:5000])
-    assert is_whole(get(served, packed))
+    assert is_complete(get(served, packed))
 
 
 @pytest.mark.parametrize("left", [b"something else", b"x" * 10_000_000])
@@ -83,14 +83,14 @@ def test_case_42_the_part_of_another_file_is_not_used(served: Served, packed: by
     (served.folder / "a.tar.gz").write_bytes(packed)
     Path("data").mkdir()
     Path("data/a.tar.gz.part").write_bytes(left)
-    assert is_whole(get(served, packed))
+    assert is_complete(get(served, packed))
 
 
 def test_a_part_that_is_whole_already_is_used(served: Served, packed: bytes) -> None:
     (served.folder / "a.tar.gz").write_bytes(packed)
     Path("data").mkdir()
     Path("data/a.tar.gz.part").write_bytes(packed)
-    assert is_whole(get(served, packed))
+    assert is_complete(get(served, packed))
 
 
 def test_a_server_that_never_sends_a_byte_is_given_up(served: Served, packed: bytes) -> None:
@@ -98,13 +98,13 @@ def test_a_server_that_never_sends_a_byte_is_given_up(served: Served, packed: by
     served.cut = [0] * 50
     with pytest.raises(UserError, match="cannot be downloaded"):
         get(served, packed)
-    assert len(served.asked) == fetch.TRIES
+    assert len(served.requests) == fetch.TRIES
 
 
 def test_a_file_that_is_not_there_any_more(served: Served) -> None:
     with pytest.raises(UserError, match=r"cannot be downloaded \(Not Found\): fetch http\S+/a.tar.gz elsewhere"):
         get(served, b"")
-    assert len(served.asked) == 1
+    assert len(served.requests) == 1
 
 
 def test_case_41_a_wrong_checksum_is_refused_and_leaves_nothing(served: Served, packed: bytes) -> None:
@@ -119,12 +119,12 @@ def test_case_41_a_file_of_the_users_with_a_wrong_checksum_is_refused_and_kept(s
     with pytest.raises(UserError, match=r"data/a.tar.gz: wrong checksum .*: remove it; fetch http"):
         get(served, packed)
     assert Path("data/a.tar.gz").read_bytes() == b"mine"
-    assert served.asked == []
+    assert served.requests == []
 
 
 def test_a_file_put_there_by_hand_is_used(packed: bytes) -> None:
     write_all({"a.tar.gz": packed}, "data")
-    assert is_whole(fetch.archive("data", FOLDER, "http://127.0.0.1:9/a.tar.gz", md5(packed)))
+    assert is_complete(fetch.archive("data", FOLDER, "http://127.0.0.1:9/a.tar.gz", md5(packed)))
 
 
 def refused(data: bytes) -> str:
@@ -197,8 +197,8 @@ def test_two_processes_fetch_once(served: Served, packed: bytes) -> None:
     code = f"from sslrun.data import fetch; fetch.archive(*{wanted!r})"
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
     assert [p.wait() for p in processes] == [0, 0, 0]
-    assert len(served.asked) == 1
-    assert is_whole(Path("data", FOLDER))
+    assert len(served.requests) == 1
+    assert is_complete(Path("data", FOLDER))
 
 
 def test_a_gzipped_file(served: Served) -> None:
@@ -209,7 +209,7 @@ def test_a_gzipped_file(served: Served) -> None:
     for _ in range(2):
         fetch.gzipped(Path("data"), f"{served.address}/", {"a.gz": md5(data)})
         assert Path("data/a").read_bytes() == b"hello"
-    assert len(served.asked) == 1
+    assert len(served.requests) == 1
 
 
 def test_an_archive_put_into_a_root_of_the_data_sets_own_name_is_used(served: Served, packed: bytes) -> None:
@@ -217,14 +217,14 @@ def test_an_archive_put_into_a_root_of_the_data_sets_own_name_is_used(served: Se
     with pytest.raises(UserError, match=f"is not at {root}/a.tar.gz and cannot be downloaded"):
         fetch.archive(str(root), FOLDER, "http://127.0.0.1:9/a.tar.gz", md5(packed))
     write_all({"a.tar.gz": packed}, root)
-    assert is_whole(fetch.archive(str(root), FOLDER, "http://127.0.0.1:9/a.tar.gz", md5(packed)))
+    assert is_complete(fetch.archive(str(root), FOLDER, "http://127.0.0.1:9/a.tar.gz", md5(packed)))
 
 
 def test_a_server_that_is_busy_is_asked_again(served: Served, packed: bytes) -> None:
     (served.folder / "a.tar.gz").write_bytes(packed)
     served.busy = 2
-    assert is_whole(get(served, packed))
-    assert len(served.asked) == 3
+    assert is_complete(get(served, packed))
+    assert len(served.requests) == 3
 
 
 def test_what_has_arrived_is_kept_and_the_message_says_so(served: Served, packed: bytes) -> None:
@@ -245,10 +245,10 @@ def test_without_a_terminal_progress_is_plain_lines_with_the_rate_and_the_time_l
     monkeypatch.setattr(fetch, "BLOCK", 4096)
     (served.folder / "a.tar.gz").write_bytes(packed)
     get(served, packed)
-    said = capfd.readouterr().err
-    assert f"Downloading {served.address}/a.tar.gz" in said
-    assert re.search(r"a\.tar\.gz \d+/\d+, \d+ MB/s, \d+ s left", said)
-    assert re.search(r"unpacking 8, \d+ files/s", said)
+    answer = capfd.readouterr().err
+    assert f"Downloading {served.address}/a.tar.gz" in answer
+    assert re.search(r"a\.tar\.gz \d+/\d+, \d+ MB/s, \d+ s left", answer)
+    assert re.search(r"unpacking 8, \d+ files/s", answer)
 
 
 @pytest.mark.parametrize("url", ["example.com/a.tar.gz", "http://127.0.0.1/ü/a.tar.gz"])

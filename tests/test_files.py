@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from sslrun.base.cached import Cached
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.files import creating, file_hash, replacing
-from sslrun.base.kept import Kept
 
 
 def names() -> list[str]:
@@ -43,17 +43,17 @@ def test_a_new_file_takes_no_name_that_is_taken_and_a_failure_leaves_nothing() -
 
 
 def test_what_is_kept_and_damaged_counts_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(log, "warning", lambda text, *values: told.append(text % values))
-    kept = Kept(Path("cache/n.txt"), "counting", lambda path: int(path.read_text()), "%s is damaged (%s)")
+    messages: list[str] = []
+    monkeypatch.setattr(log, "warning", lambda text, *values: messages.append(text % values))
+    kept = Cached(Path("cache/n.txt"), "counting", lambda path: int(path.read_text()), "%s is damaged (%s)")
     assert kept.read() is None
     with kept.alone():
         kept.path.write_text("3")
     assert kept.read() == 3
-    assert told == []
+    assert messages == []
     kept.path.write_text("three")
     assert kept.read() is None
-    assert [t[:26] for t in told] == ["cache/n.txt is damaged (in"]
+    assert [t[:26] for t in messages] == ["cache/n.txt is damaged (in"]
 
 
 def test_a_hash_of_a_file() -> None:

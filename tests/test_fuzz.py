@@ -93,11 +93,11 @@ def test_any_file_is_a_checkpoint_or_refused_in_words(changes: Changes, part: fl
     data = checkpoint_bytes()
     Path("x.pt").write_bytes(changed(data, changes, part))
     try:
-        found = checkpoint.load(Path("x.pt"))
+        result = checkpoint.load(Path("x.pt"))
     except UserError as error:
         assert str(error).startswith("x.pt")
         return
-    assert found["model"]["encoder.weight"].tolist() == list(range(60))
+    assert result["model"]["encoder.weight"].tolist() == list(range(60))
 
 
 VALUES = st.recursive(
@@ -114,11 +114,11 @@ VALUES = st.recursive(
 def test_any_content_is_a_checkpoint_or_refused_in_words(content: dict[str, object]) -> None:
     torch.save({checkpoint.OURS: "0.1.0", **content}, "x.pt")
     try:
-        found = checkpoint.load(Path("x.pt"))
+        result = checkpoint.load(Path("x.pt"))
     except UserError as error:
         assert str(error).startswith("x.pt")
         return
-    assert all(isinstance(v, torch.Tensor) for v in found.get("model", {}).values())
+    assert all(isinstance(v, torch.Tensor) for v in result.get("model", {}).values())
 
 
 # --------------------------------------------------------------------------------------------------------- pictures

@@ -33,7 +33,7 @@ def files(run: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("overrides", "words"),
     [
         (("train.stepz=3",), "train.stepz: no such key; did you mean train.steps?"),
         (("seed.x=1",), "seed.x: no such key"),
@@ -51,13 +51,13 @@ def files(run: Path) -> dict[str, bytes]:
     ],
 )
 def test_case_8_a_refused_change_is_named_and_leaves_the_run_as_it_was(
-    run: Path, cli: Cli, asked: tuple[str, ...], words: str
+    run: Path, cli: Cli, overrides: tuple[str, ...], words: str
 ) -> None:
     before = files(run)
-    said = cli("pretrain", f"resume={run}", *asked)
-    assert words in said.err
-    assert said.code == 1
-    assert "Traceback" not in said.err
+    result = cli("pretrain", f"resume={run}", *overrides)
+    assert words in result.err
+    assert result.code == 1
+    assert "Traceback" not in result.err
     assert files(run) == before
 
 
@@ -99,9 +99,9 @@ def test_other_pictures_than_it_was_started_with_are_refused(
     if (stage, change) == ("pretrain", "renamed"):
         return  # the same pictures: pretraining does not look at the names
     before = files(run)
-    said = cli(stage, f"resume={run}", "train.steps=6")
-    assert "was started with other pictures" in said.err
-    assert said.code == 1
+    result = cli(stage, f"resume={run}", "train.steps=6")
+    assert "was started with other pictures" in result.err
+    assert result.code == 1
     assert files(run) == before
 
 
@@ -122,9 +122,9 @@ def test_a_typing_error_does_not_make_a_finished_run_a_failed_one(photos: Path, 
 def test_a_checkpoint_of_another_run_is_refused(run: Path, cli: Cli) -> None:
     assert cli("pretrain", *SHORT, "seed=5", "train.learning_rate=0.1").code == 0
     shutil.copy(runs("pretrain")[1] / "last.pt", run / "last.pt")
-    said = cli("pretrain", f"resume={run}", "train.steps=12")
-    assert "other settings than this run's: seed, train.learning_rate differ" in said.err
-    assert said.code == 1
+    result = cli("pretrain", f"resume={run}", "train.steps=12")
+    assert "other settings than this run's: seed, train.learning_rate differ" in result.err
+    assert result.code == 1
 
 
 @pytest.mark.parametrize(("content", "words"), [("best.pt", "it is not of a training"), (-5, "it is of step -5")])
@@ -133,34 +133,34 @@ def test_what_is_no_state_of_a_training_is_passed_over(run: Path, cli: Cli, cont
         shutil.copy(run / content, run / "last.pt")
     else:
         torch.save({**checkpoint.load(run / "last.pt"), "step": content}, run / "last.pt")
-    said = cli("pretrain", f"resume={run}", "train.steps=12")
-    assert words in said.err
-    assert "Going on after step 4" in said.err  # previous.pt
-    assert said.code == 0
+    result = cli("pretrain", f"resume={run}", "train.steps=12")
+    assert words in result.err
+    assert "Going on after step 4" in result.err  # previous.pt
+    assert result.code == 0
 
 
 @pytest.mark.parametrize(("key", "value"), [("optimizer", {}), ("best", []), ("window", {})])
 def test_a_checkpoint_that_lacks_parts_is_refused_in_words(run: Path, cli: Cli, key: str, value: object) -> None:
     content = checkpoint.load(run / "last.pt")
     torch.save({**content, key: value}, run / "last.pt")
-    said = cli("pretrain", f"resume={run}", "train.steps=12")
-    assert said.code == 1
-    assert "Traceback" not in said.err
-    assert str(run / "last.pt") in said.err
+    result = cli("pretrain", f"resume={run}", "train.steps=12")
+    assert result.code == 1
+    assert "Traceback" not in result.err
+    assert str(run / "last.pt") in result.err
 
 
 def test_a_run_without_steps_is_a_start_for_another(run: Path, cli: Cli) -> None:
     assert cli("finetune", "mode=probe", *DIGITS[-3:]).code == 0
-    said = cli("finetune", f"init={runs('finetune')[0]}", "mode=probe", *DIGITS[-3:])
-    assert said.code == 0, said.err
+    result = cli("finetune", f"init={runs('finetune')[0]}", "mode=probe", *DIGITS[-3:])
+    assert result.code == 0, result.err
 
 
 def test_damaged_lines_of_metrics_are_left_out(run: Path, cli: Cli) -> None:
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(b'{"a": 1}\n5\n{"step": "x"}\n\xff\xfe\n')
-    said = cli("pretrain", f"resume={run}", "train.steps=10")
-    assert said.code == 0, said.err
-    assert said.err.count("Left out a damaged line") == 4
+    result = cli("pretrain", f"resume={run}", "train.steps=10")
+    assert result.code == 0, result.err
+    assert result.err.count("Left out a damaged line") == 4
     assert [r["step"] for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())][-1] == 10
 
 
@@ -169,33 +169,33 @@ def test_damaged_lines_of_metrics_are_left_out(run: Path, cli: Cli) -> None:
 )
 def test_a_damaged_summary_is_said_in_a_line(run: Path, cli: Cli, change: dict[str, object]) -> None:
     (run / "summary.json").write_text(json.dumps({**summary(run), **change}))
-    said = cli("pretrain", f"resume={run}", "train.steps=10")
-    assert said.lines() == [f"sslrun: {run / 'summary.json'} is not the summary of a run"]
-    assert said.code == 1
+    result = cli("pretrain", f"resume={run}", "train.steps=10")
+    assert result.lines() == [f"sslrun: {run / 'summary.json'} is not the summary of a run"]
+    assert result.code == 1
 
 
 def test_the_end_of_a_sweep_with_a_damaged_job_is_a_failure_with_a_table(cli: Cli) -> None:
     assert cli("pretrain", "-m", "seed=0,1", *SHORT).code == 0
     (sweep,) = Path("outputs/pretrain").iterdir()
     (sweep / "0/summary.json").write_text("")
-    said = cli("pretrain", f"resume={sweep}")
-    assert said.code == 1
-    assert "cannot be read" in said.err
-    assert "1 of the jobs failed" in said.err
+    result = cli("pretrain", f"resume={sweep}")
+    assert result.code == 1
+    assert "cannot be read" in result.err
+    assert "1 of the jobs failed" in result.err
     (sweep / "sweep.csv").unlink()
     (sweep / "sweep.csv").mkdir()
-    said = cli("pretrain", f"resume={sweep}")
-    assert "cannot write" in said.err
-    assert said.code == 1
+    result = cli("pretrain", f"resume={sweep}")
+    assert "cannot write" in result.err
+    assert result.code == 1
 
 
 def test_a_job_of_a_sweep_may_go_on_alone_for_longer_and_the_sweep_after_it(cli: Cli) -> None:
     assert cli("pretrain", "-m", "seed=0,1", *SHORT).code == 0
     (sweep,) = Path("outputs/pretrain").iterdir()
     assert cli("pretrain", f"resume={sweep / '0'}", "train.steps=10", "device.threads=1").code == 0
-    said = cli("pretrain", f"resume={sweep}")
-    assert said.code == 0, said.err
-    assert said.err.count("Finished before") == 2
+    result = cli("pretrain", f"resume={sweep}")
+    assert result.code == 0, result.err
+    assert result.err.count("Finished before") == 2
 
 
 def test_a_finished_job_of_a_sweep_is_not_done_again_when_its_checkpoints_were_deleted(cli: Cli) -> None:
@@ -215,10 +215,10 @@ def test_a_sweep_goes_on_in_one_process_at_a_time(cli: Cli) -> None:
     assert cli("pretrain", "-m", "seed=0,1", *SHORT).code == 0
     (sweep,) = Path("outputs/pretrain").iterdir()
     lock = locked(sweep)
-    said = cli("pretrain", f"resume={sweep}")
+    result = cli("pretrain", f"resume={sweep}")
     lock.release()
-    assert "is being written by another process" in said.err
-    assert said.code == 1
+    assert "is being written by another process" in result.err
+    assert result.code == 1
 
 
 def test_one_run_goes_on_at_a_time_and_a_file_is_not_a_run(run: Path, cli: Cli) -> None:

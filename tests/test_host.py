@@ -51,8 +51,14 @@ def gives_memory_back() -> bool | None:
 
 
 def logger(name: str | None) -> list[Any]:
-    found = logging.getLogger(name)
-    return [found.level, found.propagate, found.disabled, [*map(repr, found.handlers)], [*map(repr, found.filters)]]
+    result = logging.getLogger(name)
+    return [
+        result.level,
+        result.propagate,
+        result.disabled,
+        [*map(repr, result.handlers)],
+        [*map(repr, result.filters)],
+    ]
 
 
 PROCESS: dict[str, Callable[[], Any]] = {
@@ -126,8 +132,8 @@ def host(world: Path, photos: Path) -> dict[str, Any]:
     ended = subprocess.run(line, cwd=world, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
-    found: dict[str, Any] = json.loads(ended.stdout)
-    return found
+    result: dict[str, Any] = json.loads(ended.stdout)
+    return result
 
 
 def test_a_host_gets_what_it_asks_for(host: dict[str, Any]) -> None:

@@ -90,15 +90,15 @@ def read(package: Path) -> dict[str, str]:
 @cache
 def nodes(source: str) -> list[tuple[ast.AST, Parents]]:
     """Every node of a file with its parents, the outermost first."""
-    found: list[tuple[ast.AST, Parents]] = []
+    result: list[tuple[ast.AST, Parents]] = []
 
     def visit(node: ast.AST, parents: Parents) -> None:
-        found.append((node, parents))
+        result.append((node, parents))
         for child in ast.iter_child_nodes(node):
             visit(child, (*parents, node))
 
     visit(ast.parse(source), ())
-    return found
+    return result
 
 
 def room_of(path: str) -> str:
@@ -158,11 +158,11 @@ def imports(sources: Sources) -> Iterator[Import]:
 
 def inside(sources: Sources) -> Iterator[tuple[Import, str, str]]:
     """The imports of sslrun in sslrun: import, room from, room to; not those within one room."""
-    for found in imports(sources):
-        if found.name.split(".")[0] == "sslrun":
-            start, end = room_of(found.path), room_named(found.name, sources)
+    for result in imports(sources):
+        if result.name.split(".")[0] == "sslrun":
+            start, end = room_of(result.path), room_named(result.name, sources)
             if start != end:
-                yield found, start, end
+                yield result, start, end
 
 
 def texts(sources: Sources) -> Iterator[tuple[str, int, str, Parents]]:
@@ -191,8 +191,8 @@ def functions(sources: Sources) -> Iterator[Measured]:
         for node, parents in nodes(source):
             if isinstance(node, Function):
                 first = node.body[0]
-                said = first if ast.get_docstring(node, clean=False) is not None else None
-                doc = (said.end_lineno or 0) - said.lineno + 1 if said else 0
+                answer = first if ast.get_docstring(node, clean=False) is not None else None
+                doc = (answer.end_lineno or 0) - answer.lineno + 1 if answer else 0
                 count = sum(i > 0 or arg.arg not in ("self", "cls") for i, arg in enumerate(parameters(node)))
                 names = [p.name for p in parents if isinstance(p, Function | ast.ClassDef)]
                 lines = (node.end_lineno or 0) - node.lineno + 1 - doc
@@ -231,16 +231,16 @@ def too_many_rooms(sources: Sources) -> list[str]:
 
 def imports_up(sources: Sources) -> list[str]:
     return [
-        f"{found}: {end} stands above {start}. Move what is shared down, or hand it in as an argument"
-        for found, start, end in inside(sources)
+        f"{result}: {end} stands above {start}. Move what is shared down, or hand it in as an argument"
+        for result, start, end in inside(sources)
         if start in FLOOR and end in FLOOR and FLOOR[start] < FLOOR[end]
     ]
 
 
 def imports_on_a_floor(sources: Sources) -> list[str]:
     return [
-        f"{found}: {start} and {end} stand on one floor. Move what is shared down, or give one of them a floor above"
-        for found, start, end in inside(sources)
+        f"{result}: {start} and {end} stand on one floor. Move what is shared down, or give one of them a floor above"
+        for result, start, end in inside(sources)
         if start in FLOOR and FLOOR[start] == FLOOR.get(end)
     ]
 
@@ -268,10 +268,10 @@ def circles_of_modules(sources: Sources) -> list[str]:
         return next((p for t in tried for p in (f"{t}.py", f"{t}/__init__.py".lstrip("/")) if p in sources), None)
 
     arrows: dict[str, dict[str, Import]] = defaultdict(dict)
-    for found in imports(sources):
-        target = module(found.name) if found.name.split(".")[0] == "sslrun" else None
-        if target and target != found.path:
-            arrows[found.path].setdefault(target, found)
+    for result in imports(sources):
+        target = module(result.name) if result.name.split(".")[0] == "sslrun" else None
+        if target and target != result.path:
+            arrows[result.path].setdefault(target, result)
     return [f"{arrow}: modules import each other in a circle. Cut one" for arrow in circle(arrows)]
 
 
@@ -279,10 +279,10 @@ def commands_below_stages(sources: Sources) -> Iterator[tuple[str, int, str]]:
     """Names of commands below stages/, as text or as the constants that stand for them: path, line, name."""
     words = [(path, line, text) for path, line, text, _ in texts(sources) if text in COMMANDS]
     constants = {c.upper(): c for c in COMMANDS}
-    for found in imports(sources):
-        where, _, name = found.name.rpartition(".")
+    for result in imports(sources):
+        where, _, name = result.name.rpartition(".")
         if where == "sslrun.config.commands" and name in constants:
-            words.append((found.path, found.line, name))
+            words.append((result.path, result.line, name))
     for path, line, word in words:
         if room_of(path) not in ("__main__", "cli", "stages") and path != COMMANDS_LISTED:
             yield path, line, word
@@ -331,9 +331,9 @@ def too_many_parameters(sources: Sources) -> list[str]:
 
 def private_uses(sources: Sources) -> Iterator[tuple[str, int, str, str]]:
     """Private parts of others: path, line, outermost function, what is used."""
-    for found in imports(sources):
-        if found.name.split(".")[0] != "sslrun" and any(map(private, found.name.split("."))):
-            yield found.path, found.line, found.function, found.name
+    for result in imports(sources):
+        if result.name.split(".")[0] != "sslrun" and any(map(private, result.name.split("."))):
+            yield result.path, result.line, result.function, result.name
     for path, source in sources.items():
         for node, parents in nodes(source):
             match node:
@@ -362,9 +362,9 @@ def private_parts_of_others(sources: Sources) -> list[str]:
 
 def private_names_of_other_modules(sources: Sources) -> list[str]:
     return [
-        f"{found}, which is private to its module. Make it public there, or move it here"
-        for found in imports(sources)
-        if found.name.split(".")[0] == "sslrun" and any(map(private, found.name.split(".")))
+        f"{result}, which is private to its module. Make it public there, or move it here"
+        for result in imports(sources)
+        if result.name.split(".")[0] == "sslrun" and any(map(private, result.name.split(".")))
     ]
 
 
@@ -396,12 +396,12 @@ def stages_out_of_form(sources: Sources) -> list[str]:
         name = Path(path).stem
         if room_of(path) != "stages" or name in ("table", "__init__") or path in NO_JOB:
             continue
-        found = [node for node in ast.parse(source).body if isinstance(node, Function) and node.name == name]
-        if not found:
+        result = [node for node in ast.parse(source).body if isinstance(node, Function) and node.name == name]
+        if not result:
             faults.append(f"sslrun/{path}: a stage is a function with the file's name: define {name}(run, settings)")
             continue
-        taken = parameters(found[0])
-        place = f"sslrun/{path}:{found[0].lineno}: {name}"
+        taken = parameters(result[0])
+        place = f"sslrun/{path}:{result[0].lineno}: {name}"
         if [arg.arg for arg in taken] != ["run", "settings"]:
             faults.append(f"{place} takes ({', '.join(arg.arg for arg in taken)}): a stage takes (run, settings)")
             continue
@@ -472,8 +472,8 @@ SOUND: dict[str, str] = {
     "config/commands.py": 'TABLE = {"embed": "IMAGES"}',
     "config/build.py": 'RENAMED: dict = {"sslrun.config.build": "sslrun.stages.embed"}\nPLACE = "sslrun.base.files"',
     "data/fetch.py": "from sslrun import config\nfrom ..base import files\nfrom . import cache",
-    "data/cache.py": "if TYPE_CHECKING:\n    from sslrun.base.files import Kept",
-    "base/files.py": "class Kept:\n    def at(self):\n        'Of embed.'\n        return self._at + Kept._all",
+    "data/cache.py": "if TYPE_CHECKING:\n    from sslrun.base.files import Cached",
+    "base/files.py": "class Cached:\n    def at(self):\n        'Of embed.'\n        return self._at + Cached._all",
     "stages/embed.py": STAGE,
     "stages/table.py": 'STAGES = {"embed": "sslrun.stages.embed"}',
 }
@@ -534,6 +534,6 @@ def test_a_sound_tree_has_no_fault(check: Check) -> None:
     assert check(SOUND) == []
 
 
-@pytest.mark.parametrize(("check", "changed", "said"), FAULTS, ids=lambda part: getattr(part, "__name__", ""))
-def test_a_fault_is_seen(check: Check, changed: dict[str, str], said: str) -> None:
-    assert said in "\n".join(check(SOUND | changed))
+@pytest.mark.parametrize(("check", "changed", "answer"), FAULTS, ids=lambda part: getattr(part, "__name__", ""))
+def test_a_fault_is_seen(check: Check, changed: dict[str, str], answer: str) -> None:
+    assert answer in "\n".join(check(SOUND | changed))

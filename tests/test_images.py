@@ -18,22 +18,22 @@ def images(*sizes: int, seed: int = 0) -> tuple[Images, torch.Tensor]:
 
 @pytest.mark.parametrize("sizes", [(40,), (10, 25, 5), (1, 39)])
 def test_batches_are_what_plain_indexing_gives(sizes: tuple[int, ...]) -> None:
-    found, pixels = images(*sizes)
-    assert len(found) == 40
+    result, pixels = images(*sizes)
+    assert len(result) == 40
     rows = torch.randperm(40)[:17]
-    assert torch.equal(found[rows], pixels[rows])
+    assert torch.equal(result[rows], pixels[rows])
     for part in (slice(None), slice(3, 30), slice(0, 40, 7), slice(35, 99)):
-        assert torch.equal(found[part], pixels[part])
-    assert torch.equal(torch.cat(list(found.split(7))), pixels)
-    assert found[rows].is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(result[part], pixels[part])
+    assert torch.equal(torch.cat(list(result.split(7))), pixels)
+    assert result[rows].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_taken_and_joined_pictures_keep_their_order() -> None:
-    found, pixels = images(10, 20)
+    result, pixels = images(10, 20)
     rows = np.array([29, 0, 10, 9, 10])
-    taken = found.take(rows)
+    taken = result.take(rows)
     assert torch.equal(taken[:], pixels[rows])
-    twice = taken.take(np.array([4, 0])) + found.take(np.array([1]))
+    twice = taken.take(np.array([4, 0])) + result.take(np.array([1]))
     assert torch.equal(twice[:], pixels[[10, 29, 1]])
     moved = taken.to(torch.device("cpu"))
     assert torch.equal(moved[:], taken[:])
@@ -42,17 +42,17 @@ def test_taken_and_joined_pictures_keep_their_order() -> None:
 def test_moving_to_a_device_leaves_out_what_was_not_taken() -> None:
     taken = images(10, 20)[0].take(np.array([29, 3, 11]))
     moved = taken.to(torch.device("meta"))
-    assert moved.parts[0].shape == (3, 5, 5, 3)
+    assert moved.tensors[0].shape == (3, 5, 5, 3)
     assert moved.fingerprint().hexdigest() == taken.fingerprint().hexdigest()
 
 
 def test_the_fingerprint_is_of_the_pixels_and_their_order_and_not_of_where_they_lie() -> None:
-    found, pixels = images(10, 20)
+    result, pixels = images(10, 20)
     array = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
     same = Images([torch.from_numpy(array)], digests(array))
-    assert found.fingerprint().hexdigest() == same.fingerprint().hexdigest()
+    assert result.fingerprint().hexdigest() == same.fingerprint().hexdigest()
     rows = np.arange(30)[::-1].copy()
-    assert found.take(rows).fingerprint().hexdigest() != found.fingerprint().hexdigest()
-    assert found.take(rows).take(rows).fingerprint().hexdigest() == found.fingerprint().hexdigest()
+    assert result.take(rows).fingerprint().hexdigest() != result.fingerprint().hexdigest()
+    assert result.take(rows).take(rows).fingerprint().hexdigest() == result.fingerprint().hexdigest()
     array[7, 2, 2, 1] += 1
     assert Images([torch.from_numpy(array)], digests(array)).fingerprint().hexdigest() != same.fingerprint().hexdigest()

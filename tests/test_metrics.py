@@ -63,11 +63,11 @@ def test_case_62_metrics_against_scikit_learn() -> None:
 
 def test_the_bootstrap_interval_is_about_the_normal_one_and_always_the_same() -> None:
     right = np.random.default_rng(0).random(800) < 0.7
-    found = bootstrap_interval(right)
-    assert found is not None
+    result = bootstrap_interval(right)
+    assert result is not None
     half = 1.96 * right.std() / math.sqrt(800)
-    assert found == pytest.approx((right.mean() - half, right.mean() + half), abs=0.006)
-    assert bootstrap_interval(right) == found
+    assert result == pytest.approx((right.mean() - half, right.mean() + half), abs=0.006)
+    assert bootstrap_interval(right) == result
     assert bootstrap_interval(np.ones(50, bool)) == (1.0, 1.0)
     assert bootstrap_interval(np.ones(1, bool)) is None
 
@@ -75,25 +75,25 @@ def test_the_bootstrap_interval_is_about_the_normal_one_and_always_the_same() ->
 def test_mcnemars_test_against_its_sum() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.random(200) < 0.8, rng.random(200) < 0.7
-    found = paired_test(a, b)
+    result = paired_test(a, b)
     only, only_rival = int(sum(a & ~b)), int(sum(b & ~a))
     n, most = only + only_rival, max(only, only_rival)
     tail = sum(math.comb(n, k) for k in range(most, n + 1)) / 2**n
-    assert (found["only_this"], found["only_rival"]) == (only, only_rival)
-    assert found["p"] == pytest.approx(min(1, 2 * tail))
-    assert found["difference"] == pytest.approx(a.mean() - b.mean())
-    assert found["interval"][0] < found["difference"] < found["interval"][1]
+    assert (result["only_this"], result["only_rival"]) == (only, only_rival)
+    assert result["p"] == pytest.approx(min(1, 2 * tail))
+    assert result["difference"] == pytest.approx(a.mean() - b.mean())
+    assert result["interval"][0] < result["difference"] < result["interval"][1]
     assert paired_test(a, a)["p"] == 1.0
-    assert paired_test(b, a)["difference"] == pytest.approx(-found["difference"])
+    assert paired_test(b, a)["difference"] == pytest.approx(-result["difference"])
 
 
 def test_scores_have_top_5_and_both_calibrations() -> None:
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.ones(8), 300)
     labels = rng.integers(0, 8, 300)
-    found = scored(p, labels, list("abcdefgh"), 3.0)
+    result = scored(p, labels, list("abcdefgh"), 3.0)
     ranked = np.argsort(-p, 1)[:, :5]
-    assert found["top5_accuracy"] == pytest.approx(np.mean([labels[i] in ranked[i] for i in range(300)]))
-    assert found["nll_calibrated"] < found["nll"]  # labels are drawn blindly: flatter is better
-    assert sum(r["images"] for r in found["reliability_calibrated"]) == 300
+    assert result["top5_accuracy"] == pytest.approx(np.mean([labels[i] in ranked[i] for i in range(300)]))
+    assert result["nll_calibrated"] < result["nll"]  # labels are drawn blindly: flatter is better
+    assert sum(r["images"] for r in result["reliability_calibrated"]) == 300
     assert "top5_accuracy" not in scored(p[:, :4] / p[:, :4].sum(1, keepdims=True), labels % 4, list("abcd"), 1.0)

@@ -33,12 +33,12 @@ def test_case_72_help_and_version_answer_without_torch(command: str) -> None:
 
 
 def test_help_of_a_command_lists_its_groups_choices_and_keys(cli: Cli) -> None:
-    said = cli("pretrain", "--help").out
-    assert "jigsaw | rotation | simclr" in said
-    assert "mobilenetv2 | resnet18 | smallcnn" in said
+    result = cli("pretrain", "--help").out
+    assert "jigsaw | rotation | simclr" in result
+    assert "mobilenetv2 | resnet18 | smallcnn" in result
     for name in ("cifar10", "folder", "rotation_flowers", "learning_rate: ", "-m sweeps"):
-        assert name in said
-    assert "from_checkpoint" not in said
+        assert name in result
+    assert "from_checkpoint" not in result
     assert "from_checkpoint" in cli("finetune", "--help").out
 
 
@@ -59,14 +59,14 @@ def test_cases_65_to_67_all_mistakes_at_once_with_the_nearest_name(cli: Cli) -> 
         "epochs=3", "device.precision=bf17", "seed=1.5",
     )  # fmt: skip
     assert answer.code == 1
-    said = answer.err
-    assert "pretext.temprature: no such key; did you mean pretext.temperature?" in said
-    assert "train.epochs: must be at least 1, found 0" in said
-    assert "train.batch_size: must be a whole number, found many" in said
-    assert "optimizer=adamv: no such optimizer; did you mean adam? Choices: adam, adamw, lars, sgd" in said
-    assert "epochs: no such key; did you mean train.epochs?" in said
-    assert "device.precision: must be one of auto, fp32, bf16 or fp16, found bf17" in said
-    assert "seed: must be a whole number, found 1.5" in said
+    result = answer.err
+    assert "pretext.temprature: no such key; did you mean pretext.temperature?" in result
+    assert "train.epochs: must be at least 1, found 0" in result
+    assert "train.batch_size: must be a whole number, found many" in result
+    assert "optimizer=adamv: no such optimizer; did you mean adam? Choices: adam, adamw, lars, sgd" in result
+    assert "epochs: no such key; did you mean train.epochs?" in result
+    assert "device.precision: must be one of auto, fp32, bf16 or fp16, found bf17" in result
+    assert "seed: must be a whole number, found 1.5" in result
     assert len(answer.lines()) == 7
     assert not Path("outputs").exists()
 

@@ -14,7 +14,7 @@ from sslrun.device import Device, inference_device, native_precision
 from sslrun.models.backbones.smallcnn import smallcnn
 from sslrun.models.encoder import Encoder
 from sslrun.training import autotune
-from sslrun.training.autotune import Mode, choose, measure
+from sslrun.training.autotune import Candidate, choose, measure
 from tests.conftest import TINY, Cli
 
 NODE = {"_target_": "sslrun.models.backbones.smallcnn.smallcnn", "widths": [8, 16]}
@@ -34,7 +34,9 @@ def rates(monkeypatch: pytest.MonkeyPatch, fastest: str) -> list[int]:
     """Replace the clock's verdict; return a list that grows with every measurement."""
     sizes: list[int] = []
 
-    def measured(device: Device, backbone: Any, image_size: int, batch_size: int, of: list[Mode]) -> dict[str, float]:
+    def measured(
+        device: Device, backbone: Any, image_size: int, batch_size: int, of: list[Candidate]
+    ) -> dict[str, float]:
         sizes.append(image_size)
         return {" ".join(m): 2.0 if " ".join(m) == fastest else 1.0 for m in of}
 
@@ -84,7 +86,7 @@ def test_what_was_named_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_damaged_memory_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
     sizes = rates(monkeypatch, "bf16 contiguous")
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "modes.json").write_text(content)
+    (tmp_path / "cache" / "autotune.json").write_text(content)
     for _ in range(2):
         choose(cpu(), NODE, 16, 64)
     assert sizes == [16]
@@ -180,21 +182,21 @@ def test_measuring_times_every_mode_and_uses_up_no_random_number() -> None:
     random = torch.get_rng_state()
     choose(device, {"_target_": "tests.test_modes.Dropping"}, 16, 64)
     assert torch.equal(random, torch.get_rng_state())
-    (found,) = json.loads(Path(os.environ["SSLRUN_CACHE"], "modes.json").read_text()).values()
-    assert sorted(found) == sorted(EVERY)
-    assert found[f"{device.precision} {device.memory_format}"] >= 0.98 * max(found.values()) > 0
+    (result,) = json.loads(Path(os.environ["SSLRUN_CACHE"], "autotune.json").read_text()).values()
+    assert sorted(result) == sorted(EVERY)
+    assert result[f"{device.precision} {device.memory_format}"] >= 0.98 * max(result.values()) > 0
 
 
 def measured_rates(name: str) -> dict[str, float]:
-    every: list[Mode] = [(p, f) for p in ("fp32", "bf16") for f in ("contiguous", "channels_last")]
+    every: list[Candidate] = [(p, f) for p in ("fp32", "bf16") for f in ("contiguous", "channels_last")]
     return measure(cpu(), {"_target_": f"tests.test_modes.{name}"}, 8, 64, every)
 
 
 @pytest.mark.usefixtures("_patient")
 def test_a_hopelessly_slow_mode_is_tried_once() -> None:
-    found = measured_rates("Slow")
+    result = measured_rates("Slow")
     assert Slow.steps.count(True) == 2
-    assert found["bf16 contiguous"] == found["bf16 channels_last"] == 0 < found["fp32 contiguous"]
+    assert result["bf16 contiguous"] == result["bf16 channels_last"] == 0 < result["fp32 contiguous"]
 
 
 def test_a_measurement_whose_turns_disagree_is_not_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -203,14 +205,14 @@ def test_a_measurement_whose_turns_disagree_is_not_remembered(monkeypatch: pytes
     default = device.precision, device.memory_format
     choose(device, {"_target_": "tests.test_modes.Busy"}, 8, 64)
     assert (device.precision, device.memory_format) == default
-    assert not (tmp_path / "cache" / "modes.json").exists()
+    assert not (tmp_path / "cache" / "autotune.json").exists()
 
 
 @pytest.mark.usefixtures("_patient")
 def test_backbones_that_train_are_measured_or_left_alone() -> None:
     assert min(measured_rates("Frozen").values()) > 0
-    found = measured_rates("Fussy")
-    assert found["bf16 contiguous"] == found["bf16 channels_last"] == 0 < found["fp32 contiguous"]
+    result = measured_rates("Fussy")
+    assert result["bf16 contiguous"] == result["bf16 channels_last"] == 0 < result["fp32 contiguous"]
     assert max(measured_rates("Hopeless").values()) == 0
     assert max(measured_rates("Narrow").values()) == 0
     device = cpu()
@@ -273,7 +275,7 @@ def test_the_choice_is_recorded_and_kept_on_resume_and_by_what_follows(
 def test_what_is_remembered_must_be_rates_of_all_modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sizes = rates(monkeypatch, "bf16 contiguous")
     choose(cpu(), NODE, 16, 64)
-    path = tmp_path / "cache" / "modes.json"
+    path = tmp_path / "cache" / "autotune.json"
     ((key, good),) = json.loads(path.read_text()).items()
     for bad in (float("nan"), -1, float("inf"), "fast", None, [1]):
         path.write_text(json.dumps({key: {**good, "fp32 contiguous": bad}}))
@@ -284,11 +286,11 @@ def test_what_is_remembered_must_be_rates_of_all_modes(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("trained", "asked", "used"),
+    ("trained", "requested", "used"),
     [("fp32", "auto", "fp32"), ("bf16", "auto", native_precision("cpu")), ("fp32", "bf16", "bf16")],
 )
-def test_a_classifier_computes_as_it_was_trained(trained: str, asked: str, used: str) -> None:
-    node = {"_target_": "sslrun.device.Device", "name": "cpu", **LEFT_OPEN, "precision": asked}
+def test_a_classifier_computes_as_it_was_trained(trained: str, requested: str, used: str) -> None:
+    node = {"_target_": "sslrun.device.Device", "name": "cpu", **LEFT_OPEN, "precision": requested}
     device = inference_device(node, {"precision": trained, "memory_format": "contiguous"})
     assert (device.precision, device.memory_format) == (used, "contiguous")
 

@@ -27,8 +27,8 @@ def _unpacked() -> None:
 @pytest.fixture
 def golden() -> dict[str, Any]:
     """What 0.1.0 itself made of these runs."""
-    found: dict[str, Any] = json.loads((HERE / "golden.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((HERE / "golden.json").read_text())
+    return result
 
 
 def newest(stage: str) -> Path:

@@ -30,18 +30,18 @@ def files(photos: Path) -> list[str]:
 
 
 def test_every_format_says_the_same(in_world: Path, cli: Cli, files: list[str]) -> None:
-    said = {f: cli("predict", *files, f"format={f}", "figures=0", *QUICK) for f in ("json", "jsonl", "csv", "table")}
-    assert all(s.code == 0 for s in said.values())
-    rows = json.loads(said["json"].out)
-    assert [json.loads(line) for line in said["jsonl"].out.splitlines()] == rows
-    table = list(csv.DictReader(io.StringIO(said["csv"].out)))
+    answer = {f: cli("predict", *files, f"format={f}", "figures=0", *QUICK) for f in ("json", "jsonl", "csv", "table")}
+    assert all(s.code == 0 for s in answer.values())
+    rows = json.loads(answer["json"].out)
+    assert [json.loads(line) for line in answer["jsonl"].out.splitlines()] == rows
+    table = list(csv.DictReader(io.StringIO(answer["csv"].out)))
     assert [r["image"] for r in rows] == files == [r["image"] for r in table]
     assert [r["class"] for r in rows] == [r["class_1"] for r in table]
     assert [str(r["unsure"]).lower() for r in rows] == [r["unsure"] for r in table]
     for r in rows:
         assert r["confidence"] == r["top"][0]["confidence"] >= r["top"][1]["confidence"]
         assert sum(g["confidence"] for g in r["top"]) == pytest.approx(1, abs=2e-4)  # of two classes
-        assert Path(r["image"]).name in said["table"].out
+        assert Path(r["image"]).name in answer["table"].out
 
 
 def test_names_on_standard_input(in_world: Path, files: list[str]) -> None:
@@ -57,9 +57,9 @@ def test_names_on_standard_input(in_world: Path, files: list[str]) -> None:
 
 def test_below_the_threshold_a_picture_is_unsure(in_world: Path, cli: Cli, files: list[str]) -> None:
     def unsure(value: str) -> list[bool]:
-        said = cli("predict", *files, "format=json", f"unsure={value}", "figures=0", *QUICK)
-        assert said.code == 0, said.err
-        return [r["unsure"] for r in json.loads(said.out)]
+        answer = cli("predict", *files, "format=json", f"unsure={value}", "figures=0", *QUICK)
+        assert answer.code == 0, answer.err
+        return [r["unsure"] for r in json.loads(answer.out)]
 
     rows = json.loads(cli("predict", *files, "format=json", "figures=0", *QUICK).out)
     middle = sorted(r["confidence"] for r in rows)[len(rows) // 2]
@@ -73,9 +73,9 @@ def test_copies_are_sorted_into_classes_and_nothing_is_overwritten(in_world: Pat
     twin = Path("twin", Path(files[0]).name)
     twin.parent.mkdir()
     twin.write_bytes(Path(files[0]).read_bytes())
-    said = cli("predict", *files, str(twin), "sort_into=sorted", "save=drawn", "unsure=null", "format=json", *QUICK)
-    assert said.code == 0, said.err
-    rows = json.loads(said.out)
+    answer = cli("predict", *files, str(twin), "sort_into=sorted", "save=drawn", "unsure=null", "format=json", *QUICK)
+    assert answer.code == 0, answer.err
+    rows = json.loads(answer.out)
     copies = sorted(p.relative_to("sorted").as_posix() for p in Path("sorted").rglob("*.jpg"))
     named = [f"{r['class']}/{Path(r['image']).name}" for r in rows[:-1]]
     assert copies == sorted([*named, f"{rows[0]['class']}/{twin.stem}_2.jpg"])
@@ -115,12 +115,12 @@ def test_a_picture_that_is_given_stays_as_it_is(in_world: Path, files: list[str]
     exif[0x0112] = 6  # to be turned by a quarter
     large = Image.open(files[0]).resize((600, 400))
     large.save("large.jpg", exif=exif)
-    picture = Image.open("large.jpg")
+    image = Image.open("large.jpg")
     model = sslrun.load(device="cpu")
-    assert model.predict(picture)[0].error is None
-    assert picture.size == (600, 400)
-    assert picture.getexif()[0x0112] == 6
-    assert np.allclose(model.probabilities(picture), model.probabilities("large.jpg"), atol=0.05)  # decoded small there
+    assert model.predict(image)[0].error is None
+    assert image.size == (600, 400)
+    assert image.getexif()[0x0112] == 6
+    assert np.allclose(model.probabilities(image), model.probabilities("large.jpg"), atol=0.05)  # decoded small there
     cut = Path(files[0]).read_bytes()[:-300]
     Path("cut.jpg").write_bytes(cut)
     assert "damaged" in (model.predict([Image.open("cut.jpg")])[0].error or "")
@@ -142,7 +142,7 @@ def test_sure_enough_is_as_sure_as_the_threshold(in_world: Path, files: list[str
 
     model = sslrun.load(device="cpu")
     p = tempered(np.tile([[0.9999, 0.0001]], (50, 1)), 2.7)
-    model.sure_above = threshold(p, np.zeros(50, int))
+    model.confidence_threshold = threshold(p, np.zeros(50, int))
     model._calibrated = lambda pixels, views, batch_size: p[: len(pixels)]  # type: ignore[method-assign]
     assert not any(g.unsure for g in model.predict(files))
 
@@ -200,10 +200,10 @@ def test_places_that_cannot_be_written_are_said_before_the_work(in_world: Path, 
         ("export", "out"),
     ):
         given = files if stage != "export" else []
-        said = cli(stage, *given, f"{key}=mine.txt/x", *(QUICK if stage != "export" else ()))
-        assert said.code == 1
-        assert said.err.splitlines()[-1].startswith(f"sslrun: {key}=mine.txt/x"), said.err
-        assert "Traceback" not in said.err
+        answer = cli(stage, *given, f"{key}=mine.txt/x", *(QUICK if stage != "export" else ()))
+        assert answer.code == 1
+        assert answer.err.splitlines()[-1].startswith(f"sslrun: {key}=mine.txt/x"), answer.err
+        assert "Traceback" not in answer.err
     assert Path("mine.txt").read_text() == "kept"
     assert "each wants a folder of its own" in cli("predict", *files, "save=both", "sort_into=both", *QUICK).err
     assert "nothing to go on with" in cli("embed", *files, "resume=outputs/pretrain/x").err
@@ -215,17 +215,17 @@ def test_no_device_and_no_names_are_said(in_world: Path, cli: Cli, monkeypatch: 
         sslrun.load(device="gpu")
     for stage in ("predict", "embed", "suggest"):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
-        said = cli(stage, "-", *QUICK)
-        assert said.code == 1
-        assert "no picture named on standard input" in said.err
+        answer = cli(stage, "-", *QUICK)
+        assert answer.code == 1
+        assert "no picture named on standard input" in answer.err
 
 
 def test_the_python_side_says_what_the_command_says(in_world: Path, cli: Cli, files: list[str]) -> None:
     rows = json.loads(cli("predict", *files, "format=json", "figures=0", *QUICK).out)
     model = sslrun.load(runs("finetune")[0], device="cpu")
-    found = model.predict(files)
-    assert [(p.image, p.class_name, p.unsure) for p in found] == [(r["image"], r["class"], r["unsure"]) for r in rows]
-    assert [p.confidence for p in found] == pytest.approx([r["confidence"] for r in rows], abs=1e-4)
+    result = model.predict(files)
+    assert [(p.image, p.class_name, p.unsure) for p in result] == [(r["image"], r["class"], r["unsure"]) for r in rows]
+    assert [p.confidence for p in result] == pytest.approx([r["confidence"] for r in rows], abs=1e-4)
     p = model.probabilities(files)
     assert p.shape == (len(files), 2)
     assert p.sum(1) == pytest.approx(1)
@@ -258,16 +258,16 @@ def test_pictures_in_memory_are_as_good_as_files(in_world: Path, photos: Path) -
     model = sslrun.load()
     file = sorted(photos.rglob("*.jpg"))[0]
     with Image.open(file) as opened:
-        picture = opened.convert("RGB").resize((32, 32))  # so that no decoder shrinks it on the way
-    array = np.asarray(picture)
+        image = opened.convert("RGB").resize((32, 32))  # so that no decoder shrinks it on the way
+    array = np.asarray(image)
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
-    ways: list[Any] = [picture, array, tensor, tensor.float() / 255]
+    ways: list[Any] = [image, array, tensor, tensor.float() / 255]
     p = model.probabilities(ways)
     assert np.abs(p - p[0]).max() < 1e-6
-    assert model.probabilities(picture).shape == (1, 2)
+    assert model.probabilities(image).shape == (1, 2)
     assert model.predict(file)[0].image == str(file)
     assert model.predict([]) == []
-    mixed = model.predict([picture, "nowhere.jpg", file])
+    mixed = model.predict([image, "nowhere.jpg", file])
     assert [m.error for m in mixed] == [None, "no such file", None]
     with pytest.raises(UserError, match=r"nowhere\.jpg: no such file"):
         model.embed(["nowhere.jpg"])

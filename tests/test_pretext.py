@@ -72,8 +72,8 @@ def test_views_are_pictures(name: str, pieces: Tensor) -> None:
 
 
 def test_case_56_a_quarter_turn_four_times_is_nothing(pieces: Tensor) -> None:
-    turns = Rotation(encoder(), 32, augment=Augment(**NOTHING), copies=4, hidden_dim=None, dropout=0.0)
-    images, which = turns.turned(pieces, rng())
+    rotations = Rotation(encoder(), 32, augment=Augment(**NOTHING), copies=4, hidden_dim=None, dropout=0.0)
+    images, which = rotations.rotated(pieces, rng())
     n = len(pieces)
     assert torch.equal(images[:n], pieces)
     for k in range(4):
@@ -82,18 +82,18 @@ def test_case_56_a_quarter_turn_four_times_is_nothing(pieces: Tensor) -> None:
 
 
 def test_one_copy_turns_each_picture_as_its_label_says(pieces: Tensor) -> None:
-    turns = Rotation(encoder(), 32, augment=Augment(**NOTHING), copies=1, hidden_dim=8, dropout=0.0)
-    images, which = turns.turned(pieces, rng())
+    rotations = Rotation(encoder(), 32, augment=Augment(**NOTHING), copies=1, hidden_dim=8, dropout=0.0)
+    images, which = rotations.rotated(pieces, rng())
     assert set(which.tolist()) == {0, 1, 2, 3}
-    for picture, turned, k in zip(pieces, images, which.tolist(), strict=True):
-        assert torch.equal(torch.rot90(picture, k, (1, 2)), turned)
+    for image, rotated, k in zip(pieces, images, which.tolist(), strict=True):
+        assert torch.equal(torch.rot90(image, k, (1, 2)), rotated)
 
 
 @pytest.mark.parametrize(("name", "chance"), [("rotation", 4), ("jigsaw", 24)])
 def test_cases_54_and_55_constant_images_stay_at_chance(name: str, chance: int) -> None:
-    colours = rng().rand(64, 3, 1, 1).expand(-1, -1, 32, 32).contiguous()
+    colors = rng().rand(64, 3, 1, 1).expand(-1, -1, 32, 32).contiguous()
     model = task(name)
-    out = train(model, colours, 60, rate=1e-3)
+    out = train(model, colors, 60, rate=1e-3)
     assert out["pretext_accuracy"] < 1.6 / chance
     assert out["loss"] > 0.95 * math.log(chance) - 0.1
 
@@ -128,7 +128,7 @@ def test_other_names_and_private_ones_are_as_one_likes() -> None:
         "loss",
         "temperature",
         "shuffled",
-        "turned",
+        "rotated",
     )
     type("Mine", (Task,), dict.fromkeys((*names, *own, "_view", "_before_steps", "__call__", *HOOKS)))
 
@@ -169,10 +169,10 @@ def test_case_58_ntxent_against_pytorch_metric_learning() -> None:
 def test_losses_do_not_depend_on_the_order_of_views_or_pictures(loss: Any) -> None:
     z = projections()
     a, b = z.chunk(2)
-    order = torch.randperm(6, generator=torch.Generator().manual_seed(3))
+    permutation = torch.randperm(6, generator=torch.Generator().manual_seed(3))
     expected = float(loss(cosine(z), 0.2))
     assert float(loss(cosine(torch.cat([b, a])), 0.2)) == pytest.approx(expected, rel=1e-5)
-    assert float(loss(cosine(torch.cat([a[order], b[order]])), 0.2)) == pytest.approx(expected, rel=1e-5)
+    assert float(loss(cosine(torch.cat([a[permutation], b[permutation]])), 0.2)) == pytest.approx(expected, rel=1e-5)
     assert float(loss(cosine(3 * z), 0.2)) == pytest.approx(expected, rel=1e-5)
 
 
@@ -224,8 +224,8 @@ def test_shuffled_tiles_are_in_the_order_that_the_label_names(pieces: Tensor) ->
     shuffled, which = jigsaw.shuffled(pieces, rng())
     tiles = cut(pieces, row_by_row(pieces), 2, 16, 16, rng())
     for i in range(len(pieces)):
-        order = jigsaw.orders[which[i]]  # type: ignore[index]
-        assert torch.equal(shuffled[i], tiles[i][order])
+        permutation = jigsaw.permutations[which[i]]  # type: ignore[index]
+        assert torch.equal(shuffled[i], tiles[i][permutation])
 
 
 def test_normalized_tiles_do_not_tell_their_brightness(pieces: Tensor) -> None:
@@ -237,17 +237,17 @@ def test_normalized_tiles_do_not_tell_their_brightness(pieces: Tensor) -> None:
 
 @pytest.mark.parametrize(("tiles", "count"), [(4, 24), (4, 12), (9, 100)])
 def test_case_57_orders_are_distinct_permutations_far_apart(tiles: int, count: int) -> None:
-    orders = torch.from_numpy(permutation_set(tiles, count))
-    assert orders.shape == (count, tiles)
-    assert (orders.sort(1).values == torch.arange(tiles)).all()
-    distance = (orders[:, None] != orders[None]).sum(2).fill_diagonal_(tiles)
+    permutations = torch.from_numpy(permutation_set(tiles, count))
+    assert permutations.shape == (count, tiles)
+    assert (permutations.sort(1).values == torch.arange(tiles)).all()
+    distance = (permutations[:, None] != permutations[None]).sum(2).fill_diagonal_(tiles)
     assert int(distance.min()) >= {24: 2, 12: 3, 100: 6}[count]
-    assert torch.equal(orders, torch.from_numpy(permutation_set(tiles, count)))
+    assert torch.equal(permutations, torch.from_numpy(permutation_set(tiles, count)))
 
 
 def test_twelve_orders_of_four_tiles_are_the_even_ones() -> None:
-    for order in permutation_set(4, 12).tolist():
-        swaps = sum(order[i] > order[j] for i in range(4) for j in range(i + 1, 4))
+    for permutation in permutation_set(4, 12).tolist():
+        swaps = sum(permutation[i] > permutation[j] for i in range(4) for j in range(i + 1, 4))
         assert swaps % 2 == 0
 
 

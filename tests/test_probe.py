@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images
 from sslrun.device import Device
-from sslrun.evaluation.probe import better_readout, labelled_features, regression
+from sslrun.evaluation.probe import better_pooling, labeled_features, regression
 from sslrun.models.encoder import Encoder
 
 
@@ -25,8 +25,8 @@ class Maps(nn.Module):
         return [x, x]
 
 
-def of(pictures: Tensor, labels: Tensor) -> Dataset:
-    rows = pictures.permute(0, 2, 3, 1).contiguous()
+def of(images: Tensor, labels: Tensor) -> Dataset:
+    rows = images.permute(0, 2, 3, 1).contiguous()
     return Dataset(Images([rows], np.zeros((len(rows), 16), np.uint8)), labels, ["a", "b"], [""] * len(rows))
 
 
@@ -38,21 +38,21 @@ def halves(n: int, seed: int) -> Dataset:
     """Pictures whose left or right half is light: their mean is the same."""
     rng = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % 2
-    pictures = torch.randint(0, 100, (n, 3, 8, 8), generator=rng)
-    for picture, label in zip(pictures, labels, strict=True):
-        picture[:, :, 4 * label : 4 * label + 4] += 20
-    return of(pictures.to(torch.uint8), labels)
+    images = torch.randint(0, 100, (n, 3, 8, 8), generator=rng)
+    for image, label in zip(images, labels, strict=True):
+        image[:, :, 4 * label : 4 * label + 4] += 20
+    return of(images.to(torch.uint8), labels)
 
 
 def shades(n: int, seed: int) -> Dataset:
     """Pictures that are light or dark as a whole, with a bright spot anywhere: each field tells less than the mean."""
     rng = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % 2
-    pictures = torch.full((n, 3, 8, 8), 60) + 6 * labels.view(n, 1, 1, 1)
-    for picture in pictures:
+    images = torch.full((n, 3, 8, 8), 60) + 6 * labels.view(n, 1, 1, 1)
+    for image in images:
         y, x = (4 * torch.randint(0, 2, (2,), generator=rng)).tolist()
-        picture[:, y : y + 4, x : x + 4] += 100 + torch.randint(0, 5, (1,), generator=rng)
-    return of(pictures.to(torch.uint8), labels)
+        image[:, y : y + 4, x : x + 4] += 100 + torch.randint(0, 5, (1,), generator=rng)
+    return of(images.to(torch.uint8), labels)
 
 
 def test_a_rare_class_takes_part_in_the_choice() -> None:
@@ -64,7 +64,7 @@ def test_a_rare_class_takes_part_in_the_choice() -> None:
     for seed in range(5):
         encoder = Encoder(Maps(), [0.0] * 3, [1.0] * 3, image_size=8)
         device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
-        assert set(better_readout(encoder, of_rows(data, labels), None, device, seed)[1]) == {"average", "grid"}
+        assert set(better_pooling(encoder, of_rows(data, labels), None, device, seed)[1]) == {"average", "grid"}
 
 
 @pytest.mark.parametrize(("kind", "best"), [(halves, "grid"), (shades, "average")])
@@ -73,11 +73,13 @@ def test_the_readout_is_the_one_whose_features_tell_the_classes(kind: Any, best:
     encoder = Encoder(Maps(), [0.0] * 3, [1.0] * 3, image_size=8)
     device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
     data, val = kind(12, 0), kind(100, 1)
-    encoder.readout, scores, strength = better_readout(encoder, data, val if validation else None, device, seed=0)
-    assert encoder.readout == best == max(scores, key=lambda r: scores[r])
+    encoder.pooling, scores, inverse_regularization = better_pooling(
+        encoder, data, val if validation else None, device, seed=0
+    )
+    assert encoder.pooling == best == max(scores, key=lambda r: scores[r])
     assert encoder(torch.rand(2, 3, 8, 8)).shape == (2, encoder.feature_dim) == (2, {"average": 3, "grid": 24}[best])
-    features, labels = labelled_features(encoder, data, device)
-    held = labelled_features(encoder, val, device) if validation else None
-    searched, given = (regression(features, labels, held, 0, 2, c) for c in (None, strength))
-    assert searched[2] == strength
+    features, labels = labeled_features(encoder, data, device)
+    val_features = labeled_features(encoder, val, device) if validation else None
+    searched, given = (regression(features, labels, val_features, 0, 2, c) for c in (None, inverse_regularization))
+    assert searched[2] == inverse_regularization
     assert searched[0].equal(given[0])

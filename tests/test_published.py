@@ -44,7 +44,7 @@ def test_fetch_check_preview_pretrain_finetune_evaluate(name: str, served: Serve
     data = (f"dataset={name}_here", "dataset.image_size=16")
     fetched = cli("data", "fetch", *mine, f"dataset={name}_here")
     assert fetched.code == 0, fetched.err
-    requests = len(served.asked)
+    requests = len(served.requests)
     assert requests == len(published.archives(name))
     checked = cli("data", "check", *mine, *data, *QUICK, "backbone.widths=[8,16]", "batch_size=32", "format=json")
     assert checked.code == 0, checked.err
@@ -66,7 +66,7 @@ def test_fetch_check_preview_pretrain_finetune_evaluate(name: str, served: Serve
     assert cli("evaluate", *QUICK).code == 0
     evaluated = json.loads(next(Path("outputs/evaluate").glob("*/summary.json")).read_text())
     assert evaluated["images"] == report["splits"]["test"]["images"]
-    assert len(served.asked) == requests  # it was fetched once
+    assert len(served.requests) == requests  # it was fetched once
 
 
 def test_cifar10_pixels_labels_and_splits(served: Served) -> None:
@@ -133,7 +133,7 @@ def test_case_44_flowers_as_kaggle_has_them_with_their_nested_duplicate(
         train, _ = load_train(node("flowers", served, root=root))
         assert len(train) == 48
         assert train.class_names == ["flower", "temple"]
-    assert served.asked == []
+    assert served.requests == []
 
 
 def test_flowers102_splits_and_names(served: Served) -> None:
@@ -190,7 +190,7 @@ def test_a_damaged_data_set_is_named_in_one_line(name: str, damage: str, how: st
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 - 1])
     else:
         path.unlink()
-    served.asked.clear()
+    served.requests.clear()
     for p in Path("data").rglob("*.gz"):
         p.unlink()
     served.server.shutdown()
@@ -259,19 +259,19 @@ def test_the_source_recipes_in_miniature(
     published.mirrored(name, served.folder, served.address, Path("mine"))
     small = ("dataset.image_size=32", "dataset.val_fraction=0.3", "train.steps=2", "train.batch_size=8",
              "train.evaluations=1", "finetune.train.steps=2", "finetune.train.evaluations=1", "seeds=1")  # fmt: skip
-    said = cli("compare", "-cd", "mine", f"experiment={preset}", f"dataset={name}_here", *small, *more, *QUICK)
-    assert said.code == 0, said.err
-    assert "The report: outputs/compare/" in said.err
-    (pretrained,) = Path("outputs/pretrain/parts").glob("*/summary.json")
+    answer = cli("compare", "-cd", "mine", f"experiment={preset}", f"dataset={name}_here", *small, *more, *QUICK)
+    assert answer.code == 0, answer.err
+    assert "The report: outputs/compare/" in answer.err
+    (pretrained,) = Path("outputs/pretrain/study_runs").glob("*/summary.json")
     config = json.loads(pretrained.read_text())["config"]
     preset_file: Any = OmegaConf.to_container(OmegaConf.load(REPOSITORY / "conf/experiment" / f"{preset}.yaml"))
     wanted = {str(k): v for k, v in preset_file.items() if k not in ("defaults", "dataset")}
     for group, keys in wanted.items():
         for key, value in keys.items():
             assert config[group][key] == value or f"{group}.{key}" in " ".join(small)
-    evaluated = [json.loads(p.read_text()) for p in Path("outputs/evaluate/parts").glob("*/summary.json")]
+    evaluated = [json.loads(p.read_text()) for p in Path("outputs/evaluate/study_runs").glob("*/summary.json")]
     assert {e["init"] for e in evaluated} >= {"scratch", preset.split("_")[0]}
     if preset == "rotation_tinyimagenet":
         assert {len(e["subset_fingerprint"]) for e in evaluated} == {16}
-        report = json.loads(next(Path("outputs/evaluate/parts").glob("*/report.json")).read_text())
+        report = json.loads(next(Path("outputs/evaluate/study_runs").glob("*/report.json")).read_text())
         assert [c["class"] for c in report["classes"]] == ["bird", "fish"]

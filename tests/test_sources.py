@@ -33,7 +33,7 @@ def test_digits_are_split_without_overlap_and_completely() -> None:
     assert train.class_names == [str(i) for i in range(10)]
 
 
-def test_one_folder_a_class_is_split_for_the_user(photos: Path) -> None:
+def test_one_folder_per_class_is_split_for_the_user(photos: Path) -> None:
     train, val = load_train(node("folder", photos))
     test = load_test(node("folder", photos))
     assert val is not None
@@ -73,7 +73,7 @@ def test_case_47_piles_without_labels_flat_and_nested(photos: Path) -> None:
             load_test(node("folder", root))
 
 
-def test_a_class_of_folders_is_a_class_and_a_stray_picture_is_named(
+def test_per_class_of_folders_is_per_class_and_a_stray_picture_is_named(
     photos: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     start_logging()

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from sslrun.base.errors import UserError
-from sslrun.data.labels import LabelBudget, counts, hold_out, validation, validation_sizes
+from sslrun.data.labels import LabelBudget, counts, hashed_train_test_split, validation, validation_sizes
 
 LABELS = np.repeat([0, 1, 2], [100, 50, 10])
 NAMES = [f"class {c}/{i}.jpg" for i, c in enumerate(LABELS)]
 
 
 def test_case_50_train_validation_and_test_are_disjoint_and_complete() -> None:
-    train, test = hold_out(NAMES, LABELS)
+    train, test = hashed_train_test_split(NAMES, LABELS)
     keep, val = validation(LABELS[train], 0.2, 0)
     parts = [set(test.tolist()), set(train[keep].tolist()), set(train[val].tolist())]
     assert set.union(*parts) == set(range(160))
@@ -19,24 +19,24 @@ def test_case_50_train_validation_and_test_are_disjoint_and_complete() -> None:
 
 
 def test_splits_are_stratified() -> None:
-    train, test = hold_out(NAMES, LABELS)
+    train, test = hashed_train_test_split(NAMES, LABELS)
     assert counts(LABELS[test]) == {0: 20, 1: 10, 2: 2}
     _, val = validation(LABELS[train], 0.1, 0)
     assert counts(LABELS[train][val]) == {0: 8, 1: 4, 2: 1}
 
 
 def test_the_test_split_hardly_moves_when_pictures_are_added() -> None:
-    _, before = hold_out(NAMES, LABELS)
+    _, before = hashed_train_test_split(NAMES, LABELS)
     names = [f"class 0/new{i}.jpg" for i in range(3)] + NAMES
-    _, after = hold_out(names, np.concatenate([[0] * 3, LABELS]))
+    _, after = hashed_train_test_split(names, np.concatenate([[0] * 3, LABELS]))
     left = {NAMES[i] for i in before} - {names[i] for i in after}
     assert len(left) <= 3
 
 
 def test_the_test_split_does_not_depend_on_the_order_of_the_files() -> None:
     order = np.random.default_rng(0).permutation(160)
-    _, a = hold_out(NAMES, LABELS)
-    _, b = hold_out([NAMES[i] for i in order], LABELS[order])
+    _, a = hashed_train_test_split(NAMES, LABELS)
+    _, b = hashed_train_test_split([NAMES[i] for i in order], LABELS[order])
     assert {NAMES[i] for i in a} == {NAMES[order[i]] for i in b}
 
 

@@ -36,11 +36,11 @@ def test_one_of_each_heap_the_largest_first_from_its_middle() -> None:
 
 def test_heaps_with_labels_come_last_and_no_picture_twice() -> None:
     x, heap = heaps([30, 60, 40, 50])
-    labelled = np.flatnonzero(np.isin(heap, (1, 3)))[::40]
-    first = typical_and_diverse(x, 2, seed=0, labelled=labelled)
+    labeled = np.flatnonzero(np.isin(heap, (1, 3)))[::40]
+    first = typical_and_diverse(x, 2, seed=0, labeled=labeled)
     assert sorted(heap[first]) == [0, 2]
-    every = typical_and_diverse(x, 1000, seed=0, labelled=labelled)
-    assert sorted([*every, *labelled]) == list(range(len(x)))
+    every = typical_and_diverse(x, 1000, seed=0, labeled=labeled)
+    assert sorted([*every, *labeled]) == list(range(len(x)))
     assert len(set(typical_and_diverse(x, 100, seed=0))) == 100
 
 
@@ -52,14 +52,16 @@ def test_equal_pictures_and_few_of_them_are_no_trouble() -> None:
 
 def test_from_suggestion_to_classifier(in_world: Path, cli: Cli, photos: Path) -> None:
     """As a user does it: choose, sort into folders, finetune, choose more."""
-    pile = Path("pile")
-    pile.mkdir()
+    unlabeled_folder = Path("pile")
+    unlabeled_folder.mkdir()
     for file in photos.rglob("*.jpg"):
-        shutil.copy(file, pile)
+        shutil.copy(file, unlabeled_folder)
     run = runs("pretrain")[-1]
-    said = cli("suggest", str(pile), "n=24", "classes=[flower,temple]", "out=to_label", f"run={run}", *QUICK)
-    assert said.code == 0, said.err
-    names = said.out.splitlines()
+    answer = cli(
+        "suggest", str(unlabeled_folder), "n=24", "classes=[flower,temple]", "out=to_label", f"run={run}", *QUICK
+    )
+    assert answer.code == 0, answer.err
+    names = answer.out.splitlines()
     assert len(set(names)) == 24
     copies = sorted(Path("to_label/to_sort").iterdir())
     assert [c.name for c in copies] == [f"{i:02d}_{Path(n).name}" for i, n in enumerate(names, 1)]
@@ -71,33 +73,33 @@ def test_from_suggestion_to_classifier(in_world: Path, cli: Cli, photos: Path) -
     assert Image.open(runs("suggest")[-1] / "figures/suggestions.png").size[0] == 10 * 112
     for copy in copies:
         copy.rename(Path("to_label/train") / copy.name.split("_")[1].split()[0] / copy.name)
-    told = said.err[said.err.index("sslrun finetune") :].split()
-    assert told[2:5] == [f"init={run}", "dataset=folder", "dataset.root=to_label"]
-    done = cli(*told[1:5], "mode=probe", *QUICK)
+    messages = answer.err[answer.err.index("sslrun finetune") :].split()
+    assert messages[2:5] == [f"init={run}", "dataset=folder", "dataset.root=to_label"]
+    done = cli(*messages[1:5], "mode=probe", *QUICK)
     assert done.code == 0, done.err
     assert "labels of folder" in done.err
-    said = cli("suggest", str(pile), "n=100", "labelled=to_label/train", "out=more", f"run={run}", *QUICK)
-    assert said.code == 0, said.err
-    assert not {Path(n).name for n in said.out.splitlines()} & {Path(n).name for n in names}
-    assert len(said.out.splitlines()) == 60 - 24
+    answer = cli("suggest", str(unlabeled_folder), "n=100", "labeled=to_label/train", "out=more", f"run={run}", *QUICK)
+    assert answer.code == 0, answer.err
+    assert not {Path(n).name for n in answer.out.splitlines()} & {Path(n).name for n in names}
+    assert len(answer.out.splitlines()) == 60 - 24
 
 
 def test_odd_files_among_the_pictures_and_the_labelled(in_world: Path, cli: Cli, photos: Path) -> None:
-    labelled = Path("labelled/flower")
-    labelled.mkdir(parents=True)
+    labeled = Path("labeled/flower")
+    labeled.mkdir(parents=True)
     first = sorted(photos.rglob("*.jpg"))[0]
-    shutil.copy(first, labelled / ("x" * 240 + ".jpg"))
-    (labelled / "gone.jpg").symlink_to("/nowhere")
-    os.mkfifo(labelled / "pipe.jpg")
+    shutil.copy(first, labeled / ("x" * 240 + ".jpg"))
+    (labeled / "gone.jpg").symlink_to("/nowhere")
+    os.mkfifo(labeled / "pipe.jpg")
     long = Path("more") / ("y" * 250 + ".jpg")
     long.parent.mkdir()
     shutil.copy(first, long)
-    said = cli(
-        "suggest", str(photos), str(photos / "flower"), "more", "labelled=labelled", "n=99", "out=to_label", *QUICK
+    answer = cli(
+        "suggest", str(photos), str(photos / "flower"), "more", "labeled=labeled", "n=99", "out=to_label", *QUICK
     )
-    assert said.code == 0, said.err
-    names = said.out.splitlines()
-    assert len(names) == len(set(names)) == 59  # neither the labelled one nor its copy
+    assert answer.code == 0, answer.err
+    names = answer.out.splitlines()
+    assert len(names) == len(set(names)) == 59  # neither the labeled one nor its copy
     assert all(len(p.name) <= 255 for p in Path("to_label/to_sort").iterdir())
 
 
@@ -115,13 +117,13 @@ def test_more_choices_than_groups_take_turns() -> None:
     [
         (["out=outputs"], "is there already and not empty"),
         (["classes=[a/b]"], "'a/b' is no name for a folder"),
-        (["labelled=nowhere"], "labelled=nowhere: no folder with pictures"),
+        (["labeled=nowhere"], "labeled=nowhere: no folder with pictures"),
         (["n=0"], "n: must be at least 1"),
         (["run=nowhere"], "no run of sslrun there"),
     ],
 )
 def test_mistakes(in_world: Path, cli: Cli, photos: Path, changes: list[str], words: str) -> None:
-    said = cli("suggest", str(photos), *changes, *QUICK)
-    assert said.code == 1
-    assert words in said.err
-    assert "Traceback" not in said.err
+    answer = cli("suggest", str(photos), *changes, *QUICK)
+    assert answer.code == 1
+    assert words in answer.err
+    assert "Traceback" not in answer.err

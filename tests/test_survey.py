@@ -10,38 +10,38 @@ from PIL import Image, ImageEnhance
 from sklearn.datasets import load_digits
 
 from sslrun.data.cache import resized
-from sslrun.data.decode import find_pictures, read_headers
+from sslrun.data.decode import find_images, read_headers
 from sslrun.data.duplicates import SAME, exact_duplicates, headers, near_duplicates, other_files
 from sslrun.data.images import Images, digests
-from sslrun.data.orientation import blank_share, grey_share, orientation, sample
+from sslrun.data.orientation import blank_share, gray_share, orientation, sample
 from tests.published import piece
 
 
-def images(*pictures: Image.Image) -> Images:
-    array = np.stack([np.asarray(p.convert("RGB").resize((64, 64))) for p in pictures])
+def images(*originals: Image.Image) -> Images:
+    array = np.stack([np.asarray(p.convert("RGB").resize((64, 64))) for p in originals])
     return Images([torch.from_numpy(array)], digests(array))
 
 
-def again(picture: Image.Image, how: str) -> Image.Image:
+def again(image: Image.Image, how: str) -> Image.Image:
     if how.startswith("jpeg"):
         data = io.BytesIO()
-        picture.save(data, "JPEG", quality=int(how[4:]))
+        image.save(data, "JPEG", quality=int(how[4:]))
         return Image.open(data)
     if how == "half":
-        return picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BILINEAR)
+        return image.resize((image.width // 2, image.height // 2), Image.Resampling.BILINEAR)
     if how == "brighter":
-        return Image.fromarray(np.clip(np.asarray(picture).astype(int) + 8, 0, 255).astype(np.uint8))
+        return Image.fromarray(np.clip(np.asarray(image).astype(int) + 8, 0, 255).astype(np.uint8))
     if how == "contrast":
-        return ImageEnhance.Contrast(picture).enhance(0.9)
-    return picture.copy()
+        return ImageEnhance.Contrast(image).enhance(0.9)
+    return image.copy()
 
 
 @pytest.mark.parametrize("how", ["jpeg75", "jpeg40", "half", "brighter", "contrast"])
 def test_near_duplicates_are_found_and_distinct_pictures_are_not(how: str) -> None:
     originals = [piece(160, i) for i in range(40)]
     copies = [again(p, how) for p in originals[:10]]
-    found = near_duplicates(images(*originals, *copies))
-    assert sorted(map(sorted, found)) == [[i, 40 + i] for i in range(10)]
+    result = near_duplicates(images(*originals, *copies))
+    assert sorted(map(sorted, result)) == [[i, 40 + i] for i in range(10)]
 
 
 def test_two_pictures_of_one_thing_are_not_near_duplicates() -> None:
@@ -55,8 +55,8 @@ def test_two_pictures_of_one_thing_are_not_near_duplicates() -> None:
 def test_near_duplicates_of_one_picture_are_one_group() -> None:
     photo = piece(160, 3)
     kinds = ["jpeg90", "jpeg75", "half", "brighter"]
-    found = near_duplicates(images(piece(160, 0), photo, *[again(photo, k) for k in kinds], piece(160, 2)))
-    assert [sorted(g) for g in found] == [[1, 2, 3, 4, 5]]
+    result = near_duplicates(images(piece(160, 0), photo, *[again(photo, k) for k in kinds], piece(160, 2)))
+    assert [sorted(g) for g in result] == [[1, 2, 3, 4, 5]]
 
 
 def test_blank_pictures_are_no_near_duplicates_and_those_with_the_same_pixels_are() -> None:
@@ -70,8 +70,8 @@ def test_of_a_long_burst_every_picture_of_test_is_found_to_be_in_training() -> N
     frames = [Image.fromarray((photo + rng.normal(0, 4, photo.shape)).clip(0, 255).astype(np.uint8)) for _ in range(40)]
     frames[20:] = [again(f, "jpeg60") for f in frames[20:]]
     test = np.array([False] * 20 + [True] * 20)
-    found = near_duplicates(images(*frames), test)
-    leaked = {i for g in found if {bool(test[j]) for j in g} == {True, False} for i in g}
+    result = near_duplicates(images(*frames), test)
+    leaked = {i for g in result if {bool(test[j]) for j in g} == {True, False} for i in g}
     assert leaked >= set(range(20, 40))
 
 
@@ -86,7 +86,7 @@ def test_near_duplicates_are_those_that_comparing_all_pairs_finds() -> None:
     array = np.array([np.asarray(piece(32, i)) for i in range(60)] * 5)
     noise = rng.normal(0, rng.uniform(0.5, 8, (300, 1, 1, 1)), array.shape)
     array = np.clip(array + noise, 0, 255).astype(np.uint8)
-    found = near_duplicates(Images([torch.from_numpy(array)], digests(array)))
+    result = near_duplicates(Images([torch.from_numpy(array)], digests(array)))
     small = torch.nn.functional.interpolate(
         torch.from_numpy(array).permute(0, 3, 1, 2).float(), (16, 16), mode="bilinear", antialias=True
     ).flatten(1)
@@ -96,9 +96,9 @@ def test_near_duplicates_are_those_that_comparing_all_pairs_finds() -> None:
     alike = (torch.cdist(unit, unit) < SAME) & ((contrast[:, None] / contrast).log().abs() < 0.2)
     pairs = {(i, j) for i, j in alike.nonzero().tolist() if i < j}
     assert 20 < len(pairs) < 600
-    together = {(min(i, j), max(i, j)) for g in found for i in g for j in g if i != j}
+    together = {(min(i, j), max(i, j)) for g in result for i in g for j in g if i != j}
     assert pairs <= together
-    assert {i for p in pairs for i in p} == {i for g in found for i in g}
+    assert {i for p in pairs for i in p} == {i for g in result for i in g}
 
 
 def test_exact_duplicates_are_of_the_same_bytes() -> None:
@@ -112,19 +112,19 @@ def test_headers_tell_format_mode_size_and_bytes() -> None:
     photo.convert("P").save("c.gif")
     Path("d.jpg").write_text("text")
     Path("e.png").write_bytes(Path("a.png").read_bytes())
-    found = headers([f"{n}" for n in ("a.png", "b.jpg", "c.gif", "d.jpg", "missing.png", "e.png")])
-    assert [(h.format, h.mode, h.width, h.height) for h in found] == [
+    result = headers([f"{n}" for n in ("a.png", "b.jpg", "c.gif", "d.jpg", "missing.png", "e.png")])
+    assert [(h.format, h.mode, h.width, h.height) for h in result] == [
         ("PNG", "RGB", 60, 40), ("JPEG", "CMYK", 60, 40), ("GIF", "P", 60, 40), ("", "", 0, 0), ("", "", 0, 0),
         ("PNG", "RGB", 60, 40),
     ]  # fmt: skip
-    assert found[0].digest == found[5].digest != found[1].digest
-    assert (len(found[3].digest), len(found[4].digest)) == (16, 0)
+    assert result[0].digest == result[5].digest != result[1].digest
+    assert (len(result[3].digest), len(result[4].digest)) == (16, 0)
 
 
 def test_many_files_are_read_by_processes_in_their_order(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sslrun.data import workers
 
-    files = find_pictures(photos) * 5
+    files = find_images(photos) * 5
     monkeypatch.setattr(workers, "WORTH_PROCESSES", 100)
     assert headers(files) == read_headers(files)
 
@@ -148,43 +148,43 @@ def shuffled(array: np.ndarray) -> torch.Tensor:
 
 def test_a_sample_is_of_different_pictures_in_no_order_at_32_px() -> None:
     array = np.tile(np.arange(250, dtype=np.uint8)[:, None, None, None], (1, 40, 40, 3))
-    found = shuffled(array)
-    assert found.shape == (250, 3, 32, 32)
-    values = (found[:, 0, 0, 0] * 255).round().int().tolist()
+    result = shuffled(array)
+    assert result.shape == (250, 3, 32, 32)
+    values = (result[:, 0, 0, 0] * 255).round().int().tolist()
     assert sorted(values) == list(range(250)) != values
 
 
 def test_grey_and_blank_shares() -> None:
-    colour = np.stack([np.asarray(piece(32, i)) for i in range(8)])
-    grey = np.repeat(colour[:6, :, :, :1], 3, axis=3)
+    color = np.stack([np.asarray(piece(32, i)) for i in range(8)])
+    gray = np.repeat(color[:6, :, :, :1], 3, axis=3)
     blank = np.full((2, 32, 32, 3), 77, dtype=np.uint8)
-    assert grey_share(batch(np.concatenate([colour, grey, blank]))) == 0.5
-    assert blank_share(batch(np.concatenate([colour, grey, blank]))) == 2 / 16
+    assert gray_share(batch(np.concatenate([color, gray, blank]))) == 0.5
+    assert blank_share(batch(np.concatenate([color, gray, blank]))) == 2 / 16
 
 
 def test_digits_have_an_up_and_a_left_and_right() -> None:
     array = (load_digits().images[..., None] * 15.9).astype(np.uint8)
-    found = orientation(shuffled(resized(array, 24, "rgb")))
-    assert found.turn > 0.8
-    assert found.mirror > 0.8
+    result = orientation(shuffled(resized(array, 24, "rgb")))
+    assert result.rotation > 0.8
+    assert result.flip > 0.8
 
 
 def test_noise_has_no_up() -> None:
-    found = orientation(torch.rand(800, 3, 32, 32))
-    assert 0.19 < found.turn < 0.31
-    assert 0.42 < found.mirror < 0.58
+    result = orientation(torch.rand(800, 3, 32, 32))
+    assert 0.19 < result.rotation < 0.31
+    assert 0.42 < result.flip < 0.58
 
 
 def test_pictures_that_were_turned_at_random_have_no_up() -> None:
     array = resized((load_digits().images[..., None] * 15.9).astype(np.uint8), 24, "rgb")
-    turns = np.random.default_rng(0).integers(0, 4, len(array))
-    turned = np.stack([np.rot90(a, k) for a, k in zip(array, turns, strict=True)])
-    assert orientation(shuffled(turned)).turn < 0.31
+    rotations = np.random.default_rng(0).integers(0, 4, len(array))
+    rotated = np.stack([np.rot90(a, k) for a, k in zip(array, rotations, strict=True)])
+    assert orientation(shuffled(rotated)).rotation < 0.31
 
 
 def test_stripes_have_an_axis_and_no_top() -> None:
     rng = np.random.default_rng(0)
     rows = np.repeat(rng.integers(0, 255, (600, 32, 1, 1), dtype=np.uint8), 32, axis=2)
-    found = orientation(shuffled(np.repeat(rows, 3, axis=3)))
-    assert 0.4 < found.turn < 0.6
-    assert found.half_turn_errors > 0.9 * (1 - found.turn)
+    result = orientation(shuffled(np.repeat(rows, 3, axis=3)))
+    assert 0.4 < result.rotation < 0.6
+    assert result.errors_by_180 > 0.9 * (1 - result.rotation)

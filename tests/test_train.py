@@ -166,10 +166,10 @@ class Teacher(Task):
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         images = batch["images"] + 0.1 * rng.rand(*batch["images"].shape)
         with torch.no_grad():
-            told = self.teacher(images)
-            self.queue = torch.cat([told, self.queue])[:16].clone()
-            self.place += len(told)
-        return {"loss": (self.student(images) - told - self.queue.mean(0)).pow(2).mean(), "sum": told.sum()}
+            messages = self.teacher(images)
+            self.queue = torch.cat([messages, self.queue])[:16].clone()
+            self.place += len(messages)
+        return {"loss": (self.student(images) - messages - self.queue.mean(0)).pow(2).mean(), "sum": messages.sum()}
 
     def before_step(self, step: int, total: int) -> None:
         if self.stop_after == 0:  # as by `kill -9`, with the state before the first step saved
@@ -211,10 +211,10 @@ def test_cases_2_to_6_everything_is_restored_bit_for_bit_wherever_it_stops(stop_
     kept = [checkpoint.load(Path(w, "last.pt")) for w in ("straight", "broken")]
     for a, b in zip(*(k["optimizer"]["state"].values() for k in kept), strict=True):
         assert all(torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k])) for k in a)
-    found = [
+    actual = [
         [{k: v for k, v in r.items() if k != "images_per_second"} for r in rows(w)] for w in ("straight", "broken")
     ]
-    assert found[0] == found[1]
+    assert actual[0] == actual[1]
 
 
 def test_case_4_after_a_resume_the_second_epoch_has_an_order_of_its_own() -> None:
@@ -346,15 +346,15 @@ def test_a_loss_that_explodes_is_told_once_and_one_that_falls_is_not(monkeypatch
         def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
             return {"loss": super().forward(batch, rng)["loss"] * 0 + self.factor ** len(self.seen)}
 
-    told: list[str] = []
-    monkeypatch.setattr(log, "warning", lambda text, *values: told.append(text % values))
+    messages: list[str] = []
+    monkeypatch.setattr(log, "warning", lambda text, *values: messages.append(text % values))
     for factor, times in ((0.5, 0), (2.0, 1)):
         model = Grows()
         model.factor = factor
         train(model, ramp(16), f"by {factor}", steps=20)
-        assert len(told) == times
-    assert "The loss rose from 12.4 to 397 by step 10, at learning rate" in told[0]
-    assert "train.gradient_clip=1" in told[0]
+        assert len(messages) == times
+    assert "The loss rose from 12.4 to 397 by step 10, at learning rate" in messages[0]
+    assert "train.gradient_clip=1" in messages[0]
 
 
 def test_case_7_resuming_a_finished_run_does_nothing() -> None:

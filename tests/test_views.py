@@ -11,7 +11,7 @@ from sslrun.augment import Augment, Rng, crop, gaussian_blur, generator, recolor
 STRONG: dict[str, Any] = {
     "crop_scale": [0.2, 1.0],
     "crop_ratio": [0.75, 1.333],
-    "tilt": 10.0,
+    "degrees": 10.0,
     "horizontal_flip": True,
     "color_jitter": [0.4, 0.4, 0.4, 0.1],
     "jitter_probability": 0.8,
@@ -22,7 +22,7 @@ STRONG: dict[str, Any] = {
 NOTHING: dict[str, Any] = {
     **STRONG,
     "crop_scale": [1, 1],
-    "tilt": 0,
+    "degrees": 0,
     "horizontal_flip": False,
     "color_jitter": [0, 0, 0, 0],
 } | {
@@ -78,7 +78,7 @@ def test_case_64_each_sample_gets_its_own_augmentation(pieces: Tensor) -> None:
     assert len(different) == 32
 
 
-@pytest.mark.parametrize("key", ["crop_scale", "tilt", "horizontal_flip", "color_jitter", "grayscale", "blur"])
+@pytest.mark.parametrize("key", ["crop_scale", "degrees", "horizontal_flip", "color_jitter", "grayscale", "blur"])
 def test_every_key_has_an_effect(pieces: Tensor, key: str) -> None:
     with_one = Augment(**{**NOTHING, key: STRONG[key]})(pieces, rng())
     assert not torch.allclose(with_one, pieces, atol=1e-3)

@@ -26,7 +26,7 @@ BATCH = 512
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # its transform's
 
 
-class Pictures(Dataset):
+class Images(Dataset):
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
         self.transform = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)
@@ -56,7 +56,7 @@ def main(data: str, name: str, seconds: float, seed: int, out: str) -> None:
     parameters = [*net.parameters(), *head.parameters()]
     rate = 6e-2 * batch / 128
     optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=5e-4)
-    loader = DataLoader(Pictures(content["train"]), batch, shuffle=True, drop_last=True, num_workers=2,
+    loader = DataLoader(Images(content["train"]), batch, shuffle=True, drop_last=True, num_workers=2,
                         persistent_workers=True)  # fmt: skip
     began, seen, steps, passed = None, 0, 0, 0.0
     while passed < seconds:

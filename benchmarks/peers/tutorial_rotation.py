@@ -3,7 +3,7 @@
     python tutorial_rotation.py DATA.npz EPOCHS FINETUNE_EPOCHS SEED
 
 Each picture is turned at random by 0, 90, 180 or 270 degrees, normalised to mean and std 0.5; Adam 1e-3, batch 64.
-Then a third of the finetuning trains the head alone, the rest everything at Adam 1e-4, on the labelled tenth, whose
+Then a third of the finetuning trains the head alone, the rest everything at Adam 1e-4, on the labeled tenth, whose
 rows DATA holds. Prints images/s, times, and the accuracy on the held-out pictures. (The published recipe picks the best
 epoch on the test set; here the last one counts.)
 """
@@ -32,11 +32,11 @@ class Rotated(Dataset):
         return len(self.array)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        turn = random.randrange(4)
-        return TO_TENSOR(Image.fromarray(self.array[i]).rotate(90 * turn)), turn
+        rotation = random.randrange(4)
+        return TO_TENSOR(Image.fromarray(self.array[i]).rotate(90 * rotation)), rotation
 
 
-class Labelled(Dataset):
+class Labeled(Dataset):
     def __init__(self, array: np.ndarray, labels: np.ndarray) -> None:
         self.array, self.labels = array, labels
 
@@ -68,22 +68,22 @@ def main(data: str, epochs: float, finetune_epochs: int, seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     content = np.load(data)
-    pictures = content["train"][: round(epochs * len(content["train"]))] if epochs < 1 else content["train"]
+    images = content["train"][: round(epochs * len(content["train"]))] if epochs < 1 else content["train"]
     backbone = smallcnn()
     began = 0.0
     net = nn.Sequential(backbone, head(4))
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    loader = DataLoader(Rotated(pictures), 64, shuffle=True, num_workers=2)
+    loader = DataLoader(Rotated(images), 64, shuffle=True, num_workers=2)
     for i in range(max(1, round(epochs))):
         first, loss = epoch(net, loader, optimizer)
         began = began or first
         print(f"epoch {i + 1} loss {loss:.3f} {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     pretrained = time.perf_counter() - began
-    found = {"images_per_second": len(pictures) * max(1, round(epochs)) / pretrained, "pretrain_seconds": pretrained}
+    result = {"images_per_second": len(images) * max(1, round(epochs)) / pretrained, "pretrain_seconds": pretrained}
     if finetune_epochs:
-        rows = content["labelled"]
+        rows = content["labeled"]
         net = nn.Sequential(backbone, head(int(content["train_labels"].max()) + 1))
-        loader = DataLoader(Labelled(content["train"][rows], content["train_labels"][rows]), 64, True, num_workers=2)
+        loader = DataLoader(Labeled(content["train"][rows], content["train_labels"][rows]), 64, True, num_workers=2)
         backbone.requires_grad_(False)
         optimizer = torch.optim.Adam(net[1].parameters(), lr=1e-3)
         for i in range(finetune_epochs):
@@ -91,13 +91,13 @@ def main(data: str, epochs: float, finetune_epochs: int, seed: int) -> None:
                 backbone.requires_grad_(True)
                 optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
             epoch(net, loader, optimizer)
-        found["seconds"] = time.perf_counter() - began
+        result["seconds"] = time.perf_counter() - began
         net.eval()
         with torch.no_grad():
             x = torch.from_numpy(content["val"]).permute(0, 3, 1, 2)
             guesses = torch.cat([net((p.float() / 255 - 0.5) / 0.5).argmax(1) for p in x.split(512)]).numpy()
-        found["accuracy"] = float((guesses == content["val_labels"]).mean())
-    print(json.dumps(found))
+        result["accuracy"] = float((guesses == content["val_labels"]).mean())
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -52,16 +52,16 @@ def replacing(path: Path, before: Path | None = None) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}.part")
     try:
-        yield part
-        with part.open("r+b") as file:
+        yield temporary
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         if before is not None and path.exists():
             os.replace(path, before)
-        os.replace(part, path)
+        os.replace(temporary, path)
     finally:
-        part.unlink(missing_ok=True)  # it is there if something went wrong, or a signal came
+        temporary.unlink(missing_ok=True)  # it is there if something went wrong, or a signal came
 
 
 @contextmanager
@@ -75,31 +75,31 @@ def creating(path: Path, key: str, suffix: str) -> Iterator[Path]:
     Raises:
         UserError: another has taken the name.
     """
-    part = path.with_name(f".part_{os.getpid()}{suffix}")
+    temporary = path.with_name(f".part_{os.getpid()}{suffix}")
     try:
-        yield part
+        yield temporary
     except BaseException:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-    put_in_place(part, path, key)
+    put_in_place(temporary, path, key)
 
 
-def put_in_place(part: Path, path: Path, key: str) -> None:
+def put_in_place(temporary: Path, path: Path, key: str) -> None:
     """Give a file that is whole its name, which no other has taken meanwhile.
 
     Raises:
         UserError: another has; the file keeps the name that it has.
     """
     try:
-        os.link(part, path)  # where a rename would replace
+        os.link(temporary, path)  # where a rename would replace
     except FileExistsError:
-        raise UserError(f"{key}={path} was made by somebody else meanwhile: this one is {part}") from None
+        raise UserError(f"{key}={path} was made by somebody else meanwhile: this one is {temporary}") from None
     except OSError:  # a file system without links
         if os.path.lexists(path):
-            raise UserError(f"{key}={path} was made by somebody else meanwhile: this one is {part}") from None
-        os.replace(part, path)
+            raise UserError(f"{key}={path} was made by somebody else meanwhile: this one is {temporary}") from None
+        os.replace(temporary, path)
         return
-    part.unlink()
+    temporary.unlink()
 
 
 def file_hash(path: str | Path, algorithm: str | Callable[[], Any]) -> Any:
@@ -122,8 +122,8 @@ def write_text(path: Path, text: str) -> None:
         UserError: the disk is full, or the folder cannot be written.
     """
     try:
-        with replacing(path) as part:
-            part.write_text(text, encoding="utf-8", errors="backslashreplace")
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise disk_error(path, error) from None
 

@@ -16,8 +16,8 @@ data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Fetch, che
 TO_HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"sslrun {__version__}")
         raise typer.Exit
 

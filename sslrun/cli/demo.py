@@ -16,7 +16,7 @@ from sslrun.runs.find import OUTPUTS, find, newest
 
 LABELS = 0.02
 NUMBERS = ("test accuracy", "±", "label subsets")  # columns of the table
-GENTLY = (
+FEW_LABELS = (
     "mode=finetune",
     "freeze_fraction=0.2",
     "backbone_rate=0.3",
@@ -43,15 +43,15 @@ def demo(epochs: int, seeds: int) -> None:
         f"label_fraction={LABELS}",
         f"seed={subsets}",
         "train.steps=150",
-        *GENTLY,
+        *FEW_LABELS,
     )
     sweep = _newest("finetune").parent
     sslrun("evaluate", f"run={sweep}")
     evaluated = _newest("evaluate").parent
-    picture = _picture(OUTPUTS / "demo")
-    sslrun("predict", str(picture), f"run={sweep / '0'}")
+    image = _test_image(OUTPUTS / "demo")
+    sslrun("predict", str(image), f"run={sweep / '0'}")
     predicted = _newest("predict")
-    _tell(
+    _print_results(
         evaluated,
         {"pretrained": pretrained, "classifiers": sweep, "evaluated": evaluated, "predicted": predicted},
     )
@@ -77,7 +77,7 @@ def _newest(command: str) -> Path:
     return run[0]
 
 
-def _picture(folder: Path) -> Path:
+def _test_image(folder: Path) -> Path:
     """Write a digit of the test split as a picture file."""
     import numpy as np
     from PIL import Image
@@ -91,12 +91,12 @@ def _picture(folder: Path) -> Path:
     which = int(np.flatnonzero(test.labels == 4)[0])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "four.png"
-    picture = Image.fromarray(test.items[which][..., 0])
-    picture.resize((128, 128), Image.Resampling.NEAREST).save(path)
+    image = Image.fromarray(test.items[which][..., 0])
+    image.resize((128, 128), Image.Resampling.NEAREST).save(path)
     return path
 
 
-def _tell(evaluated: Path, places: dict[str, Path]) -> None:
+def _print_results(evaluated: Path, directories: dict[str, Path]) -> None:
     runs: list[dict[str, Any]] = [json.loads(p.read_text()) for p in sorted(evaluated.glob("*/summary.json"))]
     arms = {name: [r for r in runs if r["init"] == name] for name in ("simclr", "scratch")}
     title = f"Digits, {runs[0]['labels']['train']} labels of 10 classes"
@@ -112,9 +112,9 @@ def _tell(evaluated: Path, places: dict[str, Path]) -> None:
     write_json(evaluated / "demo.json", {"test_accuracy": rows, "gain": gain})
     ERR.print()
     ERR.print(table)
-    for what, path in places.items():
+    for what, path in directories.items():
         ERR.print(f"{what:<12} {path}", markup=False)
-    figure = next((places["evaluated"] / "0" / "figures").glob("*.png"), None)
+    figure = next((directories["evaluated"] / "0" / "figures").glob("*.png"), None)
     if figure:
         ERR.print(f"{'a figure':<12} {figure}", markup=False)
     ERR.print("Curves: tensorboard --logdir outputs", markup=False)

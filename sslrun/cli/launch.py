@@ -48,9 +48,11 @@ def launch(invocation: Invocation) -> None:
 
     from sslrun.base.locks import locked
     from sslrun.cli import resume, sweeps
+    from sslrun.config.renames import renamed_overrides
     from sslrun.stages.table import job
 
     _refuse_others(invocation)
+    invocation = invocation.with_overrides(renamed_overrides(invocation.overrides, notice=True))
     invocation = _with_images(invocation)
     sys.path.append(str(Path.cwd()))
     if invocation.command == EVALUATE:

@@ -45,7 +45,7 @@ def _row(path: str, summary: dict[str, Any]) -> dict[str, Any]:
         "pretext": summary.get("pretext") or summary.get("init"),
         "backbone": summary.get("backbone"),
         "dataset": summary.get("dataset"),
-        "fraction": f"{per_class} a class" if per_class else summary.get("label_fraction"),
+        "fraction": f"{per_class} per class" if per_class else summary.get("label_fraction"),
         "score": f"{named[0]} {named[1]:.4f}" if named else None,
         "duration": round(summary.get("wall_time_seconds", 0.0), 1),
     }

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from sslrun.base.errors import UserError
 from sslrun.cli.invocation import Invocation
 from sslrun.config.grammar import key_of, quoted
+from sslrun.config.renames import renamed_overrides
 from sslrun.runs.find import find, newest, read_summary
 from sslrun.runs.resume import refuse_older
 
@@ -24,10 +25,10 @@ def is_resume(value: str) -> bool:
 
 def named(values: Iterable[str]) -> Path | None:
     """Return the run or sweep that `resume=` names, if it does."""
-    said = [v.partition("=")[2].strip("'\"") for v in values if is_resume(v)]
-    if len(said) > 1:
-        raise UserError(f"resume= was said {len(said)} times: one run goes on at a time")
-    return Path(said[0]) if said and said[0] not in ("", "null") else None
+    given = [v.partition("=")[2].strip("'\"") for v in values if is_resume(v)]
+    if len(given) > 1:
+        raise UserError(f"resume= was said {len(given)} times: one run goes on at a time")
+    return Path(given[0]) if given and given[0] not in ("", "null") else None
 
 
 def newest_named(invocation: Invocation) -> Invocation:
@@ -35,10 +36,10 @@ def newest_named(invocation: Invocation) -> Invocation:
     if named(invocation.overrides) != Path("latest"):
         return invocation
     command = invocation.command
-    found = newest(find([command]))
-    if found is None:
+    run = newest(find([command]))
+    if run is None:
         raise UserError(f"resume=latest: no {command} run in outputs/{command}")
-    directory, _ = found
+    directory, _ = run
     place = directory.parent if (directory.parent / SWEEP).is_file() else directory
     return invocation.with_overrides(f"resume={place}" if is_resume(v) else v for v in invocation.overrides)
 
@@ -69,7 +70,7 @@ def sweep_as_started(invocation: Invocation) -> Invocation:
         raise UserError(f"{sweep / SWEEP} would have Hydra call something of its own: start the sweep anew")
     if folders and invocation.config_dir is None:
         invocation = invocation.with_flags("-cd", folders[0])
-    overrides = [*started, *kept, f"hydra.sweep.dir={quoted(str(sweep))}"]
+    overrides = [*renamed_overrides(started), *kept, f"hydra.sweep.dir={quoted(str(sweep))}"]
     return replace(invocation.with_overrides(overrides).as_sweep(), sweep=sweep)
 
 
@@ -94,12 +95,12 @@ def in_its_own_directory(invocation: Invocation, place: Path) -> Invocation:
 
 def study_as_started(invocation: Invocation, summary: dict[str, Any]) -> Invocation:
     """Add the flags and Hydra's settings that a study was started with, but for those that are said again."""
-    said = {key_of(v) for v in invocation.overrides}
+    given = {key_of(v) for v in invocation.overrides}
     folder = summary.get("config_dir") if invocation.config_dir is None else None
     if folder and not Path(folder).is_dir():
         raise UserError(f"the study was started with -cd {folder}, which is not there: say -cd and where it is now")
-    kept = [v for v in summary.get("launcher", []) if key_of(v) not in said and "_target_" not in v]
-    if "hydra/launcher" in said:  # its settings are another launcher's
+    kept = [v for v in summary.get("launcher", []) if key_of(v) not in given and "_target_" not in v]
+    if "hydra/launcher" in given:  # its settings are another launcher's
         kept = [v for v in kept if not key_of(v).startswith("hydra.launcher")]
     more = invocation.with_overrides([*invocation.overrides, *kept])
     return more.with_flags("-cd", folder) if folder else more

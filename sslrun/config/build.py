@@ -16,6 +16,7 @@ from typing import Any
 
 from sslrun.base.errors import UserError
 from sslrun.base.paths import CONF
+from sslrun.config.renames import renamed_config
 from sslrun.config.types import Node
 
 # What runs and checkpoints of 0.1.0 name in their configs, and what it is called now.
@@ -34,13 +35,17 @@ RENAMED = {
 }
 
 
-def renamed(node: Any) -> Any:
-    """Return a config, or a part of one, with the names of 0.1.0 replaced by those of today."""
+def renamed(config: Any) -> Any:
+    """Return the config of a run or a checkpoint with the names of 0.1.0 replaced by those of today."""
+    return renamed_config(_with_targets(config)) if isinstance(config, dict) else config
+
+
+def _with_targets(node: Any) -> Any:
     if isinstance(node, dict):
         target = node.get("_target_")
         new = {"_target_": RENAMED[target]} if isinstance(target, str) and target in RENAMED else {}
-        return {k: renamed(v) for k, v in node.items()} | new
-    return [renamed(v) for v in node] if isinstance(node, list) else node
+        return {k: _with_targets(v) for k, v in node.items()} | new
+    return [_with_targets(v) for v in node] if isinstance(node, list) else node
 
 
 def locate(path: str) -> Callable[..., Any]:
@@ -57,8 +62,8 @@ def locate(path: str) -> Callable[..., Any]:
         raise UserError(f"_target_ {path!r} cannot be imported: {error}{now}") from None
     if not callable(target):
         raise UserError(f"_target_ {path!r} is no function or class{now}")
-    found: Callable[..., Any] = target
-    return found
+    located: Callable[..., Any] = target
+    return located
 
 
 def refuse_foreign(node: Any, source: Path | str) -> None:

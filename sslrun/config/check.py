@@ -15,11 +15,11 @@ from sslrun.config.types import Also, FromCheckpoint, Node
 
 def nearest(name: str, names: Sequence[str]) -> str:
     """Return `"; did you mean X?"` for the most similar name, or the empty string."""
-    found = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if not found:  # `epochs` for `train.epochs`
+    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if not matches:  # `epochs` for `train.epochs`
         leaves = {n.rsplit(".", 1)[-1]: n for n in reversed(names)}
-        found = [leaves[m] for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], list(leaves), 1, 0.6)]
-    return f"; did you mean {found[0]}?" if found else ""
+        matches = [leaves[m] for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], list(leaves), 1, 0.6)]
+    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def check(config: DictConfig, settings: type) -> list[str]:
@@ -119,7 +119,7 @@ def _sentences(error: ValidationError, where: tuple[str, ...], names: list[str])
             lines.setdefault(f"{dotted}: must be given, say {dotted}=...", [])
         else:
             lines.setdefault(dotted, []).append(_wanted(e))
-            lines[dotted + "\0"] = [f", found {_found(error, e, key)}"]
+            lines[dotted + "\0"] = [f", found {_shown_value(error, e, key)}"]
     out = []
     for head, wanted in lines.items():
         if head.endswith("\0"):
@@ -129,7 +129,7 @@ def _sentences(error: ValidationError, where: tuple[str, ...], names: list[str])
     return out
 
 
-def _found(error: ValidationError, e: Any, key: str) -> str:
+def _shown_value(error: ValidationError, e: Any, key: str) -> str:
     value = e["input"]
     text = value if isinstance(value, str) else "null" if value is None else repr(value)
     choices = [c.strip("' ") for c in str(e.get("ctx", {}).get("expected", "")).replace(" or ", ",").split(",")]

@@ -9,6 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from sslrun.base.paths import CONF
+from sslrun.config.renames import renamed_composed
 from sslrun.config.types import Node
 
 
@@ -19,8 +20,8 @@ def folders(config_dir: str | None = None) -> list[Path]:
 
 def choices(group: str, config_dir: str | None = None) -> list[str]:
     """Return the options of a config group by the names of its files."""
-    found = {p.stem for d in folders(config_dir) for p in (d / group).glob("*.yaml")}
-    return sorted(n for n in found if not n.startswith("_"))
+    names = {p.stem for d in folders(config_dir) for p in (d / group).glob("*.yaml")}
+    return sorted(n for n in names if not n.startswith("_"))
 
 
 def groups(config_dir: str | None = None) -> list[str]:
@@ -34,7 +35,7 @@ def compose_config(stage: str, overrides: list[str], config_dir: str | None) -> 
         overrides = [*overrides, f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]
     inside = GlobalHydra.instance().is_initialized()
     with nullcontext() if inside else initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        return compose(config_name=stage, overrides=overrides)
+        return renamed_composed(compose(config_name=stage, overrides=overrides), overrides)
 
 
 def compose_nodes(stage: str, *names: str) -> list[Node]:

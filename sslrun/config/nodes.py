@@ -31,8 +31,8 @@ def short_name(target: str) -> str:
     return name if name.islower() else module.rpartition(".")[2]
 
 
-def overlaid(group: str, node: Node, asked_for: Node, asked: Mapping[str, str]) -> Node:
+def overlaid(group: str, node: Node, requested: Node, overrides: Mapping[str, str]) -> Node:
     """Return a node with the keys that were asked for on the command line, or beside `from_checkpoint`."""
-    beside = asked_for.get("_target_") is None
-    wins = {k for k, v in asked_for.items() if f"{group}.{k}" in asked or (beside and v is not None)}
-    return {**node, **{k: asked_for[k] for k in wins}}
+    from_checkpoint = requested.get("_target_") is None
+    wins = {k for k, v in requested.items() if f"{group}.{k}" in overrides or (from_checkpoint and v is not None)}
+    return {**node, **{k: requested[k] for k in wins}}

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from sslrun.base.cached import Cached
 from sslrun.base.console import log, progress
 from sslrun.base.errors import UserError
-from sslrun.base.kept import Kept
 from sslrun.base.machine import physical_memory
 from sslrun.base.paths import home
 from sslrun.data.decode import NOT_ITS_FAULT, VERSION, Channels, Resize, decode_some
@@ -107,13 +107,13 @@ def _decode(files: Sequence[str], image_size: int, resize: Resize, channels: Cha
 def _resize(array: np.ndarray, image_size: int, channels: Channels) -> Blocks:
     at_once = max(1, BLOCK // max(1, array[0].size, image_size**2 * 3)) if len(array) else 1
     for i in range(0, len(array), at_once):
-        part = torch.from_numpy(np.array(array[i : i + at_once])).permute(0, 3, 1, 2)
-        if channels == "gray" and part.shape[1] == 3:
+        chunk = torch.from_numpy(np.array(array[i : i + at_once])).permute(0, 3, 1, 2)
+        if channels == "gray" and chunk.shape[1] == 3:
             weights = torch.tensor([0.299, 0.587, 0.114])
-            part = (part.float() * weights[:, None, None]).sum(1, keepdim=True).round().to(torch.uint8)
-        if part.shape[-2:] != (image_size, image_size):
-            part = F.interpolate(part.contiguous(), (image_size, image_size), mode="bilinear", antialias=True)
-        block = part.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous().numpy()
+            chunk = (chunk.float() * weights[:, None, None]).sum(1, keepdim=True).round().to(torch.uint8)
+        if chunk.shape[-2:] != (image_size, image_size):
+            chunk = F.interpolate(chunk.contiguous(), (image_size, image_size), mode="bilinear", antialias=True)
+        block = chunk.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous().numpy()
         yield block, [""] * len(block)
 
 
@@ -134,17 +134,17 @@ def _kept(key: str, n: int, image_size: int, produce: Callable[[], Blocks]) -> D
     folder = cache_folder() / key
     shape = (n, image_size, image_size, 3)
     damaged = "The decoded copy %s is damaged (%s); decoding anew."
-    kept = Kept(folder, "decoding the same pictures", lambda folder: _load(folder, shape), damaged)
-    if found := kept.read():
-        return found
+    cached = Cached(folder, "decoding the same pictures", lambda folder: _load(folder, shape), damaged)
+    if entry := cached.read():
+        return entry
     try:
-        with kept.alone():
-            if found := kept.read():  # another process has just made it
-                return found
+        with cached.alone():
+            if entry := cached.read():  # another process has just made it
+                return entry
             _write(folder, shape, produce())
-            found = _load(folder, shape, just_made=True)
-            assert found is not None
-            return found
+            entry = _load(folder, shape, just_made=True)
+            assert entry is not None
+            return entry
     except OSError as error:
         log.warning("The decoded pictures cannot be kept in %s (%s); the next run decodes anew.", folder.parent, error)
         return _produced(shape, produce(), folder.parent)
@@ -178,13 +178,13 @@ def _write(folder: Path, shape: tuple[int, ...], blocks: Blocks) -> None:
     size = int(np.prod(shape))
     if shutil.disk_usage(folder.parent).free < size + (64 << 20):
         raise OSError(errno.ENOSPC, f"{size / 1e9:.1f} GB are needed")
-    part = folder.with_name(f"{folder.name}.part")  # one that a killed process left behind is written over
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+    temporary = folder.with_name(f"{folder.name}.part")  # one that a killed process left behind is written over
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     try:
         bad: dict[int, str] = {}
         hashes = []
-        with (part / "images.npy").open("wb") as file:
+        with (temporary / "images.npy").open("wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_2_0(file, header)
             done = 0
@@ -193,13 +193,13 @@ def _write(folder: Path, shape: tuple[int, ...], blocks: Blocks) -> None:
                 hashes.append(digests(block))
                 bad |= {done + i: reason for i, reason in enumerate(reasons) if reason}
                 done += len(block)
-        np.save(part / "digests.npy", np.concatenate(hashes) if hashes else np.empty((0, DIGEST), np.uint8))
-        (part / "bad.json").write_text(json.dumps(bad))
+        np.save(temporary / "digests.npy", np.concatenate(hashes) if hashes else np.empty((0, DIGEST), np.uint8))
+        (temporary / "bad.json").write_text(json.dumps(bad))
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one
-        os.replace(part, folder)
+        os.replace(temporary, folder)
     finally:
         blocks.close()  # ends its workers
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _produced(shape: tuple[int, ...], blocks: Blocks, folder: Path) -> Decoded:

@@ -16,7 +16,7 @@ from sslrun.data.cache import Decoded, decode_all, resize_all
 from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget, counts, fold_rows, validation
 from sslrun.data.options import Options, describe, shared
-from sslrun.data.sources.folder import pile
+from sslrun.data.sources.folder import unlabeled_folder
 from sslrun.data.sources.source import Listing, SplitName
 
 
@@ -165,8 +165,8 @@ def load_unlabeled(node: Node, folder: str | None) -> list[Dataset]:
     The folder's pictures are brought to the size that the data set's node asks for.
     """
     own = load(node, "unlabeled")
-    beside = _decoded(pile(Path(os.path.expanduser(folder))), shared(node)) if folder else None
-    return [d for d in (own, beside) if d is not None]
+    extra = _decoded(unlabeled_folder(Path(os.path.expanduser(folder))), shared(node)) if folder else None
+    return [d for d in (own, extra) if d is not None]
 
 
 def listing_hash(node: Node, split: SplitName) -> str:
@@ -182,8 +182,8 @@ def listing_hash(node: Node, split: SplitName) -> str:
         digest.update(np.ascontiguousarray(listing.items).data)
     else:
         for path in listing.items:
-            found = os.stat(path)
-            digest.update(f"{found.st_size} {found.st_mtime_ns}".encode())
+            stat = os.stat(path)
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
     if listing.labels is not None:
         digest.update(listing.labels.tobytes())
     return digest.hexdigest()[:16]
@@ -197,17 +197,17 @@ def decoded(listing: Listing, options: Options) -> Decoded:
 
 
 def _decoded(listing: Listing, options: Options) -> Dataset:
-    found = decoded(listing, options)
+    result = decoded(listing, options)
     names, labels = listing.names, listing.labels
-    if found.bad:
-        _judge(listing, found.bad, options.max_bad_fraction)
-        good = found.good()
+    if result.bad:
+        _judge(listing, result.bad, options.max_bad_fraction)
+        good = result.good()
         names, labels = [names[i] for i in good], None if labels is None else labels[good]
     if not len(names):
         raise UserError("no picture is left to work with")
     if labels is None:
-        return Dataset(found.images(), None, [], names)
-    return Dataset(found.images(), torch.from_numpy(labels), list(listing.class_names), names, counts(labels))
+        return Dataset(result.images(), None, [], names)
+    return Dataset(result.images(), torch.from_numpy(labels), list(listing.class_names), names, counts(labels))
 
 
 def _judge(listing: Listing, bad: dict[int, str], max_bad_fraction: float) -> None:

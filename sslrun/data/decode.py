@@ -147,7 +147,7 @@ class Header(NamedTuple):
 
 def read_headers(files: Sequence[str]) -> list[Header]:
     """Read some files and the headers of the pictures in them; a file that cannot be read has an empty digest."""
-    found = []
+    results = []
     for path in files:
         digest, about = b"", ("", "", 0, 0)
         with suppress(OSError, UnreadableImage), opened(path) as image:  # decoding tells what is wrong with a file
@@ -155,21 +155,21 @@ def read_headers(files: Sequence[str]) -> list[Header]:
         if os.path.isfile(path):
             with suppress(OSError):
                 digest = file_hash(path, partial(hashlib.blake2b, digest_size=16)).digest()
-        found.append(Header(digest, *about))
-    return found
+        results.append(Header(digest, *about))
+    return results
 
 
-def is_picture(name: str) -> bool:
+def is_image(name: str) -> bool:
     """Tell by its suffix whether a file name is a picture's."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def find_pictures(folder: str | Path) -> list[str]:
+def find_images(folder: str | Path) -> list[str]:
     """Return the picture files in and below a folder in an order that is the same on every machine.
 
     Links are followed, but not to a folder above or twice to the same; hidden files and folders are left out.
     """
-    found: list[str] = []
+    results: list[str] = []
     above = [os.stat(p) for p in Path(folder).resolve().parents]
     seen = {(s.st_dev, s.st_ino) for s in above}
     for top, dirs, names in os.walk(folder, followlinks=True):
@@ -179,8 +179,8 @@ def find_pictures(folder: str | Path) -> list[str]:
             continue
         seen.add((here.st_dev, here.st_ino))
         dirs[:] = sorted(d for d in dirs if not d.startswith("."))
-        found += [os.path.join(top, n) for n in names if is_picture(n) and not n.startswith(".")]
-    return sorted(found, key=lambda path: relative(path, folder))
+        results += [os.path.join(top, n) for n in names if is_image(n) and not n.startswith(".")]
+    return sorted(results, key=lambda path: relative(path, folder))
 
 
 def relative(path: str, folder: str | Path) -> str:

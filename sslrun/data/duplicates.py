@@ -16,35 +16,35 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from sslrun.base.console import progress
-from sslrun.data.decode import Header, is_picture, read_headers
+from sslrun.data.decode import Header, is_image, read_headers
 from sslrun.data.images import Images
 from sslrun.data.workers import in_order, workers
 
 SAME = 0.05  # largest distance of near duplicates' thumbnails, as a part of their contrast
 THUMBNAIL = 16  # px
 PROJECTED = 20  # dimensions in which neighbours are looked for
-NEIGHBOURS = 8  # looked at for each picture
+NEIGHBORS = 8  # looked at for each picture
 BLANK = 2.0  # standard deviation, of 255, below which a picture shows nothing
 SAMPLED = 5000  # pictures that the projection is found on
 
 
 def headers(files: Sequence[str]) -> list[Header]:
     """Read every file and the header of the picture in it, on all cores."""
-    found: list[Header] = []
+    result: list[Header] = []
     with workers(len(files)) as pool, progress("reading", len(files), "files") as advance:
-        for part in in_order(pool, read_headers, (files[i : i + 64] for i in range(0, len(files), 64))):
-            found += part
-            advance(len(part))
-    return found
+        for chunk in in_order(pool, read_headers, (files[i : i + 64] for i in range(0, len(files), 64))):
+            result += chunk
+            advance(len(chunk))
+    return result
 
 
 def other_files(folder: str) -> dict[str, int]:
     """Count the files below a folder that are not taken for pictures, by their suffix."""
-    found: Counter[str] = Counter()
+    result: Counter[str] = Counter()
     for _, dirs, names in os.walk(folder):
         dirs[:] = [d for d in dirs if not d.startswith(".")]
-        found.update(os.path.splitext(n)[1].lower() for n in names if not n.startswith(".") and not is_picture(n))
-    return dict(found.most_common())
+        result.update(os.path.splitext(n)[1].lower() for n in names if not n.startswith(".") and not is_image(n))
+    return dict(result.most_common())
 
 
 def exact_duplicates(digests: Sequence[bytes]) -> list[list[int]]:
@@ -81,8 +81,8 @@ def near_duplicates(images: Images, test: np.ndarray | None = None) -> list[list
     pixels = np.concatenate([images.digests[images.index.numpy()], side[:, None]], 1)[shown]
     _, first, of = np.unique(pixels, axis=0, return_index=True, return_inverse=True)
     rows = shown[np.sort(first)]  # of pictures with the same pixels, one for each side
-    pairs = [_neighbours(low, rows, rows), _neighbours(low, rows[side[rows]], rows[~side[rows]]),
-             _neighbours(low, rows[~side[rows]], rows[side[rows]])]  # fmt: skip
+    pairs = [_neighbors(low, rows, rows), _neighbors(low, rows[side[rows]], rows[~side[rows]]),
+             _neighbors(low, rows[~side[rows]], rows[side[rows]])]  # fmt: skip
     a, b = np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs])
     alike = [_alike(images, a[k : k + 512], b[k : k + 512]) for k in range(0, len(a), 512)]
     keep = np.concatenate([np.empty(0, dtype=bool), *alike])
@@ -90,20 +90,20 @@ def near_duplicates(images: Images, test: np.ndarray | None = None) -> list[list
     return _groups(np.concatenate([a[keep], same]), np.concatenate([b[keep], shown]), len(images))
 
 
-def _neighbours(low: np.ndarray, of: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _neighbors(low: np.ndarray, of: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return pairs of positions that may be near duplicates, the first `of` these, the second `among` those."""
     if not len(of) or not len(among):
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     tree = cKDTree(low[among])
-    distances, found = tree.query(low[of], k=NEIGHBOURS + 1, distance_upper_bound=SAME, workers=-1)
+    distances, indices = tree.query(low[of], k=NEIGHBORS + 1, distance_upper_bound=SAME, workers=-1)
     i, j = np.nonzero(np.isfinite(distances))
-    a, b = of[i], among[found[i, j]]
+    a, b = of[i], among[indices[i, j]]
     return a[a != b], b[a != b]
 
 
-def _thumbnails(pictures: Tensor) -> tuple[Tensor, Tensor]:
+def _thumbnails(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return thumbnails less their means, `N x 768` of length 1, and N standard deviations."""
-    small = F.interpolate(pictures.float(), (THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True).flatten(1)
+    small = F.interpolate(images.float(), (THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True).flatten(1)
     small -= small.mean(1, keepdim=True)
     return F.normalize(small), small.std(1, unbiased=False)
 

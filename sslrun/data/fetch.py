@@ -86,7 +86,7 @@ def gzipped(folder: Path, url: str, files: dict[str, str]) -> None:
         more = [n for n in missing[i + 1 :] if not (folder / n).is_file()]
         with _in(folder, name, url + name, folder / name, more):
             _have(folder / name, url + name, files[name])
-            with replacing(place) as part, gzip.open(folder / name) as packed, part.open("wb") as out:
+            with replacing(place) as partial, gzip.open(folder / name) as packed, partial.open("wb") as out:
                 shutil.copyfileobj(packed, out, BLOCK)
 
 
@@ -112,10 +112,10 @@ def explained(name: str, url: str, place: Path | str, more: Sequence[str] = ()) 
     except (urllib.error.URLError, *BROKEN, RuntimeError, ValueError) as error:
         reason = str(getattr(error, "reason", error)) or type(error).__name__
         others = f", likewise {', '.join(more)}" if more else ""
-        part = "; what has arrived is kept, and the same command goes on" if Path(f"{place}.part").is_file() else ""
+        hint = "; what has arrived is kept, and the same command goes on" if Path(f"{place}.part").is_file() else ""
         raise UserError(
             f"{name} is not at {place} and cannot be downloaded ({reason.splitlines()[0]}): "
-            f"fetch {url} elsewhere and put it there{others}{part}"
+            f"fetch {url} elsewhere and put it there{others}{hint}"
         ) from None
     except _WrongChecksum as error:
         raise UserError(f"{place}: {error}; fetch {url} again") from None
@@ -128,40 +128,40 @@ def explained(name: str, url: str, place: Path | str, more: Sequence[str] = ()) 
 def _have(place: Path, url: str, md5: str) -> None:
     """Download a file, unless it is there, and hold it against its checksum."""
     if place.is_file():
-        found = file_hash(place, "md5").hexdigest()
-        if found != md5:
-            raise _WrongChecksum(f"wrong checksum (md5 {found}, expected {md5}): remove it")
+        md5_found = file_hash(place, "md5").hexdigest()
+        if md5_found != md5:
+            raise _WrongChecksum(f"wrong checksum (md5 {md5_found}, expected {md5}): remove it")
         return
-    part = place.with_name(place.name + ".part")
-    resumed = part.is_file() and part.stat().st_size > 0
-    _download(url, part)
-    found = file_hash(part, "md5").hexdigest()
-    if found != md5 and resumed:  # the first half was of another file
+    partial = place.with_name(place.name + ".part")
+    resumed = partial.is_file() and partial.stat().st_size > 0
+    _download(url, partial)
+    md5_found = file_hash(partial, "md5").hexdigest()
+    if md5_found != md5 and resumed:  # the first half was of another file
         log.warning("What was left of an earlier download does not fit; starting anew.")
-        part.unlink()
-        _download(url, part)
-        found = file_hash(part, "md5").hexdigest()
-    if found != md5:
-        part.unlink()
-        raise _WrongChecksum(f"the download has a wrong checksum (md5 {found}, expected {md5}) and was removed")
-    os.replace(part, place)
+        partial.unlink()
+        _download(url, partial)
+        md5_found = file_hash(partial, "md5").hexdigest()
+    if md5_found != md5:
+        partial.unlink()
+        raise _WrongChecksum(f"the download has a wrong checksum (md5 {md5_found}, expected {md5}) and was removed")
+    os.replace(partial, place)
 
 
-def _download(url: str, part: Path) -> None:
+def _download(url: str, partial: Path) -> None:
     """Download to a file, going on where an earlier try ended; what has arrived is kept, whatever happens."""
     log.info("Downloading %s", url)
     tries = 0
     began = False
     while True:
-        before = part.stat().st_size if part.is_file() else 0
+        before = partial.stat().st_size if partial.is_file() else 0
         try:
-            _go_on(url, part, before)
+            _resume_download(url, partial, before)
             return
         except (urllib.error.URLError, *BROKEN) as error:
             code = error.code if isinstance(error, urllib.error.HTTPError) else None
             if code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return  # it is there to the end; the checksum tells whether it is right
-            arrived = part.is_file() and part.stat().st_size > before
+            arrived = partial.is_file() and partial.stat().st_size > before
             began = began or arrived
             tries = 1 if arrived else tries + 1
             hopeless = code is not None and code < http.HTTPStatus.INTERNAL_SERVER_ERROR
@@ -171,7 +171,7 @@ def _download(url: str, part: Path) -> None:
             time.sleep(PAUSE * 2 ** (tries - 1))
 
 
-def _go_on(url: str, part: Path, offset: int) -> None:
+def _resume_download(url: str, partial: Path, offset: int) -> None:
     headers = {"User-Agent": f"sslrun/{__version__}", "Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
@@ -180,14 +180,14 @@ def _go_on(url: str, part: Path, offset: int) -> None:
             offset = 0  # this server always begins at the beginning
         length = answer.headers.get("Content-Length")
         size = offset + int(length) if length else 0
-        if size and shutil.disk_usage(part.parent).free < size - offset:
+        if size and shutil.disk_usage(partial.parent).free < size - offset:
             raise OSError(errno.ENOSPC, f"no space left: {size / 1e6:.0f} MB are needed")
-        with part.open("ab" if offset else "wb") as out, progress(part.stem, size, "B", offset) as advance:
+        with partial.open("ab" if offset else "wb") as out, progress(partial.stem, size, "B", offset) as advance:
             while block := _read(answer):
                 out.write(block)
                 advance(len(block))
-    if size and part.stat().st_size < size:
-        raise ConnectionError(f"{part.stat().st_size} of {size} bytes arrived")
+    if size and partial.stat().st_size < size:
+        raise ConnectionError(f"{partial.stat().st_size} of {size} bytes arrived")
 
 
 def _read(answer: http.client.HTTPResponse) -> bytes:

@@ -19,14 +19,14 @@ class Images:
     threads, and once threads outnumber cores OpenMP stops spinning, which slows the network by 5 to 15 %.
 
     Args:
-        parts: arrays `M x S x S x 3`, uint8, on one device.
+        tensors: arrays `M x S x S x 3`, uint8, on one device.
         digests: a hash of each picture of all parts, `sum of M x 16`, uint8.
         index: N positions in all parts together; by default all.
     """
 
-    def __init__(self, parts: Sequence[Tensor], digests: np.ndarray, index: Tensor | None = None) -> None:
-        self.parts, self.digests = list(parts), digests
-        self.index = torch.arange(sum(map(len, parts))) if index is None else index
+    def __init__(self, tensors: Sequence[Tensor], digests: np.ndarray, index: Tensor | None = None) -> None:
+        self.tensors, self.digests = list(tensors), digests
+        self.index = torch.arange(sum(map(len, tensors))) if index is None else index
 
     def __len__(self) -> int:
         return len(self.index)
@@ -34,21 +34,21 @@ class Images:
     def __getitem__(self, key: Tensor | slice) -> Tensor:
         rows = self.index[key]
         if self.device.type != "cpu":  # then all are in one part
-            return self.parts[0].index_select(0, rows.to(self.device, non_blocking=True)).permute(0, 3, 1, 2)
-        if len(self.parts) == 1:
-            return torch.from_numpy(self.parts[0].numpy().take(rows.numpy(), axis=0)).permute(0, 3, 1, 2)
-        out = np.empty((len(rows), *self.parts[0].shape[1:]), dtype=np.uint8)
+            return self.tensors[0].index_select(0, rows.to(self.device, non_blocking=True)).permute(0, 3, 1, 2)
+        if len(self.tensors) == 1:
+            return torch.from_numpy(self.tensors[0].numpy().take(rows.numpy(), axis=0)).permute(0, 3, 1, 2)
+        out = np.empty((len(rows), *self.tensors[0].shape[1:]), dtype=np.uint8)
         first = 0
-        for part in self.parts:
-            inside = ((rows >= first) & (rows < first + len(part))).numpy()
-            out[inside] = part.numpy().take(rows.numpy()[inside] - first, axis=0)
-            first += len(part)
+        for tensor in self.tensors:
+            inside = ((rows >= first) & (rows < first + len(tensor))).numpy()
+            out[inside] = tensor.numpy().take(rows.numpy()[inside] - first, axis=0)
+            first += len(tensor)
         return torch.from_numpy(out).permute(0, 3, 1, 2)
 
     def __add__(self, other: "Images") -> "Images":
         digests = np.concatenate([self.digests, other.digests])
-        index = torch.cat([self.index, other.index + sum(map(len, self.parts))])
-        return Images([*self.parts, *other.parts], digests, index)
+        index = torch.cat([self.index, other.index + sum(map(len, self.tensors))])
+        return Images([*self.tensors, *other.tensors], digests, index)
 
     def split(self, batch_size: int) -> Iterator[Tensor]:
         """Yield all pictures in batches."""
@@ -57,13 +57,13 @@ class Images:
 
     def take(self, positions: np.ndarray) -> "Images":
         """Return the pictures at these positions; the arrays stay where they are."""
-        return Images(self.parts, self.digests, self.index[torch.from_numpy(positions)])
+        return Images(self.tensors, self.digests, self.index[torch.from_numpy(positions)])
 
     def to(self, device: torch.device) -> "Images":
         """Return the pictures on another device, in one array without the rows that were not taken."""
         if device == self.device:
             return self
-        out = torch.empty(len(self), *self.parts[0].shape[1:], dtype=torch.uint8, device=device)
+        out = torch.empty(len(self), *self.tensors[0].shape[1:], dtype=torch.uint8, device=device)
         for i, batch in enumerate(self.split(4096)):
             out[i * 4096 : i * 4096 + len(batch)] = batch.permute(0, 2, 3, 1).to(device)
         return Images([out], self.digests[self.index.numpy()])
@@ -77,12 +77,12 @@ class Images:
     @property
     def device(self) -> torch.device:
         """Return where the arrays are."""
-        return self.parts[0].device
+        return self.tensors[0].device
 
     @property
     def image_size(self) -> int:
         """Return the side in px."""
-        return self.parts[0].shape[1]
+        return self.tensors[0].shape[1]
 
     @property
     def nbytes(self) -> int:
@@ -96,5 +96,5 @@ class Images:
 
 def digests(array: np.ndarray) -> np.ndarray:
     """Return a hash of each picture of a contiguous array, `N x 16` uint8."""
-    found = b"".join(hashlib.blake2b(image.data, digest_size=DIGEST).digest() for image in array)
-    return np.frombuffer(found, dtype=np.uint8).reshape(-1, DIGEST)
+    hashes = b"".join(hashlib.blake2b(image.data, digest_size=DIGEST).digest() for image in array)
+    return np.frombuffer(hashes, dtype=np.uint8).reshape(-1, DIGEST)

@@ -13,7 +13,9 @@ import numpy as np
 from sslrun.base.errors import UserError
 
 
-def hold_out(names: Sequence[str], labels: np.ndarray, fraction: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
+def hashed_train_test_split(
+    names: Sequence[str], labels: np.ndarray, fraction: float = 0.2
+) -> tuple[np.ndarray, np.ndarray]:
     """Split a data set that comes without a test split: `fraction` of each class, by the hash of the names.
 
     The hash makes it the same on every machine, and a picture that is added later moves almost none of the others.
@@ -26,8 +28,8 @@ def hold_out(names: Sequence[str], labels: np.ndarray, fraction: float = 0.2) ->
         The positions of train and of test, both sorted.
     """
     hashes = [hashlib.sha256(n.encode("utf-8", "surrogateescape")).digest() for n in names]
-    order = np.argsort(np.array(hashes, dtype="S32"), kind="stable")
-    test = _prefixes(order, labels, {int(c): round(fraction * n) for c, n in counts(labels).items()})
+    permutation = np.argsort(np.array(hashes, dtype="S32"), kind="stable")
+    test = _prefixes(permutation, labels, {int(c): round(fraction * n) for c, n in counts(labels).items()})
     return np.setdiff1d(np.arange(len(labels)), test), test
 
 
@@ -52,8 +54,8 @@ def validation(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
                 f"a class has only {n} training picture{'s' * (n > 1)}, too few to carve validation from: add "
                 "pictures to it, leave it out with dataset.classes, or say dataset.val_fraction=0"
             )
-    order = np.random.default_rng([seed, 1]).permutation(len(labels))
-    val = _prefixes(order, labels, wanted)
+    permutation = np.random.default_rng([seed, 1]).permutation(len(labels))
+    val = _prefixes(permutation, labels, wanted)
     return np.setdiff1d(np.arange(len(labels)), val), val
 
 
@@ -72,7 +74,7 @@ class LabelBudget:
     seed: int = 0
 
     @property
-    def amount(self) -> float:
+    def value(self) -> float:
         """Return the number of labels of each class, or the fraction of all."""
         return self.per_class if self.per_class is not None else 1.0 if self.fraction is None else self.fraction
 
@@ -131,9 +133,9 @@ class LabelBudget:
                 )
             wanted = dict.fromkeys(available, self.per_class)
         else:
-            wanted = {c: min(n, max(1, round(self.amount * sizes[c]))) for c, n in available.items()}
-        order = np.random.default_rng([self.seed, 2]).permutation(len(labels))
-        return _prefixes(order, labels, wanted)
+            wanted = {c: min(n, max(1, round(self.value * sizes[c]))) for c, n in available.items()}
+        permutation = np.random.default_rng([self.seed, 2]).permutation(len(labels))
+        return _prefixes(permutation, labels, wanted)
 
 
 def fold_rows(labels: np.ndarray, k: int, n: int, seed: int) -> np.ndarray:
@@ -144,15 +146,15 @@ def fold_rows(labels: np.ndarray, k: int, n: int, seed: int) -> np.ndarray:
     """
     if not 0 <= k < n:
         raise UserError(f"fold=[{k},{n}]: the first number must be from 0 to {n - 1}")
-    order = np.random.default_rng([seed, 3]).permutation(len(labels))
-    ordered = labels[order]
+    permutation = np.random.default_rng([seed, 3]).permutation(len(labels))
+    permuted = labels[permutation]
     first = 0
-    parts = []
+    rows_by_class = []
     for c, size in counts(labels).items():
         place = np.arange(first, first + size)  # counted on from class to class, so that small classes take turns
-        parts.append(order[ordered == c][place % n == k])
+        rows_by_class.append(permutation[permuted == c][place % n == k])
         first += size
-    return np.sort(np.concatenate(parts))
+    return np.sort(np.concatenate(rows_by_class))
 
 
 def counts(labels: np.ndarray) -> dict[int, int]:
@@ -161,7 +163,7 @@ def counts(labels: np.ndarray) -> dict[int, int]:
     return {int(v): int(k) for v, k in zip(values, n, strict=True)}
 
 
-def _prefixes(order: np.ndarray, labels: np.ndarray, wanted: dict[int, int]) -> np.ndarray:
-    ordered = labels[order]
-    parts = [order[ordered == c][:k] for c, k in wanted.items()]
-    return np.sort(np.concatenate(parts)) if parts else np.empty(0, dtype=np.int64)
+def _prefixes(permutation: np.ndarray, labels: np.ndarray, wanted: dict[int, int]) -> np.ndarray:
+    permuted = labels[permutation]
+    rows_by_class = [permutation[permuted == c][:k] for c, k in wanted.items()]
+    return np.sort(np.concatenate(rows_by_class)) if rows_by_class else np.empty(0, dtype=np.int64)

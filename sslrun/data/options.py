@@ -15,16 +15,16 @@ from sslrun.data.decode import Channels, Resize
 PREPROCESSING = ("image_size", "resize", "channels", "mean", "std")
 
 
-def preprocessing_of(dataset: Node, has: Node, asked: Mapping[str, str], source: Path | None) -> Node:
+def preprocessing_of(dataset: Node, has: Node, overrides: Mapping[str, str], source: Path | None) -> Node:
     """Return a data set's node with the preprocessing of a checkpoint, or of a run to be compared with (no source).
 
     Raises:
         UserError: a checkpoint has another image size, resizing, channels or normalisation than was asked for.
     """
     for key in PREPROCESSING:
-        if source is not None and f"dataset.{key}" in asked and dataset[key] != has[key]:
+        if source is not None and f"dataset.{key}" in overrides and dataset[key] != has[key]:
             raise UserError(differs(f"dataset.{key}", dataset[key], has[key], source))
-    return {**dataset, **{k: has[k] for k in PREPROCESSING if f"dataset.{k}" not in asked}}
+    return {**dataset, **{k: has[k] for k in PREPROCESSING if f"dataset.{k}" not in overrides}}
 
 
 def differs(key: str, value: Any, has: Any, source: Path | str) -> str:

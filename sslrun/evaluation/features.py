@@ -12,22 +12,22 @@ from torch import Tensor, nn
 from sslrun.data.images import Images
 from sslrun.device import Device
 from sslrun.models.classifier import Classifier, KNNClassifier
-from sslrun.models.encoder import Encoder, Readout, average, pooled
+from sslrun.models.encoder import Encoder, Pooling, average, pooled
 
 Out = TypeVar("Out")
 
 
 def features(
-    encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int = 512, readout: Readout | None = None
+    encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int = 512, pooling: Pooling | None = None
 ) -> Tensor:
     """Return the features of whole images, `N x D`, float32, on the CPU.
 
     Args:
-        readout: by default the encoder's own, whose D is its `feature_dim`.
+        pooling: by default the encoder's own, whose D is its `feature_dim`.
     """
 
     def of(batch: Tensor) -> Tensor:
-        return encoder(batch) if readout is None else pooled(encoder.maps(batch), readout)
+        return encoder(batch) if pooling is None else pooled(encoder.maps(batch), pooling)
 
     return torch.cat([f.float().cpu() for f in _batches(encoder, of, images, device, batch_size)])
 
@@ -55,7 +55,7 @@ def _batches(
 ) -> Iterator[Out]:
     """Yield what a function of the network makes of each batch of images, as floats in [0, 1] on the device."""
     network.eval()
-    for part in images.split(batch_size):
+    for chunk in images.split(batch_size):
         with device.autocast(), device.eager():
-            out = function(device.floats(part))
+            out = function(device.floats(chunk))
         yield out

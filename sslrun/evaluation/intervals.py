@@ -17,10 +17,10 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float] | None:
 
     if len(values) < 2:
         return None
-    found = bootstrap(
+    result = bootstrap(
         (values.astype(np.float64),), np.mean, n_resamples=SAMPLES, method="percentile", batch=50, rng=0
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(result.low), float(result.high)
 
 
 def paired_test(right: np.ndarray, rival: np.ndarray) -> dict[str, Any]:
@@ -81,8 +81,8 @@ def mean_interval(values: Sequence[float]) -> Interval:
         return Interval(mean, math.nan, math.nan, n)
     if len(set(values)) == 1:
         return Interval(mean, mean, mean, n)
-    found = ttest_1samp(values, 0).confidence_interval(LEVEL)
-    return Interval(mean, float(found.low), float(found.high), n)
+    result = ttest_1samp(values, 0).confidence_interval(LEVEL)
+    return Interval(mean, float(result.low), float(result.high), n)
 
 
 def paired(values: Mapping[str, float], baseline: Mapping[str, float]) -> Interval | None:

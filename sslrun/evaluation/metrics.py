@@ -58,18 +58,18 @@ def scored(probabilities: np.ndarray, labels: np.ndarray, class_names: list[str]
     from sklearn.metrics import top_k_accuracy_score
 
     predicted = probabilities.argmax(1)
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for suffix, p in (("", probabilities), ("_calibrated", calibration.tempered(probabilities, temperature))):
-        found["nll" + suffix] = calibration.log_loss(p, labels)
-        found["ece" + suffix] = calibration.calibration_error(p, labels)
-        found["reliability" + suffix] = calibration.reliability(p, labels)
+        result["nll" + suffix] = calibration.log_loss(p, labels)
+        result["ece" + suffix] = calibration.calibration_error(p, labels)
+        result["reliability" + suffix] = calibration.reliability(p, labels)
     ids, many = range(len(class_names)), len(class_names) > 5
     return {
         **classification(labels, predicted, class_names),
         "accuracy_interval": bootstrap_interval(predicted == labels),
         **({"top5_accuracy": float(top_k_accuracy_score(labels, probabilities, k=5, labels=ids))} if many else {}),
         "temperature": temperature,
-        **found,
+        **result,
     }
 
 

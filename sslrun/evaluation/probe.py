@@ -16,13 +16,13 @@ from sslrun.device import Device
 from sslrun.evaluation.features import features as features_of
 from sslrun.evaluation.features import map_features
 from sslrun.models.classifier import Classifier, knn_probabilities
-from sslrun.models.encoder import Encoder, Readout
+from sslrun.models.encoder import Encoder, Pooling
 
-STRENGTHS = tuple(10.0**k for k in range(-4, 3))  # C of scikit-learn, the inverse of l2
+C_VALUES = tuple(10.0**k for k in range(-4, 3))  # C of scikit-learn, the inverse of l2
 FOLDS = 5
-SEARCHED = 5000  # at most so many of the labelled pictures take part in the search for C
-PROBED = 10_000  # labelled images and images of validation, at most, of a map's probe
-READOUTS: tuple[Readout, ...] = ("average", "grid")
+SEARCHED = 5000  # at most so many of the labeled pictures take part in the search for C
+PROBED = 10_000  # labeled images and images of validation, at most, of a map's probe
+POOLINGS: tuple[Pooling, ...] = ("average", "grid")
 
 
 def fit_head(
@@ -31,14 +31,14 @@ def fit_head(
     labels: Tensor,
     val: tuple[Tensor, Tensor] | None,
     seed: int,
-    strength: float | None = None,
+    inverse_regularization: float | None = None,
 ) -> float:
     """Set a classifier's head to the logistic regression of the labels on its features.
 
     Args, returns: as of `regression`.
     """
-    weight, bias, best = regression(features, labels, val, seed, classifier.head.out_features, strength)
-    log.info("Logistic regression on %d labels: C=%g of %g to %g", len(labels), best, STRENGTHS[0], STRENGTHS[-1])
+    weight, bias, best = regression(features, labels, val, seed, classifier.head.out_features, inverse_regularization)
+    log.info("Logistic regression on %d labels: C=%g of %g to %g", len(labels), best, C_VALUES[0], C_VALUES[-1])
     with torch.no_grad():
         classifier.head.weight.copy_(weight)
         classifier.head.bias.copy_(bias)
@@ -51,43 +51,43 @@ def regression(
     val: tuple[Tensor, Tensor] | None,
     seed: int,
     classes: int,
-    strength: float | None = None,
+    inverse_regularization: float | None = None,
 ) -> tuple[Tensor, Tensor, float]:
     """Return the logistic regression of labels on features (L-BFGS), by standardised features.
 
     The l2 strength is the one that is best on validation; without validation, the best in cross-validation on the
-    labelled pictures themselves; of more than 5,000 labelled pictures so many, drawn at random, serve for this search.
+    labeled pictures themselves; of more than 5,000 labeled pictures so many, drawn at random, serve for this search.
 
     Args:
         features: `N x D`, with `labels`, N.
         val: the same of validation.
         classes: how many there are; one without a label is never predicted.
-        strength: C, if it was searched for before.
+        inverse_regularization: C, if it was searched for before.
 
     Returns:
         Weight, `classes x D`, and bias, `classes`, for the features as they are, and the chosen C.
     """
     mean, std = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
     x = ((features - mean) / std).numpy()
-    best = strength or _best(_searched(features, labels, val, seed))
+    best = inverse_regularization or _best(_searched(features, labels, val, seed))
     with _quiet_and_alone():
         model = _regression(best).fit(x, labels.numpy())
-    found, base = torch.from_numpy(model.coef_).double(), torch.from_numpy(model.intercept_).double()
-    if len(found) == 1:  # two classes: one logit z stands for -z/2 and z/2
-        found, base = torch.cat([-found, found]) / 2, torch.cat([-base, base]) / 2
-    found = found / std.double()
+    coef, base = torch.from_numpy(model.coef_).double(), torch.from_numpy(model.intercept_).double()
+    if len(coef) == 1:  # two classes: one logit z stands for -z/2 and z/2
+        coef, base = torch.cat([-coef, coef]) / 2, torch.cat([-base, base]) / 2
+    coef = coef / std.double()
     weight = torch.zeros(classes, features.shape[1])
     bias = torch.full((classes,), float(base.min()) - 10)
     rows = torch.from_numpy(model.classes_)
-    weight[rows] = found.float()
-    bias[rows] = (base - found @ mean.double()).float()
+    weight[rows] = coef.float()
+    bias[rows] = (base - coef @ mean.double()).float()
     return weight, bias, best
 
 
-def better_readout(
+def better_pooling(
     encoder: Encoder, data: Dataset, val: Dataset | None, device: Device, seed: int
-) -> tuple[Readout, dict[str, float], float]:
-    """Find the readout whose features a logistic regression does better with.
+) -> tuple[Pooling, dict[str, float], float]:
+    """Find the pooling whose features a logistic regression does better with.
 
     The search is that of `regression`, with the features of both. Of equal accuracy the one with the higher likelihood
     is better.
@@ -97,15 +97,15 @@ def better_readout(
     """
     assert data.labels is not None
     some = data.take(_some(data.labels, SEARCHED, seed))
-    found: dict[Readout, dict[float, tuple[float, float]]] = {}
-    for readout in READOUTS:
-        held = labelled_features(encoder, val, device, readout) if val else None
-        found[readout] = _searched(*labelled_features(encoder, some, device, readout), held, seed)
-    scores = {r: max(by_strength.values()) for r, by_strength in found.items()}
+    by_pooling: dict[Pooling, dict[float, tuple[float, float]]] = {}
+    for pooling in POOLINGS:
+        val_features = labeled_features(encoder, val, device, pooling) if val else None
+        by_pooling[pooling] = _searched(*labeled_features(encoder, some, device, pooling), val_features, seed)
+    scores = {r: max(by_c.values()) for r, by_c in by_pooling.items()}
     better = max(scores, key=lambda r: scores[r])
-    told = ", ".join(f"{s[0]:.4f} with {r}" for r, s in scores.items())
-    log.info("The head sees the %s: held out, a logistic regression is right in %s.", better, told)
-    return better, {r: round(s[0], 6) for r, s in scores.items()}, _best(found[better])
+    text = ", ".join(f"{s[0]:.4f} with {r}" for r, s in scores.items())
+    log.info("The head sees the %s: held out, a logistic regression is right in %s.", better, text)
+    return better, {r: round(s[0], 6) for r, s in scores.items()}, _best(by_pooling[better])
 
 
 def map_probes(
@@ -114,7 +114,7 @@ def map_probes(
     """Return the accuracy on test of a linear probe and of nearest neighbours on each map of the backbone.
 
     Args:
-        data: labelled images that both are fitted on, 10,000 at most.
+        data: labeled images that both are fitted on, 10,000 at most.
         val: by which the probe's C is chosen, 10,000 images at most.
 
     Returns:
@@ -127,18 +127,18 @@ def map_probes(
     maps = map_features(encoder, data.images, device, batch_size)
     val_maps = [None] * len(maps) if val is None else map_features(encoder, val.images, device, batch_size)
     test_maps = map_features(encoder, test.images, device, batch_size)
-    found = []
+    results = []
     for i, (x, xv, xt) in enumerate(zip(maps, val_maps, test_maps, strict=True)):
-        held = None if val is None or val.labels is None or xv is None else (xv, val.labels)
-        weight, bias, _ = regression(x, data.labels, held, seed, classes)
+        val_features = None if val is None or val.labels is None or xv is None else (xv, val.labels)
+        weight, bias, _ = regression(x, data.labels, val_features, seed, classes)
         probed = (xt @ weight.T + bias).argmax(1).numpy()
         nearest = knn_probabilities(xt, x, data.labels, classes).argmax(1).numpy()
         accuracies = {
             "probe_accuracy": float((probed == labels).mean()),
             "knn_accuracy": float((nearest == labels).mean()),
         }
-        found.append({"stage": i + 1, "features": x.shape[1], **accuracies})
-    return found
+        results.append({"stage": i + 1, "features": x.shape[1], **accuracies})
+    return results
 
 
 def _drawn(n: int) -> np.ndarray:
@@ -146,12 +146,12 @@ def _drawn(n: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(n)[:PROBED])
 
 
-def labelled_features(
-    encoder: Encoder, data: Dataset, device: Device, readout: Readout | None = None
+def labeled_features(
+    encoder: Encoder, data: Dataset, device: Device, pooling: Pooling | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the features of labelled pictures, `N x D`, and their labels, N; by default with the encoder's readout."""
+    """Return the features of labeled pictures, `N x D`, and their labels, N; by default with the encoder's pooling."""
     assert data.labels is not None
-    return features_of(encoder, data.images, device, readout=readout), data.labels
+    return features_of(encoder, data.images, device, pooling=pooling), data.labels
 
 
 def _searched(
@@ -170,11 +170,11 @@ def _searched(
         x, y = np.concatenate([x, ((val[0] - mean) / std).numpy()]), np.concatenate([y, val[1].numpy()])
     if not splits:
         return {1.0: (0.0, 0.0)}
-    grid = {"C": list(STRENGTHS)}
+    grid = {"C": list(C_VALUES)}
     search = GridSearchCV(_regression(1.0), grid, scoring=_scores, cv=splits, refit=False, error_score="raise")
     with _quiet_and_alone():
-        found = search.fit(x, y).cv_results_
-    columns = zip(STRENGTHS, found["mean_test_accuracy"], found["mean_test_log_likelihood"], strict=True)
+        results = search.fit(x, y).cv_results_
+    columns = zip(C_VALUES, results["mean_test_accuracy"], results["mean_test_log_likelihood"], strict=True)
     return {c: (float(accuracy), float(likelihood)) for c, accuracy, likelihood in columns}
 
 

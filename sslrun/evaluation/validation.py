@@ -50,7 +50,8 @@ def classifier_metrics(classifier: Classifier | KNNClassifier, val: Dataset | No
     """Return a classifier's accuracy and loss on validation, and what calibrates it; nothing without validation.
 
     Returns:
-        `val/accuracy`, `val/loss` in nats, `val/temperature`, and `val/sure_above` where there is such a threshold.
+        `val/accuracy`, `val/loss` in nats, `val/temperature`, and `val/confidence_threshold` where there
+        is one.
     """
     if val is None:
         return {}
@@ -62,5 +63,5 @@ def classifier_metrics(classifier: Classifier | KNNClassifier, val: Dataset | No
         "val/accuracy": float((p.argmax(1) == labels).mean()),
         "val/loss": calibration.log_loss(p, labels),
         "val/temperature": temperature,
-        **({} if sure is None else {"val/sure_above": sure}),
+        **({} if sure is None else {"val/confidence_threshold": sure}),
     }

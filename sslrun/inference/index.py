@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sslrun.base.cached import Cached
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.files import file_hash, replacing
-from sslrun.base.kept import Kept
 from sslrun.base.paths import home
 from sslrun.data.decode import VERSION
 from sslrun.inference.model import Model
@@ -39,44 +39,44 @@ def indexed(
         UserError: no such stage, or none of the files can be read.
     """
     path = home() / "features" / f"{_key(model, stage)}.npz"
-    kept = Kept(path, "embedding with the same network", _load, DAMAGED)
-    with ExitStack() as held:
+    cached = Cached(path, "embedding with the same network", _load, DAMAGED)
+    with ExitStack() as stack:
         try:
-            held.enter_context(kept.alone())
+            stack.enter_context(cached.alone())
         except OSError as error:
             log.warning("The features cannot be kept in %s (%s).", path.parent, error.strerror)
-        found, bad = _embedded(model, files, stage, batch_size, kept)
+        embedded, bad = _embedded(model, files, stage, batch_size, cached)
     for name, reason in list(bad.items())[:NAMED]:
         log.warning("Cannot be read: %s: %s", name, reason)
     if len(bad) > NAMED:
         log.warning("... and %d more", len(bad) - NAMED)
-    good = [f for f in files if f in found]
+    good = [f for f in files if f in embedded]
     if not good:
         name, reason = next(iter(bad.items()))
         raise UserError(f"none of {len(files)} pictures can be read; the first: {name}: {reason}")
-    return good, np.stack([found[f] for f in good]), bad
+    return good, np.stack([embedded[f] for f in good]), bad
 
 
 def _embedded(
-    model: Model, files: Sequence[str], stage: int | None, batch_size: int, kept: Kept[Features]
+    model: Model, files: Sequence[str], stage: int | None, batch_size: int, cached: Cached[Features]
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     where = {f: os.path.abspath(f) for f in files}
-    known, stamps = kept.read() or {}, {f: _stamp(f) for f in where}
-    found = {f: known[p][1] for f, p in where.items() if p in known and known[p][0] == stamps[f]}
-    new = [f for f in where if f not in found]
+    known, stamps = cached.read() or {}, {f: _stamp(f) for f in where}
+    embedded = {f: known[p][1] for f, p in where.items() if p in known and known[p][0] == stamps[f]}
+    new = [f for f in where if f not in embedded]
     if len(new) < len(where):
         log.info("The features of %d of %d pictures were kept from before.", len(where) - len(new), len(where))
     if not new:
-        return found, {}
+        return embedded, {}
     features, bad = model.embed_readable(new, stage, batch_size)
-    found |= dict(zip([f for f in new if f not in bad], features, strict=True))
+    embedded |= dict(zip([f for f in new if f not in bad], features, strict=True))
     here = set(where.values())
     others = {p: v for p, v in known.items() if p not in here and os.path.exists(p)}
     try:
-        _write(kept.path, others | {where[f]: (stamps[f], x) for f, x in found.items()})
+        _write(cached.path, others | {where[f]: (stamps[f], x) for f, x in embedded.items()})
     except OSError as error:
-        log.warning("The features could not be kept in %s (%s).", kept.path.parent, error.strerror)
-    return found, bad
+        log.warning("The features could not be kept in %s (%s).", cached.path.parent, error.strerror)
+    return embedded, bad
 
 
 def _key(model: Model, stage: int | None) -> str:
@@ -101,5 +101,5 @@ def _load(path: Path) -> Features:
 
 def _write(path: Path, known: Features) -> None:
     stamps, features = [s for s, _ in known.values()], [x for _, x in known.values()]
-    with replacing(path) as part, part.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, files=np.array(list(known), dtype=str), stamps=np.array(stamps, dtype=str), features=features)

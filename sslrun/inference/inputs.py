@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from sslrun.base.errors import UserError
-from sslrun.data.decode import decode_some, find_pictures, to_array
+from sslrun.data.decode import decode_some, find_images, to_array
 
-Picture = str | Path | Image.Image | np.ndarray | Tensor
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 Block = tuple[list[str | None], Tensor, list[str]]
 
 
-def named_pictures(images: Sequence[str]) -> list[str]:
+def named_images(images: Sequence[str]) -> list[str]:
     """Return the files that names stand for: files, pictures in and below folders, and `-`, names on standard input.
 
     Raises:
@@ -33,7 +33,7 @@ def named_pictures(images: Sequence[str]) -> list[str]:
     for name in names:
         path = Path(os.path.expanduser(name))
         if path.is_dir():
-            inside = find_pictures(path)
+            inside = find_images(path)
             if not inside:
                 raise UserError(f"no pictures in {path} (looked for .jpg .png .webp .bmp .gif .tif)")
             files += inside
@@ -52,18 +52,18 @@ def to_tensor(block: np.ndarray) -> Tensor:
     return torch.from_numpy(block).permute(0, 3, 1, 2)
 
 
-def decoded_one(item: Picture, how: dict[str, Any]) -> tuple[np.ndarray, str]:
+def decoded_one(item: ImageLike, how: dict[str, Any]) -> tuple[np.ndarray, str]:
     """Return a picture's pixels, `S x S x 3`, and why it could not be read."""
     if isinstance(item, str | Path):
         block, (reason,) = decode_some([str(item)], **how)
         return block[0], reason
     try:
-        return to_array(_picture(item), **how), ""
+        return to_array(_to_pil(item), **how), ""
     except (OSError, ValueError) as error:  # of a picture that is read when it is needed, or is closed
         return np.zeros((how["image_size"], how["image_size"], 3), np.uint8), f"damaged: {error}"
 
 
-def _picture(item: Image.Image | np.ndarray | Tensor) -> Image.Image:
+def _to_pil(item: Image.Image | np.ndarray | Tensor) -> Image.Image:
     if isinstance(item, Image.Image):
         return item.copy()  # the caller's stays as it is
     if not isinstance(item, np.ndarray | Tensor):

@@ -33,7 +33,7 @@ from sslrun.data.workers import in_order, workers
 from sslrun.device import Device, inference_device
 from sslrun.evaluation import calibration
 from sslrun.evaluation.features import map_features, probabilities
-from sslrun.inference.inputs import Block, Picture, decoded_one, to_tensor
+from sslrun.inference.inputs import Block, ImageLike, decoded_one, to_tensor
 from sslrun.models.trained import Trained, load_network
 from sslrun.runs.find import find_run
 
@@ -85,19 +85,19 @@ class Model:
         class_names: in the order of the probabilities; none of a network that was only pretrained.
         image_size: px, to which every picture is brought as in training.
         temperature: of the calibration, fitted on validation.
-        sure_above: the confidence from which on 95 % were right on validation; None where there is none such.
+        confidence_threshold: the confidence from which on 95 % were right on validation; None where there is none such.
     """
 
     def __init__(self, network: Trained, device: Device, command: bool = False) -> None:
         self.network, self.device, self._command = network, device, command
         self.class_names, self.temperature = network.class_names, network.temperature
-        self.sure_above = network.sure_above
+        self.confidence_threshold = network.confidence_threshold
         self.image_size: int = network.config["dataset"]["image_size"]
         device.put(network.classifier or network.encoder)
 
     def predict(
         self,
-        images: Sequence[Picture] | Picture,
+        images: Sequence[ImageLike] | ImageLike,
         top: int = 3,
         unsure: float | Literal["auto"] | None = "auto",
         views: int = 1,
@@ -109,7 +109,7 @@ class Model:
             images: paths, PIL pictures, `H x W x 3` or `H x W` uint8 arrays, or `3 x H x W` tensors (uint8, or floats
                 in [0, 1]); files that cannot be read get an `error`.
             top: so many guesses for each.
-            unsure: below this confidence a prediction is `unsure`; `auto` is `sure_above`, None never.
+            unsure: below this confidence a prediction is `unsure`; `auto` is `confidence_threshold`, None never.
             views: with more than 1 the mean over the whole picture and so many less one of training's views of it.
 
         Raises:
@@ -118,7 +118,7 @@ class Model:
         for key, value in (("top", top), ("views", views), ("batch_size", batch_size)):
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{key}={value!r}: must be a whole number, at least 1")
-        least = (self.sure_above or 0.0) if unsure == "auto" else unsure or 0.0
+        least = (self.confidence_threshold or 0.0) if unsure == "auto" else unsure or 0.0
         out: list[Prediction] = []
         for names, pixels, reasons in self._blocks(images, batch_size, "predicting"):
             p = torch.from_numpy(self._calibrated(pixels, views, batch_size))
@@ -129,22 +129,26 @@ class Model:
                 if reason:
                     out.append(Prediction(name, [], False, reason))
                     continue
-                found = [
+                results = [
                     Guess(self.class_names[i], round(v, 4)) for i, v in zip(ids, values, strict=True)
                 ]  # as it is shown
-                out.append(Prediction(name, found, found[0].confidence < least, None))
+                out.append(Prediction(name, results, results[0].confidence < least, None))
         return out
 
-    def probabilities(self, images: Sequence[Picture] | Picture, views: int = 1, batch_size: int = 64) -> np.ndarray:
+    def probabilities(
+        self, images: Sequence[ImageLike] | ImageLike, views: int = 1, batch_size: int = 64
+    ) -> np.ndarray:
         """Return calibrated probabilities, `N x classes`.
 
         Raises:
             UserError: a picture that cannot be read.
         """
-        found = [self._calibrated(pixels, views, batch_size) for pixels in self.pixels(images, batch_size)]
-        return np.concatenate(found) if found else np.zeros((0, len(self.class_names)))
+        results = [self._calibrated(pixels, views, batch_size) for pixels in self.pixels(images, batch_size)]
+        return np.concatenate(results) if results else np.zeros((0, len(self.class_names)))
 
-    def embed(self, images: Sequence[Picture] | Picture, stage: int | None = None, batch_size: int = 256) -> np.ndarray:
+    def embed(
+        self, images: Sequence[ImageLike] | ImageLike, stage: int | None = None, batch_size: int = 256
+    ) -> np.ndarray:
         """Return features, `N x D`, float32.
 
         Args:
@@ -161,21 +165,21 @@ class Model:
         return features
 
     def embed_readable(
-        self, images: Sequence[Picture] | Picture, stage: int | None = None, batch_size: int = 256
+        self, images: Sequence[ImageLike] | ImageLike, stage: int | None = None, batch_size: int = 256
     ) -> tuple[np.ndarray, dict[str, str]]:
         """Return features of the pictures that can be read, in their order, and why the other files cannot.
 
         Args, raises: as of `embed`.
         """
         one = torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8)
-        found = [self.features_of(one, stage)[:0]]
+        results = [self.features_of(one, stage)[:0]]
         bad: dict[str, str] = {}
         for names, pixels, reasons in self._blocks(images, batch_size, "embedding"):
             bad |= {n or "a picture that was given": r for n, r in zip(names, reasons, strict=True) if r}
             good = torch.tensor([not r for r in reasons])
             if good.any():
-                found.append(self.features_of(pixels[good], stage))
-        return np.concatenate(found), bad
+                results.append(self.features_of(pixels[good], stage))
+        return np.concatenate(results), bad
 
     def features_of(self, pixels: Tensor, stage: int | None = None) -> np.ndarray:
         """Return the features, `N x D`, of pictures as the network takes them, `N x 3 x S x S` uint8.
@@ -208,7 +212,7 @@ class Model:
             p = p / views
         return calibration.tempered(p.numpy(), self.temperature)
 
-    def pixels(self, images: Sequence[Picture] | Picture, batch_size: int = 64) -> Iterator[Tensor]:
+    def pixels(self, images: Sequence[ImageLike] | ImageLike, batch_size: int = 64) -> Iterator[Tensor]:
         """Yield batches of pictures as the network takes them, `B x 3 x S x S`, uint8.
 
         Raises:
@@ -220,7 +224,7 @@ class Model:
                 raise UserError(f"{bad[0][0]}: {bad[0][1]}")
             yield pixels
 
-    def _blocks(self, images: Sequence[Picture] | Picture, batch_size: int, doing: str) -> Iterator[Block]:
+    def _blocks(self, images: Sequence[ImageLike] | ImageLike, batch_size: int, doing: str) -> Iterator[Block]:
         """Yield names, pixels `B x 3 x S x S` uint8, and why some could not be read; files are decoded on all cores."""
         alone = isinstance(images, str | Path | Image.Image | Tensor)
         if isinstance(images, np.ndarray):
@@ -232,9 +236,9 @@ class Model:
         groups = [many[i : i + at_once] for i in range(0, len(many), at_once)]
         if not all(isinstance(i, str | Path) for i in many):
             for group in groups:
-                found = [decoded_one(i, how) for i in group]
+                results = [decoded_one(i, how) for i in group]
                 names = [str(i) if isinstance(i, str | Path) else None for i in group]
-                yield names, to_tensor(np.stack([f[0] for f in found])), [f[1] for f in found]
+                yield names, to_tensor(np.stack([f[0] for f in results])), [f[1] for f in results]
             return
         files = [[str(i) for i in group] for group in groups]
         work = partial(decode_some, **how)

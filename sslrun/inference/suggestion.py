@@ -7,12 +7,12 @@ import numpy as np
 
 from sslrun.base.machine import one_thread
 
-NEIGHBOURS = 20  # by which typicality is told, as in the paper
+NEIGHBORS = 20  # by which typicality is told, as in the paper
 GROUPS = 500  # at most, as in the paper
 CLUSTERED = 20_000  # pictures, at most, by which the groups are found; the others join the nearest
 
 
-def typical_and_diverse(features: np.ndarray, n: int, seed: int, labelled: np.ndarray | None = None) -> np.ndarray:
+def typical_and_diverse(features: np.ndarray, n: int, seed: int, labeled: np.ndarray | None = None) -> np.ndarray:
     """Choose pictures to label: of each of as many groups as there are labels, the one in the densest place.
 
     k-means on l2-normalised features makes as many groups as there are labels and choices together, but at most 500.
@@ -23,16 +23,16 @@ def typical_and_diverse(features: np.ndarray, n: int, seed: int, labelled: np.nd
         features: `N x D`.
         n: how many to choose.
         seed: of k-means, and of the pictures that it is given where there are more than 20,000.
-        labelled: positions of pictures that have labels already.
+        labeled: positions of pictures that have labels already.
 
     Returns:
-        Positions of n pictures, or of all that are left, in the order in which they should be labelled.
+        Positions of n pictures, or of all that are left, in the order in which they should be labeled.
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
     known = np.zeros(len(features), dtype=bool)
-    known[labelled if labelled is not None else []] = True
+    known[labeled if labeled is not None else []] = True
     x = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
     groups = min(n + int(known.sum()), GROUPS, len(x))
     some = np.random.default_rng(seed).permutation(len(x))[:CLUSTERED]
@@ -51,7 +51,7 @@ def by_typicality(x: np.ndarray, members: np.ndarray) -> np.ndarray:
     """Return members of a group, those first whose nearest neighbours within it are nearest."""
     from sklearn.neighbors import NearestNeighbors
 
-    k = min(NEIGHBOURS, len(members) - 1)
+    k = min(NEIGHBORS, len(members) - 1)
     if k < 1:
         return members
     distances, _ = NearestNeighbors(n_neighbors=k).fit(x[members]).kneighbors()

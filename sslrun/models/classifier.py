@@ -23,11 +23,11 @@ def knn_probabilities(queries: Tensor, bank: Tensor, labels: Tensor, classes: in
     k = min(k or max(20, min(200, len(bank) // 10)), len(bank))
     bank = F.normalize(bank.float(), dim=1)
     out = []
-    for part in F.normalize(queries.float(), dim=1).split(1024):
-        with torch.autocast(part.device.type, enabled=False):  # the 8 bits of bf16 would blur the order
-            similarity, index = (part @ bank.T).topk(k, 1)
+    for chunk in F.normalize(queries.float(), dim=1).split(1024):
+        with torch.autocast(chunk.device.type, enabled=False):  # the 8 bits of bf16 would blur the order
+            similarity, index = (chunk @ bank.T).topk(k, 1)
         weights = ((similarity - 1) / KNN_TEMPERATURE).exp()  # -1: no overflow, the same shares
-        votes = torch.zeros(len(part), classes, device=part.device)
+        votes = torch.zeros(len(chunk), classes, device=chunk.device)
         out.append(votes.scatter_add_(1, labels[index], weights))
     votes = torch.cat(out)
     return votes / votes.sum(1, keepdim=True).clamp(min=1e-30)
@@ -52,12 +52,12 @@ class Classifier(nn.Module):
 
 
 class KNNClassifier(nn.Module):
-    """Nearest neighbours among the features of labelled pictures (Wu et al. 2018: cosine, weights exp(s / 0.07)).
+    """Nearest neighbours among the features of labeled pictures (Wu et al. 2018: cosine, weights exp(s / 0.07)).
 
     Args:
         encoder: gives the features.
         classes: how many.
-        bank: number of labelled pictures.
+        bank: number of labeled pictures.
     """
 
     bank: Tensor

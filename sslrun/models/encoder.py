@@ -10,8 +10,8 @@ from sslrun.base.errors import UserError
 from sslrun.config.build import build
 from sslrun.config.types import Node
 
-Readout = Literal["average", "grid"]
-GRID_MAPS, GRID = 2, 2  # of readout=grid: so many maps, the last ones, and so many fields a side
+Pooling = Literal["average", "grid"]
+GRID_MAPS, GRID = 2, 2  # of pooling=grid: so many maps, the last ones, and so many fields a side
 
 
 class Encoder(nn.Module):
@@ -20,14 +20,14 @@ class Encoder(nn.Module):
     Args:
         backbone: a module that returns its maps and has `channels` (see `sslrun.models.backbones`).
         mean, std: of the three channels, in [0, 1].
-        readout: `average`, the mean over the last map, or `grid`, the last two maps, each averaged in 2 x 2 fields:
+        pooling: `average`, the mean over the last map, or `grid`, the last two maps, each averaged in 2 x 2 fields:
             they tell where something is, too, and the end of a network knows its own task best, the middle other ones
             (Gidaris et al. 2018, table 1).
         image_size: px, of which the maps are that `grid` takes its fields from.
 
     Attributes:
         channels: of each map.
-        readout: may be set to the other one at any time; the weights stay as they are.
+        pooling: may be set to the other one at any time; the weights stay as they are.
         memory_format: of the network's weights, to which its images are brought; set by the device that it is put on.
 
     Raises:
@@ -42,11 +42,11 @@ class Encoder(nn.Module):
         backbone: nn.Module,
         mean: list[float],
         std: list[float],
-        readout: Readout = "average",
+        pooling: Pooling = "average",
         image_size: int = 32,
     ) -> None:
         super().__init__()
-        self.backbone, self.readout = backbone, readout
+        self.backbone, self.pooling = backbone, pooling
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
         maps = _example_maps(backbone, image_size)
@@ -57,7 +57,7 @@ class Encoder(nn.Module):
     @property
     def feature_dim(self) -> int:
         """Return how many numbers the features of an image are."""
-        return self._grid_dim if self.readout == "grid" else self.channels[-1]
+        return self._grid_dim if self.pooling == "grid" else self.channels[-1]
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """`N x 3 x H x W` in [0, 1] -> the backbone's maps, `N x C_i x H_i x W_i`, fine to coarse."""
@@ -67,12 +67,12 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """`N x 3 x H x W` in [0, 1] -> features, `N x feature_dim`."""
-        return pooled(self.maps(images), self.readout)
+        return pooled(self.maps(images), self.pooling)
 
 
-def pooled(maps: list[Tensor], readout: Readout) -> Tensor:
+def pooled(maps: list[Tensor], pooling: Pooling) -> Tensor:
     """Maps of a backbone -> features, `N x D`."""
-    return average(maps[-1]) if readout == "average" else torch.cat([fields(m) for m in maps[-GRID_MAPS:]], 1)
+    return average(maps[-1]) if pooling == "average" else torch.cat([fields(m) for m in maps[-GRID_MAPS:]], 1)
 
 
 def average(features: Tensor) -> Tensor:
@@ -95,14 +95,14 @@ def _example_maps(backbone: nn.Module, image_size: int) -> list[Tensor]:
     channels: Any = getattr(backbone, "channels", None)
     if not (isinstance(channels, list) and channels and all(isinstance(c, int) for c in channels)):
         raise UserError("a backbone must have `channels`, a list with a whole number for each map that it returns")
-    modes = {module: module.training for module in backbone.modules()}
+    was_training = {module: module.training for module in backbone.modules()}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             maps: Any = backbone.eval()(torch.zeros(1, 3, image_size, image_size))
     except Exception as error:  # of any kind: it is the backbone's
         raise UserError(f"a backbone must take images of {image_size} px, N x 3 x S x S: {error!r}") from error
     finally:
-        for module, training in modes.items():
+        for module, training in was_training.items():
             module.training = training
     is_list = isinstance(maps, list | tuple) and all(isinstance(m, Tensor) and m.ndim == 4 for m in maps)
     if not is_list or [m.shape[1] for m in maps] != channels:
@@ -115,7 +115,7 @@ def _example_maps(backbone: nn.Module, image_size: int) -> list[Tensor]:
 
 
 def build_encoder(
-    node: Node, image_size: int, mean: list[float], std: list[float], readout: Readout = "average"
+    node: Node, image_size: int, mean: list[float], std: list[float], pooling: Pooling = "average"
 ) -> Encoder:
     """Build the network that a `backbone` node describes, with random weights.
 
@@ -126,6 +126,6 @@ def build_encoder(
     if not isinstance(backbone, nn.Module):
         raise UserError(f"{node['_target_']}: a backbone must be a torch.nn.Module, not {type(backbone).__name__}")
     try:
-        return Encoder(backbone, mean, std, readout, image_size)
+        return Encoder(backbone, mean, std, pooling, image_size)
     except UserError as error:
         raise UserError(f"{node['_target_']}: {error}") from None

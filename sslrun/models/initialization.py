@@ -17,10 +17,10 @@ from sslrun.data.dataset import Dataset
 from sslrun.data.options import describe, differs, preprocessing_of
 from sslrun.data.statistics import normalization
 from sslrun.models.backbones.stem import for_imagenet
-from sslrun.models.encoder import Encoder, Readout, build_encoder
+from sslrun.models.encoder import Encoder, Pooling, build_encoder
 from sslrun.models.weights import State, bare, encoder_of, load_imagenet, load_state
 from sslrun.runs import checkpoint
-from sslrun.runs.find import Found, find, has_checkpoint, newest, read_summary
+from sslrun.runs.find import FoundRun, find, has_checkpoint, newest, read_summary
 
 SCRATCH, IMAGENET = "scratch", "imagenet"  # values of init= that are no run and no file
 
@@ -51,14 +51,14 @@ class Network:
         path = str(self.path or self.name)
         return os.path.join(os.curdir, path) if self.path and path in (SCRATCH, IMAGENET) else path
 
-    def encoder(self, data: Dataset, readout: Readout = "average") -> Encoder:
+    def encoder(self, data: Dataset, pooling: Pooling = "average") -> Encoder:
         """Build the encoder with the weights that it starts from; those of `resume` are random until it is restored.
 
         Args:
             data: training, for mean and standard deviation where the data set's node does not say them.
         """
         mean, std = normalization(self.dataset, data)
-        encoder = build_encoder(self.backbone, self.dataset["image_size"], mean, std, readout)
+        encoder = build_encoder(self.backbone, self.dataset["image_size"], mean, std, pooling)
         if self.kind == "pretrained":
             load_imagenet(encoder)
         elif self.weights is not None:
@@ -90,7 +90,7 @@ def resolve(
         config = resumed["config"]
         nodes = _completed(config, None, backbone, dataset, overrides, config["init"] == IMAGENET)
         return Network("resume", resumed["init"], None, *nodes)
-    runs = find(FOR_ENCODER, parts=True)
+    runs = find(FOR_ENCODER, study_runs=True)
     if init not in (SCRATCH, IMAGENET):
         return _from_checkpoint(*_checkpoint(init, runs, backbone, dataset), backbone, dataset, overrides)
     # The same network on the same pictures as the newest pretraining, unless others are asked for.
@@ -101,24 +101,24 @@ def resolve(
     return Network("pretrained" if init == IMAGENET else "scratch", init, None, *nodes)
 
 
-def _checkpoint(init: str, runs: list[Found], backbone: Node, dataset: Node) -> tuple[Path, dict[str, Any]]:
+def _checkpoint(init: str, runs: list[FoundRun], backbone: Node, dataset: Node) -> tuple[Path, dict[str, Any]]:
     """Return the path of the checkpoint that `init` means, and its content."""
     if os.path.isfile(init) or os.path.exists(os.path.join(init, "summary.json")) or os.sep in init:
         path = Path(init)
         if not path.exists():
             raise UserError(f"init={init}: no such run or file")
     else:
-        found = _newest(runs, backbone, dataset, None if init == "latest" else init)
-        if found is None:
+        newest_run = _newest(runs, backbone, dataset, None if init == "latest" else init)
+        if newest_run is None:
             raise UserError(_no_run(init, runs, backbone, dataset))
-        path = found[0]
+        path = newest_run[0]
         log.info("Starting from %s", path)
     if path.is_file():
         return path, checkpoint.load(path)
     summary = read_summary(path)
     if summary["status"] != "finished":
         log.warning("%s did not finish (%s): its last checkpoint is used.", path, summary["status"])
-    return checkpoint.newest_whole(path)
+    return checkpoint.newest_intact(path)
 
 
 def _from_checkpoint(
@@ -170,14 +170,14 @@ def _completed(
     return (for_imagenet(chosen, data["image_size"]) if imagenet else chosen), data
 
 
-def _newest(runs: list[Found], backbone: Node, dataset: Node, pretext: str | None) -> Found | None:
+def _newest(runs: list[FoundRun], backbone: Node, dataset: Node, pretext: str | None) -> FoundRun | None:
     def fits(path: Path, summary: dict[str, Any]) -> bool:
         config = summary["config"]
         if not has_checkpoint(path) or summary["status"] != "finished":
             return False
         same = [
             not backbone.get("_target_") or backbone["_target_"] == config["backbone"]["_target_"],
-            not dataset.get("_target_") or _same_pictures(dataset, config["dataset"]),
+            not dataset.get("_target_") or _same_images(dataset, config["dataset"]),
             pretext is None or pretext == short_name(config["pretext"]["_target_"]),
         ]
         return all(same)
@@ -185,12 +185,12 @@ def _newest(runs: list[Found], backbone: Node, dataset: Node, pretext: str | Non
     return newest(runs, fits)
 
 
-def _same_pictures(a: Node, b: Node) -> bool:
+def _same_images(a: Node, b: Node) -> bool:
     roots = [str(Path(os.path.expanduser(n["root"])).resolve()) if n.get("root") else None for n in (a, b)]
     return a["_target_"] == b["_target_"] and roots[0] == roots[1]
 
 
-def _no_run(init: str, runs: list[Found], backbone: Node, dataset: Node) -> str:
+def _no_run(init: str, runs: list[FoundRun], backbone: Node, dataset: Node) -> str:
     if init.endswith(".pt"):
         return f"init={init}: no such file"
     wanted = [short_name(n["_target_"]) for n in (backbone, dataset) if n.get("_target_")]

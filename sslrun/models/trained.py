@@ -26,7 +26,7 @@ class Trained:
         classifier: gives probabilities; None of a run that only pretrained.
         class_names: in the order of the probabilities.
         temperature: by which its logits are to be divided, fitted on validation; 1 where there was none.
-        sure_above: a confidence above which 95 % were right on validation; None where there is none such.
+        confidence_threshold: a confidence above which 95 % were right on validation; None where there is none such.
     """
 
     encoder: Encoder
@@ -35,7 +35,7 @@ class Trained:
     classifier: Classifier | KNNClassifier | None = None
     class_names: list[str] = field(default_factory=list)
     temperature: float = 1.0
-    sure_above: float | None = None
+    confidence_threshold: float | None = None
 
 
 def load_network(directory: Path) -> Trained:
@@ -48,7 +48,7 @@ def load_network(directory: Path) -> Trained:
     """
     if read_summary(directory)["stage"] in WITH_CLASSIFIER:
         return load_classifier(directory)
-    path, content = checkpoint.newest_whole(directory)
+    path, content = checkpoint.newest_intact(directory)
     with torch.random.fork_rng(devices=[]):
         encoder = _encoder(content["config"])
     load_state(encoder, encoder_of(content), path)
@@ -75,11 +75,11 @@ def load_classifier(directory: Path) -> Trained:
     load_state(classifier, state, path)
     classifier.eval()
     metrics = content.get("metrics") or {}
-    temperature, sure_above = metrics.get("val/temperature", 1.0), metrics.get("val/sure_above")
-    return Trained(encoder, config, path, classifier, names, temperature, sure_above)
+    temperature, confidence_threshold = metrics.get("val/temperature", 1.0), metrics.get("val/confidence_threshold")
+    return Trained(encoder, config, path, classifier, names, temperature, confidence_threshold)
 
 
 def _encoder(config: dict[str, Any]) -> Encoder:
     """Build the encoder of a run, whose weights, mean and standard deviation are to be loaded."""
-    readout = config.get("readout", "average")
-    return build_encoder(config["backbone"], config["dataset"]["image_size"], [0.5] * 3, [0.5] * 3, readout)
+    pooling = config.get("pooling", "average")
+    return build_encoder(config["backbone"], config["dataset"]["image_size"], [0.5] * 3, [0.5] * 3, pooling)

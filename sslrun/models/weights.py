@@ -40,17 +40,17 @@ def load_state(module: nn.Module, state: State, source: Path | str) -> None:
     """
     own = module.state_dict()
     state = {k if k in own else _renamed(k): v for k, v in state.items()}
-    missing, strange = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [
         f"{k} {tuple(state[k].shape)} where {tuple(own[k].shape)} is needed"
         for k in own.keys() & state.keys()
         if state[k].shape != own[k].shape
     ]
-    parts = [("missing", missing), ("unexpected", strange), ("of another shape", sorted(shapes))]
-    if any(keys for _, keys in parts):
-        said = "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' * (len(keys) > 3)})"
-                         for what, keys in parts if keys)  # fmt: skip
-        raise UserError(f"the weights in {source} do not fit this network: {said}. Is it another backbone's?")
+    problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes))]
+    if any(keys for _, keys in problems):
+        details = "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' * (len(keys) > 3)})"
+                         for what, keys in problems if keys)  # fmt: skip
+        raise UserError(f"the weights in {source} do not fit this network: {details}. Is it another backbone's?")
     module.load_state_dict(state)
 
 
@@ -67,8 +67,8 @@ def below(state: State, prefix: str) -> State:
 
 def prefix_of(content: dict[str, Any]) -> str:
     """Return the prefix under which the state in a checkpoint of ours has the encoder that goes on."""
-    usual = "classifier.encoder" if "class_names" in content else "encoder"
-    return f"{content.get('downstream', usual)}."
+    default = "classifier.encoder" if "class_names" in content else "encoder"
+    return f"{content.get('downstream', default)}."
 
 
 def encoder_of(content: dict[str, Any]) -> State:
@@ -85,7 +85,7 @@ def imagenet_weights(node: Node, image_size: int) -> Any:
     return getattr(build(node, image_size), "imagenet", None)
 
 
-def imagenet_at_hand(node: Node, image_size: int) -> bool:
+def imagenet_cached(node: Node, image_size: int) -> bool:
     """Tell whether a backbone has ImageNet weights, and these lie on this machine."""
     weights = imagenet_weights(node, image_size)
     return weights is not None and _weight_file(weights).is_file()

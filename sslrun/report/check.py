@@ -12,12 +12,12 @@ from sslrun.base.output import new_table
 
 SHOWN = 5  # of a list that may be long
 CUT = 0.3  # part of a picture that a crop to a square may cut away without a word
-NO_UP, HALF_UP, ALL_UP = (
+NO_ORIENTATION, HALF_ORIENTATION, EASY_ORIENTATION = (
     0.32,
     0.8,
     0.95,
 )  # of data.orientation.Orientation.turn; chance is 0.25, give or take 3 standard errors
-MIRRORED = 0.65  # of data.orientation.Orientation.mirror; chance is 0.5
+FLIPPED = 0.65  # of data.orientation.Orientation.mirror; chance is 0.5
 UNBALANCED = 10  # times as many pictures in the largest class as in the smallest
 CONVERTIBLE = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".raw", ".dng", ".cr2", ".nef", ".arw", ".psd")
 Finding = tuple[Literal["error", "warning", "advice"], str]
@@ -25,14 +25,14 @@ Finding = tuple[Literal["error", "warning", "advice"], str]
 
 def findings(report: dict[str, Any]) -> list[Finding]:
     """Return what is worth saying: errors would stop a run, warnings spoil its numbers, advice helps to choose."""
-    said = [
+    result = [
         *_files(report),
         *_duplicates(report["duplicates"]),
         *_labels(report),
         *_pixels(report["pixels"], report["options"]["horizontal_flip"]),
         *_memory(report),
     ]
-    return sorted(said, key=lambda f: ("error", "warning", "advice").index(f[0]))
+    return sorted(result, key=lambda f: ("error", "warning", "advice").index(f[0]))
 
 
 def _some(names: list[str]) -> str:
@@ -72,9 +72,9 @@ def _files(report: dict[str, Any]) -> list[Finding]:
     return out
 
 
-def _duplicates(found: dict[str, Any]) -> list[Finding]:
-    counts = {kind: len(groups) for kind, groups in found.items() if isinstance(groups, list)}
-    counts["train_and_test"] = found["test_pictures_in_training"]
+def _duplicates(result: dict[str, Any]) -> list[Finding]:
+    counts = {kind: len(groups) for kind, groups in result.items() if isinstance(groups, list)}
+    counts["train_and_test"] = result["test_images_in_training"]
     leaked = "test accuracy will flatter: pictures of test that are in training too, exactly or nearly"
     kinds: list[tuple[str, Literal["warning", "advice"], str]] = [
         ("train_and_test", "warning", leaked),
@@ -83,35 +83,35 @@ def _duplicates(found: dict[str, Any]) -> list[Finding]:
         ("near", "advice", "pictures that are there more than once with small differences"),
     ]
     return [
-        (level, f"{text}: {counts[kind]}; the first: {_some(found[kind][0])}")
+        (level, f"{text}: {counts[kind]}; the first: {_some(result[kind][0])}")
         for kind, level, text in kinds
-        if found[kind]
+        if result[kind]
     ]
 
 
 def _labels(report: dict[str, Any]) -> list[Finding]:
-    found = report["labels"]
-    if found is None:
+    result = report["labels"]
+    if result is None:
         return [("advice", "there are no labels: pretrain works, finetune needs a folder a class")]
-    if found["classes"] < 2:
+    if result["classes"] < 2:
         return [("warning", "there is one class: pretrain works, finetune needs two")]
     out: list[Finding] = []
-    if found["too_few_for_validation"]:
+    if result["too_few_for_validation"]:
         out.append(
             (
                 "error",
                 f"classes too small to carve validation from: "
-                f"{_some(found['too_few_for_validation'])}; dataset.val_fraction=0 does without",
+                f"{_some(result['too_few_for_validation'])}; dataset.val_fraction=0 does without",
             )
         )
-    few = _some([f"{name} ({n})" for name, n in found["too_few"].items()])
-    if few and found["labels_per_class"]:
+    few = _some([f"{name} ({n})" for name, n in result["too_few"].items()])
+    if few and result["labels_per_class"]:
         out.append(
-            ("error", f"labels_per_class={found['labels_per_class']} is more than there are, validation apart: {few}")
+            ("error", f"labels_per_class={result['labels_per_class']} is more than there are, validation apart: {few}")
         )
     elif few:
         out.append(
-            ("warning", f"label_fraction={found['label_fraction']:g} is less than one picture of {few}; one is taken")
+            ("warning", f"label_fraction={result['label_fraction']:g} is less than one picture of {few}; one is taken")
         )
     sizes = sorted(report["splits"]["train"]["classes"].items(), key=lambda c: c[1])
     (smallest, least), (largest, most) = sizes[0], sizes[-1]
@@ -144,7 +144,7 @@ def _pixels(pixels: dict[str, Any] | None, horizontal_flip: bool) -> list[Findin
         out.append(
             ("warning" if pixels["blank"] > 0.01 else "advice", f"{pixels['blank']:.2%} of the pictures are blank")
         )
-    if pixels["grey"] > 0.99:
+    if pixels["gray"] > 0.99:
         out.append(
             (
                 "advice",
@@ -152,11 +152,11 @@ def _pixels(pixels: dict[str, Any] | None, horizontal_flip: bool) -> list[Findin
                 "and contrast do",
             )
         )
-    elif pixels["grey"] > 0.05:
+    elif pixels["gray"] > 0.05:
         out.append(
             (
                 "advice",
-                f"{pixels['grey']:.0%} of the pictures are grey, the others are not; if that goes with the "
+                f"{pixels['gray']:.0%} of the pictures are grey, the others are not; if that goes with the "
                 "class, dataset.channels=gray keeps a network from going by it",
             )
         )
@@ -165,23 +165,25 @@ def _pixels(pixels: dict[str, Any] | None, horizontal_flip: bool) -> list[Findin
     return out
 
 
-def _orientation(found: dict[str, float], horizontal_flip: bool) -> list[Finding]:
-    turn, half = found["turn"], found["half_turn_errors"]
-    measured = f"a linear rule tells by how many quarter turns they were turned in {turn:.0%} of cases, chance is 25 %"
-    if turn < max(NO_UP, 0.25 + 3 * math.sqrt(0.25 * 0.75 / found["pictures"])):
+def _orientation(result: dict[str, float], horizontal_flip: bool) -> list[Finding]:
+    rotation, half = result["rotation"], result["errors_by_180"]
+    measured = (
+        f"a linear rule tells by how many quarter turns they were turned in {rotation:.0%} of cases, chance is 25 %"
+    )
+    if rotation < max(NO_ORIENTATION, 0.25 + 3 * math.sqrt(0.25 * 0.75 / result["images"])):
         text = f"the pictures show no up ({measured}): pretext=rotation has little to learn from"
-    elif turn > ALL_UP:
+    elif rotation > EASY_ORIENTATION:
         text = f"the pictures' up shows at once ({measured}): pretext=rotation may be too easy to teach much"
-    elif half > 0.8 * (1 - turn) and turn < HALF_UP:
+    elif half > 0.8 * (1 - rotation) and rotation < HALF_ORIENTATION:
         text = f"the pictures have an axis, but hardly a top ({measured}): pretext=rotation can be learnt in part"
     else:
         text = f"the pictures have an up ({measured}): pretext=rotation can be learnt"
     out: list[Finding] = [("advice", text)]
-    if horizontal_flip and found["mirror"] > max(MIRRORED, 0.5 + 3 * math.sqrt(0.25 / found["pictures"])):
+    if horizontal_flip and result["flip"] > max(FLIPPED, 0.5 + 3 * math.sqrt(0.25 / result["images"])):
         out.append(
             (
                 "advice",
-                f"mirrored pictures are told from the others in {found['mirror']:.0%} of cases, chance is 50 %: "
+                f"mirrored pictures are told from the others in {result['flip']:.0%} of cases, chance is 50 %: "
                 "if a mirrored one is not of its class, as with letters, say dataset.horizontal_flip=false",
             )
         )
@@ -189,14 +191,14 @@ def _orientation(found: dict[str, float], horizontal_flip: bool) -> list[Finding
 
 
 def _memory(report: dict[str, Any]) -> list[Finding]:
-    found = report.get("estimate")
-    if not found or not found["memory_bytes"] or found["training_bytes"] < 0.8 * found["memory_bytes"]:
+    result = report.get("estimate")
+    if not result or not result["memory_bytes"] or result["training_bytes"] < 0.8 * result["memory_bytes"]:
         return []
     return [
         (
             "warning",
-            f"a step on {found['batch_size']} pictures takes about {_bytes(found['training_bytes'])} of the "
-            f"{_bytes(found['memory_bytes'])} of memory: a smaller train.batch_size takes less",
+            f"a step on {result['batch_size']} pictures takes about {_bytes(result['training_bytes'])} of the "
+            f"{_bytes(result['memory_bytes'])} of memory: a smaller train.batch_size takes less",
         )
     ]
 

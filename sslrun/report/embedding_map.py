@@ -15,7 +15,7 @@ from sslrun.base.files import write_text
 from sslrun.data.cache import decode_all
 from sslrun.evaluation.projection import tsne
 from sslrun.report.html import rendered
-from sslrun.report.style import COLOURS, GREY, new_figure, styled
+from sslrun.report.style import COLORS, GRAY, new_figure, styled
 from sslrun.runs.run import Run
 
 SIDE = 64  # px of a picture
@@ -46,20 +46,20 @@ def publish(own: Run, files: Sequence[str], features: np.ndarray, groups: Sequen
     height = float(points[:, 1].max().clip(0.2))
     small = decode_all(files, SIDE, "crop", "rgb").array
     often = [g for g, _ in Counter(groups).most_common(GROUPS)] if len(set(groups)) > 1 else []
-    tint = {g: _colour(i) for i, g in enumerate(sorted(often))}
+    tint = {g: _color(i) for i, g in enumerate(sorted(often))}
     _png(own.figure("map"), points, small, groups, tint)
     columns = int(np.ceil(len(files) ** 0.5))
     text = rendered(
         "map.html.jinja",
         title=f"{len(files):,} pictures",
         subtitle="Near each other where the network finds them alike (t-SNE). Point at one to see it.",
-        pictures=[
+        images=[
             {
                 "x": round(float(x), 4),
                 "y": round(float(1 - y / height), 4),
                 "name": f,
                 "group": g,
-                "colour": tint.get(g, GREY),
+                "color": tint.get(g, GRAY),
             }
             for (x, y), f, g in zip(points, files, groups, strict=True)
         ],
@@ -75,9 +75,9 @@ def publish(own: Run, files: Sequence[str], features: np.ndarray, groups: Sequen
     return path
 
 
-def _colour(i: int) -> str:
+def _color(i: int) -> str:
     second = ("#6a3d9a", "#b15928", "#999933", "#882255", "#44aa99", "#117733")
-    return (*COLOURS, *second)[i]
+    return (*COLORS, *second)[i]
 
 
 def _sprite(small: np.ndarray, columns: int) -> str:
@@ -97,17 +97,17 @@ def _png(path: Path, points: np.ndarray, small: np.ndarray, groups: Sequence[str
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     figure, ((axis,),) = new_figure(1, 1, (9, 9 + 0.25 * -(-len(tint) // 4)))
-    axis.scatter(*points.T, s=14, c=[tint.get(g, GREY) for g in groups], linewidths=0)
+    axis.scatter(*points.T, s=14, c=[tint.get(g, GRAY) for g in groups], linewidths=0)
     shown: list[int] = []
     for i in np.random.default_rng(0).permutation(len(points)):  # or the first folder would have most of the places
         if all(np.abs(points[j] - points[i]).max() > APART for j in shown):
             shown.append(i)
-            frame = {"edgecolor": tint.get(groups[i], GREY), "linewidth": 1.5, "boxstyle": "square,pad=0"}
+            frame = {"edgecolor": tint.get(groups[i], GRAY), "linewidth": 1.5, "boxstyle": "square,pad=0"}
             axis.add_artist(AnnotationBbox(OffsetImage(small[i], zoom=0.4), points[i], bboxprops=frame, pad=0))
     axis.set_aspect("equal")
     axis.axis("off")
-    for g, colour in tint.items():
-        axis.scatter([], [], s=40, c=colour, label=f"\u200b{g}")  # which may begin with _, and would be left out
+    for g, color in tint.items():
+        axis.scatter([], [], s=40, c=color, label=f"\u200b{g}")  # which may begin with _, and would be left out
     if tint:
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False)
     figure.tight_layout(pad=0.5)

@@ -55,22 +55,24 @@ def confusion_figure(run: Run, counts: list[list[int]], class_names: list[str]) 
     run.log.image("confusion_matrix", path)
 
 
-def print_classification(found: dict[str, Any], source: Path, table: bool) -> None:
+def print_classification(result: dict[str, Any], source: Path, table: bool) -> None:
     """Say the accuracy, and if asked for print the table of the classes, on standard error."""
-    ends = "" if found["accuracy_interval"] is None else " (95 % {:.4f} to {:.4f})".format(*found["accuracy_interval"])
-    log.info("test accuracy %.4f%s of %s", found["accuracy"], ends, source)
+    ends = (
+        "" if result["accuracy_interval"] is None else " (95 % {:.4f} to {:.4f})".format(*result["accuracy_interval"])
+    )
+    log.info("test accuracy %.4f%s of %s", result["accuracy"], ends, source)
     if table:
-        ERR.print(_classes_table(found))
+        ERR.print(_classes_table(result))
 
 
-def _classes_table(found: dict[str, Any]) -> Table:
+def _classes_table(result: dict[str, Any]) -> Table:
     table = new_table(("class", *NUMBERS), NUMBERS)
-    for row in found["classes"]:
+    for row in result["classes"]:
         numbers = [f"{row[k]:.3f}" for k in ("precision", "recall", "f1")]
         table.add_row(Text(row["class"]), *numbers, str(row["images"]))
     table.add_section()
-    macro = [f"{found[k]:.3f}" for k in ("precision_macro", "recall_macro", "f1_macro")]
-    table.add_row("macro mean", *macro, str(sum(r["images"] for r in found["classes"])))
+    macro = [f"{result[k]:.3f}" for k in ("precision_macro", "recall_macro", "f1_macro")]
+    table.add_row("macro mean", *macro, str(sum(r["images"] for r in result["classes"])))
     return table
 
 
@@ -95,7 +97,7 @@ def publish(own: Run, scores: dict[str, Any], directory: Path, dataset: str, ima
         confusion=Markup(plots.confusions({"parts of each class": matrix}, names, "", folder)),
         matrix=matrix.tolist() if len(names) <= 30 else None,
         mistakes=base64.b64encode(mistakes.read_bytes()).decode() if mistakes.is_file() else "",
-        rival=said_rival(scores["against"]) if "against" in scores else "",
+        rival=rival_text(scores["against"]) if "against" in scores else "",
         command=own.command,
     )
     path = own.directory / "report.html"
@@ -103,7 +105,7 @@ def publish(own: Run, scores: dict[str, Any], directory: Path, dataset: str, ima
     return path
 
 
-def said_rival(rival: dict[str, Any]) -> str:
+def rival_text(rival: dict[str, Any]) -> str:
     """Say in words what a paired comparison of two classifiers shows."""
     points, p = 100 * rival["difference"], rival["p"]
     ends = "" if rival["interval"] is None else " ({:.1f} to {:.1f})".format(*(100 * x for x in rival["interval"]))

@@ -8,7 +8,7 @@ import numpy as np
 
 from sslrun.evaluation.intervals import mean_interval
 from sslrun.models.initialization import SCRATCH
-from sslrun.report.style import COLOURS, GREY, INK, colours, inked, legend, saved, styled
+from sslrun.report.style import COLORS, GRAY, INK, colors, inked, legend, saved, styled
 from sslrun.runs.log import read_metrics
 from sslrun.study.choice import PROBE, TUNED
 from sslrun.study.results import Entry, Row
@@ -16,11 +16,11 @@ from sslrun.study.results import Entry, Row
 FROM_SCRATCH, RANDOM = "from scratch", "frozen random"
 
 
-def name_of(start: str, mode: str) -> str:
+def name_of(initialization: str, mode: str) -> str:
     """Return how a network is called in tables and figures."""
-    if start == SCRATCH:
+    if initialization == SCRATCH:
         return {TUNED: FROM_SCRATCH, PROBE: RANDOM}.get(mode, f"untrained, {mode}")
-    return f"{start}, {'finetuned' if mode == TUNED else mode}"
+    return f"{initialization}, {'finetuned' if mode == TUNED else mode}"
 
 
 @styled()
@@ -30,17 +30,17 @@ def efficiency(entries: Sequence[Entry], shown: Callable[[Entry], bool], folder:
     lines: dict[tuple[str, str], list[Entry]] = {}
     for e in entries:
         if shown(e):
-            lines.setdefault((e.start, e.mode), []).append(e)
-    tint = colours(list(dict.fromkeys(start for start, _ in lines)))
-    for i, ((start, mode), points) in enumerate(lines.items()):
-        apart = 1.012 ** (i - (len(lines) - 1) / 2)
+            lines.setdefault((e.initialization, e.mode), []).append(e)
+    tint = colors(list(dict.fromkeys(initialization for initialization, _ in lines)))
+    for i, ((initialization, mode), points) in enumerate(lines.items()):
+        offset = 1.012 ** (i - (len(lines) - 1) / 2)
         mean = np.array([100 * p.accuracy.mean for p in points])
         ends = np.array([[100 * p.accuracy.low, 100 * p.accuracy.high] for p in points]).T
-        frozen = (start, mode) == (SCRATCH, PROBE)
+        frozen = (initialization, mode) == (SCRATCH, PROBE)
         axis.errorbar(
-            [p.labels * apart for p in points], mean, np.nan_to_num(np.abs(ends - mean)),
-            color=tint[start], label=name_of(start, mode), marker="o", markersize=4, capsize=3, linewidth=1.6,
-            linestyle=":" if frozen else "--" if start == SCRATCH else "-",
+            [p.labels * offset for p in points], mean, np.nan_to_num(np.abs(ends - mean)),
+            color=tint[initialization], label=name_of(initialization, mode), marker="o", markersize=4, capsize=3,
+            linewidth=1.6, linestyle=":" if frozen else "--" if initialization == SCRATCH else "-",
         )  # fmt: skip
     axis.set_xscale("log")
     ticks = sorted({p.labels for points in lines.values() for p in points})
@@ -63,15 +63,18 @@ def learning_curves(rows: Sequence[Row], folder: Path) -> str:
     tuned = [r for r in rows if r.mode == TUNED]
     labels = sorted({r.labels for r in tuned})
     figure, (axes,) = inked(1, len(labels), (3.2 * len(labels) + 0.6, 3.0))
-    tint = colours(list(dict.fromkeys(r.start for r in tuned)))
+    tint = colors(list(dict.fromkeys(r.initialization for r in tuned)))
     for axis, n in zip(axes, labels, strict=True):
-        for start, colour in tint.items():
-            runs = [read_metrics(Path(r.finetuned)) for r in tuned if (r.start, r.labels) == (start, n)]
+        for initialization, color in tint.items():
+            runs = [
+                read_metrics(Path(r.finetuned)) for r in tuned if (r.initialization, r.labels) == (initialization, n)
+            ]
             curves = [{int(p["step"]): 100 * p["val/accuracy"] for p in run if "val/accuracy" in p} for run in runs]
             steps = sorted(set.intersection(*map(set, curves))) if curves else []
             if steps:
-                axis.plot(steps, [np.mean([c[s] for c in curves]) for s in steps], color=colour, linewidth=1.5,
-                          linestyle="--" if start == SCRATCH else "-", label=name_of(start, TUNED))  # fmt: skip
+                axis.plot(steps, [np.mean([c[s] for c in curves]) for s in steps], color=color,
+                          linewidth=1.5, linestyle="--" if initialization == SCRATCH else "-",
+                          label=name_of(initialization, TUNED))  # fmt: skip
         axis.set_title(f"{n:,} labels")
         axis.set_xlabel("step")
     axes[0].set_ylabel("validation accuracy, %")
@@ -109,11 +112,11 @@ def reliability(scores: dict[str, Any], folder: Path) -> str:
     for axis, suffix, name in zip(axes, ("", "_calibrated"), ("as trained", "calibrated"), strict=True):
         rows = [r for r in scores["reliability" + suffix] if r["images"]]
         total = sum(r["images"] for r in rows)
-        axis.plot([0, 100], [0, 100], color=GREY, linestyle=":", linewidth=1)
-        said, right = ([100 * r[k] for r in rows] for k in ("confidence", "accuracy"))
-        axis.plot(said, right, color=COLOURS[0])
+        axis.plot([0, 100], [0, 100], color=GRAY, linestyle=":", linewidth=1)
+        confidence, right = ([100 * r[k] for r in rows] for k in ("confidence", "accuracy"))
+        axis.plot(confidence, right, color=COLORS[0])
         areas = [8 + 300 * r["images"] / total for r in rows]
-        axis.scatter(said, right, s=areas, color=COLOURS[0], alpha=0.5, linewidths=0)
+        axis.scatter(confidence, right, s=areas, color=COLORS[0], alpha=0.5, linewidths=0)
         axis.set_title(f"{name}: calibration error {100 * scores['ece' + suffix]:.1f}", fontsize=9)
         axis.set_xlabel("confidence, %")
         axis.set_xlim(0, 102)
@@ -132,12 +135,12 @@ def class_gains(gains: Mapping[str, np.ndarray], class_names: Sequence[str], tit
     """
     n = len(class_names)
     figure, (axes,) = inked(1, len(gains), (3.0 * len(gains) + 1.2, 0.9 + 0.22 * min(n, 60)))
-    tint = colours([SCRATCH, *gains])
+    tint = colors([SCRATCH, *gains])
     for i, (axis, (name, values)) in enumerate(zip(axes, gains.items(), strict=True)):
-        found = [mean_interval((100 * values[:, k]).tolist()) for k in range(n)]
-        ends = np.nan_to_num(np.array([[f.mean - f.low, f.high - f.mean] for f in found]).T)
-        axis.barh(range(n), [f.mean for f in found], color=tint[name], alpha=0.75)
-        axis.errorbar([f.mean for f in found], range(n), xerr=ends, fmt="none", ecolor=INK, elinewidth=0.8)
+        intervals = [mean_interval((100 * values[:, k]).tolist()) for k in range(n)]
+        ends = np.nan_to_num(np.array([[f.mean - f.low, f.high - f.mean] for f in intervals]).T)
+        axis.barh(range(n), [f.mean for f in intervals], color=tint[name], alpha=0.75)
+        axis.errorbar([f.mean for f in intervals], range(n), xerr=ends, fmt="none", ecolor=INK, elinewidth=0.8)
         axis.axvline(0, color=INK, linewidth=0.8)
         axis.set_yticks(range(n), class_names if i == 0 and n <= 60 else [""] * n, fontsize=7)
         axis.invert_yaxis()

@@ -18,7 +18,7 @@ Tile = tuple[str | np.ndarray, *tuple[str, ...]]
 FIGURE_SIDE = 480  # px of a predicted picture
 
 
-def whole_file(path: str, side: int = 400) -> np.ndarray:
+def whole_image(path: str, side: int = 400) -> np.ndarray:
     """Return a picture file as it is decoded, but uncropped, at most `side` px."""
     with opened(path) as image:
         image.draft("RGB", (2 * side, 2 * side))
@@ -44,8 +44,8 @@ def mistakes_figure(
         return
     tiles = []
     for i in worst:
-        said, true = (_short(class_names[k]) for k in (predicted[i], labels[i]))
-        tiles.append((images[torch.tensor([i])][0].permute(1, 2, 0).numpy(), f"{said} {sure[i]:.0%}", f"is {true}"))
+        text, true = (_short(class_names[k]) for k in (predicted[i], labels[i]))
+        tiles.append((images[torch.tensor([i])][0].permute(1, 2, 0).numpy(), f"{text} {sure[i]:.0%}", f"is {true}"))
     sheet = contact_sheet([tiles[i : i + 8] for i in range(0, len(tiles), 8)])
     path = run.figure("mistakes")
     sheet.save(path)
@@ -63,11 +63,11 @@ def contact_sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
     sheet = Image.new("RGB", (width * max(map(len, rows)), height * len(rows)), "white")
     draw, font = ImageDraw.Draw(sheet), _font(11)
     for j, row in enumerate(rows):
-        for i, (picture, *said) in enumerate(row):
+        for i, (image, *text) in enumerate(row):
             x, y = width * i + 8, height * j + 6 + 13 * lines
-            for k, line in enumerate(said):
-                draw.text((x, y - 2 + 13 * (k - len(said))), line, "#606060" if k else "black", font)
-            shown = Image.fromarray(whole_file(picture, 2 * TILE_SIDE) if isinstance(picture, str) else picture)
+            for k, line in enumerate(text):
+                draw.text((x, y - 2 + 13 * (k - len(text))), line, "#606060" if k else "black", font)
+            shown = Image.fromarray(whole_image(image, 2 * TILE_SIDE) if isinstance(image, str) else image)
             times = TILE_SIDE / max(shown.size)
             how = Image.Resampling.NEAREST if times > 1 else Image.Resampling.LANCZOS
             small = shown.resize([max(1, round(times * s)) for s in shown.size], how)
@@ -83,12 +83,12 @@ def prediction_figures(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     """Draw each picture with its prediction as the title; Pillow starts half a second sooner than matplotlib."""
     folder.mkdir(exist_ok=True)
     for i, row in enumerate(r for r in rows if not r["error"]):
-        picture = Image.fromarray(whole_file(row["image"], FIGURE_SIDE))
-        times = FIGURE_SIDE / max(picture.size)
+        image = Image.fromarray(whole_image(row["image"], FIGURE_SIDE))
+        times = FIGURE_SIDE / max(image.size)
         if times > 1:
-            picture = picture.resize([max(1, int(times * s)) for s in picture.size], Image.Resampling.NEAREST)
-        titled = Image.new("RGB", (FIGURE_SIDE + 20, picture.height + 50), "white")
-        titled.paste(picture, ((titled.width - picture.width) // 2, 40))
+            image = image.resize([max(1, int(times * s)) for s in image.size], Image.Resampling.NEAREST)
+        titled = Image.new("RGB", (FIGURE_SIDE + 20, image.height + 50), "white")
+        titled.paste(image, ((titled.width - image.width) // 2, 40))
         doubt = "  unsure" if row["unsure"] else ""
         title, font = _title(f"{row['class']}  {row['confidence']:.0%}{doubt}", FIGURE_SIDE)
         ImageDraw.Draw(titled).text((titled.width / 2, 20), title, "black", font, anchor="mm")

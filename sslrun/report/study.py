@@ -62,7 +62,7 @@ def table(entries: Sequence[Entry]) -> Table:
 def _name(entry: Entry) -> str:
     """Return how a network is called, with what was chosen, most often first: `probe 3, scratch 2`."""
     chosen = ", ".join(f"{c} {n}" for c, n in sorted(entry.chosen.items(), key=lambda x: -x[1]))
-    return name_of(entry.start, entry.mode) + (f" ({chosen})" if chosen else "")
+    return name_of(entry.initialization, entry.mode) + (f" ({chosen})" if chosen else "")
 
 
 def difference_text(verdict: Verdict | None) -> str:
@@ -93,18 +93,22 @@ def conclusions(entries: Sequence[Entry], mode: str) -> list[str]:
 
 
 def _judged(entries: Sequence[Entry], mode: str) -> list[Entry]:
-    return [e for e in entries if e.start != SCRATCH and e.mode == mode]
+    return [e for e in entries if e.initialization != SCRATCH and e.mode == mode]
 
 
 def _conclusion(e: Entry, verdict: Verdict, entries: Sequence[Entry]) -> str:
-    sentence = f"{e.start}, {e.labels} labels: {verdict_text(verdict)}"
+    sentence = f"{e.initialization}, {e.labels} labels: {verdict_text(verdict)}"
     if e.chosen == {SCRATCH: e.accuracy.n}:
         sentence += " (scratch was chosen each time)"
     elif verdict.kind == "helps" and e.labels_needed:
         number, sign = e.labels_needed
         more = {"=": "about ", ">": "more than ", "<": "fewer than "}[sign]
         sentence += f"; scratch would need {more}{number:.0f} labels for it"
-    random = [r.accuracy.mean for r in entries if (r.start, r.mode, r.amount) == (SCRATCH, PROBE, e.amount)]
+    random = [
+        r.accuracy.mean
+        for r in entries
+        if (r.initialization, r.mode, r.label_budget) == (SCRATCH, PROBE, e.label_budget)
+    ]
     if random and random[0] >= e.accuracy.mean:
         sentence += f"; but a probe of the untrained network reaches {100 * random[0]:.1f} %"
     return sentence
@@ -166,7 +170,7 @@ def _page(
 def _figures(
     folder: Path, rows: Sequence[Row], entries: Sequence[Entry], judged: Sequence[Entry], mode: str, names: list[str]
 ) -> Iterator[dict[str, Any]]:
-    svg = plots.efficiency(entries, lambda e: e.start == SCRATCH or e.mode == mode, folder)
+    svg = plots.efficiency(entries, lambda e: e.initialization == SCRATCH or e.mode == mode, folder)
     text = "Test accuracy and 95 % intervals over label subsets."
     yield _figure("label_efficiency", "Accuracy over the number of labels", svg, text)
     if any(r.mode == TUNED for r in rows):
@@ -175,8 +179,11 @@ def _figures(
     if judged:
         fewest = min(e.labels for e in judged)
         base = [r for r in rows if is_scratch(r) and r.labels == fewest]
-        starts = dict.fromkeys(e.start for e in judged)
-        own = {name_of(s, mode): [r for r in rows if (r.start, r.mode, r.labels) == (s, mode, fewest)] for s in starts}
+        initializations = dict.fromkeys(e.initialization for e in judged)
+        own = {
+            name_of(s, mode): [r for r in rows if (r.initialization, r.mode, r.labels) == (s, mode, fewest)]
+            for s in initializations
+        }
         yield from _by_class(folder, base, own, names, fewest)
 
 
@@ -201,10 +208,10 @@ def _by_class(
         svg = plots.class_gains(gains, names, title, folder)
         text = "How much more of each class is recognised than from scratch on the same labels, with 95 % intervals."
         yield _figure("class_gains", "Gain by class", svg, text)
-    text = f"Wrong, and most sure of it; one label subset of {labels} labels. Are these labelled right?"
+    text = f"Wrong, and most sure of it; one label subset of {labels} labels. Are these labeled right?"
     mistakes = [p for name, members in groups.items() for p in _mistakes(name, members)]
     yield {"name": "mistakes", "heading": "The most confident mistakes", "svg": "", "caption": text,
-           "pictures": mistakes}  # fmt: skip
+           "images": mistakes}  # fmt: skip
 
 
 def _embeddings(folder: Path, places: Maps | None, names: list[str]) -> Iterator[dict[str, Any]]:
@@ -217,12 +224,12 @@ def _embeddings(folder: Path, places: Maps | None, names: list[str]) -> Iterator
 
 
 def _figure(name: str, heading: str, svg: str, caption: str) -> dict[str, Any]:
-    return {"name": name, "heading": heading, "svg": Markup(svg), "caption": caption, "pictures": []}
+    return {"name": name, "heading": heading, "svg": Markup(svg), "caption": caption, "images": []}
 
 
 def _report(row: Row) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((Path(row.evaluated) / "report.json").read_text(encoding="utf-8"))
-    return found
+    report: dict[str, Any] = json.loads((Path(row.evaluated) / "report.json").read_text(encoding="utf-8"))
+    return report
 
 
 def _class_names(row: Row) -> list[str]:
@@ -254,7 +261,7 @@ def _page_rows(entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
     for e in entries:
         half = 50 * (e.accuracy.high - e.accuracy.low)
         needed = ""
-        if e.labels_needed and e.start != SCRATCH:
+        if e.labels_needed and e.initialization != SCRATCH:
             number, sign = e.labels_needed
             needed = f"{ {'=': '', '<': 'fewer than ', '>': 'more than '}[sign] }{number:,.0f}"
         yield {
@@ -264,7 +271,7 @@ def _page_rows(entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
             "accuracy": f"{100 * e.accuracy.mean:.1f}" + (f" ± {half:.1f}" if half == half else ""),
             "difference": difference_text(e.verdict),
             "verdict": _css_class(e),
-            "said": SHOWS[e.verdict.kind] if e.verdict else "",
+            "outcome": SHOWS[e.verdict.kind] if e.verdict else "",
             "needed": needed,
         }
         last = e.labels
@@ -274,23 +281,23 @@ def _page_runs(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     for r in rows:
         if r.mode != AUTO:
             yield {
-                "name": ", ".join(filter(None, [name_of(r.start, r.mode), r.setting])),
+                "name": ", ".join(filter(None, [name_of(r.initialization, r.mode), r.setting])),
                 "labels": f"{r.labels:,}",
                 "seed": r.seed,
                 "test": f"{100 * r.test_accuracy:.1f}",
                 "val": "" if r.val_accuracy is None else f"{100 * r.val_accuracy:.1f}",
-                "held_out": "" if (h := r.held_out_accuracy) is None else f"{100 * h:.1f}",
+                "cv": "" if (h := r.cv_accuracy) is None else f"{100 * h:.1f}",
                 "seconds": f"{r.seconds:.0f}",
                 "run": r.finetuned,
             }
 
 
-def _held_out(rows: Sequence[Row]) -> bool:
-    return any(r.held_out_accuracy is not None for r in rows)
+def _cross_validated(rows: Sequence[Row]) -> bool:
+    return any(r.cv_accuracy is not None for r in rows)
 
 
 def _chosen_on(rows: Sequence[Row], validation: int) -> str:
-    if _held_out(rows):
+    if _cross_validated(rows):
         return (
             f"{validation} more are validation, which are few: what is best is chosen by parts of the labels, held out "
             "in turns; the best state of a training is that on validation"
@@ -322,7 +329,7 @@ def _facts(rows: Sequence[Row], about: dict[str, Any] | None) -> list[tuple[str,
     ]
     if searched := Counter(r.setting for r in rows if r.setting and r.mode != AUTO):
         chosen = ", ".join(f"{s} ({n} of {searched.total()})" for s, n in searched.most_common())
-        judge = "labels held out in turns" if _held_out(rows) else "validation"
+        judge = "labels held out in turns" if _cross_validated(rows) else "validation"
         facts.append(("searched", f"for every trained network, from scratch, too, the best on {judge}: {chosen}"))
     if tuned:
         facts.append(("finetuning", f"{np.mean(tuned):.0f} s each, {len(tuned)} runs"))

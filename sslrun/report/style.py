@@ -32,14 +32,14 @@ def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any,
 
 
 INK = "#1a1a1b"  # black in a file, the text's colour in a page
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito 2008
-GREY = "#8a8a8a"
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito 2008
+GRAY = "#8a8a8a"
 
 
-def colours(starts: Sequence[str]) -> dict[str, str]:
+def colors(names: Sequence[str]) -> dict[str, str]:
     """Return a colour for every start; scratch is grey."""
-    others = [s for s in starts if s != "scratch"]
-    return {"scratch": GREY, **{s: COLOURS[i % len(COLOURS)] for i, s in enumerate(others)}}
+    others = [s for s in names if s != "scratch"]
+    return {"scratch": GRAY, **{s: COLORS[i % len(COLORS)] for i, s in enumerate(others)}}
 
 
 def saved(figure: Any, folder: Path, name: str) -> str:
@@ -60,8 +60,8 @@ def inked(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]
     figure, axes = new_figure(rows, columns, size)
     for axis in axes.flat:
         axis.tick_params(colors=INK, which="both")
-        for part in (axis.xaxis.label, axis.yaxis.label, axis.title):
-            part.set_color(INK)
+        for text in (axis.xaxis.label, axis.yaxis.label, axis.title):
+            text.set_color(INK)
         for spine in axis.spines.values():
             spine.set_edgecolor(INK)
         axis.patch.set_alpha(0)

@@ -28,13 +28,13 @@ def sweep_rows(directory: Path) -> list[dict[str, Any]]:
             log.error("%s", error)
             rows.append({"job": job.name, "run": str(job), "status": "failed", "score": None})
             continue
-        asked = dict(o.split("=", 1) for o in summary.get("of_overrides") or summary["overrides"] if "=" in o)
+        overrides = dict(o.split("=", 1) for o in summary.get("of_overrides") or summary["overrides"] if "=" in o)
         row: dict[str, Any] = {"job": job.name, "run": str(job), "status": summary["status"]}
         row |= {k: summary.get(k) for k in ("of_run", "dataset", "backbone", "pretext", "init", "source", "mode")}
         row |= {k: summary.get(k) for k in ("label_fraction", "labels_per_class")}
         row |= {f"labels_{k}": v for k, v in (summary.get("labels") or {}).items()}
         row |= {f"{k}_seed": v for k, v in (summary.get("seeds") or {}).items()}
-        row |= {f"override {k}": v for k, v in asked.items() if k not in (*row, "seed")}
+        row |= {f"override {k}": v for k, v in overrides.items() if k not in (*row, "seed")}
         row |= {k: v for k, v in summary.items() if "/" in k}
         named = score(summary)
         row |= {"score_name": named[0], "score": named[1]} if named else {"score_name": None, "score": None}

@@ -10,7 +10,7 @@ from torch import Tensor
 from sslrun.augment import Rng
 from sslrun.data.images import Images
 from sslrun.device import Device
-from sslrun.report.sheets import whole_file
+from sslrun.report.sheets import whole_image
 from sslrun.report.style import new_figure, styled
 from sslrun.runs.log import read_metrics
 from sslrun.runs.run import Run
@@ -60,16 +60,16 @@ def _drawn(
     """Draw pictures in rows, each beside what belongs to it, and return the path."""
     columns = {f"{originals.shape[-1]} px": originals, **columns}
     shown: dict[str, Any] = {
-        name: [p.permute(1, 2, 0).clamp(0, 1).cpu().numpy() for p in pictures] for name, pictures in columns.items()
+        name: [p.permute(1, 2, 0).clamp(0, 1).cpu().numpy() for p in images] for name, images in columns.items()
     }
     if files:
-        shown = {"file": [whole_file(f) for f in files], **shown}
+        shown = {"file": [whole_image(f) for f in files], **shown}
     size = (1.2 * len(shown), 1.2 * len(originals) + 0.3)
     figure, axes = new_figure(len(originals), len(shown), size)
-    for j, (name, pictures) in enumerate(shown.items()):
+    for j, (name, images) in enumerate(shown.items()):
         axes[0][j].set_title(name)
-        for i, picture in enumerate(pictures):
-            axes[i][j].imshow(picture, interpolation="nearest")
+        for i, image in enumerate(images):
+            axes[i][j].imshow(image, interpolation="nearest")
             axes[i][j].axis("off")
     figure.tight_layout(pad=0.3)
     path = run.figure(figure_name)

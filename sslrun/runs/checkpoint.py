@@ -19,6 +19,7 @@ from sslrun.base.errors import UserError
 from sslrun.base.files import replacing
 from sslrun.base.version import __version__
 from sslrun.config.build import refuse_foreign, renamed
+from sslrun.config.renames import SUMMARY, renamed_keys
 from sslrun.runs.find import LAST, PREVIOUS
 
 
@@ -26,7 +27,7 @@ class Damaged(UserError):
     """A file does not hold what was written into it."""
 
 
-TO_GO_ON = {"model", "optimizer", "scaler", "step", "best", "metrics"}  # what a training goes on from
+RESUMABLE_KEYS = {"model", "optimizer", "scaler", "step", "best", "metrics"}  # what a training goes on from
 OURS = "sslrun"  # the key under which a checkpoint of ours has the version
 
 
@@ -42,7 +43,7 @@ def save(path: Path, content: dict[str, Any], before: Path | None = None) -> Non
         UserError: the disk is full, or the folder cannot be written; the checkpoint before it is intact.
     """
     try:
-        with replacing(path, before) as part, part.open("wb") as file:
+        with replacing(path, before) as temporary, temporary.open("wb") as file:
             torch.save({OURS: __version__, **content}, file)
         _sync(path.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
@@ -62,11 +63,11 @@ def _sync(folder: Path) -> None:
             os.close(handle)
 
 
-def newest_whole(directory: Path, to_go_on: bool = False) -> tuple[Path, dict[str, Any]]:
+def newest_intact(directory: Path, resumable: bool = False) -> tuple[Path, dict[str, Any]]:
     """Read the newest checkpoint of a run that is whole; a damaged one is passed over, and said.
 
     Args:
-        to_go_on: it must hold the state of a training, not weights alone.
+        resumable: it must hold the state of a training, not weights alone.
 
     Raises:
         UserError: none is whole.
@@ -75,9 +76,11 @@ def newest_whole(directory: Path, to_go_on: bool = False) -> tuple[Path, dict[st
 
     def loaded(path: Path) -> dict[str, Any]:
         content = load(path)
-        if to_go_on and not content.keys() >= TO_GO_ON:
-            raise Damaged(f"{path} has no {', '.join(sorted(TO_GO_ON - content.keys()))}: it is not of a training")
-        if to_go_on and content["step"] < 0:
+        if resumable and not content.keys() >= RESUMABLE_KEYS:
+            raise Damaged(
+                f"{path} has no {', '.join(sorted(RESUMABLE_KEYS - content.keys()))}: it is not of a training"
+            )
+        if resumable and content["step"] < 0:
             raise Damaged(f"{path} is damaged: it is of step {content['step']}")
         return content
 
@@ -118,13 +121,15 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not content:
         raise Damaged(f"{path} holds {type(content).__name__}, not weights")
     if OURS in content:
-        _check_parts(content, path)
+        _check_entries(content, path)
         if "config" in content:
             content["config"] = renamed(content["config"])
+        if "metrics" in content:
+            content["metrics"] = renamed_keys(content["metrics"], SUMMARY)
     return content
 
 
-def _check_parts(content: dict[str, Any], path: Path) -> None:
+def _check_entries(content: dict[str, Any], path: Path) -> None:
     """Refuse a checkpoint whose parts are not what their names say, or whose config would call what is not ours."""
     kinds = {"config": dict, "class_names": list, "step": int, "metrics": dict, "model": dict}
     wrong = [k for k, kind in kinds.items() if k in content and not isinstance(content[k], kind)]

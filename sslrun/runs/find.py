@@ -9,11 +9,12 @@ from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.config.build import renamed
 from sslrun.config.commands import FOR_ENCODER, LISTED, WITH_CLASSIFIER, typed
+from sslrun.config.renames import FOLDERS, SUMMARY, renamed_keys, renamed_overrides
 
 OUTPUTS = Path("outputs")
-PARTS = "parts"  # folder of runs that belong to studies and to mode=auto
+STUDY_RUNS = "study_runs"  # folder of the runs of studies and of mode=auto
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
-Found = tuple[Path, dict[str, Any]]  # a run's directory and its summary
+FoundRun = tuple[Path, dict[str, Any]]  # a run's directory and its summary
 
 
 def has_checkpoint(directory: Path) -> bool:
@@ -44,7 +45,8 @@ def read_summary(directory: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not the summary of a run")
     if not all(isinstance(o, str) and "=" in o for o in summary["overrides"]) or not summary["config"]:
         raise UserError(f"{path} is not the summary of a run")
-    return {**summary, "config": renamed(summary["config"])}
+    overrides = {k: renamed_overrides(summary[k]) for k in ("overrides", "of_overrides") if k in summary}
+    return renamed_keys(summary, SUMMARY) | overrides | {"config": renamed(summary["config"])}
 
 
 def job_order(job: Path) -> tuple[int, str]:
@@ -57,30 +59,30 @@ def is_finished(directory: Path) -> bool:
     return (directory / "summary.json").is_file() and read_summary(directory)["status"] == "finished"
 
 
-def is_whole(directory: Path) -> bool:
+def is_complete(directory: Path) -> bool:
     """Tell whether a directory holds a run that came to its end and, if it is one for its encoder, has its weights."""
     return is_finished(directory) and (read_summary(directory)["stage"] not in FOR_ENCODER or has_checkpoint(directory))
 
 
-def find(stages: Sequence[str] = LISTED, parts: bool = False) -> list[Found]:
+def find(stages: Sequence[str] = LISTED, study_runs: bool = False) -> list[FoundRun]:
     """Return all runs below `outputs/`, oldest first, as (directory, summary); damaged ones are left out.
 
     Args:
-        parts: those that are parts of a study, too.
+        study_runs: those of a study, too.
     """
-    found = []
+    runs = []
     for stage in stages:
         for path in [*OUTPUTS.glob(f"{stage}/*/summary.json"), *OUTPUTS.glob(f"{stage}/*/*/summary.json")]:
-            if path.parent.parent.name == PARTS and not parts:
+            if path.parent.parent.name in (STUDY_RUNS, *FOLDERS) and not study_runs:
                 continue
             try:
-                found.append((path.parent, read_summary(path.parent)))
+                runs.append((path.parent, read_summary(path.parent)))
             except UserError:
                 log.warning("Left out %s: it cannot be read.", path)
-    return sorted(found, key=lambda f: str(f[1].get("started")))
+    return sorted(runs, key=lambda f: str(f[1].get("started")))
 
 
-def newest(runs: Sequence[Found], fits: Callable[[Path, dict[str, Any]], bool] = lambda *_: True) -> Found | None:
+def newest(runs: Sequence[FoundRun], fits: Callable[[Path, dict[str, Any]], bool] = lambda *_: True) -> FoundRun | None:
     """Return the newest of runs, oldest first, that fits; None if none does."""
     return next((run for run in reversed(runs) if fits(*run)), None)
 
@@ -109,8 +111,8 @@ def find_run(run: str, stages: Sequence[str] = WITH_CLASSIFIER) -> Path:
         if summary["status"] != "finished":
             log.warning("%s did not finish (%s): its best checkpoint so far is used.", run, summary["status"])
         return Path(run)
-    found = newest(find(stages), lambda _, summary: summary["status"] == "finished")
-    if found is None:
+    latest = newest(find(stages), lambda _, summary: summary["status"] == "finished")
+    if latest is None:
         raise UserError(f"no finished {' or '.join(stages)} run in outputs: {typed(stages[0])} makes one")
-    log.info("Using %s", found[0])
-    return found[0]
+    log.info("Using %s", latest[0])
+    return latest[0]

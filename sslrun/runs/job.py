@@ -21,13 +21,14 @@ from sslrun.base.errors import UserError
 from sslrun.config.build import build, built_settings, refuse_foreign, settings_of
 from sslrun.config.check import check
 from sslrun.config.commands import typed
+from sslrun.config.renames import renamed_composed
 from sslrun.data.decode import ignore_pillow_warnings
 from sslrun.data.workers import name_start_method
-from sslrun.runs.find import has_checkpoint, is_whole, read_summary, score
+from sslrun.runs.find import has_checkpoint, is_complete, read_summary, score
 from sslrun.runs.resume import CHECKPOINT, MAY_DIFFER, STUDY, fixed, refuse_older, resumed_config
 from sslrun.runs.run import Run, Stages
 
-IN_STUDY = "part"  # hydra.job.name of a run that belongs to a study
+IN_STUDY = "study_run"  # hydra.job.name of a run that belongs to a study
 
 
 class AnotherJob(UserError):
@@ -42,6 +43,7 @@ def execute(config: DictConfig, stages: Stages) -> float | None:
     """
     _take_process()
     hydra = HydraConfig.get()
+    config = renamed_composed(config, hydra.overrides.task)
     in_sweep, in_study = hydra.mode == RunMode.MULTIRUN, hydra.job.name == IN_STUDY
     if in_sweep and not in_study:
         log.info("--- job %s: %s", hydra.job.num, " ".join(hydra.overrides.task) or "defaults")
@@ -56,7 +58,7 @@ def execute(config: DictConfig, stages: Stages) -> float | None:
         raise SystemExit(141) from None
     except signals.Stopped as stop:
         for run in opened:
-            (log.info if in_study else log.warning)("Stopped by %s.%s", stop, _how_to_go_on(run, hydra))
+            (log.info if in_study else log.warning)("Stopped by %s.%s", stop, _resume_hint(run, hydra))
             run.close("interrupted")
         raise SystemExit(128 + stop.number) from None  # as shells have it
     except Exception as error:
@@ -90,7 +92,7 @@ def _executed(config: DictConfig, stages: Stages, hydra: Any, opened: list[Run])
     in_sweep = hydra.mode == RunMode.MULTIRUN
     before = _job_before(hydra) if in_sweep else None
     in_study = hydra.job.name == IN_STUDY
-    whole = is_whole(Path(hydra.runtime.output_dir)) if in_study else True  # a pretraining may have lost its weights
+    whole = is_complete(Path(hydra.runtime.output_dir)) if in_study else True  # a pretraining may have lost its weights
     if before is not None and before["status"] == "finished" and whole:
         log.info("Finished before: %s", hydra.runtime.output_dir)
         return before
@@ -101,7 +103,7 @@ def _executed(config: DictConfig, stages: Stages, hydra: Any, opened: list[Run])
         build(run.config["device"]).claim()  # before anything is measured or trained
     function = stages.named(run.stage)
     result = function(run, built_settings(settings_of(function), run.config))
-    with signals.later():
+    with signals.deferred():
         run.close("finished", **result)
     opened.clear()
     log.info("Finished in %.0f s: %s", run.summary["wall_time_seconds"], run.directory)
@@ -114,10 +116,10 @@ def _score(summary: dict[str, Any]) -> float | None:
     return named[1] if named else None
 
 
-def _how_to_go_on(run: Run, hydra: Any) -> str:
+def _resume_hint(run: Run, hydra: Any) -> str:
     """Return the command that goes on with a run, or with the sweep that it is in; nothing if there is none."""
-    can_go_on = run.summary.get("resumable") == STUDY or ("resume" in run.config and has_checkpoint(run.directory))
-    if hydra.job.name == IN_STUDY or not (run.in_sweep or can_go_on):  # of a run in a study, the study says it
+    can_resume = run.summary.get("resumable") == STUDY or ("resume" in run.config and has_checkpoint(run.directory))
+    if hydra.job.name == IN_STUDY or not (run.in_sweep or can_resume):  # of a run in a study, the study says it
         return ""
     place = hydra.sweep.dir if run.in_sweep else run.directory
     return f" Go on with: {typed(run.stage)} {shlex.quote(f'resume={Path(place).as_posix()}')}"
@@ -144,8 +146,8 @@ def _job_before(hydra: Any) -> dict[str, Any] | None:
     if not (directory / "summary.json").exists():
         return None
     summary = read_summary(directory)
-    asked = [f"{k}={v}" for k, v in _overrides(hydra).items()]
-    if fixed(summary["overrides"]) != fixed(asked):
+    overrides = [f"{k}={v}" for k, v in _overrides(hydra).items()]
+    if fixed(summary["overrides"]) != fixed(overrides):
         raise AnotherJob(f"{directory} is of another job ({' '.join(summary['overrides'])}): nothing is done")
     return summary
 

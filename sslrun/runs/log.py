@@ -12,7 +12,7 @@ from sslrun.base.files import disk_error, write_text
 from sslrun.config.nodes import flattened
 
 METRICS = "metrics.jsonl"
-TOLD = ("pretext", "init", "mode", "labels", "seeds")  # by which TensorBoard compares runs, besides their configs
+HPARAMS = ("pretext", "init", "mode", "labels", "seeds")  # by which TensorBoard compares runs, besides their configs
 
 
 class Logger(Protocol):
@@ -112,8 +112,8 @@ class TensorBoard:
         if self._opened is None:
             return
         if summary is not None:
-            told = {k: summary[k] for k in TOLD if k in summary}
-            settings = (flattened(told) | flattened(summary["config"])).items()
+            hparams = {k: summary[k] for k in HPARAMS if k in summary}
+            settings = (flattened(hparams) | flattened(summary["config"])).items()
             flat = {k: v for k, v in settings if isinstance(v, bool | int | float | str)}
             scores = {k: v for k, v in summary.items() if "/" in k and isinstance(v, float)}
             self._opened.add_hparams(flat, scores, run_name=".")

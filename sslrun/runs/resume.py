@@ -62,7 +62,7 @@ def refuse_older(directory: Path, summary: dict[str, Any]) -> None:
         )
 
 
-def resumed_config(directory: Path, stage: str, asked: dict[str, str], composed: DictConfig) -> DictConfig:
+def resumed_config(directory: Path, stage: str, requested: dict[str, str], composed: DictConfig) -> DictConfig:
     """Return the config of the run that goes on, with what may be changed changed.
 
     Raises:
@@ -80,7 +80,7 @@ def resumed_config(directory: Path, stage: str, asked: dict[str, str], composed:
     for node in ("device", "train"):  # keys that an older version did not have
         after[node] = OmegaConf.merge(composed[node], after[node])
     changed = []
-    for key, value in asked.items():
+    for key, value in requested.items():
         if key == "resume" or key.startswith("hydra") or f"{key}={value}" in summary["overrides"]:
             continue
         if key == "experiment":
@@ -113,23 +113,23 @@ def resumed_config(directory: Path, stage: str, asked: dict[str, str], composed:
     return after
 
 
-def _other_choice(group: str, asked: DictConfig, before: DictConfig, overrides: list[str]) -> list[str]:
+def _other_choice(group: str, requested: DictConfig, before: DictConfig, overrides: list[str]) -> list[str]:
     """Return the keys in which a group's choice differs from a run's, but for those that the run had set itself."""
-    if asked is None or asked.get("_target_") is None:  # from_checkpoint
+    if requested is None or requested.get("_target_") is None:  # from_checkpoint
         return []
-    if asked["_target_"] != before["_target_"]:
+    if requested["_target_"] != before["_target_"]:
         return ["_target_"]
     set_then = {o.partition("=")[0] for o in overrides}
     may = (*set_then, *MAY_DIFFER)
-    keys = [str(k) for k in asked]
-    return [k for k in keys if f"{group}.{k}" not in may and k in before and asked[k] != before[k]]
+    keys = [str(k) for k in requested]
+    return [k for k in keys if f"{group}.{k}" not in may and k in before and requested[k] != before[k]]
 
 
-def _other_device(before: DictConfig, asked: DictConfig) -> DictConfig:
+def _other_device(before: DictConfig, requested: DictConfig) -> DictConfig:
     """Return the device asked for; on the same kind of device a run keeps the mode that was measured."""
-    after = asked.copy()
-    if kind(asked.name) == before.name:
+    after = requested.copy()
+    if kind(requested.name) == before.name:
         for key in ("precision", "memory_format"):
-            if asked[key] == "auto":
+            if requested[key] == "auto":
                 after[key] = before.get(key, "auto")
     return after

@@ -164,8 +164,8 @@ class Run:
     @property
     def command(self) -> str:
         """Return the command that does the same again, when there are newer runs, too."""
-        said, run = str(self._summary["command"]), self.config.get("run")
-        return said if run is None or "run" in self.overrides else f"{said} {shlex.quote(f'run={run}')}"
+        command, run = str(self._summary["command"]), self.config.get("run")
+        return command if run is None or "run" in self.overrides else f"{command} {shlex.quote(f'run={run}')}"
 
     @property
     def stages(self) -> Stages:
@@ -186,7 +186,7 @@ class Run:
                 "are there now: bring those back, or start a new run"
             )
 
-    def goes_on(self) -> None:
+    def keep_changes(self) -> None:
         """Let a resumed run's new config stand: its checkpoint is read, and it takes steps."""
         self._unchanged = None
 

@@ -24,7 +24,7 @@ from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget, counts, validation_sizes
 from sslrun.data.options import DatasetNode, Options, describe, shared
 from sslrun.data.orientation import pixels, sample
-from sslrun.data.sources.folder import pile
+from sslrun.data.sources.folder import unlabeled_folder
 from sslrun.data.sources.source import Listing, SplitName
 from sslrun.report.check import findings, table
 from sslrun.runs.run import Run
@@ -34,19 +34,19 @@ from sslrun.training.settings import SMALLEST_BATCH
 SPLITS: tuple[SplitName, ...] = ("train", "unlabeled", "test")
 
 
-class Part:
+class CheckedSplit:
     """One split, or the pictures of `unlabeled=`: as they lie on disk and decoded."""
 
-    def __init__(self, name: str, pictures: Listing, found: Decoded) -> None:
-        self.name, self.pictures, self.found = name, pictures, found
-        self.images, self.good = found.images(), found.good()
-        self.headers = [] if isinstance(pictures.items, np.ndarray) else headers(pictures.items)
-        self.labels = None if pictures.labels is None else pictures.labels[self.good]
+    def __init__(self, name: str, listing: Listing, decoded: Decoded) -> None:
+        self.name, self.listing, self.decoded = name, listing, decoded
+        self.images, self.good = decoded.images(), decoded.good()
+        self.headers = [] if isinstance(listing.items, np.ndarray) else headers(listing.items)
+        self.labels = None if listing.labels is None else listing.labels[self.good]
 
     def path(self, i: int) -> str:
         """Return the path of a picture, or its name where it is not a file, by its position among the readable."""
         at = self.good[i]
-        return str(self.pictures.items[at]) if self.headers else f"{self.name}: {self.pictures.names[at]}"
+        return str(self.listing.items[at]) if self.headers else f"{self.name}: {self.listing.names[at]}"
 
     def digests(self) -> list[bytes]:
         """Return a hash of each readable file's bytes, or of its pixels where it is not a file."""
@@ -56,7 +56,7 @@ class Part:
 
     def class_of(self, i: int) -> str | None:
         """Return the class of a picture by its position among the readable."""
-        return None if self.labels is None else self.pictures.class_names[self.labels[i]]
+        return None if self.labels is None else self.listing.class_names[self.labels[i]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,70 +90,70 @@ def check(run: Run, settings: Check) -> dict[str, Any]:
     budget = LabelBudget(settings.label_fraction, settings.labels_per_class)
     budget.check(run.overrides)
     options = shared(settings.dataset)
-    parts = list(_parts(settings.dataset, settings.unlabeled))
-    images = _joined([p for p in parts if p.name != "test"])
+    splits = list(_splits(settings.dataset, settings.unlabeled))
+    images = _joined([p for p in splits if p.name != "test"])
     report: dict[str, Any] = {
         "dataset": describe(settings.dataset),
         "options": {k: getattr(options, k) for k in ("image_size", "resize", "max_bad_fraction", "horizontal_flip")},
-        "splits": {p.name: _split(p, options) for p in parts},
+        "splits": {p.name: _split(p, options) for p in splits},
         "other_files": _other_files(settings.dataset),
-        "duplicates": _duplicates(parts),
-        "labels": _labels(parts[0], options, budget),
+        "duplicates": _duplicates(splits),
+        "labels": _labels(splits[0], options, budget),
         "pixels": pixels(sample(images)) if len(images) else None,
     }
     if len(images) > 1:
         report["estimate"] = _estimate(images, settings)
-    found = findings(report)
-    report["findings"] = [{"level": level, "text": text} for level, text in found]
+    all_findings = findings(report)
+    report["findings"] = [{"level": level, "text": text} for level, text in all_findings]
     text = as_json(report)
     write_text(run.directory / "check.json", text)
     print(text if settings.format == "json" else table(report), end="")
     log.info("Written to %s", run.directory / "check.json")
-    errors = [text for level, text in found if level == "error"]
+    errors = [text for level, text in all_findings if level == "error"]
     if errors:
         raise UserError("a run would stop: " + "; ".join(errors))
     return {
         "dataset": describe(settings.dataset),
         "images": len(images),
-        "warnings": sum(f[0] == "warning" for f in found),
+        "warnings": sum(f[0] == "warning" for f in all_findings),
     }
 
 
-def _parts(dataset: Node, unlabeled: str | None) -> Iterator[Part]:
-    found: list[tuple[str, Listing | None]] = [(name, listed(dataset, name)) for name in SPLITS]
+def _splits(dataset: Node, unlabeled: str | None) -> Iterator[CheckedSplit]:
+    listings: list[tuple[str, Listing | None]] = [(name, listed(dataset, name)) for name in SPLITS]
     if unlabeled:
-        found.insert(1, (f"unlabeled={unlabeled}", pile(Path(os.path.expanduser(unlabeled)))))
-    for name, pictures in found:
-        if pictures is not None:
-            log.info("Looking at %d pictures of %s", len(pictures.names), name)
-            yield Part(name, pictures, decoded(pictures, shared(dataset)))
+        listings.insert(1, (f"unlabeled={unlabeled}", unlabeled_folder(Path(os.path.expanduser(unlabeled)))))
+    for name, listing in listings:
+        if listing is not None:
+            log.info("Looking at %d pictures of %s", len(listing.names), name)
+            yield CheckedSplit(name, listing, decoded(listing, shared(dataset)))
 
 
-def _joined(parts: list[Part]) -> Images:
-    images = parts[0].images
-    for part in parts[1:]:
-        images = images + part.images
+def _joined(splits: list[CheckedSplit]) -> Images:
+    images = splits[0].images
+    for split in splits[1:]:
+        images = images + split.images
     return images
 
 
-def _split(part: Part, options: Options) -> dict[str, Any]:
-    items, names = part.pictures.items, part.pictures.class_names
-    sizes = counts(part.labels) if part.labels is not None else {}
+def _split(split: CheckedSplit, options: Options) -> dict[str, Any]:
+    items, names = split.listing.items, split.listing.class_names
+    sizes = counts(split.labels) if split.labels is not None else {}
     if isinstance(items, np.ndarray):
         height, width, channels = items.shape[1:]
         shapes = [(width, height)] * len(items)
         formats, modes = {"array": len(items)}, {"RGB" if channels == 3 else "L": len(items)}
     else:
-        known = [h for h in part.headers if h.format]
+        known = [h for h in split.headers if h.format]
         shapes = [(h.width, h.height) for h in known]
         formats = dict(Counter(h.format for h in known).most_common())
         modes = dict(Counter(h.mode for h in known).most_common())
     out: dict[str, Any] = {
-        "images": len(part.good),
-        "classes": {name: sizes.get(c, 0) for c, name in enumerate(names)} if part.labels is not None else None,
+        "images": len(split.good),
+        "classes": {name: sizes.get(c, 0) for c, name in enumerate(names)} if split.labels is not None else None,
         "formats": formats,
         "modes": modes,
-        "unreadable": [{"file": str(items[i]), "reason": why} for i, why in part.found.bad.items()],
+        "unreadable": [{"file": str(items[i]), "reason": why} for i, why in split.decoded.bad.items()],
     }
     if shapes:
         widths, heights = zip(*shapes, strict=True)
@@ -170,25 +170,25 @@ def _other_files(dataset: Node) -> dict[str, int]:
     return other_files(os.path.expanduser(dataset["root"])) if is_folder else {}
 
 
-def _duplicates(parts: list[Part]) -> dict[str, Any]:
+def _duplicates(splits: list[CheckedSplit]) -> dict[str, Any]:
     """Return groups of paths: the same bytes, nearly the same, across training and test, and in several classes."""
-    where = [(p, i) for p in parts for i in range(len(p.good))]
-    exact = exact_duplicates([d for p in parts for d in p.digests()])
+    where = [(p, i) for p in splits for i in range(len(p.good))]
+    exact = exact_duplicates([d for p in splits for d in p.digests()])
     in_test = np.array([p.name == "test" for p, _ in where])
     known = [set(g) for g in exact]
-    near = [g for g in near_duplicates(_joined(parts), in_test) if not any(k.issuperset(g) for k in known)]
+    near = [g for g in near_duplicates(_joined(splits), in_test) if not any(k.issuperset(g) for k in known)]
     both = [g for g in exact + near if len({where[i][0].name == "test" for i in g}) > 1]
     mixed = [g for g in exact + near if len({where[i][0].class_of(where[i][1]) for i in g} - {None}) > 1]
     named = {"exact": exact, "near": near, "train_and_test": both, "classes_differ": mixed}
     paths = {kind: [[where[i][0].path(where[i][1]) for i in g] for g in groups] for kind, groups in named.items()}
-    return paths | {"test_pictures_in_training": len({i for g in both for i in g if in_test[i]})}
+    return paths | {"test_images_in_training": len({i for g in both for i in g if in_test[i]})}
 
 
-def _labels(part: Part, options: Options, budget: LabelBudget) -> dict[str, Any] | None:
+def _labels(split: CheckedSplit, options: Options, budget: LabelBudget) -> dict[str, Any] | None:
     """Say for which classes there are too few pictures; None where there are no labels."""
-    if part.labels is None:
+    if split.labels is None:
         return None
-    names, sizes = part.pictures.class_names, counts(part.labels)
+    names, sizes = split.listing.class_names, counts(split.labels)
     taken = validation_sizes(sizes, options.val_fraction)
     available = {c: n - taken[c] for c, n in sizes.items()}
     return {
@@ -201,7 +201,7 @@ def _labels(part: Part, options: Options, budget: LabelBudget) -> dict[str, Any]
 
 
 def _estimate(images: Images, settings: Check) -> dict[str, Any]:
-    found = estimate.pretraining(
+    result = estimate.pretraining(
         images, settings.pretext, settings.backbone, settings.optimizer, settings.device,
         settings.dataset["image_size"], settings.batch_size,
     )  # fmt: skip
@@ -209,12 +209,12 @@ def _estimate(images: Images, settings: Check) -> dict[str, Any]:
         "pretext": short_name(settings.pretext["_target_"]),
         "backbone": short_name(settings.backbone["_target_"]),
         "batch_size": settings.batch_size,
-        "device": found.device.describe(),
-        "precision": found.device.precision,
-        "memory_format": found.device.memory_format,
-        "images_per_second": round(found.images_per_second, 1),
-        "epoch_seconds": round(len(images) / found.images_per_second, 3),
-        "training_bytes": found.bytes,
+        "device": result.device.describe(),
+        "precision": result.device.precision,
+        "memory_format": result.device.memory_format,
+        "images_per_second": round(result.images_per_second, 1),
+        "epoch_seconds": round(len(images) / result.images_per_second, 3),
+        "training_bytes": result.bytes,
         "decoded_bytes": images.nbytes,
-        "memory_bytes": found.memory,
+        "memory_bytes": result.memory,
     }

@@ -62,7 +62,7 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
     """Pretrain once with each task; train classifiers from there, from scratch and frozen on the same label subsets.
 
     Every classifier is evaluated on the test split; choices (`mode=auto`, the best epoch) are made on validation, or,
-    where it is small, on labelled pictures that are held out in turns.
+    where it is small, on labeled pictures that are held out in turns.
 
     Returns:
         What goes into the summary.
@@ -91,14 +91,14 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
         advice=advice,
         seeds={"training": settings.seed, "split": settings.dataset["split_seed"], "subsets": settings.seeds},
     )
-    run.goes_on()
+    run.keep_changes()
     rows = _evaluated(run, plan, settings.mode)
     pretrained = {n: p.directory for n, p in plan.pretrainings.items()}
     run.note(pretraining_seconds={n: read_summary(d)["wall_time_seconds"] for n, d in pretrained.items()})
     conclusions = publish(run.directory, rows, settings.mode, _maps(settings, pretrained, loaded), run.summary)
     best = results.best_classifier(rows)
     if best:
-        name = name_of(best.start, best.mode)
+        name = name_of(best.initialization, best.mode)
         ERR.print(f"The best classifier ({name}): sslrun predict image.jpg run={best.finetuned}", markup=False)
     return {"conclusions": conclusions, "best_classifier": best and best.finetuned}
 
@@ -109,10 +109,10 @@ def _evaluated(run: Run, plan: Plan, mode: str) -> list[results.Row]:
         launch_all(list(runs), run.stages)
     evaluated = {c: plan.evaluations[c] for c in best_settings(plan)}
     launch_all(list(evaluated.values()), run.stages)
-    held_out = {c: score_of(trials) for c, trials in plan.trials.items()}
-    rows = [results.row_of(p.directory, c.start, held_out.get(c), c.setting) for c, p in evaluated.items()]
+    cv = {c: score_of(trials) for c, trials in plan.trials.items()}
+    rows = [results.row_of(p.directory, c.initialization, cv.get(c), c.setting) for c, p in evaluated.items()]
     if mode == AUTO:
-        rows += results.with_auto(rows, [s for s in dict.fromkeys(r.start for r in rows) if s != SCRATCH])
+        rows += results.with_auto(rows, [s for s in dict.fromkeys(r.initialization for r in rows) if s != SCRATCH])
     return rows
 
 
@@ -154,7 +154,7 @@ def _planned(
         times = times_of(plan, loaded)
         budget = run.config["budget"]
         log.info("budget=%s leaves room for %d epochs of each pretraining.", budget, epochs)
-    log.info("%s", times.said(plan))
+    log.info("%s", times.describe(plan))
     return plan
 
 

@@ -16,7 +16,7 @@ from sslrun.base.output import write_csv_lines
 from sslrun.config.types import Count, Node, PositiveInt
 from sslrun.data.cache import decode_all
 from sslrun.inference.index import indexed
-from sslrun.inference.inputs import named_pictures
+from sslrun.inference.inputs import named_images
 from sslrun.inference.model import open_model
 from sslrun.report import embedding_map
 from sslrun.runs.run import Run
@@ -52,14 +52,14 @@ def embed(run: Run, settings: Embed) -> dict[str, Any]:
     """
     if settings.format == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UserError("format=parquet needs pyarrow: pip install pyarrow")
-    named = named_pictures(settings.images)
+    named = named_images(settings.images)
     path = new_file("out", Path(settings.out) if settings.out else run.directory / f"embeddings.{settings.format}")
     run.resolve(out=str(path))
     model = open_model(settings.run, settings.device)
     run.resolve(run=str(model.network.path.parent))
     files, features, bad = indexed(model, named, settings.stage, settings.batch_size)
-    with creating(path, "out", path.suffix[:20]) as part:
-        {"npz": _npz, "csv": _csv, "parquet": _parquet}[settings.format](part, files, features)
+    with creating(path, "out", path.suffix[:20]) as temporary:
+        {"npz": _npz, "csv": _csv, "parquet": _parquet}[settings.format](temporary, files, features)
     groups = embedding_map.folders_of(files)
     order = np.random.default_rng(settings.seed).permutation(len(files))
     rows = np.sort(order[: settings.map])

@@ -54,39 +54,45 @@ def evaluate(run: Run, settings: Evaluate) -> dict[str, Any]:
     """
     if settings.against:
         find_run(settings.against)  # before anything is computed
-    found = _tested(settings.run, settings, run.overrides)
+    classifier = _tested(settings.run, settings, run.overrides)
     rival = _tested(settings.against, settings, run.overrides) if settings.against else None
-    run.resolve(run=str(found.directory), dataset=found.dataset, against=str(rival.directory) if rival else None)
-    scores = scored(found.probabilities, found.labels, found.data.class_names, found.trained.temperature)
+    run.resolve(
+        run=str(classifier.directory), dataset=classifier.dataset, against=str(rival.directory) if rival else None
+    )
+    scores = scored(
+        classifier.probabilities, classifier.labels, classifier.data.class_names, classifier.trained.temperature
+    )
     if rival:
-        scores["against"] = _compared(found, rival)
-    if settings.stages and not run.in_study and isinstance(found.trained.classifier, Classifier):
-        scores["stages"] = _map_probes(found, settings.batch_size)
-    _write(run, found, scores)
-    mistakes_figure(run, found.data.images, found.labels, found.probabilities, found.data.class_names)
+        scores["against"] = _compared(classifier, rival)
+    if settings.stages and not run.in_study and isinstance(classifier.trained.classifier, Classifier):
+        scores["stages"] = _map_probes(classifier, settings.batch_size)
+    _write(run, classifier, scores)
+    mistakes_figure(
+        run, classifier.data.images, classifier.labels, classifier.probabilities, classifier.data.class_names
+    )
     if not run.in_study:
-        confusion_figure(run, scores["confusion_matrix"], found.data.class_names)
-        page = evaluation.publish(run, scores, found.directory, describe(found.dataset), len(found.data))
-    print_classification(scores, found.directory, table=not run.in_sweep)
+        confusion_figure(run, scores["confusion_matrix"], classifier.data.class_names)
+        page = evaluation.publish(run, scores, classifier.directory, describe(classifier.dataset), len(classifier.data))
+    print_classification(scores, classifier.directory, table=not run.in_sweep)
     if rival:
-        log.info("%s", evaluation.said_rival(scores["against"]))
+        log.info("%s", evaluation.rival_text(scores["against"]))
     if not run.in_study:
         log.info("The report: %s", page)
-    of_run = read_summary(found.directory)
+    of_run = read_summary(classifier.directory)
     names = ("accuracy", "precision_macro", "recall_macro", "f1_macro", "top5_accuracy", "nll", "ece", "ece_calibrated")
     metrics = {f"test/{k}": scores[k] for k in names if k in scores}
     run.log.scalars(0, metrics)
     return {
         **{k: of_run.get(k) for k in KEPT},
-        "of_run": str(found.directory),
+        "of_run": str(classifier.directory),
         "of_overrides": of_run["overrides"],
         "source": of_run["config"]["init"],
-        "dataset": describe(found.dataset),
-        "images": len(found.data),
-        "data_fingerprint": found.data.fingerprint(),
-        "device": found.device.describe(),
-        "precision": found.device.precision,
-        "images_per_second": round(len(found.data) / found.seconds, 1),
+        "dataset": describe(classifier.dataset),
+        "images": len(classifier.data),
+        "data_fingerprint": classifier.data.fingerprint(),
+        "device": classifier.device.describe(),
+        "precision": classifier.device.precision,
+        "images_per_second": round(len(classifier.data) / classifier.seconds, 1),
         **metrics,
     }
 
@@ -131,47 +137,49 @@ def _tested(run: str, settings: Evaluate, overrides: dict[str, str]) -> Tested:
     return Tested(directory, trained, node, data, hardware, p, time.perf_counter() - began)
 
 
-def _compared(found: Tested, rival: Tested) -> dict[str, Any]:
+def _compared(classifier: Tested, rival: Tested) -> dict[str, Any]:
     """Compare two classifiers picture by picture.
 
     Raises:
         UserError: they were not tested on the same pictures.
     """
-    same = found.data.names == rival.data.names and np.array_equal(found.labels, rival.labels)
-    if not same or found.data.class_names != rival.data.class_names:
+    same = classifier.data.names == rival.data.names and np.array_equal(classifier.labels, rival.labels)
+    if not same or classifier.data.class_names != rival.data.class_names:
         raise UserError(
-            f"{found.directory} and {rival.directory} have other test pictures or classes: only what was tested on the "
-            "same ones can be compared"
+            f"{classifier.directory} and {rival.directory} have other test pictures or classes: only what was tested "
+            "on the same ones can be compared"
         )
-    right = [t.probabilities.argmax(1) == t.labels for t in (found, rival)]
+    right = [t.probabilities.argmax(1) == t.labels for t in (classifier, rival)]
     return {"run": str(rival.directory), "accuracy": float(right[1].mean()), **paired_test(*right)}
 
 
-def _map_probes(found: Tested, batch_size: int) -> list[dict[str, Any]]:
-    """Probe the maps of the backbone with the labelled pictures of the run; nothing where these are gone."""
-    config = found.trained.config
-    node, tested = config["dataset"], found.dataset
+def _map_probes(classifier: Tested, batch_size: int) -> list[dict[str, Any]]:
+    """Probe the maps of the backbone with the labeled pictures of the run; nothing where these are gone."""
+    config = classifier.trained.config
+    node, tested = config["dataset"], classifier.dataset
     moved = tested["_target_"] == node["_target_"] and node.get("root") and not Path(node["root"]).exists()
     node = node | {"root": tested["root"]} if moved else node
     try:
         data, val = load_train(node)
         budget = LabelBudget(config["label_fraction"], config["labels_per_class"], config["subset_seed"])
         chosen = data.labeled(budget, describe(node))
-        if config["fold"] is None and chosen.fingerprint() != read_summary(found.directory)["subset_fingerprint"]:
-            raise UserError("the labelled pictures are not those of the run")
+        if config["fold"] is None and chosen.fingerprint() != read_summary(classifier.directory)["subset_fingerprint"]:
+            raise UserError("the labeled pictures are not those of the run")
     except UserError as error:
         log.info("No probes of the stages: %s", error)
         return []
-    return map_probes(found.trained.encoder, chosen, val, found.data, found.device, config["seed"], batch_size)
+    return map_probes(
+        classifier.trained.encoder, chosen, val, classifier.data, classifier.device, config["seed"], batch_size
+    )
 
 
-def _write(own: Run, found: Tested, scores: dict[str, Any]) -> None:
+def _write(own: Run, classifier: Tested, scores: dict[str, Any]) -> None:
     write_json(own.directory / "report.json", scores)
     write_csv(own.directory / "classes.csv", scores["classes"])
     np.savez_compressed(
         own.directory / "predictions.npz",
-        probabilities=found.probabilities.astype(np.float16),
-        labels=found.labels,
-        names=np.array(found.data.names),
-        class_names=np.array(found.data.class_names),
+        probabilities=classifier.probabilities.astype(np.float16),
+        labels=classifier.labels,
+        names=np.array(classifier.data.names),
+        class_names=np.array(classifier.data.class_names),
     )

@@ -23,7 +23,7 @@ from sslrun.data.dataset import load_train
 from sslrun.device import Device
 from sslrun.evaluation import calibration
 from sslrun.evaluation.features import probabilities
-from sslrun.inference.inputs import named_pictures
+from sslrun.inference.inputs import named_images
 from sslrun.inference.model import Model
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import Encoder, average
@@ -94,37 +94,35 @@ def export(run: Run, settings: Export) -> dict[str, Any]:
     )
     run.resolve(run=str(network.path.parent), out=str(path))
     model = Model(network, hardware, command=True)
-    pictures = _pictures(model, settings.images)
+    images = _images_to_check(model, settings.images)
     module = Exported(network.encoder, head, model.temperature).eval()
     if network.classifier and head is not None:  # what predict says
-        p = probabilities(network.classifier, pictures, hardware).numpy()
+        p = probabilities(network.classifier, images, hardware).numpy()
         expected = calibration.tempered(p, model.temperature)
     else:
-        expected = _said(module, pictures)
+        expected = _outputs(module, images)
     about = _about(model, settings.what)
     write = {"safetensors": _safetensors, "onnx": _onnx, "torch_export": _torch_export}[settings.format]
-    with creating(path, "out", SUFFIXES[settings.format]) as part:
-        found = write(module, pictures, part, about)
-        gap = float(np.abs(found - expected).max())
+    with creating(path, "out", SUFFIXES[settings.format]) as temporary:
+        outputs = write(module, images, temporary, about)
+        gap = float(np.abs(outputs - expected).max())
         allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
         if not gap <= allowed:
-            wrong = Path(shutil.move(part, run.directory / f"wrong{SUFFIXES[settings.format]}"))
-            raise UserError(
-                f"the exported network differs by {gap:.2g} on {len(pictures)} pictures: it lies in {wrong}"
-            )
+            wrong = Path(shutil.move(temporary, run.directory / f"wrong{SUFFIXES[settings.format]}"))
+            raise UserError(f"the exported network differs by {gap:.2g} on {len(images)} pictures: it lies in {wrong}")
     log.info("Written to %s, %.1f MB; on %d pictures it differs by %.1g at most.", path, path.stat().st_size / 1e6,
-             len(pictures), gap)  # fmt: skip
-    return {"file": str(path), "images": len(pictures), "largest_difference": gap, "of_run": str(network.path.parent)}
+             len(images), gap)  # fmt: skip
+    return {"file": str(path), "images": len(images), "largest_difference": gap, "of_run": str(network.path.parent)}
 
 
-def _example(pictures: Tensor) -> Tensor:
+def _example(images: Tensor) -> Tensor:
     """Return two pictures to trace with; of one the number would be taken for fixed."""
-    return torch.zeros(2, *pictures.shape[1:], dtype=torch.uint8)
+    return torch.zeros(2, *images.shape[1:], dtype=torch.uint8)
 
 
-def _said(network: Callable[[Tensor], Tensor], pictures: Tensor) -> np.ndarray:
+def _outputs(network: Callable[[Tensor], Tensor], images: Tensor) -> np.ndarray:
     with torch.no_grad():
-        return torch.cat([network(part) for part in pictures.split(BATCH)]).numpy()
+        return torch.cat([network(chunk) for chunk in images.split(BATCH)]).numpy()
 
 
 def _installed(format: str) -> None:
@@ -134,10 +132,10 @@ def _installed(format: str) -> None:
         raise UserError(f"format={format} needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
-def _pictures(model: Model, images: list[str]) -> Tensor:
+def _images_to_check(model: Model, images: list[str]) -> Tensor:
     """Return pictures to check an export on, `N x 3 x S x S` uint8: those that are named, or some of training."""
     if images:
-        return torch.cat(list(model.pixels(named_pictures(images))))
+        return torch.cat(list(model.pixels(named_images(images))))
     try:
         data, _ = load_train(model.network.config["dataset"])
     except UserError as error:
@@ -148,7 +146,11 @@ def _pictures(model: Model, images: list[str]) -> Tensor:
 def _about(model: Model, what: str) -> dict[str, Any]:
     """Return what somebody needs to know who has the file alone."""
     dataset = model.network.config["dataset"]
-    classifier = {"class_names": model.class_names, "temperature": model.temperature, "sure_above": model.sure_above}
+    classifier = {
+        "class_names": model.class_names,
+        "temperature": model.temperature,
+        "confidence_threshold": model.confidence_threshold,
+    }
     return {
         "input": f"images: N x 3 x {dataset['image_size']} x {dataset['image_size']}, uint8 RGB",
         "output": "probabilities: N x classes" if what == "classifier" else "features: N x D",
@@ -161,7 +163,7 @@ def _about(model: Model, what: str) -> dict[str, Any]:
     }
 
 
-def _onnx(module: Exported, pictures: Tensor, path: Path, about: dict[str, Any]) -> np.ndarray:
+def _onnx(module: Exported, images: Tensor, path: Path, about: dict[str, Any]) -> np.ndarray:
     import onnx
     import onnxruntime
 
@@ -170,7 +172,7 @@ def _onnx(module: Exported, pictures: Tensor, path: Path, about: dict[str, Any])
     with warnings.catch_warnings(), quietly():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            module, (_example(pictures),), dynamo=True, input_names=["images"], output_names=[name],
+            module, (_example(images),), dynamo=True, input_names=["images"], output_names=[name],
             dynamic_shapes=batch, verbose=False,
         )  # fmt: skip
     assert program is not None
@@ -180,20 +182,20 @@ def _onnx(module: Exported, pictures: Tensor, path: Path, about: dict[str, Any])
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     onnx.save(proto, str(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run(None, {"images": part.numpy()})[0] for part in pictures.split(BATCH)])
+    return np.concatenate([session.run(None, {"images": chunk.numpy()})[0] for chunk in images.split(BATCH)])
 
 
-def _torch_export(module: Exported, pictures: Tensor, path: Path, about: dict[str, Any]) -> np.ndarray:
+def _torch_export(module: Exported, images: Tensor, path: Path, about: dict[str, Any]) -> np.ndarray:
     batch = {"images": {0: torch.export.Dim("batch")}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about itself
-        program = torch.export.export(module, (_example(pictures),), dynamic_shapes=batch)
+        program = torch.export.export(module, (_example(images),), dynamic_shapes=batch)
         extra = {METADATA: json.dumps(about, ensure_ascii=False)}
         torch.export.save(program, str(path), extra_files=extra)
-    return _said(torch.export.load(str(path)).module(), pictures)
+    return _outputs(torch.export.load(str(path)).module(), images)
 
 
-def _safetensors(module: Exported, pictures: Tensor, path: Path, about: dict[str, Any]) -> np.ndarray:
+def _safetensors(module: Exported, images: Tensor, path: Path, about: dict[str, Any]) -> np.ndarray:
     """Write weights alone: of a backbone under torchvision's names, of a classifier as `encoder.` and `head.`."""
     from safetensors.torch import load_file, save_file
 
@@ -203,4 +205,4 @@ def _safetensors(module: Exported, pictures: Tensor, path: Path, about: dict[str
     words = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in about.items()}
     save_file({k: v.contiguous() for k, v in state.items()}, str(path), words)
     kept.load_state_dict(load_file(str(path)))
-    return _said(module, pictures)
+    return _outputs(module, images)

@@ -25,9 +25,9 @@ def fetch(run: Run, settings: Fetch) -> dict[str, Any]:
     Raises:
         UserError: no network, a wrong checksum, an unsafe or damaged archive, no space.
     """
-    pictures = listed(settings.dataset, "train")
-    assert pictures is not None
+    listing = listed(settings.dataset, "train")
+    assert listing is not None
     place = f" in {settings.dataset['root']}" if settings.dataset["root"] else ""
-    classes = f", {len(pictures.class_names)} classes" if pictures.labels is not None else ", no labels"
-    log.info("%s: %d training pictures%s%s", describe(settings.dataset), len(pictures.names), classes, place)
-    return {"dataset": describe(settings.dataset), "images": len(pictures.names)}
+    classes = f", {len(listing.class_names)} classes" if listing.labels is not None else ", no labels"
+    log.info("%s: %d training pictures%s%s", describe(settings.dataset), len(listing.names), classes, place)
+    return {"dataset": describe(settings.dataset), "images": len(listing.names)}

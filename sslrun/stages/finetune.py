@@ -16,10 +16,10 @@ from sslrun.data.dataset import Dataset, load_train
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import AnyDatasetNode, describe
 from sslrun.device import Device
-from sslrun.evaluation.probe import better_readout, fit_head, labelled_features
+from sslrun.evaluation.probe import better_pooling, fit_head, labeled_features
 from sslrun.evaluation.validation import classifier_metrics
 from sslrun.models.classifier import Classifier, KNNClassifier
-from sslrun.models.encoder import Encoder, Readout
+from sslrun.models.encoder import Encoder, Pooling
 from sslrun.models.initialization import SCRATCH, Network, resolve
 from sslrun.report.training import curves_figure, some_of, views_figure
 from sslrun.runs import checkpoint
@@ -49,7 +49,7 @@ class Finetune:
     backbone: Annotated[Node, FromCheckpoint()]
     dataset: AnyDatasetNode
     augment: Node
-    readout: Readout | Literal["auto"]
+    pooling: Pooling | Literal["auto"]
     freeze_fraction: Fraction
     backbone_rate: Positive
     freeze_batch_norm_below: Count
@@ -78,26 +78,26 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     """
     network, settings = _resolved(run, settings)
     hardware = build(settings.device)
-    data, chosen, val = _labelled(settings)
+    data, chosen, val = _labeled(settings)
     torch.manual_seed(settings.seed)
-    encoder = network.encoder(data, "average" if settings.readout == "auto" else settings.readout)
+    encoder = network.encoder(data, "average" if settings.pooling == "auto" else settings.pooling)
     fastest = autotune.choose(hardware, settings.backbone, settings.dataset["image_size"], settings.train["batch_size"])
     if settings.mode == "auto":  # its encoder was for one thing: weights that do not fit are an error now, and one
         run.resolve(device=settings.device | fastest)
         return _best(run, network, hardware, data, chosen, val)
     hardware.put(encoder)
-    strength = None  # of the logistic regression: searched for when it is fitted
-    if settings.readout == "auto":
-        encoder.readout, scores, strength = better_readout(encoder, chosen, val, hardware, settings.seed)
-        run.resolve(readout=encoder.readout)
-        run.note(readouts=scores)
+    inverse_regularization = None  # of the logistic regression: searched for when it is fitted
+    if settings.pooling == "auto":
+        encoder.pooling, scores, inverse_regularization = better_pooling(encoder, chosen, val, hardware, settings.seed)
+        run.resolve(pooling=encoder.pooling)
+        run.note(poolings=scores)
     config = run.resolve(device=settings.device | fastest)
     hardware.compile(encoder)
     _begin(run, network, hardware, data, chosen, val)
     keep = {"stage": run.stage, "config": config, "class_names": data.class_names}
     if settings.mode == "finetune":
-        return _trained(run, settings, encoder, chosen, val, hardware, keep, strength)
-    classifier = _without_training(settings, encoder, chosen, val, hardware, strength)
+        return _trained(run, settings, encoder, chosen, val, hardware, keep, inverse_regularization)
+    classifier = _without_training(settings, encoder, chosen, val, hardware, inverse_regularization)
     metrics = classifier_metrics(classifier, val, hardware)
     state = {f"classifier.{k}": v for k, v in classifier.state_dict().items()}
     content = {**keep, "downstream": Finetuning.downstream, "step": 0, "metrics": metrics, "model": state}
@@ -114,8 +114,8 @@ def _resolved(run: Run, settings: Finetune) -> tuple[Network, Finetune]:
     settings.budget.check(run.overrides)
     if run.resumed and settings.mode not in ("auto", "finetune"):
         raise UserError(f"mode={settings.mode} has no steps to go on with: run it anew")
-    goes_on = run.summary if run.resumed and settings.mode == "finetune" else None
-    network = resolve(settings.init, settings.backbone, settings.dataset, run.overrides, goes_on)
+    resumed_summary = run.summary if run.resumed and settings.mode == "finetune" else None
+    network = resolve(settings.init, settings.backbone, settings.dataset, run.overrides, resumed_summary)
     search, mode = searched(run.stages, settings.search, []), settings.mode
     if search and mode != "auto":
         raise UserError(f"search= is of mode=auto, which chooses among its settings: leave mode={mode} or search= away")
@@ -127,14 +127,14 @@ def _resolved(run: Run, settings: Finetune) -> tuple[Network, Finetune]:
     return network, built_settings(Finetune, config)
 
 
-def _labelled(settings: Finetune) -> tuple[Dataset, Dataset, Dataset | None]:
+def _labeled(settings: Finetune) -> tuple[Dataset, Dataset, Dataset | None]:
     """Return training, those of its pictures whose labels are used, and validation."""
     data, val = load_train(settings.dataset)
     chosen = data.labeled(settings.budget, describe(settings.dataset))
     if settings.fold is not None:
         k, n = settings.fold
-        chosen, held = chosen.without_fold(k, n, settings.subset_seed)
-        val = held if val is None else val + held
+        chosen, fold = chosen.without_fold(k, n, settings.subset_seed)
+        val = fold if val is None else val + fold
     return data, chosen, val
 
 
@@ -144,8 +144,8 @@ def _best(
     """Have the study choose among the modes."""
     _begin(run, network, device, data, chosen, val)
     weights = file_hash(network.path, "sha256").hexdigest() if network.path else network.name
-    pictures = [data.fingerprint(), val.fingerprint() if val else ""]
-    return choose(run, pictures, weights, len(val) if val else 0, chosen.fewest())
+    fingerprints = [data.fingerprint(), val.fingerprint() if val else ""]
+    return choose(run, fingerprints, weights, len(val) if val else 0, chosen.fewest())
 
 
 def _begin(run: Run, network: Network, device: Device, data: Dataset, chosen: Dataset, val: Dataset | None) -> None:
@@ -185,7 +185,7 @@ def _trained(
     val: Dataset | None,
     device: Device,
     keep: dict[str, Any],
-    strength: float | None,
+    inverse_regularization: float | None,
 ) -> dict[str, Any]:
     """Start the head from logistic regression where the features are pretrained; then train everything."""
     assert data.labels is not None
@@ -193,8 +193,10 @@ def _trained(
     training: Training = build(settings.train)
     pretrained = settings.init != SCRATCH
     if pretrained and not run.resumed:
-        held = labelled_features(encoder, val, device) if val else None
-        fit_head(classifier, *labelled_features(encoder, data, device), held, settings.seed, strength)
+        val_features = labeled_features(encoder, val, device) if val else None
+        fit_head(
+            classifier, *labeled_features(encoder, data, device), val_features, settings.seed, inverse_regularization
+        )
     task = Finetuning(
         classifier,
         build(settings.augment),
@@ -224,9 +226,9 @@ def _without_training(
     data: Dataset,
     val: Dataset | None,
     device: Device,
-    strength: float | None,
+    inverse_regularization: float | None,
 ) -> Classifier | KNNClassifier:
-    bank, labels = labelled_features(encoder, data, device)
+    bank, labels = labeled_features(encoder, data, device)
     if settings.mode == "knn":
         nearest = KNNClassifier(encoder, len(data.class_names), len(bank))
         nearest.bank.copy_(bank)
@@ -234,7 +236,7 @@ def _without_training(
         device.put(nearest)
         return nearest
     classifier = Classifier(encoder, len(data.class_names))
-    held = labelled_features(encoder, val, device) if val else None
-    fit_head(classifier, bank, labels, held, settings.seed, strength)
+    val_features = labeled_features(encoder, val, device) if val else None
+    fit_head(classifier, bank, labels, val_features, settings.seed, inverse_regularization)
     device.put(classifier)
     return classifier

@@ -14,7 +14,7 @@ from sslrun.base.files import new_folder, write_text
 from sslrun.base.output import Row, as_csv, as_json, as_jsonl, as_table
 from sslrun.config.commands import WITH_CLASSIFIER
 from sslrun.config.types import Count, Fraction, Node, PositiveInt
-from sslrun.inference.inputs import named_pictures
+from sslrun.inference.inputs import named_images
 from sslrun.inference.model import Model, Prediction, open_model
 from sslrun.report.sheets import prediction_figures
 from sslrun.runs.run import Run
@@ -51,7 +51,7 @@ def predict(run: Run, settings: Predict) -> dict[str, Any]:
     """
     if settings.save and settings.sort_into and Path(settings.save).resolve() == Path(settings.sort_into).resolve():
         raise UserError(f"save= and sort_into= both name {settings.save}: each wants a folder of its own")
-    files = named_pictures(settings.images)
+    files = named_images(settings.images)
     for key, folder in (("save", settings.save), ("sort_into", settings.sort_into)):
         if folder:
             new_folder(key, Path(folder))
@@ -77,8 +77,8 @@ def predict(run: Run, settings: Predict) -> dict[str, Any]:
     )
     doubts = sum(r["unsure"] for r in rows)
     if doubts:
-        log.info("%d of %d are unsure: below %s.", doubts, len(rows), _said_threshold(model, settings.unsure))
-    elif settings.unsure == "auto" and model.sure_above is None:
+        log.info("%d of %d are unsure: below %s.", doubts, len(rows), _threshold_text(model, settings.unsure))
+    elif settings.unsure == "auto" and model.confidence_threshold is None:
         log.info("None is called unsure: on validation there is no confidence from which on 95 % were right.")
     bad = [r for r in rows if r["error"]]
     if bad:
@@ -98,9 +98,9 @@ def _row(p: Prediction) -> Row:
     return {"image": p.image, **first, "unsure": p.unsure, "top": top, "error": p.error}
 
 
-def _said_threshold(model: Model, unsure: str | float | None) -> str:
-    if unsure == "auto" and model.sure_above is not None:
-        return f"{model.sure_above:.1%} confidence, from which on 95 % were right on validation"
+def _threshold_text(model: Model, unsure: str | float | None) -> str:
+    if unsure == "auto" and model.confidence_threshold is not None:
+        return f"{model.confidence_threshold:.1%} confidence, from which on 95 % were right on validation"
     return f"{unsure}"
 
 
@@ -123,16 +123,16 @@ def _sort(rows: Sequence[Row], folder: Path, class_names: Sequence[str]) -> None
 
 def _folders(class_names: Sequence[str]) -> dict[str, str]:
     """Return a name for the folder of each class, each its own."""
-    found: dict[str, str] = {}
+    taken: dict[str, str] = {}
     for name in class_names:
         plain = "".join("_" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in name).strip()
         plain = plain if plain.strip(".") and plain != UNSURE else f"_{plain}"
         n, own = 1, plain
-        while own in found.values():
+        while own in taken.values():
             n += 1
             own = f"{plain}_{n}"
-        found[name] = own
-    return found
+        taken[name] = own
+    return taken
 
 
 def _flat(rows: Sequence[Row]) -> list[Row]:

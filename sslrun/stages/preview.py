@@ -39,21 +39,21 @@ def preview(run: Run, settings: Preview) -> dict[str, Any]:
     Raises:
         UserError: no picture could be read, or the pretext task has no views.
     """
-    pictures = listed(settings.dataset, "train")
-    assert pictures is not None
+    listing = listed(settings.dataset, "train")
+    assert listing is not None
     options = shared(settings.dataset)
-    order = np.random.default_rng(settings.seed).permutation(len(pictures.names))
+    order = np.random.default_rng(settings.seed).permutation(len(listing.names))
     files: list[str] = []
-    if isinstance(pictures.items, np.ndarray):
-        chosen = resized(pictures.items[order[: settings.images]], options.image_size, options.channels)
+    if isinstance(listing.items, np.ndarray):
+        chosen = resized(listing.items[order[: settings.images]], options.image_size, options.channels)
     else:
         decoded = []
         for i in order:
             try:
-                decoded.append(decode(pictures.items[i], options.image_size, options.resize, options.channels))
-                files.append(pictures.items[i])
+                decoded.append(decode(listing.items[i], options.image_size, options.resize, options.channels))
+                files.append(listing.items[i])
             except UnreadableImage as error:
-                log.warning("Skipped %s: %s", pictures.items[i], error)
+                log.warning("Skipped %s: %s", listing.items[i], error)
             if len(decoded) == settings.images:
                 break
         if not decoded:

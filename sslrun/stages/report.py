@@ -9,7 +9,7 @@ from sslrun.models.initialization import SCRATCH
 from sslrun.report.study import publish
 from sslrun.runs.find import OUTPUTS, read_summary
 from sslrun.study.choice import AUTO, PROBE, TUNED
-from sslrun.study.results import ORDER, Row, named_apart, rows_of, with_auto
+from sslrun.study.results import ORDER, Row, disambiguated, rows_of, with_auto
 
 
 def report_on(paths: Sequence[str], outputs: Path = OUTPUTS) -> Path:
@@ -25,24 +25,24 @@ def report_on(paths: Sequence[str], outputs: Path = OUTPUTS) -> Path:
     for path in paths:
         for row in rows_of(Path(path)):
             rows.setdefault(row.evaluated, row)
-    found = named_apart(list(rows.values()))
-    if not found:
+    compared = disambiguated(list(rows.values()))
+    if not compared:
         raise UserError(f"{' '.join(paths)}: no finished run there")
-    tests = {read_summary(Path(r.evaluated))["data_fingerprint"] for r in found}
+    tests = {read_summary(Path(r.evaluated))["data_fingerprint"] for r in compared}
     if len(tests) > 1:
         raise UserError(
             f"these classifiers were tested on {len(tests)} different sets of pictures: compare one at a time"
         )
-    modes = {r.mode for r in found}
+    modes = {r.mode for r in compared}
     mode = next(m for m in ORDER if m in modes)
-    pretrained = [r for r in found if r.start != SCRATCH]
+    pretrained = [r for r in compared if r.initialization != SCRATCH]
     if mode == TUNED and pretrained:
         modes = {r.mode for r in pretrained}
         both = {TUNED, PROBE} <= modes
-        chosen = with_auto(found, dict.fromkeys(r.start for r in pretrained)) if both else []
-        found += chosen
+        chosen = with_auto(compared, dict.fromkeys(r.initialization for r in pretrained)) if both else []
+        compared += chosen
         mode = AUTO if chosen else next(m for m in ORDER if m in modes)
     directory = outputs / "report" / datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     directory.mkdir(parents=True)
-    publish(directory, found, mode, None, None)
+    publish(directory, compared, mode, None, None)
     return directory / "report.html"

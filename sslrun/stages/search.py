@@ -12,7 +12,7 @@ from sslrun.base.files import write_text
 from sslrun.base.output import Row, as_csv, as_json, as_jsonl, as_table
 from sslrun.config.types import Node, PositiveInt
 from sslrun.inference.index import indexed
-from sslrun.inference.inputs import named_pictures
+from sslrun.inference.inputs import named_images
 from sslrun.inference.model import open_model
 from sslrun.report.sheets import contact_sheet
 from sslrun.runs.run import Run
@@ -43,10 +43,10 @@ def search(run: Run, settings: Search) -> dict[str, Any]:
     Raises:
         UserError: nothing to look for, no pictures to search, or a picture to look for that cannot be read.
     """
-    queries = named_pictures(settings.images)
+    queries = named_images(settings.images)
     if not Path(settings.in_).is_dir():
         raise UserError(f"in={settings.in_}: no such folder")
-    among = named_pictures([settings.in_])
+    among = named_images([settings.in_])
     model = open_model(settings.run, settings.device)
     run.resolve(run=str(model.network.path.parent))
     wanted = model.embed(queries, settings.stage, settings.batch_size)
@@ -54,13 +54,13 @@ def search(run: Run, settings: Search) -> dict[str, Any]:
     rows = _nearest(queries, wanted, files, features, settings.n)
     sys.stdout.write({"table": _table, "json": as_json, "jsonl": as_jsonl, "csv": as_csv}[settings.format](rows))
     sys.stdout.flush()
-    write_text(run.directory / "neighbours.csv", as_csv(rows))
+    write_text(run.directory / "neighbors.csv", as_csv(rows))
     tiles = []
     for query in queries[:SHEET]:
         own_rows = [r for r in rows if r["query"] == query]
         captions = [f"{r['rank']}  {r['similarity']:.3f}" for r in own_rows]
         tiles.append([(query, "looked for"), *((r["image"], c) for r, c in zip(own_rows, captions, strict=True))])
-    sheet = run.figure("neighbours")
+    sheet = run.figure("neighbors")
     contact_sheet(tiles).save(sheet)
     log.info("%d pictures searched; the nearest as pictures: %s", len(files), sheet)
     return {"images": len(files), "queries": len(queries), "of_run": str(model.network.path.parent)}
@@ -71,9 +71,9 @@ def _nearest(queries: Sequence[str], wanted: Any, files: Sequence[str], features
     from sklearn.neighbors import NearestNeighbors
 
     most = min(n + 1, len(files))
-    distances, found = NearestNeighbors(n_neighbors=most, metric="cosine").fit(features).kneighbors(wanted)
+    distances, indices = NearestNeighbors(n_neighbors=most, metric="cosine").fit(features).kneighbors(wanted)
     rows = []
-    for query, near, ids in zip(queries, distances, found, strict=True):
+    for query, near, ids in zip(queries, distances, indices, strict=True):
         others = [(d, files[i]) for d, i in zip(near, ids, strict=True) if not _same_file(query, files[i])]
         for rank, (d, file) in enumerate(others[:n], 1):
             rows.append({"query": query, "rank": rank, "image": file, "similarity": round(1 - float(d), 6)})

@@ -15,9 +15,9 @@ from sslrun.base.errors import UserError
 from sslrun.base.files import file_hash, new_folder
 from sslrun.base.output import write_csv
 from sslrun.config.types import Count, Node, PositiveInt
-from sslrun.data.decode import find_pictures
+from sslrun.data.decode import find_images
 from sslrun.inference.index import indexed
-from sslrun.inference.inputs import named_pictures
+from sslrun.inference.inputs import named_images
 from sslrun.inference.model import open_model
 from sslrun.inference.suggestion import typical_and_diverse
 from sslrun.report.sheets import contact_sheet
@@ -33,7 +33,7 @@ class Suggest:
 
     images: list[str]
     n: PositiveInt
-    labelled: str | None
+    labeled: str | None
     classes: list[str]
     out: str | None
     run: str
@@ -56,10 +56,10 @@ def suggest(run: Run, settings: Suggest) -> dict[str, Any]:
     strange = [c for c in settings.classes if Path(c).name != c or c.startswith(".") or not c.strip()]
     if strange:
         raise UserError(f"classes: {strange[0]!r} is no name for a folder")
-    named = list({os.path.realpath(f): f for f in named_pictures(settings.images)}.values())
-    done = find_pictures(settings.labelled) if settings.labelled and Path(settings.labelled).is_dir() else []
-    if settings.labelled and not done:
-        raise UserError(f"labelled={settings.labelled}: no folder with pictures")
+    named = list({os.path.realpath(f): f for f in named_images(settings.images)}.values())
+    done = find_images(settings.labeled) if settings.labeled and Path(settings.labeled).is_dir() else []
+    if settings.labeled and not done:
+        raise UserError(f"labeled={settings.labeled}: no folder with pictures")
     run.resolve(out=str(place))
     model = open_model(settings.run, settings.device)
     run.resolve(run=str(model.network.path.parent))
@@ -75,8 +75,8 @@ def suggest(run: Run, settings: Suggest) -> dict[str, Any]:
         raise UserError(f"all of {len(files)} pictures have labels already")
     rows = [files[i] for i in chosen]
     copies = _lay_out(rows, place, settings.classes)
-    told = [{"rank": i + 1, "image": f, "copy": c.name} for i, (f, c) in enumerate(zip(rows, copies, strict=True))]
-    write_csv(run.directory / "suggestions.csv", told)
+    table = [{"rank": i + 1, "image": f, "copy": c.name} for i, (f, c) in enumerate(zip(rows, copies, strict=True))]
+    write_csv(run.directory / "suggestions.csv", table)
     tiles = [(f, f"{i + 1}") for i, f in enumerate(rows)]
     sheet = run.figure("suggestions")
     contact_sheet([tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]).save(sheet)
@@ -88,11 +88,11 @@ def suggest(run: Run, settings: Suggest) -> dict[str, Any]:
     return {"images": len(files), "suggested": len(rows), "of_run": source}
 
 
-def _copies(files: Sequence[str], labelled: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Return the positions of files that have a labelled copy, and of the labelled ones that are copies of none."""
-    sizes = {os.path.getsize(f) for f in labelled}
+def _copies(files: Sequence[str], labeled: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Return the positions of files that have a labeled copy, and of the labeled ones that are copies of none."""
+    sizes = {os.path.getsize(f) for f in labeled}
     digests = {i: file_hash(f, "blake2b").digest() for i, f in enumerate(files) if os.path.getsize(f) in sizes}
-    known, there = [file_hash(f, "blake2b").digest() for f in labelled], set(digests.values())
+    known, there = [file_hash(f, "blake2b").digest() for f in labeled], set(digests.values())
     copied = [i for i, d in digests.items() if d in set(known)]
     return copied, [i for i, d in enumerate(known) if d not in there]
 

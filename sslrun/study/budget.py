@@ -24,10 +24,10 @@ def seconds_of(budget: str) -> float:
     Raises:
         UserError: it is none of these.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", budget.strip())
-    if not found or float(found[1]) == 0:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", budget.strip())
+    if not match or float(match[1]) == 0:
         raise UserError(f"budget={budget}: say a time such as 90s, 30m or 2h")
-    return float(found[1]) * UNITS[found[2]]
+    return float(match[1]) * UNITS[match[2]]
 
 
 @dataclass
@@ -58,18 +58,18 @@ class Times:
             )
         return epochs
 
-    def said(self, plan: Plan) -> str:
+    def describe(self, plan: Plan) -> str:
         """Return the estimate in words, before the start."""
         todo = {n: p for n, p in plan.pretrainings.items() if not p.finished()}
         each = {n: self.epochs[n] * self.epoch[n] for n in todo}
         every = [*plan.classifiers.values(), *(p for trials in plan.trials.values() for p in trials)]
         classifiers = sum(not p.finished() for p in every)
-        told = [f"{n} {self.epochs[n]:.3g} epochs, {duration(s)}" for n, s in each.items()]
+        texts = [f"{n} {self.epochs[n]:.3g} epochs, {duration(s)}" for n, s in each.items()]
         whole = sum(each.values()) + self.classifiers
         if not todo and not classifiers:
             finished = all(plan.evaluations[c].finished() for c in best_settings(plan))
             return "All runs of this study are finished." if finished else "To do: evaluations."
-        pretrainings = f"{len(todo)} pretrainings ({'; '.join(told)})" if todo else ""
+        pretrainings = f"{len(todo)} pretrainings ({'; '.join(texts)})" if todo else ""
         trained = f"{classifiers} classifiers ({duration(self.classifiers)})" if classifiers else ""
         doing = " and ".join(filter(None, [pretrainings, trained]))
         return f"To do: {doing}; about {duration(whole)} in all, one after another."
@@ -86,7 +86,7 @@ def times_of(plan: Plan, loaded: StudyData, anew: bool = False) -> Times:
 
 
 def _measured(plan: Plan, loaded: StudyData, anew: bool) -> Times:
-    found = Times(0.0, {}, {})
+    times = Times(0.0, {}, {})
     for name, p in plan.pretrainings.items():
         c = plain(compose_config(PRETRAIN, list(p.overrides), None))
         took = estimate.pretraining(
@@ -95,21 +95,21 @@ def _measured(plan: Plan, loaded: StudyData, anew: bool) -> Times:
         )  # fmt: skip
         n = min(len(loaded.images), c["dataset"]["max_images"] or len(loaded.images))
         training: Training = build(c["train"])
-        found.epoch[name] = n / took.images_per_second
-        found.epochs[name] = training.total_steps(n) / batches_per_epoch(n, training.batch_size)
+        times.epoch[name] = n / took.images_per_second
+        times.epochs[name] = training.total_steps(n) / batches_per_epoch(n, training.batch_size)
     configs: dict[str, Node] = {}
     measured: dict[float, tuple[int, estimate.OfClassifier]] = {}
     data, val = plan.classified.data, plan.classified.val
     every = [*plan.classifiers.items(), *((c, p) for c, trials in plan.trials.items() for p in trials)]
     for cell, p in every:
-        if p.finished() and not (anew and cell.start in plan.pretrainings):
+        if p.finished() and not (anew and cell.initialization in plan.pretrainings):
             continue
         if cell.setting not in configs:
             configs[cell.setting] = plain(compose_config(FINETUNE, list(p.overrides), None))
-        if cell.budget.amount not in measured:
+        if cell.budget.value not in measured:
             n = len(data.within(cell.budget))
-            measured[cell.budget.amount] = n, estimate.classifier(configs[cell.setting], data, val, n)
-        n, each = measured[cell.budget.amount]
+            measured[cell.budget.value] = n, estimate.classifier(configs[cell.setting], data, val, n)
+        n, each = measured[cell.budget.value]
         training = build(configs[cell.setting]["train"])
-        found.classifiers += each.probe if cell.mode == "probe" else each.finetuning(training, n, len(val or ()))
-    return found
+        times.classifiers += each.probe if cell.mode == "probe" else each.finetuning(training, n, len(val or ()))
+    return times

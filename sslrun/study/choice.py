@@ -22,7 +22,7 @@ from sslrun.runs.run import Run, Stages
 from sslrun.study.launch import OF_NO_WEIGHT, StudyRun, launch_all, study_run
 
 AUTO, TUNED, PROBE, KNN = "auto", "finetune", "probe", "knn"  # values of mode=
-FEW = 100  # pictures of validation; with fewer the labelled ones are held out in turns, too
+FEW = 100  # pictures of validation; with fewer the labeled ones are held out in turns, too
 FOLDS = 3
 UNSEARCHED = (  # keys and groups of finetune of which all candidates have the same, or each its own
     "init", "mode", "fold", "resume", "seed", "subset_seed", "label_fraction", "labels_per_class", "search", "backbone",
@@ -43,16 +43,16 @@ class Candidate:
         return " ".join(filter(None, [self.name, self.setting]))
 
 
-def choose(run: Run, pictures: Sequence[str], weights: str, validation: int, fewest: int) -> dict[str, Any]:
+def choose(run: Run, images: Sequence[str], weights: str, validation: int, fewest: int) -> dict[str, Any]:
     """Train the candidates as runs of their own, take the best on validation into this run, and say why.
 
     What is trained, finetuning and scratch, is trained with each setting of `search`; from scratch there is nothing but
-    that to choose among. With fewer than 100 pictures of validation, thirds of the labelled pictures (halves, if a
+    that to choose among. With fewer than 100 pictures of validation, thirds of the labeled pictures (halves, if a
     class has two) are held out in turns; the chosen one is then trained on all of them.
 
     Args:
         run: of finetune, with everything resolved.
-        pictures, weights: fingerprints of the pictures, and of the weights to start from.
+        images, weights: fingerprints of the pictures, and of the weights to start from.
         validation: how many pictures it has.
         fewest: labels of a class, at least; with one, nothing can be held out.
 
@@ -69,20 +69,25 @@ def choose(run: Run, pictures: Sequence[str], weights: str, validation: int, few
     common = differing({k: v for k, v in run.config.items() if k not in OWN}, plain(compose_config(FINETUNE, [], None)))
 
     def trained(candidate: Candidate, fold: list[int] | None) -> StudyRun:
-        return _study_run(run, candidate, common, fold, [*pictures, *([weights] if candidate.name != SCRATCH else [])])
+        return _study_run(run, candidate, common, fold, [*images, *([weights] if candidate.name != SCRATCH else [])])
 
     tried = {c: [trained(c, f) for f in folds] for c in _candidates(run.config)}
-    run.goes_on()
+    run.keep_changes()
     launch_all([r for runs in tried.values() for r in runs], run.stages)
     scores = {c: score_of(runs) for c, runs in tried.items()}
     best = max(scores, key=lambda c: scores[c])
-    found = {str(c): round(s[0], 6) for c, s in scores.items()}
+    accuracies = {str(c): round(s[0], 6) for c, s in scores.items()}
     how = f"on {validation} pictures of validation" if folds == [None] else f"on held-out labels and {validation} more"
-    told = ", ".join(f"{n} {found[n]:.4f}" for n in sorted(found, key=lambda n: found[n], reverse=True))
-    log.info("Right %s: %s. So: %s.", how, told, best)
+    text = ", ".join(f"{n} {accuracies[n]:.4f}" for n in sorted(accuracies, key=lambda n: accuracies[n], reverse=True))
+    log.info("Right %s: %s. So: %s.", how, text, best)
     final = trained(best, None)
     launch_all([final], run.stages)
-    return {**_taken(run, final), "chosen": str(best), "chosen_run": final.directory.as_posix(), "candidates": found}
+    return {
+        **_taken(run, final),
+        "chosen": str(best),
+        "chosen_run": final.directory.as_posix(),
+        "candidates": accuracies,
+    }
 
 
 def _candidates(config: Node) -> list[Candidate]:
@@ -99,13 +104,13 @@ def _taken(run: Run, final: StudyRun) -> dict[str, Any]:
     return metrics
 
 
-def searched(stages: Stages, search: Sequence[str], asked: Iterable[str]) -> list[str]:
+def searched(stages: Stages, search: Sequence[str], fixed: Iterable[str]) -> list[str]:
     """Return the settings to choose among.
 
     Args:
         stages: the commands.
         search: settings of finetune, such as `augment.probability=0.5`.
-        asked: keys that are set for all, and so are not searched.
+        fixed: keys that are set for all, and so are not searched.
 
     Raises:
         UserError: one of them is no setting, or of a key that cannot be searched; a line for every mistake.
@@ -124,7 +129,7 @@ def searched(stages: Stages, search: Sequence[str], asked: Iterable[str]) -> lis
             mistakes += [f"search: {line}" for line in str(error).splitlines()]
     if mistakes:
         raise UserError("\n".join(mistakes))
-    return [s for s in search if key_of(s) not in asked]
+    return [s for s in search if key_of(s) not in fixed]
 
 
 def _study_run(
@@ -133,15 +138,15 @@ def _study_run(
     """Return the run of a candidate, without a fold of the labels or on all of them."""
     config, (mode, init) = run.config, CANDIDATES[candidate.name]
     own = {"mode": mode, "init": init or config["init"], "fold": fold}
-    said = [*common, *differing(own, dict.fromkeys(own)), *([candidate.setting] if candidate.setting else [])]
-    composed = plain(compose_config(FINETUNE, said, None))
-    amount = config["labels_per_class"] or f"{config['label_fraction'] or 1.0:g}"
-    title = f"{candidate.name}_{amount}_seed{config['seed']}" + (f"_without{fold[0]}" if fold else "")
-    return study_run(run.stages, FINETUNE, title, composed, said, *made_from, setting=candidate.setting)
+    overrides = [*common, *differing(own, dict.fromkeys(own)), *([candidate.setting] if candidate.setting else [])]
+    composed = plain(compose_config(FINETUNE, overrides, None))
+    label_budget = config["labels_per_class"] or f"{config['label_fraction'] or 1.0:g}"
+    title = f"{candidate.name}_{label_budget}_seed{config['seed']}" + (f"_without{fold[0]}" if fold else "")
+    return study_run(run.stages, FINETUNE, title, composed, overrides, *made_from, setting=candidate.setting)
 
 
 def folds_of(validation: int, fewest: int) -> list[list[int] | None]:
-    """Return the folds `[k, n]` of the labelled pictures that are held out in turns, or None: validation is enough.
+    """Return the folds `[k, n]` of the labeled pictures that are held out in turns, or None: validation is enough.
 
     Args:
         validation: how many pictures it has.
@@ -153,5 +158,5 @@ def folds_of(validation: int, fewest: int) -> list[list[int] | None]:
 
 def score_of(runs: Sequence[StudyRun]) -> tuple[float, float]:
     """Return accuracy and, to break ties, log-likelihood on what was held out; means over the folds."""
-    found = [read_summary(r.directory) for r in runs]
-    return statistics.fmean(f["val/accuracy"] for f in found), -statistics.fmean(f["val/loss"] for f in found)
+    summaries = [read_summary(r.directory) for r in runs]
+    return statistics.fmean(f["val/accuracy"] for f in summaries), -statistics.fmean(f["val/loss"] for f in summaries)

@@ -26,7 +26,7 @@ def embedding_maps(
     Args:
         pretrained: run directories by name.
         data: training, for the normalisation of the untrained network.
-        shown: labelled pictures; at most 1,000 of them are taken.
+        shown: labeled pictures; at most 1,000 of them are taken.
 
     Returns:
         `N x 2` by the network's name, `untrained` first, and the N labels.

@@ -1,6 +1,6 @@
 """The runs of a study: of other commands, each in a folder named by what it is made from, so none is done twice.
 
-    outputs/<stage>/parts/<name>-<key>/    a run directory like any other
+    outputs/<stage>/study_runs/<name>-<key>/    a run directory like any other
 
 The key is a hash of the settings, the data, the versions of torch and Python, and the code that makes numbers.
 """
@@ -30,7 +30,7 @@ from sslrun.config.build import locate
 from sslrun.config.commands import EVALUATE, FINETUNE, PRETRAIN, typed
 from sslrun.config.grammar import key_of
 from sslrun.config.types import Node
-from sslrun.runs.find import OUTPUTS, PARTS, is_whole, read_summary, score
+from sslrun.runs.find import OUTPUTS, STUDY_RUNS, is_complete, read_summary, score
 from sslrun.runs.job import IN_STUDY
 from sslrun.runs.run import Stages
 
@@ -62,7 +62,7 @@ class StudyRun:
     @property
     def directory(self) -> Path:
         """Return its run directory."""
-        return OUTPUTS / self.stage / PARTS / f"{self.name}-{self.key}"
+        return OUTPUTS / self.stage / STUDY_RUNS / f"{self.name}-{self.key}"
 
     def finished(self) -> bool:
         """Tell whether it came to its end, in this study or in another; of a pretraining, whether it has its weights.
@@ -71,7 +71,7 @@ class StudyRun:
             UserError: its summary is damaged.
         """
         try:
-            return is_whole(self.directory)
+            return is_complete(self.directory)
         except UserError as error:
             raise UserError(f"{error}; move {self.directory} away to have it made anew") from None
 
@@ -160,7 +160,7 @@ def launch_all(runs: Sequence[StudyRun], stages: Stages) -> None:
             raise
         except OSError as error:  # of making the folder, before the run begins
             log.error("%s: %s", error.filename, error.strerror)
-        progress.tell()
+        progress.show()
     failed = [p for p in todo if not p.finished()]
     if failed:
         named = "\n".join(f"  {typed(p.stage)} {shlex.join(p.overrides)}" for p in failed[:3])
@@ -176,13 +176,15 @@ class _Progress:
     def __init__(self, todo: Sequence[StudyRun]) -> None:
         self.left, self.all, self.began = list(todo), len(todo), time.monotonic()
 
-    def tell(self) -> None:
+    def show(self) -> None:
         """Log the runs that are finished and were not told of."""
         for p in [p for p in self.left if p.finished()]:
             self.left.remove(p)
             done = self.all - len(self.left)
             left = (time.monotonic() - self.began) / done * len(self.left)
-            log.info("%s %d/%d  %s%s", p.stage, done, self.all, _told(p), f"  {duration(left)} left" * (left > 0))
+            log.info(
+                "%s %d/%d  %s%s", p.stage, done, self.all, _description(p), f"  {duration(left)} left" * (left > 0)
+            )
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -191,7 +193,7 @@ class _Progress:
 
         def watch() -> None:
             while not ended.wait(WATCH_SECONDS):
-                self.tell()
+                self.show()
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -208,7 +210,7 @@ def launching() -> list[str]:
     return [o for o in HydraConfig.get().overrides.hydra if key_of(o).startswith(kept)]
 
 
-def _told(p: StudyRun) -> str:
+def _description(p: StudyRun) -> str:
     named, title = score(read_summary(p.directory)), " ".join(filter(None, [p.name, p.setting]))
     return f"{title}  {named[0].replace('_', ' ')} {named[1]:.4f}" if named else title
 
@@ -225,7 +227,7 @@ def launcher(stage: str, job: Callable[[DictConfig], Any]) -> Any:
 
     loader = GlobalHydra.instance().config_loader()
     place = [
-        f"hydra.sweep.dir={(OUTPUTS / stage / PARTS).as_posix()}",
+        f"hydra.sweep.dir={(OUTPUTS / stage / STUDY_RUNS).as_posix()}",
         f"+hydra.job.name={IN_STUDY}",
         "hydra.mode=MULTIRUN",
     ]

@@ -15,7 +15,7 @@ from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import describe
 from sslrun.models.initialization import IMAGENET, SCRATCH
-from sslrun.models.weights import imagenet_at_hand, imagenet_weights
+from sslrun.models.weights import imagenet_cached, imagenet_weights
 from sslrun.runs.run import Stages
 from sslrun.study.choice import AUTO, PROBE, TUNED, folds_of, score_of
 from sslrun.study.launch import StudyRun, study_run
@@ -27,13 +27,13 @@ class Cell:
     """One classifier of a study.
 
     Attributes:
-        start: a pretraining's name, `scratch` or `imagenet`.
+        initialization: a pretraining's name, `scratch` or `imagenet`.
         mode: `finetune` or `probe`.
         budget: of labels; its seed is that of the training, too.
         setting: that it is tried with, as an override, or ''; of each network the best setting is evaluated.
     """
 
-    start: str
+    initialization: str
     mode: str
     budget: LabelBudget
     setting: str = ""
@@ -41,7 +41,7 @@ class Cell:
     @property
     def labels(self) -> dict[str, float]:
         """Return how many labels it has, as a setting of finetune."""
-        return {"label_fraction" if self.budget.per_class is None else "labels_per_class": self.budget.amount}
+        return {"label_fraction" if self.budget.per_class is None else "labels_per_class": self.budget.value}
 
 
 @dataclass
@@ -83,7 +83,7 @@ def load_data(dataset: Node, unlabeled: str | None) -> StudyData:
     """
     data, val = load_train(dataset)
     if data.labels is None or len(data.class_names) < 2:
-        raise UserError(f"{describe(dataset)} has no two classes of labelled pictures: there is nothing to compare on")
+        raise UserError(f"{describe(dataset)} has no two classes of labeled pictures: there is nothing to compare on")
     test = listing_hash(dataset, "test")
     if not test:
         raise UserError(f"{describe(dataset)} has no test split to compare on")
@@ -100,14 +100,14 @@ def plan_of(
 
     Args, raises: as of `overrides_of`.
     """
-    starts: dict[str, StudyRun] = {}
+    pretrained_by: dict[str, StudyRun] = {}
     pretrainings, common, settings = overrides_of(stages, config, chosen, config_dir)
     for name, overrides in pretrainings.items():
         composed = plain(compose_config(PRETRAIN, overrides, None))
         pretraining = study_run(stages, PRETRAIN, name, composed, overrides, loaded.images.fingerprint().hexdigest())
-        same = next((n for n, p in starts.items() if p.key == pretraining.key), None)
+        same = next((n for n, p in pretrained_by.items() if p.key == pretraining.key), None)
         if same is None:
-            starts[name] = pretraining
+            pretrained_by[name] = pretraining
         else:
             log.info("pretexts: %s is the same as %s: it is taken once.", name, same)
     composed_with = {s: plain(compose_config(FINETUNE, [*common, *filter(None, [s])], None)) for s in ["", *settings]}
@@ -115,16 +115,24 @@ def plan_of(
     evaluating = device_of(config, chosen, EVALUATE)
     made, evaluated, trials = {}, {}, {}
     fingerprints = [d.fingerprint() if d else "" for d in (classified.data, classified.val)]
-    for cell in _cells(config, list(starts), settings, _budgets(config, classified.data)):
-        init = starts[cell.start].directory.as_posix() if cell.start in starts else cell.start
+    for cell in _cells(config, list(pretrained_by), settings, _budgets(config, classified.data)):
+        init = (
+            pretrained_by[cell.initialization].directory.as_posix()
+            if cell.initialization in pretrained_by
+            else cell.initialization
+        )
         own = {"init": init, "mode": cell.mode, **cell.labels, "seed": cell.budget.seed}
-        amount = f"{cell.budget.amount:g}" + "_a_class" * (cell.budget.per_class is not None)
-        name = f"{cell.start}_{cell.mode}_{amount}_seed{cell.budget.seed}"
+        label_budget = f"{cell.budget.value:g}" + "_per_class" * (cell.budget.per_class is not None)
+        name = f"{cell.initialization}_{cell.mode}_{label_budget}_seed{cell.budget.seed}"
 
         def classifier(name: str, settings: Node, setting: str) -> StudyRun:
-            said = [*common, *(f"{k}={literal(v)}" for k, v in settings.items()), *([setting] if setting else [])]
+            all_overrides = [
+                *common,
+                *(f"{k}={literal(v)}" for k, v in settings.items()),
+                *([setting] if setting else []),
+            ]
             whole = composed_with[setting] | settings | {"subset_seed": settings["seed"]}
-            return study_run(stages, FINETUNE, name, whole, said, *fingerprints, setting=setting)
+            return study_run(stages, FINETUNE, name, whole, all_overrides, *fingerprints, setting=setting)
 
         made[cell] = classifier(name, own, cell.setting)
         if folds := _folds(cell, classified, len(settings), config["mode"]):
@@ -134,7 +142,7 @@ def plan_of(
             reading.append(f"dataset.root={literal(config['dataset']['root'])}")
         read = {"run": made[cell].directory.as_posix(), "device": config["device"]}
         evaluated[cell] = study_run(stages, EVALUATE, name, read, reading, loaded.test)
-    return Plan(classified, starts, made, evaluated, trials)
+    return Plan(classified, pretrained_by, made, evaluated, trials)
 
 
 def best_settings(plan: Plan) -> list[Cell]:
@@ -165,15 +173,15 @@ def _folds(cell: Cell, loaded: StudyData, settings: int, mode: str) -> list[list
     There are none where validation is enough, and where nothing is to be chosen: with one setting, but for `mode=auto`.
     With more than one, probes are judged like that, too, so that the best classifier of all can be named.
     """
-    if (settings < 2 and mode != AUTO) or (cell.start, cell.mode) == (SCRATCH, PROBE):
+    if (settings < 2 and mode != AUTO) or (cell.initialization, cell.mode) == (SCRATCH, PROBE):
         return []
-    found = folds_of(len(loaded.val or ()), loaded.data.within(cell.budget).fewest())
-    if found == [None] and not loaded.val:
-        (amount,) = (f"{k}={v:g}" for k, v in cell.labels.items())
+    folds = folds_of(len(loaded.val or ()), loaded.data.within(cell.budget).fewest())
+    if folds == [None] and not loaded.val:
+        (label_budget,) = (f"{k}={v:g}" for k, v in cell.labels.items())
         raise UserError(
-            f"there is nothing to choose by, without validation and with {amount}: say mode=finetune search=[]"
+            f"there is nothing to choose by, without validation and with {label_budget}: say mode=finetune search=[]"
         )
-    return [f for f in found if f is not None]
+    return [f for f in folds if f is not None]
 
 
 def _budgets(config: Node, data: Dataset) -> list[LabelBudget]:
@@ -187,8 +195,8 @@ def _budgets(config: Node, data: Dataset) -> list[LabelBudget]:
     for budget in budgets:
         n = len(data.within(budget))
         if sizes.setdefault(n, budget) != budget:
-            amounts = sizes[n].amount, budget.amount
-            log.info("%g and %g of the labels are the same %d: they are taken once.", *amounts, n)
+            values = sizes[n].value, budget.value
+            log.info("%g and %g of the labels are the same %d: they are taken once.", *values, n)
     return list(sizes.values())
 
 
@@ -197,7 +205,7 @@ def _cells(
 ) -> Iterator[Cell]:
     """Yield the classifiers of a study: from scratch and frozen random always, the pretrained in each mode."""
     network = (config["backbone"], config["dataset"]["image_size"])
-    imagenet = imagenet_at_hand(*network) if config["imagenet"] == "auto" else config["imagenet"]
+    imagenet = imagenet_cached(*network) if config["imagenet"] == "auto" else config["imagenet"]
     if imagenet and not imagenet_weights(*network):
         raise UserError("imagenet=true: there are no ImageNet weights for this backbone; resnet18 and mobilenetv2 have")
     modes = [TUNED, PROBE] if config["mode"] == AUTO else [config["mode"]]
@@ -205,7 +213,7 @@ def _cells(
         for seed in range(config["seeds"]):
             budget = replace(unseeded, seed=seed)
             yield Cell(SCRATCH, PROBE, budget)
-            for start in [SCRATCH, *([IMAGENET] if imagenet else []), *pretrained]:
-                for mode in modes if start != SCRATCH else [TUNED]:
+            for initialization in [SCRATCH, *([IMAGENET] if imagenet else []), *pretrained]:
+                for mode in modes if initialization != SCRATCH else [TUNED]:
                     for setting in settings if mode == TUNED else [""]:
-                        yield Cell(start, mode, budget, setting)
+                        yield Cell(initialization, mode, budget, setting)

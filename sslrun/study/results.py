@@ -14,6 +14,7 @@ from sslrun.base.errors import UserError
 from sslrun.config.commands import COMPARE, EVALUATE, FINETUNE
 from sslrun.config.grammar import key_of
 from sslrun.config.nodes import flattened
+from sslrun.config.renames import COLUMNS, renamed_keys
 from sslrun.evaluation.intervals import Interval, mean_interval, paired
 from sslrun.models.initialization import IMAGENET, SCRATCH
 from sslrun.runs.find import find, job_order, read_summary
@@ -29,19 +30,19 @@ class Row:
     """What is compared of one evaluated classifier: a line of `results.csv`, whose columns are these in this order.
 
     Attributes:
-        start: the name under which its network started: `scratch`, `imagenet`, or a pretraining's.
-        amount: of labels, as it was asked for.
+        initialization: the name under which its network started: `scratch`, `imagenet`, or a pretraining's.
+        label_budget: of labels, as it was asked for.
         subset: fingerprint of its label subset.
-        held_out_accuracy, held_out_loss: on parts of the labels, held out in turns, where validation is small.
+        cv_accuracy, cv_loss: on parts of the labels, held out in turns, where validation is small.
         chosen: by `mode=auto`, without its setting.
         setting: that was chosen by a search, or ''.
         finetuned, evaluated: the run directories.
     """
 
-    start: str
+    initialization: str
     mode: str
     labels: int
-    amount: str
+    label_budget: str
     labels_validation: int
     seed: int
     subset: str
@@ -49,8 +50,8 @@ class Row:
     test_f1_macro: float
     val_accuracy: float | None
     val_loss: float | None
-    held_out_accuracy: float | None
-    held_out_loss: float | None
+    cv_accuracy: float | None
+    cv_loss: float | None
     chosen: str | None
     setting: str
     dataset: str
@@ -62,7 +63,7 @@ class Row:
     @property
     def merit(self) -> tuple[float, float] | None:
         """Return accuracy and, to break ties, log-likelihood on what was held out or on validation; None without."""
-        judged = (self.held_out_accuracy, self.held_out_loss), (self.val_accuracy, self.val_loss)
+        judged = (self.cv_accuracy, self.cv_loss), (self.val_accuracy, self.val_loss)
         return next(((a, -loss) for a, loss in judged if a is not None and loss is not None), None)
 
 
@@ -90,10 +91,10 @@ class Entry:
         chosen: by `mode=auto`: what, and how often.
     """
 
-    start: str
+    initialization: str
     mode: str
     labels: int
-    amount: str
+    label_budget: str
     accuracy: Interval
     verdict: Verdict | None
     labels_needed: tuple[float, Sign] | None
@@ -129,22 +130,22 @@ def labels_needed(curve: Sequence[tuple[int, float]], accuracy: float) -> tuple[
     return points[-1][0], ">"
 
 
-def row_of(evaluated: Path, start: str, held_out: tuple[float, float] | None = None, setting: str = "") -> Row:
+def row_of(evaluated: Path, initialization: str, cv: tuple[float, float] | None = None, setting: str = "") -> Row:
     """Return what is compared of one evaluated classifier.
 
     Args:
         evaluated: an evaluation's run directory.
-        held_out: accuracy and log-likelihood.
+        cv: accuracy and log-likelihood.
     """
     test = read_summary(evaluated)
     directory = Path(test["of_run"])
     made = read_summary(directory)
     share = made["label_fraction"]
     return Row(
-        start=start,
+        initialization=initialization,
         mode=made["mode"],
         labels=made["labels"]["train"],
-        amount=f"{share:.3g} of the labels" if share is not None else f"{made['labels_per_class']} a class",
+        label_budget=f"{share:.3g} of the labels" if share is not None else f"{made['labels_per_class']} per class",
         labels_validation=made["labels"]["validation"],
         seed=made["seeds"]["training"],
         subset=made["subset_fingerprint"],
@@ -152,8 +153,8 @@ def row_of(evaluated: Path, start: str, held_out: tuple[float, float] | None = N
         test_f1_macro=test["test/f1_macro"],
         val_accuracy=made.get("val/accuracy"),
         val_loss=made.get("val/loss"),
-        held_out_accuracy=held_out[0] if held_out else None,
-        held_out_loss=-held_out[1] if held_out else None,
+        cv_accuracy=cv[0] if cv else None,
+        cv_loss=-cv[1] if cv else None,
         chosen=made["chosen"].split()[0] if "chosen" in made else None,  # without its setting
         setting=setting,
         dataset=made["dataset"],
@@ -164,51 +165,55 @@ def row_of(evaluated: Path, start: str, held_out: tuple[float, float] | None = N
     )
 
 
-def with_auto(rows: Sequence[Row], starts: Iterable[str]) -> list[Row]:
+def with_auto(rows: Sequence[Row], initializations: Iterable[str]) -> list[Row]:
     """Return rows `mode=auto`: of probe, finetuning and scratch on the same labels the one that is best on validation.
 
     Where validation is small, it is the best on labels that were held out in turns, as in `sslrun finetune mode=auto`.
     The test split has no part in it.
     """
     out = []
-    for start in starts:
+    for initialization in initializations:
         for row in rows:
-            if row.start != start or row.mode != TUNED:
+            if row.initialization != initialization or row.mode != TUNED:
                 continue
-            rivals = [r for r in rows if _same_labels(r, row) and (r.start == start or is_scratch(r))]
+            rivals = [r for r in rows if _same_labels(r, row) and (r.initialization == initialization or is_scratch(r))]
             if any(r.merit is None for r in rivals):
                 continue  # there is nothing to choose by
             best = max(rivals, key=lambda r: r.merit or (0.0, 0.0))
-            out.append(replace(best, start=start, mode=AUTO, chosen=SCRATCH if is_scratch(best) else best.mode))
+            out.append(
+                replace(
+                    best, initialization=initialization, mode=AUTO, chosen=SCRATCH if is_scratch(best) else best.mode
+                )
+            )
     return out
 
 
 def _same_labels(a: Row, b: Row) -> bool:
-    return (a.subset, a.seed, a.amount) == (b.subset, b.seed, b.amount)
+    return (a.subset, a.seed, a.label_budget) == (b.subset, b.seed, b.label_budget)
 
 
 def is_scratch(network: Row | Entry) -> bool:
     """Tell whether a network was trained from scratch: what all others are compared with."""
-    return (network.start, network.mode) == (SCRATCH, TUNED)
+    return (network.initialization, network.mode) == (SCRATCH, TUNED)
 
 
 def compared(rows: Sequence[Row]) -> list[Entry]:
     """Return one entry for every network and number of labels, in the order of the labels, then of the starts."""
     groups: dict[tuple[int, str, str, str], list[Row]] = {}
-    starts = list(dict.fromkeys(r.start for r in rows))
-    for row in sorted(rows, key=lambda r: (r.labels, starts.index(r.start), ORDER.index(r.mode))):
-        groups.setdefault((row.labels, row.amount, row.start, row.mode), []).append(row)
-    scratch = {(n, amount): rs for (n, amount, *_), rs in groups.items() if is_scratch(rs[0])}
+    initializations = list(dict.fromkeys(r.initialization for r in rows))
+    for row in sorted(rows, key=lambda r: (r.labels, initializations.index(r.initialization), ORDER.index(r.mode))):
+        groups.setdefault((row.labels, row.label_budget, row.initialization, row.mode), []).append(row)
+    scratch = {(n, label_budget): rs for (n, label_budget, *_), rs in groups.items() if is_scratch(rs[0])}
     curve = [(n, _accuracy(rs).mean) for (n, _), rs in scratch.items()]
     out = []
-    for (labels, amount, start, mode), members in groups.items():
+    for (labels, label_budget, initialization, mode), members in groups.items():
         accuracy, own = _accuracy(members), is_scratch(members[0])
-        base = scratch.get((labels, amount), [])
+        base = scratch.get((labels, label_budget), [])
         chosen = [r.chosen for r in members if mode == AUTO and r.chosen]
         judged = None if own else verdict(paired(_by_subset(members), _by_subset(base)))
         needed = labels_needed(curve, accuracy.mean) if curve and not own else None
         often = {c: chosen.count(c) for c in dict.fromkeys(chosen)}
-        out.append(Entry(start, mode, labels, amount, accuracy, judged, needed, often))
+        out.append(Entry(initialization, mode, labels, label_budget, accuracy, judged, needed, often))
     return out
 
 
@@ -223,9 +228,9 @@ def _by_subset(rows: Sequence[Row]) -> dict[str, float]:
 def best_classifier(rows: Sequence[Row]) -> Row | None:
     """Return the best of the classifiers with the most labels, as `mode=auto` judges; None where nothing tells."""
     most = max(r.labels for r in rows)
-    held_out = any(r.held_out_accuracy is not None for r in rows)
+    cv = any(r.cv_accuracy is not None for r in rows)
     of_these = [r for r in rows if r.mode != AUTO and r.labels == most]
-    judged = [(r.merit, r) for r in of_these if r.merit and (not held_out or r.held_out_accuracy is not None)]
+    judged = [(r.merit, r) for r in of_these if r.merit and (not cv or r.cv_accuracy is not None)]
     return max(judged, key=lambda j: j[0])[1] if judged else None
 
 
@@ -238,49 +243,51 @@ def rows_of(path: Path) -> list[Row]:
         return [row for job in jobs if read_summary(job)["status"] == "finished" for row in rows_of(job)]
     stage = read_summary(path)["stage"]
     if stage == EVALUATE:
-        return [row_of(path, _start(path))]
+        return [row_of(path, _initialization(path))]
     if stage == FINETUNE:
-        finished = [(p, s) for p, s in find([EVALUATE], parts=True) if s["status"] == "finished"]
+        finished = [(p, s) for p, s in find([EVALUATE], study_runs=True) if s["status"] == "finished"]
         evaluated = [p for p, s in finished if Path(s.get("of_run", "")).resolve() == path.resolve()]
         if not evaluated:
             raise UserError(f"{path} was not evaluated yet: sslrun evaluate run={path}")
-        return [row_of(evaluated[-1], _start(evaluated[-1]))]
+        return [row_of(evaluated[-1], _initialization(evaluated[-1]))]
     if stage == COMPARE and (path / "results.csv").is_file():
         with (path / "results.csv").open(newline="", encoding="utf-8") as file:
-            cells = list(csv.DictReader(file))
-        if not cells or not {"evaluated", "start", "mode"} <= set(cells[0]):
+            cells = [renamed_keys(row, COLUMNS) for row in csv.DictReader(file)]
+        if not cells or not {"evaluated", "initialization", "mode"} <= set(cells[0]):
             raise UserError(f"{path / 'results.csv'} is not as a study writes it: sslrun compare resume={path}")
         cells = [r for r in cells if r["mode"] != AUTO]
-        return [row_of(Path(r["evaluated"]), r["start"], _held_out(r), r.get("setting") or "") for r in cells]
+        return [row_of(Path(r["evaluated"]), r["initialization"], _cv(r), r.get("setting") or "") for r in cells]
     if stage == COMPARE:
         raise UserError(f"{path} is a study that has not come to its end: sslrun compare resume={path}")
     raise UserError(f"{path} is a {stage} run: a report is on evaluated classifiers (sslrun evaluate), or on a study")
 
 
-def _held_out(row: dict[str, str]) -> tuple[float, float] | None:
-    return (float(a), -float(row["held_out_loss"])) if (a := row.get("held_out_accuracy")) else None
+def _cv(row: dict[str, str]) -> tuple[float, float] | None:
+    return (float(a), -float(row["cv_loss"])) if (a := row.get("cv_accuracy")) else None
 
 
-def _start(evaluated: Path) -> str:
+def _initialization(evaluated: Path) -> str:
     return str(read_summary(Path(read_summary(evaluated)["of_run"]))["init"])
 
 
-def named_apart(rows: Sequence[Row]) -> list[Row]:
+def disambiguated(rows: Sequence[Row]) -> list[Row]:
     """Tell apart networks of one pretext task that come from different runs, and runs with other settings than most."""
     sources: dict[str, dict[str, str]] = {}
     searched = {key_of(r.setting) for r in rows}
     configs = [_settings(r, searched) for r in rows]
-    usual = Counter(json.dumps(c, sort_keys=True) for c, r in zip(configs, rows, strict=True) if r.start == SCRATCH)
+    usual = Counter(
+        json.dumps(c, sort_keys=True) for c, r in zip(configs, rows, strict=True) if r.initialization == SCRATCH
+    )
     usual = usual or Counter(json.dumps(c, sort_keys=True) for c in configs)
     base = json.loads(usual.most_common(1)[0][0]) if rows else {}
     out = []
     for r, config in zip(rows, configs, strict=True):
         source = str(read_summary(Path(r.finetuned))["source"])
-        of = sources.setdefault(r.start, {})
-        of.setdefault(source, r.start if not of else f"{r.start} {len(of) + 1}")
-        start = of[source] if r.start not in (SCRATCH, IMAGENET) else r.start
+        of = sources.setdefault(r.initialization, {})
+        of.setdefault(source, r.initialization if not of else f"{r.initialization} {len(of) + 1}")
+        initialization = of[source] if r.initialization not in (SCRATCH, IMAGENET) else r.initialization
         others = [f"{k}={config.get(k)}" for k in {**base, **config} if base.get(k) != config.get(k)]
-        out.append(replace(r, start=" ".join([start, *others])))
+        out.append(replace(r, initialization=" ".join([initialization, *others])))
     return out
 
 
@@ -292,9 +299,9 @@ def _settings(row: Row, searched: set[str]) -> dict[str, Any]:
     """
     summary = read_summary(Path(row.finetuned))
     flat = flattened(summary["config"])
-    told = {"init", "mode", "search", "seed", "subset_seed", "fold", "resume", "label_fraction", "labels_per_class",
+    ignored = {"init", "mode", "search", "seed", "subset_seed", "fold", "resume", "label_fraction", "labels_per_class",
             "backbone.stem", *OF_NO_WEIGHT}  # fmt: skip
-    flat["readout"] = "auto" if "readouts" in summary else flat.get("readout", "average")  # older runs lack the key
+    flat["pooling"] = "auto" if "poolings" in summary else flat.get("pooling", "average")  # older runs lack the key
     if row.mode != TUNED or row.setting:
-        told |= searched
-    return {k: v for k, v in flat.items() if k not in told and not k.startswith("device.")}
+        ignored |= searched
+    return {k: v for k, v in flat.items() if k not in ignored and not k.startswith("device.")}

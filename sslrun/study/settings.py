@@ -61,22 +61,22 @@ def _pretrainings(
     """Return the overrides of each pretraining by its name."""
     out: dict[str, list[str]] = {}
     mistakes: list[str] = []
-    for said in config["pretexts"] or [chosen["pretext"]]:
+    for spec in config["pretexts"] or [chosen["pretext"]]:
         try:
-            out[said] = _pretraining(said, stages, config, chosen, config_dir)
+            out[spec] = _pretraining(spec, stages, config, chosen, config_dir)
         except UserError as error:
-            mistakes += [f"pretexts: {said}: {line}" for line in str(error).splitlines()]
+            mistakes += [f"pretexts: {spec}: {line}" for line in str(error).splitlines()]
     if mistakes:
         raise UserError("\n".join(mistakes))
     return out
 
 
 def _pretraining(
-    said: str, stages: Stages, config: Node, chosen: Mapping[str, str], config_dir: str | None
+    spec: str, stages: Stages, config: Node, chosen: Mapping[str, str], config_dir: str | None
 ) -> list[str]:
     """Return the overrides of one pretraining, such as `simclr pretext.temperature=0.1`, on top of the study's."""
     try:
-        name, *settings = shlex.split(said) or [""]
+        name, *settings = shlex.split(spec) or [""]
     except ValueError as error:
         raise UserError(str(error)) from None
     if name != chosen["pretext"] and name not in (known := choices("pretext", config_dir)):

@@ -1,6 +1,6 @@
 """Which precision and memory format a network trains fastest in, on this machine: measured once, then remembered.
 
-    $SSLRUN_CACHE/modes.json    network, image size, machine, versions -> images/s of each mode
+    $SSLRUN_CACHE/autotune.json    network, image size, machine, versions -> images/s of each mode
 
 It is remembered so that the same command gives the same numbers again.
 """
@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from sslrun.base.cached import Cached
 from sslrun.base.console import log
 from sslrun.base.files import replacing
-from sslrun.base.kept import Kept
 from sslrun.base.machine import processor
 from sslrun.base.paths import home
 from sslrun.config.types import Node
@@ -27,11 +27,11 @@ from sslrun.device import Device, MemoryFormat, Precision
 from sslrun.models.encoder import build_encoder
 
 SECONDS = 3.5  # that measuring takes, about
-PROBE = 2  # pictures of a first step, after which modes that are hopelessly slow are dropped
+FIRST_BATCH = 2  # pictures of a first step, after which modes that are hopelessly slow are dropped
 HOPELESS = 2.0  # times as slow as the best
 AGREEING = 1.3  # median over fastest turn
 EQUAL = 0.98  # of the best; so that chance decides less often
-Mode = tuple[Precision, MemoryFormat]
+Candidate = tuple[Precision, MemoryFormat]
 Rates = dict[str, dict[str, float]]  # images/s by mode, of each network
 
 
@@ -45,18 +45,20 @@ def choose(device: Device, backbone: Node, image_size: int, batch_size: int) -> 
     Returns:
         `name`, `precision` and `memory_format`, as keys of the device's config.
     """
-    modes = list(itertools.product(device.precisions, device.formats))
+    candidates = list(itertools.product(device.precisions, device.formats))
     default = device.precision, device.memory_format
-    if len(modes) > 1:
-        rates = _remembered(device, backbone, image_size, batch_size, modes)
+    if len(candidates) > 1:
+        rates = _remembered(device, backbone, image_size, batch_size, candidates)
         best = max(rates.values(), default=0.0)
-        device.use(*(next(m for m in modes if rates[" ".join(m)] >= EQUAL * best) if best else default))
-        told = [f"{name} {rate:.0f}" for name, rate in sorted(rates.items(), key=lambda r: -r[1]) if rate]
-        log.info("Images/s of the network alone: %s", ", ".join(told) or "not known")
+        device.use(*(next(m for m in candidates if rates[" ".join(m)] >= EQUAL * best) if best else default))
+        texts = [f"{name} {rate:.0f}" for name, rate in sorted(rates.items(), key=lambda r: -r[1]) if rate]
+        log.info("Images/s of the network alone: %s", ", ".join(texts) or "not known")
     return {"name": device.torch.type, "precision": device.precision, "memory_format": device.memory_format}
 
 
-def measure(device: Device, backbone: Node, image_size: int, batch_size: int, modes: list[Mode]) -> dict[str, float]:
+def measure(
+    device: Device, backbone: Node, image_size: int, batch_size: int, candidates: list[Candidate]
+) -> dict[str, float]:
     """Time forward and backward passes in each mode, in turns; no random number is used up.
 
     Returns:
@@ -68,9 +70,9 @@ def measure(device: Device, backbone: Node, image_size: int, batch_size: int, mo
     # Not by torch.utils.benchmark.Timer: it repeats steps to warm up before each turn (4.0 s in place of 3.7 s for
     # smallcnn, 3.3 to 4.9 s in place of 1.9 to 3.3 s for ResNet-18 at 64 px, the same ranking), and torch warns of
     # compilers when it is imported.
-    def seconds(mode: Mode, n: int) -> float:
-        device.use(*mode)
-        encoder = device.put(encoders[mode[1]]).train()
+    def seconds(candidate: Candidate, n: int) -> float:
+        device.use(*candidate)
+        encoder = device.put(encoders[candidate[1]]).train()
         pixels = device.floats(torch.arange(n * 3 * image_size**2).view(n, 3, image_size, image_size) % 251)
         device.wait()
         start = time.perf_counter()
@@ -82,77 +84,77 @@ def measure(device: Device, backbone: Node, image_size: int, batch_size: int, mo
         device.wait()
         return time.perf_counter() - start
 
-    def turns(n: int, of: list[Mode], least: int, until: float) -> dict[Mode, list[float]]:
+    def rounds(n: int, of: list[Candidate], least: int, until: float) -> dict[Candidate, list[float]]:
         """Return the seconds that n pictures took; what is hopelessly slow in its first step is not tried again."""
-        first: dict[Mode, float] = {}
-        for mode in of:
+        first: dict[Candidate, float] = {}
+        for candidate in of:
             try:
-                first[mode] = seconds(mode, n)  # which prepares, too
+                first[candidate] = seconds(candidate, n)  # which prepares, too
             except Exception as error:  # of any kind: it is the backbone's, and training will tell if it matters
-                log.info("%s cannot be used with this backbone: %s", " ".join(mode), str(error).split("\n")[0])
+                log.info("%s cannot be used with this backbone: %s", " ".join(candidate), str(error).split("\n")[0])
                 continue
-            if first[mode] > 1 + HOPELESS * min(first.values()):
-                del first[mode]
-        found: dict[Mode, list[float]] = {mode: [] for mode in first}
+            if first[candidate] > 1 + HOPELESS * min(first.values()):
+                del first[candidate]
+        timings: dict[Candidate, list[float]] = {candidate: [] for candidate in first}
         for i in range(10):
             if i < least or time.perf_counter() - began < until:
-                for mode, times in found.items():
-                    times.append(seconds(mode, n))
-        return found
+                for candidate, times in timings.items():
+                    times.append(seconds(candidate, n))
+        return timings
 
     on_gpu = device.torch.type == "cuda"
     steady = True
     with torch.random.fork_rng([torch.cuda.current_device()] if on_gpu else []):
         mean, std = [0.5] * 3, [0.25] * 3
-        encoders = {f: build_encoder(backbone, image_size, mean, std) for f in dict.fromkeys(m[1] for m in modes)}
-        n = min(PROBE, batch_size)
-        found = turns(n, modes, 2, SECONDS / 4)
-        if found:
-            best = min(min(t) for t in found.values())
-            hopeful = [m for m, t in found.items() if min(t) < HOPELESS * best]
+        encoders = {f: build_encoder(backbone, image_size, mean, std) for f in dict.fromkeys(m[1] for m in candidates)}
+        n = min(FIRST_BATCH, batch_size)
+        timings = rounds(n, candidates, 2, SECONDS / 4)
+        if timings:
+            best = min(min(t) for t in timings.values())
+            promising = [m for m, t in timings.items() if min(t) < HOPELESS * best]
             left = SECONDS - (time.perf_counter() - began)
-            fit = int(n / best * left / (4.5 * len(hopeful)))  # for a first step and three turns each
+            fit = int(n / best * left / (4.5 * len(promising)))  # for a first step and three turns each
             more = min(batch_size if on_gpu else fit, batch_size, 256)
             if more > n:  # else the network is so slow that a few pictures tell
                 n = more
-                found = turns(n, hopeful, 3, SECONDS)
-            if found:  # more pictures may fail where few did not, as when the memory is full
-                times = min(found.values(), key=min)
+                timings = rounds(n, promising, 3, SECONDS)
+            if timings:  # more pictures may fail where few did not, as when the memory is full
+                times = min(timings.values(), key=min)
                 steady = statistics.median(times) < AGREEING * min(times)
     if on_gpu:
         torch.cuda.empty_cache()
-    return {" ".join(m): round(n / min(found[m]), 1) if m in found else 0.0 for m in modes} if steady else {}
+    return {" ".join(m): round(n / min(timings[m]), 1) if m in timings else 0.0 for m in candidates} if steady else {}
 
 
 def _remembered(
-    device: Device, backbone: Node, image_size: int, batch_size: int, modes: list[Mode]
+    device: Device, backbone: Node, image_size: int, batch_size: int, candidates: list[Candidate]
 ) -> dict[str, float]:
     """Return the rates of `measure` from the cache, or measure and put them there."""
     machine = [device.describe(), processor(), torch.__version__, os.environ.get("OMP_NUM_THREADS")]
-    names = [" ".join(m) for m in modes]
+    names = [" ".join(m) for m in candidates]
     of = [backbone, image_size, batch_size, *machine, names]
     key = f"{backbone['_target_']} {image_size} {hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]}"
-    kept = Kept(home() / "modes.json", "measuring the fastest precision", _load)
+    cached = Cached(home() / "autotune.json", "measuring the fastest precision", _load)
     try:
-        with kept.alone():
-            known = kept.read() or {}
-            found = known.get(key)
-            if found is None or sorted(found) != sorted(names):
-                found = measure(device, backbone, image_size, batch_size, modes)
-                if found:
-                    _write(kept.path, known | {key: found})
+        with cached.alone():
+            known = cached.read() or {}
+            timings = known.get(key)
+            if timings is None or sorted(timings) != sorted(names):
+                timings = measure(device, backbone, image_size, batch_size, candidates)
+                if timings:
+                    _write(cached.path, known | {key: timings})
                 else:
                     log.warning("The machine is too busy to measure the fastest precision: the usual one is used.")
-            return found
+            return timings
     except OSError as error:  # of the folder or the lock
-        log.warning("%s: %s; the fastest precision is measured in every run", kept.path, error.strerror)
-        return measure(device, backbone, image_size, batch_size, modes)
+        log.warning("%s: %s; the fastest precision is measured in every run", cached.path, error.strerror)
+        return measure(device, backbone, image_size, batch_size, candidates)
 
 
 def _write(path: Path, known: Rates) -> None:
     try:
-        with replacing(path) as part:
-            part.write_text(json.dumps(known, indent=2) + "\n")
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(known, indent=2) + "\n")
     except OSError as error:
         log.warning("%s: %s; the fastest precision is measured again in the next run", path, error.strerror)
 

@@ -14,7 +14,7 @@ from sslrun.config.types import Node
 from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images
 from sslrun.device import Device
-from sslrun.evaluation.probe import SEARCHED, STRENGTHS, labelled_features, regression
+from sslrun.evaluation.probe import C_VALUES, SEARCHED, labeled_features, regression
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import build_encoder
 from sslrun.tasks.finetuning.supervised import Finetuning
@@ -118,9 +118,9 @@ def pretraining(
     hardware.put(task)
     on_gpu = hardware.torch.type == "cuda"
     memory = torch.cuda.get_device_properties(hardware.torch).total_memory if on_gpu else physical_memory()
-    held = images.on(hardware.torch)
-    took = rehearse(task, held, hardware, optimizer, batch_size, memory)
-    size = took.bytes + (held.nbytes if held.device.type == "cuda" else 0)
+    on_device = images.on(hardware.torch)
+    took = rehearse(task, on_device, hardware, optimizer, batch_size, memory)
+    size = took.bytes + (on_device.nbytes if on_device.device.type == "cuda" else 0)
     return Estimate(hardware, took.images_per_second, size, memory)
 
 
@@ -175,10 +175,10 @@ def classifier(config: Node, data: Dataset, val: Dataset | None, labels: int) ->
     )
     searched, validation = min(labels, SEARCHED), len(val or ())
     some = data.take(np.linspace(0, len(data) - 1, min(len(data), REGRESSED)).astype(int))
-    features = labelled_features(encoder, some, hardware)
+    features = labeled_features(encoder, some, hardware)
     began = time.perf_counter()
     regression(*features, features, 0, len(data.class_names))
-    fit = (time.perf_counter() - began) / (len(STRENGTHS) + 1) / len(some)  # seconds a label
-    probe = OVERHEAD + fit * (len(STRENGTHS) * searched + labels)
-    seen = 2 * (searched + validation) + labels + validation  # with both readouts, then with the chosen one
+    fit = (time.perf_counter() - began) / (len(C_VALUES) + 1) / len(some)  # seconds a label
+    probe = OVERHEAD + fit * (len(C_VALUES) * searched + labels)
+    seen = 2 * (searched + validation) + labels + validation  # with both poolings, then with the chosen one
     return OfClassifier(took.images_per_second, probe + seen / 3 / took.images_per_second)

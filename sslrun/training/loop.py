@@ -12,7 +12,7 @@ from sslrun.device import Device
 from sslrun.tasks.task import Task
 from sslrun.training.batches import Batches, Step
 from sslrun.training.settings import Training
-from sslrun.training.state import State, said
+from sslrun.training.state import State, formatted
 
 Evaluation = Callable[[], dict[str, float]]
 
@@ -42,13 +42,16 @@ def fit(
     start = state.restore() if run.resumed else 0
     if start > total:
         raise UserError(f"{start} steps are done already, so it cannot end after {total}")
-    run.goes_on()
+    run.keep_changes()
     if start == total:
         log.info("Nothing is left to do: all of its %d steps are done. More is train.steps= or train.epochs=", total)
     if not run.resumed:
         state.evaluated(0, _evaluate(task, evaluate))
 
-    with progress(run.stage, batches.images_in(total), "images", batches.images_in(start)) as advance, signals.later():
+    with (
+        progress(run.stage, batches.images_in(total), "images", batches.images_in(start)) as advance,
+        signals.deferred(),
+    ):
         window.start_clock()
         for step in batches.after(start):
             for group in optimizer.param_groups:
@@ -59,10 +62,10 @@ def fit(
             if done % training.log_every == 0 or done in stops:
                 row = state.log(done, done / batches.per_epoch)
             also = f"step_{done:06d}.pt" if training.kept_after(done) else None
-            stop = signals.asked()
+            stop = signals.stop_requested()
             if done in stops:
                 state.evaluated(done, _evaluate(task, evaluate), also)
-                log.info("step %d/%d %s", done, total, said(row | state.metrics))
+                log.info("step %d/%d %s", done, total, formatted(row | state.metrics))
             elif also or stop or state.minutes() > training.save_minutes:
                 state.save(done, also)
             if stop:

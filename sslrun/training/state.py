@@ -105,7 +105,7 @@ def diverged(what: str, step: int, rate: float, run: Run) -> UserError:
     )
 
 
-def said(row: dict[str, float]) -> str:
+def formatted(row: dict[str, float]) -> str:
     """Return a row of metrics as people read it."""
     names = [k for k in row if k not in ("learning_rate", "epoch")]
     return "  ".join(f"{k.split('/')[-1].replace('_', ' ')} {row[k]:.4g}" for k in names)
@@ -198,7 +198,7 @@ class State:
         Raises:
             UserError: none is whole, or it is of another training.
         """
-        path, content = checkpoint.newest_whole(self.run.directory, to_go_on=True)
+        path, content = checkpoint.newest_intact(self.run.directory, resumable=True)
         last = self.run.directory / LAST
         if path != last and last.exists():
             os.replace(last, last.with_name("damaged.pt"))  # it must not displace the good one

@@ -16,9 +16,9 @@ def cifar10(split: SplitName, *, root: str, url: str, md5: str) -> Listing | Non
     top = fetch.archive(root, "cifar-10-batches-py", url, md5)
     with as_published("CIFAR-10", top):
         files = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
-        parts = [_unpickle(top / f) for f in files]
-        data = np.concatenate([np.asarray(p["data"], dtype=np.uint8) for p in parts])
-        labels = np.concatenate([np.asarray(p["labels"], dtype=np.int64) for p in parts])
+        batches = [_unpickle(top / f) for f in files]
+        data = np.concatenate([np.asarray(p["data"], dtype=np.uint8) for p in batches])
+        labels = np.concatenate([np.asarray(p["labels"], dtype=np.int64) for p in batches])
         words = _unpickle(top / "batches.meta")["label_names"]
         images = data.reshape(len(labels), 3, 32, 32).transpose(0, 2, 3, 1)
     classes = tuple(w.decode() if isinstance(w, bytes) else str(w) for w in words)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sslrun.data.sources.source import Listing, SplitName, part_of_split
+from sslrun.data.sources.source import Listing, SplitName, take_split
 
 
 def digits(split: SplitName, *, root: None = None) -> Listing | None:
@@ -14,4 +14,4 @@ def digits(split: SplitName, *, root: None = None) -> Listing | None:
     values, labels = load_digits(return_X_y=True)
     images = np.round(values.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     names = [f"digit-{i:04d}" for i in range(len(images))]
-    return part_of_split(Listing(images, names, labels.astype(np.int64), tuple("0123456789")), split)
+    return take_split(Listing(images, names, labels.astype(np.int64), tuple("0123456789")), split)

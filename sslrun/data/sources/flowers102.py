@@ -31,8 +31,8 @@ def flowers102(split: SplitName, *, root: str, url: str, files: dict[str, str]) 
             if file_hash(top / name, "md5").hexdigest() != files[name]:
                 raise ValueError(f"{name} has another checksum")
         ids, labels = (loadmat(top / name, squeeze_me=True) for name in ("setid.mat", "imagelabels.mat"))
-        numbers = np.concatenate([ids[part] for part in (("trnid", "valid") if split == "train" else ("tstid",))])
+        numbers = np.concatenate([ids[subset] for subset in (("trnid", "valid") if split == "train" else ("tstid",))])
         classes = labels["labels"][numbers - 1].astype(np.int64) - 1  # both count from 1
-    found = sorted((str(top / "jpg" / f"image_{n:05d}.jpg"), c) for n, c in zip(numbers, classes, strict=True))
-    names = [relative(f, top) for f, _ in found]
-    return Listing([f for f, _ in found], names, np.array([c for _, c in found]), tuple(Flowers102.classes))
+    pairs = sorted((str(top / "jpg" / f"image_{n:05d}.jpg"), c) for n, c in zip(numbers, classes, strict=True))
+    names = [relative(f, top) for f, _ in pairs]
+    return Listing([f for f, _ in pairs], names, np.array([c for _, c in pairs]), tuple(Flowers102.classes))

@@ -7,8 +7,8 @@ import numpy as np
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.data.decode import find_pictures, is_picture, relative
-from sslrun.data.sources.source import Listing, SplitName, part_of_split
+from sslrun.data.decode import find_images, is_image, relative
+from sslrun.data.sources.source import Listing, SplitName, take_split
 
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
@@ -29,17 +29,17 @@ def folder(split: SplitName, *, root: str) -> Listing | None:
         raise UserError(f"{top}: no such folder; if it has moved, say dataset.root=...")
     train, test = _named(top, TRAIN_FOLDERS), _named(top, TEST_FOLDERS)
     if train is None:
-        return None if split == "unlabeled" else _one_folder_a_class(_unwrapped(top), split)
+        return None if split == "unlabeled" else _one_folder_per_class(_unwrapped(top), split)
     if split == "unlabeled":
-        return pile(top / "unlabeled") if (top / "unlabeled").is_dir() else None
+        return unlabeled_folder(top / "unlabeled") if (top / "unlabeled").is_dir() else None
     if test is None:
-        return _one_folder_a_class(train, split)
+        return _one_folder_per_class(train, split)
     classes = class_folders(train)
     if split == "test" and classes:
         strange = sorted(set(class_folders(test)) - set(classes))
         if strange:
             raise UserError(f"{test} has classes that {train} has not: {', '.join(strange[:5])}")
-    return _labelled(test if split == "test" else train, classes)
+    return _labeled(test if split == "test" else train, classes)
 
 
 def _named(top: Path, names: tuple[str, ...]) -> Path | None:
@@ -48,7 +48,7 @@ def _named(top: Path, names: tuple[str, ...]) -> Path | None:
     return next((folders[n] for n in names if n in folders), None)
 
 
-def pile(top: Path) -> Listing:
+def unlabeled_folder(top: Path) -> Listing:
     """Every picture in and below a folder, without labels.
 
     Raises:
@@ -56,14 +56,14 @@ def pile(top: Path) -> Listing:
     """
     if not top.is_dir():
         raise UserError(f"{top}: no such folder")
-    return _labelled(top, [])
+    return _labeled(top, [])
 
 
-def _one_folder_a_class(top: Path, split: SplitName) -> Listing | None:
-    found = _labelled(top, class_folders(top))
-    if found.labels is None:
-        return found if split == "train" else None
-    return part_of_split(found, split)
+def _one_folder_per_class(top: Path, split: SplitName) -> Listing | None:
+    result = _labeled(top, class_folders(top))
+    if result.labels is None:
+        return result if split == "train" else None
+    return take_split(result, split)
 
 
 def class_folders(top: Path) -> list[str]:
@@ -72,8 +72,8 @@ def class_folders(top: Path) -> list[str]:
         return []
     here = [e for e in sorted(top.iterdir()) if not e.name.startswith(".")]
     folders = [e for e in here if e.is_dir()]
-    names = {e.name for e in folders if _has_picture(e.iterdir())}
-    stray = [e.name for e in here if e.is_file() and is_picture(e.name)]
+    names = {e.name for e in folders if _has_image(e.iterdir())}
+    stray = [e.name for e in here if e.is_file() and is_image(e.name)]
     if stray:
         if names:
             log.warning(
@@ -86,30 +86,30 @@ def class_folders(top: Path) -> list[str]:
             continue
         if {d.name for d in e.iterdir() if d.is_dir()} & names:
             log.warning("Left out %s: it holds the same classes once more.", e)
-        elif find_pictures(e):
+        elif find_images(e):
             names.add(e.name)
     return sorted(names)
 
 
-def _has_picture(entries: Iterable[Path]) -> bool:
-    return any(is_picture(e.name) and not e.name.startswith(".") and e.is_file() for e in entries)
+def _has_image(entries: Iterable[Path]) -> bool:
+    return any(is_image(e.name) and not e.name.startswith(".") and e.is_file() for e in entries)
 
 
 def _unwrapped(top: Path) -> Path:
     """Step into a folder that holds nothing but one folder of class folders, as unpacked archives often do."""
-    here = [e for e in top.iterdir() if not e.name.startswith(".") and (e.is_dir() or is_picture(e.name))]
+    here = [e for e in top.iterdir() if not e.name.startswith(".") and (e.is_dir() or is_image(e.name))]
     if len(here) == 1 and here[0].is_dir() and class_folders(here[0]):
         log.info("The classes lie in %s.", here[0])
         return here[0]
     return top
 
 
-def _labelled(top: Path, classes: list[str]) -> Listing:
+def _labeled(top: Path, classes: list[str]) -> Listing:
     if classes:
-        found = [(p, i) for i, c in enumerate(classes) if (top / c).is_dir() for p in find_pictures(top / c)]
-        files, labels = [p for p, _ in found], np.array([i for _, i in found], dtype=np.int64)
+        result = [(p, i) for i, c in enumerate(classes) if (top / c).is_dir() for p in find_images(top / c)]
+        files, labels = [p for p, _ in result], np.array([i for _, i in result], dtype=np.int64)
     else:
-        files, labels = find_pictures(top), None
+        files, labels = find_images(top), None
     if not files:
         raise UserError(f"no pictures in {top} (looked for .jpg .png .webp .bmp .gif .tif)")
     return Listing(files, [relative(f, top) for f in files], labels, tuple(classes))

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from sslrun.base.errors import UserError
-from sslrun.data.labels import hold_out
+from sslrun.data.labels import hashed_train_test_split
 
 SplitName = Literal["train", "test", "unlabeled"]
 
@@ -55,7 +55,7 @@ def as_published(name: str, top: Path) -> Iterator[None]:
         raise UserError(f"{top} is not as {name} is published ({e}): remove it to fetch it anew") from None
 
 
-def part_of_split(everything: Listing, split: SplitName) -> Listing:
+def take_split(everything: Listing, split: SplitName) -> Listing:
     assert everything.labels is not None
-    train, test = hold_out(everything.names, everything.labels)
+    train, test = hashed_train_test_split(everything.names, everything.labels)
     return everything.take(train if split == "train" else test)

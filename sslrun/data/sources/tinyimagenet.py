@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from sslrun.data import fetch
-from sslrun.data.decode import is_picture, relative
+from sslrun.data.decode import is_image, relative
 from sslrun.data.sources.source import Listing, SplitName, as_published
 
 
@@ -25,7 +25,7 @@ def tinyimagenet(split: SplitName, *, root: str, url: str, md5: str) -> Listing 
         else:
             rows = [line.split("\t") for line in (top / "val" / "val_annotations.txt").read_text().splitlines()]
             files = sorted((str(top / "val" / "images" / row[0]), row[1]) for row in rows)
-        files = [(f, wnid) for f, wnid in files if is_picture(f)]
+        files = [(f, wnid) for f, wnid in files if is_image(f)]
         position = {wnid: i for i, wnid in enumerate(ids)}
         labels = np.array([position[wnid] for _, wnid in files], dtype=np.int64)
     names = [relative(f, top) for f, _ in files]

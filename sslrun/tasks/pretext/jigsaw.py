@@ -16,7 +16,7 @@ from sslrun.models.encoder import Encoder
 from sslrun.tasks.task import Task
 
 GRID_3_FROM = 64  # px: below, nine tiles would be too small to show anything
-MOST_ORDERS = 1000  # the choice of a set takes time in proportion
+MAX_PERMUTATIONS = 1000  # the choice of a set takes time in proportion
 
 
 class Jigsaw(Task):
@@ -57,7 +57,7 @@ class Jigsaw(Task):
             raise ValueError(
                 f"tiles of {self.tile} px show nothing: use larger pictures, a coarser grid or a smaller gap"
             )
-        self.register_buffer("orders", torch.from_numpy(permutation_set(tiles, count)), persistent=False)
+        self.register_buffer("permutations", torch.from_numpy(permutation_set(tiles, count)), persistent=False)
         self.head = nn.Sequential(
             nn.Linear(tiles * encoder.feature_dim, hidden_dim, bias=False),
             nn.BatchNorm1d(hidden_dim),
@@ -67,9 +67,9 @@ class Jigsaw(Task):
 
     def shuffled(self, images: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
         """Return the tiles in their new order, `N x tiles x 3 x t x t`, and which order of the set it is, `N`."""
-        which = rng.randint(len(self.orders), len(images)).to(images.device, non_blocking=True)  # type: ignore[arg-type]
-        orders: Tensor = self.orders[which]  # type: ignore[index]
-        tiles = cut(self.augment(images, rng), orders, self.grid, self.cell, self.tile, rng)
+        which = rng.randint(len(self.permutations), len(images)).to(images.device, non_blocking=True)  # type: ignore[arg-type]
+        permutations: Tensor = self.permutations[which]  # type: ignore[index]
+        tiles = cut(self.augment(images, rng), permutations, self.grid, self.cell, self.tile, rng)
         if self.normalize_tiles:
             tiles = tiles - tiles.mean((2, 3, 4), keepdim=True)
             std = tiles.square().mean((2, 3, 4), keepdim=True).sqrt()
@@ -97,21 +97,21 @@ class Jigsaw(Task):
         }
 
 
-def cut(images: Tensor, orders: Tensor, grid: int, cell: int, tile: int, rng: Rng) -> Tensor:
+def cut(images: Tensor, permutations: Tensor, grid: int, cell: int, tile: int, rng: Rng) -> Tensor:
     """Cut one tile out of each cell of a `grid x grid` raster, at a random place of its own.
 
     Args:
         images: `N x C x S x S` with S of at least `grid * cell`.
-        orders: `N x grid^2`, the cells, counted row by row, in the order in which their tiles come.
+        permutations: `N x grid^2`, the cells, counted row by row, in the order in which their tiles come.
 
     Returns:
         `N x grid^2 x C x tile x tile`.
     """
     device = images.device
-    offsets = rng.randint(cell - tile + 1, 2, *orders.shape, dim=1).to(device, non_blocking=True)
+    offsets = rng.randint(cell - tile + 1, 2, *permutations.shape, dim=1).to(device, non_blocking=True)
     inside = torch.arange(tile, device=device)
-    rows = (orders // grid * cell + offsets[0])[..., None] + inside
-    columns = (orders % grid * cell + offsets[1])[..., None] + inside
+    rows = (permutations // grid * cell + offsets[0])[..., None] + inside
+    columns = (permutations % grid * cell + offsets[1])[..., None] + inside
     places = (rows[..., :, None] * images.shape[-1] + columns[..., None, :]).view(len(images), 1, -1)
     pixels = images.flatten(2).gather(2, places.expand(-1, images.shape[1], -1))
     return pixels.view(*images.shape[:2], -1, tile, tile).transpose(1, 2)
@@ -129,7 +129,7 @@ def permutation_set(tiles: int, count: int) -> np.ndarray:
     Raises:
         ValueError: there are not so many orders.
     """
-    most = min(math.factorial(tiles), MOST_ORDERS)
+    most = min(math.factorial(tiles), MAX_PERMUTATIONS)
     if not 2 <= count <= most:
         raise ValueError(f"permutations must be 2 to {most} for {tiles} tiles, found {count}")
     every = np.array(list(itertools.permutations(range(tiles))), dtype=np.int8)

@@ -39,32 +39,32 @@ class Rotation(Task):
         hidden = [nn.Linear(d, hidden_dim), nn.ReLU(inplace=True)] if hidden_dim else []
         self.head = nn.Sequential(*hidden, nn.Dropout(dropout), nn.Linear(hidden_dim or d, 4))
 
-    def turned(self, images: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
+    def rotated(self, images: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
         """Return the turned pictures and their turns: `4N` (all of turn 0, then of 1, ...) or `N` of each."""
         images = self.augment(images, rng)
         if self.copies == 4:
-            turns = torch.arange(4, device=images.device).repeat_interleave(len(images))
-            return torch.cat([torch.rot90(images, k, (2, 3)) for k in range(4)]), turns
-        turns = rng.randint(4, len(images))
+            rotations = torch.arange(4, device=images.device).repeat_interleave(len(images))
+            return torch.cat([torch.rot90(images, k, (2, 3)) for k in range(4)]), rotations
+        rotations = rng.randint(4, len(images))
         out = images.clone()
         for k in (1, 2, 3):
             # found on the CPU: a GPU need not be waited for
-            rows = (turns == k).nonzero()[:, 0].to(images.device, non_blocking=True)
+            rows = (rotations == k).nonzero()[:, 0].to(images.device, non_blocking=True)
             out[rows] = torch.rot90(images[rows], k, (2, 3))
-        return out, turns.to(images.device, non_blocking=True)
+        return out, rotations.to(images.device, non_blocking=True)
 
     def views(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
         """Return the turned copies by their angle, or the one that each picture got."""
-        turned, _ = self.turned(images, rng)
+        rotated, _ = self.rotated(images, rng)
         if self.copies == 1:
-            return {"turned": turned}
-        return dict(zip(("0°", "90°", "180°", "270°"), turned.chunk(4), strict=True))
+            return {"rotated": rotated}
+        return dict(zip(("0°", "90°", "180°", "270°"), rotated.chunk(4), strict=True))
 
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         """Return the cross-entropy and the accuracy of the predicted turns."""
-        images, turns = self.turned(batch["images"], rng)
+        images, rotations = self.rotated(batch["images"], rng)
         logits = self.head(self.encoder(images)).float()
         return {
-            "loss": F.cross_entropy(logits, turns),
-            "pretext_accuracy": (logits.argmax(1) == turns).float().mean(),
+            "loss": F.cross_entropy(logits, rotations),
+            "pretext_accuracy": (logits.argmax(1) == rotations).float().mean(),
         }

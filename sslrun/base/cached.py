@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Kept(Generic[T]):
+class Cached(Generic[T]):
     """One entry of the cache; what is damaged counts as missing.
 
     Attributes:

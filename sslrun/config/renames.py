@@ -1,0 +1,125 @@
+"""What 0.1.0 called otherwise: config keys, and what its runs wrote. See also `RENAMED` in build.py for `_target_`.
+
+Old config keys are understood until 0.2.0, with a notice; what old runs wrote is read without one.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sslrun.base.console import log
+from sslrun.config.types import Node
+
+KEYS = {  # as they stand in a config and in overrides; of `compare` also behind `finetune.`
+    "readout": "pooling",
+    "labelled": "labeled",
+    "augment.tilt": "augment.degrees",
+    "pretext.augment.tilt": "pretext.augment.degrees",
+}
+AUGMENT = {"tilt": "degrees"}  # in every node with this target, whatever its name
+AUGMENT_TARGET = "sslrun.augment.Augment"
+HOLD_OVERRIDES = ("search", "finetune", "pretexts")  # keys whose values are overrides, or text with overrides in it
+
+SUMMARY = {"readouts": "poolings", "val/sure_above": "val/confidence_threshold"}  # also keys of a checkpoint's metrics
+COLUMNS = {  # of results.csv
+    "start": "initialization",
+    "amount": "label_budget",
+    "held_out_accuracy": "cv_accuracy",
+    "held_out_loss": "cv_loss",
+}
+FOLDERS = {"parts": "study_runs"}  # below outputs/<stage>/
+
+_OLD = "|".join(sorted(map(re.escape, KEYS), key=len, reverse=True))
+_OVERRIDE = re.compile(rf"^(?P<sign>[+~]*)(?P<study>finetune\.)?(?P<key>{_OLD})(?P<rest>[=@].*)?$", re.DOTALL)
+_IN_TEXT = re.compile(rf"(?<![\w./])({_OLD})(?==)|(?<=~)({_OLD})(?![\w./=])")
+_IN_MAPPING = re.compile(rf"(?<![\w./])({'|'.join(AUGMENT)})(?=\s*:)")
+
+_noted: set[str] = set()
+
+
+def renamed_keys(mapping: Node, table: dict[str, str]) -> Node:
+    """Return a mapping with the keys of a table replaced."""
+    return {table.get(k, k): v for k, v in mapping.items()}
+
+
+def renamed_overrides(overrides: Iterable[str], notice: bool = False) -> list[str]:
+    """Return overrides with today's keys.
+
+    Args:
+        notice: tell the user of every old key.
+    """
+    return [_renamed_override(o, notice) for o in overrides]
+
+
+def renamed_config(config: Node, overrides: Iterable[str] = (), notice: bool = False) -> Node:
+    """Return a command's config with today's keys. An old key's value goes before the default of the new one.
+
+    Args:
+        config: plain, `_target_` by today's names.
+        overrides: which go before old keys in YAML files.
+        notice: tell the user of every old key.
+    """
+    given = {o.lstrip("+").partition("=")[0] for o in overrides}
+    config = _renamed_node(config, (), given, notice)
+    for key in HOLD_OVERRIDES:
+        if isinstance(config.get(key), list):
+            config[key] = [_renamed_text(v, notice) if isinstance(v, str) else v for v in config[key]]
+    return config
+
+
+def renamed_composed(config: DictConfig, overrides: Iterable[str]) -> DictConfig:
+    """Return a config that Hydra composed, with today's keys, and a notice for every old one in a YAML file."""
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    now = renamed_config(plain, overrides, notice=True)
+    if now == plain:
+        return config
+    renamed = OmegaConf.create(now)
+    OmegaConf.set_struct(renamed, True)
+    return renamed
+
+
+def _renamed_node(node: Node, where: tuple[str, ...], given: set[str], notice: bool) -> Node:
+    table = AUGMENT if node.get("_target_") == AUGMENT_TARGET else {} if where else KEYS
+    drop = set()
+    for old in [k for k in table if k in node]:
+        _note(old, table[old], notice)
+        drop.add(old if table[old] in node and ".".join((*where, table[old])) in given else table[old])
+    return {
+        table.get(k, k): _renamed_node(v, (*where, k), given, notice) if isinstance(v, dict) else v
+        for k, v in node.items()
+        if k not in drop
+    }
+
+
+def _renamed_override(override: str, notice: bool) -> str:
+    if match := _OVERRIDE.match(override):
+        old = match["key"]
+        _note(old, KEYS[old], notice)
+        # A user's own YAML file may have the old key alone, so the new one may have to be added.
+        sign = match["sign"] or ("++" if old.endswith("augment.tilt") and not match["study"] and match["rest"] else "")
+        return f"{sign}{match['study'] or ''}{KEYS[old]}{match['rest'] or ''}"
+    key, equals, value = override.partition("=")
+    last = key.lstrip("+").removeprefix("finetune.")
+    if last in HOLD_OVERRIDES:
+        return f"{key}{equals}{_renamed_text(value, notice)}"
+    if last.split(".")[-1] == "augment":
+        return f"{key}{equals}{_IN_MAPPING.sub(lambda m: _now(m[0], AUGMENT, notice), value)}"
+    return override
+
+
+def _renamed_text(text: str, notice: bool) -> str:
+    return _IN_TEXT.sub(lambda m: _now(m[0], KEYS, notice), text)
+
+
+def _now(old: str, table: dict[str, str], notice: bool) -> str:
+    _note(old, table[old], notice)
+    return table[old]
+
+
+def _note(old: str, new: str, notice: bool) -> None:
+    old, new = old.rpartition(".")[2], new.rpartition(".")[2]
+    if notice and old not in _noted:
+        _noted.add(old)
+        log.warning("Note: %s is now called %s; the old name is understood until 0.2.0.", old, new)
