@@ -1,6 +1,6 @@
-"""Augmentation of whole batches, as tensor code with one set of random numbers a sample.
+"""Augmentation of whole batches as tensor code, with independent random numbers per sample.
 
-The random numbers are drawn on the CPU from the `Rng` that is passed in, so a view is the same on every device.
+Random numbers come from the `Rng` argument and are drawn on the CPU, so views are the same on every device.
 """
 
 import math
@@ -15,39 +15,39 @@ from torch import Tensor
 from sslrun.config.types import Fraction, NotNegative, Pair
 
 Area = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)]
-BLUR_FROM = 64  # px: smaller pictures have no detail to spare
-# Luminance, and the YIQ colour space, in which a hue is an angle.
+BLUR_FROM = 64  # px; smaller images have too little detail
+# Luminance weights, and the YIQ color space, in which hue is an angle.
 _GRAY = torch.tensor([0.299, 0.587, 0.114])
 _TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 _FROM_YIQ = torch.linalg.inv(_TO_YIQ)
-ORDER, VIEWS = 0, 1  # what random numbers are for
+ORDER, VIEWS = 0, 1  # purposes that random numbers are seeded for
 
 
 def generator(*numbers: int) -> torch.Generator:
-    """Return a CPU generator seeded by a few whole numbers, such as (seed, purpose, epoch, step)."""
+    """Return a CPU generator seeded by a few integers, such as (seed, purpose, epoch, step)."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
 class Rng:
-    """Random numbers of a step, one set a sample of the global batch.
+    """Random numbers of one step, drawn for every sample of the global batch.
 
     Args:
-        generator: on the CPU.
+        generator: a CPU generator.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator
 
     def rand(self, *shape: int, dim: int = 0) -> Tensor:
-        """Return numbers in [0, 1), drawn for the global batch; this process's rows along `dim`."""
+        """Return uniform numbers in [0, 1), drawn for the global batch; this process's rows along `dim`."""
         return torch.rand(shape, generator=self._generator)
 
     def randint(self, high: int, *shape: int, dim: int = 0) -> Tensor:
-        """Return whole numbers below `high`, drawn for the global batch; this process's rows along `dim`."""
+        """Return integers below `high`, drawn for the global batch; this process's rows along `dim`."""
         return torch.randint(high, shape, generator=self._generator)
 
     def copy(self) -> "Rng":
-        """Return a source of the same numbers once more, from here on: the same view at another size."""
+        """Return an `Rng` that will draw the same numbers again, e.g. for the same view at another size."""
         return Rng(self._generator.clone_state())
 
     def initial_seed(self) -> int:
@@ -56,18 +56,18 @@ class Rng:
 
 
 class Augment:
-    """Random crop, tilt and mirror in one go, then colour jitter, grayscale and blur.
+    """Random crop, rotation and horizontal flip in one resampling, then color jitter, grayscale and blur.
 
     Args:
-        crop_scale: area of the crop as a part of the picture, drawn between the two; `[1, 1]` crops nothing.
-        crop_ratio: width over height of the crop, drawn log-uniformly between the two.
-        degrees: largest angle of a small turn either way, in degrees; the corners repeat the border.
-        horizontal_flip: mirror half of the pictures.
-        color_jitter: strengths of brightness, contrast, saturation and hue, as in SimCLR (appendix A).
-        jitter_probability: how many pictures get colour jitter at all.
-        grayscale: how many pictures lose their colour.
-        blur: how many pictures are blurred; `auto` is 0.5 from 64 px and 0 below.
-        probability: how many pictures are changed at all; the others are mirrored or left as they are.
+        crop_scale: range of the crop's area as a fraction of the image; `[1, 1]` disables cropping.
+        crop_ratio: range of the crop's aspect ratio (width / height), drawn log-uniformly.
+        degrees: rotation angles are drawn from [-degrees, degrees]; the border is replicated into the corners.
+        horizontal_flip: flip with a probability of 0.5.
+        color_jitter: strength of brightness, contrast, saturation and hue jitter, as in SimCLR (appendix A).
+        jitter_probability: probability of color jitter.
+        grayscale: probability of conversion to grayscale.
+        blur: probability of Gaussian blur; `auto` is 0.5 from 64 px and 0 below.
+        probability: probability that an image is augmented at all; otherwise it is only flipped at random.
     """
 
     def __init__(
@@ -84,30 +84,30 @@ class Augment:
         probability: Fraction,
     ) -> None:
         if crop_scale[0] > crop_scale[1]:
-            raise ValueError(f"crop_scale must rise from the first number to the second, found {crop_scale}")
+            raise ValueError(f"crop_scale must be [min, max] with min <= max, found {crop_scale}")
         if crop_ratio[0] <= 0 or crop_ratio[0] > crop_ratio[1]:
-            raise ValueError(f"crop_ratio must rise from the first number to the second, found {crop_ratio}")
+            raise ValueError(f"crop_ratio must be [min, max] with 0 < min <= max, found {crop_ratio}")
         if color_jitter[3] > 0.5:
-            raise ValueError(f"the hue in color_jitter is at most 0.5 (half a turn), found {color_jitter[3]}")
+            raise ValueError(f"the hue in color_jitter must be at most 0.5 (180 degrees), found {color_jitter[3]}")
         self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
         self.degrees, self.horizontal_flip = degrees, horizontal_flip
         self.color_jitter, self.jitter_probability = color_jitter, jitter_probability
         self.grayscale, self.blur, self.probability = grayscale, blur, probability
 
     def __call__(self, images: Tensor, rng: Rng) -> Tensor:
-        """Return one view of each picture.
+        """Return one view of each image.
 
         Args:
             images: `N x 3 x H x W`, float, in [0, 1].
-            rng: of which one set of numbers a picture is drawn.
+            rng: source of the random numbers, which are drawn per image.
 
         Returns:
             The same shape and range.
         """
         if self.probability == 0:
-            return self._mirrored(images, rng.rand(len(images)))
+            return self._flipped(images, rng.rand(len(images)))
         u = rng.rand(len(images), 14).to(images.device, non_blocking=True)
-        with torch.autocast(images.device.type, enabled=False):  # colours need more than the 8 bits of bf16
+        with torch.autocast(images.device.type, enabled=False):  # colors need more than the 8 bits of bf16
             views = self._crop_and_flip(images.contiguous(), u[:, [0, 1, 2, 3, 4, 13]])
             views = self._recolor(views, u[:, 5:11])
             blur = (0.5 if images.shape[-1] >= BLUR_FROM else 0.0) if self.blur == "auto" else self.blur
@@ -115,23 +115,23 @@ class Augment:
         if self.probability == 1:
             return views
         chosen = rng.rand(len(images)).to(images.device) < self.probability
-        return torch.where(chosen[:, None, None, None], views, self._mirrored(images, u[:, 4]))
+        return torch.where(chosen[:, None, None, None], views, self._flipped(images, u[:, 4]))
 
-    def _mirrored(self, images: Tensor, u: Tensor) -> Tensor:
-        mirror = (u.to(images.device) < 0.5) & self.horizontal_flip
-        return torch.where(mirror[:, None, None, None], images.flip(-1), images)
+    def _flipped(self, images: Tensor, u: Tensor) -> Tensor:
+        flip = (u.to(images.device) < 0.5) & self.horizontal_flip
+        return torch.where(flip[:, None, None, None], images.flip(-1), images)
 
     def _crop_and_flip(self, images: Tensor, u: Tensor) -> Tensor:
-        mirror = (u[:, 4] < 0.5) & self.horizontal_flip
+        flip = (u[:, 4] < 0.5) & self.horizontal_flip
         if tuple(self.crop_scale) == (1, 1) and self.degrees == 0:
-            return self._mirrored(images, u[:, 4])
+            return self._flipped(images, u[:, 4])
         low, high = self.crop_scale
         log_low, log_high = (math.log(r) for r in self.crop_ratio)
         area, ratio = low + (high - low) * u[:, 0], torch.exp(log_low + (log_high - log_low) * u[:, 1])
         width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
         x, y = (1 - width) * (2 * u[:, 2] - 1), (1 - height) * (2 * u[:, 3] - 1)
         angle = math.radians(self.degrees) * (2 * u[:, 5] - 1)
-        return crop(images, x, y, torch.where(mirror, -width, width), height, angle)
+        return crop(images, x, y, torch.where(flip, -width, width), height, angle)
 
     def _recolor(self, images: Tensor, u: Tensor) -> Tensor:
         brightness, contrast, saturation, hue = self.color_jitter
@@ -149,13 +149,13 @@ class Augment:
 
 
 def crop(images: Tensor, x: Tensor, y: Tensor, width: Tensor, height: Tensor, angle: Tensor) -> Tensor:
-    """Cut a rectangle out of each picture and scale it to the picture's size (bilinear).
+    """Crop a rectangle from each image and resize it to the image's size (bilinear).
 
     Args:
         images: `N x C x H x W`.
-        x, y: N centres, -1 to 1 from edge to edge.
-        width, height: N sizes as parts of the picture; a negative width mirrors.
-        angle: N angles by which the rectangle is turned, in radians.
+        x, y: N centers, from -1 to 1 (edge to edge).
+        width, height: N sizes as fractions of the image; a negative width flips.
+        angle: N angles by which the rectangle is rotated, in radians.
     """
     cos, sin = angle.cos(), angle.sin()
     theta = torch.stack(
@@ -166,12 +166,12 @@ def crop(images: Tensor, x: Tensor, y: Tensor, width: Tensor, height: Tensor, an
 
 
 def recolor(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
-    """Change the colours of each picture by one affine map: hue, saturation, contrast and brightness, then clamp.
+    """Jitter the colors of each image by one affine map (hue, saturation, contrast, brightness), then clamp.
 
     Args:
         images: `N x 3 x H x W` in [0, 1].
-        brightness, contrast, saturation: N factors, 1 changes nothing; a saturation of 0 is grey.
-        hue: N turns, 0 changes nothing.
+        brightness, contrast, saturation: N factors; 1 is the identity, a saturation of 0 is grayscale.
+        hue: N rotations of the hue, in units of 360 degrees; 0 is the identity.
     """
     n, device = len(images), images.device
     gray, to_yiq, from_yiq = (t.to(device, non_blocking=True) for t in (_GRAY, _TO_YIQ, _FROM_YIQ))
@@ -181,14 +181,14 @@ def recolor(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Te
     rotate[:, 1, 1], rotate[:, 1, 2], rotate[:, 2, 1], rotate[:, 2, 2] = cos, -sin, sin, cos
     matrix = from_yiq @ rotate @ to_yiq
     flat = images.flatten(2)
-    mean = (gray @ flat.mean(2).T)[:, None, None]  # the luminance is not changed by hue and saturation
+    mean = (gray @ flat.mean(2).T)[:, None, None]  # hue and saturation leave the luminance unchanged
     shift = (brightness * (1 - contrast))[:, None, None] * mean
     matrix = matrix * (brightness * contrast)[:, None, None]
     return torch.baddbmm(shift.to(flat.dtype), matrix.to(flat.dtype), flat).clamp_(0, 1).view_as(images)
 
 
 def gaussian_blur(images: Tensor, chosen: Tensor, sigma: Tensor) -> Tensor:
-    """Blur the chosen pictures, each with its own width.
+    """Blur the chosen images, each with its own sigma.
 
     Args:
         images: `N x C x H x W`.

@@ -1,4 +1,4 @@
-"""Where and in which precision the arithmetic is done."""
+"""The device, its precision and its memory format."""
 
 import ctypes
 import os
@@ -24,17 +24,17 @@ class Device:
     """A device, its precision and its memory format.
 
     Args:
-        name: `auto` is a CUDA GPU if there is one, else the CPU.
-        precision: of convolutions and matrix products; weights and loss stay in fp32. `auto` is the fastest for the
-            network on this machine, which autotuning measures; before that, and where nothing is trained, bf16 if
-            the hardware multiplies it natively (a GPU since Ampere, a CPU with AVX512-BF16 or AMX), else fp16 on a GPU
-            and fp32 on a CPU.
-        memory_format: how pictures and feature maps lie in memory; `auto` is the fastest, too.
-        compile: the mode of `torch.compile`, in which training steps run; null compiles nothing.
-        threads: CPU threads, null leaves torch's choice.
+        name: `auto` uses a CUDA GPU if there is one, else the CPU.
+        precision: of convolutions and matrix products; weights and loss stay in fp32. For training, `auto` is the
+            fastest for this network on this machine, as measured by autotuning. Otherwise it is bf16 if the hardware
+            supports it natively (GPUs since Ampere, CPUs with AVX512-BF16 or AMX), else fp16 on a GPU and fp32 on a
+            CPU.
+        memory_format: of images and feature maps; `auto` is the fastest, measured together with the precision.
+        compile: mode of `torch.compile` for training steps; null runs them eagerly.
+        threads: number of CPU threads; null keeps torch's choice.
 
     Raises:
-        UserError: no such device here.
+        UserError: the device, the precision or the compiler is not available.
     """
 
     def __init__(
@@ -48,13 +48,15 @@ class Device:
     ) -> None:
         name = kind(name)
         if name == "cuda" and not torch.cuda.is_available():
-            raise UserError("device=cuda: torch sees no CUDA GPU here; say device=cpu or device=auto")
+            raise UserError("device=cuda: torch found no CUDA GPU; use device=cpu or device=auto")
         if name == "mps" and not torch.backends.mps.is_available():
-            raise UserError("device=mps: torch sees no Apple GPU here; say device=cpu or device=auto")
+            raise UserError("device=mps: torch found no Apple GPU; use device=cpu or device=auto")
         if precision == "fp16" and name == "cpu":
-            raise UserError("device.precision=fp16 needs a GPU; on a CPU say bf16 or fp32")
+            raise UserError("device.precision=fp16 needs a GPU; on a CPU use bf16 or fp32")
         if compile and not any(shutil.which(c) for c in (os.environ.get("CXX", "g++"), "clang++", "cl")):
-            raise UserError(f"device.compile={compile} needs a C++ compiler, such as g++; install one, or say null")
+            raise UserError(
+                f"device.compile={compile} needs a C++ compiler, such as g++; install one, or use device.compile=null"
+            )
         self.torch, self.compiled, self.threads = torch.device(name), compile, threads
         native = native_precision(name)
         half: list[Precision] = ["bf16"] if _has_bf16() else []
@@ -66,9 +68,9 @@ class Device:
         self.use(native if precision == "auto" else precision, self.formats[0])
 
     def claim(self) -> None:
-        """Set this process up to compute fast on the device: threads, freed memory, cuDNN's search for algorithms.
+        """Configure this process for speed: number of threads, reuse of freed memory, cuDNN's benchmark mode.
 
-        A process belongs to its program: commands claim it, and whoever only loads a network leaves it as it is.
+        Only commands call this. `sslrun.load()` leaves the settings of its host process unchanged.
         """
         if self.threads:
             torch.set_num_threads(self.threads)
@@ -78,7 +80,7 @@ class Device:
             torch.backends.cudnn.benchmark = True
 
     def use(self, precision: Precision, memory_format: MemoryFormat) -> None:
-        """Set the mode; what was put on the device before must be put there anew."""
+        """Set precision and memory format; modules and images placed before must be placed again."""
         self.precision, self.memory_format = precision, memory_format
         self.scaler = torch.amp.GradScaler(self.torch.type, enabled=precision == "fp16")
 
@@ -90,56 +92,56 @@ class Device:
     def put(self, module: nn.Module) -> nn.Module:
         """Move a module to the device, in the memory format."""
         for submodule in module.modules():
-            if hasattr(submodule, "memory_format"):  # an encoder, which brings its images to it
+            if hasattr(submodule, "memory_format"):  # an encoder, which converts its images to it
                 submodule.memory_format = self.format  # type: ignore[assignment]
         return module.to(self.torch, memory_format=self.format)  # type: ignore[call-overload]
 
     def compile(self, encoder: nn.Module) -> None:
-        """Compile what an encoder does while it trains, if asked for; its state dict stays as it is."""
+        """Compile an encoder's training steps if `compile` is set; the state dict does not change."""
         if self.compiled:
             encoder.compile(mode=self.compiled)
 
     def eager(self) -> AbstractContextManager[None]:
-        """Return a context in which nothing is compiled, for batches of many sizes."""
+        """Return a context without compilation, for batches of varying size."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def floats(self, images: Tensor) -> Tensor:
-        """Turn uint8 pictures into floats in [0, 1] on the device, in the memory format."""
+        """Convert uint8 images to floats in [0, 1] on the device, in its memory format."""
         x = images.to(self.torch, non_blocking=True).float().div_(255)
         return x.contiguous(memory_format=self.format)
 
     def wait(self) -> None:
-        """Wait until the device has done what it was given."""
+        """Wait until all kernels on the device have finished."""
         if self.torch.type == "cuda":
             torch.cuda.synchronize()
         elif self.torch.type == "mps":
             torch.mps.synchronize()
 
     def describe(self) -> str:
-        """Return the device's name for people."""
+        """Return a readable name of the device."""
         if self.torch.type == "cuda":
             return torch.cuda.get_device_name()
         return f"{self.torch.type} ({torch.get_num_threads()} threads)" if self.torch.type == "cpu" else "mps"
 
     @property
     def format(self) -> torch.memory_format:
-        """Return the memory format as torch names it."""
+        """Return the memory format as torch's constant."""
         return torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
 
 
 def kind(name: Literal["auto", "cpu", "cuda", "mps"]) -> Literal["cpu", "cuda", "mps"]:
-    """Return which device `auto` is here; other names as they are."""
+    """Resolve `auto`; return other names unchanged."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return name
 
 
 def inference_device(node: Node, was: Node) -> Device:
-    """Build a device that computes with a network as it was trained: fp32 stays fp32, the memory format stays.
+    """Build a device for inference with a trained network, which keeps fp32 and the memory format of its training.
 
     Args:
-        node: that was asked for.
-        was: of the run that trained the network.
+        node: the device of this command's config.
+        was: the device of the run that trained the network.
     """
     device: Device = build(node)
     memory_format = device.formats[0] if len(device.formats) == 1 else was.get("memory_format", device.formats[0])
@@ -149,27 +151,27 @@ def inference_device(node: Node, was: Node) -> Device:
 
 
 def native_precision(name: str) -> Precision:
-    """Return the precision that a device multiplies fastest, as far as its instructions tell."""
+    """Return the fastest precision that a device supports natively."""
     if name == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if name == "cpu" and cpu_flags() & {"avx512_bf16", "amx_tile"} else "fp32"
 
 
 def _has_bf16() -> bool:
-    """Tell whether oneDNN computes in bf16 on this CPU: with AVX512, by conversion where need be, or ARM's own bf16.
+    """Return whether oneDNN supports bf16 on this CPU: AVX512 (by conversion if necessary) or ARM's bf16 instructions.
 
-    torch tells of it in public since 2.10 alone (`torch.cpu.get_capabilities`). Where the system does not tell, outside
-    of Linux, it is taken to have none, and `auto` is fp32.
+    `torch.cpu.get_capabilities` exists only since torch 2.10, so the CPU's flags are read from the system. Where there
+    are none to read (outside Linux), this returns False, and `auto` is fp32.
     """
     flags = cpu_flags()
     return torch.backends.mkldnn.is_available() and ({"avx512bw", "avx512dq", "avx512vl"} <= flags or "bf16" in flags)
 
 
 def _keep_freed_memory() -> None:
-    """Have the C library keep what a training step frees, since the next step needs just as much.
+    """Make glibc keep freed memory, since every training step needs the same amount again.
 
-    By default glibc gives every large array back to the system, which hands out zeroed pages again: with `smallcnn`
-    that takes a third of the time. Other C libraries are left alone.
+    By default glibc returns large arrays to the system and gets zeroed pages back, which takes a third of the time
+    with `smallcnn`. Other C libraries are not changed.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
