@@ -83,7 +83,7 @@ def test_a_study_has_every_network_on_the_same_subsets_and_all_that_is_promised(
     assert len(study_runs("pretrain")) == 2
     assert len(study_runs("finetune")) == len(study_runs("evaluate")) == RUNS
     rows = table(in_study)
-    networks = {(r["start"], r["mode"]) for r in rows}
+    networks = {(r["initialization"], r["mode"]) for r in rows}
     modes = ("finetune", "probe", "auto")
     assert networks == {("scratch", "finetune"), ("scratch", "probe")} | {
         (s, m) for s in ("rotation", "simclr") for m in modes
@@ -115,7 +115,10 @@ def test_accuracies_are_those_of_the_evaluations_and_auto_is_chosen_on_validatio
             for o in rows
             if o["mode"] != "auto"
             and (o["subset"], o["seed"]) == (r["subset"], r["seed"])
-            and (o["start"] == r["start"] or (o["start"], o["mode"]) == ("scratch", "finetune"))
+            and (
+                o["initialization"] == r["initialization"]
+                or (o["initialization"], o["mode"]) == ("scratch", "finetune")
+            )
         ]
         assert len(rivals) == 3
         assert float(r["val_accuracy"]) == max(float(o["val_accuracy"]) for o in rivals)
@@ -131,12 +134,16 @@ def test_every_trained_network_is_tried_with_each_setting_and_the_best_on_valida
     made = {p: summary(Path("outputs/finetune/study_runs", p)) for p in study_runs("finetune")}
     (study,) = runs("compare")
     trained = [r for r in table(study) if r["mode"] == "finetune"]
-    assert [r["start"] for r in trained] == ["scratch", "rotation"]
+    assert [r["initialization"] for r in trained] == ["scratch", "rotation"]
     for r in trained:
-        both = {s["config"]["train"]["learning_rate"]: s for p, s in made.items() if p.startswith(f"{r['start']}_fine")}
+        both = {
+            s["config"]["train"]["learning_rate"]: s
+            for p, s in made.items()
+            if p.startswith(f"{r['initialization']}_fine")
+        }
         assert set(both) == {0.002, 1e-7}
         scores = {rate: (s["val/accuracy"], -s["val/loss"]) for rate, s in both.items()}
-        assert r["start"] != "scratch" or scores[0.002] != scores[1e-7]
+        assert r["initialization"] != "scratch" or scores[0.002] != scores[1e-7]
         chosen = float(r["setting"].partition("=")[2])
         assert scores[chosen] == max(scores.values())
         assert summary(Path(r["finetuned"]))["config"]["train"]["learning_rate"] == chosen
@@ -200,7 +207,7 @@ def test_with_little_validation_auto_chooses_on_labels_that_are_held_out_in_turn
     assert all(s["labels"]["train"] == 20 and s["labels"]["validation"] > 10 for s in result.values())
     rows = table(runs("compare")[0])
     for r in rows:
-        own = [s["val/accuracy"] for n, s in result.items() if n.startswith(f"{r['start']}_{r['mode']}_")]
+        own = [s["val/accuracy"] for n, s in result.items() if n.startswith(f"{r['initialization']}_{r['mode']}_")]
         if own:
             assert float(r["cv_accuracy"]) == pytest.approx(np.mean(own))
     (auto,) = [r for r in rows if r["mode"] == "auto"]
@@ -221,7 +228,7 @@ def test_with_little_validation_settings_are_chosen_on_labels_that_are_held_out_
     assert {k: len(v) for k, v in val.items()} == {
         ("scratch", 0.002): 3, ("scratch", 1e-7): 3, ("rotation", 0.002): 3,
     }  # fmt: skip
-    rows = {(r["start"], r["mode"]): r for r in table(runs("compare")[0])}
+    rows = {(r["initialization"], r["mode"]): r for r in table(runs("compare")[0])}
     (scratch, probe) = rows["scratch", "finetune"], rows["rotation", "probe"]
     mean = {k: float(np.mean(v)) for k, v in val.items()}
     assert float(scratch["cv_accuracy"]) == pytest.approx(max(mean["scratch", 0.002], mean["scratch", 1e-7]))
@@ -350,7 +357,7 @@ def test_two_settings_of_one_task_are_two_networks(cli: Cli) -> None:
     assert answer.code == 0, answer.err
     result = [json.loads(p.read_text())["config"] for p in Path("outputs/pretrain/study_runs").glob("*/summary.json")]
     assert sorted((c["pretext"]["temperature"], c["train"]["steps"]) for c in result) == [(0.2, 4), (0.5, 3)]
-    assert {r["start"] for r in table(runs("compare")[0])} == {"scratch", "simclr", two.split('"')[1]}
+    assert {r["initialization"] for r in table(runs("compare")[0])} == {"scratch", "simclr", two.split('"')[1]}
     assert "one label subset shows nothing" in answer.err
 
 

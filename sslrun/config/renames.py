@@ -18,8 +18,7 @@ KEYS = {  # as they stand in a config and in overrides; of `compare` also behind
     "augment.tilt": "augment.degrees",
     "pretext.augment.tilt": "pretext.augment.degrees",
 }
-AUGMENT = {"tilt": "degrees"}  # in every node with this target, whatever its name
-AUGMENT_TARGET = "sslrun.augment.Augment"
+AUGMENT = {"tilt": "degrees"}  # in every node that is built by our Augment, whatever its name
 HOLD_OVERRIDES = ("search", "finetune", "pretexts")  # keys whose values are overrides, or text with overrides in it
 
 SUMMARY = {"readouts": "poolings", "val/sure_above": "val/confidence_threshold"}  # also keys of a checkpoint's metrics
@@ -81,7 +80,10 @@ def renamed_composed(config: DictConfig, overrides: Iterable[str]) -> DictConfig
 
 
 def _renamed_node(node: Node, where: tuple[str, ...], given: set[str], notice: bool) -> Node:
-    table = AUGMENT if node.get("_target_") == AUGMENT_TARGET else {} if where else KEYS
+    target = str(node.get("_target_"))
+    table = {} if where else KEYS
+    if target.startswith("sslrun.") and target.endswith(".Augment"):
+        table = AUGMENT
     drop = set()
     for old in [k for k in table if k in node]:
         _note(old, table[old], notice)
