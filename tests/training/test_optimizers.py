@@ -1,0 +1,77 @@
+"""One step of each optimizer, by its formula."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sslrun.training.optimizers import adam, adamw, lars, sgd
+
+RATE, DECAY = 0.1, 0.01
+
+
+def weights() -> nn.Parameter:
+    return nn.Parameter(torch.tensor([[1.0, -2.0], [0.5, 4.0]]))
+
+
+def step(optimizer: torch.optim.Optimizer, w: nn.Parameter, gradient: float) -> torch.Tensor:
+    """Return the weights after a step with the same gradient for each."""
+    w.grad = torch.full_like(w, gradient)
+    optimizer.step()
+    return w.detach().clone()
+
+
+def groups(w: nn.Parameter, weight_decay: float = DECAY) -> list[dict[str, Any]]:
+    return [{"params": [w], "weight_decay": weight_decay}]
+
+
+def test_adamw_shrinks_weights_without_a_gradient_in_proportion() -> None:
+    w, before = weights(), weights().detach()
+    optimizer = adamw(groups(w), RATE, weight_decay=DECAY, betas=[0.9, 0.999])
+    assert torch.allclose(step(optimizer, w, 0.0), before * (1 - RATE * DECAY))
+
+
+def test_adam_adds_weight_decay_to_the_gradient() -> None:
+    """Its first step is the learning rate towards zero, however large a weight is."""
+    w, before = weights(), weights().detach()
+    optimizer = adam(groups(w), RATE, weight_decay=DECAY, betas=[0.9, 0.999])
+    assert torch.allclose(step(optimizer, w, 0.0), before - RATE * before.sign(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("nesterov", "times"), [(False, 1.0), (True, 1.9)])
+def test_sgd_adds_weight_decay_to_the_gradient(nesterov: bool, times: float) -> None:
+    w, before = weights(), weights().detach()
+    optimizer = sgd(groups(w), RATE, weight_decay=DECAY, momentum=0.9, nesterov=nesterov)
+    assert torch.allclose(step(optimizer, w, 0.0), before * (1 - RATE * DECAY * times))
+
+
+def test_lars_moves_a_matrix_by_trust_times_its_norm_and_a_vector_as_sgd() -> None:
+    matrix, before = weights(), weights().detach()
+    optimizer = lars(groups(matrix), RATE, weight_decay=DECAY, momentum=0.9, trust=0.02)
+    assert torch.allclose(step(optimizer, matrix, 0.0), before * (1 - RATE * 0.02))
+    vector = nn.Parameter(torch.ones(3))
+    optimizer = lars(groups(vector), RATE, weight_decay=DECAY, momentum=0.9, trust=0.02)
+    assert torch.allclose(step(optimizer, vector, 1.0), torch.full((3,), 1 - RATE * (1 + DECAY)))
+
+
+@pytest.mark.parametrize("build", [adam, adamw])
+@pytest.mark.parametrize(("beta", "share"), [(0.0, 0.0), (0.9, 0.9 / 1.9)])
+def test_the_first_beta_is_how_long_a_gradient_is_remembered(build: Any, beta: float, share: float) -> None:
+    w = weights()
+    optimizer = build(groups(w, 0.0), RATE, weight_decay=0.0, betas=[beta, 0.5])
+    first = step(optimizer, w, 1.0)
+    moved = first - step(optimizer, w, 0.0)
+    assert torch.allclose(moved, torch.full_like(w, RATE * share / (1 / 3) ** 0.5), atol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_momentum_goes_on_without_a_gradient(momentum: float) -> None:
+    for optimizer_of in (
+        lambda p: sgd(groups(p, 0.0), RATE, weight_decay=0.0, momentum=momentum, nesterov=False),
+        lambda p: lars(groups(p, 0.0), RATE, weight_decay=0.0, momentum=momentum, trust=0.0),
+    ):
+        vector = nn.Parameter(torch.ones(3))
+        optimizer = optimizer_of(vector)
+        first = step(optimizer, vector, 1.0)
+        assert torch.allclose(first - step(optimizer, vector, 0.0), torch.full((3,), RATE * momentum))
