@@ -13,7 +13,7 @@ from sslrun.augment import Augment, Rng, gaussian_blur
 UNCHANGED: dict[str, Any] = {
     "crop_scale": [1.0, 1.0],
     "crop_ratio": [1.0, 1.0],
-    "tilt": 0.0,
+    "degrees": 0.0,
     "horizontal_flip": False,
     "color_jitter": [0.0, 0.0, 0.0, 0.0],
     "jitter_probability": 1.0,
@@ -56,26 +56,26 @@ def test_crop_ratio_is_width_over_height(ratio: float) -> None:
 @pytest.mark.parametrize(("ratio", "free"), [(4.0, 1), (0.25, 0), (1.0, 0), (1.0, 1)])
 def test_crops_lie_anywhere_inside_the_image(ratio: float, free: int) -> None:
     """A crop as wide as the image moves up and down alone, and reaches both edges."""
-    found = crops(views(ramps(500), crop_scale=[0.25, 0.25], crop_ratio=[ratio, ratio]))
-    place, size = found[free], found[2 + free]
+    crop = crops(views(ramps(500), crop_scale=[0.25, 0.25], crop_ratio=[ratio, ratio]))
+    place, size = crop[free], crop[2 + free]
     room = 1 - size
     assert (place.abs() <= room + 1e-3).all()
     assert (place / room).min() < -0.95
     assert (place / room).max() > 0.95
     assert (place / room).mean().abs() < 0.1
     if ratio != 1:
-        assert found[1 - free].abs().max() < 1e-3
+        assert crop[1 - free].abs().max() < 1e-3
 
 
-def test_hue_turns_either_way() -> None:
+def test_hue_shifts_go_either_way() -> None:
     chroma = torch.tensor([[0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])  # I and Q of YIQ
     red = torch.tensor([0.6, 0.4, 0.4])
     seen = views(red.view(1, 3, 1, 1).expand(2000, 3, 2, 2), color_jitter=[0, 0, 0, 0.1])[:, :, 0, 0]
     (i, q), (i0, q0) = chroma @ seen.T, chroma @ red
-    turns = (torch.atan2(q, i) - torch.atan2(q0, i0)) / (2 * math.pi)
-    assert turns.min() == pytest.approx(-0.1, abs=0.002)
-    assert turns.max() == pytest.approx(0.1, abs=0.002)
-    assert turns.mean().abs() < 0.005
+    shifts = (torch.atan2(q, i) - torch.atan2(q0, i0)) / (2 * math.pi)
+    assert shifts.min() == pytest.approx(-0.1, abs=0.002)
+    assert shifts.max() == pytest.approx(0.1, abs=0.002)
+    assert shifts.mean().abs() < 0.005
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2])
@@ -92,8 +92,8 @@ def test_brightness_contrast_and_saturation_go_either_way(kind: int) -> None:
     assert factor.mean() == pytest.approx(1, abs=0.03)
 
 
-def test_tilts_go_either_way() -> None:
-    seen = views(ramps(500), tilt=10)[:, 0]
+def test_small_rotations_go_either_way() -> None:
+    seen = views(ramps(500), degrees=10)[:, 0]
     angle = torch.atan2(seen[:, 24, 16] - seen[:, 8, 16], seen[:, 16, 24] - seen[:, 16, 8]) * 180 / math.pi
     assert angle.min() == pytest.approx(-10, abs=0.2)
     assert angle.max() == pytest.approx(10, abs=0.2)
@@ -159,7 +159,7 @@ def test_everything_random_about_a_view_is_drawn_independently(monkeypatch: pyte
     monkeypatch.setattr(augmentation, "gaussian_blur", blur)
     images = torch.full((5000, 3, 1, 1), 0.5)
     changes = {"color_jitter": [0.4] * 4, "jitter_probability": 0.5, "grayscale": 0.5, "blur": 0.5}
-    seen = views(images, crop_scale=[0.2, 0.5], crop_ratio=[0.75, 1.333], tilt=10, horizontal_flip=True,
+    seen = views(images, crop_scale=[0.2, 0.5], crop_ratio=[0.75, 1.333], degrees=10, horizontal_flip=True,
                  probability=0.5, **changes)  # fmt: skip
     assert torch.equal(seen, images)
     correlation = torch.corrcoef(torch.stack(list(drawn.values()))).fill_diagonal_(0)

@@ -10,36 +10,36 @@ from sslrun.base.files import replacing, write_text
 
 
 @pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Every fsync and rename from now on, with the inode of the file."""
-    found: list[tuple[str, int]] = []
+    recorded: list[tuple[str, int]] = []
     fsync, replace = os.fsync, os.replace
 
     def recorded_fsync(handle: int) -> None:
-        found.append(("fsync", os.fstat(handle).st_ino))
+        recorded.append(("fsync", os.fstat(handle).st_ino))
         fsync(handle)
 
     def recorded_replace(source: Any, target: Any) -> None:
-        found.append(("rename", os.stat(source).st_ino))
+        recorded.append(("rename", os.stat(source).st_ino))
         replace(source, target)
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(os, "replace", recorded_replace)
-    return found
+    return recorded
 
 
-def test_a_file_is_on_the_disk_before_it_takes_the_place_of_another(events: list[tuple[str, int]]) -> None:
+def test_a_file_is_on_the_disk_before_it_takes_the_place_of_another(calls: list[tuple[str, int]]) -> None:
     place = Path("a.txt")
     place.write_text("old")
     old = place.stat().st_ino
-    with replacing(place, Path("b.txt")) as part:
-        part.write_text("new")
+    with replacing(place, Path("b.txt")) as temporary:
+        temporary.write_text("new")
     new = place.stat().st_ino
-    assert events == [("fsync", new), ("rename", old), ("rename", new)]
+    assert calls == [("fsync", new), ("rename", old), ("rename", new)]
     assert (place.read_text(), Path("b.txt").read_text()) == ("new", "old")
 
 
-def test_text_is_on_the_disk_before_it_takes_the_place_of_another(events: list[tuple[str, int]]) -> None:
+def test_text_is_on_the_disk_before_it_takes_the_place_of_another(calls: list[tuple[str, int]]) -> None:
     write_text(Path("a.txt"), "new")
     new = Path("a.txt").stat().st_ino
-    assert events == [("fsync", new), ("rename", new)]
+    assert calls == [("fsync", new), ("rename", new)]

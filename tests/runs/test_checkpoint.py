@@ -12,15 +12,15 @@ from sslrun.runs import checkpoint
 
 @pytest.mark.skipif(os.name != "posix", reason="only there a folder can be synchronized")
 def test_a_checkpoint_and_then_its_name_are_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[tuple[str, int]] = []
+    calls: list[tuple[str, int]] = []
     fsync, replace = os.fsync, os.replace
 
     def recorded_fsync(handle: int) -> None:
-        events.append(("fsync", os.fstat(handle).st_ino))
+        calls.append(("fsync", os.fstat(handle).st_ino))
         fsync(handle)
 
     def recorded_replace(source: Any, target: Any) -> None:
-        events.append(("rename", os.stat(source).st_ino))
+        calls.append(("rename", os.stat(source).st_ino))
         replace(source, target)
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
@@ -28,4 +28,4 @@ def test_a_checkpoint_and_then_its_name_are_on_the_disk(monkeypatch: pytest.Monk
     path = Path("last.pt")
     checkpoint.save(path, {"model": {"a": torch.ones(1000)}})
     file, folder = path.stat().st_ino, path.parent.stat().st_ino
-    assert events == [("fsync", file), ("rename", file), ("fsync", folder)]
+    assert calls == [("fsync", file), ("rename", file), ("fsync", folder)]

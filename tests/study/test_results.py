@@ -21,7 +21,7 @@ EVALUATED: dict[str, Any] = {
 
 
 def written(**changes: Any) -> Path:
-    """Write the summaries of a classifier, with changes, and of its evaluation; return the evaluation's directory."""
+    """Write the summaries of a classifier and of its evaluation; return the directory of the evaluation."""
     finetuned, evaluated = Path("outputs/finetune/a"), Path("outputs/evaluate/b")
     for folder, summary in ((finetuned, FINETUNED | changes), (evaluated, {**EVALUATED, "of_run": str(finetuned)})):
         folder.mkdir(parents=True)
@@ -34,9 +34,9 @@ def test_a_row_has_validation_and_training_from_the_classifier_and_test_from_its
     assert (row.val_accuracy, row.val_loss) == (0.61, 1.23)
     assert (row.test_accuracy, row.test_f1_macro) == (0.72, 0.68)
     assert (row.labels, row.labels_validation, row.seed, row.subset) == (41, 17, 3, "5ub5e7")
-    assert (row.mode, row.start, row.dataset, row.backbone) == ("probe", "simclr", "digits", "smallcnn")
+    assert (row.mode, row.initialization, row.dataset, row.backbone) == ("probe", "simclr", "digits", "smallcnn")
     assert (row.seconds, row.finetuned, row.evaluated) == (12.5, "outputs/finetune/a", "outputs/evaluate/b")
-    assert row.amount == "0.25 of the labels"
+    assert row.label_budget == "0.25 of the labels"
 
 
 def test_a_row_of_a_classifier_without_validation_has_no_validation_accuracy() -> None:
@@ -48,11 +48,11 @@ def test_a_row_of_a_classifier_without_validation_has_no_validation_accuracy() -
 def test_a_classifier_and_its_evaluation_are_the_same_row() -> None:
     evaluated = written(label_fraction=None, labels_per_class=4)
     assert rows_of(evaluated) == rows_of(Path("outputs/finetune/a")) == [row_of(evaluated, "simclr")]
-    assert row_of(evaluated, "simclr").amount == "4 a class"
+    assert row_of(evaluated, "simclr").label_budget == "4 per class"
 
 
-@pytest.mark.parametrize("held_out", [(0.55, -0.9), None])
-def test_a_row_is_judged_by_k_fold_cross_validation_where_there_is_one(held_out: tuple[float, float] | None) -> None:
-    row = row_of(written(), "simclr", held_out)
-    assert row.merit == (held_out or (0.61, -1.23))
-    assert (row.held_out_accuracy, row.held_out_loss) == ((0.55, 0.9) if held_out else (None, None))
+@pytest.mark.parametrize("cv", [(0.55, -0.9), None])
+def test_classifiers_are_compared_by_cross_validation_where_there_is_one(cv: tuple[float, float] | None) -> None:
+    row = row_of(written(), "simclr", cv)
+    assert row.merit == (cv or (0.61, -1.23))
+    assert (row.cv_accuracy, row.cv_loss) == ((0.55, 0.9) if cv else (None, None))

@@ -57,9 +57,9 @@ class Slope(Task):
 
 def device(precision: Any = "fp32") -> Device:
     """Return the CPU, which computes in fp16, too, although slowly."""
-    found = Device(name="cpu", precision="fp32", memory_format="channels_last", compile=None, threads=None)
-    found.use(precision, "channels_last")
-    return found
+    cpu = Device(name="cpu", precision="fp32", memory_format="channels_last", compile=None, threads=None)
+    cpu.use(precision, "channels_last")
+    return cpu
 
 
 def train(

@@ -15,7 +15,7 @@ from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.training.optimizers import build_optimizer
 
 UNCHANGED: dict[str, Any] = {
-    **{"crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0], "tilt": 0.0, "horizontal_flip": False},
+    **{"crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0], "degrees": 0.0, "horizontal_flip": False},
     **{"color_jitter": [0.0] * 4, "jitter_probability": 0.0, "grayscale": 0.0, "blur": 0.0, "probability": 1.0},
 }
 ADAMW = {"_target_": "sslrun.training.optimizers.adamw", "weight_decay": 0.05, "betas": [0.9, 0.999]}
@@ -58,9 +58,9 @@ def test_the_backbone_rate_is_that_of_the_encoders_weights_and_of_no_other() -> 
     task = finetuning(backbone_rate=0.1)
     groups = build_optimizer(ADAMW, task, 0.01).param_groups
     rates = {id(p): group["rate"] for group in groups for p in group["params"]}
-    found = {name: rates[id(p)] for name, p in task.named_parameters()}
-    assert found == {name: 0.1 if ".encoder." in name else 1.0 for name in found}
-    assert set(found.values()) == {0.1, 1.0}
+    multiples = {name: rates[id(p)] for name, p in task.named_parameters()}
+    assert multiples == {name: 0.1 if ".encoder." in name else 1.0 for name in multiples}
+    assert set(multiples.values()) == {0.1, 1.0}
     decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert {name: decays[id(p)] for name, p in task.named_parameters()} == {
         name: 0.05 if p.ndim > 1 else 0.0 for name, p in task.named_parameters()

@@ -25,7 +25,7 @@ def test_tiles_are_cut_anywhere_in_their_cell_in_both_directions() -> None:
 
 def test_normalized_tiles_have_the_mean_and_nearly_the_spread_of_all_images_whatever_their_contrast() -> None:
     encoder = Encoder(smallcnn(32, widths=[4, 8]), [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
-    augment = Augment(crop_scale=[1, 1], crop_ratio=[1, 1], tilt=0, horizontal_flip=False, color_jitter=[0, 0, 0, 0],
+    augment = Augment(crop_scale=[1, 1], crop_ratio=[1, 1], degrees=0, horizontal_flip=False, color_jitter=[0, 0, 0, 0],
                       jitter_probability=0, grayscale=0, blur=0, probability=1)  # fmt: skip
     task = Jigsaw(encoder, 32, augment=augment, grid=2, permutations=24, gap=0.25, normalize_tiles=True, hidden_dim=8)
     noise = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5
@@ -40,15 +40,15 @@ def test_normalized_tiles_have_the_mean_and_nearly_the_spread_of_all_images_what
 
 def distances(tiles: int, count: int) -> Tensor:
     """Return in how many places each two permutations of a set differ."""
-    orders = torch.from_numpy(permutation_set(tiles, count))
-    different = (orders[:, None] != orders[None]).sum(2)
+    permutations = torch.from_numpy(permutation_set(tiles, count))
+    different = (permutations[:, None] != permutations[None]).sum(2)
     return different[torch.ones(count, count).triu(1).bool()]
 
 
 def test_permutations_of_nine_tiles_differ_in_most_places() -> None:
-    found = distances(9, 100)
-    assert int(found.min()) >= 6
-    assert float(found.float().mean()) >= 8.05
+    between = distances(9, 100)
+    assert int(between.min()) >= 6
+    assert float(between.float().mean()) >= 8.05
 
 
 def test_all_permutations_of_four_tiles_are_each_there_once() -> None:

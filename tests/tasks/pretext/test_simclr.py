@@ -12,7 +12,7 @@ from sslrun.models.encoder import Encoder
 from sslrun.tasks.pretext.simclr import SimCLR, cosine, dcl, ntxent
 
 AUGMENT: dict[str, Any] = {
-    **{"crop_scale": [0.2, 1.0], "crop_ratio": [0.75, 1.333], "tilt": 0.0, "horizontal_flip": True},
+    **{"crop_scale": [0.2, 1.0], "crop_ratio": [0.75, 1.333], "degrees": 0.0, "horizontal_flip": True},
     **{"color_jitter": [0.4, 0.4, 0.4, 0.1], "jitter_probability": 0.8, "grayscale": 0.2, "blur": 0.0},
     "probability": 1.0,
 }
