@@ -1,14 +1,10 @@
-"""What several tests share: the command line in this process, small real pictures, and one trained run."""
+"""Fixtures of all tests: the command line in this process, small real images, and finished runs."""
 
-import http.server
 import os
-import subprocess
+import shutil
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,26 +12,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from sslrun.study.results import Row
-
-REPOSITORY = Path(__file__).parent.parent
-QUICK = ("device=cpu", "device.precision=fp32", "device.memory_format=channels_last")
-TINY = ("backbone.widths=[8,16]", "train.batch_size=64", *QUICK)  # a network that trains in a second
-
-
-@dataclass
-class Answer:
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-    def lines(self) -> list[str]:
-        return [line for line in self.err.splitlines() if line.strip()]
-
-
-Cli = Callable[..., Answer]
+from tests.helpers import QUICK, SHORT, STUDY, TINY, Answer, Cli, Served, run_here, runs
 
 
 @pytest.fixture(autouse=True)
@@ -45,21 +22,6 @@ def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "path", list(sys.path))
     torch.manual_seed(0)
-
-
-def run_here(*arguments: str) -> int:
-    """Run a command in this process, which saves the seconds that importing torch takes; return the exit code."""
-    from sslrun.cli.app import main
-
-    before = sys.argv
-    sys.argv = ["sslrun", *arguments]
-    try:
-        main()
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    finally:
-        sys.argv = before
-    return 0
 
 
 @pytest.fixture
@@ -73,30 +35,6 @@ def cli(capfd: pytest.CaptureFixture[str]) -> Cli:
         return Answer(code, answer.out, answer.err)
 
     return run
-
-
-def process(*arguments: str, **settings: str) -> Answer:
-    """Run a command as a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "sslrun", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **settings},
-        check=False,
-        timeout=300,
-    )
-    return Answer(done.returncode, done.stdout, done.stderr)
-
-
-def row(initialization: str, mode: str, **known: Any) -> Row:
-    """Return what is compared of a classifier that there is not: 30 labels, and what is known of it."""
-    usual: dict[str, Any] = {
-        "labels": 30, "label_budget": "0.1 of the labels", "labels_validation": 10, "seed": 0, "subset": "a",
-        "test_accuracy": 0.5, "test_f1_macro": 0.5, "val_accuracy": None, "val_loss": None, "cv_accuracy": None,
-        "cv_loss": None, "chosen": None, "setting": "", "dataset": "digits", "backbone": "smallcnn",
-        "seconds": 1.0, "finetuned": f"{initialization} {mode}", "evaluated": "",
-    }  # fmt: skip
-    return Row(initialization=initialization, mode=mode, **{**usual, **known})
 
 
 @pytest.fixture(scope="session")
@@ -141,59 +79,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
 @pytest.fixture
 def in_world(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the trained world, which may be written to, as the current folder."""
-    import shutil
-
     shutil.copytree(world / "outputs", tmp_path / "outputs")
     return tmp_path
-
-
-class Served:
-    """A local HTTP server over a folder, which can be told to misbehave.
-
-    Attributes:
-        folder: what is served.
-        address: without a slash at the end.
-        requests: the path and Range of every request.
-        cut: answers end after so many bytes, each popped once; None is a whole answer.
-        ranges: whether Range is understood.
-        busy: how many requests are answered with 503 first.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.ranges, self.busy = folder, True, 0
-        self.requests: list[tuple[str, str | None]] = []
-        self.cut: list[int | None] = []
-        served = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                path = served.folder / self.path.lstrip("/")
-                wanted = self.headers.get("Range")
-                served.requests.append((self.path, wanted))
-                if served.busy:
-                    served.busy -= 1
-                    self.send_error(503)
-                    return
-                if not path.is_file():
-                    self.send_error(404)
-                    return
-                data = path.read_bytes()
-                first = int(wanted.split("=")[1].rstrip("-")) if wanted and served.ranges else 0
-                if first and first >= len(data):
-                    self.send_error(416)
-                    return
-                self.send_response(206 if first else 200)
-                self.send_header("Content-Length", str(len(data) - first))
-                self.end_headers()
-                end = served.cut.pop(0) if served.cut else None
-                self.wfile.write(data[first:] if end is None else data[first : first + end])
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
 @pytest.fixture
@@ -205,3 +92,48 @@ def served(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     yield served
     served.server.shutdown()
     served.server.server_close()
+
+
+@pytest.fixture
+def photo_files(photos: Path) -> list[str]:
+    return [str(p) for p in sorted(photos.rglob("*.jpg"))[::6]]
+
+
+@pytest.fixture
+def few_photos(photos: Path, tmp_path: Path) -> Path:
+    """A folder of twelve of the photos, which may be written to."""
+    for name in ("flower", "temple"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for file in sorted((photos / name).glob("*.jpg"))[:6]:
+            shutil.copy(file, tmp_path / "mine" / name)
+    return Path("mine")
+
+
+@pytest.fixture
+def short_run(cli: Cli) -> Path:
+    """A pretraining of 8 steps."""
+    assert cli("pretrain", *SHORT).code == 0
+    return runs("pretrain")[0]
+
+
+@pytest.fixture(scope="session")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished study, not to be written to."""
+    top = tmp_path_factory.mktemp("studied")
+    before, cache = Path.cwd(), os.environ.get("SSLRUN_CACHE")
+    os.chdir(top)
+    os.environ["SSLRUN_CACHE"] = str(top / "cache")
+    try:
+        assert run_here(*STUDY) == 0
+    finally:
+        os.chdir(before)
+        if cache is not None:
+            os.environ["SSLRUN_CACHE"] = cache
+    return top
+
+
+@pytest.fixture
+def in_study(studied: Path, tmp_path: Path) -> Path:
+    """A copy of the finished study, as the current folder; the study's own directory."""
+    shutil.copytree(studied / "outputs", tmp_path / "outputs")
+    return runs("compare")[0]

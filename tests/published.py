@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.io import savemat
 from sklearn.datasets import load_sample_images
 
-from tests.conftest import REPOSITORY
+from tests.helpers import REPOSITORY
 
 Files = dict[str, bytes]
 

@@ -11,12 +11,12 @@ LAST = 72
 def _tests_by_case() -> dict[int, list[str]]:
     """Read the numbers in the names of tests: `test_case_7_...`, `test_cases_2_to_6_...`, `test_cases_1_and_9_...`."""
     result: dict[int, list[str]] = {n: [] for n in range(1, LAST + 1)}
-    for file in sorted(HERE.glob("test_*.py")):
+    for file in sorted(HERE.rglob("test_*.py")):
         for name in re.findall(r"^def (test_cases?_\d\w*)", file.read_text(), re.MULTILINE):
             a, word, b = re.match(r"test_cases?_(\d+)(?:_(to|and)_(\d+))?_", name).groups()  # type: ignore[union-attr]
             numbers = range(int(a), int(b) + 1) if word == "to" else [int(a), *([int(b)] if b else [])]
             for n in numbers:
-                result[n].append(f"{file.name}::{name}")
+                result[n].append(f"{file.relative_to(HERE).as_posix()}::{name}")
     return result
 
 

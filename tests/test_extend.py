@@ -10,7 +10,7 @@ from sslrun.config.build import build, locate, parameters
 from sslrun.config.compose import compose_config, compose_nodes
 from sslrun.runs import checkpoint
 from sslrun.runs.find import BEST, LAST
-from tests.conftest import QUICK, REPOSITORY, Cli
+from tests.helpers import QUICK, REPOSITORY, Cli
 
 CODE = '''
 import numpy as np

@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -25,7 +25,8 @@ import sklearn.cluster
 import torch
 import torchvision  # noqa: F401  what sslrun stands on is imported first: what that changes is not sslrun's
 
-from tests.conftest import Cli
+if TYPE_CHECKING:  # run as a program, this file imports nothing of sslrun before `use_sslrun`
+    from tests.helpers import Cli
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 STEPS = ("import", "load", "predict", "predict with views", "embed", "embed of a stage", "load pretrained", "refused")
@@ -145,7 +146,7 @@ def test_a_host_is_left_as_it_was(host: dict[str, Any], part: str) -> None:
     assert part not in host["changed"], f"changed by: {host['changed'][part]}"
 
 
-def test_a_command_claims_its_process_before_it_measures(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_claims_its_process_before_it_measures(cli: "Cli", monkeypatch: pytest.MonkeyPatch) -> None:
     from sslrun.device import Device
     from sslrun.training import autotune
 

@@ -11,7 +11,7 @@ Where rooms are counted, benchmarks/ is one more. Documentation that draws the t
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
@@ -57,8 +57,6 @@ OF_A_STUDY = {
 # A command's name below stages/ that means something else there: (file, word) -> what it means.
 ALLOWED: dict[tuple[str, str], str] = {
     ("report/sweep.py", "runs"): "a column of a sweep's table",
-    ("config/renames.py", "search"): "a key of finetune's config",
-    ("config/renames.py", "finetune"): "a key of compare's config",
     ("study/choice.py", "finetune"): "a value of mode=",
     ("study/choice.py", "search"): "a key of finetune's config",
     ("study/results.py", "search"): "a key of finetune's config",
@@ -72,7 +70,7 @@ ROWS = {("study/results.py", "Row")}
 NO_JOB = {"stages/report.py": "a plain command of Typer: it takes paths, and makes no run"}
 # Private parts of others: (file, function; "Class.method" for a method) -> the test that pins them.
 PRIVATE: dict[tuple[str, str], str] = {
-    ("study/launch.py", "launcher"): "test_compare.py: test_a_job_is_launched_by_what_hydra_keeps_to_itself",
+    ("study/launch.py", "launcher"): "tests/study/test_launch.py: test_a_job_is_launched_by_what_hydra_keeps_to_itself",
 }
 DOCUMENTED = {"_exit", "_replace", "_asdict", "_fields"}  # public despite the underscore: os._exit, named tuples
 
@@ -454,6 +452,48 @@ def test_every_exception_is_needed(house: Sources) -> None:
     assert not unused_words, f"take out of ALLOWED: {sorted(unused_words)}"
     assert not unused_parts, f"take out of PRIVATE: {sorted(unused_parts)}"
     assert not unused_files, f"take out of NO_JOB: {sorted(unused_files)}"
+
+
+# The tests mirror the house
+
+TESTS = Path(__file__).parent
+ABOUT_ALL: dict[str, str] = {  # tests of the repository as a whole, at the top of tests/ -> what they are about
+    "test_cases.py": "the numbered cases and their tests",
+    "test_extend.py": "tasks, backbones and data sets from outside the package",
+    "test_host.py": "a program that uses sslrun is left as it was",
+    "test_house.py": "this file",
+    "test_old_runs.py": "runs of earlier versions",
+    "test_package.py": "the wheel and the lock file",
+    "test_published.py": "the published data sets, from fetching to evaluation",
+}
+
+
+def misplaced_tests(tests: Collection[str], sources: Collection[str]) -> list[str]:
+    """Tests (paths below tests/) that are of no module: tests/data/test_cache.py is of sslrun/data/cache.py."""
+    faults = []
+    for path in tests:
+        folder, _, name = path.rpartition("/")
+        module = f"{folder}/{name.removeprefix('test_')}".lstrip("/")
+        if module not in sources and path not in ABOUT_ALL:
+            faults.append(f"tests/{path}: there is no sslrun/{module}. Move the tests to where the code is")
+    return faults
+
+
+def test_tests_lie_where_the_code_lies(house: Sources) -> None:
+    result = sorted(p.relative_to(TESTS).as_posix() for p in TESTS.rglob("test_*.py"))
+    assert misplaced_tests(result, house) == []
+    assert set(ABOUT_ALL) <= set(result)
+    rooms = {p.relative_to(TESTS).as_posix() for p in TESTS.rglob("__init__.py")} - {"__init__.py"}
+    assert rooms <= set(house), f"folders of tests that are no rooms: {sorted(rooms - set(house))}"
+
+
+def test_a_test_of_no_module_is_seen() -> None:
+    tests = ("test_device.py", "data/test_cache.py", "data/sources/test_cifar10.py", "test_house.py")
+    sources = ("device.py", "data/cache.py", "data/sources/cifar10.py")
+    assert misplaced_tests(tests, sources) == []
+    assert "no sslrun/data/dataset.py" in misplaced_tests(["data/test_dataset.py"], sources)[0]
+    assert "no sslrun/cache.py" in misplaced_tests(["test_cache.py"], sources)[0]
+    assert "no sslrun/house/cache.py" in misplaced_tests(["house/test_cache.py"], sources)[0]
 
 
 # Each check sees what it is there for

@@ -12,7 +12,7 @@ import torch
 
 from sslrun.models.encoder import build_encoder
 from sslrun.models.weights import load_state
-from tests.conftest import QUICK, Cli
+from tests.helpers import QUICK, Cli
 
 HERE = Path(__file__).parent / "old_runs"
 CPU = ("device=cpu", "device.precision=fp32", "device.memory_format=contiguous")

@@ -7,7 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from tests.conftest import REPOSITORY
+from tests.helpers import REPOSITORY
 
 
 def test_the_wheel_runs_away_from_the_repository(tmp_path: Path) -> None:

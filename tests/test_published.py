@@ -15,7 +15,7 @@ from sslrun.base.errors import UserError
 from sslrun.config.types import Node
 from sslrun.data.dataset import Dataset, load, load_test, load_train
 from tests import published
-from tests.conftest import QUICK, REPOSITORY, TINY, Cli, Served
+from tests.helpers import QUICK, REPOSITORY, TINY, Cli, Served
 
 NAMES = ["cifar10", "fashion_mnist", "flowers", "flowers102", "stl10", "tinyimagenet"]
 
@@ -275,3 +275,9 @@ def test_the_source_recipes_in_miniature(
         assert {len(e["subset_fingerprint"]) for e in evaluated} == {16}
         report = json.loads(next(Path("outputs/evaluate/study_runs").glob("*/report.json")).read_text())
         assert [c["class"] for c in report["classes"]] == ["bird", "fish"]
+
+
+def test_every_group_that_the_readme_lists_is_there() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    for p in (REPOSITORY / "conf" / "dataset").glob("[!_]*.yaml"):
+        assert p.stem == "from_checkpoint" or f"`{p.stem}`" in text

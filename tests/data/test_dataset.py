@@ -1,10 +1,79 @@
-"""Data sets that are joined and divided."""
+"""Classes, caps, unreadable files and fingerprints of a data set."""
+
+import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
-from sslrun.data.dataset import Dataset
+from sslrun.base.errors import UserError
+from sslrun.data.dataset import Dataset, load_test, load_train
+from sslrun.data.decode import decode
 from sslrun.data.images import Images, digests
+from tests.helpers import folder_node, source_node
+
+
+def test_classes_a_subset_in_the_order_given(photos: Path) -> None:
+    train, _ = load_train(source_node("folder", photos, classes=["temple"]))
+    assert train.class_names == ["temple"]
+    train, _ = load_train(source_node("folder", photos, classes=["temple", "flower"]))
+    assert train.class_names == ["temple", "flower"]
+    assert all(n.startswith("temple") == (c == 0) for n, c in zip(train.names, train.labels.tolist(), strict=True))  # type: ignore[union-attr]
+
+
+def test_classes_joined_in_groups() -> None:
+    train, _ = load_train(source_node("digits", None, classes={"round": ["0", "8"], "straight": ["1", "7", "4"]}))
+    assert train.class_names == ["round", "straight"]
+    assert train.class_sizes[1] > train.class_sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (["temple", "flowr"], "no class flowr; did you mean flower"),
+        ({"a": ["temple"], "b": ["temple"]}, "two groups"),
+    ],
+)
+def test_unknown_classes(photos: Path, classes: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_train(source_node("folder", photos, classes=classes))
+
+
+def test_max_images_caps_training_and_not_test(photos: Path) -> None:
+    train, val = load_train(source_node("folder", photos, max_images=20))
+    assert len(train) + len(val or ()) == 20
+    assert len(load_test(source_node("folder", photos))) == 12
+    flat, _ = load_train(source_node("folder", photos / "flower", max_images=7))
+    assert len(flat) == 7
+
+
+def test_fingerprints_tell_data_apart(photos: Path) -> None:
+    a, _ = load_train(source_node("folder", photos))
+    assert a.fingerprint() == load_train(source_node("folder", photos))[0].fingerprint()
+    assert a.fingerprint() != load_train(source_node("folder", photos, image_size=15))[0].fingerprint()
+    assert a.fingerprint() != load_train(source_node("folder", photos, split_seed=1))[0].fingerprint()
+
+
+def test_case_39_bad_files_are_named_and_skipped_up_to_a_share(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+
+    shutil.copytree(photos, "set")
+    Path("set/temple/a text.jpg").write_text("I am not a picture")
+    Path("set/flower/an empty one.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"1 of 50 images cannot be read.*\n.*set/temple/a text\.jpg: not a picture"):
+        load_train(folder_node("set", max_bad_fraction=0.01))
+    for _ in range(2):  # the second time from the cache, with the reasons
+        data, _ = load_train(folder_node("set", max_bad_fraction=0.05))
+        assert data.labels is not None
+        assert len(data) == len(data.labels) == len(data.names) == 49
+        assert "temple/a text.jpg" not in data.names
+        for name, image, label in zip(data.names, data.images[:], data.labels.tolist(), strict=True):
+            assert (image.permute(1, 2, 0).numpy() == decode(f"set/{name}", 16)).all()
+            assert name.startswith(data.class_names[label])
+    with pytest.raises(UserError, match="max_bad_fraction=0"):
+        load_train(folder_node("set", max_bad_fraction=0.0))
+
 
 CLASSES = ["cat", "dog", "cow"]
 

@@ -1,9 +1,55 @@
-"""Numbers that tell a collapsed embedding without labels."""
-
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import classification_report, confusion_matrix
 
-from sslrun.evaluation.metrics import embedding_health, has_collapsed
+from sslrun.evaluation.metrics import classification, embedding_health, has_collapsed, scored
+
+
+def test_case_61_the_alarm_fires_on_a_collapsed_embedding_and_not_on_a_healthy_one() -> None:
+    rng = torch.Generator().manual_seed(0)
+    healthy = torch.randn(500, 64, generator=rng)
+    point = torch.ones(500, 64) + 1e-4 * healthy
+    line = torch.randn(500, 1, generator=rng) * torch.ones(1, 64) + 1e-4 * healthy
+    assert not has_collapsed(embedding_health(healthy))
+    assert has_collapsed(embedding_health(point))
+    assert has_collapsed(embedding_health(line))
+    assert has_collapsed(embedding_health(torch.ones(500, 64)))
+
+
+def test_health_of_an_even_spread_is_one_and_of_a_plane_its_dimension() -> None:
+    rng = torch.Generator().manual_seed(0)
+    health = embedding_health(torch.randn(4000, 32, generator=rng))
+    assert health["feature_spread"] == pytest.approx(1, abs=0.02)
+    assert health["effective_rank"] == pytest.approx(32, rel=0.02)
+    plane = torch.randn(4000, 5, generator=rng) @ torch.linalg.qr(torch.randn(32, 5, generator=rng))[0].T
+    assert embedding_health(plane)["effective_rank"] == pytest.approx(5, rel=0.02)
+
+
+def test_case_62_metrics_against_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    y, guess = rng.integers(0, 4, 200), rng.integers(0, 3, 200)  # class 3 is never predicted
+    ours = classification(y, guess, ["a", "b", "c", "d"])
+    theirs = classification_report(y, guess, target_names=list("abcd"), output_dict=True, zero_division=0)
+    assert ours["accuracy"] == pytest.approx(theirs["accuracy"])
+    assert ours["f1_macro"] == pytest.approx(theirs["macro avg"]["f1-score"])
+    assert ours["precision_macro"] == pytest.approx(theirs["macro avg"]["precision"])
+    for row in ours["classes"]:
+        assert row["recall"] == pytest.approx(theirs[row["class"]]["recall"])
+        assert row["images"] == theirs[row["class"]]["support"]
+    assert ours["confusion_matrix"] == confusion_matrix(y, guess).tolist()
+
+
+def test_scores_have_top_5_and_both_calibrations() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(8), 300)
+    labels = rng.integers(0, 8, 300)
+    result = scored(p, labels, list("abcdefgh"), 3.0)
+    ranked = np.argsort(-p, 1)[:, :5]
+    assert result["top5_accuracy"] == pytest.approx(np.mean([labels[i] in ranked[i] for i in range(300)]))
+    assert result["nll_calibrated"] < result["nll"]  # labels are drawn blindly: flatter is better
+    assert sum(r["images"] for r in result["reliability_calibrated"]) == 300
+    assert "top5_accuracy" not in scored(p[:, :4] / p[:, :4].sum(1, keepdims=True), labels % 4, list("abcd"), 1.0)
 
 
 def test_identical_features_have_no_spread() -> None:

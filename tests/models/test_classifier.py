@@ -1,9 +1,26 @@
-"""How many neighbors a nearest-neighbor classifier uses."""
+import math
 
 import pytest
 import torch
 
 from sslrun.models.classifier import knn_probabilities
+
+
+def test_knn_against_a_naive_loop() -> None:
+    rng = torch.Generator().manual_seed(0)
+    bank, queries = torch.randn(50, 4, generator=rng), torch.randn(7, 4, generator=rng)
+    labels = torch.randint(3, (50,), generator=rng)
+    p = knn_probabilities(queries, bank, labels, 3, k=5)
+    for q in range(7):
+        s = [float(torch.cosine_similarity(queries[q], b, 0)) for b in bank]
+        nearest = sorted(range(50), key=lambda i: -s[i])[:5]
+        votes = [sum(math.exp(s[i] / 0.07) for i in nearest if labels[i] == c) for c in range(3)]
+        assert p[q].tolist() == pytest.approx([v / sum(votes) for v in votes], abs=1e-4)
+
+
+def test_knn_with_fewer_pictures_than_neighbours_and_huge_features() -> None:
+    bank = torch.eye(3) * 1e6
+    assert knn_probabilities(bank, bank, torch.arange(3), 3).argmax(1).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("bank", "k"), [(1000, 100), (500, 50), (100, 20), (7, 7), (5000, 200)])

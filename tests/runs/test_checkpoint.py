@@ -1,13 +1,266 @@
-"""In which order a checkpoint is written to the disk and renamed."""
+"""Faults injected for real: killed processes, full disks, damaged checkpoints.
 
+What random damage found once stands here as an `@example` for good.
+"""
+
+import contextlib
 import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from sslrun.base.errors import UserError
 from sslrun.runs import checkpoint
+from sslrun.runs.find import BEST, LAST, PREVIOUS, has_checkpoint
+from tests.helpers import (
+    CHANGES,
+    CUT,
+    FINETUNE,
+    OFTEN,
+    PRETRAIN,
+    QUICK,
+    SSLRUN,
+    STEPS,
+    Changes,
+    Cli,
+    MeanTask,
+    bounded,
+    changed,
+    in_a_mount,
+    logged,
+    only_run,
+    run_forked,
+    same,
+    start,
+    whole,
+)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "missing", "pickle", "number"])
+def test_cases_14_and_19_damaged_and_malicious_checkpoints_are_refused(kind: str) -> None:
+    path = Path("x.pt")
+    checkpoint.save(path, {"model": {"a": torch.zeros(1000)}})
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif kind in ("text", "empty"):
+        path.write_text("hello" if kind == "text" else "")
+    elif kind == "missing":
+        path.unlink()
+    elif kind == "number":
+        torch.save(3, path)
+    else:
+        torch.save({"model": MeanTask()}, path)  # a whole object: loading it could run anything
+    with pytest.raises(UserError, match=r"x\.pt"):
+        checkpoint.load(path)
+
+
+def test_case_13_a_write_that_is_refused_keeps_the_old_checkpoint_and_leaves_no_part() -> None:
+    """The process may write no file above 50 kB."""
+    code = """
+import resource, torch
+from pathlib import Path
+from sslrun.base.errors import UserError
+from sslrun.runs import checkpoint
+checkpoint.save(Path("x.pt"), {"model": {"a": torch.ones(10)}})
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    checkpoint.save(Path("x.pt"), {"model": {"a": torch.ones(1_000_000)}})
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("cannot write x.pt")
+    assert checkpoint.load(Path("x.pt"))["model"]["a"].tolist() == [1.0] * 10
+    assert [p.name for p in Path.cwd().iterdir()] == ["x.pt"]
+
+
+def test_case_12_a_rename_that_fails_keeps_the_old_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(Path("x.pt"), {"model": {"a": torch.ones(1)}})
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(UserError, match="Permission denied"):
+        checkpoint.save(Path("x.pt"), {"model": {"a": torch.zeros(1)}})
+    assert float(checkpoint.load(Path("x.pt"))["model"]["a"]) == 1
+    assert [p.name for p in Path.cwd().iterdir()] == ["x.pt"]
+
+
+def killed_until_done(kills: int, stage: tuple[str, ...], seed: int) -> None:
+    """Kill runs at random moments, go on with each, and compare every one that ends with one that was left alone."""
+    began = time.monotonic()
+    run_forked(*stage, *OFTEN, folder="straight")
+    longest = time.monotonic() - began
+    reference = only_run("straight", stage[0])
+    rng, done, n = random.Random(seed), 0, 0
+    while done < kills:
+        folder = f"broken{n}"
+        n += 1
+        arguments = (*stage, *OFTEN)
+        while True:
+            process = start(*arguments, folder=folder)
+            process.join(rng.uniform(0.0, longest) if done < kills else 120)
+            if process.exitcode is not None:
+                assert process.exitcode == 0, Path("said").read_text()
+                break
+            process.kill()
+            process.join()
+            done += 1
+            result = list(Path(folder, "outputs", stage[0]).glob("*/summary.json"))
+            begun = [p.parent for p in result if has_checkpoint(p.parent)]
+            if begun:
+                checkpoint.newest_intact(begun[0])  # the last good one loads
+                arguments = (stage[0], "resume=latest")
+            else:
+                shutil.rmtree(Path(folder, "outputs"), ignore_errors=True)  # nothing to go on with: anew
+        place = only_run(folder, stage[0])
+        assert same(whole(place), whole(reference))
+        assert logged(place) == logged(reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [PRETRAIN, FINETUNE], ids=["pretrain", "finetune"])
+def test_case_11_a_run_killed_twenty_times_at_random_ends_as_if_it_had_not_been(stage: tuple[str, ...]) -> None:
+    killed_until_done(int(os.environ.get("SSLRUN_KILLS", "20")), stage, 1)
+
+
+def test_case_13_a_disk_that_fills_up_leaves_a_checkpoint_that_goes_on() -> None:
+    more = " ".join([*PRETRAIN, *OFTEN, "train.steps=2000", "train.keep_every=1", "backbone.widths=[8,16,64]"])
+    done = in_a_mount(
+        "size=10m", f"cd disk; {SSLRUN} {more}; echo rc $?; cp -r outputs ../kept; find . -name '.*.part'"
+    )
+    assert done.stdout.splitlines() == ["rc 1"], done.stdout + done.stderr
+    assert "cannot write outputs/pretrain/" in done.stderr
+    assert "Traceback" not in done.stderr
+    shutil.move("kept", "outputs")
+    content = checkpoint.newest_intact(only_run())[1]
+    assert content["step"] > 0
+    assert "Going on" in run_forked("pretrain", "resume=latest", f"train.steps={content['step'] + 3}")
+
+
+def test_case_14_a_truncated_newest_falls_back_to_the_one_before_and_says_so(cli: Cli) -> None:
+    assert cli(*PRETRAIN).code == 0
+    place = only_run()
+    before, reference = logged(place), whole(place)
+    last = place / LAST
+    last.write_bytes(last.read_bytes()[:-1000])
+    answer = cli("pretrain", "resume=latest")
+    assert answer.code == 0
+    assert "last.pt is damaged" in answer.err
+    assert "The checkpoint before it is used, of step 16" in answer.err
+    assert same(whole(place), reference)
+    assert logged(place) == before
+    assert (place / "damaged.pt").exists()
+
+
+def test_case_14_finetuning_falls_back_too_and_two_damaged_ones_are_an_error(cli: Cli) -> None:
+    assert cli(*PRETRAIN).code == 0
+    for name, code in ((LAST, 0), (PREVIOUS, 1)):
+        (only_run() / name).write_bytes(b"PK")
+        answer = cli("finetune", "mode=finetune", "label_fraction=0.5", "train.steps=2", *QUICK)
+        assert answer.code == code
+        assert "is damaged" in answer.err
+        assert "Traceback" not in answer.err
+
+
+def test_case_15_a_flipped_bit_is_caught_or_changes_nothing() -> None:
+    path = Path("x.pt")
+    content = {"step": 3, "model": {"a": torch.randn(3000), "b": torch.arange(5)}, "metrics": {"x": 0.5}}
+    checkpoint.save(path, content)
+    good, loaded = path.read_bytes(), checkpoint.load(path)
+    rng, caught = random.Random(0), 0
+    for _ in range(400):
+        where = rng.randrange(len(good))
+        flipped = bytearray(good)
+        flipped[where] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            assert same(checkpoint.load(path), loaded), f"byte {where} is not what was saved"
+        except UserError:
+            caught += 1
+    assert caught > 300  # the rest are paddings
+
+
+def test_case_16_retention_keeps_last_best_and_every_nth(cli: Cli) -> None:
+    assert cli(*PRETRAIN, "train.keep_every=10").code == 0
+    place = only_run()
+    assert sorted(p.name for p in place.glob("*.pt")) == [
+        "best.pt", "last.pt", "previous.pt", "step_000010.pt", "step_000020.pt"]  # fmt: skip
+    assert [checkpoint.load(place / f"step_0000{s}0.pt")["step"] for s in (1, 2)] == [10, 20]
+    assert checkpoint.load(place / LAST)["step"] == STEPS
+    scores = {r["step"]: r["val/knn_accuracy"] for r in logged(place) if "val/knn_accuracy" in r}
+    best = checkpoint.load(place / BEST)
+    assert best["metrics"]["val/knn_accuracy"] == pytest.approx(max(scores.values()), abs=1e-6)
+
+
+def test_case_22_a_checkpoint_from_a_gpu_loads_on_a_cpu() -> None:
+    """torch writes down where each tensor was; the file is changed as a GPU would have written it."""
+
+    checkpoint.save(Path("cpu.pt"), {"model": {"a": torch.arange(4.0)}})
+    with zipfile.ZipFile("cpu.pt") as old, zipfile.ZipFile("gpu.pt", "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name.endswith("data.pkl"):
+                assert b"X\x03\x00\x00\x00cpu" in data
+                data = data.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+            new.writestr(name, data)
+    with contextlib.suppress(RuntimeError):
+        torch.load("gpu.pt", weights_only=True)
+        assert torch.cuda.is_available()
+    assert checkpoint.load(Path("gpu.pt"))["model"]["a"].tolist() == [0, 1, 2, 3]
+
+
+def checkpoint_bytes() -> bytes:
+    path = Path("whole.pt")
+    model = {"encoder.weight": torch.arange(60.0), "encoder.count": torch.tensor(3)}
+    config = {"backbone": {"_target_": "sslrun.models.backbones.smallcnn.smallcnn", "widths": [8]}}
+    checkpoint.save(path, {"model": model, "config": config, "step": 3})
+    return path.read_bytes()
+
+
+@bounded(300)
+@given(CHANGES, CUT)
+def test_any_file_is_a_checkpoint_or_refused_in_words(changes: Changes, part: float | None) -> None:
+    data = checkpoint_bytes()
+    Path("x.pt").write_bytes(changed(data, changes, part))
+    try:
+        result = checkpoint.load(Path("x.pt"))
+    except UserError as error:
+        assert str(error).startswith("x.pt")
+        return
+    assert result["model"]["encoder.weight"].tolist() == list(range(60))
+
+
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**40), 2**40), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5) | st.just("_target_"), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@bounded(200)
+@given(st.dictionaries(st.sampled_from(["model", "config", "class_names", "step", "state_dict"]), VALUES))
+def test_any_content_is_a_checkpoint_or_refused_in_words(content: dict[str, object]) -> None:
+    torch.save({checkpoint.OURS: "0.1.0", **content}, "x.pt")
+    try:
+        result = checkpoint.load(Path("x.pt"))
+    except UserError as error:
+        assert str(error).startswith("x.pt")
+        return
+    assert all(isinstance(v, torch.Tensor) for v in result.get("model", {}).values())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="only there a folder can be synchronized")

@@ -1,5 +1,7 @@
-"""Which settings of `sslrun finetune` the training gets."""
+"""`sslrun finetune`."""
 
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,79 @@ import pytest
 from sslrun.base.errors import UserError
 from sslrun.stages import finetune
 from sslrun.tasks.finetuning.supervised import Finetuning
-from tests.conftest import QUICK, Cli
+from tests.helpers import QUICK, Cli, runs, summary
+
+
+def test_finetune_takes_everything_from_the_newest_run_and_names_it(world: Path) -> None:
+    run = next((world / "outputs/finetune").iterdir())
+    newest = sorted((world / "outputs/pretrain").iterdir())[-1]
+    result = json.loads((run / "summary.json").read_text())
+    assert f"outputs/pretrain/{newest.name}" in (run / "run.log").read_text()
+    assert result["init"] == "simclr"
+    assert result["config"]["backbone"]["widths"] == [8, 16]
+    assert result["config"]["dataset"]["image_size"] == 32
+    assert result["labels"] == {"train": 24, "validation": 10}
+    assert result["val/accuracy"] > 0.6
+    assert "test/accuracy" not in result
+
+
+def test_a_finetuning_resumes_and_a_probe_has_nothing_to_resume(in_world: Path, cli: Cli) -> None:
+    run = runs("finetune")[-1]
+    before = summary(run)
+    assert set(before["poolings"]) == {"average", "grid"}
+    answer = cli("finetune", f"resume={run}", "train.steps=24")
+    assert answer.code == 0
+    assert "Going on after step 20" in answer.err
+    assert summary(run)["config"]["pooling"] == before["config"]["pooling"] != "auto"
+    assert summary(run)["poolings"] == before["poolings"]
+    assert summary(run)["init"] == before["init"] == "simclr"
+    assert summary(run)["best/step"] <= 24
+    assert cli("finetune", "mode=probe", *QUICK).code == 0
+    probe = runs("finetune")[-1]
+    weights = (probe / "best.pt").read_bytes()
+    assert "no steps to go on with" in cli("finetune", f"resume={probe}").err
+    assert (probe / "best.pt").read_bytes() == weights
+
+
+def test_defaults_of_the_command_line_do_not_displace_the_checkpoint(in_world: Path, cli: Cli) -> None:
+    """dataset=folder has 64 px by default, the checkpoint 32: the checkpoint's is used."""
+    root = summary(runs("pretrain")[-1])["config"]["dataset"]["root"]
+    assert cli("finetune", "dataset=folder", f"dataset.root={root}", "mode=knn", *QUICK).code == 0
+    assert summary(runs("finetune")[-1])["config"]["dataset"]["image_size"] == 32
+
+
+@pytest.mark.parametrize("mode", ["probe", "knn", "finetune"])
+def test_every_mode_makes_a_classifier_that_evaluate_and_predict_read(
+    in_world: Path, cli: Cli, photos: Path, mode: str
+) -> None:
+    assert cli("finetune", f"mode={mode}", "train.steps=20", *QUICK).code == 0
+    run = runs("finetune")[-1]
+    answer = cli("evaluate", *QUICK)
+    assert answer.code == 0
+    evaluated = runs("evaluate")[-1]
+    result = summary(evaluated)
+    assert result["config"]["run"] == str(run)
+    assert 0.5 < result["test/accuracy"] <= 1
+    report = json.loads((evaluated / "report.json").read_text())
+    assert sum(map(sum, report["confusion_matrix"])) == result["images"] == 12
+    assert (evaluated / "figures/confusion_matrix.png").stat().st_size > 5000
+    assert [r["class"] for r in csv.DictReader((evaluated / "classes.csv").open())] == ["flower", "temple"]
+    answer = cli("predict", str(photos / "temple"), "format=json", *QUICK)
+    rows = json.loads(answer.out)
+    assert len(rows) == 30
+    assert sum(r["class"] == "temple" for r in rows) > 20
+    assert all(sum(g["confidence"] for g in r["top"]) == pytest.approx(1, abs=1e-3) for r in rows)
+
+
+def test_validation_can_be_left_out(in_world: Path, cli: Cli) -> None:
+    assert (
+        cli("finetune", "mode=finetune", "dataset.val_fraction=0", "labels_per_class=4", "train.steps=3", *QUICK).code
+        == 0
+    )
+    result = summary(runs("finetune")[-1])
+    assert result["labels"] == {"train": 8, "validation": 0}
+    assert result["best/step"] == 3
+    assert cli("evaluate", *QUICK).code == 0
 
 
 @pytest.mark.parametrize("init", ["latest", "scratch"])

@@ -20,7 +20,7 @@ from sslrun.training.optimizers import build_optimizer
 from sslrun.training.settings import Training
 from sslrun.training.state import State
 
-SGD: Node = {
+PLAIN_SGD: Node = {
     "_target_": "sslrun.training.optimizers.sgd", "weight_decay": 0.0, "momentum": 0.0, "nesterov": False,
 }  # fmt: skip
 SETTINGS: dict[str, Any] = {
@@ -62,13 +62,13 @@ def device(precision: Any = "fp32") -> Device:
     return cpu
 
 
-def train(
+def fit_slope(
     task: Task,
     where: str = "run",
     scores: Sequence[float] = (),
     on: Device | None = None,
     resumed: bool = False,
-    optimizer: Node = SGD,
+    optimizer: Node = PLAIN_SGD,
     **settings: Any,
 ) -> dict[str, float]:
     """Train on 16 images of 8 px, two batches an epoch; `val/accuracy` is the next of the scores, if there are some."""

@@ -1,12 +1,53 @@
-"""One step of each optimizer, by its formula."""
-
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
-from sslrun.training.optimizers import adam, adamw, lars, sgd
+from sslrun.config.compose import compose_config
+from sslrun.training.optimizers import LARS, adam, adamw, lars, parameter_groups, sgd
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
+def test_every_optimizer_lowers_a_loss(name: str) -> None:
+    from sslrun.config.build import build
+
+    node: Any = OmegaConf.to_container(compose_config("pretrain", [f"optimizer={name}"], None).optimizer)
+    net = nn.Linear(4, 1)
+    optimizer = build(node, parameter_groups(net, node["weight_decay"], {}), 0.5 if name == "lars" else 0.01)
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for _ in range(30):
+        loss = (net(x) - x.sum(1, keepdim=True)).pow(2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_lars_against_its_formula() -> None:
+    w = nn.Parameter(torch.tensor([[3.0, 4.0]]))
+    optimizer = LARS([{"params": [w], "rate": 1.0}], lr=0.1, weight_decay=0.01, momentum=0.9, trust=0.02)
+    value, v = w.detach().clone(), torch.zeros(1, 2)
+    for _ in range(3):
+        w.grad = torch.tensor([[0.6, -0.8]])
+        optimizer.step()
+        g = torch.tensor([[0.6, -0.8]]) + 0.01 * value
+        v = 0.9 * v + 0.02 * value.norm() / g.norm() * g
+        value = value - 0.1 * v
+    assert torch.allclose(w, value, atol=1e-6)
+
+
+def test_vectors_do_not_decay_and_parts_have_their_own_rate() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    groups = parameter_groups(net, 0.1, {"3.": 5.0})
+    assert sum(len(g["params"]) for g in groups) == 6
+    for g in groups:
+        assert all((p.ndim > 1) == (g["weight_decay"] == 0.1) for p in g["params"])
+    assert {g["rate"] for g in groups} == {1.0, 5.0}
+
 
 RATE, DECAY = 0.1, 0.01
 

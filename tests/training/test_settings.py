@@ -1,11 +1,33 @@
-"""How the learning rate goes."""
-
 import math
 
 import pytest
 
-from sslrun.training.settings import Training
+from sslrun.base.errors import UserError
+from sslrun.training.settings import Training, batches_per_epoch
+from tests.helpers import TRAINING
 from tests.training.fitting import SETTINGS
+
+
+def test_length_is_epochs_or_steps_whichever_ends_first() -> None:
+    def total_steps(n: int, epochs: int | None, steps: int | None, batch_size: int) -> int:
+        return Training(**{**TRAINING, "epochs": epochs, "steps": steps, "batch_size": batch_size}).total_steps(n)
+
+    assert total_steps(100, 3, None, 10) == 30
+    assert total_steps(100, None, 7, 10) == 7
+    assert total_steps(100, 3, 7, 10) == 7
+    assert total_steps(100, 3, 70, 10) == 30
+    assert batches_per_epoch(101, 10) == 11
+    with pytest.raises(UserError, match=r"train\.epochs"):
+        total_steps(100, None, None, 10)
+
+
+def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
+    training = Training(**{**TRAINING, "learning_rate": 1.0, "warmup_fraction": 0.1})
+    rates = [training.learning_rate_at(s, 100) for s in range(100)]
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[99] < 0.001
 
 
 def training(**changes: float) -> Training:

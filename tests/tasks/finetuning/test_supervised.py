@@ -1,5 +1,3 @@
-"""The loss of finetuning, and which weights have which learning rate."""
-
 from typing import Any
 
 import pytest
@@ -13,6 +11,51 @@ from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import Encoder
 from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.training.optimizers import build_optimizer
+from tests.helpers import IDENTITY, train
+
+
+def test_case_59_a_frozen_backbone_keeps_every_byte(pieces: Tensor) -> None:
+    encoder = Encoder(smallcnn(32, widths=[4, 8]), [0.5] * 3, [0.2] * 3)
+    model = Finetuning(Classifier(encoder, 2), Augment(**IDENTITY), 0.0, 10, False, 1.0)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    images, labels = (pieces * 255).to(torch.uint8), torch.arange(60) % 2
+    train(model, images, "a", labels=labels, batch_size=16, warmup_fraction=0.0)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) == ("encoder" in name), name
+
+
+def test_frozen_batch_norm_keeps_its_statistics_while_weights_move(pieces: Tensor) -> None:
+    encoder = Encoder(smallcnn(32, widths=[4]), [0.5] * 3, [0.2] * 3)
+    for freeze in (True, False):
+        model = Finetuning(Classifier(encoder, 2), Augment(**IDENTITY), 0.0, 0, freeze, 1.0)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        model.before_step(0, 1)
+        loss = model({"images": pieces, "labels": torch.arange(60) % 2}, Rng(torch.Generator()))["loss"]
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        loss.backward()
+        optimizer.step()
+        after = model.state_dict()
+        still = [torch.equal(after[k], before[k]) for k in before if "running" in k]
+        assert all(still) if freeze else not any(still)
+        assert not torch.equal(
+            after["classifier.encoder.backbone.0.weight"], before["classifier.encoder.backbone.0.weight"]
+        )
+        model.eval()
+
+
+def test_case_60_the_classifier_learns_one_batch(pieces: Tensor) -> None:
+    labels = torch.arange(15) % 3
+    model = Finetuning(Classifier(Encoder(smallcnn(32, widths=[16, 32]), [0.5] * 3, [0.2] * 3), 3), Augment(**IDENTITY),
+                       0.0, 0, False, 1.0)  # fmt: skip
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for step in range(60):
+        model.before_step(step, 60)
+        out = model({"images": pieces[::4], "labels": labels}, Rng(torch.Generator()))
+        optimizer.zero_grad()
+        out["loss"].backward()
+        optimizer.step()
+    assert out["accuracy"] > 0.95
+
 
 UNCHANGED: dict[str, Any] = {
     **{"crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0], "degrees": 0.0, "horizontal_flip": False},

@@ -1,16 +1,88 @@
-"""Where the tiles of a jigsaw puzzle are cut, how they are normalized, and which permutations there are."""
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from sslrun.augment import Augment, Rng
+from sslrun.augment import Augment
 from sslrun.models.backbones.smallcnn import smallcnn
 from sslrun.models.encoder import Encoder
 from sslrun.tasks.pretext.jigsaw import Jigsaw, cut, permutation_set
+from tests.helpers import IDENTITY, make_task, rng, small_encoder
 
 
-def rng() -> Rng:
-    return Rng(torch.Generator().manual_seed(0))
+def row_by_row(images: Tensor) -> Tensor:
+    return torch.arange(4).expand(len(images), -1)
+
+
+def test_tiles_without_gap_are_the_cells_row_by_row(pieces: Tensor) -> None:
+    tiles = cut(pieces, row_by_row(pieces), 2, 16, 16, rng())
+    assert torch.equal(tiles[:, 0], pieces[:, :, :16, :16])
+    assert torch.equal(tiles[:, 1], pieces[:, :, :16, 16:])
+    assert torch.equal(tiles[:, 2], pieces[:, :, 16:, :16])
+    assert torch.equal(tiles[:, 3], pieces[:, :, 16:, 16:])
+
+
+def test_tiles_with_a_gap_lie_somewhere_in_their_cell_each_at_its_own_place(pieces: Tensor) -> None:
+    place = torch.arange(32 * 32.0).view(1, 1, 32, 32).expand(50, 3, -1, -1)
+    tiles = cut(place, row_by_row(place), 2, 16, 12, rng())
+    corner = tiles[:, :, 0, 0, 0]
+    rows, columns = corner // 32, corner % 32
+    for t, (y, x) in enumerate([(0, 0), (0, 16), (16, 0), (16, 16)]):
+        assert ((rows[:, t] >= y) & (rows[:, t] <= y + 4)).all()
+        assert ((columns[:, t] >= x) & (columns[:, t] <= x + 4)).all()
+    assert len({tuple(r) for r in (corner - corner[:, :1]).tolist()}) > 10
+
+
+def test_shuffled_tiles_are_in_the_order_that_the_label_names(pieces: Tensor) -> None:
+    jigsaw = Jigsaw(
+        small_encoder(),
+        32,
+        augment=Augment(**IDENTITY),
+        grid=2,
+        permutations=24,
+        gap=0.0,
+        normalize_tiles=False,
+        hidden_dim=8,
+    )
+    shuffled, which = jigsaw.shuffled(pieces, rng())
+    tiles = cut(pieces, row_by_row(pieces), 2, 16, 16, rng())
+    for i in range(len(pieces)):
+        order = jigsaw.permutations[which[i]]  # type: ignore[index]
+        assert torch.equal(shuffled[i], tiles[i][order])
+
+
+def test_normalized_tiles_do_not_tell_their_brightness(pieces: Tensor) -> None:
+    jigsaw = make_task("jigsaw")
+    brighter = (pieces[:8] * 0.3 + 0.6).clamp(0, 1)
+    tiles, _ = jigsaw.shuffled(brighter, rng())  # type: ignore[operator]
+    assert tiles.mean((2, 3, 4)).std() < 1e-3
+
+
+@pytest.mark.parametrize(("tiles", "count"), [(4, 24), (4, 12), (9, 100)])
+def test_case_57_orders_are_distinct_permutations_far_apart(tiles: int, count: int) -> None:
+    orders = torch.from_numpy(permutation_set(tiles, count))
+    assert orders.shape == (count, tiles)
+    assert (orders.sort(1).values == torch.arange(tiles)).all()
+    distance = (orders[:, None] != orders[None]).sum(2).fill_diagonal_(tiles)
+    assert int(distance.min()) >= {24: 2, 12: 3, 100: 6}[count]
+    assert torch.equal(orders, torch.from_numpy(permutation_set(tiles, count)))
+
+
+def test_twelve_orders_of_four_tiles_are_the_even_ones() -> None:
+    for order in permutation_set(4, 12).tolist():
+        swaps = sum(order[i] > order[j] for i in range(4) for j in range(i + 1, 4))
+        assert swaps % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"), [({"permutations": 25}, "2 to 24"), ({"grid": 3, "gap": 0.8}, "tiles of")]
+)
+def test_impossible_jigsaws_are_refused_in_words(changes: dict[str, Any], words: str) -> None:
+    from sslrun.base.errors import UserError
+
+    with pytest.raises(UserError, match=words):
+        make_task("jigsaw", **changes)
 
 
 def test_tiles_are_cut_anywhere_in_their_cell_in_both_directions() -> None:

@@ -1,15 +1,67 @@
-"""The two views of SimCLR, its projection head and what its loss is of."""
+"""Contrastive losses against naive loops and another library."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from pytorch_metric_learning.losses import NTXentLoss
 from torch import Tensor, nn
 
 from sslrun.augment import Augment, Rng
 from sslrun.models.backbones.smallcnn import smallcnn
 from sslrun.models.encoder import Encoder
 from sslrun.tasks.pretext.simclr import SimCLR, cosine, dcl, ntxent
+
+
+def projections(n: int = 6, d: int = 5) -> Tensor:
+    return torch.randn(2 * n, d, generator=torch.Generator().manual_seed(0))
+
+
+def naive(z: Tensor, temperature: float, decoupled: bool) -> float:
+    z = F.normalize(z, dim=1)
+    n = len(z) // 2
+    total = 0.0
+    for i in range(2 * n):
+        j = (i + n) % (2 * n)
+        others = [k for k in range(2 * n) if k != i and not (decoupled and k == j)]
+        below = sum(math.exp(float(z[i] @ z[k]) / temperature) for k in others)
+        total += -float(z[i] @ z[j]) / temperature + math.log(below)
+    return total / (2 * n)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_case_58_losses_against_naive_loops(temperature: float) -> None:
+    z = projections()
+    assert float(ntxent(cosine(z), temperature)) == pytest.approx(naive(z, temperature, False), rel=1e-5)
+    assert float(dcl(cosine(z), temperature)) == pytest.approx(naive(z, temperature, True), rel=1e-5)
+
+
+def test_case_58_ntxent_against_pytorch_metric_learning() -> None:
+    z = projections(16, 8)
+    theirs = NTXentLoss(temperature=0.2)(z, torch.arange(16).repeat(2))
+    assert float(ntxent(cosine(z), 0.2)) == pytest.approx(float(theirs), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [ntxent, dcl])
+def test_losses_do_not_depend_on_the_order_of_views_or_pictures(loss: Any) -> None:
+    z = projections()
+    a, b = z.chunk(2)
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(3))
+    expected = float(loss(cosine(z), 0.2))
+    assert float(loss(cosine(torch.cat([b, a])), 0.2)) == pytest.approx(expected, rel=1e-5)
+    assert float(loss(cosine(torch.cat([a[order], b[order]])), 0.2)) == pytest.approx(expected, rel=1e-5)
+    assert float(loss(cosine(3 * z), 0.2)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_closer_partners_cost_less() -> None:
+    a = projections()[:6]
+    far = torch.cat([a, projections()[6:]])
+    near = torch.cat([a, a + 0.1 * projections()[6:]])
+    for loss in (ntxent, dcl):
+        assert loss(cosine(near), 0.2) < loss(cosine(far), 0.2)
+
 
 AUGMENT: dict[str, Any] = {
     **{"crop_scale": [0.2, 1.0], "crop_ratio": [0.75, 1.333], "degrees": 0.0, "horizontal_flip": True},

@@ -1,0 +1,141 @@
+"""Signals: the run is saved, says how to resume it, and ends."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import pytest
+
+from sslrun.runs import checkpoint
+from sslrun.runs.find import LAST, PREVIOUS
+from tests.helpers import (
+    DIGITS,
+    FINETUNE,
+    OFTEN,
+    PRETRAIN,
+    STEPS,
+    ended,
+    in_steps,
+    logged,
+    only_run,
+    run_forked,
+    same,
+    start,
+    wait_for,
+    whole,
+)
+
+
+def stopped(number: int, stage: tuple[str, ...]) -> tuple[Path, str]:
+    """Stop a run by a signal as soon as it takes steps; return its directory and what it said."""
+    process = start(*stage)
+    wait_for(process, lambda: in_steps("*/*"))
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    code, answer = ended(process), Path("said").read_text()
+    assert code == 128 + number, answer
+    assert "Traceback" not in answer
+    return only_run(stage=stage[0]), answer
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("stage", [PRETRAIN, FINETUNE], ids=["pretrain", "finetune"])
+def test_case_23_a_signal_saves_and_prints_the_command_that_goes_on(number: int, stage: tuple[str, ...]) -> None:
+    longer = tuple(a.replace(f"steps={STEPS}", "steps=400") for a in stage)
+    place, answer = stopped(number, longer)
+    assert json.loads((place / "summary.json").read_text())["status"] == "interrupted"
+    step = checkpoint.load(place / LAST)["step"]
+    assert 1 < step < 400
+    command = re.search(r"Go on with: sslrun (\S+) (\S+)", answer)
+    assert command is not None
+    assert f"Going on after step {step}" in run_forked(*command.groups())
+    assert (place / "run.log").read_text().count("Stopped by") == 1
+    shutil.move("outputs", "broken")
+    run_forked(*longer)
+    straight = only_run(stage=stage[0])
+    broken = Path("broken", *place.parts[1:])
+    assert same(whole(broken), whole(straight))
+    assert logged(broken) == logged(straight)
+
+
+SLOW = """
+import time
+from sslrun.tasks.task import Task
+
+class Slow(Task):
+    def __init__(self, encoder, image_size, *, seconds: float) -> None:
+        super().__init__()
+        self.encoder, self.seconds = encoder, seconds
+
+    def views(self, images, rng):
+        return {"view": images}
+
+    def forward(self, batch, rng):
+        time.sleep(self.seconds)
+        return {"loss": self.encoder(batch["images"]).square().mean()}
+"""
+
+
+def slow(seconds: float) -> ForkServerProcess:
+    """Start a run whose steps take so many seconds, and wait until it is in one."""
+    Path("mine/pretext").mkdir(parents=True)
+    Path("slow.py").write_text(SLOW)
+    Path("mine/pretext/slow.yaml").write_text(f"_target_: slow.Slow\nseconds: {seconds}\n")
+    process = start("pretrain", "-cd", "mine", "pretext=slow", *DIGITS, "train.steps=50")
+    wait_for(process, lambda: bool(list(Path("outputs").glob("pretrain/*/last.pt"))))
+    time.sleep(0.3)
+    assert process.pid is not None
+    return process
+
+
+def test_case_24_a_second_signal_ends_at_once_and_a_repeated_one_is_the_same() -> None:
+    process = slow(20.0)
+    assert process.pid is not None
+    for pause in (0.1, 0.7):
+        os.kill(process.pid, signal.SIGTERM)
+        time.sleep(pause)
+        assert process.is_alive()
+    began = time.monotonic()
+    os.kill(process.pid, signal.SIGTERM)
+    assert ended(process) == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 15  # the step would have gone on for longer
+    assert "Go on with" not in Path("said").read_text()
+    checkpoint.load(only_run() / LAST)
+
+
+def test_case_23_a_terminal_that_is_closed_loses_nothing() -> None:
+    """Standard error is a pipe whose reader is gone by the time of the signal, as with `2>&1 | tee` and Ctrl-C."""
+    command = [sys.executable, "-m", "sslrun", *PRETRAIN, "train.steps=20000", "train.evaluations=1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=reset_hangup)
+    wait_for(process, lambda: in_steps("*/*"))
+    assert process.stderr is not None
+    process.stderr.close()
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 128 + signal.SIGHUP
+    assert json.loads((only_run() / "summary.json").read_text())["status"] == "interrupted"
+    assert checkpoint.load(only_run() / LAST)["step"] > 1
+    assert "Stopped by SIGHUP. Go on with: sslrun pretrain resume=" in (only_run() / "run.log").read_text()
+
+
+def reset_hangup() -> None:
+    """Undo what nohup does."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def test_case_25_a_signal_during_a_save() -> None:
+    """With 20 MB of weights and a checkpoint after each of its short steps, nearly all the time is spent saving."""
+    large = [a for a in PRETRAIN if not a.startswith(("backbone", "dataset.image", "train.batch", "train.steps"))]
+    large += ["backbone.widths=[8,16,512,512]", "dataset.image_size=12", "train.batch_size=4", "train.steps=400"]
+    for _ in range(3):
+        place, _said = stopped(signal.SIGTERM, (*large, *OFTEN))
+        assert checkpoint.load(place / LAST)["step"] > 0
+        assert checkpoint.load(place / PREVIOUS)["step"] >= 0
+        assert not list(place.glob(".*.part"))
+        shutil.rmtree("outputs")

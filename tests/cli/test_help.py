@@ -1,0 +1,24 @@
+"""`sslrun COMMAND --help`."""
+
+import pytest
+
+from tests.helpers import Cli
+
+
+def test_help_of_a_command_lists_its_groups_choices_and_keys(cli: Cli) -> None:
+    result = cli("pretrain", "--help").out
+    assert "jigsaw | rotation | simclr" in result
+    assert "mobilenetv2 | resnet18 | smallcnn" in result
+    for name in ("cifar10", "folder", "rotation_flowers", "learning_rate: ", "-m sweeps"):
+        assert name in result
+    assert "from_checkpoint" not in result
+    assert "from_checkpoint" in cli("finetune", "--help").out
+
+
+@pytest.mark.parametrize("command", ["fetch", "check", "preview"])
+def test_help_of_the_data_commands(command: str, cli: Cli) -> None:
+    answer = cli("data", command, "--help")
+    assert answer.code == 0
+    assert f"Usage: sslrun data {command} [flags] [key=value ...]" in answer.out
+    assert "dataset=digits" in answer.out
+    assert "from_checkpoint" not in answer.out

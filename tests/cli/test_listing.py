@@ -1,0 +1,22 @@
+"""`sslrun runs`."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from tests.helpers import Cli
+
+
+def test_runs_lists_everything(in_world: Path, cli: Cli) -> None:
+    rows = json.loads(cli("runs", "--format", "json").out)
+    assert [r["stage"] for r in rows] == ["pretrain", "pretrain", "finetune"]
+    assert [r["pretext"] for r in rows] == ["rotation", "simclr", "simclr"]
+    assert rows[2]["fraction"] == 0.5
+    assert re.fullmatch(r"val/accuracy [01]\.\d+", rows[2]["score"])
+    assert "rotation" in cli("runs").out
+    assert cli("runs", "finetune", "--format", "csv").out.count("\n") == 2
+    shutil.rmtree("outputs")
+    empty = cli("runs")
+    assert (empty.code, empty.out) == (0, "")
+    assert "No runs" in empty.err

@@ -1,0 +1,162 @@
+"""Sweeps: the table at the end, and resuming a sweep."""
+
+import csv
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+from sslrun.base.locks import locked
+from tests.helpers import (
+    PRETRAIN,
+    QUICK,
+    SHORT,
+    STEPS,
+    TINY,
+    Cli,
+    ended,
+    in_steps,
+    only_run,
+    run_forked,
+    runs,
+    same,
+    start,
+    summary,
+    wait_for,
+    whole,
+)
+
+
+def test_a_sweep_ends_with_a_table_and_a_csv_and_names_its_failures(in_world: Path, cli: Cli) -> None:
+    answer = cli("finetune", "-m", "label_fraction=0.2,0.5", "seed=0,1", "mode=probe", *QUICK)
+    assert answer.code == 0
+    sweep = next(Path("outputs/finetune").glob("*/sweep.csv")).parent
+    rows = list(csv.DictReader((sweep / "sweep.csv").open()))
+    assert [(r["label_fraction"], r["training_seed"], r["labels_train"]) for r in rows] == [
+        ("0.2", "0", "10"), ("0.2", "1", "10"), ("0.5", "0", "24"), ("0.5", "1", "24"),
+    ]  # fmt: skip
+    table = [line.split() for line in answer.err.splitlines() if line.strip().startswith(("simclr", "0."))]
+    mean = (float(rows[0]["val/accuracy"]) + float(rows[1]["val/accuracy"])) / 2
+    assert any(f"{mean:.4f}" in line and "0.2" in line for line in table)
+    answer = cli("evaluate", f"run={sweep}", *QUICK)
+    assert answer.code == 0
+    evaluated = next(Path("outputs/evaluate").glob("*/sweep.csv"))
+    assert len(list(csv.DictReader(evaluated.open()))) == 4
+    answer = cli("finetune", "-m", "init=nowhere,simclr", "mode=knn", *QUICK)
+    assert answer.code == 1
+    assert "init=nowhere: no pretrain nowhere run" in answer.err
+    assert "1 of the jobs failed" in answer.err
+    assert "finished" in (max(Path("outputs/finetune").glob("*/sweep.csv"))).read_text()
+
+
+def test_case_10_a_job_of_a_sweep_gives_the_numbers_of_the_job_alone(cli: Cli) -> None:
+    settings = ("pretext=rotation", "dataset.max_images=100", *TINY, "train.steps=3")
+    assert cli("pretrain", "-m", "seed=0,1", *settings).code == 0
+    assert cli("pretrain", "seed=1", *settings).code == 0
+    a, b = (summary(p) for p in (*(p for p in runs("pretrain") if p.name == "1"), runs("pretrain")[-1]))
+    assert a["seeds"] == b["seeds"] == {"training": 1, "split": 0}
+    assert a["train/loss"] == b["train/loss"]
+
+
+def test_a_sweep_goes_on_where_it_stopped() -> None:
+    seeds = "seed=0,1,2"
+    process = start("pretrain", "-m", *(a.replace(f"={STEPS}", "=150") for a in PRETRAIN[1:]), seeds)
+    wait_for(process, lambda: in_steps("*/*/1"))
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    assert ended(process) == 128 + signal.SIGTERM
+    command = re.search(r"Go on with: sslrun pretrain (\S+)", Path("said").read_text())
+    assert command is not None
+    sweep = Path(command[1].removeprefix("resume="))
+    first = (sweep / "0" / "summary.json").read_bytes()
+    refused = start("pretrain", command[1], "seed=5")
+    assert ended(refused) == 1
+    assert "a sweep goes on as it was started" in Path("said").read_text()
+    result = run_forked("pretrain", "resume=latest")
+    assert result.count("Finished before") == 1
+    assert "Going on after step" in result
+    assert (sweep / "0" / "summary.json").read_bytes() == first
+    assert [json.loads((sweep / str(i) / "summary.json").read_text())["status"] for i in range(3)] == ["finished"] * 3
+    assert len((sweep / "sweep.csv").read_text().splitlines()) == 4
+    run_forked(*(a.replace(f"={STEPS}", "=150") for a in PRETRAIN), "seed=1", folder="straight")
+    assert same(whole(sweep / "1"), whole(only_run("straight")))
+
+
+def test_a_sweep_of_finetunings_goes_on_from_the_starts_that_it_named() -> None:
+    """Each job was told `init=simclr` and noted which run that was."""
+    run_forked(*PRETRAIN)
+    jobs = (
+        "finetune",
+        "-m",
+        "init=simclr,scratch",
+        "mode=finetune",
+        "label_fraction=0.5",
+        "train.steps=150",
+        *QUICK,
+    )
+    process = start(*jobs)
+    wait_for(process, lambda: in_steps("finetune/*/0"))
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    assert ended(process) == 128 + signal.SIGTERM
+    result = run_forked("finetune", "resume=latest")
+    assert "Going on after step" in result
+    (sweep,) = [p.parent for p in Path("outputs").glob("finetune/*/multirun.yaml")]
+    summaries = [json.loads((sweep / str(i) / "summary.json").read_text()) for i in range(2)]
+    assert [s["status"] for s in summaries] == ["finished"] * 2
+    assert [s["init"] for s in summaries] == ["simclr", "scratch"]
+    assert summaries[0]["overrides"][0] == "init=simclr"
+
+
+def test_a_sweep_into_folders_of_other_jobs_does_nothing_to_them(cli: Cli) -> None:
+    answer = cli("pretrain", "-m", "hydra.sweep.subdir=one", "seed=0,1", *PRETRAIN[1:])
+    assert answer.code == 1
+    assert "is of another job" in answer.err
+
+
+def test_the_end_of_a_sweep_with_a_damaged_job_is_a_failure_with_a_table(cli: Cli) -> None:
+    assert cli("pretrain", "-m", "seed=0,1", *SHORT).code == 0
+    (sweep,) = Path("outputs/pretrain").iterdir()
+    (sweep / "0/summary.json").write_text("")
+    result = cli("pretrain", f"resume={sweep}")
+    assert result.code == 1
+    assert "cannot be read" in result.err
+    assert "1 of the jobs failed" in result.err
+    (sweep / "sweep.csv").unlink()
+    (sweep / "sweep.csv").mkdir()
+    result = cli("pretrain", f"resume={sweep}")
+    assert "cannot write" in result.err
+    assert result.code == 1
+
+
+def test_a_job_of_a_sweep_may_go_on_alone_for_longer_and_the_sweep_after_it(cli: Cli) -> None:
+    assert cli("pretrain", "-m", "seed=0,1", *SHORT).code == 0
+    (sweep,) = Path("outputs/pretrain").iterdir()
+    assert cli("pretrain", f"resume={sweep / '0'}", "train.steps=10", "device.threads=1").code == 0
+    result = cli("pretrain", f"resume={sweep}")
+    assert result.code == 0, result.err
+    assert result.err.count("Finished before") == 2
+
+
+def test_a_finished_job_of_a_sweep_is_not_done_again_when_its_checkpoints_were_deleted(cli: Cli) -> None:
+    assert cli("pretrain", "-m", "seed=0,1", "train.steps=2", *TINY).code == 0
+    (sweep,) = Path("outputs/pretrain").iterdir()
+    for file in (sweep / "0").glob("*.pt"):
+        file.unlink()
+    before = (sweep / "0/metrics.jsonl").read_bytes()
+    answer = cli("pretrain", f"resume={sweep}")
+    assert answer.code == 0
+    assert answer.err.count("Finished before") == 2
+    assert (sweep / "0/metrics.jsonl").read_bytes() == before
+    assert not [*(sweep / "0").glob("*.pt")]
+
+
+def test_a_sweep_goes_on_in_one_process_at_a_time(cli: Cli) -> None:
+    assert cli("pretrain", "-m", "seed=0,1", *SHORT).code == 0
+    (sweep,) = Path("outputs/pretrain").iterdir()
+    lock = locked(sweep)
+    result = cli("pretrain", f"resume={sweep}")
+    lock.release()
+    assert "is being written by another process" in result.err
+    assert result.code == 1

@@ -1,0 +1,144 @@
+"""Old names of 0.1.0: config keys in every spelling, with one notice each, and what old runs wrote."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from sslrun.config import renames
+from sslrun.config.renames import KEYS, renamed_config, renamed_overrides
+from tests.helpers import QUICK, Cli
+
+HERE = Path(__file__).parents[2]
+TINY = ("backbone=smallcnn", "backbone.widths=[4]", "dataset=digits", "dataset.image_size=16", "dataset.max_images=200")
+NOTICE = re.compile(r"^Note: (\w+) is now called (\w+); the old name is understood until 0\.2\.0\.$", re.M)
+
+
+@pytest.fixture(autouse=True)
+def _first_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renames, "_noted", set())
+
+
+def newest(stage: str) -> Path:
+    return max(p.parent for p in Path("outputs", stage).glob("*/summary.json"))
+
+
+def config(stage: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads((newest(stage) / "summary.json").read_text())["config"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("readout=grid", "pooling=grid"),
+        ("+readout=grid", "+pooling=grid"),
+        ("++readout=average,grid", "++pooling=average,grid"),
+        ("~readout", "~pooling"),
+        ("finetune.readout=grid", "finetune.pooling=grid"),
+        ("labelled=labelled/readout=x", "labeled=labelled/readout=x"),
+        ("augment.tilt=3", "++augment.degrees=3"),
+        ("~augment.tilt", "~augment.degrees"),
+        ("finetune.augment.tilt=3,4", "finetune.augment.degrees=3,4"),
+        ("pretext.augment.tilt=3", "++pretext.augment.degrees=3"),
+        ("pretext.augment={tilt: 3,blur: 0.0}", "pretext.augment={degrees: 3,blur: 0.0}"),
+        ('search=["readout=grid","augment.tilt=3"]', 'search=["pooling=grid","augment.degrees=3"]'),
+        ("finetune=['readout=grid',~augment.tilt]", "finetune=['pooling=grid',~augment.degrees]"),
+        ('finetune.search=["readout=grid"]', 'finetune.search=["pooling=grid"]'),
+        ('pretexts=["simclr pretext.augment.tilt=3",jigsaw]', 'pretexts=["simclr pretext.augment.degrees=3",jigsaw]'),
+        ("dataset.root=readout=x", "dataset.root=readout=x"),
+        ("pretext.readout=3", "pretext.readout=3"),
+        ("mytilt=3", "mytilt=3"),
+    ],
+)
+def test_overrides(old: str, new: str) -> None:
+    assert renamed_overrides([old]) == [new]
+    assert renamed_overrides([new]) == [new]
+
+
+def test_a_config_of_0_1_is_renamed_without_a_notice(capfd: pytest.CaptureFixture[str]) -> None:
+    augment = {"_target_": "sslrun.augment.Augment", "tilt": 5.0, "horizontal_flip": "${dataset.horizontal_flip}"}
+    old = {"readout": "grid", "augment": augment, "search": ["readout=grid"], "dataset": {"readout": 1}}
+    new = {"_target_": "sslrun.augment.Augment", "degrees": 5.0, "horizontal_flip": "${dataset.horizontal_flip}"}
+    assert renamed_config(old) == {
+        "pooling": "grid", "augment": new, "search": ["pooling=grid"], "dataset": {"readout": 1},
+    }  # fmt: skip
+    assert "tilt" in augment
+    assert capfd.readouterr().err == ""
+
+
+def test_an_old_key_wins_over_the_default_and_the_command_line_over_both() -> None:
+    both = {"pooling": "auto", "readout": "grid"}
+    assert renamed_config(both) == renamed_config(dict(reversed(both.items()))) == {"pooling": "grid"}
+    assert renamed_config({"readout": "grid", "pooling": "average"}, ["pooling=average"]) == {"pooling": "average"}
+
+
+def test_every_new_key_exists_and_no_old_one_does() -> None:
+    text = "\n".join(p.read_text() for p in (HERE / "conf").rglob("*.yaml"))
+    for old, new in KEYS.items():
+        assert re.search(rf"^\s*{new.rpartition('.')[2]}:", text, re.M), new
+        assert not re.search(rf"^\s*{old.rpartition('.')[2]}:", text, re.M), old
+
+
+def test_on_the_command_line_with_one_notice_a_key(cli: Cli) -> None:
+    once = (
+        "init=scratch",
+        "mode=finetune",
+        "train.steps=1",
+        "train.evaluations=1",
+        "label_fraction=0.2",
+        *TINY,
+        *QUICK,
+    )
+    answer = cli("finetune", "readout=grid", "augment.tilt=3", *once)
+    assert answer.code == 0, answer.err
+    assert NOTICE.findall(answer.err) == [("readout", "pooling"), ("tilt", "degrees")]
+    now = OmegaConf.create(config("finetune"))
+    assert (now.pooling, now.augment.degrees) == ("grid", 3)
+    assert "readout" not in now
+    assert not NOTICE.findall(cli("finetune", "readout=grid", *once).err)  # told before, in this process
+
+
+def test_in_a_sweep(cli: Cli) -> None:
+    answer = cli(
+        "finetune", "-m", "init=scratch", "mode=probe", "readout=average,grid", "label_fraction=0.2", *TINY, *QUICK
+    )
+    assert answer.code == 0, answer.err
+    assert NOTICE.findall(answer.err) == [("readout", "pooling")]
+    made = [
+        json.loads(p.read_text())["config"]["pooling"]
+        for p in sorted(Path("outputs").glob("finetune/*/*/summary.json"))
+    ]
+    assert made == ["average", "grid"]
+
+
+def test_wrong_old_keys_and_values_are_refused_by_their_new_names(cli: Cli) -> None:
+    assert "pooling: must be one of average or grid or one of auto" in cli("finetune", "readout=mean", *QUICK).err
+    assert "pooling: no such key" in cli("pretrain", "readout=grid", *QUICK).err
+    assert "pretext.augment.degrees: must be at most 45" in cli("pretrain", "pretext.augment.tilt=99", *QUICK).err
+
+
+def test_in_yaml_files_of_ones_own(cli: Cli) -> None:
+    shutil.copytree(HERE / "conf/pretext", "mine/pretext")
+    own = Path("mine/pretext/tilted.yaml")
+    own.write_text(Path("mine/pretext/rotation.yaml").read_text().replace("degrees: 0.0", "tilt: 10.0"))
+    Path("mine/experiment").mkdir()
+    Path("mine/experiment/extended.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /pretext: rotation\npretext:\n  augment:\n    tilt: 20.0\n"
+    )
+    short = ("-cd", "mine", "train.steps=1", "train.evaluations=1", *TINY, *QUICK)
+    for given, degrees, notices in (
+        (("pretext=tilted",), 10.0, 1),
+        (("experiment=extended",), 20.0, 0),
+        (("pretext=tilted", "pretext.augment.tilt=5"), 5, 0),
+        (("experiment=extended", "pretext.augment.degrees=6"), 6, 0),
+    ):
+        answer = cli("pretrain", *short[:2], *given, *short[2:])
+        assert answer.code == 0, answer.err
+        assert len(NOTICE.findall(answer.err)) == notices
+        made = OmegaConf.create(config("pretrain")).pretext.augment
+        assert made.degrees == degrees
+        assert "tilt" not in made

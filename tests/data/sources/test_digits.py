@@ -1,0 +1,12 @@
+from sslrun.data.dataset import load_test, load_train
+from tests.helpers import source_node
+
+
+def test_digits_are_split_without_overlap_and_completely() -> None:
+    train, val = load_train(source_node("digits", None))
+    test = load_test(source_node("digits", None))
+    assert val is not None
+    names = [set(d.names) for d in (train, val, test)]
+    assert len(set.union(*names)) == sum(map(len, names)) == 1797
+    assert train.images[:2].shape == (2, 3, 16, 16)
+    assert train.class_names == [str(i) for i in range(10)]

@@ -1,0 +1,299 @@
+"""Decoding many images, once."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sslrun.data import cache, workers
+from sslrun.data import decode as decoding
+from sslrun.data.cache import decode_all, resize_all, resized
+from sslrun.data.decode import VERSION, decode, find_images
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every file that is decoded in this process."""
+    calls: list[str] = []
+
+    def counted(path: str, *settings: Any) -> np.ndarray:
+        calls.append(path)
+        return decode(path, *settings)
+
+    monkeypatch.setattr(decoding, "decode", counted)
+    return calls
+
+
+def test_pictures_are_decoded_in_order_and_a_second_start_takes_no_decoding(photos: Path, decoded: list[str]) -> None:
+    files = find_images(photos)
+    first = decode_all(files, 16, "crop", "rgb")
+    assert sorted(decoded) == sorted(files)
+    assert all((first.array[i] == decode(files[i], 16)).all() for i in range(len(files)))
+    decoded.clear()
+    again = decode_all(files, 16, "crop", "rgb")
+    assert decoded == []
+    assert isinstance(again.array, np.memmap)
+    assert (again.array == first.array).all()
+    assert (again.digests == first.digests).all()
+
+
+def test_blocks_of_any_size_give_the_same(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = find_images(photos)
+    first = decode_all(files, 16, "crop", "rgb")
+    monkeypatch.setattr(cache, "CHUNK", 7 * 16 * 16 * 3)
+    monkeypatch.setenv("SSLRUN_CACHE", "another")
+    second = decode_all(files, 16, "crop", "rgb")
+    assert (first.array == second.array).all()
+    assert (first.digests == second.digests).all()
+
+
+def test_case_49_other_settings_files_or_versions_are_decoded_anew(
+    photos: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = find_images(photos / "flower")
+    decode_all(files, 16, "crop", "rgb")
+    for changed in ((files, 17, "crop", "rgb"), (files, 16, "squash", "rgb"), (files, 16, "crop", "gray")):
+        decoded.clear()
+        decode_all(*changed)
+        assert len(decoded) == 30
+    decoded.clear()
+    decode_all(files[1:], 16, "crop", "rgb")
+    assert len(decoded) == 29
+    decoded.clear()
+    monkeypatch.setattr(cache, "VERSION", VERSION + "1")
+    decode_all(files, 16, "crop", "rgb")
+    assert len(decoded) == 30
+
+
+@pytest.mark.parametrize("change", ["content", "time"])
+def test_case_49_a_changed_file_is_decoded_anew(photos: Path, decoded: list[str], change: str) -> None:
+    data = (photos / "flower/flower 00.jpg").read_bytes()
+    Path("x.jpg").write_bytes(data)
+    decode_all(["x.jpg"], 16, "crop", "rgb")
+    before = os.stat("x.jpg")
+    if change == "content":
+        Path("x.jpg").write_bytes(data + b"\0")  # another size, the same time
+        os.utime("x.jpg", ns=(before.st_atime_ns, before.st_mtime_ns))
+    else:
+        os.utime("x.jpg", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    decode_all(["x.jpg"], 16, "crop", "rgb")
+    assert len(decoded) == 2
+
+
+@pytest.mark.parametrize("name", ["images.npy", "digests.npy", "bad.json"])
+@pytest.mark.parametrize("how", ["cut", "missing", "empty", "other"])
+def test_case_49_a_damaged_copy_is_made_anew(photos: Path, decoded: list[str], name: str, how: str) -> None:
+    files = find_images(photos)[:5]
+    first = decode_all(files, 16, "crop", "rgb").array.copy()
+    (folder,) = [p for p in cache.cache_folder().iterdir() if p.is_dir()]
+    if how == "missing":
+        (folder / name).unlink()
+    elif how == "other":
+        (folder / name).write_bytes(b"[1]" if name == "bad.json" else b"something else")
+    else:
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: len(data) // 2] if how == "cut" else b"")
+    decoded.clear()
+    assert (decode_all(files, 16, "crop", "rgb").array == first).all()
+    assert len(decoded) == 5
+    decoded.clear()
+    decode_all(files, 16, "crop", "rgb")
+    assert decoded == []
+
+
+def test_nothing_but_bad_files() -> None:
+    Path("a.jpg").write_text("x")
+    result = decode_all(["a.jpg"], 16, "crop", "rgb")
+    assert len(result.images()) == 0
+    assert result.bad == {0: "not a picture in a known format"}
+
+
+def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("file").write_text("in the way")
+    monkeypatch.setenv("SSLRUN_CACHE", "file")
+    files = find_images(photos)[:3]
+    result = decode_all(files, 16, "crop", "rgb")
+    assert (result.array[2] == decode(files[2], 16)).all()
+    assert len({d.tobytes() for d in result.digests}) == 3
+
+
+def test_a_full_disk_is_no_reason_to_stop_and_leaves_no_half_a_copy(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if os.geteuid() or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    code = (
+        "import subprocess, sys, os\n"
+        "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=66m', 'none', 'small'], check=True)\n"
+        "from sslrun.base.console import start_logging\n"
+        "from sslrun.data.cache import decode_all\n"
+        "from sslrun.data.decode import find_images\n"
+        "start_logging()\n"
+        f"files = find_images({str(photos)!r})\n"
+        "assert len(decode_all(files, int(sys.argv[1]), 'crop', 'rgb').array) == 60\n"
+        "print(sorted(n for n in os.listdir('small/decoded') if not n.endswith('.lock')))\n"
+    )
+    Path("small").mkdir()
+    for size, fits in ((8, True), (900, False)):  # the second takes 145 MB
+        done = subprocess.run(
+            ["unshare", "-m", sys.executable, "-c", code, str(size)],
+            env={**os.environ, "SSLRUN_CACHE": "small"}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert ("cannot be kept" in done.stderr) is not fits
+        assert (done.stdout.strip() == "[]") is not fits
+
+
+def test_a_write_that_fails_on_the_way_leaves_no_half_a_copy(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[str]
+) -> None:
+    calls = []
+
+    def full(array: np.ndarray) -> np.ndarray:
+        calls.append(len(array))
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return digests(array)
+
+    digests = cache.digests
+    monkeypatch.setattr(cache, "CHUNK", 1)  # one file at a time
+    monkeypatch.setattr(cache, "digests", full)
+    files = find_images(photos)[:20]
+    assert len(decode_all(files, 16, "crop", "rgb").array) == 20
+    assert [p for p in cache.cache_folder().iterdir() if p.suffix != ".lock"] == []
+
+
+CHILD = """
+import os, signal, sys, time
+from sslrun.base.console import start_logging
+from sslrun.data import cache, decode
+start_logging()
+plain = decode.decode
+def slow(path, *settings):
+    with open("calls", "a") as file:
+        file.write(path + "\\n")
+    time.sleep(0.02)
+    return plain(path, *settings)
+decode.decode = slow
+found = cache.decode_all(decode.find_images(sys.argv[1]), 16, "crop", "rgb")
+print(found.array.sum())
+"""
+
+
+def test_case_48_two_processes_at_once_decode_once(photos: Path) -> None:
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(photos)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    answer = [c.communicate() for c in children]
+    assert len({out for out, _ in answer}) == 1
+    assert len(Path("calls").read_text().splitlines()) == 60
+    assert sum("Waiting for another process that is decoding the same pictures" in err for _, err in answer) >= 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+def test_case_48_a_process_that_is_killed_while_decoding_leaves_nothing_that_is_used(photos: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(photos)], stdout=subprocess.DEVNULL)
+    while not Path("calls").exists() or len(Path("calls").read_text().splitlines()) < 5:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    Path("calls").unlink()
+    subprocess.run([sys.executable, "-c", CHILD, str(photos)], check=True, stdout=subprocess.DEVNULL)
+    assert len(Path("calls").read_text().splitlines()) == 60
+    assert not list(cache.cache_folder().glob("*.part"))
+
+
+def test_a_mapped_array_is_resized_once_and_equals_one_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 255, (50, 3, 12, 12), dtype=np.uint8)
+    array.tofile("array.bin")
+    mapped = np.memmap("array.bin", dtype=np.uint8, mode="r").reshape(-1, 3, 12, 12).transpose(0, 2, 3, 1)
+    assert isinstance(mapped, np.memmap)
+    first = resize_all(mapped, 20, "rgb")
+    assert (first.array == resized(array.transpose(0, 2, 3, 1), 20, "rgb")).all()
+    assert (resize_all(mapped, 12, "rgb").array == array.transpose(0, 2, 3, 1)).all()
+
+    def never(*_: object) -> None:
+        raise AssertionError("resized once more")
+
+    monkeypatch.setattr(cache, "_resize", never)
+    assert (resize_all(mapped, 20, "rgb").array == first.array).all()
+
+
+def test_the_copy_holds_what_the_docstring_says(photos: Path) -> None:
+    files = [*find_images(photos)[:4], "missing.jpg"]
+    decode_all(files, 16, "crop", "rgb")
+    (folder,) = [p for p in cache.cache_folder().iterdir() if p.is_dir()]
+    assert np.load(folder / "images.npy").shape == (5, 16, 16, 3)
+    assert not np.load(folder / "images.npy")[4].any()
+    assert json.loads((folder / "bad.json").read_text()) == {"4": "no such file"}
+
+
+def test_the_cache_lies_where_it_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache.cache_folder() == Path(os.environ["SSLRUN_CACHE"], "decoded")
+    monkeypatch.delenv("SSLRUN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert cache.cache_folder() == Path("/x/sslrun/decoded")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache.cache_folder() == Path.home() / ".cache/sslrun/decoded"
+
+
+def test_processes_decode_the_same_in_the_same_order(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("bad.jpg").write_text("text")
+    files = [*find_images(photos), "bad.jpg", *find_images(photos)]
+    threads = decode_all(files, 16, "crop", "rgb")
+    monkeypatch.setenv("SSLRUN_CACHE", "another")
+    monkeypatch.setattr(workers, "WORTH_PROCESSES", 100)
+    monkeypatch.setattr(cache, "CHUNK", 5 * 16 * 16 * 3)
+    processes = decode_all(files, 16, "crop", "rgb")
+    assert (threads.array == processes.array).all()
+    assert threads.bad == processes.bad == {60: "not a picture in a known format"}
+
+
+def test_a_file_that_could_not_be_opened_is_tried_again(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = find_images(photos)[:4]
+    plain = Image.open
+
+    def failing(path: Any, *rest: Any, **more: Any) -> Any:
+        if str(path) == files[2]:
+            raise OSError(errno.EIO, "Input/output error")
+        return plain(path, *rest, **more)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Image, "open", failing)
+        for _ in range(2):
+            assert decode_all(files, 16, "crop", "rgb").bad == {2: "cannot be opened: Input/output error"}
+    result = decode_all(files, 16, "crop", "rgb")
+    assert result.bad == {}
+    assert (result.array[2] == decode(files[2], 16)).all()
+
+
+def test_arrays_in_memory_are_kept_by_their_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 255, (50, 12, 12, 1), dtype=np.uint8)
+    first = resize_all(array, 20, "rgb")
+    assert isinstance(first.array, np.memmap)
+    assert (first.array == resized(array, 20, "rgb")).all()
+    other = array.copy()
+    other[7] += 1
+    assert (resize_all(other, 20, "rgb").array == resized(other, 20, "rgb")).all()
+
+
+def test_two_parts_of_one_mapped_file_are_told_apart() -> None:
+    array = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 3), dtype=np.uint8)
+    np.save("a.npy", array)
+    mapped = np.load("a.npy", mmap_mode="r")
+    for part in (slice(0, 20), slice(20, 40), slice(None)):
+        assert (resize_all(mapped[part], 8, "rgb").array == array[part]).all()

@@ -1,0 +1,133 @@
+"""Exact and near duplicates, and what the headers of files tell."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance
+
+from sslrun.data.decode import find_images, read_headers
+from sslrun.data.duplicates import SAME, exact_duplicates, headers, near_duplicates, other_files
+from sslrun.data.images import Images, digests
+from tests.published import piece
+
+
+def images(*images: Image.Image) -> Images:
+    array = np.stack([np.asarray(p.convert("RGB").resize((64, 64))) for p in images])
+    return Images([torch.from_numpy(array)], digests(array))
+
+
+def again(image: Image.Image, how: str) -> Image.Image:
+    if how.startswith("jpeg"):
+        data = io.BytesIO()
+        image.save(data, "JPEG", quality=int(how[4:]))
+        return Image.open(data)
+    if how == "half":
+        return image.resize((image.width // 2, image.height // 2), Image.Resampling.BILINEAR)
+    if how == "brighter":
+        return Image.fromarray(np.clip(np.asarray(image).astype(int) + 8, 0, 255).astype(np.uint8))
+    if how == "contrast":
+        return ImageEnhance.Contrast(image).enhance(0.9)
+    return image.copy()
+
+
+@pytest.mark.parametrize("how", ["jpeg75", "jpeg40", "half", "brighter", "contrast"])
+def test_near_duplicates_are_found_and_distinct_pictures_are_not(how: str) -> None:
+    originals = [piece(160, i) for i in range(40)]
+    copies = [again(p, how) for p in originals[:10]]
+    result = near_duplicates(images(*originals, *copies))
+    assert sorted(map(sorted, result)) == [[i, 40 + i] for i in range(10)]
+
+
+def test_two_pictures_of_one_thing_are_not_near_duplicates() -> None:
+    photo = piece(160, 0)
+    shifted = photo.crop((16, 0, 160, 144)).resize((160, 160))
+    negative = Image.fromarray(255 - np.asarray(photo))
+    pale = ImageEnhance.Contrast(photo).enhance(0.5)
+    assert near_duplicates(images(photo, shifted, negative, pale, photo.rotate(180))) == []
+
+
+def test_near_duplicates_of_one_picture_are_one_group() -> None:
+    photo = piece(160, 3)
+    kinds = ["jpeg90", "jpeg75", "half", "brighter"]
+    result = near_duplicates(images(piece(160, 0), photo, *[again(photo, k) for k in kinds], piece(160, 2)))
+    assert [sorted(g) for g in result] == [[1, 2, 3, 4, 5]]
+
+
+def test_blank_pictures_are_no_near_duplicates_and_those_with_the_same_pixels_are() -> None:
+    blank = [Image.new("RGB", (64, 64), (i, i, i)) for i in range(0, 200, 10)]
+    assert near_duplicates(images(*blank, blank[3], piece(64, 1), piece(64, 0), piece(64, 1))) == [[21, 23]]
+
+
+def test_of_a_long_burst_every_picture_of_test_is_found_to_be_in_training() -> None:
+    rng = np.random.default_rng(0)
+    photo = np.asarray(piece(64, 5)).astype(float)
+    frames = [Image.fromarray((photo + rng.normal(0, 4, photo.shape)).clip(0, 255).astype(np.uint8)) for _ in range(40)]
+    frames[20:] = [again(f, "jpeg60") for f in frames[20:]]
+    test = np.array([False] * 20 + [True] * 20)
+    result = near_duplicates(images(*frames), test)
+    leaked = {i for g in result if {bool(test[j]) for j in g} == {True, False} for i in g}
+    assert leaked >= set(range(20, 40))
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_near_duplicates_of_next_to_nothing(n: int) -> None:
+    array = np.zeros((n, 8, 8, 3), dtype=np.uint8)
+    assert near_duplicates(Images([torch.from_numpy(array)], digests(array))) == []
+
+
+def test_near_duplicates_are_those_that_comparing_all_pairs_finds() -> None:
+    rng = np.random.default_rng(0)
+    array = np.array([np.asarray(piece(32, i)) for i in range(60)] * 5)
+    noise = rng.normal(0, rng.uniform(0.5, 8, (300, 1, 1, 1)), array.shape)
+    array = np.clip(array + noise, 0, 255).astype(np.uint8)
+    result = near_duplicates(Images([torch.from_numpy(array)], digests(array)))
+    small = torch.nn.functional.interpolate(
+        torch.from_numpy(array).permute(0, 3, 1, 2).float(), (16, 16), mode="bilinear", antialias=True
+    ).flatten(1)
+    small = small - small.mean(1, keepdim=True)
+    contrast = small.std(1, unbiased=False)
+    unit = torch.nn.functional.normalize(small)
+    alike = (torch.cdist(unit, unit) < SAME) & ((contrast[:, None] / contrast).log().abs() < 0.2)
+    pairs = {(i, j) for i, j in alike.nonzero().tolist() if i < j}
+    assert 20 < len(pairs) < 600
+    together = {(min(i, j), max(i, j)) for g in result for i in g for j in g if i != j}
+    assert pairs <= together
+    assert {i for p in pairs for i in p} == {i for g in result for i in g}
+
+
+def test_exact_duplicates_are_of_the_same_bytes() -> None:
+    assert exact_duplicates([b"a", b"b", b"a", b"", b"c", b"b", b"a", b""]) == [[0, 2, 6], [1, 5]]
+
+
+def test_headers_tell_format_mode_size_and_bytes() -> None:
+    photo = piece(60, 0).crop((0, 0, 60, 40))
+    photo.save("a.png")
+    photo.convert("CMYK").save("b.jpg")
+    photo.convert("P").save("c.gif")
+    Path("d.jpg").write_text("text")
+    Path("e.png").write_bytes(Path("a.png").read_bytes())
+    result = headers([f"{n}" for n in ("a.png", "b.jpg", "c.gif", "d.jpg", "missing.png", "e.png")])
+    assert [(h.format, h.mode, h.width, h.height) for h in result] == [
+        ("PNG", "RGB", 60, 40), ("JPEG", "CMYK", 60, 40), ("GIF", "P", 60, 40), ("", "", 0, 0), ("", "", 0, 0),
+        ("PNG", "RGB", 60, 40),
+    ]  # fmt: skip
+    assert result[0].digest == result[5].digest != result[1].digest
+    assert (len(result[3].digest), len(result[4].digest)) == (16, 0)
+
+
+def test_many_files_are_read_by_processes_in_their_order(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sslrun.data import workers
+
+    files = find_images(photos) * 5
+    monkeypatch.setattr(workers, "WORTH_PROCESSES", 100)
+    assert headers(files) == read_headers(files)
+
+
+def test_files_that_are_not_taken_are_counted_by_their_suffix() -> None:
+    Path("set/a/.hidden").mkdir(parents=True)
+    for name in ("x.jpg", "a/y.HEIC", "a/z.heic", "notes.txt", "a/.DS_Store", "a/.hidden/q.heic"):
+        Path("set", name).write_text("x")
+    assert other_files("set") == {".heic": 2, ".txt": 1}

@@ -1,0 +1,64 @@
+"""Whether images have a canonical orientation."""
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+
+from sslrun.data.cache import resized
+from sslrun.data.images import Images, digests
+from sslrun.data.orientation import blank_share, gray_share, orientation, sample
+from tests.published import piece
+
+
+def batch(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 255
+
+
+def shuffled(array: np.ndarray) -> torch.Tensor:
+    """Return pictures as `survey.sample` draws them."""
+    array = np.ascontiguousarray(array)
+    return sample(Images([torch.from_numpy(array)], digests(array)))
+
+
+def test_a_sample_is_of_different_pictures_in_no_order_at_32_px() -> None:
+    array = np.tile(np.arange(250, dtype=np.uint8)[:, None, None, None], (1, 40, 40, 3))
+    result = shuffled(array)
+    assert result.shape == (250, 3, 32, 32)
+    values = (result[:, 0, 0, 0] * 255).round().int().tolist()
+    assert sorted(values) == list(range(250)) != values
+
+
+def test_grey_and_blank_shares() -> None:
+    color = np.stack([np.asarray(piece(32, i)) for i in range(8)])
+    gray = np.repeat(color[:6, :, :, :1], 3, axis=3)
+    blank = np.full((2, 32, 32, 3), 77, dtype=np.uint8)
+    assert gray_share(batch(np.concatenate([color, gray, blank]))) == 0.5
+    assert blank_share(batch(np.concatenate([color, gray, blank]))) == 2 / 16
+
+
+def test_digits_have_an_up_and_a_left_and_right() -> None:
+    array = (load_digits().images[..., None] * 15.9).astype(np.uint8)
+    result = orientation(shuffled(resized(array, 24, "rgb")))
+    assert result.rotation > 0.8
+    assert result.flip > 0.8
+
+
+def test_noise_has_no_up() -> None:
+    result = orientation(torch.rand(800, 3, 32, 32))
+    assert 0.19 < result.rotation < 0.31
+    assert 0.42 < result.flip < 0.58
+
+
+def test_pictures_that_were_turned_at_random_have_no_up() -> None:
+    array = resized((load_digits().images[..., None] * 15.9).astype(np.uint8), 24, "rgb")
+    turns = np.random.default_rng(0).integers(0, 4, len(array))
+    turned = np.stack([np.rot90(a, k) for a, k in zip(array, turns, strict=True)])
+    assert orientation(shuffled(turned)).rotation < 0.31
+
+
+def test_stripes_have_an_axis_and_no_top() -> None:
+    rng = np.random.default_rng(0)
+    rows = np.repeat(rng.integers(0, 255, (600, 32, 1, 1), dtype=np.uint8), 32, axis=2)
+    result = orientation(shuffled(np.repeat(rows, 3, axis=3)))
+    assert 0.4 < result.rotation < 0.6
+    assert result.errors_by_180 > 0.9 * (1 - result.rotation)

@@ -1,0 +1,111 @@
+"""Processes that decode: results in order, and none left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sslrun.base.machine import cores
+from sslrun.data import cache, workers
+
+
+def test_results_come_in_order_while_few_tasks_are_under_way() -> None:
+    drawn = []
+
+    def tasks() -> Iterator[int]:
+        for i in range(100):
+            drawn.append(i)
+            yield i
+
+    with workers.workers(100) as pool:
+        results = workers.in_order(pool, lambda i: i * i, tasks())
+        assert next(results) == 0
+        assert len(drawn) <= 4 * cores()
+        assert list(results) == [i * i for i in range(1, 100)]
+
+
+BIG_CHILD = """
+import os, signal, sys, time
+from sslrun.base.console import start_logging
+from sslrun.data import cache, decode, workers
+from sslrun.base.errors import UserError
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
+    start_logging()
+    workers.WORTH_PROCESSES = 2
+    cache.CHUNK = 1
+    files = decode.find_images(sys.argv[1]) * 500
+    try:
+        cache.decode_all(files, 16, "crop", "rgb")
+    except UserError as error:
+        sys.exit(f"sslrun: {error}")
+"""
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that a process has started to decode with."""
+    result = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+            command = (stat.parent / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if parent == pid and b"spawn_main" in command:
+            result.append(int(stat.parent.name))
+    return result
+
+
+def spread(tasks: int) -> list[int]:
+    workers.name_start_method()  # as every command does
+    with workers.workers(tasks) as pool:
+        return list(workers.in_order(pool, abs, range(-tasks, 0)))
+
+
+def test_processes_start_in_joblibs_own_processes_too() -> None:
+    """Those name a way to start processes that others do not know: a sweep by hydra/launcher=joblib that decodes."""
+    joblib = pytest.importorskip("joblib")
+    n = workers.WORTH_PROCESSES
+    result = joblib.Parallel(n_jobs=2)(joblib.delayed(spread)(n) for _ in range(2))
+    assert result == [list(range(n, 0, -1))] * 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, "worker"])
+def test_case_26_no_worker_is_left_behind(photos: Path, how: Any) -> None:
+    Path("big.py").write_text(BIG_CHILD)
+    process = subprocess.Popen(
+        [sys.executable, "big.py", str(photos)], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while len(children := children_of(process.pid)) < min(2, cores()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    while not list(cache.cache_folder().glob("*.part/images.npy")):
+        time.sleep(0.01)
+    time.sleep(0.3)
+    if how == "worker":
+        os.kill(children[0], signal.SIGKILL)
+    elif how == signal.SIGINT:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    else:
+        process.kill()
+    _, answer = process.communicate(timeout=30)
+    assert process.returncode != 0
+    for _ in range(300):
+        if not any(Path(f"/proc/{c}").exists() for c in children):
+            break
+        time.sleep(0.01)
+    else:
+        raise AssertionError("a worker lives on")
+    if how == "worker":
+        assert answer.splitlines()[-1] == "sslrun: a process that was reading pictures was killed: is the memory full?"
+    if how == signal.SIGINT:
+        assert "spawn" not in answer  # no word from the workers
+    if how != signal.SIGKILL:
+        assert not list(cache.cache_folder().glob("*.part"))

@@ -1,0 +1,33 @@
+import torch
+from torch import Tensor
+
+from sslrun.device import Device
+from sslrun.evaluation.features import features, map_features
+from sslrun.models.encoder import build_encoder
+from tests.helpers import encoder_of
+
+
+def test_features_do_not_depend_on_the_batch(pieces: Tensor) -> None:
+    device = Device(name="cpu", precision="fp32", memory_format="channels_last", compile=None, threads=None)
+    images = (pieces * 255).round().to(torch.uint8)
+    net = encoder_of("smallcnn", 32)
+    assert torch.allclose(features(net, images, device, 7), features(net, images, device, 60), atol=1e-5)
+
+
+def test_stage_features_are_the_means_of_the_maps() -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder(
+        {"_target_": "sslrun.models.backbones.resnet18.resnet18", "stem": "auto"}, 32, [0.5] * 3, [0.5] * 3, "grid"
+    )
+    device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
+    images = (torch.rand(5, 3, 32, 32) * 255).to(torch.uint8)
+    result = map_features(encoder, images, device, batch_size=2)
+    assert [f.shape for f in result] == [(5, 64), (5, 128), (5, 256), (5, 512)]
+    x = (images / 255 - 0.5) / 0.5
+    net = encoder.backbone.eval()
+    with torch.no_grad():
+        one = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(x)))))  # type: ignore[operator]
+    assert torch.allclose(result[0], one.mean((2, 3)), atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(result[-1], net(x)[-1].mean((2, 3)), atol=1e-5)
+    assert not any(m._forward_hooks for n, m in net.named_modules() if n == "layer1")  # none is left behind

@@ -1,0 +1,136 @@
+"""Backbones and encoders: maps, features, and what is refused."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from sslrun.base.errors import UserError
+from sslrun.config.build import build
+from sslrun.config.compose import compose_nodes
+from sslrun.models.backbones.smallcnn import smallcnn
+from sslrun.models.encoder import Encoder, build_encoder
+from tests.helpers import BACKBONES, encoder_of
+
+
+@pytest.mark.parametrize(("name", "d"), [("smallcnn", 512), ("resnet18", 512), ("mobilenetv2", 1280)])
+@pytest.mark.parametrize("image_size", [12, 16, 32, 64, 96])
+def test_features_have_the_promised_size(name: str, d: int, image_size: int) -> None:
+    net = encoder_of(name, image_size)
+    assert net.feature_dim == d
+    assert net(torch.rand(2, 3, image_size, image_size)).shape == (2, d)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("image_size", [16, 32, 96])
+def test_the_grid_is_of_the_last_two_stages_maps(name: str, image_size: int) -> None:
+    """Against the maps that torchvision's own extractor of features finds."""
+    torch.manual_seed(0)
+    grid = build_encoder(BACKBONES[name], image_size, [0.5] * 3, [0.25] * 3, "grid").eval()
+    average = encoder_of(name, image_size)
+    average.load_state_dict(grid.state_dict())  # the same keys, so a checkpoint serves both
+    nodes = {"smallcnn": ["11", "15"], "resnet18": ["layer3", "layer4"], "mobilenetv2": ["features.13", "features.18"]}[
+        name
+    ]
+    extractor = create_feature_extractor(average.backbone, nodes)
+    images = torch.rand(2, 3, image_size, image_size)
+    fields = []
+    for m in extractor((images - 0.5) / 0.25).values():
+        a, b = m.shape[2] // 2, (m.shape[2] + 1) // 2  # fields of an odd map overlap
+        corners = [m[:, :, :b, :b], m[:, :, :b, a:], m[:, :, a:, :b], m[:, :, a:, a:]]
+        one = m.shape[2] == 1
+        fields.append(m.flatten(1) if one else torch.stack([c.mean((2, 3)) for c in corners], 2).flatten(1))
+    assert grid.feature_dim == sum(f.shape[1] for f in fields)
+    assert torch.allclose(grid(images), torch.cat(fields, 1), atol=1e-5)
+
+
+def test_the_grid_of_one_map_of_one_pixel_is_what_the_backbone_returns() -> None:
+    class Mean(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.channels = [3]
+            self.scale = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [self.scale * x.mean((2, 3), keepdim=True)]
+
+    assert Encoder(Mean(), [0.0] * 3, [1.0] * 3, "grid")(torch.ones(2, 3, 8, 8)).tolist() == [[1.0] * 3] * 2
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_maps_are_what_the_channels_say(name: str) -> None:
+    net = encoder_of(name, 64)
+    maps = net.maps(torch.rand(2, 3, 64, 64))
+    assert [m.shape[1] for m in maps] == net.channels
+    assert [m.shape[2] for m in maps] == sorted((m.shape[2] for m in maps), reverse=True)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_building_an_encoder_draws_weights_alone_and_leaves_batch_norm_as_it_is(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = build(BACKBONES[name], 32)
+    drawn, state = torch.get_rng_state(), {k: v.clone() for k, v in backbone.state_dict().items()}
+    Encoder(backbone, [0.5] * 3, [0.25] * 3, "grid")
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(torch.equal(v, state[k]) for k, v in backbone.state_dict().items())
+    assert all(m.training for m in backbone.modules())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2"])
+def test_the_weights_are_drawn_as_torchvision_draws_them(name: str) -> None:
+    from torchvision import models
+
+    ours = encoder_of(name, 128).backbone.state_dict()
+    torch.manual_seed(0)
+    theirs = {"resnet18": models.resnet18, "mobilenetv2": models.mobilenet_v2}[name]().state_dict()
+    assert all(torch.equal(v, theirs[k]) for k, v in ours.items())
+    assert {k.split(".")[0] for k in theirs.keys() - ours.keys()} <= {"fc", "classifier"}
+
+
+def without_channels(image_size: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def with_one_map_that_is_no_list(image_size: int) -> nn.Module:
+    net: Any = nn.Sequential(nn.Conv2d(3, 4, 3))
+    net.channels = [4]
+    return net
+
+
+def with_other_channels(image_size: int) -> nn.Module:
+    net: Any = smallcnn(image_size, widths=[4, 8])
+    net.channels = [4]
+    return net
+
+
+def no_module(image_size: int) -> int:
+    return image_size
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("without_channels", "have `channels`, a list"),
+    ("with_one_map_that_is_no_list", "return a list of maps, .* it returned Tensor"),
+    ("with_other_channels", r".* with C=\[4\] as its `channels` say; it returned \[\[1, 4, 16, 16\], \[1, 8, 8, 8\]\]"),
+    ("no_module", "be a torch.nn.Module, not int"),
+])  # fmt: skip
+def test_what_is_no_backbone_is_refused_in_one_line(name: str, words: str) -> None:
+    with pytest.raises(UserError, match=rf"tests\.models\.test_encoder\.{name}: a backbone must {words}") as refused:
+        build_encoder({"_target_": f"tests.models.test_encoder.{name}"}, 32, [0.5] * 3, [0.25] * 3)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_encoder_normalizes(pieces: Tensor) -> None:
+    net = encoder_of("smallcnn", 32)
+    normalized = ((pieces - 0.5) / 0.25).contiguous()  # the format of the weights
+    assert torch.equal(net(pieces), net.backbone(normalized)[-1].mean((2, 3)))
+    assert {"mean", "std"} <= net.state_dict().keys()
+
+
+def test_the_conf_of_a_backbone_is_what_is_tested_here() -> None:
+    from sslrun.config.compose import compose_config
+
+    for name, node in BACKBONES.items():
+        assert dict(compose_config("pretrain", [f"backbone={name}"], None).backbone) == node
+    assert compose_nodes("pretrain", "backbone") == [BACKBONES["smallcnn"]]

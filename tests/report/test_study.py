@@ -1,0 +1,105 @@
+"""The page of a study and its sentences."""
+
+import html
+import json
+import re
+import subprocess
+import xml.etree.ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sslrun.evaluation.intervals import paired
+from sslrun.report.study import conclusions, verdict_text
+from sslrun.study import results
+from sslrun.study.results import Row, verdict
+from tests.helpers import CHROMIUM, row, summary
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "words"),
+    [
+        ([0.06, 0.062, 0.061], "helps", r"helps by 6\.1 points \(5\.9 to 6\.3\)"),
+        ([-0.06, -0.062, -0.061], "hurts", r"hurts by 6\.1 points \(5\.9 to 6\.3\)"),
+        ([0.06, -0.06, 0.01], "none", "no difference shown"),
+        ([0.0, 0.0, 0.0], "none", "no difference shown"),
+        ([0.06], "one subset", "one label subset shows nothing"),
+    ],
+)
+def test_verdicts_in_words(values: list[float], kind: str, words: str) -> None:
+    import re
+
+    zero = {str(i): 0.0 for i in range(len(values))}
+    result = verdict(paired({str(i): v for i, v in enumerate(values)}, zero))
+    assert result.kind == kind
+    assert re.match(words, verdict_text(result))
+
+
+def test_a_gain_that_random_features_have_too_is_not_praised_alone() -> None:
+    def rows(initialization: str, mode: str, test: float) -> list[Row]:
+        return [row(initialization, mode, test_accuracy=test + 0.001 * n, subset=str(n), seed=n) for n in range(3)]
+
+    pretrained = [*rows("scratch", "finetune", 0.5), *rows("simclr", "finetune", 0.7)]
+    (answer,) = conclusions(results.compared([*pretrained, *rows("scratch", "probe", 0.72)]), "finetune")
+    assert "helps by 20.0 points" in answer
+    assert answer.endswith("but a probe of the untrained network reaches 72.1 %")
+    (answer,) = conclusions(results.compared([*pretrained, *rows("scratch", "probe", 0.6)]), "finetune")
+    assert "untrained" not in answer
+
+
+def test_the_page_holds_all_it_shows(in_study: Path) -> None:
+    text = (in_study / "report.html").read_text()
+    assert not re.search(r"(src|href)=\"(?!data:|#)", text)
+    assert not re.search(r"@import|url\((?!#)", text)
+    for heading in ("number of labels", "Learning curves", "taken for what", "Gain by class", "confident mistakes",
+                    "before and after", "What was run"):  # fmt: skip
+        assert heading in text
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+    answer = summary(in_study)
+    assert all(c in html.unescape(text) for c in answer["conclusions"])
+    assert answer["command"] in html.unescape(text)
+    for svg in re.findall(r"<svg.*?</svg>", text, re.S):
+        ids = re.findall(r'\bid="([^"]+)"', svg)
+        assert len(ids) == len(set(ids))
+        used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg))
+        assert {a or b for a, b in used} <= set(ids)
+        xml.etree.ElementTree.fromstring(svg)
+    every = re.findall(r'<svg[^>]*>|\bid="([^"]+)"', text)
+    ids = [i for i in every if i]
+    assert len(ids) == len(set(ids))  # of all figures together
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+@pytest.mark.parametrize("width", [400, pytest.param(1200, marks=pytest.mark.slow)])
+def test_a_browser_shows_it_without_the_network(in_study: Path, width: int) -> None:
+    assert CHROMIUM is not None
+    page = in_study.resolve() / "report.html"
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
+             "--virtual-time-budget=3000",
+             "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--user-data-dir=profile"]  # fmt: skip
+    probe = Path("probe.html")
+    probe.write_text(
+        page.read_text().replace(
+            "</body>",
+            "<script>const all = [...document.querySelectorAll('figure svg, figure img')];"
+            "document.title = JSON.stringify({wide: document.documentElement.scrollWidth, "
+            "seen: document.documentElement.clientWidth, "
+            "figures: all.filter(f => f.getBoundingClientRect().height > 50).length})</script></body>",
+        )
+    )
+    done = subprocess.run(
+        [CHROMIUM, *flags, "--dump-dom", probe.resolve().as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    title = re.search(r"<title>(.*?)</title>", done.stdout, re.S)
+    assert title is not None
+    result: dict[str, Any] = json.loads(title[1].replace("&quot;", '"'))
+    assert result["wide"] <= result["seen"]  # nothing sticks out of the page
+    assert result["figures"] >= 6
+    assert "ERR_" not in done.stderr
+    assert "Uncaught" not in done.stderr

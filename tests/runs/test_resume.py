@@ -1,0 +1,177 @@
+"""What a resumed run refuses, and what it leaves unchanged."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from sslrun.runs import checkpoint
+from sslrun.runs.find import LAST
+from tests.helpers import PRETRAIN, SHORT, STEPS, TINY, Cli, only_run, runs, summary
+
+
+def test_case_8_a_resume_goes_on_in_the_same_directory_and_refuses_other_settings(cli: Cli) -> None:
+    settings = ("dataset.max_images=100", *TINY, "train.steps=4", "train.evaluations=2")
+    assert cli("pretrain", *settings).code == 0
+    run = runs("pretrain")[0]
+    answer = cli("pretrain", f"resume={run}", "train.steps=6")
+    assert answer.code == 0
+    assert "Going on after step 4" in answer.err
+    assert runs("pretrain") == [run]
+    assert len(list(Path("outputs/pretrain").iterdir())) == 1
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert steps[-1] == 6
+    refused = cli("pretrain", "resume=latest", "pretext.temperature=0.4")
+    assert refused.code == 1
+    assert "pretext.temperature=0.4: the run was started with 0." in refused.err
+    assert "is a pretrain run" in cli("finetune", f"resume={run}").err
+
+
+def test_case_7_resuming_a_finished_run_says_that_nothing_is_left(cli: Cli) -> None:
+    assert cli(*PRETRAIN).code == 0
+    before = (only_run() / LAST).read_bytes()
+    answer = cli("pretrain", "resume=latest")
+    assert answer.code == 0
+    assert f"Nothing is left to do: all of its {STEPS} steps are done" in answer.err
+    assert (only_run() / LAST).read_bytes() == before
+
+
+def files(short_run: Path) -> dict[str, bytes]:
+    """Return what a run is judged by, but for its log and curves."""
+    return {
+        p.name: p.read_bytes()
+        for p in short_run.iterdir()
+        if p.is_file() and p.name not in ("run.log", ".lock") and "events" not in p.name
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("train.stepz=3",), "train.stepz: no such key; did you mean train.steps?"),
+        (("seed.x=1",), "seed.x: no such key"),
+        (("~train.steps",), "plain values alone"),
+        (("train.steps=9,10",), "plain values alone"),
+        (("train.save_minutes=${oops}",), "plain values alone"),
+        (("train.steps=[9",), "cannot be read"),
+        (("pretext=nonesuch",), "pretext=nonesuch: no such pretext"),
+        (("pretext=rotation",), "pretext=rotation: the run was started with other _target_"),
+        (("dataset=null",), "dataset=null: no such dataset"),
+        (("train={learning_rate:5.0,steps:9}",), "say its keys one by one"),
+        (("experiment=simclr_digits",), "the run was not started with it"),
+        (("train.steps=4",), "8 steps are done already"),
+        (("dataset.root=nowhere", "train.steps=12", "seed=3"), "seed=3: the run was started with 0"),
+    ],
+)
+def test_case_8_a_refused_change_is_named_and_leaves_the_run_as_it_was(
+    short_run: Path, cli: Cli, overrides: tuple[str, ...], words: str
+) -> None:
+    before = files(short_run)
+    result = cli("pretrain", f"resume={short_run}", *overrides)
+    assert words in result.err
+    assert result.code == 1
+    assert "Traceback" not in result.err
+    assert files(short_run) == before
+
+
+def test_case_8_a_choice_with_other_values_is_refused_and_the_same_again_is_not(cli: Cli) -> None:
+    Path("mine/pretext").mkdir(parents=True)
+    mild = Path("mine/pretext/mild.yaml")
+    mild.write_text("defaults: [simclr, _self_]\ntemperature: 0.4\n")
+    assert cli("pretrain", "-cd", "mine", "pretext=mild", *SHORT).code == 0
+    (run,) = runs("pretrain")
+    again = cli("pretrain", "-cd", "mine", f"resume={run}", "pretext=mild", *SHORT[:-2], "train.steps=10")
+    assert again.code == 0, again.err
+    other = cli("pretrain", f"resume={run}", "pretext=simclr")
+    assert "started with other temperature" in other.err
+    assert summary(run)["config"]["pretext"]["temperature"] == 0.4
+
+
+def test_a_preset_may_be_said_again(cli: Cli) -> None:
+    assert cli("pretrain", "experiment=simclr_digits", *SHORT).code == 0
+    (run,) = runs("pretrain")
+    again = cli("pretrain", "experiment=simclr_digits", *SHORT, f"resume={run}")
+    assert again.code == 0, again.err
+    assert "Nothing is left to do" in again.err
+
+
+@pytest.mark.parametrize("change", ["removed", "renamed"])
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_other_pictures_than_it_was_started_with_are_refused(
+    stage: str, change: str, photos: Path, cli: Cli, tmp_path: Path
+) -> None:
+    shutil.copytree(photos, tmp_path / "mine")
+    data = ("dataset=folder", "dataset.root=mine", "dataset.image_size=16", "train.steps=4", "train.evaluations=1")
+    start = () if stage == "pretrain" else ("init=scratch", "backbone=smallcnn")
+    assert cli(stage, *start, *data, *TINY).code == 0
+    (run,) = runs(stage)
+    if change == "removed":
+        next((tmp_path / "mine/flower").iterdir()).unlink()
+    else:
+        (tmp_path / "mine/flower").rename(tmp_path / "mine/zinnia")
+    if (stage, change) == ("pretrain", "renamed"):
+        return  # the same pictures: pretraining does not look at the names
+    before = files(run)
+    result = cli(stage, f"resume={run}", "train.steps=6")
+    assert "was started with other pictures" in result.err
+    assert result.code == 1
+    assert files(run) == before
+
+
+def test_a_typing_error_does_not_make_a_finished_run_a_failed_one(photos: Path, cli: Cli, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "mine")
+    data = ("dataset=folder", "dataset.root=mine", "dataset.image_size=16", "train.steps=4", "train.evaluations=1")
+    assert cli("pretrain", *data, *TINY).code == 0
+    (run,) = runs("pretrain")
+    before = files(run)
+    assert cli("pretrain", f"resume={run}", "dataset.root=nowhere").code == 1
+    assert files(run) == before
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    assert cli("pretrain", f"resume={run}", "dataset.root=moved").code == 0
+    assert summary(run)["status"] == "finished"
+    assert "error" not in summary(run)
+
+
+def test_a_checkpoint_of_another_run_is_refused(short_run: Path, cli: Cli) -> None:
+    assert cli("pretrain", *SHORT, "seed=5", "train.learning_rate=0.1").code == 0
+    shutil.copy(runs("pretrain")[1] / "last.pt", short_run / "last.pt")
+    result = cli("pretrain", f"resume={short_run}", "train.steps=12")
+    assert "other settings than this run's: seed, train.learning_rate differ" in result.err
+    assert result.code == 1
+
+
+@pytest.mark.parametrize(("content", "words"), [("best.pt", "it is not of a training"), (-5, "it is of step -5")])
+def test_what_is_no_state_of_a_training_is_passed_over(
+    short_run: Path, cli: Cli, content: str | int, words: str
+) -> None:
+    if isinstance(content, str):
+        shutil.copy(short_run / content, short_run / "last.pt")
+    else:
+        torch.save({**checkpoint.load(short_run / "last.pt"), "step": content}, short_run / "last.pt")
+    result = cli("pretrain", f"resume={short_run}", "train.steps=12")
+    assert words in result.err
+    assert "Going on after step 4" in result.err  # previous.pt
+    assert result.code == 0
+
+
+@pytest.mark.parametrize(("key", "value"), [("optimizer", {}), ("best", []), ("window", {})])
+def test_a_checkpoint_that_lacks_parts_is_refused_in_words(short_run: Path, cli: Cli, key: str, value: object) -> None:
+    content = checkpoint.load(short_run / "last.pt")
+    torch.save({**content, key: value}, short_run / "last.pt")
+    result = cli("pretrain", f"resume={short_run}", "train.steps=12")
+    assert result.code == 1
+    assert "Traceback" not in result.err
+    assert str(short_run / "last.pt") in result.err
+
+
+@pytest.mark.parametrize(
+    "change", [{"config": None}, {"config": {}}, {"overrides": None}, {"overrides": ["a"]}, {"wall_time_seconds": "x"}]
+)
+def test_a_damaged_summary_is_said_in_a_line(short_run: Path, cli: Cli, change: dict[str, object]) -> None:
+    (short_run / "summary.json").write_text(json.dumps({**summary(short_run), **change}))
+    result = cli("pretrain", f"resume={short_run}", "train.steps=10")
+    assert result.lines() == [f"sslrun: {short_run / 'summary.json'} is not the summary of a run"]
+    assert result.code == 1

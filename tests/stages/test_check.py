@@ -1,0 +1,197 @@
+"""`sslrun data check`."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers import SMALL, Answer, Cli, process
+from tests.published import piece
+
+
+def check(cli: Cli, *arguments: str, root: Path | str = "set", size: int = 32) -> Answer:
+    where = ("dataset=folder", f"dataset.root={root}", f"dataset.image_size={size}")
+    return cli("data", "check", *where, *SMALL, *arguments)
+
+
+def result(answer: Answer, level: str) -> str:
+    return "\n".join(f["text"] for f in json.loads(answer.out)["findings"] if f["level"] == level)
+
+
+@pytest.fixture
+def messy(photos: Path) -> Path:
+    """A folder with everything that goes wrong in folders."""
+    for split in ("train", "test"):
+        for name in ("flower", "temple"):
+            Path("set", split, name).mkdir(parents=True)
+    for i, file in enumerate(sorted(photos.glob("*/*.jpg"))):
+        shutil.copy(file, Path("set", "test" if i % 5 == 0 else "train", file.parent.name))
+    shutil.copy("set/test/flower/flower 00.jpg", "set/train/flower/again.jpg")  # in training and test
+    with Image.open("set/test/temple/temple 05.jpg") as image:
+        image.save("set/train/temple/recompressed.jpg", quality=70)
+    shutil.copy("set/train/flower/flower 01.jpg", "set/train/temple/flower.jpg")  # in two classes
+    shutil.copy("set/train/flower/flower 02.jpg", "set/train/flower/copy.jpg")
+    Path("set/train/flower/broken.jpg").write_bytes(Path("set/train/flower/flower 01.jpg").read_bytes()[:300])
+    Path("set/train/flower/photo.heic").write_bytes(b"x")
+    return Path("set")
+
+
+def test_check_finds_what_is_wrong_with_a_folder(messy: Path, cli: Cli) -> None:
+    answer = check(cli, "format=json", "dataset.max_bad_fraction=0.1", "label_fraction=0.02")
+    assert answer.code == 0, answer.err
+    report = json.loads(answer.out)
+    train = report["splits"]["train"]
+    assert (train["images"], train["classes"]) == (52, {"flower": 26, "temple": 26})
+    assert train["formats"] == {"JPEG": 52}
+    assert [b["file"] for b in train["unreadable"]] == ["set/train/flower/broken.jpg"]
+    assert train["width"] == {"min": 40, "median": 40, "max": 40}
+    d = {k: sorted(sorted(os.path.basename(f) for f in g) for g in report["duplicates"][k])
+         for k in ("exact", "near", "train_and_test", "classes_differ")}  # fmt: skip
+    assert ["copy.jpg", "flower 02.jpg"] in d["exact"]
+    assert d["train_and_test"] == [["again.jpg", "flower 00.jpg"], ["recompressed.jpg", "temple 05.jpg"]]
+    assert d["near"] == [["recompressed.jpg", "temple 05.jpg"]]
+    assert d["classes_differ"] == [["flower 01.jpg", "flower.jpg"]]
+    warnings = result(answer, "warning")
+    assert "1 of 53 pictures of train cannot be read: set/train/flower/broken.jpg (damaged" in warnings
+    assert "in training too, exactly or nearly: 2; the first: set/t" in warnings
+    assert "pictures that are in more than one class, exactly or nearly: 1;" in warnings
+    assert "1 .heic" in warnings
+    assert "label_fraction=0.02 is less than one picture of flower (23), temple (23)" in warnings
+    assert json.loads(next(Path("outputs/check").glob("*/check.json")).read_text()) == report
+
+
+def test_the_table_says_the_same_for_people(messy: Path, cli: Cli) -> None:
+    answer = check(cli, "dataset.max_bad_fraction=0.1")
+    assert answer.code == 0, answer.err
+    row = next(line for line in answer.out.splitlines() if line.strip().startswith("train "))
+    assert row.split() == ["train", "52", "2", "26", "52", "JPEG", "40x40", "0", "1"]
+    assert "An epoch of simclr with smallcnn takes about" in answer.out
+    assert "warning  test accuracy will flatter: pictures of test that are in training too" in answer.out
+
+
+def test_what_would_stop_a_run_is_an_error_after_the_report(messy: Path, cli: Cli) -> None:
+    answer = check(cli, "labels_per_class=25", "format=json")
+    assert answer.code == 1
+    errors = result(answer, "error")
+    assert "more than dataset.max_bad_fraction=0.01" in errors
+    assert "labels_per_class=25 is more than there are, validation apart: flower (23), temple (23)" in errors
+    assert "sslrun: a run would stop" in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_case_45_classes_of_one_picture_and_only_one_class(photos: Path, cli: Cli) -> None:
+    Path("set/train/rare").mkdir(parents=True)
+    shutil.copytree(photos, "set/train", dirs_exist_ok=True)
+    shutil.copy(photos / "flower/flower 00.jpg", "set/train/rare/one.jpg")
+    shutil.copytree(photos, "set/test")
+    answer = check(cli, "format=json")
+    assert answer.code == 1
+    assert "classes too small to carve validation from: rare" in result(answer, "error")
+    answer = check(cli, "format=json", "dataset.val_fraction=0")
+    assert answer.code == 0
+    assert "has 30 pictures, rare has 1" in result(answer, "warning")
+    answer = check(cli, "format=json", "dataset.classes=[flower]")
+    assert "there is one class" in result(answer, "warning")
+
+
+def test_a_folder_in_which_nothing_can_be_read(cli: Cli) -> None:
+    for c in ("a", "b"):
+        for i in range(3):
+            Path("set", c).mkdir(parents=True, exist_ok=True)
+            Path("set", c, f"{i}.jpg").write_text("text")
+    answer = check(cli, "format=json")
+    assert answer.code == 1
+    assert json.loads(answer.out)["splits"]["train"]["images"] == 0
+    assert "4 of 4 pictures of train cannot be read" in result(answer, "error")
+
+
+def test_a_pile_without_labels(photos: Path, cli: Cli) -> None:
+    answer = check(cli, "format=json", root=photos / "flower")
+    assert answer.code == 0
+    assert "there are no labels" in result(answer, "advice")
+    assert json.loads(answer.out)["labels"] is None
+
+
+def test_unlabelled_pictures_beside_are_looked_at_too(photos: Path, cli: Cli) -> None:
+    shutil.copytree(photos / "temple", "pile")
+    answer = check(cli, "format=json", "unlabeled=pile", root=photos)
+    report = json.loads(answer.out)
+    assert report["splits"]["unlabeled=pile"]["images"] == 30
+    assert len(report["duplicates"]["exact"]) == 30
+    assert "in training too, exactly or nearly: 6;" in result(answer, "warning")
+
+
+def test_small_wide_and_grey_pictures(cli: Cli) -> None:
+    for c in ("a", "b"):
+        Path("set", c).mkdir(parents=True)
+        for i in range(30):
+            piece(40, 2 * i + (c == "b")).convert("L").crop((0, 0, 40, 16)).save(f"set/{c}/{i}.png")
+    answer = check(cli, "format=json")
+    advice = result(answer, "advice")
+    assert "pictures smaller than dataset.image_size=32 are blown up, which adds no detail: 48 of 48 of train" in advice
+    assert "dataset.resize=crop cuts away 60% of a picture of train" in advice
+    assert "the pictures are grey" in advice
+    assert "resize=crop" not in result(check(cli, "format=json", "dataset.resize=pad"), "advice")
+
+
+def test_the_estimate_of_memory_grows_with_the_batch_and_the_network(photos: Path, cli: Cli) -> None:
+    sizes = []
+    for more in (("batch_size=32",), ("batch_size=64",), ("batch_size=64", "backbone.widths=[16,32]")):
+        answer = check(cli, "format=json", *more, root=photos)
+        sizes.append(json.loads(answer.out)["estimate"]["training_bytes"])
+    assert 1.6 < sizes[1] / sizes[0] < 2.1
+    assert 1.3 < sizes[2] / sizes[1] < 2.5
+
+
+def test_a_leak_that_was_saved_in_another_format_is_found(cli: Cli) -> None:
+    for i in range(12):
+        for split, suffix in (("train", "png"), *([("test", "bmp")] if i < 4 else [])):
+            Path("set", split, "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            piece(40, i).save(Path("set", split, "ab"[i % 2], f"{i}.{suffix}"))
+    piece(40, 77).save("set/test/a/other.png")
+    answer = check(cli, "format=json")
+    assert json.loads(answer.out)["duplicates"]["test_images_in_training"] == 4
+    assert "in training too, exactly or nearly: 4;" in result(answer, "warning")
+
+
+def test_copies_of_one_picture_in_test_are_counted_each(photos: Path, cli: Cli) -> None:
+    shutil.copytree(photos, "set/train")
+    for i in range(7):
+        Path("set/test/flower").mkdir(parents=True, exist_ok=True)
+        shutil.copy(photos / "flower/flower 00.jpg", f"set/test/flower/{i}.jpg")
+    assert "exactly or nearly: 7; the first" in result(check(cli, "format=json"), "warning")
+
+
+def test_amounts_of_labels_that_finetune_refuses_are_refused(photos: Path, cli: Cli) -> None:
+    assert "label_fraction must be at most 1" in check(cli, "label_fraction=10", root=photos).err
+    assert "not both" in check(cli, "label_fraction=0.1", "labels_per_class=1", root=photos).err
+
+
+def test_a_name_that_is_no_text_is_printed(photos: Path) -> None:
+    for c in ("a", "b"):
+        Path("set", c).mkdir(parents=True)
+        for i in range(3):
+            shutil.copy(photos / f"flower/flower 0{i}.jpg", f"set/{c}/{i}.jpg")
+    shutil.copy("set/a/1.jpg", os.fsdecode(b"set/a/\xff\xfe.jpg"))
+    where = ("dataset=folder", "dataset.root=set", "dataset.val_fraction=0", *SMALL)
+    for form in ("json", "table"):
+        answer = process("data", "check", *where, f"format={form}", PYTHONIOENCODING="utf-8:strict")
+        assert answer.code == 0, answer.err
+        assert "\\udcff" in answer.out
+
+
+def test_case_52_check_takes_no_advice_from_test(photos: Path, cli: Cli) -> None:
+    shutil.copytree(photos, "set/train")
+    shutil.copytree(photos, "set/test")
+    before = json.loads(check(cli, "format=json").out)
+    rng = np.random.default_rng(0)
+    for file in Path("set/test").glob("*/*.jpg"):
+        Image.fromarray(rng.integers(0, 255, (40, 40), dtype=np.uint8)).save(file)
+    after = json.loads(check(cli, "format=json").out)
+    assert before["pixels"] == after["pixels"]
+    assert before["labels"] == after["labels"]
+    assert before["estimate"]["decoded_bytes"] == after["estimate"]["decoded_bytes"]

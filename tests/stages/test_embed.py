@@ -1,0 +1,84 @@
+"""`sslrun embed`: files of features, the map, the projector."""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+import sslrun
+from sslrun.base.errors import UserError
+from tests.helpers import NO_MAP, QUICK, Cli, runs
+
+
+def test_every_format_holds_the_features_of_the_python_side(in_world: Path, cli: Cli, few_photos: Path) -> None:
+    for name in ("npz", "csv", "parquet"):
+        answer = cli("embed", str(few_photos), f"format={name}", f"out=out/features.{name}", *NO_MAP)
+        assert (answer.code, answer.out) == (0, f"out/features.{name}\n"), answer.err
+    with np.load("out/features.npz") as result:
+        files, features = result["images"].tolist(), result["features"]
+    assert len(files) == 12
+    expected = sslrun.load(runs("finetune")[-1], device="cpu").embed(files)
+    assert np.allclose(features, expected, atol=1e-5)
+    with open("out/features.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r.pop("image") for r in rows] == files
+    assert list(rows[0]) == [f"feature_{i}" for i in range(1, features.shape[1] + 1)]
+    assert np.allclose([[float(v) for v in r.values()] for r in rows], features, rtol=1e-5, atol=1e-6)
+    table = pyarrow.parquet.read_table("out/features.parquet").to_pydict()
+    assert table["image"] == files
+    assert np.array_equal(np.array(table["features"], np.float32), features)
+    answer = cli("embed", str(few_photos), "out=out/features.npz", *NO_MAP)
+    assert answer.code == 1
+    assert "is there already" in answer.err
+
+
+def test_a_pretrained_network_embeds_by_any_stage_and_names_nothing(in_world: Path, cli: Cli, few_photos: Path) -> None:
+    run = runs("pretrain")[-1]
+    model = sslrun.load(run, device="cpu")
+    files = sorted(map(str, few_photos.rglob("*.jpg")))
+    assert [model.embed(files[:2], stage=s).shape for s in (None, 1, 2)] == [(2, 16), (2, 8), (2, 16)]
+    with pytest.raises(UserError, match=f"finetune init={run}"):
+        model.predict(files)
+    assert cli("embed", str(few_photos), f"run={run}", "stage=1", "out=one.npz", *NO_MAP).code == 0
+    assert np.allclose(np.load("one.npz")["features"], model.embed(files, stage=1), atol=1e-5)
+    answer = cli("embed", str(few_photos), f"run={run}", "stage=3", *NO_MAP)
+    assert answer.code == 1
+    assert "stages 1 to 2" in answer.err
+
+
+def test_what_cannot_be_read_is_named_and_the_exit_code_says_so(in_world: Path, cli: Cli, few_photos: Path) -> None:
+    (few_photos / "flower/broken.jpg").write_text("no picture")
+    (few_photos / "temple/empty.jpg").write_text("")
+    answer = cli("embed", str(few_photos), "out=rest.npz", *NO_MAP)
+    assert answer.code == 1
+    assert "broken.jpg: not a picture" in answer.err
+    assert "empty.jpg: the file is empty" in answer.err
+    assert "2 of 14 pictures could not be read; rest.npz has the others" in answer.err
+    assert len(np.load("rest.npz")["images"]) == 12
+    assert cli("search", str(few_photos / "flower/flower 00.jpg"), f"in={few_photos}", *QUICK).code == 0
+    answer = cli("search", str(few_photos / "flower/broken.jpg"), f"in={few_photos}", *QUICK)
+    assert (answer.code, answer.out) == (1, "")
+    assert "broken.jpg: not a picture" in answer.err
+    Path("empty").mkdir()
+    assert "no pictures in empty" in cli("embed", "empty").err
+    assert "no pictures in empty" in cli("search", str(few_photos / "flower/flower 00.jpg"), "in=empty").err
+    assert "in: must be given, say in=..." in cli("search", str(few_photos / "flower/flower 00.jpg")).err
+
+
+def test_the_projector_has_names_folders_and_pictures(in_world: Path, cli: Cli, few_photos: Path) -> None:
+    assert cli("embed", str(few_photos), "map=0", *QUICK).code == 0
+    run = runs("embed")[-1]
+    config = (run / "projector_config.pbtxt").read_text()
+    folder = run / Path(re.search(r'tensor_path: "(.*)"', config)[1]).parent  # type: ignore[index]
+    rows = [line.split("\t") for line in (folder / "metadata.tsv").read_text().splitlines()]
+    assert rows[0] == ["folder", "image"]
+    assert [r[0] for r in rows[1:]] == ["flower"] * 6 + ["temple"] * 6
+    vectors = np.loadtxt(folder / "tensors.tsv")
+    with np.load(run / "embeddings.npz") as result:
+        assert np.allclose(vectors, result["features"], atol=1e-4)
+        assert [r[1] for r in rows[1:]] == result["images"].tolist()
+    assert Image.open(folder / "sprite.png").size == (128, 128)  # 12 pictures of 32 px on 4 x 4 places

@@ -1,0 +1,101 @@
+"""`sslrun evaluate`, of one classifier and of two."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers import QUICK, TINY, Cli, runs, summary
+
+
+def test_a_report_of_one_classifier(in_world: Path, cli: Cli) -> None:
+    result = cli("evaluate", *QUICK)
+    assert result.code == 0, result.err
+    (run,) = runs("evaluate")
+    actual = json.loads((run / "report.json").read_text())
+    kept = np.load(run / "predictions.npz")
+    right = kept["probabilities"].argmax(1) == kept["labels"]
+    assert actual["accuracy"] == pytest.approx(right.mean(), abs=1e-6)
+    assert actual["accuracy_interval"][0] <= actual["accuracy"] <= actual["accuracy_interval"][1]
+    assert f"test accuracy {actual['accuracy']:.4f} (95 %" in result.err
+    assert sum(r["images"] for r in actual["reliability"]) == len(right)
+    classifier = summary(runs("finetune")[0])
+    assert actual["temperature"] == pytest.approx(classifier["val/temperature"])
+    assert {"test/nll", "test/ece", "test/ece_calibrated"} <= summary(run).keys()
+    assert [s["features"] for s in actual["stages"]] == [8, 16]
+    assert all(0 <= s["probe_accuracy"] <= 1 and 0 <= s["knn_accuracy"] <= 1 for s in actual["stages"])
+    page = (run / "report.html").read_text()
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+    for heading in ("confidence can be believed", "taken for what", "Classes", "each stage"):
+        assert heading in page
+    for figure in ("reliability.png", "reliability.svg", "confusion_matrix.png", "confusion_matrices.svg"):
+        assert (run / "figures" / figure).is_file()
+
+
+def test_two_classifiers_are_compared_picture_by_picture(in_world: Path, cli: Cli) -> None:
+    (classifier,) = runs("finetune")
+    assert cli("finetune", "mode=knn", "label_fraction=0.5", *QUICK).code == 0
+    rival = runs("finetune")[-1]
+    result = cli("evaluate", f"run={classifier}", f"against={rival}", "stages=false", *QUICK)
+    assert result.code == 0, result.err
+    actual = json.loads((runs("evaluate")[-1] / "report.json").read_text())
+    assert cli("evaluate", f"run={rival}", "stages=false", *QUICK).code == 0
+    other = json.loads((runs("evaluate")[-1] / "report.json").read_text())
+    assert actual["against"]["accuracy"] == pytest.approx(other["accuracy"])
+    assert actual["against"]["difference"] == pytest.approx(actual["accuracy"] - other["accuracy"])
+    assert "McNemar" in result.err
+    assert "stages" not in actual
+    same = cli("evaluate", f"run={classifier}", f"against={classifier}", "stages=false", *QUICK)
+    assert "no difference shown: +0.0 points" in same.err
+
+
+@pytest.mark.slow
+def test_without_the_training_pictures_there_are_no_probes_of_the_stages(
+    in_world: Path, cli: Cli, photos: Path
+) -> None:
+    shutil.copytree(photos, "mine")
+    assert cli("finetune", "mode=probe", "dataset.root=mine", *QUICK).code == 0
+    Path("mine").rename("moved")
+    result = cli("evaluate", "dataset.root=moved", *QUICK)
+    assert result.code == 0, result.err
+    before = json.loads((runs("evaluate")[-1] / "report.json").read_text())
+    assert len(before["stages"]) == 2
+    for image in sorted(Path("moved").rglob("*.jpg"))[::3]:
+        image.unlink()
+    result = cli("evaluate", "dataset.root=moved", *QUICK)
+    assert result.code == 0, result.err
+    assert "No probes of the stages" in result.err
+    nowhere = cli("evaluate", "against=nowhere", *QUICK)
+    assert nowhere.code == 1
+    assert "nowhere: no run of sslrun there" in nowhere.err
+
+
+def test_case_52_test_is_unread_before_evaluate(cli: Cli, photos: Path) -> None:
+    shutil.copytree(photos, "set/train")
+    shutil.copytree(photos, "set/test")
+    for path in Path("set/test").glob("*/*"):
+        path.write_text("whoever reads this fails")
+    assert (
+        cli("pretrain", "dataset=folder", "dataset.root=set", "dataset.image_size=16", *TINY, "train.steps=2").code == 0
+    )
+    assert cli("finetune", "mode=finetune", "train.steps=2", *QUICK).code == 0
+    answer = cli("evaluate", *QUICK)
+    assert answer.code == 1
+    assert "60 of 60 images cannot be read" in answer.err
+
+
+def test_evaluate_on_other_pictures_of_the_same_classes(in_world: Path, cli: Cli, photos: Path) -> None:
+    shutil.copytree(photos, "more/train")
+    shutil.copytree(photos, "more/test")
+    assert cli("evaluate", "dataset=folder", "dataset.root=more", *QUICK).code == 0
+    assert summary(runs("evaluate")[-1])["images"] == 60
+    assert (
+        len(json.loads((runs("evaluate")[-1] / "report.json").read_text())["stages"]) == 2
+    )  # probed on its own labels
+    shutil.move("more/train/temple", "more/train/castle")
+    shutil.move("more/test/temple", "more/test/castle")
+    answer = cli("evaluate", "dataset=folder", "dataset.root=more", *QUICK)
+    assert "has the classes castle, flower" in answer.err

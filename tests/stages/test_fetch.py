@@ -1,0 +1,14 @@
+"""`sslrun data fetch`."""
+
+from pathlib import Path
+
+from tests.helpers import Cli
+
+
+def test_fetch_of_what_is_there_says_so(photos: Path, cli: Cli) -> None:
+    answer = cli("data", "fetch")
+    assert answer.code == 0
+    assert "digits: 1438 training pictures, 10 classes" in answer.err
+    answer = cli("data", "fetch", "dataset=folder", "dataset.root=nowhere")
+    assert answer.code == 1
+    assert "nowhere: no such folder" in answer.err

@@ -1,0 +1,162 @@
+"""`sslrun predict`: formats, uncertain predictions, sorted copies, strange input."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import QUICK, Cli, process
+
+
+def test_every_format_says_the_same(in_world: Path, cli: Cli, photo_files: list[str]) -> None:
+    result = {
+        f: cli("predict", *photo_files, f"format={f}", "figures=0", *QUICK) for f in ("json", "jsonl", "csv", "table")
+    }
+    assert all(s.code == 0 for s in result.values())
+    rows = json.loads(result["json"].out)
+    assert [json.loads(line) for line in result["jsonl"].out.splitlines()] == rows
+    table = list(csv.DictReader(io.StringIO(result["csv"].out)))
+    assert [r["image"] for r in rows] == photo_files == [r["image"] for r in table]
+    assert [r["class"] for r in rows] == [r["class_1"] for r in table]
+    assert [str(r["unsure"]).lower() for r in rows] == [r["unsure"] for r in table]
+    for r in rows:
+        assert r["confidence"] == r["top"][0]["confidence"] >= r["top"][1]["confidence"]
+        assert sum(g["confidence"] for g in r["top"]) == pytest.approx(1, abs=2e-4)  # of two classes
+        assert Path(r["image"]).name in result["table"].out
+
+
+def test_names_on_standard_input(in_world: Path, photo_files: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sslrun", "predict", "-", "format=jsonl", "figures=0", *QUICK],
+        input="\n".join(photo_files) + "\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [json.loads(line)["image"] for line in done.stdout.splitlines()] == photo_files
+
+
+def test_below_the_threshold_a_picture_is_unsure(in_world: Path, cli: Cli, photo_files: list[str]) -> None:
+    def unsure(value: str) -> list[bool]:
+        result = cli("predict", *photo_files, "format=json", f"unsure={value}", "figures=0", *QUICK)
+        assert result.code == 0, result.err
+        return [r["unsure"] for r in json.loads(result.out)]
+
+    rows = json.loads(cli("predict", *photo_files, "format=json", "figures=0", *QUICK).out)
+    middle = sorted(r["confidence"] for r in rows)[len(rows) // 2]
+    assert unsure(str(middle)) == [r["confidence"] < middle for r in rows]
+    assert not any(unsure("null"))
+    assert all(unsure("1.0"))
+    assert "unsure: must be" in cli("predict", *photo_files, "unsure=often", *QUICK).err
+
+
+def test_copies_are_sorted_into_classes_and_nothing_is_overwritten(
+    in_world: Path, cli: Cli, photo_files: list[str]
+) -> None:
+    twin = Path("twin", Path(photo_files[0]).name)
+    twin.parent.mkdir()
+    twin.write_bytes(Path(photo_files[0]).read_bytes())
+    result = cli(
+        "predict", *photo_files, str(twin), "sort_into=sorted", "save=drawn", "unsure=null", "format=json", *QUICK
+    )
+    assert result.code == 0, result.err
+    rows = json.loads(result.out)
+    copies = sorted(p.relative_to("sorted").as_posix() for p in Path("sorted").rglob("*.jpg"))
+    named = [f"{r['class']}/{Path(r['image']).name}" for r in rows[:-1]]
+    assert copies == sorted([*named, f"{rows[0]['class']}/{twin.stem}_2.jpg"])
+    assert all(Path(f).is_file() for f in photo_files)
+    assert len(list(Path("drawn").glob("*.png"))) == len(rows)
+    for key in ("sort_into=sorted", "save=drawn", f"save={twin}"):
+        again = cli("predict", *photo_files, key, *QUICK)
+        assert again.code == 1
+        assert "is there already and not empty" in again.err
+    doubts = cli("predict", *photo_files, "sort_into=doubts", "unsure=1.0", *QUICK)
+    assert doubts.code == 0, doubts.err
+    assert len(list(Path("doubts/_unsure").iterdir())) == len(photo_files)
+
+
+def test_odd_class_names_make_plain_folders_each_its_own() -> None:
+    from sslrun.stages.predict import _folders
+
+    names = ("rose", "a/b", "..", "", "_unsure", "x\n", "ü 花", "a:b", "a_b", "__unsure")
+    assert list(_folders(names)) == list(names)
+    assert list(_folders(names).values()) == [
+        "rose", "a_b", "_..", "_", "__unsure", "x_", "ü 花", "a_b_2", "a_b_3", "__unsure_2"
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_any_name_comes_through_standard_input_and_csv(in_world: Path, photo_files: list[str]) -> None:
+    names = [
+        "ff\x0c.jpg",
+        "ls\u2028.jpg",
+        "cr\r.jpg",
+        os.fsdecode(b"raw\xff.jpg"),
+        "b\\'c.jpg",
+        "d\\${e}.jpg",
+        "-f.jpg",
+    ]
+    for name in names:
+        shutil.copy(photo_files[0], name)
+    command = [sys.executable, "-m", "sslrun", "predict"]
+    how = ["figures=0", *QUICK]
+    given = b"\r\n".join(os.fsencode(n) for n in names) + b"\n"
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    for format in ("jsonl", "csv"):
+        done = subprocess.run([*command, "-", f"format={format}", *how], input=given, capture_output=True, env=strict)
+        assert done.returncode == 0, done.stderr
+        text = done.stdout.decode()
+        csv_rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        rows = csv_rows if format == "csv" else [json.loads(x) for x in text.split("\n") if x]
+        assert len(rows) == len(names)
+        assert [r["image"] for r in rows if "raw" not in r["image"]] == [n for n in names if "raw" not in n]
+    named = subprocess.run([*command, *names[:6], "format=jsonl", *how], capture_output=True)
+    assert named.returncode == 0, named.stderr
+    assert len(named.stdout.splitlines()) == 6
+
+
+def test_predict_on_names_that_look_like_settings_and_bad_files(in_world: Path, cli: Cli, photos: Path) -> None:
+    strange = [
+        "a=b.jpg",
+        "it's, a [picture] {x}.jpg",
+        "tab\tü.jpg",
+        "-dash.jpg",
+        "back\\slash.jpg",
+        "$dollar ${x}.jpg",
+    ]
+    for name in strange:
+        shutil.copy(photos / "temple/temple 00.jpg", name)
+    answer = cli("predict", "format=csv", "top=1", *QUICK, "--", *strange)
+    assert answer.code == 0
+    rows = list(csv.DictReader(io.StringIO(answer.out)))
+    assert [r["image"] for r in rows] == strange
+    assert len({(r["class_1"], r["confidence_1"]) for r in rows}) == 1
+    Path("text.jpg").write_text("hello")
+    answer = cli("predict", "a=b.jpg", "text.jpg", "missing.jpg", "format=json", *QUICK)
+    assert answer.code == 1
+    rows = json.loads(answer.out)
+    assert [r["error"] for r in rows] == [None, "not a picture in a known format", "no such file"]
+    assert "2 of 3 could not be read" in answer.err
+    Path("empty").mkdir()
+    assert "no pictures in empty" in cli("predict", "empty").err
+
+
+def test_predict_draws_pictures_and_prints_a_table(in_world: Path, cli: Cli, photos: Path) -> None:
+    answer = cli("predict", str(photos / "flower/flower 01.jpg"), *QUICK)
+    assert "flower 01.jpg" in answer.out
+    assert "%" in answer.out
+    figures = list(Path("outputs/predict").glob("*/figures/*.png"))
+    assert len(figures) == 1
+
+
+def test_predict_in_a_process_writes_nothing_but_the_answer_to_stdout(in_world: Path, photos: Path) -> None:
+    answer = process("predict", str(photos / "flower"), "format=json")
+    assert answer.code == 0
+    assert len(json.loads(answer.out)) == 30
+    assert "written to outputs/predict" in answer.err

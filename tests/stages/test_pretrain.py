@@ -1,0 +1,70 @@
+"""`sslrun pretrain`."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers import QUICK, REPOSITORY, TINY, Cli, runs, summary
+
+
+def test_case_53_permuted_labels_leave_pretrained_weights_unchanged(cli: Cli) -> None:
+    Path("mine/dataset").mkdir(parents=True)
+    Path("permuted.py").write_text(
+        "from dataclasses import replace\nimport numpy as np\nfrom sslrun.data.sources.digits import digits\n"
+        "def permuted(split, *, root):\n    found = digits(split, root=None)\n"
+        "    return found and replace(found, labels=np.random.default_rng(0).permutation(found.labels))\n"
+    )
+    ours = (REPOSITORY / "conf/dataset/digits.yaml").read_text()
+    Path("mine/dataset/permuted.yaml").write_text(
+        ours.replace("sslrun.data.sources.digits.digits", "permuted.permuted")
+    )
+    states = []
+    for name in ("digits", "permuted"):
+        settings = ("pretext=simclr", f"dataset={name}", "dataset.val_fraction=0", *TINY, "train.steps=3")
+        assert cli("pretrain", "-cd", "mine", *settings).code == 0
+        states.append(torch.load(runs("pretrain")[-1] / "last.pt", weights_only=True)["model"])
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_unlabelled_pictures_are_added_to_pretraining(cli: Cli, photos: Path) -> None:
+    data = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=16", *TINY, "train.steps=2")
+    assert cli("pretrain", *data).code == 0
+    assert cli("pretrain", *data, f"unlabeled={photos / 'flower'}").code == 0
+    a, b = (summary(p)["images"] for p in runs("pretrain"))
+    assert b == a + 30
+
+
+def test_case_47_a_pile_pretrains_and_finetuning_on_it_is_a_clear_error(cli: Cli, photos: Path) -> None:
+    data = ("dataset=folder", f"dataset.root={photos / 'flower'}", "dataset.image_size=16")
+    assert cli("pretrain", *data, *TINY, "train.steps=2").code == 0
+    result = summary(runs("pretrain")[-1])
+    assert "val/effective_rank" in result
+    assert "val/knn_accuracy" not in result
+    answer = cli("finetune", "mode=finetune", *QUICK)
+    assert answer.code == 1
+    assert "has no labels: put the pictures into a folder a class" in answer.err
+    other = ("dataset=folder", f"dataset.root={photos}")
+    assert cli("finetune", f"init={runs('pretrain')[-1]}", *other, "mode=probe", *QUICK).code == 0
+
+
+NINE = [(b, p) for b in ("smallcnn", "resnet18", "mobilenetv2") for p in ("rotation", "simclr", "jigsaw")]
+SLOW = [("resnet18", "rotation"), ("resnet18", "simclr"), ("mobilenetv2", "rotation"), ("mobilenetv2", "jigsaw")]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "pretext"), [pytest.param(*n, marks=pytest.mark.slow) if n in SLOW else n for n in NINE]
+)
+def test_three_tasks_times_three_backbones_pretrain_and_finetune(
+    cli: Cli, photos: Path, pretext: str, backbone: str
+) -> None:
+    data = (
+        "dataset=folder",
+        f"dataset.root={photos}",
+        "dataset.image_size=32",
+        "train.batch_size=16",
+        "train.steps=2",
+    )
+    assert cli("pretrain", f"pretext={pretext}", f"backbone={backbone}", *data).code == 0
+    assert cli("finetune", "mode=finetune", "train.steps=2").code == 0
+    assert cli("evaluate").code == 0

@@ -1,0 +1,50 @@
+"""`sslrun data preview`."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.helpers import Cli
+
+
+@pytest.mark.parametrize(("pretext", "columns"), [("rotation", 6), ("simclr", 4), ("jigsaw", 3)])
+def test_preview_draws_the_file_the_picture_and_its_views(pretext: str, columns: int, photos: Path, cli: Cli) -> None:
+    where = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=32")
+    answer = cli("data", "preview", *where, f"pretext={pretext}", "images=4")
+    assert answer.code == 0, answer.err
+    with Image.open(answer.out.strip()) as image:
+        width, height = image.size
+        assert width / height == pytest.approx((1.2 * columns) / (1.2 * 4 + 0.3), rel=0.02)
+        assert len(image.convert("RGB").getcolors(1 << 24) or []) > 1000
+
+
+def test_preview_of_arrays_of_one_seed_is_the_same_and_of_another_is_not(cli: Cli) -> None:
+    drawn = [Path(cli("data", "preview", f"seed={s}").out.strip()).read_bytes() for s in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_preview_skips_what_it_cannot_read_and_reads_no_test(photos: Path, cli: Cli) -> None:
+    Path("set/train/a").mkdir(parents=True)
+    Path("set/train/a/bad.jpg").write_text("x")
+    shutil.copy(photos / "flower/flower 00.jpg", "set/train/a/good.jpg")
+    Path("set/test/a").mkdir(parents=True)
+    Path("set/test/a/worse.jpg").write_text("x")
+    where = ("dataset=folder", "dataset.root=set")
+    answer = cli("data", "preview", *where)
+    assert answer.code == 0
+    assert "Skipped set/train/a/bad.jpg" in answer.err
+    assert "worse" not in answer.err
+    Path("set/train/a/good.jpg").unlink()
+    answer = cli("data", "preview", *where)
+    assert answer.code == 1
+    assert answer.lines()[-1] == "sslrun: no picture of folder set can be read"
+
+
+def test_a_sweep_of_previews(cli: Cli) -> None:
+    answer = cli("data", "preview", "-m", "pretext=rotation,simclr", "images=2")
+    assert answer.code == 0, answer.err
+    assert len(answer.out.split()) == 2
+    assert "failed" not in answer.err  # runs without a score are no failures
+    assert all(Path(p).is_file() for p in answer.out.split())

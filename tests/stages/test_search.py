@@ -1,0 +1,35 @@
+"""`sslrun search`."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sslrun
+from tests.helpers import QUICK, Cli, runs, summary
+
+
+def test_search_finds_the_nearest_but_not_the_picture_itself(in_world: Path, cli: Cli, few_photos: Path) -> None:
+    queries = [str(few_photos / "flower/flower 00.jpg"), str(few_photos / "temple/temple 01.jpg")]
+    answer = {
+        f: cli("search", *queries, f"in={few_photos}", "n=4", f"format={f}", *QUICK) for f in ("json", "csv", "table")
+    }
+    rows = json.loads(answer["json"].out)
+    files = [str(p) for p in sorted(few_photos.rglob("*.jpg"))]
+    x = sslrun.load(device="cpu").embed(files)
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    for query in queries:
+        order = [i for i in np.argsort(-(x @ x[files.index(query)])) if files[i] != query][:4]
+        result = [r for r in rows if r["query"] == query]
+        assert [r["image"] for r in result] == [files[i] for i in order]
+        assert [r["rank"] for r in result] == [1, 2, 3, 4]
+        assert [r["similarity"] for r in result] == pytest.approx((x[order] @ x[files.index(query)]).tolist(), abs=1e-4)
+    table = list(csv.DictReader(answer["csv"].out.splitlines()))
+    assert [(r["query"], r["image"]) for r in table] == [(r["query"], r["image"]) for r in rows]
+    assert all(r["image"] in answer["table"].out for r in rows)
+    sheet = Image.open(runs("search")[-1] / "figures/neighbors.png")
+    assert sheet.width > 4 * sheet.height / 2  # two rows of five
+    assert summary(runs("search")[-1])["images"] == 12

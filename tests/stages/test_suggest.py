@@ -1,0 +1,81 @@
+"""`sslrun suggest`, and the folders that it leaves to be filled."""
+
+import csv
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.helpers import QUICK, Cli, runs
+
+
+def test_from_suggestion_to_classifier(in_world: Path, cli: Cli, photos: Path) -> None:
+    """As a user does it: choose, sort into folders, finetune, choose more."""
+    unlabeled_folder = Path("pile")
+    unlabeled_folder.mkdir()
+    for file in photos.rglob("*.jpg"):
+        shutil.copy(file, unlabeled_folder)
+    run = runs("pretrain")[-1]
+    answer = cli(
+        "suggest", str(unlabeled_folder), "n=24", "classes=[flower,temple]", "out=to_label", f"run={run}", *QUICK
+    )
+    assert answer.code == 0, answer.err
+    names = answer.out.splitlines()
+    assert len(set(names)) == 24
+    copies = sorted(Path("to_label/to_sort").iterdir())
+    assert [c.name for c in copies] == [f"{i:02d}_{Path(n).name}" for i, n in enumerate(names, 1)]
+    assert [c.read_bytes() for c in copies] == [Path(n).read_bytes() for n in names]
+    with (runs("suggest")[-1] / "suggestions.csv").open(newline="") as rows:
+        assert [(r["image"], r["copy"]) for r in csv.DictReader(rows)] == [
+            (n, c.name) for n, c in zip(names, copies, strict=True)
+        ]
+    assert Image.open(runs("suggest")[-1] / "figures/suggestions.png").size[0] == 10 * 112
+    for copy in copies:
+        copy.rename(Path("to_label/train") / copy.name.split("_")[1].split()[0] / copy.name)
+    messages = answer.err[answer.err.index("sslrun finetune") :].split()
+    assert messages[2:5] == [f"init={run}", "dataset=folder", "dataset.root=to_label"]
+    done = cli(*messages[1:5], "mode=probe", *QUICK)
+    assert done.code == 0, done.err
+    assert "labels of folder" in done.err
+    answer = cli("suggest", str(unlabeled_folder), "n=100", "labeled=to_label/train", "out=more", f"run={run}", *QUICK)
+    assert answer.code == 0, answer.err
+    assert not {Path(n).name for n in answer.out.splitlines()} & {Path(n).name for n in names}
+    assert len(answer.out.splitlines()) == 60 - 24
+
+
+def test_odd_files_among_the_pictures_and_the_labelled(in_world: Path, cli: Cli, photos: Path) -> None:
+    labeled = Path("labeled/flower")
+    labeled.mkdir(parents=True)
+    first = sorted(photos.rglob("*.jpg"))[0]
+    shutil.copy(first, labeled / ("x" * 240 + ".jpg"))
+    (labeled / "gone.jpg").symlink_to("/nowhere")
+    os.mkfifo(labeled / "pipe.jpg")
+    long = Path("more") / ("y" * 250 + ".jpg")
+    long.parent.mkdir()
+    shutil.copy(first, long)
+    answer = cli(
+        "suggest", str(photos), str(photos / "flower"), "more", "labeled=labeled", "n=99", "out=to_label", *QUICK
+    )
+    assert answer.code == 0, answer.err
+    names = answer.out.splitlines()
+    assert len(names) == len(set(names)) == 59  # neither the labeled one nor its copy
+    assert all(len(p.name) <= 255 for p in Path("to_label/to_sort").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["out=outputs"], "is there already and not empty"),
+        (["classes=[a/b]"], "'a/b' is no name for a folder"),
+        (["labeled=nowhere"], "labeled=nowhere: no folder with pictures"),
+        (["n=0"], "n: must be at least 1"),
+        (["run=nowhere"], "no run of sslrun there"),
+    ],
+)
+def test_mistakes(in_world: Path, cli: Cli, photos: Path, changes: list[str], words: str) -> None:
+    answer = cli("suggest", str(photos), *changes, *QUICK)
+    assert answer.code == 1
+    assert words in answer.err
+    assert "Traceback" not in answer.err

@@ -1,0 +1,226 @@
+"""`mode=auto` and `search=`: what is tried, and by what it is chosen."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sslrun.runs.run import Stages
+from sslrun.stages.table import job
+from tests.helpers import QUICK, SMALL_STUDY, STUDY_DATA, Cli, runs, study_runs, study_table, summary
+
+
+def test_auto_takes_the_best_on_validation_and_says_why(in_world: Path, cli: Cli) -> None:
+    answer = cli(
+        "finetune", "label_fraction=0.5", "train.steps=6", "train.evaluations=2", "dataset.val_fraction=0.5", *QUICK
+    )
+    assert answer.code == 0, answer.err
+    run = summary(runs("finetune")[-1])
+    assert run["mode"] == "auto"
+    assert run["chosen"] == max(run["candidates"], key=run["candidates"].__getitem__)
+    assert f"So: {run['chosen']}." in answer.err
+    assert set(run["candidates"]) == {"finetune", "probe", "scratch"}
+    assert len(study_runs("finetune")) == 3 * 3 + 1  # held-out thirds of the few labels, then all of them
+    assert (runs("finetune")[-1] / "best.pt").is_file()
+    test = cli("evaluate", *QUICK)
+    assert test.code == 0, test.err
+    assert summary(runs("evaluate")[-1])["mode"] == "auto"
+    assert cli("report", str(runs("finetune")[-1])).code == 0
+    (page,) = Path("outputs/report").glob("*/report.html")
+    assert f"; {run['precision']} {run['memory_format']}<" in page.read_text()
+    before = study_runs("finetune")
+    again = cli("finetune", f"resume={runs('finetune')[-1]}")
+    assert again.code == 0, again.err
+    assert study_runs("finetune") == before
+
+
+def test_auto_tries_each_setting_of_a_search(in_world: Path, cli: Cli) -> None:
+    tried = 'search=["augment.probability=0.5","augment.probability=0"]'
+    answer = cli("finetune", "labels_per_class=2", tried, "train.steps=3", "train.evaluations=1", *QUICK)
+    assert answer.code == 0, answer.err
+    (run,) = [s for p in runs("finetune") if (s := summary(p))["mode"] == "auto"]
+    names = {"probe", *(f"{n} augment.probability={p}" for n in ("finetune", "scratch") for p in ("0.5", "0"))}
+    assert set(run["candidates"]) == names
+    assert run["candidates"][run["chosen"]] == max(run["candidates"].values())
+    assert len(study_runs("finetune")) == 5 * 2 + 1  # halves of two labels a class, then all of them
+    probabilities = [summary(Path("outputs/finetune/study_runs", p))["config"]["augment"]["probability"]
+                     for p in study_runs("finetune") if p.startswith("scratch")]  # fmt: skip
+    assert {0.5, 0} <= set(probabilities)
+    name, _, setting = run["chosen"].partition(" ")
+    final = summary(Path(run["chosen_run"]))
+    assert not setting or final["config"]["augment"]["probability"] == float(setting.partition("=")[2])
+    assert (final["config"]["init"] == "scratch") == (name == "scratch")
+    before = study_runs("finetune")
+    same = ("labels_per_class=2", tried, "train.steps=3", "train.evaluations=1", *QUICK)
+    scratch = cli("finetune", "init=scratch", *same)
+    assert scratch.code == 0, scratch.err
+    alone = summary(runs("finetune")[-1])
+    assert set(alone["candidates"]) == {n for n in names if n.startswith("scratch")}
+    assert {k: run["candidates"][k] for k in alone["candidates"]} == alone["candidates"]
+    assert len(study_runs("finetune")) - len(before) <= 1  # its two candidates were there; perhaps not on all labels
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["mode=finetune", 'search=["augment.probability=0"]'], "search= is of mode=auto"),
+        (['search=["optimizer=sgd"]'], "search: optimizer=sgd: say a setting of the training"),
+        (['search=["device.threads=1","train.save_minutes=1","hydra/launcher=basic"]'], "search: train.save_minutes=1"),
+    ],
+)
+def test_what_cannot_be_searched(in_world: Path, cli: Cli, overrides: list[str], words: str) -> None:
+    wrong = cli("finetune", "label_fraction=0.5", *overrides, *QUICK)
+    assert wrong.code == 1
+    assert words in wrong.err
+    assert "Traceback" not in wrong.err
+
+
+def test_auto_from_scratch_has_nothing_to_choose(in_world: Path, cli: Cli) -> None:
+    answer = cli("finetune", "init=scratch", "label_fraction=0.5", "train.steps=4", "train.evaluations=1", *QUICK)
+    assert answer.code == 0, answer.err
+    assert summary(runs("finetune")[-1])["mode"] == "finetune"
+    assert not study_runs("finetune")
+
+
+@pytest.mark.slow
+def test_auto_with_another_optimizer_and_joined_classes(cli: Cli) -> None:
+    """Its candidates get the whole config by overrides: of groups whose keys differ, and of mappings."""
+    joined = 'dataset.classes={low ones: ["0","1","2"], high: ["8","9"]}'
+    steps = ("train.steps=3", "train.evaluations=1", "train.batch_size=16")
+    assert cli("pretrain", *STUDY_DATA, joined, *steps).code == 0
+    answer = cli("finetune", "optimizer=sgd", "label_fraction=0.3", *steps, *QUICK)
+    assert answer.code == 0, answer.err
+    made = [json.loads(p.read_text())["config"] for p in Path("outputs/finetune/study_runs").glob("*/summary.json")]
+    assert {c["optimizer"]["_target_"] for c in made} == {"sslrun.training.optimizers.sgd"}
+    assert {tuple(c["dataset"]["classes"]) for c in made} == {("low ones", "high")}
+    before = study_runs("finetune")
+    assert cli("pretrain", f"resume={runs('pretrain')[0]}", "train.steps=5").code == 0
+    assert cli("finetune", "optimizer=sgd", "label_fraction=0.3", *steps, *QUICK).code == 0
+    assert len(study_runs("finetune")) > len(before)  # the weights are others now, in the same place
+
+
+def test_auto_says_when_there_is_nothing_to_choose_by(in_world: Path, cli: Cli) -> None:
+    answer = cli("finetune", "labels_per_class=1", "dataset.val_fraction=0", *QUICK)
+    assert "mode=auto has nothing to choose by" in answer.err
+    assert answer.code == 1
+    nothing = cli("compare", *SMALL_STUDY, "dataset.val_fraction=0", "labels_per_class=[1]", "seeds=1")
+    assert "nothing to choose by, without validation and with labels_per_class=1" in nothing.err
+    assert "the study sets seed itself" in cli("compare", *SMALL_STUDY, "finetune.seed=3").err
+    assert "labels_per_class=5000 is more than there are" in cli("compare", *SMALL_STUDY, "labels_per_class=[5000]").err
+
+
+def test_every_trained_network_is_tried_with_each_setting_and_the_best_on_validation_is_tested(cli: Cli) -> None:
+    tried = 'search=["train.learning_rate=0.002","train.learning_rate=1e-7"]'
+    short = [s for s in SMALL_STUDY if s != "search=[]"]
+    answer = cli("compare", *short, tried, "pretexts=[rotation]", "labels_per_class=[3]", "seeds=1")
+    assert answer.code == 0, answer.err
+    assert len(study_runs("finetune")) == 2 * 2 + 2  # scratch and rotation with both, two probes with none
+    assert len(study_runs("evaluate")) == 4
+    made = {p: summary(Path("outputs/finetune/study_runs", p)) for p in study_runs("finetune")}
+    (study,) = runs("compare")
+    trained = [r for r in study_table(study) if r["mode"] == "finetune"]
+    assert [r["initialization"] for r in trained] == ["scratch", "rotation"]
+    for r in trained:
+        both = {
+            s["config"]["train"]["learning_rate"]: s
+            for p, s in made.items()
+            if p.startswith(f"{r['initialization']}_fine")
+        }
+        assert set(both) == {0.002, 1e-7}
+        scores = {rate: (s["val/accuracy"], -s["val/loss"]) for rate, s in both.items()}
+        assert r["initialization"] != "scratch" or scores[0.002] != scores[1e-7]
+        chosen = float(r["setting"].partition("=")[2])
+        assert scores[chosen] == max(scores.values())
+        assert summary(Path(r["finetuned"]))["config"]["train"]["learning_rate"] == chosen
+    assert re.search(rf"{trained[0]['setting']} \([12] of 2\)", (study / "report.html").read_text())
+    own = cli("report", str(study))  # in which nothing is named apart for what was searched
+    assert "from scratch " in own.err
+    assert "learning_rate" not in own.err
+    for given, said_of in (
+        ('search=["seed=3"]', "search: seed=3: say a setting of the training"),
+        ('search=["train.steps=many"]', "search: train.steps"),
+        ('search=["train.lerning_rate=1"]', "no such key; did you mean train.learning_rate?"),
+    ):
+        wrong = cli("compare", *short, given, "pretexts=[rotation]")
+        assert wrong.code == 1
+        assert said_of in wrong.err
+        assert "Traceback" not in wrong.err
+
+
+def test_what_the_user_sets_is_not_searched() -> None:
+    from sslrun.stages.table import stage
+    from sslrun.study.choice import searched
+
+    stages = Stages(stage, job)
+
+    both = ["augment.probability=0.5", "augment.probability=0"]
+    assert searched(stages, both, []) == both
+    assert searched(stages, [*both, "label_smoothing=0"], ["augment.probability"]) == ["label_smoothing=0"]
+
+
+@pytest.mark.slow
+def test_with_little_validation_auto_chooses_on_labels_that_are_held_out_in_turns(cli: Cli) -> None:
+    answer = cli(
+        "compare", *SMALL_STUDY, "pretexts=[rotation]", "labels_per_class=[3]", "seeds=1", "dataset.val_fraction=0.1"
+    )
+    assert answer.code == 0, answer.err
+    assert (
+        len(study_runs("finetune")) == 4 + 3 * 3
+    )  # scratch, frozen, finetuned, probe; all but frozen without each third
+    val = [p for p in study_runs("finetune") if "without" in p]
+    result = {n: summary(Path("outputs/finetune/study_runs", n)) for n in val}
+    assert all(s["labels"]["train"] == 20 and s["labels"]["validation"] > 10 for s in result.values())
+    rows = study_table(runs("compare")[0])
+    for r in rows:
+        own = [s["val/accuracy"] for n, s in result.items() if n.startswith(f"{r['initialization']}_{r['mode']}_")]
+        if own:
+            assert float(r["cv_accuracy"]) == pytest.approx(np.mean(own))
+    (auto,) = [r for r in rows if r["mode"] == "auto"]
+    assert float(auto["cv_accuracy"]) == max(float(r["cv_accuracy"]) for r in rows if r["cv_accuracy"])
+
+
+@pytest.mark.slow
+def test_with_little_validation_settings_are_chosen_on_labels_that_are_held_out_in_turns(cli: Cli) -> None:
+    tried = 'search=["train.learning_rate=0.002","train.learning_rate=1e-7"]'
+    few = [s for s in SMALL_STUDY if s != "search=[]"] + ["pretexts=[rotation]", "labels_per_class=[3]", "seeds=1"]
+    answer = cli("compare", *few, "dataset.val_fraction=0.1", "mode=probe", tried)
+    assert answer.code == 0, answer.err
+    made = {p: summary(Path("outputs/finetune/study_runs", p)) for p in study_runs("finetune")}
+    val: dict[tuple[str, float], list[float]] = {}
+    for name, s in made.items():
+        if s["config"]["fold"]:
+            val.setdefault((name.split("_")[0], s["config"]["train"]["learning_rate"]), []).append(s["val/accuracy"])
+    assert {k: len(v) for k, v in val.items()} == {
+        ("scratch", 0.002): 3, ("scratch", 1e-7): 3, ("rotation", 0.002): 3,
+    }  # fmt: skip
+    rows = {(r["initialization"], r["mode"]): r for r in study_table(runs("compare")[0])}
+    (scratch, probe) = rows["scratch", "finetune"], rows["rotation", "probe"]
+    mean = {k: float(np.mean(v)) for k, v in val.items()}
+    assert float(scratch["cv_accuracy"]) == pytest.approx(max(mean["scratch", 0.002], mean["scratch", 1e-7]))
+    assert mean["scratch", float(scratch["setting"].partition("=")[2])] == max(
+        m for (initialization, _), m in mean.items() if initialization == "scratch"
+    )
+    assert float(probe["cv_accuracy"]) == pytest.approx(mean["rotation", 0.002])
+    best = max((scratch, probe), key=lambda r: float(r["cv_accuracy"]))
+    assert summary(runs("compare")[0])["best_classifier"] == best["finetuned"]
+    own = cli("report", str(runs("compare")[0]))  # of probes alone
+    assert own.code == 0, own.err
+    assert re.search(r"rotation, 3\d? labels: ", own.err + own.out)
+    before = study_runs("finetune")
+    same = cli(
+        "compare", *few, "dataset.val_fraction=0.1", "mode=probe", "search=[]", "finetune.train.learning_rate=2e-3"
+    )
+    assert same.code == 0, same.err
+    assert study_runs("finetune") == before  # a setting is the same however it is said
+
+
+@pytest.mark.slow
+def test_what_is_chosen_by_depends_on_the_pictures_of_the_classifiers(cli: Cli) -> None:
+    answer = cli("compare", *SMALL_STUDY, "dataset.max_images=600", "dataset.val_fraction=0.2", "pretexts=[rotation]",
+               "labels_per_class=[4]", "seeds=1", 'finetune.dataset.classes=["1","7"]')  # fmt: skip
+    assert answer.code == 0, answer.err
+    made = [summary(Path("outputs/finetune/study_runs", p)) for p in study_runs("finetune")]
+    assert any("fold" in s["config"] and s["config"]["fold"] for s in made)  # 57 of validation, not 120
+    assert {s["labels"]["train"] for s in made if not s["config"]["fold"]} == {8}

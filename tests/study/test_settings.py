@@ -1,0 +1,17 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import SMALL_STUDY, Cli, runs, study_table
+
+
+@pytest.mark.slow
+def test_two_settings_of_one_task_are_two_networks(cli: Cli) -> None:
+    two = 'pretexts=[simclr,"simclr pretext.temperature=0.5 train.steps=3"]'
+    answer = cli("compare", *SMALL_STUDY, two, "labels_per_class=[3]", "seeds=1", "mode=probe")
+    assert answer.code == 0, answer.err
+    result = [json.loads(p.read_text())["config"] for p in Path("outputs/pretrain/study_runs").glob("*/summary.json")]
+    assert sorted((c["pretext"]["temperature"], c["train"]["steps"]) for c in result) == [(0.2, 4), (0.5, 3)]
+    assert {r["initialization"] for r in study_table(runs("compare")[0])} == {"scratch", "simclr", two.split('"')[1]}
+    assert "one label subset shows nothing" in answer.err

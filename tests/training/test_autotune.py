@@ -1,0 +1,262 @@
+"""The fastest precision and memory format: measured, remembered, recorded."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sslrun.device import Device
+from sslrun.training import autotune
+from sslrun.training.autotune import Candidate, choose, measure
+from tests.helpers import Cli, cpu
+
+NODE = {"_target_": "sslrun.models.backbones.smallcnn.smallcnn", "widths": [8, 16]}
+EVERY = ["fp32 contiguous", "fp32 channels_last", "bf16 contiguous", "bf16 channels_last"]
+
+
+def rates(monkeypatch: pytest.MonkeyPatch, fastest: str) -> list[int]:
+    """Replace the clock's verdict; return a list that grows with every measurement."""
+    sizes: list[int] = []
+
+    def measured(
+        device: Device, backbone: Any, image_size: int, batch_size: int, of: list[Candidate]
+    ) -> dict[str, float]:
+        sizes.append(image_size)
+        return {" ".join(m): 2.0 if " ".join(m) == fastest else 1.0 for m in of}
+
+    monkeypatch.setattr(autotune, "measure", measured)
+    return sizes
+
+
+@pytest.mark.parametrize("fastest", EVERY)
+def test_the_fastest_mode_is_taken_and_remembered(monkeypatch: pytest.MonkeyPatch, fastest: str) -> None:
+    sizes = rates(monkeypatch, fastest)
+    for _ in range(2):
+        device = cpu()
+        precision, memory_format = fastest.split()
+        assert choose(device, NODE, 16, 64) == {
+            "name": "cpu",
+            "precision": precision,
+            "memory_format": memory_format,
+        }
+        assert (device.precision, device.memory_format) == (precision, memory_format)
+    assert sizes == [16]
+    choose(cpu(), NODE, 32, 64)
+    choose(cpu(), {**NODE, "widths": [4, 8]}, 16, 64)
+    assert sizes == [16, 32, 16]
+
+
+def test_what_was_named_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = rates(monkeypatch, "bf16 contiguous")
+    device = cpu(precision="fp32", memory_format="channels_last")
+    assert choose(device, NODE, 16, 64) == {
+        "name": "cpu",
+        "precision": "fp32",
+        "memory_format": "channels_last",
+    }
+    assert sizes == []
+    device = cpu(precision="bf16")
+    assert choose(device, NODE, 16, 64) == {
+        "name": "cpu",
+        "precision": "bf16",
+        "memory_format": "contiguous",
+    }
+    assert sizes == [16]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[1]", "\0", '{"a": 1}', '{"a": {"fp32 contiguous": "fast"}}', "[" * 99999]
+)
+def test_a_damaged_memory_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
+    sizes = rates(monkeypatch, "bf16 contiguous")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "autotune.json").write_text(content)
+    for _ in range(2):
+        choose(cpu(), NODE, 16, 64)
+    assert sizes == [16]
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sizes = rates(monkeypatch, "bf16 contiguous")
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "file"))
+    assert choose(cpu(), NODE, 16, 64)["precision"] == "bf16"
+    assert sizes == [16]
+
+
+class Dropping(nn.Module):
+    """Draws random numbers when it is built and when it is used."""
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        self.channels = [3]
+        self.layers = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Dropout(0.5))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.layers(x)]
+
+
+class Slow(Dropping):
+    """Takes its time under autocast."""
+
+    steps: ClassVar[list[bool]] = []
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        half = torch.is_autocast_enabled("cpu")
+        self.steps.append(half)
+        time.sleep(1.3 if half else 0.05)
+        return super().forward(x)
+
+
+class Busy(Dropping):
+    """Is quick once in five times, as on a busy machine."""
+
+    calls: ClassVar[int] = 0
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        Busy.calls += self.training
+        time.sleep(0.01 if Busy.calls % 5 == 0 else 0.2)
+        return super().forward(x)
+
+
+class Frozen(Dropping):
+    """Has nothing to learn."""
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__(image_size)
+        self.requires_grad_(False)
+
+
+class Fussy(Dropping):
+    """Fails under autocast, and cannot be copied."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("Index put requires the source and destination dtypes match\nand more")
+        self.last = super().forward(x)
+        return self.last
+
+
+class Narrow(Dropping):
+    """Has memory for two pictures."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        if len(x) > 2:
+            raise RuntimeError("out of memory")
+        return super().forward(x)
+
+
+class Hopeless(Dropping):
+    """Fails always when it trains."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        assert not self.training
+        return super().forward(x)
+
+
+@pytest.fixture
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Believe the turns on a busy machine, too."""
+    monkeypatch.setattr(autotune, "AGREEING", 1e9)
+
+
+@pytest.mark.usefixtures("_patient")
+def test_measuring_times_every_mode_and_uses_up_no_random_number() -> None:
+    device = cpu()
+    random = torch.get_rng_state()
+    choose(device, {"_target_": "tests.training.test_autotune.Dropping"}, 16, 64)
+    assert torch.equal(random, torch.get_rng_state())
+    (result,) = json.loads(Path(os.environ["SSLRUN_CACHE"], "autotune.json").read_text()).values()
+    assert sorted(result) == sorted(EVERY)
+    assert result[f"{device.precision} {device.memory_format}"] >= 0.98 * max(result.values()) > 0
+
+
+def measured_rates(name: str) -> dict[str, float]:
+    every: list[Candidate] = [(p, f) for p in ("fp32", "bf16") for f in ("contiguous", "channels_last")]
+    return measure(cpu(), {"_target_": f"tests.training.test_autotune.{name}"}, 8, 64, every)
+
+
+@pytest.mark.usefixtures("_patient")
+def test_a_hopelessly_slow_mode_is_tried_once() -> None:
+    result = measured_rates("Slow")
+    assert Slow.steps.count(True) == 2
+    assert result["bf16 contiguous"] == result["bf16 channels_last"] == 0 < result["fp32 contiguous"]
+
+
+def test_a_measurement_whose_turns_disagree_is_not_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Busy, "calls", 0)
+    device = cpu()
+    default = device.precision, device.memory_format
+    choose(device, {"_target_": "tests.training.test_autotune.Busy"}, 8, 64)
+    assert (device.precision, device.memory_format) == default
+    assert not (tmp_path / "cache" / "autotune.json").exists()
+
+
+@pytest.mark.usefixtures("_patient")
+def test_backbones_that_train_are_measured_or_left_alone() -> None:
+    assert min(measured_rates("Frozen").values()) > 0
+    result = measured_rates("Fussy")
+    assert result["bf16 contiguous"] == result["bf16 channels_last"] == 0 < result["fp32 contiguous"]
+    assert max(measured_rates("Hopeless").values()) == 0
+    assert max(measured_rates("Narrow").values()) == 0
+    device = cpu()
+    default = device.precision, device.memory_format
+    choose(device, {"_target_": "tests.training.test_autotune.Hopeless"}, 8, 64)
+    assert (device.precision, device.memory_format) == default
+
+
+def test_the_choice_is_recorded_and_kept_on_resume_and_by_what_follows(
+    monkeypatch: pytest.MonkeyPatch, cli: Cli, tmp_path: Path
+) -> None:
+    small = ("backbone.widths=[8,16]", "train.batch_size=64", "train.evaluations=1", "device=cpu")
+    rates(monkeypatch, "fp32 contiguous")
+    assert cli("pretrain", "train.epochs=null", "train.steps=2", *small).code == 0
+    (run,) = Path("outputs/pretrain").iterdir()
+
+    def recorded(of: Path) -> tuple[str, str]:
+        summary = json.loads((of / "summary.json").read_text())
+        chosen = summary["config"]["device"]
+        assert (summary["precision"], summary["memory_format"]) == (chosen["precision"], chosen["memory_format"])
+        return chosen["precision"], chosen["memory_format"]
+
+    assert recorded(run) == ("fp32", "contiguous")
+    shutil.rmtree(tmp_path / "cache")
+    rates(monkeypatch, "bf16 channels_last")  # on another day another mode is fastest
+    assert cli("pretrain", f"resume={run}", "train.steps=4").code == 0
+    assert recorded(run) == ("fp32", "contiguous")
+    assert cli("pretrain", f"resume={run}", "train.steps=6", "device=cpu").code == 0
+    assert recorded(run) == ("fp32", "contiguous")
+    assert cli("pretrain", f"resume={run}", "train.steps=8", "device.precision=bf16", "device.threads=1").code == 0
+    assert recorded(run) == ("bf16", "contiguous")
+    summary = json.loads((run / "summary.json").read_text())
+    for key in ("memory_format", "compile"):  # as a run of an older version
+        del summary["config"]["device"][key]
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert cli("pretrain", f"resume={run}", "train.steps=10", "device.precision=auto").code == 0
+    assert recorded(run) == ("bf16", "channels_last")
+    if not torch.cuda.is_available():
+        before = (run / "config.yaml").read_bytes()
+        assert "device=cuda: torch sees no" in cli("pretrain", f"resume={run}", "train.steps=12", "device=cuda").err
+        assert (run / "config.yaml").read_bytes() == before
+    assert cli("finetune", "mode=finetune", "train.steps=2", "train.evaluations=1", "device=cpu").code == 0
+    (tuned,) = Path("outputs/finetune").iterdir()
+    assert recorded(tuned) == ("bf16", "channels_last")
+
+
+def test_what_is_remembered_must_be_rates_of_all_modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sizes = rates(monkeypatch, "bf16 contiguous")
+    choose(cpu(), NODE, 16, 64)
+    path = tmp_path / "cache" / "autotune.json"
+    ((key, good),) = json.loads(path.read_text()).items()
+    for bad in (float("nan"), -1, float("inf"), "fast", None, [1]):
+        path.write_text(json.dumps({key: {**good, "fp32 contiguous": bad}}))
+        assert choose(cpu(), NODE, 16, 64)["precision"] == "bf16"
+    path.write_text(json.dumps({key: {"fp32 contiguous": 3}}))
+    assert choose(cpu(), NODE, 16, 64)["precision"] == "bf16"
+    assert len(sizes) == 8

@@ -1,0 +1,67 @@
+"""The order of images: every image once an epoch, the same after a resume."""
+
+import os
+import signal
+
+import pytest
+import torch
+from torch import Tensor
+
+from sslrun.base import signals
+from sslrun.training.batches import Batches
+from tests.helpers import CPU, MeanTask, ramp, train
+
+
+def test_an_epoch_shows_every_picture_once_in_batches_of_nearly_equal_size() -> None:
+    model = MeanTask()
+    train(model, ramp(27), "a", epochs=2, steps=None)
+    assert [len(s) for s in model.seen] == [7, 7, 7, 6] * 2
+    for epoch in (model.seen[:4], model.seen[4:]):
+        assert sorted(torch.cat(epoch).tolist()) == list(range(27))
+    assert torch.cat(model.seen[:4]).tolist() != torch.cat(model.seen[4:]).tolist()
+
+
+@pytest.mark.parametrize("done", [0, 1, 3, 4, 7, 9, 10])
+def test_batches_after_some_steps_are_the_last_of_all_batches(done: int) -> None:
+    """Rows, labels and random numbers; 4 steps an epoch, and no step is gathered that is not needed."""
+    images, gathered = ramp(27), 0
+
+    class Counted:
+        def __len__(self) -> int:
+            return len(images)
+
+        def __getitem__(self, rows: Tensor) -> Tensor:
+            nonlocal gathered
+            gathered += 1
+            return images[rows]
+
+    def seen(after: int) -> list[tuple[int, list[int], list[int], float, int]]:
+        batches = Batches(Counted(), torch.arange(27), 8, 10, 5, CPU)  # type: ignore[arg-type]
+        assert batches.per_epoch == 4
+        return [
+            (s.step, (s.batch["images"][:, 0, 0, 0] * 255).round().tolist(), s.batch["labels"].tolist(),
+             float(s.rng.rand()), s.images) for s in batches.after(after)
+        ]  # fmt: skip
+
+    everything = seen(0)
+    assert [s[0] for s in everything] == list(range(10))
+    assert all(s[1] == s[2] and len(s[1]) == s[4] for s in everything)
+    assert len({s[3] for s in everything}) == 10
+    gathered = 0
+    assert seen(done) == everything[done:]
+    assert gathered == 10 - done
+
+
+def test_case_4_after_a_resume_the_second_epoch_has_an_order_of_its_own() -> None:
+    class Stops(MeanTask):
+        def after_step(self, step: int, total: int) -> None:
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    first, second = Stops(), MeanTask()
+    with signals.handled(), pytest.raises(signals.Stopped):
+        train(first, ramp(32), "a", steps=8)
+    train(second, ramp(32), "a", resumed=True, steps=8)
+    orders = [torch.cat(m.seen).tolist() for m in (first, second)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(32))
+    assert orders[0] != orders[1]
