@@ -1,1 +1,1 @@
-"""What everything else stands on: messages, files, locks, signals. It knows nothing of training."""
+"""Foundations: messages, files, locks, signals. Nothing here knows about training."""

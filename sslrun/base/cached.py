@@ -1,4 +1,4 @@
-"""What is kept between runs in the cache."""
+"""Entries of the cache, which are kept between runs."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,13 +15,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cached(Generic[T]):
-    """One entry of the cache; what is damaged counts as missing.
+    """One entry of the cache; a damaged entry counts as missing.
 
     Attributes:
-        path: of a file or a folder; its lock lies beside it.
-        work: how it is made, for the message to another process that waits.
-        load: reads what lies at the path, or returns None if it is to be made anew; it may raise anything.
-        damaged: a warning of the path and the error; with None a damaged entry is passed over in silence.
+        path: a file or a folder; the lock file is next to it.
+        work: what making the entry does, for the message to another process that waits.
+        load: reads the entry, or returns None if it must be remade; may raise anything.
+        damaged: warning with two placeholders, the path and the error; None ignores a damaged entry silently.
     """
 
     path: Path
@@ -30,7 +30,7 @@ class Cached(Generic[T]):
     damaged: str | None = None
 
     def read(self) -> T | None:
-        """Return the entry, None if there is none that is whole."""
+        """Return the entry, or None if it is missing or damaged."""
         if not os.path.exists(self.path):
             return None
         try:
@@ -42,10 +42,10 @@ class Cached(Generic[T]):
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Make the folder, and hold the entry's lock while inside.
+        """Create the folder and hold the entry's lock within the context.
 
         Raises:
-            OSError: the folder or the lock cannot be made.
+            OSError: the folder or the lock file cannot be created.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with alone(self.path.with_suffix(".lock"), self.work):

@@ -1,7 +1,7 @@
-"""The one type for what a user can mend."""
+"""The exception for mistakes that users can correct."""
 
 from hydra.errors import CompactHydraException
 
 
 class UserError(CompactHydraException):
-    """A mistake that the user can mend: shown as plain lines without a traceback, exit code 1."""
+    """A mistake that the user can correct: reported without a traceback, exit code 1."""

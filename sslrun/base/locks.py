@@ -1,4 +1,4 @@
-"""One process at a time."""
+"""Locks between processes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +12,14 @@ from sslrun.base.errors import UserError
 
 @contextmanager
 def alone(path: Path, work: str) -> Iterator[None]:
-    """Hold a lock file while inside; wait for another process that holds it.
+    """Hold a lock file within the context; wait if another process holds it.
 
     Args:
-        path: of the lock file, which stays.
-        work: what is done inside, for the message.
+        path: the lock file, which is not deleted.
+        work: what is done under the lock, for the message to a process that waits.
 
     Raises:
-        OSError: the lock file cannot be made.
+        OSError: the lock file cannot be created.
     """
     lock = FileLock(path)
     try:
@@ -34,7 +34,7 @@ def alone(path: Path, work: str) -> Iterator[None]:
 
 
 def locked(directory: Path) -> FileLock:
-    """Hold a lock on the directory of a run or a sweep as long as this process lives, however it ends.
+    """Lock the directory of a run or a sweep until this process ends, even if it is killed.
 
     Raises:
         UserError: another process holds it.
@@ -43,5 +43,5 @@ def locked(directory: Path) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"{directory} is being written by another process: wait for it, or stop it") from None
+        raise UserError(f"{directory} is in use by another process: wait for it to finish, or stop it") from None
     return lock

@@ -1,4 +1,4 @@
-"""What this machine is: processor, cores, memory."""
+"""Properties of this machine: processor, cores, memory."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ def processor() -> str:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Return the instruction sets of the processor as Linux calls them, such as `avx512bw`; none on other systems."""
+    """Return the CPU flags that Linux reports, such as `avx512bw`; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -27,12 +27,12 @@ def cpu_flags() -> frozenset[str]:
 
 
 def physical_memory() -> int:
-    """Return the machine's memory in bytes, or 0 where the system does not tell."""
+    """Return the machine's memory in bytes, or 0 if it is unknown."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
 
 
 def one_thread(library: Literal["blas", "openmp"]) -> AbstractContextManager[Any]:
-    """Return a context in which a kind of library computes on one thread: more wait for each other and for torch's."""
+    """Return a context that limits BLAS or OpenMP to one thread, to avoid contention with torch's threads."""
     from threadpoolctl import threadpool_limits
 
     context: AbstractContextManager[Any] = threadpool_limits(1, library)
@@ -40,5 +40,5 @@ def one_thread(library: Literal["blas", "openmp"]) -> AbstractContextManager[Any
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

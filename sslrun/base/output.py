@@ -1,4 +1,4 @@
-"""What commands print and write: for programs as JSON, JSON lines or CSV, for people as a table."""
+"""Output of commands: JSON, JSON lines and CSV for programs, tables for people."""
 
 import csv
 import io
@@ -17,20 +17,20 @@ Row = dict[str, Any]
 
 
 def as_json(content: Any) -> str:
-    """Return rows as one JSON list, or any other content, for people to read, too."""
+    """Return any content as indented JSON."""
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def as_jsonl(rows: Sequence[Row]) -> str:
-    """Return rows as one JSON object a line."""
+    """Return rows as JSON lines."""
     return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
 
 
 def as_csv(rows: Sequence[Row], columns: Sequence[str] = ()) -> str:
-    """Return rows as CSV; true and false are said in lower case.
+    """Return rows as CSV, with booleans in lower case.
 
     Args:
-        columns: that are there even if no row is; then every other key that any of the rows has.
+        columns: columns that come first, even without rows; all other keys of the rows follow.
     """
     out = io.StringIO()
     names = list(dict.fromkeys([*columns, *(k for r in rows for k in r)]))
@@ -45,9 +45,9 @@ def write_csv_lines(file: IO[str], header: Sequence[str], names: Sequence[str], 
     """Write a long CSV file line by line.
 
     Args:
-        header: the names of the columns.
-        names: of the lines, their first column.
-        lines: the other columns of each, which are numbers.
+        header: names of the columns.
+        names: first column.
+        lines: the other columns of each line, which are numbers.
     """
     writer = csv.writer(file, lineterminator="\n", quoting=_quoting(names))
     writer.writerow(header)
@@ -55,18 +55,18 @@ def write_csv_lines(file: IO[str], header: Sequence[str], names: Sequence[str], 
 
 
 def _quoting(cells: Iterable[str]) -> Literal[0, 1]:
-    """Return how the csv module must quote these cells: one with a carriage return alone is quoted only if all are."""
+    """Return the quoting for these cells. QUOTE_MINIMAL leaves a lone carriage return unquoted; QUOTE_ALL does not."""
     return csv.QUOTE_ALL if any("\r" in cell for cell in cells) else csv.QUOTE_MINIMAL
 
 
 def new_table(columns: Sequence[str], numbers: Collection[str] = (), *, fold: bool = False, **words: Any) -> "Table":
-    """Return a table without rows, in the look that all tables have.
+    """Return an empty table in the common style.
 
     Args:
-        columns: their names.
-        numbers: columns that are flush right.
-        fold: long cells take several lines, rather than be cut.
-        words: title and caption, as rich's `Table` takes them.
+        columns: names of the columns.
+        numbers: columns that are right-aligned.
+        fold: wrap long cells instead of truncating them.
+        words: title and caption, passed to rich's `Table`.
     """
     from rich import box
     from rich.table import Table
@@ -79,11 +79,11 @@ def new_table(columns: Sequence[str], numbers: Collection[str] = (), *, fold: bo
 
 
 def as_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Collection[str] = ()) -> str:
-    """Return rows of text as a table as wide as the terminal, or 160 characters where there is none.
+    """Format rows as a table as wide as the terminal, or 160 characters without one.
 
     Args:
-        columns, numbers: as of `new_table`.
-        rows: of strings or rich's texts.
+        columns, numbers: see `new_table`.
+        rows: cells are strings or rich `Text`.
     """
     from rich.console import Console
     from rich.text import Text
@@ -103,5 +103,5 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows as CSV, with every key that any of them has as a column."""
+    """Write rows as CSV, with a column for every key of any row."""
     write_text(path, as_csv(rows))

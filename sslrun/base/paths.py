@@ -1,10 +1,10 @@
-"""Where the config files of sslrun lie, and its cache."""
+"""Paths of the config files and of the cache."""
 
 import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
-_PACKAGED = _PACKAGE / "conf"  # in a wheel; in the repository conf/ lies beside the package
+_PACKAGED = _PACKAGE / "conf"  # in a wheel; in the repository conf/ is next to the package
 CONF = _PACKAGED if _PACKAGED.is_dir() else _PACKAGE.parent / "conf"
 
 

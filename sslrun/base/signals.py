@@ -1,4 +1,4 @@
-"""Stopping in order: Ctrl-C, SIGTERM (a preempted node) and SIGHUP (a closed terminal)."""
+"""Graceful stop on Ctrl-C, SIGTERM (a preempted node) and SIGHUP (a closed terminal)."""
 
 import os
 import signal
@@ -10,19 +10,17 @@ from contextlib import contextmanager
 from types import FrameType
 
 HANDLED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-SAME_SIGNAL_SECONDS = (
-    0.5  # seconds in which a repeated signal is the same one: `timeout` sends it to the process and its group
-)
-_received: int | None = None  # the signal that came
+SAME_SIGNAL_SECONDS = 0.5  # a repetition within this time counts as one: `timeout` signals the process and its group
+_received: int | None = None  # number of the signal
 _received_at = 0.0
 _deferring = False
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked for the end.
+    """Raised when a signal requests the end of the process.
 
     Attributes:
-        number: of the signal; shells expect `128 + number` as the exit code.
+        number: number of the signal; the exit code is `128 + number` by convention.
     """
 
     def __init__(self, number: int) -> None:
@@ -32,9 +30,9 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Turn the signals into `Stopped`: at once, or where `check` is called in `later()`. A second ends the process.
+    """Raise `Stopped` on a signal: immediately, or at the next `check` within `deferred()`. A second signal exits.
 
-    A signal that is ignored, as SIGHUP is under nohup, stays ignored. Off the main thread nothing is changed.
+    Ignored signals stay ignored, such as SIGHUP under nohup. Outside the main thread this does nothing.
     """
     global _received
     if threading.current_thread() is not threading.main_thread():
@@ -54,7 +52,7 @@ def handled() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Let a signal wait until `check` is called."""
+    """Defer signals until `check` is called."""
     global _deferring
     _deferring = True
     try:
@@ -64,12 +62,12 @@ def deferred() -> Iterator[None]:
 
 
 def stop_requested() -> bool:
-    """Tell whether a signal came during `later()`."""
+    """Return whether a signal arrived within `deferred()`."""
     return _received is not None
 
 
 def check() -> None:
-    """Raise `Stopped` if a signal came."""
+    """Raise `Stopped` if a signal has arrived."""
     if _received is not None:
         raise Stopped(_received)
 
@@ -85,8 +83,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     message = f"\n{signal.Signals(number).name}: finishing the step, saving\n" if _deferring else "\n"
     stderr = sys.__stderr__.fileno() if sys.__stderr__ else 2
     try:
-        os.write(stderr, message.encode())  # past Python's buffers, which this may have interrupted
-    except OSError:  # the terminal is closed, or the pipe's reader gone: nothing that is said later may fail
+        os.write(stderr, message.encode())  # unbuffered: the signal may have interrupted a buffered write
+    except OSError:  # terminal or pipe closed: later messages must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), stderr)
     if not _deferring:
         raise Stopped(number)

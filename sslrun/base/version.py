@@ -1,3 +1,3 @@
-"""The version of sslrun, which stands here alone; pyproject.toml reads it."""
+"""The version of sslrun; pyproject.toml reads it from here."""
 
 __version__ = "0.2.0.dev0"
