@@ -169,7 +169,7 @@ def test_values_that_a_target_refuses_become_one_line() -> None:
     from sslrun.base.errors import UserError
 
     (pretext,) = compose_nodes("pretrain", "pretext")
-    with pytest.raises(UserError, match="Augment: crop_scale must rise"):
+    with pytest.raises(UserError, match="Augment: crop_scale must be"):
         build({**pretext["augment"], "crop_scale": [1.0, 0.5]})
 
 

@@ -158,5 +158,5 @@ def test_a_sweep_goes_on_in_one_process_at_a_time(cli: Cli) -> None:
     lock = locked(sweep)
     result = cli("pretrain", f"resume={sweep}")
     lock.release()
-    assert "is being written by another process" in result.err
+    assert "is in use by another process" in result.err
     assert result.code == 1

@@ -242,7 +242,7 @@ def test_the_choice_is_recorded_and_kept_on_resume_and_by_what_follows(
     assert recorded(run) == ("bf16", "channels_last")
     if not torch.cuda.is_available():
         before = (run / "config.yaml").read_bytes()
-        assert "device=cuda: torch sees no" in cli("pretrain", f"resume={run}", "train.steps=12", "device=cuda").err
+        assert "device=cuda: torch found no" in cli("pretrain", f"resume={run}", "train.steps=12", "device=cuda").err
         assert (run / "config.yaml").read_bytes() == before
     assert cli("finetune", "mode=finetune", "train.steps=2", "train.evaluations=1", "device=cpu").code == 0
     (tuned,) = Path("outputs/finetune").iterdir()
