@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sslrun.base.paths import EXTENDING
 from sslrun.config.build import build, locate, parameters
 from sslrun.config.compose import compose_config, compose_nodes
 from sslrun.runs import checkpoint
@@ -126,13 +127,15 @@ def test_a_task_without_views_gets_no_figure_of_them_and_what_is_no_task_is_refu
     short = ("-cd", "conf", "train.steps=2", *QUICK)
     refused = cli("pretrain", *short, "pretext=plain")
     assert refused.code == 1
-    assert (
-        refused.err.strip() == "sslrun: pretext: plain.Plain must derive from sslrun.tasks.task.Task: class Plain(Task)"
+    assert refused.err.strip() == (
+        "sslrun: pretext: plain.Plain (plain.py): a task must derive from sslrun.tasks.task.Task, "
+        f"as in class Plain(Task); see {EXTENDING}"
     )
     wrong = cli("pretrain", *short, "pretext=elsewhere")
     assert wrong.code == 1
     assert wrong.err.strip() == (
-        "sslrun: pretext: plain.Elsewhere has no encoder under 'teacher': set its `downstream` to the path"
+        "sslrun: pretext: plain.Elsewhere (plain.py): `downstream` must be the path of the encoder that goes on, "
+        f"found 'teacher'; the task has encoder; see {EXTENDING}"
     )
     shutil.rmtree("outputs")
     assert cli("pretrain", *short, "pretext=bare").code == 0

@@ -20,6 +20,7 @@ def test_the_wheel_runs_away_from_the_repository(tmp_path: Path) -> None:
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         wheel.extractall(tmp_path / "site")
     assert (tmp_path / "site/sslrun/conf/pretext/simclr.yaml").is_file()
+    assert (tmp_path / "site/sslrun/docs/extending.md").is_file()
     code = "import sslrun; print(sslrun.__file__); from sslrun.cli.app import main; main()"
     done = subprocess.run(
         [

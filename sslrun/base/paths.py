@@ -3,12 +3,18 @@
 import os
 from pathlib import Path
 
-_PACKAGE = Path(__file__).parents[1]
-_PACKAGED = _PACKAGE / "conf"  # in a wheel; in the repository conf/ is next to the package
-CONF = _PACKAGED if _PACKAGED.is_dir() else _PACKAGE.parent / "conf"
+PACKAGE = Path(__file__).parents[1]
+_PACKAGED = PACKAGE / "conf"  # in a wheel; in the repository conf/ and docs/ lie beside the package
+_TOP = PACKAGE if _PACKAGED.is_dir() else PACKAGE.parent
+CONF, EXTENDING = _TOP / "conf", _TOP / "docs" / "extending.md"
 
 
 def home() -> Path:
     """Return the cache folder: `SSLRUN_CACHE`, or `sslrun` below `XDG_CACHE_HOME` or `~/.cache`."""
     own = os.environ.get("SSLRUN_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "sslrun")
+
+
+def shown(path: Path) -> str:
+    """Return a path for a message: relative to the current folder if it lies below it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

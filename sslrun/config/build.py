@@ -14,7 +14,7 @@ from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
-from sslrun.base.errors import UserError
+from sslrun.base.errors import UserError, described
 from sslrun.base.paths import CONF
 from sslrun.config.renames import renamed_config
 from sslrun.config.types import Node
@@ -58,12 +58,19 @@ def locate(path: str) -> Callable[..., Any]:
     now = f"; it is called {RENAMED[path]} now" if path in RENAMED else ""
     try:
         target: Any = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last is a task's misspelt hook
-        raise UserError(f"_target_ {path!r} cannot be imported: {error}{now}") from None
+    except Exception as error:  # of any kind: the module may be the user's
+        raise UserError(f"_target_ {path!r} cannot be imported: {_reason(error, path)}{now}") from error
     if not callable(target):
         raise UserError(f"_target_ {path!r} is no function or class{now}")
     located: Callable[..., Any] = target
     return located
+
+
+def _reason(error: Exception, path: str) -> str:
+    first = path.split(".")[0]
+    if isinstance(error, ModuleNotFoundError) and error.name == first:
+        return f"{error}; run sslrun in the folder that has {first}.py"
+    return str(error) if first == "sslrun" else described(error)
 
 
 def refuse_foreign(node: Any, source: Path | str) -> None:
@@ -78,7 +85,8 @@ def refuse_foreign(node: Any, source: Path | str) -> None:
         target = node.get("_target_")
         if target is not None and not (isinstance(target, str) and (target in _our_targets() or _is_here(target))):
             raise UserError(
-                f"{source} would call {target}, which is neither sslrun's nor in a Python file of this folder: refused"
+                f"{source} would call {target}, which is neither sslrun's nor in a Python file of this folder: refused."
+                f" If it is yours, run sslrun in the folder that has {str(target).split('.')[0]}.py"
             )
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         refuse_foreign(value, source)
@@ -127,7 +135,7 @@ def build(node: Node, *supplied: Any) -> Any:
     try:
         return function(node)(*supplied)
     except ValueError as error:
-        raise UserError(f"{node['_target_'].rsplit('.', 1)[-1]}: {error}") from None
+        raise UserError(f"{node['_target_'].rsplit('.', 1)[-1]}: {error}") from error
 
 
 def settings_of(stage: Callable[..., Any]) -> type:

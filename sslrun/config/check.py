@@ -10,7 +10,8 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from sslrun.base.errors import UserError
 from sslrun.config.build import locate, parameters
-from sslrun.config.types import Also, FromCheckpoint, Node
+from sslrun.config.contract import Contract
+from sslrun.config.types import Also, FromCheckpoint, Node, Supplied
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
@@ -100,6 +101,12 @@ def _check_node(value: dict[str, Any], raw: Any, annotation: Any, where: tuple[s
         target = locate(value["_target_"])
     except UserError as error:
         return [f"{_dotted(where)}: {error}"]
+    supplied = next((m for m in marks if isinstance(m, Supplied)), None)
+    try:
+        if supplied:
+            Contract(where[-1], value["_target_"]).check_parameters(supplied.names)
+    except UserError as error:
+        return [str(error)]
     return _check_call(value, raw, target, where, also)
 
 

@@ -27,5 +27,12 @@ class Also:
         self.of, self.without = of, without
 
 
+class Supplied:
+    """Marks a node whose target takes these arguments from sslrun, by position, before the keys of its YAML."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+
 class FromCheckpoint:
     """Marks a node that a checkpoint may fill in: its `_target_` may be null."""

@@ -10,14 +10,15 @@ import torch
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.config.build import locate, parameters
+from sslrun.config.build import parameters
+from sslrun.config.contract import Contract
 from sslrun.config.types import Node
 from sslrun.data.cache import Decoded, decode_all, resize_all
 from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget, counts, fold_rows, validation
 from sslrun.data.options import Options, describe, shared
 from sslrun.data.sources.folder import unlabeled_folder
-from sslrun.data.sources.source import Listing, SplitName
+from sslrun.data.sources.source import Listing, SplitName, checked
 
 
 @dataclass
@@ -139,14 +140,16 @@ def load(node: Node, split: SplitName) -> Dataset | None:
 
 def listed(node: Node, split: SplitName) -> Listing | None:
     """Return the pictures of one split as they lie on disk, fetched if need be; None where there is no such split."""
-    target = locate(node["_target_"])
+    contract = Contract("dataset", node["_target_"])
+    target = contract.callable
     keys = {k: node[k] for k in parameters(target) if k in node}
     lacking = [f"dataset.{k}" for k, (_, default) in parameters(target).items() if k not in node and default is ...]
     if lacking:
         raise UserError(f"{describe(node)} needs {', '.join(lacking)}, which an older run has not: pretrain anew")
     if isinstance(keys.get("root"), str):
         keys["root"] = os.path.expanduser(keys["root"])
-    listing: Listing | None = target(split, **keys)
+    with contract.running(f"listing split {split}"):
+        listing = checked(target(split, **keys), contract, split)
     options = shared(node)
     if listing is None and split == "train":
         raise UserError(f"{describe(node)} has no training split")

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from sslrun.base.errors import UserError
 from sslrun.config.build import parameters
-from sslrun.config.types import Also, Count, Fraction, FromCheckpoint, Node, PositiveInt, Share
+from sslrun.config.types import Also, Count, Fraction, FromCheckpoint, Node, PositiveInt, Share, Supplied
 from sslrun.data.decode import Channels, Resize
 
 PREPROCESSING = ("image_size", "resize", "channels", "mean", "std")
@@ -52,8 +52,9 @@ class Options:
     std: Three | None = None
 
 
-DatasetNode = Annotated[Node, Also(Options)]
-AnyDatasetNode = Annotated[Node, Also(Options, without=("root",)), FromCheckpoint()]  # a checkpoint may say which
+DatasetNode = Annotated[Node, Also(Options), Supplied("split")]
+# One that a checkpoint may say.
+AnyDatasetNode = Annotated[Node, Also(Options, without=("root",)), Supplied("split"), FromCheckpoint()]
 
 
 def shared(node: Node) -> Options:

@@ -1,15 +1,18 @@
 """The encoder: a backbone that normalises its images itself, and what is read from it."""
 
-from typing import Any, Literal
+import itertools
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.base.errors import UserError
+from sslrun.base.errors import UserError, described
 from sslrun.config.build import build
-from sslrun.config.types import Node
+from sslrun.config.contract import Contract
+from sslrun.config.types import Node, Supplied
 
+BackboneNode = Annotated[Node, Supplied("image_size")]
 Pooling = Literal["average", "grid"]
 GRID_MAPS, GRID = 2, 2  # of pooling=grid: so many maps, the last ones, and so many fields a side
 
@@ -87,7 +90,7 @@ def fields(features: Tensor) -> Tensor:
 
 
 def _example_maps(backbone: nn.Module, image_size: int) -> list[Tensor]:
-    """Return the maps of one black image; neither random state nor batch norm's statistics change.
+    """Return the maps of two black images; neither random state nor batch norm's statistics change.
 
     Raises:
         UserError: they are not what a backbone has to return.
@@ -98,20 +101,29 @@ def _example_maps(backbone: nn.Module, image_size: int) -> list[Tensor]:
     was_training = {module: module.training for module in backbone.modules()}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            maps: Any = backbone.eval()(torch.zeros(1, 3, image_size, image_size))
+            maps: Any = backbone.eval()(torch.zeros(2, 3, image_size, image_size))
     except Exception as error:  # of any kind: it is the backbone's
-        raise UserError(f"a backbone must take images of {image_size} px, N x 3 x S x S: {error!r}") from error
+        raise UserError(f"a backbone must take images of {image_size} px, N x 3 x S x S: {described(error)}") from error
     finally:
         for module, training in was_training.items():
             module.training = training
     is_list = isinstance(maps, list | tuple) and all(isinstance(m, Tensor) and m.ndim == 4 for m in maps)
-    if not is_list or [m.shape[1] for m in maps] != channels:
-        shapes = [list(m.shape) for m in maps] if is_list else type(maps).__name__
+    shapes = [list(m.shape) for m in maps] if is_list else _kind(maps)
+    if not is_list or [m.shape[1] for m in maps] != channels or any(len(m) != 2 for m in maps):
         raise UserError(
             f"a backbone must return a list of maps, N x C x H x W, with C={channels} as its `channels` say; "
-            f"it returned {shapes}"
+            f"for 2 images it returned {shapes}"
         )
+    if any(a.shape[2] < b.shape[2] or a.shape[3] < b.shape[3] for a, b in itertools.pairwise(maps)):
+        raise UserError(f"a backbone must return its maps fine to coarse; for 2 images it returned {shapes}")
     return list(maps)
+
+
+def _kind(value: Any) -> str:
+    """Return the types of a value that should be a list of tensors, and the shapes of tensors."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_kind, value))}]"
+    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def build_encoder(
@@ -122,10 +134,12 @@ def build_encoder(
     Raises:
         UserError: what it names is no backbone.
     """
-    backbone = build(node, image_size)
+    contract = Contract("backbone", node["_target_"])
+    with contract.running("building it"):
+        backbone = build(node, image_size)
     if not isinstance(backbone, nn.Module):
-        raise UserError(f"{node['_target_']}: a backbone must be a torch.nn.Module, not {type(backbone).__name__}")
+        raise contract.broken(f"a backbone must be a torch.nn.Module, found {type(backbone).__name__}")
     try:
         return Encoder(backbone, mean, std, pooling, image_size)
     except UserError as error:
-        raise UserError(f"{node['_target_']}: {error}") from None
+        raise contract.broken(str(error)) from error

@@ -26,8 +26,10 @@ from sslrun.data.options import DatasetNode, Options, describe, shared
 from sslrun.data.orientation import pixels, sample
 from sslrun.data.sources.folder import unlabeled_folder
 from sslrun.data.sources.source import Listing, SplitName
+from sslrun.models.encoder import BackboneNode
 from sslrun.report.check import findings, table
 from sslrun.runs.run import Run
+from sslrun.tasks.task import TaskNode
 from sslrun.training import estimate
 from sslrun.training.settings import SMALLEST_BATCH
 
@@ -65,8 +67,8 @@ class Check:
 
     dataset: DatasetNode
     unlabeled: str | None
-    pretext: Node
-    backbone: Node
+    pretext: TaskNode
+    backbone: BackboneNode
     optimizer: Node
     device: Node
     label_fraction: Positive | None

@@ -16,6 +16,7 @@ from sslrun.config.types import Count, Node, Positive, PositiveInt
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import DatasetNode, describe
 from sslrun.data.orientation import pixels, sample
+from sslrun.models.encoder import BackboneNode
 from sslrun.models.initialization import SCRATCH
 from sslrun.report import check
 from sslrun.report.plots import name_of
@@ -30,6 +31,7 @@ from sslrun.study.embeddings import embedding_maps
 from sslrun.study.launch import launch_all, launching
 from sslrun.study.plan import Plan, StudyData, best_settings, load_data, plan_of
 from sslrun.study.settings import overrides_of
+from sslrun.tasks.task import TaskNode
 
 NotEmpty = Field(min_length=1)
 
@@ -47,8 +49,8 @@ class Compare:
     search: list[str]
     finetune: list[str]
     budget: str | None
-    pretext: Node
-    backbone: Node
+    pretext: TaskNode
+    backbone: BackboneNode
     dataset: DatasetNode
     unlabeled: str | None
     device: Node

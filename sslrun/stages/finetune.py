@@ -19,7 +19,7 @@ from sslrun.device import Device
 from sslrun.evaluation.probe import better_pooling, fit_head, labeled_features
 from sslrun.evaluation.validation import classifier_metrics
 from sslrun.models.classifier import Classifier, KNNClassifier
-from sslrun.models.encoder import Encoder, Pooling
+from sslrun.models.encoder import BackboneNode, Encoder, Pooling
 from sslrun.models.initialization import SCRATCH, Network, resolve
 from sslrun.report.training import curves_figure, some_of, views_figure
 from sslrun.runs import checkpoint
@@ -46,7 +46,7 @@ class Finetune:
     labels_per_class: PositiveInt | None
     search: list[str]
     fold: Annotated[list[Count], Field(min_length=2, max_length=2)] | None
-    backbone: Annotated[Node, FromCheckpoint()]
+    backbone: Annotated[BackboneNode, FromCheckpoint()]
     dataset: AnyDatasetNode
     augment: Node
     pooling: Pooling | Literal["auto"]

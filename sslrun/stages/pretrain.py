@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -17,11 +17,11 @@ from sslrun.data.options import DatasetNode, describe
 from sslrun.data.statistics import normalization
 from sslrun.device import Device
 from sslrun.evaluation.validation import encoder_metrics
-from sslrun.models.encoder import build_encoder
+from sslrun.models.encoder import BackboneNode, Encoder, build_encoder
 from sslrun.report.training import curves_figure, some_of, task_figures, views_figure
 from sslrun.runs.resume import CHECKPOINT
 from sslrun.runs.run import Run
-from sslrun.tasks.task import build_task
+from sslrun.tasks.task import TaskNode, build_task
 from sslrun.training.autotune import choose
 from sslrun.training.batches import Batches
 from sslrun.training.loop import fit
@@ -34,8 +34,8 @@ from sslrun.training.state import State
 class Pretrain:
     """Settings of a pretraining; what they mean stands in conf/pretrain.yaml."""
 
-    pretext: Node
-    backbone: Node
+    pretext: TaskNode
+    backbone: BackboneNode
     dataset: DatasetNode
     unlabeled: str | None
     device: Node
@@ -79,7 +79,8 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     batches = Batches(on_device, None, training.batch_size, total, settings.seed, hardware)
     optimizer = build_optimizer(settings.optimizer, task, training.learning_rate)
     state = State(run, task, optimizer, hardware, {"stage": run.stage, "config": config}, "val/knn_accuracy")
-    metrics = partial(encoder_metrics, encoder, on_device, data, val, hardware)
+    downstream = cast(Encoder, task.get_submodule(task.downstream))  # may be a teacher's
+    metrics = partial(encoder_metrics, downstream, on_device, data, val, hardware)
     result = fit(task, batches, optimizer, training, hardware, state, metrics)
     curves_figure(run)
     task_figures(run, task, some_of(images, settings.seed), settings.seed, hardware)

@@ -8,15 +8,15 @@ import torch
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.config.types import Count, Node, PositiveInt
+from sslrun.config.types import Count, PositiveInt
 from sslrun.data.cache import resized
 from sslrun.data.dataset import listed
 from sslrun.data.decode import UnreadableImage, decode
 from sslrun.data.options import DatasetNode, describe, shared
-from sslrun.models.encoder import build_encoder
+from sslrun.models.encoder import BackboneNode, build_encoder
 from sslrun.report.training import views_figure
 from sslrun.runs.run import Run
-from sslrun.tasks.task import build_task
+from sslrun.tasks.task import TaskNode, build_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,8 @@ class Preview:
     """Settings of a preview; what they mean stands in conf/preview.yaml."""
 
     dataset: DatasetNode
-    pretext: Node
-    backbone: Node
+    pretext: TaskNode
+    backbone: BackboneNode
     images: PositiveInt
     seed: Count
 

@@ -1,18 +1,32 @@
 """The contract between what a network is trained to do and the training loop."""
 
+import copy
 import difflib
+import inspect
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from sslrun.augment import Rng
-from sslrun.base.errors import UserError
+from sslrun.base.paths import EXTENDING, shown
 from sslrun.config.build import build
-from sslrun.config.types import Node
+from sslrun.config.contract import Contract
+from sslrun.config.types import Node, Supplied
 from sslrun.models.encoder import Encoder
 
-HOOKS = ("downstream", "forward", "before_step", "after_step", "learning_rates", "views", "figures")
+TaskNode = Annotated[Node, Supplied("encoder", "image_size")]
+METHODS = {
+    "forward": ("batch", "rng"),
+    "before_step": ("step", "total"),
+    "after_step": ("step", "total"),
+    "learning_rates": (),
+    "views": ("images", "rng"),
+    "figures": ("images", "rng"),
+}
+HOOKS = ("downstream", *METHODS)
+TRIED, STEPS = 4, 100  # images and total of the step that a user's task is tried with
 NEARLY = 0.8  # similarity of names from which on one is taken for a slip
 
 
@@ -35,7 +49,8 @@ class Task(nn.Module, ABC):
         for name in vars(cls):
             near = difflib.get_close_matches(name, HOOKS, n=1, cutoff=NEARLY)
             if near and name not in HOOKS and not name.startswith("_"):
-                raise TypeError(f"{cls.__name__}.{name}: no such hook of a task; did you mean {near[0]}?")
+                page = shown(EXTENDING)
+                raise TypeError(f"{cls.__name__}.{name}: no such hook of a task; did you mean {near[0]}? See {page}")
 
     @abstractmethod
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
@@ -83,20 +98,94 @@ class Task(nn.Module, ABC):
 
 
 def build_task(node: Node, encoder: Encoder, image_size: int) -> Task:
-    """Build a pretext task.
+    """Build a pretext task, and check one that is not sslrun's own.
 
     Raises:
-        UserError: what the node names is not a Task, or has no encoder where its `downstream` says.
+        UserError: what the node names is not a Task, or not one that can be trained.
     """
-    name = node["_target_"]
-    try:
+    contract = Contract("pretext", node["_target_"])
+    if inspect.isabstract(contract.callable):
+        raise contract.broken("a task must define forward(self, batch, rng), found none")
+    with contract.running("building it"):
         task = build(node, encoder, image_size)
-    except TypeError as error:
-        if "abstract method" in str(error):
-            raise UserError(f"pretext: {name} has no forward(batch, rng)") from None
-        raise
     if not isinstance(task, Task):
-        raise UserError(f"pretext: {name} must derive from sslrun.tasks.task.Task: class {name.split('.')[-1]}(Task)")
-    if not isinstance(dict(task.named_modules(remove_duplicate=False)).get(task.downstream), Encoder):
-        raise UserError(f"pretext: {name} has no encoder under {task.downstream!r}: set its `downstream` to the path")
+        name = contract.target.rpartition(".")[2]
+        raise contract.broken(f"a task must derive from sslrun.tasks.task.Task, as in class {name}(Task)")
+    if not contract.ours:
+        _check_methods(task, contract)
+        _try(task, contract, image_size)
     return task
+
+
+def _check_methods(task: Task, contract: Contract) -> None:
+    """Check what can be told of a task without running it."""
+    for name, arguments in METHODS.items():
+        signature = inspect.signature(getattr(type(task), name))
+        try:
+            signature.bind(task, *arguments)
+        except TypeError:
+            wanted = f"{name}({', '.join(('self', *arguments))})"
+            raise contract.broken(f"a task must define {wanted}, found {name}{signature}") from None
+    encoders = [n for n, m in task.named_modules(remove_duplicate=False) if isinstance(m, Encoder)]
+    if task.downstream not in encoders:
+        there = ", ".join(encoders) or "no encoder at all"
+        raise contract.broken(f"`downstream` must be the path of the encoder that goes on, found {task.downstream!r}; "
+                              f"the task has {there}")  # fmt: skip
+
+
+def _try(task: Task, contract: Contract, image_size: int) -> None:
+    """Take a step with a copy of the task, on random images: neither the task nor torch's random state changes."""
+    try:
+        task = copy.deepcopy(task).train()
+    except Exception:  # of any kind: some modules cannot be copied, and are run in training first
+        return
+    images = torch.rand(TRIED, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    rng = Rng(torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        with contract.running("before_step(step, total)"):
+            task.before_step(0, STEPS)
+        with contract.running("forward(batch, rng)"):
+            out = task({"images": images.clone()}, rng)
+        _check_output(out, contract)
+        with contract.running("after_step(step, total)"):
+            task.after_step(0, STEPS)
+        with contract.running("learning_rates()"):
+            rates = task.learning_rates()
+        _check_rates(rates, task, contract)
+        for name in ("views", "figures"):
+            task.train(name == "views")  # as they are called
+            with contract.running(f"{name}(images, rng)"), torch.no_grad():
+                made = getattr(task, name)(images.clone(), rng)
+            _check_images(name, made, contract)
+
+
+def _check_output(out: Any, contract: Contract) -> None:
+    if not isinstance(out, dict) or "loss" not in out:
+        found = f"the keys {', '.join(map(str, out)) or 'none'}" if isinstance(out, dict) else type(out).__name__
+        raise contract.broken(f"forward must return a dict with `loss`, found {found}")
+    for key, value in out.items():
+        if not isinstance(value, Tensor) or value.ndim > 0:
+            found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise contract.broken(f"forward must return `{key}` as a scalar tensor, such as a mean, found {found}")
+    if not out["loss"].requires_grad:
+        raise contract.broken("`loss` must depend on the weights, found one that does not require grad")
+
+
+def _check_rates(rates: Any, task: Task, contract: Contract) -> None:
+    if not isinstance(rates, dict):
+        raise contract.broken(f"learning_rates must return a dict, found {type(rates).__name__}")
+    for prefix in rates:
+        if not any(name.startswith(prefix) for name, _ in task.named_parameters()):
+            raise contract.broken(f"learning_rates must name prefixes of parameters, found {prefix!r}")
+
+
+def _check_images(name: str, made: Any, contract: Contract) -> None:
+    if not isinstance(made, dict):
+        raise contract.broken(f"{name} must return a dict of images by name, found {type(made).__name__}")
+    for key, value in made.items():
+        fits = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 4
+        if not fits or value.shape[:2] != (TRIED, 3):
+            found = f"{list(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            raise contract.broken(
+                f"{name} must return N x 3 x H x W floats in [0, 1], found {key!r} of {TRIED} images: {found}"
+            )

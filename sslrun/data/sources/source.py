@@ -5,15 +5,17 @@ data set has no such split. It lists files or returns arrays; it reads nothing o
 """
 
 import pickle
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from sslrun.base.errors import UserError
+from sslrun.config.contract import Contract
 from sslrun.data.labels import hashed_train_test_split
 
 SplitName = Literal["train", "test", "unlabeled"]
@@ -42,6 +44,71 @@ class Listing:
         items = self.items[positions] if isinstance(self.items, np.ndarray) else [self.items[i] for i in positions]
         names = [self.names[i] for i in positions]
         return replace(self, items=items, names=names, labels=None if self.labels is None else self.labels[positions])
+
+
+def checked(listing: Any, contract: Contract, split: SplitName) -> Listing | None:
+    """Return what a source returned for a split, with labels as int64, or raise what is wrong with it.
+
+    Raises:
+        UserError: it is no listing of images, their names, and their labels, if any.
+    """
+    if listing is None:
+        return None
+    if not isinstance(listing, Listing):
+        found = type(listing).__name__
+        raise contract.broken(f"a data set must return a Listing, or None where there is no such split, found {found}")
+    wrong = _wrong_items(listing) or _wrong_names(listing)
+    if wrong:
+        raise contract.broken(f"{wrong}, in split {split}")
+    if listing.labels is None:
+        return listing
+    labels, names = np.asarray(listing.labels), list(listing.class_names)
+    wrong = _wrong_labels(labels, len(listing.items), names)
+    if not wrong and split == "train":
+        without = [n for i, n in enumerate(names) if i not in set(labels.tolist())]
+        wrong = f"each class must have images, found none of {', '.join(without[:5])}" if without else None
+    if wrong:
+        raise contract.broken(f"{wrong}, in split {split}")
+    return replace(listing, labels=labels.astype(np.int64, copy=False), class_names=tuple(names))
+
+
+def _wrong_items(listing: Listing) -> str | None:
+    items = listing.items
+    if isinstance(items, np.ndarray):
+        fits = items.ndim == 4 and items.shape[3] in (1, 3) and items.dtype == np.uint8
+        found = f"{' x '.join(map(str, items.shape))}, {items.dtype}"
+        return None if fits else f"an array of items must be N x H x W x C, uint8, with C of 1 or 3, found {found}"
+    if not isinstance(items, list):
+        return f"items must be a list of paths or an array, found {type(items).__name__}"
+    other = next((i for i in items if not isinstance(i, str)), None)
+    return None if other is None else f"items must be paths as str, found {type(other).__name__}"
+
+
+def _wrong_names(listing: Listing) -> str | None:
+    names = listing.names
+    if len(names) != len(listing.items):
+        return f"each item must have a name, found {len(names)} names of {len(listing.items)} items"
+    if not len(names):
+        return "there must be images, found none (None is for no such split)"
+    if not all(isinstance(n, str) for n in names):
+        return f"names must be str, found {type(names[0]).__name__}"
+    twice = [n for n, k in Counter(names).items() if k > 1]
+    return f"names must be unique, found {twice[0]!r} more than once" if twice else None
+
+
+def _wrong_labels(labels: np.ndarray, n: int, class_names: list[str]) -> str | None:
+    if labels.shape != (n,):
+        return f"each item must have a label, found labels of shape {list(labels.shape)} of {n} items"
+    if labels.dtype.kind not in "iu":
+        return f"labels must be integers, found {labels.dtype}"
+    if not class_names or not all(isinstance(c, str) for c in class_names):
+        return f"class_names must name each class, found {class_names}"
+    twice = [c for c, k in Counter(class_names).items() if k > 1]
+    if twice:
+        return f"class_names must be unique, found {twice[0]!r} more than once"
+    low, high = int(labels.min()), int(labels.max())
+    inside = low >= 0 and high < len(class_names)
+    return None if inside else f"labels must be 0 to {len(class_names) - 1}, as class_names say, found {low} to {high}"
 
 
 @contextmanager

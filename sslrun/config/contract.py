@@ -1,0 +1,73 @@
+"""What a user's own task, backbone or data set must fulfill, and the line that says where it does not."""
+
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sslrun.base.errors import UserError, described
+from sslrun.base.paths import EXTENDING, shown
+from sslrun.config.build import locate, parameters
+
+
+class Contract:
+    """The function or class that a config names, while it is checked.
+
+    Args:
+        group: of the config: `pretext`, `backbone` or `dataset`.
+        target: its dotted name.
+
+    Attributes:
+        ours: it is sslrun's own.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+
+    def __init__(self, group: str, target: str) -> None:
+        self.group, self.target, self.callable = group, target, locate(target)
+        self.ours = target.startswith("sslrun.")
+
+    def broken(self, what: str) -> UserError:
+        """Return the error that names the target, its file, what is wrong, and the page on how to write one."""
+        file = getattr(sys.modules[self.target.rpartition(".")[0]], "__file__", None)
+        place = f" ({shown(Path(file))})" if file else ""
+        return UserError(f"{self.group}: {self.target}{place}: {what}; see {shown(EXTENDING)}")
+
+    @contextmanager
+    def running(self, call: str) -> Iterator[None]:
+        """Turn an error of the user's own code into one line; `HYDRA_FULL_ERROR=1` shows its traceback, too."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            if self.ours:
+                raise
+            hint = "HYDRA_FULL_ERROR=1 shows the traceback"
+            raise self.broken(f"{call} raised {described(error)}; {hint}") from error
+
+    def check_parameters(self, supplied: tuple[str, ...]) -> None:
+        """Check that what sslrun supplies comes first, and that nothing else has to be given by position.
+
+        Raises:
+            UserError: it does not, or an annotation names what there is not.
+        """
+        try:
+            signature = inspect.signature(self.callable)
+            parameters(self.callable)
+        except Exception as error:  # of any kind: annotations may be strings of the user's
+            raise self.broken(f"its annotations cannot be read: {described(error)}") from error
+        kinds = [p.kind for p in signature.parameters.values()]
+        names = [n for n, p in signature.parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        more = [n for n in names[len(supplied) :] if signature.parameters[n].default is inspect.Parameter.empty]
+        elsewhere = [n for n in supplied if n in signature.parameters and supplied.index(n) != _index(n, names)]
+        enough = len(names) >= len(supplied) or inspect.Parameter.VAR_POSITIONAL in kinds
+        if not enough or more or elsewhere:
+            needed = f"({', '.join(supplied)}, *, keys of its YAML)"
+            raise self.broken(f"its parameters must be {needed}, found {signature}")
+
+
+def _index(name: str, names: list[str]) -> int:
+    return names.index(name) if name in names else -1
