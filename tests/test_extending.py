@@ -105,5 +105,5 @@ def test_the_data_set_of_the_page_is_checked_pretrained_on_and_evaluated(cli: Cl
     Path("images/labels.csv").unlink()
     answer = cli("pretrain", "-cd", "conf", "dataset=listed", *SHORT["pretrain"])
     assert answer.code == 1
-    assert re.search(r"dataset: listed.listed \(listed.py\): .* FileNotFoundError: .* \(listed.py:10\)", answer.err)
+    assert re.search(r"dataset: listed.listed \(listed.py\): .* FileNotFoundError: .* \(listed.py:8\)", answer.err)
     assert len(answer.lines()) == 1
