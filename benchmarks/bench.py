@@ -1,7 +1,7 @@
-"""Run the benchmarks and write RESULTS.md beside this file.
+"""Run the benchmarks and write RESULTS.md, next to this file.
 
-    make bench                                  about 15 minutes: fewer turns, 4a on digits with one seed, without 4b
-    make bench-full BENCH="--fashion DIR --folder DIR"      hours: 3 seeds, all turns, two data sets
+    make bench                                  about 15 minutes: fewer rounds, 4a on digits with one seed, without 4b
+    make bench-full BENCH="--fashion DIR --folder DIR"      hours: 3 seeds, all rounds, two data sets
 
 Sections that are run replace those of the same title in RESULTS.md; the others stay, each with its own date.
 """
@@ -22,19 +22,19 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
 HEAD = """# Results of `make bench`
 
-Each section was written by the script that its last line names. Ratios compare two sides that ran in turns within one
-run; absolute numbers are of this machine and what else it did. What was tried and why: [README.md](README.md).
+The last line of each section names the script that wrote it. Ratios compare two sides that ran alternately within one
+run; absolute numbers depend on the machine and its load. What was tried and why: [README.md](README.md).
 """
-ACCURACY = """### 4a. Accuracy per second: nearest neighbours after equal seconds of SimCLR
+ACCURACY = """### 4a. Accuracy per second: nearest neighbors after equal seconds of SimCLR
 
 `smallcnn`, 32 px, defaults of `sslrun pretrain`; lightly as in section 3. kNN accuracy on validation in %, mean and
-95 % t-interval over seeds; `random` is the network before its first step.
+95 % CI (Student's t) over seeds; `random` is the network before its first step.
 
-| data | by | pictures seen | seconds | n | kNN accuracy |
+| data | by | images seen | seconds | n | kNN accuracy |
 |---|---|---|---|---|---|"""
 RECIPE = """### 4b. Accuracy per second: the tutorial in full against two commands
 
-Test accuracy in % with 10 % of the labels. The tutorial's seconds are its loops alone; ours are the whole commands.
+Test accuracy in % with 10 % of the labels. The tutorial's seconds are its loops alone, ours are the whole commands.
 
 | data | by | seconds | n | test accuracy |
 |---|---|---|---|---|"""
@@ -47,7 +47,7 @@ def sections(fashion: str | None, folder: str | None, quick: bool) -> list[tuple
     data += [["dataset=fashion_mnist", f"dataset.root={fashion}"]] if fashion else []
     data += [["dataset=folder", f"dataset.root={folder}"]] if folder else []
     budget = ["--seconds", "8", "--seeds", "1"] if quick else ["--seconds", "300", "--seeds", "3"]
-    small = [d for d in data if "fashion" not in d[0]]  # 50 epochs of 60,000 pictures take hours
+    small = [d for d in data if "fashion" not in d[0]]  # 50 epochs of 60,000 images take hours
     every = [
         ("1", "", [["speed.py", "overhead", *short]]),
         ("2", "", [["speed.py", "modes", *short]]),
@@ -65,7 +65,7 @@ def sections(fashion: str | None, folder: str | None, quick: bool) -> list[tuple
 
 
 def machine() -> str:
-    """Return a line about the machine and the versions."""
+    """Return one line with the machine and the versions."""
     import torch
 
     from sslrun.base.machine import processor
@@ -79,7 +79,7 @@ def machine() -> str:
 
 
 def main(fashion: str | None, folder: str | None, quick: bool, only: str) -> None:
-    """Run what was asked for and keep each section as soon as it is done."""
+    """Run the sections and store each as soon as it is done."""
     began = time.monotonic()
     failed = []
     with tempfile.TemporaryDirectory() as cache:
@@ -96,7 +96,7 @@ def main(fashion: str | None, folder: str | None, quick: bool, only: str) -> Non
                 if done.returncode:
                     failed.append(number)
             if number in failed:
-                print(f"section {number} failed; what RESULTS.md had stays", file=sys.stderr)
+                print(f"section {number} failed; its old text in RESULTS.md is kept", file=sys.stderr)
                 continue
             answer = "; ".join("`benchmarks/" + " ".join(_private(c)) + "`" for c in commands)
             keep(text.rstrip() + f"\n\n{datetime.date.today()}, {machine()}. {answer}\n")
@@ -106,7 +106,7 @@ def main(fashion: str | None, folder: str | None, quick: bool, only: str) -> Non
 
 
 def _private(command: list[str]) -> list[str]:
-    """Leave out where a data set lies."""
+    """Remove the folder of a data set from a command."""
     return [re.sub(r"root=.*/", "root=", part) for part in command]
 
 
@@ -121,9 +121,9 @@ def keep(section: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer turns, one seed")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, one seed")
     parser.add_argument("--fashion", help="folder of Fashion-MNIST's four files")
-    parser.add_argument("--folder", help="a folder of pictures, a folder a class")
+    parser.add_argument("--folder", help="a folder of images, one folder per class")
     parser.add_argument("--only", default="", help="numbers of sections, such as 1,4a")
     args = parser.parse_args()
     places = [str(Path(p).expanduser().resolve()) if p else None for p in (args.fashion, args.folder)]

@@ -1,11 +1,11 @@
-"""Decoding beside loops of Pillow, and the start of a run whose pictures are decoded already.
+"""Decoding compared with loops of Pillow, and the start-up of a run whose images are already decoded.
 
     python benchmarks/decoding.py FOLDER
 
-makes pieces of two photographs in FOLDER (2 GB): 300 JPEG of 2400 x 1600 px, 3,000 PNG of 300 px and 20,000 JPEG of
-64 px, which it decodes in turns by `sslrun` (all cores, cache written) and by loops of Pillow (one core, nothing kept),
-a plain one and one that lets JPEGs be decoded at a fraction of their size. Then 70,000 JPEG of 28 px, on which `sslrun
-pretrain` takes one step, the second time without decoding.
+writes crops of two photographs to FOLDER (2 GB): 300 JPEG of 2400 x 1600 px, 3,000 PNG of 300 px and 20,000 JPEG of
+64 px. It decodes them alternately with `sslrun` (all cores, cache written) and with loops of Pillow (one core, nothing
+kept): a plain one, and one whose draft mode decodes JPEGs at a fraction of their size. Then 70,000 JPEG of 28 px, on
+which `sslrun pretrain` takes one step, the second time without decoding.
 """
 
 import json
@@ -20,7 +20,7 @@ from pathlib import Path
 
 
 def make(folder: Path, n: int, width: int, height: int, suffix: str, seed: int) -> None:
-    """Write n pieces of two photographs, scaled to one size."""
+    """Write n crops of two photographs, scaled to one size."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_sample_images
@@ -57,7 +57,7 @@ def rate(files: list[str], image_size: int, how: str) -> float:
 
 
 def start(root: Path, work: Path) -> dict[str, float]:
-    """Run one step of pretraining and say what it took as a whole."""
+    """Run one step of pretraining and return the number of images and the seconds of the whole command."""
     began = time.perf_counter()
     directory = work / f"{time.time_ns()}"
     command = ["pretrain", "dataset=folder", f"dataset.root={root}", "dataset.image_size=32", "train.steps=1",

@@ -1,4 +1,4 @@
-"""What `benchmarks/gpu.sh` measures on a CUDA GPU, beside running every command there.
+"""What `benchmarks/gpu.sh` measures on a CUDA GPU, in addition to running every command there.
 
     python benchmarks/gpu.py checks RUN      a run of the GPU on the CPU; synchronizations in a training step
     python benchmarks/gpu.py speed           images/s and seconds an epoch, over the network alone

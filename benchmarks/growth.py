@@ -1,9 +1,9 @@
-"""Time and memory against the number of pictures and steps.
+"""Time and memory over the number of images and steps.
 
     python benchmarks/growth.py [--quick]
 
-Each point is a process of its own: `sslrun pretrain` with SimCLR on `smallcnn` at 32 px, on pictures without content.
-Memory is the largest resident set, less that of a process which has imported torch and torchvision.
+Each point is a separate process: `sslrun pretrain` with SimCLR on `smallcnn` at 32 px, on images of noise.
+Memory is the largest resident set, minus that of a process that has only imported torch and torchvision.
 """
 
 import argparse
@@ -35,10 +35,10 @@ SOURCE = """
 import numpy as np
 from sslrun.data.sources.source import Listing
 
-def noise(split, *, root, pictures):
+def noise(split, *, root, images):
     if split != "train":
         return None
-    items = np.load("noise.npy", mmap_mode="r")[:pictures]
+    items = np.load("noise.npy", mmap_mode="r")[:images]
     return Listing(items, [str(i) for i in range(len(items))])
 """
 YAML = """
@@ -47,7 +47,7 @@ defaults:
   - _self_
 _target_: noise.noise
 root: null
-pictures: 1000
+images: 1000
 """
 
 
@@ -77,11 +77,11 @@ def main(quick: bool) -> None:
         (folder / "own" / "dataset" / "noise.yaml").write_text(YAML)
         torch_alone = min(peak(folder)[0] for _ in range(2))
         print(
-            "| pictures | steps | own memory, GiB | whole command, s | steps, s | images/s |\n|---|---|---|---|---|---|"
+            "| images | steps | own memory, GiB | whole command, s | steps, s | images/s |\n|---|---|---|---|---|---|"
         )
         for images, steps in points if not quick else [points[0], points[4]]:
             arguments = ("pretrain", "-cd", "own", "dataset=noise", "dataset.image_size=32",
-                         f"dataset.pictures={images}", f"train.steps={steps}", "train.evaluations=1")  # fmt: skip
+                         f"dataset.images={images}", f"train.steps={steps}", "train.evaluations=1")  # fmt: skip
             peak(folder, *arguments)  # decodes
             most, took, summary = peak(folder, *arguments)
             rate, batch = summary["images_per_second"], summary["config"]["train"]["batch_size"]
@@ -91,7 +91,7 @@ def main(quick: bool) -> None:
                 f"| {images:,} | {steps} | {own:.2f} | {took:.1f} | {seen / rate:.1f} | {rate:.0f} |",
                 flush=True,
             )
-    print(f"\nThe floor is 1.5 GiB at 70,000; torch and torchvision alone have {torch_alone / 2**30:.2f} GiB.\n")
+    print(f"\nThe floor is 1.5 GiB at 70,000; torch and torchvision alone need {torch_alone / 2**30:.2f} GiB.\n")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Pretraining on more pictures than one wants in memory: the process's own memory, and its speed beside memory's.
+"""Pretraining on more images than fit into memory: the process's own memory, and its speed against data in memory.
 
     python benchmarks/memory_mapped.py FOLDER [IMAGES] [STEPS]
 
-makes IMAGES (1,000,000) synthetic JPEG files of 64 px in FOLDER unless they are there, pretrains on them with the
-decoded array mapped from disk, and pretrains once more with the whole array read into memory, in turns; as root, also
-with the process and its page cache held to 3 GiB. "Own memory" is the largest RssAnon of the process, which leaves out
-the pages of the mapped file that the system may drop. About 4 GB of files, 12 GB of decoded pictures below
-$SSLRUN_CACHE, and for the comparison 12 GB of memory.
+writes IMAGES (1,000,000) synthetic JPEG files of 64 px to FOLDER unless they exist. It then pretrains on them
+alternately with the decoded array mapped from disk and with the whole array in memory; as root, also with the process
+and its page cache limited to 3 GiB. "Own memory" is the largest RssAnon of the process, without the pages of the mapped
+file, which the system may drop. Needs about 4 GB for the files, 12 GB for decoded images in $SSLRUN_CACHE, and for the
+comparison 12 GB of memory.
 """
 
 import json
@@ -37,7 +37,7 @@ cache._read = read
 
 
 def make(folder: Path, seed: int) -> None:
-    """Write a thousand pieces of two photographs, each with a brightness and a mirror of its own."""
+    """Write a thousand crops of two photographs, each with its own brightness."""
     rng = np.random.default_rng(seed)
     photos = load_sample_images().images
     folder.mkdir(parents=True)
@@ -50,7 +50,7 @@ def make(folder: Path, seed: int) -> None:
 
 
 def limited() -> None:
-    """Hold this process and what is read for it into the page cache to 3 GiB, by a control group (Linux, as root)."""
+    """Limit this process and its page cache to 3 GiB with a control group (Linux, as root)."""
     groups = Path("/sys/fs/cgroup")
     group, file = (groups, "memory.max") if (groups / "cgroup.controllers").exists() else (
         groups / "memory", "memory.limit_in_bytes")  # fmt: skip
@@ -63,7 +63,7 @@ def limited() -> None:
 
 
 def pretrain(folder: Path, work: Path, steps: int, prepare: str, limit: bool = False) -> dict[str, float]:
-    """Run `sslrun pretrain` and watch its memory."""
+    """Run `sslrun pretrain` and record its peak memory."""
     sweep = work / f"{time.time_ns()}"
     arguments = [
         "pretrain", "dataset=folder", f"dataset.root={folder / 'labeled'}", "dataset.image_size=64",
@@ -102,7 +102,7 @@ def pretrain(folder: Path, work: Path, steps: int, prepare: str, limit: bool = F
 
 
 def main() -> None:
-    """Make the files, decode them once, then run both ways in turns."""
+    """Write the files, decode them once, then run both ways alternately."""
     folder = Path(sys.argv[1]).resolve()
     images = int(sys.argv[2]) if len(sys.argv) > 2 else 1_000_000
     steps = int(sys.argv[3]) if len(sys.argv) > 3 else 200

@@ -1,13 +1,13 @@
-"""sslrun beside what people would otherwise use: lightly's SimCLR, and the rotation recipe of the tutorials.
+"""sslrun compared with alternatives: lightly's SimCLR, and the rotation recipe of the tutorials.
 
     python benchmarks/peers.py speed [--quick]
     python benchmarks/peers.py accuracy --seconds 300 --seeds 3 dataset=fashion_mnist
     python benchmarks/peers.py accuracy --seconds 300 --seeds 3 dataset=folder dataset.root=emoji
     python benchmarks/peers.py recipe dataset=folder dataset.root=emoji
 
-`speed` compares images/s in turns; `accuracy` gives both the same seconds of SimCLR and compares nearest neighbours
-on validation; `recipe` runs the tutorial in full and compares its test accuracy at 10 % of labels with that of two
-commands of ours. All of it on the CPU, as the peers' scripts are written. lightly gets an environment of its own in
+`speed` compares images/s alternately; `accuracy` gives both the same seconds of SimCLR and compares nearest neighbors
+on validation; `recipe` runs the whole tutorial and compares its test accuracy at 10 % of the labels with that of two
+sslrun commands. All on the CPU, as the peers' scripts are written. lightly gets a separate environment in
 .venv-lightly, which shares torch with this one.
 """
 
@@ -41,12 +41,12 @@ from sslrun.runs.find import read_summary
 HERE = Path(__file__).parent
 LIGHTLY = HERE.parent / ".venv-lightly"
 VERSION = "lightly==1.6.0"
-PRETRAIN, TUNE = 20, 130  # steps of ours beside the tutorial in full
+PRETRAIN, TUNE = 20, 130  # steps of sslrun in `recipe`
 IMAGES = 3000  # of the speed tests: noise, since the content makes no difference
 
 
 def lightly_python() -> str:
-    """Return the interpreter of lightly's environment, which is made at first use."""
+    """Return the interpreter of lightly's environment, created at first use."""
     python = LIGHTLY / "bin" / "python"
     if not (LIGHTLY / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", LIGHTLY], check=True)
@@ -65,7 +65,7 @@ def peer(python: str, script: str, *arguments: Any) -> dict[str, Any]:
 
 
 def sslrun(folder: Path, *arguments: str) -> dict[str, Any]:
-    """Run a command of ours in a folder and return its summary, with the seconds that the command took."""
+    """Run an sslrun command in a folder and return its summary, with the seconds that it took."""
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "sslrun", arguments[0], "device=cpu", *arguments[1:]],
@@ -93,13 +93,13 @@ def spread(values: list[float], digits: int = 1) -> str:
 def speed(quick: bool) -> None:
     """Print the table of floor 3."""
     print("### 3. Ahead of peers: images/s of pretraining at 32 px\n")
-    print("CPU. Pictures of the data set a second, medians of turns; every command a process of its own, its start and")
-    print("its first batch not counted. lightly: its CIFAR-10 benchmark's transform, loss, head, SGD, batch 512, fp32,")
-    print("2 workers.")
-    print("Tutorial: PIL, DataLoader with 2 workers, fp32, batch 64, one random turn a picture; ours beside it makes")
-    print("one random turn, too (`pretext.copies=1`).\n")
+    print("CPU. Images of the data set per second, medians of rounds; every command is a separate process;")
+    print("start-up and first batch do not count. lightly: its CIFAR-10 benchmark's transform, loss, head, SGD,")
+    print("batch 512, fp32, 2 workers.")
+    print("Tutorial: PIL, DataLoader with 2 workers, fp32, batch 64, one random rotation per image; sslrun")
+    print("uses one rotation, too (`pretext.copies=1`).\n")
     print("| task | backbone | sslrun | peer | ratio (lowest, highest) | floor |\n|---|---|---|---|---|---|")
-    turns = 1 if quick else 5
+    rounds = 1 if quick else 5
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         array = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
@@ -109,13 +109,13 @@ def speed(quick: bool) -> None:
         python = lightly_python()
         for backbone, floor, steps, seconds in (("smallcnn", 2.2, 80, 20), ("resnet18", 1.8, 10, 20)):
             rows = []
-            for _ in range(turns):
+            for _ in range(rounds):
                 lightly = peer(python, "lightly_simclr.py", folder / "noise.npz", backbone, seconds, 0)
                 ours = sslrun(folder, "pretrain", f"backbone={backbone}", f"train.steps={steps}", *both)
                 rows.append((ours["images_per_second"], lightly["images_per_second"]))
             _row("SimCLR, lightly", backbone, rows, floor)
         rows = []
-        for _ in range(turns):
+        for _ in range(rounds):
             tutorial = peer(sys.executable, "tutorial_rotation.py", folder / "noise.npz", 1, 0, 0)
             ours = sslrun(folder, "pretrain", "pretext=rotation", "pretext.copies=1", "train.steps=100", *both)
             rows.append((ours["images_per_second"], tutorial["images_per_second"]))
@@ -142,7 +142,7 @@ def _row(task: str, backbone: str, rows: list[tuple[float, float]], floor: float
 
 
 def accuracy(overrides: list[str], seconds: float, seeds: int) -> None:
-    """Print one data set's rows of floor 4: nearest neighbours after equal seconds of SimCLR."""
+    """Print one data set's rows of floor 4: nearest neighbors after equal seconds of SimCLR."""
     data = [o if not o.startswith("dataset.root=") else f"dataset.root={_absolute(o)}" for o in overrides]
     data.append("dataset.image_size=32")
     config: dict[str, Any] = OmegaConf.to_container(compose_config("pretrain", data, None), resolve=True)  # type: ignore[assignment]
@@ -187,7 +187,7 @@ def accuracy(overrides: list[str], seconds: float, seeds: int) -> None:
             took["lightly"].append(peers["seconds"])
             took["sslrun"].append(seen["sslrun"][-1] / ours["images_per_second"])
             print({k: v[-1] for k, v in result.items()}, file=sys.stderr, flush=True)
-    what = f"{overrides[0].removeprefix('dataset=')}, {len(train)} pictures"
+    what = f"{overrides[0].removeprefix('dataset=')}, {len(train)} images"
     for who in ("random", "lightly", "sslrun"):
         n = f"{statistics.mean(seen[who]):.0f} | {statistics.mean(took[who]):.0f}" if who in seen else " | "
         print(f"| {what} | {who} | {n} | {len(result[who])} | {spread(result[who])} |", flush=True)
@@ -204,7 +204,7 @@ def _array(images: Images) -> np.ndarray:
 
 
 def _features(run: Path, *images: Images, random: bool = False) -> list[torch.Tensor]:
-    """Return the features of pictures by a run's encoder, or by the network before its first step."""
+    """Return the features of images from a run's encoder, or from the network before its first step."""
     config = read_summary(run)["config"]
     device = build(config["device"])
     device.claim()
@@ -221,7 +221,7 @@ def _features(run: Path, *images: Images, random: bool = False) -> list[torch.Te
 
 
 def recipe(overrides: list[str], seeds: int, ours: bool) -> None:
-    """Print one data set's rows of floor 4: the tutorial in full (unless `ours`), and our two commands."""
+    """Print one data set's rows of floor 4: the whole tutorial (unless `ours`), and two sslrun commands."""
     data = [o if not o.startswith("dataset.root=") else f"dataset.root={_absolute(o)}" for o in overrides]
     data += ["dataset.image_size=32", "dataset.val_fraction=0"]  # nobody gets more labels than the others
     config: dict[str, Any] = OmegaConf.to_container(compose_config("pretrain", data, None), resolve=True)  # type: ignore[assignment]
@@ -253,7 +253,7 @@ def recipe(overrides: list[str], seeds: int, ours: bool) -> None:
             full = peer(sys.executable, "tutorial_rotation.py", folder / "data.npz", 50, 30, seed)
             rows["tutorial"].append((100 * full["accuracy"], full["seconds"]))
             print({k: v[-1] for k, v in rows.items()}, file=sys.stderr, flush=True)
-    what = f"{overrides[0].removeprefix('dataset=')}, {len(train)} pictures, {len(labeled)} labels"
+    what = f"{overrides[0].removeprefix('dataset=')}, {len(train)} images, {len(labeled)} labels"
     messages = {"tutorial": "tutorial, 50 + 30 epochs", "sslrun": f"SimCLR, {PRETRAIN} steps, then finetuning, {TUNE}",
             "scratch": f"from scratch, {TUNE} steps"}  # fmt: skip
     for who, label in messages.items():
@@ -267,7 +267,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["speed", "accuracy", "recipe"])
     parser.add_argument("data", nargs="*", help="dataset=... dataset.root=...")
-    parser.add_argument("--quick", action="store_true", help="fewer turns")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--seconds", type=float, default=300, help="of pretraining")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ours", action="store_true", help="recipe without the tutorial, which takes most of the time")

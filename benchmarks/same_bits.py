@@ -1,11 +1,11 @@
-"""Whether a refactoring changed a number: the same commands in two checkouts, and their results compared bit by bit.
+"""Check that a refactoring changed no number: run the same commands in two checkouts and compare every bit.
 
     python benchmarks/same_bits.py OLD NEW [--keep DIR]
 
-OLD and NEW are folders that hold sslrun/ and conf/. Each works in a folder of its own, both at the same time, every
-command on one thread. Compared are weights and optimizer states, metrics.jsonl, predictions, embeddings, reports, the
-table of a study, and the results in each summary.json. The exit code is 0 if all are equal. With --keep, what OLD made
-is used again as long as OLD is at the same commit.
+OLD and NEW are folders that contain sslrun/ and conf/. Both run at the same time, each in its own folder, every command
+on one thread. Compared are weights and optimizer states, metrics.jsonl, predictions, embeddings, reports, the table of
+a study, and the results in each summary.json. The exit code is 0 if all are equal. With --keep, the outputs of OLD are
+reused as long as OLD is at the same commit.
 """
 
 import argparse
@@ -31,13 +31,13 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-# What NEW calls otherwise, as (regular expression for OLD's name, replacement); the first that matches counts.
+# Names that differ in NEW, as (regular expression for OLD's name, replacement); the first match counts.
 # - overrides: a command-line argument such as "readout=auto". It is replaced in a checkout whose conf/ lacks the old
-#   key; the replacement "" leaves the argument away. Example: (r"^readout=", "pooling=").
+#   key; the replacement "" drops the argument. Example: (r"^readout=", "pooling=").
 # - weights: a key of a state dict. Example: (r"encoder\.backbone\.0\.(?=\d+\.)", "encoder.backbone.features.").
 # - keys: a key of a JSON file or array, or a column of a CSV file. Example: (r"^val/sure_above$", "val/threshold").
 # - files: a path below outputs/. Example: (r"/parts/", "/runs/").
-# The last three are applied to the names in both checkouts, so an expression must match old names alone.
+# The last three are applied to the names of both checkouts, so an expression must match old names only.
 RENAMED: dict[str, list[tuple[str, str]]] = {
     "overrides": [(r"^(finetune\.)?readout=", r"\1pooling=")],
     "weights": [(r"\bbackbone\.0\.(?=\d+\.)", "backbone.features.")],  # mobilenetv2
@@ -51,12 +51,12 @@ RENAMED: dict[str, list[tuple[str, str]]] = {
     "files": [(r"/parts/", "/study_runs/")],
 }
 
-TIMING = re.compile(r"seconds|per_second|wall_time")  # keys whose numbers are never the same twice
+TIMING = re.compile(r"seconds|per_second|wall_time")  # keys whose values differ from run to run
 RESULTS = re.compile(r"^(val|test|train|best)/")  # keys of summary.json that are compared
-PART = re.compile(r"-[0-9a-f]{12}(?=/|$)")  # the hash in the name of a study's part: it is of the code, too
-CHECKPOINT = ("step", "best", "metrics", "class_names")  # what is compared of a checkpoint besides its tensors
+PART = re.compile(r"-[0-9a-f]{12}(?=/|$)")  # the hash in the name of a study's run, which depends on the code
+CHECKPOINT = ("step", "best", "metrics", "class_names")  # compared in a checkpoint besides its tensors
 
-NOT_KEPT = ("cache", "images", ".hydra", "figures", "events.*", "previous.pt")  # which nothing is compared of
+NOT_KEPT = ("cache", "images", ".hydra", "figures", "events.*", "previous.pt")  # not compared
 
 CPU = ("device=cpu", "device.precision=fp32", "device.memory_format=contiguous", "device.threads=1")
 SMALL = ("dataset=digits", "dataset.image_size=16", "backbone=smallcnn", "backbone.widths=[16,32]")
@@ -79,7 +79,7 @@ class Command:
     Attributes:
         stage: the command's name.
         name: of its run directory, outputs/<stage>/<name>.
-        arguments: all others but those of the device.
+        arguments: all except those of the device.
     """
 
     stage: str
@@ -98,7 +98,7 @@ class Command:
 
 
 def lanes() -> list[list[Command]]:
-    """Return all that is run in each checkout: two lists that do not need each other, each in this order."""
+    """Return the commands for each checkout: two independent lists, each to be run in order."""
     simclr, resnet = "init=outputs/pretrain/simclr", "init=outputs/pretrain/resnet18"
     tuned, probe = "run=outputs/finetune/finetune", "run=outputs/finetune/probe"
     half = tuple(s.replace("=20", "=10") for s in STEPS)
@@ -131,7 +131,7 @@ def lanes() -> list[list[Command]]:
 
 
 def renamed(kind: str, name: str) -> str:
-    """Return the name that NEW has for something of OLD."""
+    """Return the name in NEW of something in OLD."""
     for pattern, replacement in RENAMED[kind]:
         new, n = re.subn(pattern, replacement, name)
         if n:
@@ -140,13 +140,13 @@ def renamed(kind: str, name: str) -> str:
 
 
 def current(tree: Path, stage: str, arguments: Sequence[str]) -> list[str]:
-    """Return the arguments under the names that a checkout has for them."""
+    """Return the arguments under the names of a checkout."""
     named = (a if has_key(tree, stage, a.partition("=")[0]) else renamed("overrides", a) for a in arguments)
     return [a for a in named if a]
 
 
 def has_key(tree: Path, stage: str, key: str) -> bool:
-    """Tell whether a key stands in a checkout's conf/."""
+    """Return whether a key exists in a checkout's conf/."""
     stages = ("compare", "pretrain") if stage == "compare" else (stage,)
     if stage == "compare" and key.startswith("finetune."):
         stages, key = ("finetune",), key.removeprefix("finetune.")
@@ -158,7 +158,7 @@ def has_key(tree: Path, stage: str, key: str) -> bool:
 
 
 def commit(tree: Path) -> str:
-    """Return a checkout's commit; nothing if files of it were changed since."""
+    """Return a checkout's commit; empty if it has uncommitted changes."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(tree), *arguments], capture_output=True, text=True, check=False)
@@ -168,10 +168,10 @@ def commit(tree: Path) -> str:
 
 
 def kept_at(folder: Path, old: Path) -> Path | None:
-    """Return where OLD's outputs are kept: by its commit, the commands and the versions; None if it was changed."""
+    """Return the folder for OLD's outputs, named by commit, commands and versions; None if OLD was changed."""
     at = commit(old)
     if not at:
-        print("OLD has no commit, or changes that are not committed: nothing is kept", file=sys.stderr)
+        print("OLD has no commit or uncommitted changes: its outputs are not kept", file=sys.stderr)
         return None
     made_by = [sys.version, torch.__version__, *(" ".join(c.line(old)) for lane in lanes() for c in lane)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -193,7 +193,7 @@ class Checkout:
         name: OLD or NEW.
         tree: its folder.
         work: where its commands run.
-        failed: the last lines of each command that did not end well.
+        failed: the last lines of each command that failed.
     """
 
     def __init__(self, name: str, tree: Path, work: Path) -> None:
@@ -204,7 +204,7 @@ class Checkout:
         self.environment = {**os.environ, **paths, **threads}
 
     def run(self, at_once: int) -> None:
-        """Run every command, so many at the same time."""
+        """Run every command, `at_once` at the same time."""
         self.work.mkdir()
         write_images(self.work / "images")
         self._is_imported()
@@ -233,7 +233,7 @@ class Checkout:
             raise SystemExit(f"{self.name}: Python imports {imported or 'no sslrun'}, not {self.tree}")
 
     def artefacts(self) -> dict[str, Path]:
-        """Return what is compared: its name, without hashes, and its file."""
+        """Return the files to compare by name, without hashes."""
         outputs, artefacts = self.work / "outputs", {}
         runs = sorted(outputs.glob("**/summary.json"), key=lambda p: json.loads(p.read_text())["started"])
         for run in (p.parent for p in runs):
@@ -248,15 +248,15 @@ class Checkout:
 
 
 def _numbered(folder: str, n: int, file: str) -> str:
-    """Return the name of an artefact; parts that differ in their hashes alone are numbered as they were started."""
+    """Return the name of an artefact; runs that differ only in their hashes are numbered by their start."""
     return f"{folder}{f' #{n}' if n > 1 else ''} {file}"
 
 
-# ------------------------------------------------------------------------------------------------------ what is in them
+# ------------------------------------------------------------------------------------------------------------- contents
 
 
 def flattened(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every number, text and array of a nested value under a name of its own, without times."""
+    """Yield every number, string and array of a nested value with its name, without timings."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if not TIMING.search(str(key)):
@@ -299,12 +299,12 @@ def arrays(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def whole_json(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield all that is in a JSON file."""
+    """Yield the content of a JSON file."""
     yield from flattened(json.loads(path.read_text()))
 
 
 def results_of(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the results in a summary.json, not what is said of the machine, the code and the time."""
+    """Yield the results in a summary.json, without machine, code and timings."""
     yield from flattened({k: v for k, v in json.loads(path.read_text()).items() if RESULTS.match(renamed("keys", k))})
 
 
@@ -326,7 +326,7 @@ READERS: list[tuple[str, Reader]] = [
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return what is compared of a file."""
+    """Return the values of a file that are compared."""
     reader = next(r for pattern, r in READERS if re.search(pattern, path.name))
     return dict(reader(path))
 
@@ -335,7 +335,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def difference(a: Any, b: Any) -> str:
-    """Say how two values differ; nothing if they are the same to the bit."""
+    """Return how two values differ; empty if they are bit-identical."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         a, b = a.contiguous().numpy(), b.contiguous().numpy()
     if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
@@ -352,7 +352,7 @@ def difference(a: Any, b: Any) -> str:
 
 
 def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Say where two files differ first; nothing if they are the same."""
+    """Return the first difference of two files; empty if they are equal."""
     for name, value in old.items():
         if name not in new:
             return f"{name} is in OLD alone"
@@ -364,7 +364,7 @@ def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def size(values: dict[str, Any]) -> str:
-    """Say how much was compared."""
+    """Return the number of tensors or values compared."""
     tensors = sum(isinstance(v, Tensor) for v in values.values())
     numbers = sum(v.size if isinstance(v, np.ndarray) else 1 for v in values.values())
     return f"{tensors} tensors" if tensors else f"{numbers} values"
@@ -398,7 +398,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", type=Path, help="a checkout from before the refactoring")
     parser.add_argument("new", type=Path, help="a checkout from after it")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="where OLD's outputs stay, to be used again")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep OLD's outputs here and reuse them")
     args = parser.parse_args()
     began, kept = time.monotonic(), kept_at(args.keep, args.old) if args.keep else None
     with tempfile.TemporaryDirectory(prefix="same_bits_") as scratch:

@@ -1,9 +1,9 @@
-"""How close a training step comes to the bare network, and whether the mode chosen is the fastest.
+"""How close a training step comes to the bare network, and whether autotuning chooses the fastest mode.
 
     python benchmarks/speed.py overhead [--quick]    a whole pretraining step against forward and backward alone
-    python benchmarks/speed.py modes [--quick]       every precision, memory format and compilation in turns
+    python benchmarks/speed.py modes [--quick]       every precision and memory format, eager and compiled
 
-Both sides of a ratio run in one process, in turns, so that what else the machine does hits both.
+Both sides of a ratio run alternately in one process, so that other load affects both.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from sslrun.device import Device
 from sslrun.models.encoder import build_encoder
 from sslrun.runs.log import read_metrics
 from sslrun.runs.run import Run
-from sslrun.training.autotune import EQUAL, Mode, choose, measure
+from sslrun.training.autotune import EQUAL, Candidate, choose, measure
 from sslrun.training.batches import Batches
 from sslrun.training.loop import fit
 from sslrun.training.optimizers import build_optimizer
@@ -37,7 +37,7 @@ from sslrun.training.state import State
 
 PRETEXTS, BACKBONES, SIZES = ("simclr", "rotation", "jigsaw"), ("smallcnn", "resnet18", "mobilenetv2"), (32, 64)
 STEP = 0.5  # seconds that a step should take on a CPU; a whole batch takes longer, and shows less overhead
-SMALL_SET = 3000  # pictures: the checkpoint of every fifth epoch is spread over so many times five
+SMALL_SET = 3000  # images; the cost of a checkpoint every fifth epoch is spread over five times as many
 
 
 def config_of(pretext: str, backbone: str, size: int, *more: str) -> dict[str, Any]:
@@ -47,20 +47,20 @@ def config_of(pretext: str, backbone: str, size: int, *more: str) -> dict[str, A
 
 
 def noise(n: int, size: int) -> Images:
-    """Return pictures without content, uint8 in memory."""
+    """Return images of noise, uint8 in memory."""
     array = np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
     return Images([torch.from_numpy(array)], digests(array))
 
 
 def bare(task: Any, pretext: str, images: Tensor, device: Device) -> Any:
-    """Return a function that does what a task's network does with a batch that is ready, forward and backward."""
+    """Return a function that runs a task's network forward and backward on a prepared batch of views."""
     rng = Rng(generator(0))
     task.train()
     if pretext == "simclr":
         ready = torch.cat(list(task.views(images, rng).values()))
         network: Any = lambda x: task.projector(task.encoder(x))  # noqa: E731
     elif pretext == "rotation":
-        ready = task.turned(images, rng)[0]
+        ready = task.rotated(images, rng)[0]
         network = lambda x: task.head(task.encoder(x))  # noqa: E731
     else:
         ready = task.shuffled(images, rng)[0].flatten(0, 1)
@@ -82,7 +82,7 @@ def overhead(quick: bool) -> None:
     print("Images/s of the data set (each is seen as 2 views, 4 copies, or 4 to 9 tiles). `alone` is forward")
     print("and backward of encoder and head on a batch of ready views; `step` is reading, views, loss,")
     print(
-        "optimiser, logging every step (by default every tenth), and its part of the checkpoints. The two take turns,"
+        "optimizer, logging every step (by default every tenth), and its share of the checkpoints. The two alternate,"
     )
     print(f"step by step; medians of {5 if quick else 24} pairs.\n")
     print("| pretext | backbone | px | batch | mode | alone | step | ratio |\n|---|---|---|---|---|---|---|---|")
@@ -97,7 +97,7 @@ def overhead(quick: bool) -> None:
 
 
 def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[float, float, float, str, int]:
-    """Train with `fit`, and after every step do the same batch's bare work; return the median of the pairs' ratios."""
+    """Train with `fit`, running the bare network on the same batch after every step; return the median ratio."""
     config = config_of(pretext, backbone, size)
     device: Device = build(config["device"])
     device.claim()
@@ -115,7 +115,7 @@ def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[floa
         if device.torch.type == "cuda"
         else min(256, max(16, int(8 * STEP / (time.perf_counter() - began)) // 16 * 16))
     )
-    on_device = noise(8 * n, size).on(device.torch)  # whole batches, as large as the one beside them
+    on_device = noise(8 * n, size).on(device.torch)  # whole batches, of the size used by `alone`
     alone = bare(task, pretext, device.floats(on_device[:n]), device)
     spent: list[float] = []
 
@@ -143,7 +143,7 @@ def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[floa
         run.close("finished")
     checkpoint = max(0.0, whole - sum(both)) / 2  # one before the first step, one after the last
     steps = [b - a + checkpoint * n / (5 * SMALL_SET) for a, b in zip(spent, both, strict=True)][3:]
-    spent = spent[3:]  # the first steps make the optimiser's state and fill the memory
+    spent = spent[3:]  # the first steps allocate the optimizer's state and fill the caches
     share = statistics.median(a / b for a, b in zip(spent, steps, strict=True))
     mode = f"{device.precision} {device.memory_format}"
     return share, n / statistics.median(steps), n / statistics.median(spent), mode, n
@@ -151,12 +151,10 @@ def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[floa
 
 def every_mode(quick: bool) -> None:
     """Print the table of floor 2."""
-    print("### 2. The right mode: what `device.precision=auto` chose against the best of all\n")
-    print("Images/s of forward and backward, best of 5 turns (3 in quick mode). `compiled`: by torch.compile, its own")
-    print(
-        "time not counted; in quick mode of the chosen mode alone, at 32 px. `cost` is the time that the choice took,"
-    )
-    print("once for each network and machine.\n")
+    print("### 2. Autotuning: the mode that `device.precision=auto` chose against the fastest\n")
+    print("Images/s of forward and backward, best of 5 rounds (3 in quick mode). `compiled`: by torch.compile, its own")
+    print("time not counted; in quick mode of the chosen mode alone, at 32 px. `cost` is the time of autotuning,")
+    print("spent once per network and machine.\n")
     head = ("fp32 contiguous", "fp32 channels_last", "bf16 contiguous", "bf16 channels_last")
     print("| backbone | px | batch | " + " | ".join(head) + " | compiled, best | chosen | ratio | cost |")
     print("|---|---|---|" + "---|" * 8)
@@ -166,7 +164,7 @@ def every_mode(quick: bool) -> None:
         ratios.append(ratio)
         print(row, flush=True)
         print(row, file=sys.stderr)
-    print(f"\nLowest ratio {min(ratios):.3f}; the floor is 0.97, and 5 s for the choice.\n")
+    print(f"\nLowest ratio {min(ratios):.3f}; the floor is 0.97, and 5 s for the cost.\n")
 
 
 def _modes(backbone: str, size: int, quick: bool) -> tuple[str, float]:
@@ -184,7 +182,7 @@ def _modes(backbone: str, size: int, quick: bool) -> tuple[str, float]:
     chosen = next(m for m in options if rates[" ".join(m)] >= EQUAL * max(rates.values()))
     n = min(256, max(16, int(max(rates.values()) * 0.5) // 8 * 8))
     images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8)
-    runners: dict[str, tuple[Mode, nn.Module]] = {}
+    runners: dict[str, tuple[Candidate, nn.Module]] = {}
     for mode in options:
         runners[" ".join(mode)] = (mode, _placed(device, encoder, mode))
     compiled = not quick or size == 32
@@ -195,7 +193,7 @@ def _modes(backbone: str, size: int, quick: bool) -> tuple[str, float]:
             network.compile()
             runners[f"{mode[0]} {mode[1]} compiled"] = (mode, network)
     best = dict.fromkeys(runners, 0.0)
-    for turn in range(5 if quick else 7):
+    for round_ in range(5 if quick else 7):
         for name, (mode, network) in runners.items():
             device.use(*mode)
             began = time.perf_counter()
@@ -204,7 +202,7 @@ def _modes(backbone: str, size: int, quick: bool) -> tuple[str, float]:
             features.float().square().mean().backward()
             network.zero_grad(set_to_none=True)
             device.wait()
-            if turn > 1:  # compilation, and the second step that may compile once more
+            if round_ > 1:  # the first two may compile
                 best[name] = max(best[name], n / (time.perf_counter() - began))
     ratio = best[" ".join(chosen)] / max(best.values())
     cells = [f"{best[f'{p} {f}']:.0f}" if f"{p} {f}" in best else "" for p, f in
@@ -217,7 +215,7 @@ def _modes(backbone: str, size: int, quick: bool) -> tuple[str, float]:
     )
 
 
-def _placed(device: Device, encoder: nn.Module, mode: Mode) -> nn.Module:
+def _placed(device: Device, encoder: nn.Module, mode: Candidate) -> nn.Module:
     device.use(*mode)
     return device.put(copy.deepcopy(encoder)).train()
 

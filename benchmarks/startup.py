@@ -1,8 +1,8 @@
-"""What a command costs before it works, and how fast a folder of pictures is predicted.
+"""How long a command takes to start, and how fast a folder of images is predicted.
 
     python benchmarks/startup.py [--quick]
 
-Each turn times every command once, as a process of its own.
+Each round times every command once, in a separate process.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def seconds(folder: Path, *command: str) -> float:
 
 
 def run(folder: Path, *command: str) -> tuple[float, float, str]:
-    """Run a command; return its seconds, the processors' seconds of it and its children, and what it said."""
+    """Run a command; return its seconds, the processors' seconds of it and its children, and its standard error."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run([sys.executable, *command], cwd=folder, check=True, capture_output=True, text=True)
     took, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -53,20 +53,20 @@ def main(quick: bool) -> None:
             "torch": ("-c", "import torch, torchvision"),
             "predict": (*PREDICT, "many/0.jpg", "figures=1"),
         }
-        turns: list[dict[str, float]] = []
+        rounds: list[dict[str, float]] = []
         for _ in range(3 if quick else 11):
-            turns.append({k: seconds(folder, *c) for k, c in commands.items()})
-        turns = turns[1:]  # the first reads the libraries from disk
+            rounds.append({k: seconds(folder, *c) for k, c in commands.items()})
+        rounds = rounds[1:]  # the first reads the libraries from disk
 
         def median(k: str) -> float:
-            return statistics.median(t[k] for t in turns)
+            return statistics.median(r[k] for r in rounds)
 
-        ratios = sorted(t["predict"] / t["torch"] for t in turns)
+        ratios = sorted(r["predict"] / r["torch"] for r in rounds)
         print(f"- `sslrun --help`: {median('help'):.2f} s (floor 0.5).")
         print(
-            f"- `sslrun predict` of one picture: {median('predict'):.2f} s; importing torch and torchvision alone: "
+            f"- `sslrun predict` of one image: {median('predict'):.2f} s; importing torch and torchvision alone: "
             f"{median('torch'):.2f} s; ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}; "
-            f"floor 1.5; n = {len(turns)})."
+            f"floor 1.5; n = {len(rounds)})."
         )
         rates, busy = [], []
         for _ in range(1 if quick else 5):
@@ -77,11 +77,11 @@ def main(quick: bool) -> None:
         print(
             f"- `sslrun predict many/`, {IMAGES:,} JPEG files of 256 px, `smallcnn` at 32 px: "
             f"{statistics.median(rates):,.0f} images/s, {statistics.median(busy):.2f} of {cores()} cores busy "
-            f"beyond what one picture takes (n = {len(rates)}).\n"
+            f"beyond those of one image (n = {len(rates)}).\n"
         )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer turns")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
     main(parser.parse_args().quick)

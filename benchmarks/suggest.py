@@ -2,9 +2,9 @@
 
     python benchmarks/suggest.py RUN [--labels 50] [--seeds 5] [--root FOLDER]
 
-RUN is a pretrain run on labeled pictures. Of its training pictures those that `sslrun suggest` would choose, and as
-many random ones, are labeled; a logistic regression on the same features, its strength cross-validated on these
-labels, is measured on validation. Each seed is another choice and another random draw; differences are paired by seed.
+RUN is a pretrain run on labeled images. A logistic regression is fitted to the training images that `sslrun suggest`
+would choose, and another to as many random ones, with C cross-validated on these labels alone; both are measured on
+validation. Each seed is another choice and another random draw; differences are paired by seed.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
         return 100 * float((xv @ weight.T + bias).argmax(1).eq(truth).double().mean())
 
     gains = []
-    print(f"{len(data)} pictures to choose {args.labels} from, {len(val)} of validation")
+    print(f"{args.labels} of {len(data)} images, {len(val)} validation images")
     for seed in range(args.seeds):
         random = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).numpy()[: args.labels]
         chosen = typical_and_diverse(x.numpy(), args.labels, seed)

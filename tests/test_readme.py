@@ -8,7 +8,6 @@ import pytest
 from tests.conftest import REPOSITORY
 
 PAGES = ("README.md", "benchmarks/README.md", "benchmarks/RESULTS.md", "CHANGELOG.md", "tests/CASES.md")
-OLD_WORDS = re.compile(r"\b(pictures?|pile|told|asked|said|beside|readout|taken for what|in turns?)\b", re.IGNORECASE)
 
 
 def test_the_readme_has_at_most_150_lines() -> None:

@@ -1,9 +1,9 @@
-"""SimCLR by lightly 1.6, set up as its own CIFAR-10 benchmark is; runs in an environment of its own.
+"""SimCLR by lightly 1.6, set up as in its CIFAR-10 benchmark; runs in a separate environment.
 
     python lightly_simclr.py DATA.npz BACKBONE SECONDS SEED OUT.npz
 
-Its transform, loss, head, optimiser, batch size and cosine schedule; 2 workers; fp32, as there. The clock starts when
-the first batch has come, and the cosine reaches 0 when the time is up. OUT gets the features of all pictures.
+Its transform, loss, head, optimizer, batch size and cosine schedule; 2 workers; fp32, as there. The clock starts when
+the first batch has come, and the cosine reaches 0 when the time is up. OUT gets the features of all images.
 """
 
 import json

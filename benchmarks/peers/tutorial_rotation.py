@@ -2,9 +2,9 @@
 
     python tutorial_rotation.py DATA.npz EPOCHS FINETUNE_EPOCHS SEED
 
-Each picture is turned at random by 0, 90, 180 or 270 degrees, normalised to mean and std 0.5; Adam 1e-3, batch 64.
+Each image is rotated at random by 0, 90, 180 or 270 degrees, normalized to mean and std 0.5; Adam 1e-3, batch 64.
 Then a third of the finetuning trains the head alone, the rest everything at Adam 1e-4, on the labeled tenth, whose
-rows DATA holds. Prints images/s, times, and the accuracy on the held-out pictures. (The published recipe picks the best
+rows are in DATA. Prints images/s, times, and the accuracy on the test images. (The published recipe picks the best
 epoch on the test set; here the last one counts.)
 """
 
