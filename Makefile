@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-# The environment is made anew whenever the lock file or pyproject.toml changes.
+# The environment is recreated whenever the lock file or pyproject.toml changes.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"sslrun needs Python 3.11 or newer, {sys.executable} is {v.major}.{v.minor}: make PYTHON=python3.12 ...")'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -16,7 +16,7 @@ $(READY): requirements.lock pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-demo: $(READY)  ## the main job on scikit-learn's digits, offline, at most 3 minutes on 2 cores
+demo: $(READY)  ## pretrain, finetune and evaluate on scikit-learn's digits, offline, at most 3 minutes on 2 cores
 	$(VENV)/bin/sslrun demo
 
 test: $(READY)  ## the tests, at most 10 minutes on 2 cores
@@ -28,7 +28,7 @@ test-all: $(READY)  ## the slow tests too
 bench: $(READY)  ## the benchmarks, about 15 minutes on 2 cores, into benchmarks/RESULTS.md
 	$(VENV)/bin/python benchmarks/bench.py --quick $(BENCH)
 
-bench-full: $(READY)  ## with all turns and 3 seeds: hours; BENCH="--fashion DIR --folder DIR" names two data sets
+bench-full: $(READY)  ## with all rounds and 3 seeds: hours; BENCH="--fashion DIR --folder DIR" names two data sets
 	$(VENV)/bin/python benchmarks/bench.py $(BENCH)
 
 check: $(READY)  ## lint, format and types
@@ -36,13 +36,13 @@ check: $(READY)  ## lint, format and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-format: $(READY)  ## put the code into the house format
+format: $(READY)  ## format the code
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-lock:  ## write requirements.lock anew (needs uv)
+lock:  ## renew requirements.lock (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev \
 		--no-header pyproject.toml -o requirements.lock
 
-clean:  ## remove the environment and caches; outputs/ is left alone
+clean:  ## remove the environment and caches; outputs/ is kept
 	rm -rf $(VENV) .venv-lightly .pytest_cache .mypy_cache .ruff_cache dist

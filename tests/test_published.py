@@ -226,11 +226,11 @@ def test_case_52_training_reads_nothing_of_test(served: Served) -> None:
 
 
 @pytest.mark.parametrize("name", [*NAMES, "digits"])
-def test_licence_and_source_stand_in_the_yaml_and_in_the_readme(name: str) -> None:
+def test_license_and_source_are_in_the_yaml_and_in_the_docs(name: str) -> None:
     text = (REPOSITORY / "conf" / "dataset" / f"{name}.yaml").read_text()
     assert "# Source: http" in text
     assert "Licence: " in text
-    assert f"| `{name}` |" in (REPOSITORY / "README.md").read_text()
+    assert f"| `{name}` |" in (REPOSITORY / "docs/data.md").read_text()
 
 
 def test_a_run_from_before_a_data_set_had_an_address_is_refused_in_words(served: Served) -> None:
