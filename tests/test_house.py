@@ -466,6 +466,7 @@ ABOUT_ALL: dict[str, str] = {  # tests of the repository as a whole, at the top 
     "test_old_runs.py": "runs of earlier versions",
     "test_package.py": "the wheel and the lock file",
     "test_published.py": "the published data sets, from fetching to evaluation",
+    "test_readme.py": "README and the pages on reliability and measurements",
 }
 
 

@@ -1,11 +1,11 @@
-"""What README, docs/reliability.md and benchmarks/README.md promise about themselves."""
+"""README and the pages on reliability and measurements: length, links, and the tests that they name."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.helpers import REPOSITORY
 
 PAGES = ("README.md", "benchmarks/README.md", "benchmarks/RESULTS.md", "CHANGELOG.md", "tests/CASES.md")
 
