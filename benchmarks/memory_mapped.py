@@ -26,13 +26,12 @@ A_FOLDER = 1000
 IN_MEMORY = """
 import numpy as np
 import sslrun.data.cache as cache
-mapped = cache._read
-def read(folder, shape):
-    found = mapped(folder, shape)
-    if found is not None:
-        found.array = np.array(found.array)
-    return found
-cache._read = read
+mapped = cache.decode_all
+def decode_all(*args, **kwargs):
+    decoded = mapped(*args, **kwargs)
+    decoded.array = np.array(decoded.array)
+    return decoded
+cache.decode_all = decode_all
 """
 
 
