@@ -459,6 +459,7 @@ def test_every_exception_is_needed(house: Sources) -> None:
 TESTS = Path(__file__).parent
 ABOUT_ALL: dict[str, str] = {  # tests of the repository as a whole, at the top of tests/ -> what they are about
     "test_cases.py": "the numbered cases and their tests",
+    "test_docs.py": "README and docs/: commands, defaults, links",
     "test_extend.py": "tasks, backbones and data sets from outside the package",
     "test_extending.py": "the examples of docs/extending.md",
     "test_host.py": "a program that uses sslrun is left as it was",
