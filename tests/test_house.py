@@ -56,6 +56,8 @@ OF_A_STUDY = {
 }
 # A command's name below stages/ that means something else there: (file, word) -> what it means.
 ALLOWED: dict[tuple[str, str], str] = {
+    ("config/renames.py", "search"): "a key of finetune's config",
+    ("config/renames.py", "finetune"): "a key of compare's config",
     ("report/sweep.py", "runs"): "a column of a sweep's table",
     ("study/choice.py", "finetune"): "a value of mode=",
     ("study/choice.py", "search"): "a key of finetune's config",
