@@ -85,3 +85,43 @@ def test_the_threshold_is_the_lowest_that_keeps_its_promise() -> None:
     assert threshold(np.full((100, 2), 0.5), np.zeros(100, int)) == 0.5  # all are right, and equally sure
     assert threshold(np.full((100, 2), 0.5), np.ones(100, int)) is None  # none is
     assert threshold(np.eye(3), np.arange(3)) is None  # three pictures show nothing
+
+
+def of_confidence(*confidences: float) -> np.ndarray:
+    """Return probabilities of two classes, of which the first has these."""
+    first = np.array(confidences)
+    return np.stack([first, 1 - first], 1)
+
+
+def test_a_confidence_on_the_edge_of_two_bins_counts_in_the_lower_one() -> None:
+    rows = reliability(of_confidence(0.5, 0.75, 0.75, 1.0), np.zeros(4, int), bins=4)
+    assert [r["images"] for r in rows] == [0, 1, 2, 1]
+    assert [r["confidence"] for r in rows] == [None, 0.5, 0.75, 1.0]
+    assert [(r["low"], r["high"]) for r in rows] == [(0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1)]
+    just_above = reliability(of_confidence(0.5 + 1e-6, 0.75 + 1e-6), np.zeros(2, int), bins=4)
+    assert [r["images"] for r in just_above] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("correct_first", [True, False])
+def test_equally_confident_predictions_are_trusted_all_or_none(correct_first: bool) -> None:
+    """Whichever of them happens to come first: of 60 at 0.9 only 30 are correct."""
+    sure = of_confidence(*[0.99] * 25, *[0.9] * 60)
+    at_90 = [0] * 30 + [1] * 30 if correct_first else [1] * 30 + [0] * 30
+    assert threshold(sure, np.array([0] * 25 + at_90)) == 0.99
+    assert threshold(of_confidence(*[0.9] * 60), np.array(at_90)) is None
+
+
+@pytest.mark.parametrize(("confidence", "shown"), [(0.91239, 0.9123), (0.91231, 0.9123), (0.99999, 0.9999)])
+def test_the_threshold_is_rounded_down_so_that_its_own_predictions_pass(confidence: float, shown: float) -> None:
+    assert threshold(of_confidence(*[confidence] * 40), np.zeros(40, int)) == shown
+
+
+def test_the_threshold_needs_20_predictions() -> None:
+    assert threshold(of_confidence(*[0.9] * 20), np.zeros(20, int)) == 0.9
+    assert threshold(of_confidence(*[0.9] * 19), np.zeros(19, int)) is None
+
+
+def test_the_threshold_accepts_exactly_95_percent() -> None:
+    sure = of_confidence(*[0.8] * 100)
+    assert threshold(sure, np.array([1] * 5 + [0] * 95)) == 0.8
+    assert threshold(sure, np.array([1] * 6 + [0] * 94)) is None

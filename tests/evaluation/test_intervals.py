@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.stats import norm
 
 from sslrun.evaluation.intervals import bootstrap_interval, mean_interval, paired, paired_test
 from sslrun.report.study import verdict_text
@@ -57,3 +58,33 @@ def test_mcnemars_test_against_its_sum() -> None:
     assert result["interval"][0] < result["difference"] < result["interval"][1]
     assert paired_test(a, a)["p"] == 1.0
     assert paired_test(b, a)["difference"] == pytest.approx(-result["difference"])
+
+
+def normal_interval(values: np.ndarray) -> tuple[float, float]:
+    half = norm.ppf(0.975) * values.std() / math.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def test_the_bootstrap_interval_covers_95_percent() -> None:
+    """An interval of 90 % or 99 % would end 0.005 or 0.01 away."""
+    correct = (np.arange(800) < 560).astype(float)
+    assert bootstrap_interval(correct) == pytest.approx(normal_interval(correct), abs=0.002)
+    scores = np.random.default_rng(1).normal(3, 2, 1000)
+    half = norm.ppf(0.975) * scores.std() / math.sqrt(1000)
+    assert bootstrap_interval(scores) == pytest.approx(normal_interval(scores), abs=0.06 * half)
+
+
+def test_the_interval_of_a_paired_difference_covers_95_percent() -> None:
+    rng = np.random.default_rng(2)
+    correct, rival = rng.random(1000) < 0.8, rng.random(1000) < 0.7
+    result = paired_test(correct, rival)["interval"]
+    assert result == pytest.approx(normal_interval(correct.astype(float) - rival), abs=0.002)
+
+
+def test_the_interval_over_runs_widens_with_few_runs() -> None:
+    """By Student's t, 4.303 and 1.984 standard errors for 3 and 100 values, and not by the normal's 1.960."""
+    for n, factor in ((3, 4.3027), (100, 1.9842)):
+        values = np.random.default_rng(n).normal(0.7, 0.05, n)
+        half = factor * values.std(ddof=1) / math.sqrt(n)
+        result = mean_interval(values.tolist())
+        assert (result.low, result.high) == pytest.approx((values.mean() - half, values.mean() + half), rel=1e-4)

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
+from sklearn import metrics
 from sklearn.metrics import classification_report, confusion_matrix
 
 from sslrun.evaluation.metrics import classification, embedding_health, has_collapsed, scored
@@ -71,3 +73,46 @@ def test_the_effective_rank_does_not_count_what_all_features_share() -> None:
     features = torch.randn(4000, 32, generator=torch.Generator().manual_seed(0)) + 3
     assert embedding_health(features)["effective_rank"] == pytest.approx(32, rel=0.02)
     assert not has_collapsed(embedding_health(features))
+
+
+CLASSES = ["a", "b", "c", "d"]
+
+
+def test_precision_recall_and_f1_are_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.choice(4, 200, p=[0.6, 0.2, 0.15, 0.05])
+    predicted = np.where(rng.random(200) < 0.5, labels, rng.integers(0, 3, 200))  # class d is hardly ever predicted
+    result = classification(labels, predicted, CLASSES)
+    theirs = {
+        "precision": metrics.precision_score(labels, predicted, average=None, zero_division=0),
+        "recall": metrics.recall_score(labels, predicted, average=None, zero_division=0),
+        "f1": metrics.f1_score(labels, predicted, average=None, zero_division=0),
+    }
+    for name, values in theirs.items():
+        assert result[f"{name}_macro"] == pytest.approx(values.mean())
+        assert [row[name] for row in result["classes"]] == pytest.approx(values)
+    assert result["recall_macro"] == pytest.approx(metrics.balanced_accuracy_score(labels, predicted))
+    assert len({round(result[k], 3) for k in ("accuracy", "precision_macro", "recall_macro", "f1_macro")}) == 4
+    assert [row["class"] for row in result["classes"]] == CLASSES
+    assert [row["images"] for row in result["classes"]] == np.bincount(labels).tolist()
+
+
+def test_rows_of_the_confusion_matrix_are_the_true_classes() -> None:
+    matrix = classification([0, 0, 0, 1], np.array([0, 1, 1, 2]), CLASSES)["confusion_matrix"]
+    assert matrix == [[1, 2, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_calibrated_scores_are_those_of_the_tempered_probabilities() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(0, 3, (300, 4)), rng.integers(0, 4, 300)
+    result = scored(softmax(logits, 1), labels, CLASSES, 2.5)
+    plain = scored(softmax(logits / 2.5, 1), labels, CLASSES, 1.0)
+    for name in ("nll", "ece"):
+        assert result[f"{name}_calibrated"] == pytest.approx(plain[name])
+        assert result[name] != pytest.approx(plain[name], rel=0.05)
+    for key in ("low", "high", "images", "confidence", "accuracy"):
+        assert [r[key] for r in result["reliability_calibrated"]] == pytest.approx(
+            [r[key] for r in plain["reliability"]]
+        )
+    assert [r["images"] for r in result["reliability"]] != [r["images"] for r in plain["reliability"]]
+    assert result["temperature"] == 2.5

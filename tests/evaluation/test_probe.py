@@ -5,12 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images
 from sslrun.device import Device
-from sslrun.evaluation.probe import better_pooling, labeled_features, regression
+from sslrun.evaluation.probe import C_VALUES, better_pooling, labeled_features, regression
 from sslrun.models.encoder import Encoder
 
 
@@ -81,3 +85,89 @@ def test_the_readout_is_the_one_whose_features_tell_the_classes(kind: Any, best:
     searched, given = (regression(features, labels, val_features, 0, 2, c) for c in (None, strength))
     assert searched[2] == strength
     assert searched[0].equal(given[0])
+
+
+class Pixels(nn.Module):
+    """A backbone that returns the images as its two maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = [3, 3]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x, x]
+
+
+def flat(shades: Tensor, labels: Tensor) -> Dataset:
+    """Return images that are of one shade each, of 255."""
+    rows = shades.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 8, 8, 3).contiguous()
+    return Dataset(Images([rows], np.zeros((len(rows), 16), np.uint8)), labels, ["dark", "light"], [""] * len(rows))
+
+
+def pooling_scores(data: Dataset, val: Dataset | None) -> tuple[str, dict[str, float], float]:
+    device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
+    return better_pooling(Encoder(Pixels(), [0.0] * 3, [1.0] * 3, image_size=8), data, val, device, seed=0)
+
+
+@pytest.mark.parametrize(("accuracy", "regularization"), [(1.0, "weakest"), (0.6, "some")])
+def test_of_equally_accurate_regressions_the_likelier_is_chosen(accuracy: float, regularization: str) -> None:
+    """Each C tells the two points apart; where 4 in 10 labels of validation are wrong, being sure is a mistake."""
+    x, y = torch.tensor([[-1.0], [1.0]]).repeat(20, 1), torch.tensor([0, 1]).repeat(20)
+    val_y = torch.where(torch.arange(40) < 40 * accuracy, y, 1 - y)
+    fitted = {c: LogisticRegression(C=c).fit(x.numpy(), y.numpy()) for c in C_VALUES}
+    assert {m.score(x.numpy(), val_y.numpy()) for m in fitted.values()} == {accuracy}
+    likeliest = min(C_VALUES, key=lambda c: log_loss(val_y, fitted[c].predict_proba(x.numpy())))
+    assert (likeliest == C_VALUES[-1]) == (regularization == "weakest")
+    assert regression(x, y, (x, val_y), seed=0, classes=2)[2] == likeliest
+
+
+def test_of_equally_accurate_poolings_the_likelier_is_chosen() -> None:
+    """Where images are flat, a grid holds the same number 24 times: the same classes, by a weaker regularization."""
+    labels = torch.arange(40) % 2
+    data = flat(100 + 60 * labels, labels)
+    better, scores, _ = pooling_scores(data, data)
+    assert scores == {"average": 1.0, "grid": 1.0}
+    assert better == "grid"
+
+
+def test_validation_is_standardized_as_training_is() -> None:
+    """Of one class, with a mean and a deviation of its own."""
+    rng = torch.Generator().manual_seed(0)
+    labels = (torch.arange(80) % 4 == 0).long()
+    shades = 100 + 60 * labels + 25 * torch.randn(80, generator=rng)
+    val_shades, val_labels = 152 + 10 * torch.randn(60, generator=rng), torch.ones(60, dtype=torch.int64)
+    data, val = flat(shades, labels), flat(val_shades, val_labels)
+
+    def features(of: Dataset) -> np.ndarray:
+        return of.images[:].float().div(255).mean((2, 3)).numpy()
+
+    def score(c: float) -> float:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=300, tol=1e-3))
+        return float(model.fit(features(data), labels).score(features(val), val_labels))
+
+    best = max(map(score, C_VALUES))
+    assert 0.6 < best < 1
+    assert pooling_scores(data, val)[1]["average"] == pytest.approx(best, abs=1e-4)
+
+
+@pytest.mark.parametrize("informative", [True, False])
+def test_a_class_without_a_label_is_never_predicted(informative: bool) -> None:
+    """Not even where the features tell nothing and all others are equally likely, nor far from all that was seen."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.tensor([1, 2, 4]).repeat(20)
+    x = torch.randn(60, 5, generator=rng) + labels[:, None] if informative else torch.zeros(60, 5)
+    weight, bias, _ = regression(x, labels, None, seed=0, classes=6)
+    queries = torch.cat([x, 100 * torch.randn(200, 5, generator=rng)]) if informative else x
+    p = (queries @ weight.T + bias).softmax(1)
+    assert set(p.argmax(1).tolist()) <= {1, 2, 4}
+    assert p[:, [0, 3, 5]].max() < 1e-3
+    assert p.shape == (len(queries), 6)
+
+
+def test_two_labeled_classes_among_more_are_told_apart() -> None:
+    x, labels = torch.tensor([[-2.0], [2.0]]).repeat(20, 1), torch.tensor([1, 3]).repeat(20)
+    weight, bias, c = regression(x, labels, None, seed=0, classes=5)
+    p = (x @ weight.T + bias).softmax(1)
+    theirs = make_pipeline(StandardScaler(), LogisticRegression(C=c, tol=1e-3)).fit(x.numpy(), labels.numpy())
+    assert p[:, [1, 3]].numpy() == pytest.approx(theirs.predict_proba(x.numpy()), abs=1e-3)
+    assert p[:, [0, 2, 4]].max() < 1e-3
