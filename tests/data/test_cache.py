@@ -297,3 +297,35 @@ def test_two_parts_of_one_mapped_file_are_told_apart() -> None:
     mapped = np.load("a.npy", mmap_mode="r")
     for part in (slice(0, 20), slice(20, 40), slice(None)):
         assert (resize_all(mapped[part], 8, "rgb").array == array[part]).all()
+
+
+def by_pillow(array: np.ndarray, image_size: int, gray: bool = False) -> np.ndarray:
+    size, images = (image_size, image_size), map(Image.fromarray, array)
+    small = [(i.convert("L").convert("RGB") if gray else i).resize(size, Image.Resampling.BILINEAR) for i in images]
+    return np.stack([np.asarray(i) for i in small])
+
+
+@pytest.fixture
+def noise() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (5, 24, 24, 3), dtype=np.uint8)
+
+
+def test_gray_is_pillows_luminance(noise: np.ndarray) -> None:
+    colors = np.broadcast_to(np.diag([255, 255, 255]).astype(np.uint8)[:, None, None], (3, 24, 24, 3))
+    result = resized(np.concatenate([colors, noise]), 24, "gray")
+    expected = by_pillow(np.concatenate([colors, noise]), 24, gray=True)
+    assert result[:3, 0, 0, 0].tolist() == [76, 150, 29]  # red, green, blue
+    assert np.abs(result.astype(int) - expected).max() <= 1
+    assert (result == result[..., :1]).all()
+
+
+@pytest.mark.parametrize("image_size", [8, 10, 16, 32, 48])
+def test_images_shrink_and_grow_as_pillow_does_it(noise: np.ndarray, image_size: int) -> None:
+    """In particular every pixel of a large image counts, and not every third alone."""
+    result = resized(noise, image_size, "rgb").astype(int)
+    assert np.abs(result - by_pillow(noise, image_size)).max() <= 1
+
+
+def test_images_of_one_channel_have_it_three_times(noise: np.ndarray) -> None:
+    assert (resized(noise[..., :1], 24, "rgb") == noise[..., :1]).all()
+    assert (resized(noise[..., :1], 24, "gray") == noise[..., :1]).all()

@@ -1,15 +1,18 @@
 """Classes, caps, unreadable files and fingerprints of a data set."""
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sslrun.base.errors import UserError
-from sslrun.data.dataset import Dataset, load_test, load_train
+from sslrun.data.dataset import Dataset, listing_hash, load_test, load_train
 from sslrun.data.decode import decode
 from sslrun.data.images import Images, digests
 from tests.helpers import folder_node, source_node
@@ -114,3 +117,57 @@ def test_a_fold_and_the_rest_are_all_images_once() -> None:
     rest, fold = data.without_fold(0, 2, 0)
     assert sorted(rows(rest) + rows(fold)) == rows(data)
     assert len(fold) == 6
+
+
+@pytest.fixture
+def node() -> dict[str, Any]:
+    """A folder of four images a class, in training and test."""
+    for split in ("train", "test"):
+        for c, name in enumerate(("cat", "dog")):
+            folder = Path("mine", split, name)
+            folder.mkdir(parents=True)
+            for i in range(4):
+                Image.fromarray(np.full((8, 8, 3), 60 * i + c, np.uint8)).save(folder / f"{i}.bmp")
+    return {"_target_": "sslrun.data.sources.folder.folder", "root": "mine", "image_size": 8}
+
+
+def rewritten(path: Path) -> None:
+    """Write another image of the same size, a second later."""
+    before, size = os.stat(path), path.stat().st_size
+    Image.fromarray(np.full((8, 8, 3), 255, np.uint8)).save(path)
+    assert path.stat().st_size == size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+
+
+def grown(path: Path) -> None:
+    """Write more bytes, with the time that the file had."""
+    before = os.stat(path)
+    path.write_bytes(path.read_bytes() + b"\0")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def to_the_other_class(path: Path) -> None:
+    path.rename("mine/test/dog/9.bmp")
+
+
+def renamed(path: Path) -> None:
+    path.rename(path.with_name("9.bmp"))
+
+
+@pytest.mark.parametrize("change", [rewritten, grown, to_the_other_class, renamed, Path.unlink])
+def test_a_changed_file_of_the_test_split_is_noticed(node: dict[str, Any], change: Callable[[Path], None]) -> None:
+    before = {split: listing_hash(node, split) for split in ("train", "test")}
+    change(Path("mine/test/cat/0.bmp"))
+    assert listing_hash(node, "train") == before["train"]
+    assert listing_hash(node, "test") != before["test"]
+
+
+def test_the_same_files_in_another_place_are_the_same_split(node: dict[str, Any]) -> None:
+    before = listing_hash(node, "test")
+    Path("mine").rename("moved")
+    assert listing_hash({**node, "root": "moved"}, "test") == before
+
+
+def test_other_classes_of_the_same_files_are_another_split(node: dict[str, Any]) -> None:
+    groupings = [{"a": ["cat"], "b": ["dog"]}, {"a": ["dog"], "b": ["cat"]}, {"a": ["cat"], "c": ["dog"]}]
+    assert len({listing_hash({**node, "classes": g}, "test") for g in groupings}) == 3

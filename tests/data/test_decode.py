@@ -265,3 +265,39 @@ def test_any_picture_file_is_a_picture_or_gives_a_reason(suffix: str) -> None:
             assert str(reason)
 
     check()
+
+
+def striped(width: int, height: int) -> Image.Image:
+    """Return an image of three bands along its longer side: red, green and blue, with the middle a square."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    side, longer = sorted((width, height))
+    first, last = (longer - side) // 2, (longer + side) // 2
+    along = pixels if height > width else pixels.transpose(1, 0, 2)
+    along[:first, :, 0], along[first:last, :, 1], along[last:, :, 2] = 255, 255, 255
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("size", [(96, 32), (32, 96), (40, 32), (32, 40), (600, 200), (200, 600)])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_crop_keeps_the_middle_of_wide_and_of_tall_images(size: tuple[int, int], suffix: str) -> None:
+    striped(*size).save(f"a.{suffix}", quality=95)
+    inside = decode(Path(f"a.{suffix}"), 16)[2:-2, 2:-2].reshape(-1, 3).astype(int)
+    assert np.abs(inside - [0, 255, 0]).max() < 30
+
+
+@pytest.mark.parametrize("size", [(96, 32), (32, 96)])
+def test_padding_leaves_the_image_in_the_middle(size: tuple[int, int]) -> None:
+    striped(*size).save("a.png")
+    pixels = decode(Path("a.png"), 30, "pad")
+    along = pixels if size[1] > size[0] else pixels.transpose(1, 0, 2)  # the long side down, the border left and right
+    assert (along[:, :9] == 128).all()
+    assert (along[:, -9:] == 128).all()
+    assert [along[i, 15].argmax() for i in (3, 15, 26)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("size", [(96, 32), (32, 96)])
+def test_squashing_keeps_all_of_the_image(size: tuple[int, int]) -> None:
+    striped(*size).save("a.png")
+    pixels = decode(Path("a.png"), 30, "squash")
+    along = pixels if size[1] > size[0] else pixels.transpose(1, 0, 2)
+    assert [along[i].argmax(1).tolist() for i in (3, 15, 26)] == [[0] * 30, [1] * 30, [2] * 30]

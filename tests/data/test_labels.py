@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sslrun.base.errors import UserError
-from sslrun.data.labels import LabelBudget, counts, hashed_train_test_split, validation, validation_sizes
+from sslrun.data.labels import LabelBudget, counts, fold_rows, hashed_train_test_split, validation, validation_sizes
 
 LABELS = np.repeat([0, 1, 2], [100, 50, 10])
 NAMES = [f"class {c}/{i}.jpg" for i, c in enumerate(LABELS)]
@@ -97,3 +97,27 @@ def test_folds_are_stratified_and_cover_every_label_once() -> None:
         assert (labels[rows] == 0).sum() == 3
         assert (labels[rows] == 1).sum() == 2
     assert not np.array_equal(val_features[0], fold_rows(labels, 0, 3, seed=1))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_folds_of_classes_with_one_label_each_are_of_nearly_equal_size(seed: int) -> None:
+    folds = [fold_rows(np.arange(7), k, 3, seed) for k in range(3)]
+    assert sorted(map(len, folds)) == [2, 2, 3]
+    assert sorted(np.concatenate(folds).tolist()) == list(range(7))
+
+
+def test_folds_of_small_classes_are_of_nearly_equal_size() -> None:
+    labels = np.repeat(np.arange(10), [2, 4, 1, 5, 2, 1, 1, 4, 2, 5])
+    for n in (2, 3, 5):
+        folds = [fold_rows(labels, k, n, seed=0) for k in range(n)]
+        assert max(map(len, folds)) - min(map(len, folds)) <= 1
+        for c in range(10):
+            shares = [int((labels[rows] == c).sum()) for rows in folds]
+            assert max(shares) - min(shares) <= 1
+        assert sorted(np.concatenate(folds).tolist()) == list(range(len(labels)))
+
+
+def test_a_fold_that_does_not_exist_is_refused() -> None:
+    for k in (-1, 3):
+        with pytest.raises(UserError, match=r"the first number must be from 0 to 2"):
+            fold_rows(np.arange(9), k, 3, seed=0)

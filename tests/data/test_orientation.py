@@ -2,11 +2,12 @@
 
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from sslrun.data.cache import resized
 from sslrun.data.images import Images, digests
-from sslrun.data.orientation import blank_share, gray_share, orientation, sample
+from sslrun.data.orientation import SIDE, blank_share, gray_share, orientation, sample
 from tests.published import piece
 
 
@@ -62,3 +63,12 @@ def test_stripes_have_an_axis_and_no_top() -> None:
     result = orientation(shuffled(np.repeat(rows, 3, axis=3)))
     assert 0.4 < result.rotation < 0.6
     assert result.errors_by_180 > 0.9 * (1 - result.rotation)
+
+
+def test_large_images_are_made_small_as_pillow_does_it() -> None:
+    array = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
+    expected = [np.asarray(Image.fromarray(a).resize((SIDE, SIDE), Image.Resampling.BILINEAR)) for a in array]
+    result = (sample(Images([torch.from_numpy(array)], digests(array))) * 255).permute(0, 2, 3, 1).numpy()
+    order = [int(np.abs(result - e).mean((1, 2, 3)).argmin()) for e in expected]
+    assert sorted(order) == [0, 1, 2]
+    assert np.abs(result[order] - np.stack(expected)).max() <= 1

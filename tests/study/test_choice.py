@@ -2,13 +2,20 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from sslrun.runs.run import Stages
-from sslrun.stages.table import job
+from sslrun.base.output import write_json
+from sslrun.config.compose import compose_config
+from sslrun.runs import checkpoint
+from sslrun.runs.run import Run, Stages
+from sslrun.stages.table import job, stage
+from sslrun.study.choice import choose, score_of
+from sslrun.study.launch import StudyRun
 from tests.helpers import QUICK, SMALL_STUDY, STUDY_DATA, Cli, runs, study_runs, study_table, summary
 
 
@@ -224,3 +231,55 @@ def test_what_is_chosen_by_depends_on_the_pictures_of_the_classifiers(cli: Cli) 
     made = [summary(Path("outputs/finetune/study_runs", p)) for p in study_runs("finetune")]
     assert any("fold" in s["config"] and s["config"]["fold"] for s in made)  # 57 of validation, not 120
     assert {s["labels"]["train"] for s in made if not s["config"]["fold"]} == {8}
+
+
+def finished(name: str, accuracy: float, loss: float) -> StudyRun:
+    """Return a run of a study that there is, with these results on validation."""
+    run = StudyRun("finetune", name, (), "0")
+    run.directory.mkdir(parents=True)
+    summary = {"stage": "finetune", "status": "finished", "config": {"seed": 0}, "overrides": [],
+               "wall_time_seconds": 1.0, "val/accuracy": accuracy, "val/loss": loss}  # fmt: skip
+    write_json(run.directory / "summary.json", summary)
+    return run
+
+
+def test_of_equally_accurate_candidates_the_one_with_the_smaller_loss_is_better() -> None:
+    unsure, sure = [finished("probe", 0.8, 0.9)], [finished("finetune", 0.8, 0.4)]
+    assert score_of(sure) > score_of(unsure)
+    assert score_of([finished("scratch", 0.81, 2.0)]) > score_of(sure)
+
+
+def test_folds_count_equally() -> None:
+    folds = [finished("probe_without0", 0.5, 1.0), finished("probe_without1", 0.9, 0.2), finished("c", 0.7, 0.3)]
+    assert score_of(folds) == (pytest.approx(0.7), pytest.approx(-0.5))
+
+
+def test_the_best_candidate_leaves_its_best_and_its_last_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The candidates are not trained here, but written as if they had been."""
+    accuracies = {"finetune": 0.6, "probe": 0.8, "scratch": 0.7}
+
+    def trained(runs: Sequence[StudyRun], stages: Stages) -> None:
+        for run in runs:
+            accuracy = accuracies[run.name.split("_")[0]]
+            run.directory.mkdir(parents=True, exist_ok=True)
+            metrics = {"val/accuracy": accuracy, "val/loss": 0.5, "val/temperature": 1.5}
+            summary = {"stage": "finetune", "status": "finished", "config": {"seed": 0}, "overrides": []}
+            write_json(run.directory / "summary.json", {**summary, **metrics, "wall_time_seconds": 1.0, "test/x": 1.0})
+            for name, weight in (("best.pt", accuracy), ("last.pt", -accuracy)):
+                checkpoint.save(run.directory / name, {"model": {"weight": torch.tensor(weight)}, "step": 1})
+
+    monkeypatch.setattr("sslrun.study.choice.launch_all", trained)
+    config = compose_config("finetune", ["init=outputs/pretrain/a", "dataset=digits", "backbone=smallcnn"], None)
+    run = Run(Path("outputs/finetune/b"), "finetune", config, {}, stages=Stages(stage, job))
+    result = choose(run, ["images"], "weights", validation=200, fewest=9)
+    run.close("finished")
+    assert result["chosen"] == "probe"
+    assert result["candidates"] == accuracies
+    assert {k: v for k, v in result.items() if "/" in k} == {
+        "val/accuracy": 0.8,
+        "val/loss": 0.5,
+        "val/temperature": 1.5,
+    }
+    for name, weight in (("best.pt", 0.8), ("last.pt", -0.8)):
+        content = checkpoint.load(run.directory / name)
+        assert content["model"]["weight"].item() == pytest.approx(weight)

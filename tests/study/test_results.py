@@ -1,8 +1,9 @@
 """Verdicts by simulation, and the choice on validation alone."""
 
+import csv
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from scipy import stats
 from sslrun.evaluation.intervals import paired
 from sslrun.report.study import conclusions, verdict_text
 from sslrun.study import results
-from sslrun.study.results import Row, labels_needed, row_of, rows_of, verdict
+from sslrun.study.results import Row, best_classifier, compared, labels_needed, row_of, rows_of, verdict, with_auto
 from tests.helpers import named_values, row
 
 
@@ -153,3 +154,76 @@ def test_classifiers_are_compared_by_cross_validation_where_there_is_one(cv: tup
     row = row_of(written(), "simclr", cv)
     assert row.merit == (cv or (0.61, -1.23))
     assert (row.cv_accuracy, row.cv_loss) == ((0.55, 0.9) if cv else (None, None))
+
+
+def validated(initialization: str, mode: str, accuracy: float, loss: float, **known: Any) -> Row:
+    return row(initialization, mode, val_accuracy=accuracy, val_loss=loss, **known)
+
+
+@pytest.mark.parametrize("by", ["validation", "folds"])
+def test_of_equal_accuracy_the_smaller_loss_is_chosen(by: str) -> None:
+    def judged(initialization: str, mode: str, loss: float) -> Row:
+        if by == "validation":
+            return validated(initialization, mode, 0.8, loss)
+        return validated(initialization, mode, 0.9, 1 / loss, cv_accuracy=0.8, cv_loss=loss)
+
+    losses = {("scratch", "finetune"): 0.5, ("simclr", "finetune"): 0.7, ("simclr", "probe"): 0.2}
+    for smallest in losses:
+        rows = [judged(*network, 0.1 if network == smallest else loss) for network, loss in losses.items()]
+        (chosen,) = with_auto(rows, ["simclr"])
+        assert chosen.chosen == ("scratch" if smallest[0] == "scratch" else smallest[1])
+        best = best_classifier(rows)
+        assert best is not None
+        assert (best.initialization, best.mode) == smallest
+
+
+def test_only_networks_with_the_same_labels_and_seed_are_chosen_among() -> None:
+    """A better one with another seed, subset or number of labels is no rival."""
+    ours = [validated("simclr", "finetune", 0.7, 1.0), validated("simclr", "probe", 0.6, 1.0)]
+    for other in ({"seed": 1}, {"subset": "b"}, {"label_budget": "0.5 of the labels"}):
+        (chosen,) = with_auto([*ours, validated("simclr", "probe", 0.9, 1.0, **other)], ["simclr"])
+        assert (chosen.chosen, chosen.val_accuracy) == ("finetune", 0.7)
+
+
+def test_runs_of_two_seeds_on_the_same_labels_are_two_pairs() -> None:
+    """As with all labels, where the seed draws no other subset."""
+    accuracies = {"scratch": (0.50, 0.60), "simclr": (0.55, 0.69)}
+    rows = [row(s, "finetune", seed=n, test_accuracy=a) for s, both in accuracies.items() for n, a in enumerate(both)]
+    for given in (rows, rows[::-1]):
+        verdict = next(e.verdict for e in compared(given) if e.initialization == "simclr")
+        assert verdict is not None
+        assert verdict.difference is not None
+        assert verdict.difference.n == 2
+        assert verdict.difference.mean == pytest.approx(0.07)
+
+
+def test_pairs_are_of_the_same_subset() -> None:
+    rows = [row("scratch", "finetune", subset=s, test_accuracy=a) for s, a in (("a", 0.4), ("b", 0.6), ("c", 0.9))]
+    rows += [row("simclr", "finetune", subset=s, test_accuracy=a) for s, a in (("b", 0.7), ("a", 0.5), ("d", 0.1))]
+    verdict = next(e.verdict for e in compared(rows) if e.initialization == "simclr")
+    assert verdict is not None
+    assert verdict.difference is not None
+    assert (verdict.difference.n, verdict.difference.mean) == (2, pytest.approx(0.1))
+
+
+def test_the_best_classifier_has_the_most_labels() -> None:
+    """However well one with few labels did on its validation."""
+    few = [validated("simclr", "probe", 0.95, 0.1, labels=30), validated("scratch", "finetune", 0.9, 0.1, labels=30)]
+    many = [validated("simclr", "probe", 0.8, 0.5, labels=300), validated("simclr", "finetune", 0.7, 0.5, labels=300)]
+    for rows in ([*few, *many], [*many, *few]):
+        best = best_classifier(rows)
+        assert best is not None
+        assert (best.labels, best.mode) == (300, "probe")
+
+
+def test_a_study_is_read_back_as_it_was_written() -> None:
+    evaluated = written()
+    rows = [row_of(evaluated, "simclr", (0.7, -0.3)), row_of(evaluated, "simclr", setting="augment.probability=0.5")]
+    study = Path("study")
+    study.mkdir()
+    (study / "summary.json").write_text(json.dumps({**SUMMARY, "stage": "compare", "wall_time_seconds": 1.0}))
+    with (study / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(asdict(rows[0])))
+        writer.writeheader()
+        writer.writerows(map(asdict, rows))
+    assert rows_of(study) == rows
