@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sslrun.base.errors import UserError
 from sslrun.config.overrides import check_overrides
+from sslrun.stages.table import settings
 from sslrun.stages.table import settings as settings_named
 from tests.helpers import TINY, Cli, bounded, runs, summary
 
@@ -52,3 +54,38 @@ def test_any_override_is_taken_or_refused_in_words(overrides: list[str]) -> None
             check_overrides("pretrain", settings_named("pretrain"), overrides, None, multirun)
         except UserError as error:
             assert str(error).strip()
+
+
+def mistakes(*overrides: str) -> str:
+    try:
+        check_overrides("pretrain", settings("pretrain"), overrides, None, multirun=True)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    ["train.steps=few,1", "train.steps=1,few", "train.steps=1,few,2", "seed=0,1,2,3,few", "pretext=simclr,few"],
+)
+def test_a_wrong_value_of_a_sweep_is_named_wherever_it_stands(sweep: str) -> None:
+    (line,) = mistakes(sweep).splitlines()
+    assert line.startswith(sweep.partition("=")[0])
+    assert "few" in line
+
+
+def test_a_sweep_of_right_values_is_accepted() -> None:
+    assert not mistakes("train.steps=1,2,3", "pretext=simclr,rotation", "seed=range(3)")
+
+
+def test_wrong_values_of_two_sweeps_of_different_length_are_all_named() -> None:
+    lines = mistakes("seed=0,1,2,last", "train.steps=5,some,10").splitlines()
+    assert len(lines) == 2
+    assert {line.partition(":")[0] for line in lines} == {"seed", "train.steps"}
+
+
+def test_a_key_is_checked_with_every_choice_of_a_swept_group() -> None:
+    """The temperature is SimCLR's alone."""
+    assert not mistakes("pretext=simclr", "pretext.temperature=0.2")
+    for choices in ("simclr,rotation", "rotation,simclr"):
+        assert "pretext.temperature: no such key" in mistakes(f"pretext={choices}", "pretext.temperature=0.2")

@@ -1,16 +1,27 @@
 """The Python API."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 import sslrun
+from sslrun.augment import Rng
 from sslrun.base.errors import UserError
+from sslrun.base.output import write_json
+from sslrun.device import Device
+from sslrun.inference.model import Model
+from sslrun.models.classifier import Classifier
+from sslrun.models.encoder import Encoder, build_encoder
+from sslrun.models.trained import Trained
+from sslrun.runs import checkpoint
 from tests.helpers import QUICK, Cli, runs
 
 
@@ -78,3 +89,132 @@ def test_views_are_averaged_and_always_the_same(in_world: Path, photo_files: lis
     assert not np.allclose(once, nine, atol=1e-4)
     assert np.array_equal(nine, model.probabilities(photo_files, views=9))
     assert nine.sum(1) == pytest.approx(1)
+
+
+SLOPE, OFFSET = 4.0, 1.5  # logit of "light" by the brightness of an image
+
+
+class Pixels(nn.Module):
+    """A backbone that returns the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = [3]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x]
+
+
+class Darker:
+    """Makes half as bright, each image the same way."""
+
+    def __call__(self, images: Tensor, rng: Rng) -> Tensor:
+        return images / 2
+
+
+def set_head(classifier: Classifier) -> Classifier:
+    with torch.no_grad():
+        classifier.head.weight.zero_()
+        classifier.head.weight[1] = SLOPE / 3
+        classifier.head.bias.copy_(torch.tensor([0.0, -OFFSET]))
+    return classifier
+
+
+def model(temperature: float = 1.0, confidence_threshold: float | None = None) -> Model:
+    """Return a classifier of dark and light images, whose probability of light is `light` of the brightness."""
+    encoder = Encoder(Pixels(), [0.0] * 3, [1.0] * 3, image_size=8)
+    config = {
+        "dataset": {"image_size": 8, "resize": "crop", "channels": "rgb"},
+        "augment": {"_target_": f"{__name__}.Darker"},
+    }
+    network = Trained(
+        encoder,
+        config,
+        Path("run/best.pt"),
+        set_head(Classifier(encoder, 2)),
+        ["dark", "light"],
+        temperature,
+        confidence_threshold,
+    )
+    return Model(network, Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None))
+
+
+def light(brightness: float, temperature: float = 1.0) -> float:
+    return 1 / (1 + math.exp(-(SLOPE * brightness / 255 - OFFSET) / temperature))
+
+
+def shades(*brightness: int) -> list[np.ndarray]:
+    return [np.full((8, 8, 3), b, np.uint8) for b in brightness]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_probabilities_and_confidences_are_calibrated(temperature: float) -> None:
+    result, images = model(temperature), shades(0, 100, 250)
+    expected = [light(b, temperature) for b in (0, 100, 250)]
+    assert result.probabilities(images)[:, 1] == pytest.approx(expected, abs=1e-5)
+    predictions = result.predict(images)
+    assert [p.class_name for p in predictions] == ["dark" if e < 0.5 else "light" for e in expected]
+    assert [p.confidence for p in predictions] == pytest.approx([max(e, 1 - e) for e in expected], abs=1e-4)
+    assert [g.class_name for g in predictions[0].top] == ["dark", "light"]
+
+
+@pytest.mark.parametrize("views", [1, 2, 3, 6])
+def test_more_views_are_the_mean_over_the_whole_image_and_one_view_less(views: int) -> None:
+    expected = [(light(b) + (views - 1) * light(b / 2)) / views for b in (40, 200)]
+    assert model().probabilities(shades(40, 200), views=views)[:, 1] == pytest.approx(expected, abs=1e-5)
+    confidence = model().predict(shades(200), views=views)[0].confidence
+    assert confidence == pytest.approx(max(expected[1], 1 - expected[1]), abs=1e-4)
+
+
+def test_the_mean_over_views_is_calibrated() -> None:
+    mean = (light(200) + light(100)) / 2
+    expected = 1 / (1 + ((1 - mean) / mean) ** (1 / 3))
+    assert model(3.0).probabilities(shades(200), views=2)[0, 1] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("confidence_threshold", "threshold", "unsure"),
+    [
+        (0.9999, "auto", [True, True, True]),
+        (0.80, "auto", [False, True, False]),
+        (0.85, "auto", [True, True, False]),
+        (None, "auto", [False, False, False]),
+        (0.9999, None, [False, False, False]),
+        (0.9999, 0.80, [False, True, False]),
+        (None, 0.9999, [True, True, True]),
+    ],
+)
+def test_a_prediction_below_the_threshold_is_unsure(
+    confidence_threshold: float | None, threshold: Any, unsure: list[bool]
+) -> None:
+    """`auto` is the threshold that was found on validation."""
+    result = model(confidence_threshold=confidence_threshold).predict(shades(0, 100, 250), unsure=threshold)
+    assert [p.confidence for p in result] == pytest.approx([0.8176, 0.5172, 0.9184], abs=1e-3)
+    assert [p.unsure for p in result] == unsure
+
+
+@pytest.mark.parametrize(
+    ("metrics", "temperature"), [({"val/temperature": 2.5, "val/confidence_threshold": 0.8}, 2.5), ({}, 1)]
+)
+def test_a_loaded_run_predicts_with_the_calibration_of_its_best_state(
+    metrics: dict[str, float], temperature: float
+) -> None:
+    """`last.pt` has another, and is not read."""
+    backbone = {"_target_": "sslrun.models.backbones.smallcnn.smallcnn", "widths": [4]}
+    device = {"_target_": "sslrun.device.Device", "name": "cpu", "precision": "fp32", "memory_format": "contiguous"}
+    config = {"backbone": backbone, "dataset": {"image_size": 8, "resize": "crop", "channels": "rgb"}, "device": device}
+    encoder = build_encoder(backbone, 8, [0.5] * 3, [0.5] * 3)
+    classifier = Classifier(encoder, 2).eval()
+    state = {f"classifier.{k}": v for k, v in classifier.state_dict().items()}
+    content = {"config": config, "class_names": ["dark", "light"], "downstream": "classifier.encoder", "step": 5}
+    Path("run").mkdir()
+    checkpoint.save(Path("run/best.pt"), {**content, "metrics": metrics, "model": state})
+    other = {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
+    checkpoint.save(Path("run/last.pt"), {**content, "metrics": {"val/temperature": 9.0}, "model": other})
+    summary = {"stage": "finetune", "status": "finished", "config": config, "overrides": [], "wall_time_seconds": 1.0}
+    write_json(Path("run/summary.json"), summary)
+    result = sslrun.load("run", device="cpu")
+    with torch.no_grad():
+        logits = classifier.head(encoder(torch.full((1, 3, 8, 8), 200 / 255)))
+    assert result.probabilities(shades(200)) == pytest.approx((logits / temperature).softmax(1).numpy(), abs=1e-5)
+    assert (result.temperature, result.confidence_threshold) == (temperature, metrics.get("val/confidence_threshold"))

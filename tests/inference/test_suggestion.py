@@ -48,3 +48,12 @@ def test_more_choices_than_groups_take_turns() -> None:
     chosen = typical_and_diverse(x, 700, seed=0)
     assert len(set(chosen)) == 700
     assert len(set(chosen[: suggestion.GROUPS])) == suggestion.GROUPS
+
+
+def test_the_length_of_the_features_does_not_matter() -> None:
+    """As of bright and dark images of one thing."""
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.normal(size=(5, 8)), [40, 10, 30, 20, 50], axis=0) + 0.3 * rng.normal(size=(150, 8))
+    scaled = x * 2.0 ** rng.integers(-4, 5, (150, 1))  # by powers of two, so that nothing is rounded
+    for n in (3, 5, 12):
+        assert typical_and_diverse(scaled, n, seed=0).tolist() == typical_and_diverse(x, n, seed=0).tolist()

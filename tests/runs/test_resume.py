@@ -3,12 +3,18 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from sslrun.base.output import write_json
+from sslrun.base.version import __version__
+from sslrun.config.compose import compose_config
+from sslrun.config.nodes import plain
 from sslrun.runs import checkpoint
 from sslrun.runs.find import LAST
+from sslrun.runs.resume import resumed_config
 from tests.helpers import PRETRAIN, SHORT, STEPS, TINY, Cli, only_run, runs, summary
 
 
@@ -175,3 +181,43 @@ def test_a_damaged_summary_is_said_in_a_line(short_run: Path, cli: Cli, change: 
     result = cli("pretrain", f"resume={short_run}", "train.steps=10")
     assert result.lines() == [f"sslrun: {short_run / 'summary.json'} is not the summary of a run"]
     assert result.code == 1
+
+
+def resumed_device(overrides: dict[str, str], **before: Any) -> tuple[str, str, str]:
+    """Return name, precision and memory format of a resumed run that was started with such a device."""
+    config = plain(compose_config("pretrain", ["device=cpu"], None))
+    summary = {"stage": "pretrain", "status": "interrupted", "overrides": [], "wall_time_seconds": 1.0}
+    config["device"] |= {"name": "cpu", **before}
+    Path("run").mkdir()
+    write_json(Path("run/summary.json"), {**summary, "config": config, "versions": {"sslrun": __version__}})
+    Path("run/last.pt").touch()
+    composed = compose_config("pretrain", [f"{k}={v}" for k, v in overrides.items()], None)
+    device = resumed_config(Path("run"), "pretrain", {"resume": "run", **overrides}, composed).device
+    return device.name, device.precision, device.memory_format
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("overrides", [{}, {"device": "cpu"}, {"device.threads": "1"}])
+def test_a_resumed_run_keeps_precision_and_memory_format(
+    precision: str, memory_format: str, overrides: dict[str, str]
+) -> None:
+    """Also if the same device is named again."""
+    kept = resumed_device(overrides, precision=precision, memory_format=memory_format)
+    assert kept == ("cpu", precision, memory_format)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "used"),
+    [
+        ({"device.precision": "fp32"}, ("cpu", "fp32", "channels_last")),
+        ({"device.memory_format": "contiguous"}, ("cpu", "bf16", "contiguous")),
+    ],
+)
+def test_a_resumed_run_takes_the_mode_of_its_overrides(overrides: dict[str, str], used: tuple[str, str, str]) -> None:
+    assert resumed_device(overrides, precision="bf16", memory_format="channels_last") == used
+
+
+def test_a_run_that_moves_to_another_device_is_measured_there() -> None:
+    device = resumed_device({"device": "cpu"}, name="cuda", precision="fp16", memory_format="channels_last")
+    assert device == ("cpu", "auto", "auto")

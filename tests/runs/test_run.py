@@ -1,7 +1,9 @@
 """The run directory."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,3 +54,64 @@ def test_no_run_writes_into_the_directory_of_another() -> None:
     Run(Path("a"), "pretrain", OmegaConf.create({}), {}).close("finished")
     with pytest.raises(UserError, match="holds a run already"):
         Run(Path("a"), "pretrain", OmegaConf.create({}), {})
+
+
+class Clock:
+    """A clock that stands still unless it is moved."""
+
+    now = 1000.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    result = Clock()
+    monkeypatch.setattr("time.monotonic", lambda: result.now)
+    return result
+
+
+def begin(resumed: bool = False, overrides: dict[str, str] | None = None) -> Run:
+    run = Run(Path("run"), "pretrain", OmegaConf.create({"seed": 0}), overrides or {}, resumed)
+    run.keep_changes()
+    return run
+
+
+def summary() -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(Path("run/summary.json").read_text())
+    return result
+
+
+def test_the_wall_time_of_a_resumed_run_counts_all_of_its_parts(clock: Clock) -> None:
+    for resumed, status, seconds, total in (
+        (False, "interrupted", 50, 50),
+        (True, "failed", 20, 70),
+        (True, "finished", 3.5, 73.5),
+    ):
+        run = begin(resumed)
+        clock.now += seconds
+        run.close(status)
+        clock.now += 1e6  # until it is resumed
+        assert (summary()["wall_time_seconds"], summary()["status"]) == (total, status)
+
+
+def test_a_run_that_is_killed_has_the_wall_time_of_its_last_note(clock: Clock) -> None:
+    run = begin()
+    clock.now += 30
+    run.note(images=5)
+    shutil.copytree("run", "killed")
+    run.close("finished")
+    shutil.rmtree("run")
+    Path("killed").rename("run")
+    assert summary()["status"] == "running"
+    resumed = begin(True)
+    clock.now += 12
+    resumed.close("finished")
+    assert summary()["wall_time_seconds"] == 42
+
+
+def test_a_resumed_run_keeps_its_start_and_its_overrides(clock: Clock) -> None:
+    begin(overrides={"train.steps": "8", "seed": "0"}).close("failed", error="no memory is left")
+    before = summary()
+    begin(True, {"train.steps": "12", "resume": "run"}).close("finished")
+    assert summary()["started"] == before["started"]
+    assert summary()["overrides"] == ["train.steps=12", "seed=0"]
+    assert "error" not in summary()

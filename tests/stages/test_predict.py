@@ -8,9 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import sslrun
+from sslrun.runs import checkpoint
 from tests.helpers import QUICK, Cli, process
 
 
@@ -160,3 +163,44 @@ def test_predict_in_a_process_writes_nothing_but_the_answer_to_stdout(in_world: 
     assert answer.code == 0
     assert len(json.loads(answer.out)) == 30
     assert "written to outputs/predict" in answer.err
+
+
+@pytest.fixture
+def best(in_world: Path) -> Path:
+    """The best checkpoint of the classifier."""
+    (result,) = Path("outputs/finetune").glob("*/best.pt")
+    return result
+
+
+def with_metrics(best: Path, **metrics: float) -> None:
+    content = checkpoint.load(best)
+    named = {f"val/{k}": v for k, v in metrics.items()}
+    checkpoint.save(best, {**content, "metrics": {**content["metrics"], **named}})
+
+
+def predictions(cli: Cli, photos: Path, *settings: str) -> list[dict[str, Any]]:
+    answer = cli("predict", str(photos / "flower"), "format=json", "figures=0", *settings, *QUICK)
+    assert answer.code == 0, answer.err
+    result: list[dict[str, Any]] = json.loads(answer.out)
+    return result
+
+
+def test_by_default_predictions_below_the_threshold_of_validation_are_unsure(
+    best: Path, cli: Cli, photos: Path
+) -> None:
+    confidences = sorted(p["confidence"] for p in predictions(cli, photos, "unsure=null"))
+    for threshold in (confidences[0], confidences[9], 1.0):
+        with_metrics(best, confidence_threshold=threshold)
+        result = predictions(cli, photos)
+        assert [p["unsure"] for p in result] == [p["confidence"] < threshold for p in result]
+    assert sum(p["unsure"] for p in result) == 30
+
+
+def test_views_and_temperature_are_those_of_the_python_api(best: Path, cli: Cli, photos: Path) -> None:
+    with_metrics(best, temperature=4.0)
+    model = sslrun.load(best.parent, device="cpu")
+    files = sorted(map(str, (photos / "flower").glob("*.jpg")))
+    for views in (1, 3):
+        result = predictions(cli, photos, f"views={views}")
+        expected = model.probabilities(files, views=views).max(1)
+        assert [p["confidence"] for p in result] == pytest.approx(expected.tolist(), abs=1e-4)

@@ -304,3 +304,12 @@ def test_a_resumed_training_keeps_the_momentum() -> None:
     fit_slope(resumed, optimizer=node, resumed=True)
     fit_slope(straight, "straight", optimizer=node)
     assert torch.equal(resumed.head.weight, straight.head.weight)
+
+
+def test_best_holds_the_weights_and_metrics_of_its_step() -> None:
+    fit_slope(Slope(), scores=(0.1, 0.9, 0.5), keep_every=5)
+    best, kept, last = (checkpoint.load(Path("run", f"{name}.pt")) for name in ("best", "step_000005", "last"))
+    assert torch.equal(best["model"]["head.weight"], kept["model"]["head.weight"])
+    assert not torch.equal(best["model"]["head.weight"], last["model"]["head.weight"])
+    assert best["metrics"] == {"val/accuracy": 0.9}
+    assert last["metrics"] == {"val/accuracy": 0.5}

@@ -1,0 +1,52 @@
+"""Overrides that make one config of another."""
+
+import pytest
+
+from sslrun.config.compose import compose_config
+from sslrun.config.grammar import differing
+from sslrun.config.nodes import plain
+from sslrun.config.types import Node
+
+
+def composed(overrides: list[str]) -> Node:
+    return plain(compose_config("finetune", overrides, None))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer=sgd"],
+        ["optimizer=lars", "optimizer.momentum=0.5"],
+        ["dataset=digits", "backbone=smallcnn", "backbone.widths=[4,8]", "mode=probe"],
+        ["dataset=folder", "dataset.root='a b=c,{d}'", 'dataset.classes={low: ["0","1"], high ones: ["8"]}'],
+        ["dataset=folder", "dataset.root=a", r"dataset.classes={a\:b: [x], c\,d: [y]}"],
+        ["init=scratch", "label_fraction=0.1", "seed=3", "augment.crop_scale=[0.5,1]", "train.epochs=2"],
+        [
+            "augment.horizontal_flip=false",
+            "train.gradient_clip=1.5",
+            "fold=[1,3]",
+            'search=["optimizer.weight_decay=0"]',
+        ],
+    ],
+)
+def test_the_overrides_of_a_config_make_it_again(overrides: list[str]) -> None:
+    """Also where a group's other choice has other keys, and where text has odd characters."""
+    wanted, base = composed(overrides), composed([])
+    arguments = differing(wanted, base)
+    assert composed(arguments) == wanted
+    assert composed([*overrides, *differing(base, wanted)]) == base
+
+
+def test_keys_that_the_other_choice_does_not_have_are_removed() -> None:
+    betas = {"_target_": "adamw", "betas": [0.9, 0.999], "weight_decay": 0.1}
+    momentum = {"_target_": "sgd", "momentum": 0.9, "weight_decay": 0.1}
+    result = differing({"optimizer": momentum}, {"optimizer": betas})
+    assert result == ["~optimizer.betas", "optimizer._target_='sgd'", "+optimizer.momentum=0.9"]
+
+
+def test_any_text_is_the_same_text_again() -> None:
+    texts = ["", "a b", "it's", '"', "\\", "a\\", "${oops}", "\\${x}", "null", "1", "true", "[a]", "ü 花"]
+    wanted: Node = {"search": texts, "dataset": {"classes": {f"key {i}": [t] for i, t in enumerate(texts)}}}
+    config = composed(["dataset=digits", *differing(wanted, {"search": [], "dataset": {"classes": None}})])
+    assert config["search"] == texts
+    assert config["dataset"]["classes"] == wanted["dataset"]["classes"]
