@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -179,32 +179,44 @@ SHORT = (*DIGITS, "train.steps=8", "train.evaluations=2")
 OFTEN = ("train.save_minutes=0.00001",)  # after every step
 
 
-def _command(arguments: tuple[str, ...], folder: str, output: str) -> None:
-    """Be a `sslrun` process."""
+def _call(
+    function: Callable[..., int | None], arguments: Sequence[Any], environment: dict[str, str], places: Sequence[str]
+) -> None:
+    """Call a function in this new process, in a folder, with standard output and error in two files."""
+    os.environ.clear()
+    os.environ.update(environment)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    folder, *outputs = places
     os.chdir(folder)
-    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    code = run_here(*arguments)
+    for stream, output in enumerate(outputs, 1):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    code = function(*arguments)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(code or 0)
 
 
-def start(*arguments: str, folder: str = ".") -> ForkServerProcess:
-    """Start a command; what it prints goes to the file `answer`."""
+def spawn(
+    function: Callable[..., int | None], *arguments: Any, folder: str = ".", out: str = "output", err: str = "output"
+) -> ForkServerProcess:
+    """Call a function in a process of its own; what it prints goes to two files, or one."""
     Path(folder).mkdir(exist_ok=True)
-    Path("said").write_text("")
-    process = FORKED.Process(target=_command, args=(arguments, folder, str(Path("said").resolve())))
+    places = [str(Path(p).resolve()) for p in (folder, out, err)]
+    process = FORKED.Process(target=_call, args=(function, arguments, dict(os.environ), places))
     process.start()
     return process
 
 
+def start(*arguments: str, folder: str = ".") -> ForkServerProcess:
+    """Start a command; what it prints goes to the file `output`."""
+    Path("output").write_text("")
+    return spawn(run_here, *arguments, folder=folder)
+
+
 def ended(process: ForkServerProcess) -> int:
-    """Wait for a command; return its exit code, negative after a signal that it did not handle."""
+    """Wait for a process; return its exit code, negative after a signal that it did not handle."""
     process.join(120)
     assert process.exitcode is not None, "it hangs"
     return process.exitcode
@@ -212,16 +224,15 @@ def ended(process: ForkServerProcess) -> int:
 
 def run_forked(*arguments: str, folder: str = ".") -> str:
     """Run a command to its end; return what it printed."""
-    code, answer = ended(start(*arguments, folder=folder)), Path("said").read_text()
+    code, answer = ended(start(*arguments, folder=folder)), Path("output").read_text()
     assert code == 0, answer
     return answer
 
 
-def wait_for(process: ForkServerProcess | subprocess.Popen[bytes], there: Callable[[], bool]) -> None:
+def wait_for(process: ForkServerProcess, there: Callable[[], bool]) -> None:
     """Wait until something is so, while a process works on it."""
     while not there():
-        alive = process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()
-        assert alive, Path("said").read_text()
+        assert process.is_alive(), Path("output").read_text()
         time.sleep(0.002)
 
 

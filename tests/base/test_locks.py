@@ -12,7 +12,7 @@ def test_case_18_a_second_process_is_refused_and_a_killed_one_leaves_no_lock() -
     place = only_run()
     second = start("pretrain", f"resume={place}")
     assert ended(second) == 1
-    assert "is in use by another process" in Path("said").read_text()
+    assert "is in use by another process" in Path("output").read_text()
     process.kill()
     process.join()
     step = checkpoint.newest_intact(place)[1]["step"]

@@ -66,13 +66,13 @@ def test_a_sweep_goes_on_where_it_stopped() -> None:
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
     assert ended(process) == 128 + signal.SIGTERM
-    command = re.search(r"Go on with: sslrun pretrain (\S+)", Path("said").read_text())
+    command = re.search(r"Go on with: sslrun pretrain (\S+)", Path("output").read_text())
     assert command is not None
     sweep = Path(command[1].removeprefix("resume="))
     first = (sweep / "0" / "summary.json").read_bytes()
     refused = start("pretrain", command[1], "seed=5")
     assert ended(refused) == 1
-    assert "a sweep goes on as it was started" in Path("said").read_text()
+    assert "a sweep goes on as it was started" in Path("output").read_text()
     result = run_forked("pretrain", "resume=latest")
     assert result.count("Finished before") == 1
     assert "Going on after step" in result

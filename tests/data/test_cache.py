@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sslrun.base.console import start_logging
 from sslrun.data import cache, workers
 from sslrun.data import decode as decoding
 from sslrun.data.cache import decode_all, resize_all, resized
 from sslrun.data.decode import VERSION, decode, find_images
+from tests.helpers import ended, spawn, wait_for
 
 
 @pytest.fixture
@@ -139,18 +141,21 @@ def test_a_full_disk_is_no_reason_to_stop_and_leaves_no_half_a_copy(
         "from sslrun.data.decode import find_images\n"
         "start_logging()\n"
         f"files = find_images({str(photos)!r})\n"
-        "assert len(decode_all(files, int(sys.argv[1]), 'crop', 'rgb').array) == 60\n"
-        "print(sorted(n for n in os.listdir('small/decoded') if not n.endswith('.lock')))\n"
+        "for size in (900, 8):\n"  # the first takes 145 MB
+        "    assert len(decode_all(files, size, 'crop', 'rgb').array) == 60\n"
+        "    kept = [n for n in os.listdir('small/decoded') if not n.endswith('.lock')]\n"
+        "    print(size, len(kept), file=sys.stderr)\n"
     )
     Path("small").mkdir()
-    for size, fits in ((8, True), (900, False)):  # the second takes 145 MB
-        done = subprocess.run(
-            ["unshare", "-m", sys.executable, "-c", code, str(size)],
-            env={**os.environ, "SSLRUN_CACHE": "small"}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert ("cannot be kept" in done.stderr) is not fits
-        assert (done.stdout.strip() == "[]") is not fits
+    done = subprocess.run(
+        ["unshare", "-m", sys.executable, "-c", code],
+        env={**os.environ, "SSLRUN_CACHE": "small"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    large, small = done.stderr.split("900 0\n")
+    assert "cannot be kept" in large
+    assert "cannot be kept" not in small
+    assert small.endswith("8 1\n")
 
 
 def test_a_write_that_fails_on_the_way_leaves_no_half_a_copy(
@@ -172,45 +177,36 @@ def test_a_write_that_fails_on_the_way_leaves_no_half_a_copy(
     assert [p for p in cache.cache_folder().iterdir() if p.suffix != ".lock"] == []
 
 
-CHILD = """
-import os, signal, sys, time
-from sslrun.base.console import start_logging
-from sslrun.data import cache, decode
-start_logging()
-plain = decode.decode
-def slow(path, *settings):
-    with open("calls", "a") as file:
-        file.write(path + "\\n")
-    time.sleep(0.02)
-    return plain(path, *settings)
-decode.decode = slow
-found = cache.decode_all(decode.find_images(sys.argv[1]), 16, "crop", "rgb")
-print(found.array.sum())
-"""
+def decode_slowly(folder: str) -> None:
+    """Be a process that decodes, and notes each file."""
+
+    def slow(path: str, *settings: Any) -> np.ndarray:
+        with open("calls", "a") as file:
+            file.write(path + "\n")
+        time.sleep(0.02)
+        return decode(path, *settings)
+
+    start_logging()
+    decoding.decode = slow
+    print(decode_all(find_images(folder), 16, "crop", "rgb").array.sum())
 
 
 def test_case_48_two_processes_at_once_decode_once(photos: Path) -> None:
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(photos)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(3)
-    ]
-    answer = [c.communicate() for c in children]
-    assert len({out for out, _ in answer}) == 1
+    children = [spawn(decode_slowly, str(photos), out=f"out{i}", err="err") for i in range(3)]
+    assert [ended(c) for c in children] == [0, 0, 0]
+    assert len({Path(f"out{i}").read_text() for i in range(3)}) == 1
     assert len(Path("calls").read_text().splitlines()) == 60
-    assert sum("Waiting for another process that is decoding the same pictures" in err for _, err in answer) >= 1
+    assert "Waiting for another process that is decoding the same pictures" in Path("err").read_text()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
 def test_case_48_a_process_that_is_killed_while_decoding_leaves_nothing_that_is_used(photos: Path) -> None:
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(photos)], stdout=subprocess.DEVNULL)
-    while not Path("calls").exists() or len(Path("calls").read_text().splitlines()) < 5:
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    child = spawn(decode_slowly, str(photos))
+    wait_for(child, lambda: Path("calls").exists() and len(Path("calls").read_text().splitlines()) >= 5)
+    child.kill()
+    assert ended(child) == -signal.SIGKILL
     Path("calls").unlink()
-    subprocess.run([sys.executable, "-c", CHILD, str(photos)], check=True, stdout=subprocess.DEVNULL)
+    assert ended(spawn(decode_slowly, str(photos))) == 0
     assert len(Path("calls").read_text().splitlines()) == 60
     assert not list(cache.cache_folder().glob("*.part"))
 

@@ -6,9 +6,8 @@ What random damage found once stands here as an `@example` for good.
 import contextlib
 import os
 import random
+import resource
 import shutil
-import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -36,11 +35,13 @@ from tests.helpers import (
     MeanTask,
     bounded,
     changed,
+    ended,
     in_a_mount,
     logged,
     only_run,
     run_forked,
     same,
+    spawn,
     start,
     whole,
 )
@@ -65,23 +66,20 @@ def test_cases_14_and_19_damaged_and_malicious_checkpoints_are_refused(kind: str
 
 
 def test_case_13_a_write_that_is_refused_keeps_the_old_checkpoint_and_leaves_no_part() -> None:
-    """The process may write no file above 50 kB."""
-    code = """
-import resource, torch
-from pathlib import Path
-from sslrun.base.errors import UserError
-from sslrun.runs import checkpoint
-checkpoint.save(Path("x.pt"), {"model": {"a": torch.ones(10)}})
-resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-try:
-    checkpoint.save(Path("x.pt"), {"model": {"a": torch.ones(1_000_000)}})
-except UserError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("cannot write x.pt")
-    assert checkpoint.load(Path("x.pt"))["model"]["a"].tolist() == [1.0] * 10
-    assert [p.name for p in Path.cwd().iterdir()] == ["x.pt"]
+    assert ended(spawn(save_too_much, folder="run")) == 0
+    assert Path("output").read_text().startswith("cannot write x.pt")
+    assert checkpoint.load(Path("run/x.pt"))["model"]["a"].tolist() == [1.0] * 10
+    assert [p.name for p in Path("run").iterdir()] == ["x.pt"]
+
+
+def save_too_much() -> None:
+    """Be a process that may write no file above 50 kB."""
+    checkpoint.save(Path("x.pt"), {"model": {"a": torch.ones(10)}})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    try:
+        checkpoint.save(Path("x.pt"), {"model": {"a": torch.ones(1_000_000)}})
+    except UserError as error:
+        print(error)
 
 
 def test_case_12_a_rename_that_fails_keeps_the_old_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +110,7 @@ def killed_until_done(kills: int, stage: tuple[str, ...], seed: int) -> None:
             process = start(*arguments, folder=folder)
             process.join(rng.uniform(0.0, longest) if done < kills else 120)
             if process.exitcode is not None:
-                assert process.exitcode == 0, Path("said").read_text()
+                assert process.exitcode == 0, Path("output").read_text()
                 break
             process.kill()
             process.join()

@@ -83,7 +83,7 @@ def test_a_stopped_study_goes_on(studied: Path) -> None:
     wait_for(process, lambda: len(list(Path("outputs/finetune/study_runs").glob("*/best.pt"))) > 3)
     process.terminate()
     assert ended(process) == 128 + signal.SIGTERM
-    answer = Path("said").read_text()
+    answer = Path("output").read_text()
     command = re.search(r"Go on with: sslrun compare (resume=\S+)", answer)
     assert command is not None, answer
     assert answer.count("Go on with") == 1
@@ -96,7 +96,7 @@ def test_a_stopped_study_goes_on(studied: Path) -> None:
     }
     assert 3 <= len(done) < STUDY_RUNS
     process = start("compare", command[1])
-    assert ended(process) == 0, Path("said").read_text()
+    assert ended(process) == 0, Path("output").read_text()
     assert {k: v for k, v in study_runs("finetune").items() if k in done} == done
     there = next((studied / "outputs/compare").iterdir())
     assert [r["test_accuracy"] for r in study_table(study)] == [r["test_accuracy"] for r in study_table(there)]
