@@ -14,7 +14,7 @@ from filelock import FileLock
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from tests.helpers import QUICK, SHORT, STUDY, TINY, Answer, Cli, Served, run_here, runs
+from tests.helpers import PRETRAIN, QUICK, SHORT, STUDY, TINY, Answer, Cli, Served, run_here, runs
 
 
 def pytest_collection_finish() -> None:
@@ -45,11 +45,15 @@ def cli(capfd: pytest.CaptureFixture[str]) -> Cli:
     return run
 
 
+def _run(*arguments: str) -> None:
+    assert run_here(*arguments) == 0
+
+
 def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[], None]) -> Path:
     """Return a folder that the first worker that needs it fills for all of them."""
     own = factory.getbasetemp()
     top = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
-    with FileLock(f"{top}.lock"), pytest.MonkeyPatch.context() as patch:
+    with FileLock(f"{top}.lock"), torch.random.fork_rng([]), pytest.MonkeyPatch.context() as patch:
         if not top.with_suffix(".made").exists():
             top.mkdir()
             patch.chdir(top)
@@ -90,8 +94,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
 
     def make() -> None:
         for pretext in ("rotation", "simclr"):
-            assert run_here("pretrain", f"pretext={pretext}", *data, *TINY, "train.steps=6", "train.evaluations=2") == 0
-        assert run_here("finetune", "mode=finetune", "label_fraction=0.5", *QUICK, "train.steps=20") == 0
+            _run("pretrain", f"pretext={pretext}", *data, *TINY, "train.steps=6", "train.evaluations=2")
+        _run("finetune", "mode=finetune", "label_fraction=0.5", *QUICK, "train.steps=20")
 
     return _made_once(tmp_path_factory, "world", make)
 
@@ -129,31 +133,33 @@ def few_photos(photos: Path, tmp_path: Path) -> Path:
     return Path("mine")
 
 
-@pytest.fixture(scope="session")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a pretraining of 8 steps, not to be written to."""
-
-    def make() -> None:
-        assert run_here("pretrain", *SHORT) == 0
-
-    return _made_once(tmp_path_factory, "pretrained", make)
+@pytest.fixture
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretraining of 8 steps, in the current folder; its directory."""
+    shutil.copytree(_made_once(tmp_path_factory, "short", lambda: _run("pretrain", *SHORT)) / "outputs", "outputs")
+    return runs("pretrain")[0]
 
 
 @pytest.fixture
-def short_run(pretrained: Path, tmp_path: Path) -> Path:
-    """A copy of the pretraining of 8 steps in the current folder; its directory."""
-    shutil.copytree(pretrained / "outputs", tmp_path / "outputs")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`PRETRAIN` in the current folder; its directory."""
+    shutil.copytree(_made_once(tmp_path_factory, "finished", lambda: _run(*PRETRAIN)) / "outputs", "outputs")
     return runs("pretrain")[0]
+
+
+@pytest.fixture
+def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of two pretrainings of 8 steps, in the current folder; its directory."""
+    made = _made_once(tmp_path_factory, "sweep", lambda: _run("pretrain", "-m", "seed=0,1", *SHORT))
+    shutil.copytree(made / "outputs", "outputs")
+    return runs("pretrain")[0].parent
 
 
 @pytest.fixture(scope="session")
 def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished study, not to be written to."""
 
-    def make() -> None:
-        assert run_here(*STUDY) == 0
-
-    return _made_once(tmp_path_factory, "studied", make)
+    return _made_once(tmp_path_factory, "studied", lambda: _run(*STUDY))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from sslrun.config.build import build, locate, parameters
 from sslrun.config.compose import compose_config, compose_nodes
 from sslrun.runs import checkpoint
 from sslrun.runs.find import BEST, LAST
-from tests.helpers import QUICK, REPOSITORY, Cli
+from tests.helpers import QUICK, REPOSITORY, TINY, Cli
 
 CODE = '''
 import numpy as np
@@ -124,7 +124,7 @@ def test_a_task_without_views_gets_no_figure_of_them_and_what_is_no_task_is_refu
     Path("conf/pretext").mkdir(parents=True)
     for name in ("Plain", "Bare", "Elsewhere"):
         Path("conf/pretext", f"{name.lower()}.yaml").write_text(f"_target_: plain.{name}\n")
-    short = ("-cd", "conf", "train.steps=2", *QUICK)
+    short = ("-cd", "conf", "train.steps=2", "dataset.max_images=100", *TINY)
     refused = cli("pretrain", *short, "pretext=plain")
     assert refused.code == 1
     assert refused.err.strip() == (

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import Cli
+from sslrun.cli import demo
+from sslrun.cli.launch import run_command
+from tests.helpers import QUICK, Cli
 
 
 @pytest.mark.slow
@@ -17,7 +19,14 @@ def test_the_demo_shows_a_gain(cli: Cli) -> None:
     assert len(result["test_accuracy"]["scratch"]) == 3
 
 
-def test_the_demo_in_miniature_types_four_commands_and_ends_with_a_table(cli: Cli) -> None:
+def test_the_demo_in_miniature_types_four_commands_and_ends_with_a_table(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def smaller(command: str, arguments: list[str]) -> None:
+        short = [a.replace("train.steps=150", "train.steps=10") for a in arguments]
+        run_command(command, [*short, *QUICK, *(["backbone.widths=[8,16]"] if command == "pretrain" else [])])
+
+    monkeypatch.setattr(demo, "run_command", smaller)
     answer = cli("demo", "--epochs", "1", "--seeds", "1")
     assert answer.code == 0
     typed = [line.split()[2] for line in answer.err.splitlines() if line.startswith("$ sslrun")]

@@ -11,7 +11,6 @@ from sslrun.base.locks import locked
 from tests.helpers import (
     PRETRAIN,
     QUICK,
-    SHORT,
     STEPS,
     TINY,
     Cli,
@@ -115,9 +114,8 @@ def test_a_sweep_into_folders_of_other_jobs_does_nothing_to_them(cli: Cli) -> No
     assert "is of another job" in answer.err
 
 
-def test_the_end_of_a_sweep_with_a_damaged_job_is_a_failure_with_a_table(cli: Cli) -> None:
-    assert cli("pretrain", "-m", "seed=0,1", *SHORT).code == 0
-    (sweep,) = Path("outputs/pretrain").iterdir()
+def test_the_end_of_a_sweep_with_a_damaged_job_is_a_failure_with_a_table(finished_sweep: Path, cli: Cli) -> None:
+    sweep = finished_sweep
     (sweep / "0/summary.json").write_text("")
     result = cli("pretrain", f"resume={sweep}")
     assert result.code == 1
@@ -130,18 +128,18 @@ def test_the_end_of_a_sweep_with_a_damaged_job_is_a_failure_with_a_table(cli: Cl
     assert result.code == 1
 
 
-def test_a_job_of_a_sweep_may_go_on_alone_for_longer_and_the_sweep_after_it(cli: Cli) -> None:
-    assert cli("pretrain", "-m", "seed=0,1", *SHORT).code == 0
-    (sweep,) = Path("outputs/pretrain").iterdir()
+def test_a_job_of_a_sweep_may_go_on_alone_for_longer_and_the_sweep_after_it(finished_sweep: Path, cli: Cli) -> None:
+    sweep = finished_sweep
     assert cli("pretrain", f"resume={sweep / '0'}", "train.steps=10", "device.threads=1").code == 0
     result = cli("pretrain", f"resume={sweep}")
     assert result.code == 0, result.err
     assert result.err.count("Finished before") == 2
 
 
-def test_a_finished_job_of_a_sweep_is_not_done_again_when_its_checkpoints_were_deleted(cli: Cli) -> None:
-    assert cli("pretrain", "-m", "seed=0,1", "train.steps=2", *TINY).code == 0
-    (sweep,) = Path("outputs/pretrain").iterdir()
+def test_a_finished_job_of_a_sweep_is_not_done_again_when_its_checkpoints_were_deleted(
+    finished_sweep: Path, cli: Cli
+) -> None:
+    sweep = finished_sweep
     for file in (sweep / "0").glob("*.pt"):
         file.unlink()
     before = (sweep / "0/metrics.jsonl").read_bytes()
@@ -152,9 +150,8 @@ def test_a_finished_job_of_a_sweep_is_not_done_again_when_its_checkpoints_were_d
     assert not [*(sweep / "0").glob("*.pt")]
 
 
-def test_a_sweep_goes_on_in_one_process_at_a_time(cli: Cli) -> None:
-    assert cli("pretrain", "-m", "seed=0,1", *SHORT).code == 0
-    (sweep,) = Path("outputs/pretrain").iterdir()
+def test_a_sweep_goes_on_in_one_process_at_a_time(finished_sweep: Path, cli: Cli) -> None:
+    sweep = finished_sweep
     lock = locked(sweep)
     result = cli("pretrain", f"resume={sweep}")
     lock.release()

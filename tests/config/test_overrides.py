@@ -43,7 +43,7 @@ WORDS = [
 ]  # fmt: skip
 
 
-@bounded(60)
+@bounded(20)  # each composes the config a few times
 @given(st.lists(st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=3)), max_size=6).map("".join), max_size=3))
 @example(["dataset.root=${oc.env:X}"])
 @example(["seed=[1,{a:2}]", "~seed"])

@@ -12,7 +12,7 @@ from sslrun.models.encoder import build_encoder
 from sslrun.models.weights import below, load_imagenet, load_state
 from sslrun.runs import checkpoint
 from sslrun.runs.find import LAST
-from tests.helpers import BACKBONES, DIGITS, PRETRAIN, Cli, encoder_of, only_run
+from tests.helpers import BACKBONES, DIGITS, Cli, encoder_of, only_run
 
 
 def test_case_20_keys_that_do_not_match_are_named() -> None:
@@ -23,8 +23,7 @@ def test_case_20_keys_that_do_not_match_are_named() -> None:
         load_state(net, {"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, "x.pt")
 
 
-def test_case_21_another_networks_weights_are_refused_with_the_shapes(cli: Cli) -> None:
-    assert cli(*PRETRAIN).code == 0
+def test_case_21_another_networks_weights_are_refused_with_the_shapes(finished_run: Path, cli: Cli) -> None:
     weights = below(checkpoint.load(only_run() / LAST)["model"], "encoder.backbone.")
     torch.save(weights, "bare.pt")
     answer = cli(

@@ -147,8 +147,7 @@ def test_case_13_a_disk_that_fills_up_leaves_a_checkpoint_that_goes_on() -> None
     assert "Going on" in run_forked("pretrain", "resume=latest", f"train.steps={content['step'] + 3}")
 
 
-def test_case_14_a_truncated_newest_falls_back_to_the_one_before_and_says_so(cli: Cli) -> None:
-    assert cli(*PRETRAIN).code == 0
+def test_case_14_a_truncated_newest_falls_back_to_the_one_before_and_says_so(finished_run: Path, cli: Cli) -> None:
     place = only_run()
     before, reference = logged(place), whole(place)
     last = place / LAST
@@ -162,8 +161,7 @@ def test_case_14_a_truncated_newest_falls_back_to_the_one_before_and_says_so(cli
     assert (place / "damaged.pt").exists()
 
 
-def test_case_14_finetuning_falls_back_too_and_two_damaged_ones_are_an_error(cli: Cli) -> None:
-    assert cli(*PRETRAIN).code == 0
+def test_case_14_finetuning_falls_back_too_and_two_damaged_ones_are_an_error(finished_run: Path, cli: Cli) -> None:
     for name, code in ((LAST, 0), (PREVIOUS, 1)):
         (only_run() / name).write_bytes(b"PK")
         answer = cli("finetune", "mode=finetune", "label_fraction=0.5", "train.steps=2", *QUICK)

@@ -15,7 +15,7 @@ from sslrun.config.nodes import plain
 from sslrun.runs import checkpoint
 from sslrun.runs.find import LAST
 from sslrun.runs.resume import resumed_config
-from tests.helpers import PRETRAIN, SHORT, STEPS, TINY, Cli, only_run, runs, summary
+from tests.helpers import SHORT, STEPS, TINY, Cli, only_run, runs, summary
 
 
 def test_case_8_a_resume_goes_on_in_the_same_directory_and_refuses_other_settings(cli: Cli) -> None:
@@ -36,8 +36,7 @@ def test_case_8_a_resume_goes_on_in_the_same_directory_and_refuses_other_setting
     assert "is a pretrain run" in cli("finetune", f"resume={run}").err
 
 
-def test_case_7_resuming_a_finished_run_says_that_nothing_is_left(cli: Cli) -> None:
-    assert cli(*PRETRAIN).code == 0
+def test_case_7_resuming_a_finished_run_says_that_nothing_is_left(finished_run: Path, cli: Cli) -> None:
     before = (only_run() / LAST).read_bytes()
     answer = cli("pretrain", "resume=latest")
     assert answer.code == 0

@@ -3,13 +3,14 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import SMALL, Answer, Cli, process
+from tests.helpers import SMALL, Answer, Cli, ended, run_here, spawn
 from tests.published import piece
 
 
@@ -179,9 +180,15 @@ def test_a_name_that_is_no_text_is_printed(photos: Path) -> None:
     shutil.copy("set/a/1.jpg", os.fsdecode(b"set/a/\xff\xfe.jpg"))
     where = ("dataset=folder", "dataset.root=set", "dataset.val_fraction=0", *SMALL)
     for form in ("json", "table"):
-        answer = process("data", "check", *where, f"format={form}", PYTHONIOENCODING="utf-8:strict")
-        assert answer.code == 0, answer.err
-        assert "\\udcff" in answer.out
+        process = spawn(strictly, "data", "check", *where, f"format={form}", out=form, err="errors")
+        assert ended(process) == 0, Path("errors").read_text()
+        assert "\\udcff" in Path(form).read_text()
+
+
+def strictly(*arguments: str) -> int:
+    """Be a process whose standard output takes nothing but text."""
+    sys.stdout.reconfigure(encoding="utf-8", errors="strict")  # type: ignore[union-attr]
+    return run_here(*arguments)
 
 
 def test_case_52_check_takes_no_advice_from_test(photos: Path, cli: Cli) -> None:

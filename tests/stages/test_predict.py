@@ -14,7 +14,7 @@ import pytest
 
 import sslrun
 from sslrun.runs import checkpoint
-from tests.helpers import QUICK, Cli, process
+from tests.helpers import QUICK, Cli, ended, run_here, spawn
 
 
 def test_every_format_says_the_same(in_world: Path, cli: Cli, photo_files: list[str]) -> None:
@@ -34,15 +34,14 @@ def test_every_format_says_the_same(in_world: Path, cli: Cli, photo_files: list[
         assert Path(r["image"]).name in result["table"].out
 
 
-def test_names_on_standard_input(in_world: Path, photo_files: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "sslrun", "predict", "-", "format=jsonl", "figures=0", *QUICK],
-        input="\n".join(photo_files) + "\n",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert [json.loads(line)["image"] for line in done.stdout.splitlines()] == photo_files
+def test_names_on_standard_input(
+    in_world: Path, cli: Cli, photo_files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = "\n".join(photo_files) + "\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(names.encode())))
+    answer = cli("predict", "-", "format=jsonl", "figures=0", *QUICK)
+    assert answer.code == 0, answer.err
+    assert [json.loads(line)["image"] for line in answer.out.splitlines()] == photo_files
 
 
 def test_below_the_threshold_a_picture_is_unsure(in_world: Path, cli: Cli, photo_files: list[str]) -> None:
@@ -159,10 +158,10 @@ def test_predict_draws_pictures_and_prints_a_table(in_world: Path, cli: Cli, pho
 
 
 def test_predict_in_a_process_writes_nothing_but_the_answer_to_stdout(in_world: Path, photos: Path) -> None:
-    answer = process("predict", str(photos / "flower"), "format=json")
-    assert answer.code == 0
-    assert len(json.loads(answer.out)) == 30
-    assert "written to outputs/predict" in answer.err
+    process = spawn(run_here, "predict", str(photos / "flower"), "format=json", out="answer", err="messages")
+    assert ended(process) == 0
+    assert len(json.loads(Path("answer").read_text())) == 30
+    assert "written to outputs/predict" in Path("messages").read_text()
 
 
 @pytest.fixture

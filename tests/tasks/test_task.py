@@ -29,7 +29,7 @@ def fit_one_batch(model: nn.Module, images: Tensor, steps: int, rate: float = 3e
 def test_case_60_every_task_learns_one_batch(name: str, pieces: Tensor) -> None:
     mild = {"augment": {"_target_": "sslrun.augment.Augment", **IDENTITY, "crop_scale": [0.8, 1.0]}}
     first = fit_one_batch(make_task(name, **mild), pieces[:16], 1)
-    last = fit_one_batch(make_task(name, **mild), pieces[:16], 120)
+    last = fit_one_batch(make_task(name, **mild), pieces[:16], {"rotation": 80, "simclr": 60, "jigsaw": 120}[name])
     assert last["loss"] < 0.7 * first["loss"]
     assert last["pretext_accuracy"] > 0.4
 
@@ -50,7 +50,7 @@ def test_views_are_pictures(name: str, pieces: Tensor) -> None:
 
 @pytest.mark.parametrize(("name", "chance"), [("rotation", 4), ("jigsaw", 24)])
 def test_cases_54_and_55_constant_images_stay_at_chance(name: str, chance: int) -> None:
-    colors = rng().rand(64, 3, 1, 1).expand(-1, -1, 32, 32).contiguous()
+    colors = rng().rand(32, 3, 1, 1).expand(-1, -1, 32, 32).contiguous()
     model = make_task(name)
     out = fit_one_batch(model, colors, 60, rate=1e-3)
     assert out["pretext_accuracy"] < 1.6 / chance
