@@ -19,11 +19,11 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)  ## pretrain, finetune and evaluate on scikit-learn's digits, offline, at most 3 minutes on 2 cores
 	$(VENV)/bin/sslrun demo
 
-test: $(READY)  ## the tests, at most 10 minutes on 2 cores
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+test: $(READY)  ## the tests, at most 6 minutes on 2 cores
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 test-all: $(READY)  ## the slow tests too
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist worksteal
 
 bench: $(READY)  ## the benchmarks, about 15 minutes on 2 cores, into benchmarks/RESULTS.md
 	$(VENV)/bin/python benchmarks/bench.py --quick $(BENCH)

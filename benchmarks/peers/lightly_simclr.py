@@ -77,7 +77,7 @@ def main(data: str, name: str, seconds: float, seed: int, out: str) -> None:
     net.eval()
     features = {k: embed(net, content[k]) for k in ("train", "val")} if out else {}
     if out:
-        np.savez(out, **features)
+        np.savez(out, **features)  # type: ignore[arg-type]
     print(json.dumps({"images_per_second": seen / passed, "steps": steps, "seconds": passed, "loss": loss.item()}))
 
 

@@ -187,7 +187,7 @@ def decode_slowly(folder: str) -> None:
         return decode(path, *settings)
 
     start_logging()
-    decoding.decode = slow
+    decoding.decode = slow  # type: ignore[assignment]
     print(decode_all(find_images(folder), 16, "crop", "rgb").array.sum())
 
 
