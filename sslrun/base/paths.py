@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-_PACKAGED = PACKAGE / "conf"  # in a wheel; in the repository conf/ and docs/ lie beside the package
+_PACKAGED = PACKAGE / "conf"  # in a wheel; in the repository conf/ and docs/ are next to the package
 _TOP = PACKAGE if _PACKAGED.is_dir() else PACKAGE.parent
 CONF, EXTENDING = _TOP / "conf", _TOP / "docs" / "extending.md"
 
