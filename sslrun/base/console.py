@@ -57,16 +57,19 @@ def quietly() -> Iterator[None]:
         _ToConsole.quiet = before
 
 
+@contextmanager
+def silently() -> Iterator[None]:
+    """Log nothing for a while: what is looked at beforehand is looked at again, and logged, when it is used."""
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
 def printable(name: str) -> str:
     """Return a file's or a folder's name on one line, and as text whatever its bytes are."""
     return " ".join(name.encode("utf-8", "backslashreplace").decode().split())
-
-
-def duration(seconds: float) -> str:
-    """Return a time in the unit that suits it: `40 s`, `12 min`, `2.5 h`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class _Rate(ProgressColumn):

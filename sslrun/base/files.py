@@ -16,13 +16,32 @@ def new_file(key: str, path: Path) -> Path:
     Raises:
         UserError: it is there already, or its folder cannot be made.
     """
-    if os.path.lexists(path):
-        raise UserError(f"{key}={path} is there already: name a new file")
+    refuse_file(key, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{key}={path}: {path.parent} cannot be made: {error.strerror}") from None
     return path
+
+
+def refuse_file(key: str, path: Path) -> None:
+    """Let nothing that is there be overwritten.
+
+    Raises:
+        UserError: the file is there already.
+    """
+    if os.path.lexists(path):
+        raise UserError(f"{key}={path} is there already: name a new file")
+
+
+def refuse_folder(key: str, path: Path) -> None:
+    """Let nothing be mixed with what is there.
+
+    Raises:
+        UserError: the folder is there already and not empty.
+    """
+    if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{key}={path} is there already and not empty: name a new folder")
 
 
 def new_folder(key: str, path: Path) -> Path:
@@ -31,8 +50,7 @@ def new_folder(key: str, path: Path) -> Path:
     Raises:
         UserError: it is there already and not empty, or cannot be made.
     """
-    if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{key}={path} is there already and not empty: name a new folder")
+    refuse_folder(key, path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from sslrun.base.paths import CONF
 from sslrun.cli.invocation import Invocation, parsed
@@ -49,7 +50,6 @@ def launch(invocation: Invocation) -> None:
     from sslrun.base.locks import locked
     from sslrun.cli import resume, sweeps
     from sslrun.config.renames import renamed_overrides
-    from sslrun.stages.table import job
 
     _refuse_others(invocation)
     invocation = invocation.with_overrides(renamed_overrides(invocation.overrides, notice=True))
@@ -66,6 +66,8 @@ def launch(invocation: Invocation) -> None:
     if not invocation.shows_only:
         _refuse_unwritable_outputs(invocation.command)
     sys.argv = [typed(invocation.command), *invocation.flags, *invocation.overrides]
+    from sslrun.stages.table import job
+
     with ExitStack() as ended:
         if invocation.sweep is not None:
             ended.callback(locked(invocation.sweep).release)
@@ -105,8 +107,6 @@ def _with_settings_of_classifiers(invocation: Invocation) -> Invocation:
     """Check `finetune.KEY=VALUE` as settings of finetune, and gather them in the study's list."""
     from sslrun.base.errors import UserError
     from sslrun.config.grammar import quoted
-    from sslrun.config.overrides import check_overrides
-    from sslrun.stages.table import settings
 
     if invocation.multirun:
         raise UserError("a study is a sweep of its own: leave -m away")
@@ -116,10 +116,6 @@ def _with_settings_of_classifiers(invocation: Invocation) -> Invocation:
         return invocation
     if any(v.startswith("finetune=") for v in values):
         raise UserError("say finetune=[...] or finetune.KEY=VALUE, not both")
-    try:
-        check_overrides(FINETUNE, settings(FINETUNE), of_classifiers, invocation.config_dir, False)
-    except UserError as error:
-        raise UserError("\n".join(f"finetune.{line}" for line in str(error).splitlines())) from None
     gathered = f"finetune=[{','.join(map(quoted, of_classifiers))}]"
     return invocation.with_overrides([*(v for v in values if not v.startswith("finetune.")), gathered])
 
@@ -128,9 +124,6 @@ def _resumed_or_checked(invocation: Invocation) -> Invocation:
     """Check the overrides: those of a run that goes on against its own config, the others against the defaults."""
     from sslrun.base.errors import UserError
     from sslrun.cli import resume
-    from sslrun.config.overrides import check_overrides, check_resumed
-    from sslrun.runs.find import read_summary
-    from sslrun.stages.table import settings
 
     command, place = invocation.command, resume.named(invocation.overrides)
     if place is not None and COMMANDS[command].one_go and invocation.sweep is None:
@@ -138,14 +131,32 @@ def _resumed_or_checked(invocation: Invocation) -> Invocation:
     if place is not None and invocation.multirun:
         raise UserError("resume= goes on with one run: leave -m away")
     if place is None:
-        check_overrides(command, settings(command), invocation.overrides, invocation.config_dir, invocation.multirun)
+        _check(invocation)
         return invocation
-    summary = read_summary(place)  # a run that goes on has a config of its own
+    return resume.checked(invocation, place)
+
+
+def _check(invocation: Invocation) -> None:
+    """Check what the config alone shows, without torch; only if that is right, what signatures say, which need it."""
+    from sslrun.cli import places, study
+    from sslrun.config.overrides import check_signatures, composed_configs
+
+    command, own = invocation.command, invocation.config_dir
+
+    seen: set[str] = set()
+
+    def more(config: Any) -> list[str]:
+        lines = [] if invocation.shows_only else places.mistakes(command, config, own, seen)
+        return lines + (study.mistakes(config, own) if command == COMPARE else [])
+
+    configs = composed_configs(command, invocation.overrides, own, invocation.multirun, more)
+
+    from sslrun.stages.table import settings
+
+    check_signatures(configs, settings(command))
     if command == COMPARE:
-        invocation = resume.study_as_started(invocation, summary)
-    more = [v for v in invocation.overrides if not resume.is_resume(v)]
-    check_resumed(command, more, summary["config"], invocation.config_dir)
-    return resume.in_its_own_directory(invocation, place)
+        for config in configs:
+            study.check_classifiers(config, settings(FINETUNE), own)
 
 
 def _refuse_unwritable_outputs(command: str) -> None:

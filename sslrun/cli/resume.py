@@ -9,11 +9,15 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sslrun.base.errors import UserError
+from sslrun.cli import places
 from sslrun.cli.invocation import Invocation
+from sslrun.config.commands import COMPARE
+from sslrun.config.compose import compose_config
 from sslrun.config.grammar import key_of, quoted
+from sslrun.config.overrides import check_resumed, check_shape
 from sslrun.config.renames import renamed_overrides
 from sslrun.runs.find import find, newest, read_summary
-from sslrun.runs.resume import refuse_older
+from sslrun.runs.resume import refuse_older, resumed_config
 
 SWEEP = "multirun.yaml"  # which Hydra writes into a sweep's folder
 
@@ -79,6 +83,26 @@ def _readable(sweep: Path) -> Iterator[dict[str, Any]]:
     for path in sweep.glob("*/summary.json"):
         with suppress(UserError):
             yield read_summary(path.parent)
+
+
+def checked(invocation: Invocation, place: Path) -> Invocation:
+    """Check what a run that goes on is asked for against its own config, and let it go on in its own directory.
+
+    Raises:
+        UserError: with a line for every mistake.
+    """
+    command, summary = invocation.command, read_summary(place)
+    if command == COMPARE:
+        invocation = study_as_started(invocation, summary)
+    more = [v for v in invocation.overrides if not is_resume(v)]
+    check_resumed(command, more, summary["config"], invocation.config_dir)
+    there = in_its_own_directory(invocation, place)
+    plain = [v for v in there.overrides if not v.lstrip("+").startswith("hydra")]
+    requested = dict(v.lstrip("+").split("=", 1) for v in plain)
+    config = resumed_config(place, command, requested, compose_config(command, plain, invocation.config_dir))
+    check_shape(command, config, invocation.config_dir)
+    places.refuse_missing_root(config)
+    return there
 
 
 def in_its_own_directory(invocation: Invocation, place: Path) -> Invocation:

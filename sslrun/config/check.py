@@ -1,6 +1,5 @@
 """What may stand in the config: types and ranges of the signatures that it will call, and nothing else."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,16 +10,8 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 from sslrun.base.errors import UserError
 from sslrun.config.build import locate, parameters
 from sslrun.config.contract import Contract
+from sslrun.config.names import key_hint, nearest
 from sslrun.config.types import Also, FromCheckpoint, Node, Supplied
-
-
-def nearest(name: str, names: Sequence[str]) -> str:
-    """Return `"; did you mean X?"` for the most similar name, or the empty string."""
-    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if not matches:  # `epochs` for `train.epochs`
-        leaves = {n.rsplit(".", 1)[-1]: n for n in reversed(names)}
-        matches = [leaves[m] for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], list(leaves), 1, 0.6)]
-    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def check(config: DictConfig, settings: type) -> list[str]:
@@ -121,7 +112,7 @@ def _sentences(error: ValidationError, where: tuple[str, ...], names: list[str])
         key = str(e["loc"][0]).removeprefix("f_")
         dotted = _dotted((*where, key))
         if e["type"] == "extra_forbidden":
-            lines.setdefault(f"{dotted}: no such key{nearest(dotted, [_dotted((*where, n)) for n in names])}", [])
+            lines.setdefault(f"{dotted}: no such key{key_hint(dotted, [_dotted((*where, n)) for n in names])}", [])
         elif e["type"] == "missing":
             lines.setdefault(f"{dotted}: must be given, say {dotted}=...", [])
         else:

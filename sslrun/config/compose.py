@@ -6,9 +6,11 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from sslrun.base.errors import UserError
 from sslrun.base.paths import CONF
+from sslrun.config.hydra_keys import CHDIR
 from sslrun.config.renames import renamed_composed
 from sslrun.config.types import Node
 
@@ -30,12 +32,22 @@ def groups(config_dir: str | None = None) -> list[str]:
 
 
 def compose_config(stage: str, overrides: list[str], config_dir: str | None) -> DictConfig:
-    """Compose a stage's config as Hydra does, with the user's own config folder if there is one."""
+    """Compose a stage's config as Hydra does, with the user's own config folder if there is one.
+
+    Raises:
+        UserError: a YAML file would have Hydra change the working directory.
+        HydraException: it cannot be composed.
+    """
     if config_dir:
         overrides = [*overrides, f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]
     inside = GlobalHydra.instance().is_initialized()
     with nullcontext() if inside else initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        return renamed_composed(compose(config_name=stage, overrides=overrides), overrides)
+        config = compose(config_name=stage, overrides=overrides, return_hydra_config=True)
+    if config.hydra.job.chdir:  # in a YAML file of the user's
+        raise UserError(f"hydra.job.chdir=true: {CHDIR}: leave it away")
+    with open_dict(config):
+        del config["hydra"]
+    return renamed_composed(config, overrides)
 
 
 def compose_nodes(stage: str, *names: str) -> list[Node]:

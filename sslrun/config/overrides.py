@@ -1,20 +1,26 @@
 """Checking what stands on the command line before anything starts, all of it, in plain words."""
 
-from collections.abc import Container, Iterator, Sequence
+import copy
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Glob, Override, Sweep
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sslrun.base.errors import UserError
-from sslrun.config.check import check, nearest
+from sslrun.config import hydra_keys
+from sslrun.config.check import check
 from sslrun.config.commands import FROM_CHECKPOINT, TASKS
 from sslrun.config.compose import choices, compose_config, folders, groups
+from sslrun.config.names import key_hint, nearest
+from sslrun.config.shape import Shapes
 from sslrun.config.types import Node
+
+_Trial = list[tuple[Override, str]]  # overrides, each with a line of one value
 
 
 def check_overrides(
@@ -29,6 +35,52 @@ def check_overrides(
     Raises:
         UserError: with a line for every mistake.
     """
+    check_signatures(composed_configs(stage, overrides, config_dir, multirun), settings)
+
+
+def check_signatures(configs: Sequence[DictConfig], settings: type) -> None:
+    """Check composed configs against the signatures that they will call, which has torch imported.
+
+    Args:
+        settings: the dataclass of the command's settings.
+
+    Raises:
+        UserError: with a line for every mistake.
+    """
+    _refuse([line for config in configs for line in check(config, settings)])
+
+
+def check_shape(stage: str, config: DictConfig, config_dir: str | None) -> None:
+    """Check a config as far as it shows mistakes without a signature.
+
+    Raises:
+        UserError: with a line for every mistake.
+    """
+    _refuse(_shapes(stage, config_dir).mistakes(config))
+
+
+def _shapes(stage: str, config_dir: str | None) -> Shapes:
+    return Shapes(stage, [g for g, group in _stage_groups(stage, config_dir).items() if not group.optional])
+
+
+def composed_configs(
+    stage: str,
+    overrides: Sequence[str],
+    config_dir: str | None,
+    multirun: bool,
+    also: Callable[[DictConfig], list[str]] = lambda _: [],
+) -> list[DictConfig]:
+    """Return configs in which each value of every sweep stands at least once, checked as far as they show mistakes.
+
+    Nothing here imports torch: keys and choices that do not exist, values that are missing or of another type.
+
+    Args:
+        stage: the command.
+        also: returns more mistakes of a config.
+
+    Raises:
+        UserError: with a line for every mistake.
+    """
     mistakes: list[str] = []
     parsed = list(_parse(overrides, mistakes))
     all_groups = groups(config_dir)
@@ -37,6 +89,7 @@ def check_overrides(
     except OSError as error:
         raise UserError(f"cannot read the config: {error}") from None
     good = [o for o in parsed if _check_choice(o, stage, in_stage, all_groups, config_dir, mistakes)]
+    good = [o for o in good if hydra_keys.check(o, mistakes)]
     if not multirun:
         for o in [o for o in good if o.is_sweep_override()]:
             mistakes.append(f"{o.input_line}: several values make a sweep; put -m before it")
@@ -46,16 +99,46 @@ def check_overrides(
         mistakes.append(f"{o.input_line}: glob() chooses among the files of a group, and {o.key_or_group} is a key")
         good.remove(o)
 
+    for o in [o for o in good if o.is_choice_sweep() and any(isinstance(v, Sweep) for v in o.value().list)]:
+        mistakes.append(f"{o.input_line}: a sweep inside a list of values; give either")
+        good.remove(o)
+    shapes, configs = _shapes(stage, config_dir), []
+    compose = _Composer(stage, config_dir)
+    try:
+        compose(next(_trials(good, config_dir)), in_stage)
+    except (HydraException, OmegaConfBaseException):
+        good = _existing(good, compose, in_stage, mistakes)
     for trial in _trials(good, config_dir):
-        chosen: list[str] = [line for o, line in trial if _is_group(o, in_stage)]
-        others = [(o, line) for o, line in trial if not _is_group(o, in_stage)]
         try:
-            config: DictConfig | None = compose_config(stage, [*chosen, *(line for _, line in others)], config_dir)
-        except (HydraException, OmegaConfBaseException):
-            config = _without_mistakes(stage, chosen, others, config_dir, mistakes)
-        if config is None:
-            continue
-        mistakes += check(config, settings)
+            config = compose(trial, in_stage)
+        except (HydraException, OmegaConfBaseException) as error:
+            mistakes.append(_first_lines(error))
+            break
+        mistakes += [*shapes.mistakes(config), *also(config)]
+        configs.append(config)
+    _refuse(mistakes)
+    return configs
+
+
+class _Composer:
+    """Composes the configs of a sweep: once for its groups, to which the values of its keys are added."""
+
+    def __init__(self, stage: str, config_dir: str | None) -> None:
+        self.stage, self.config_dir = stage, config_dir
+        self._known: dict[tuple[str, ...], DictConfig] = {}
+
+    def __call__(self, trial: _Trial, in_stage: Container[str]) -> DictConfig:
+        plain = {o.key_or_group: line for o, line in trial if o.is_sweep_override() and _is_plain(o, in_stage)}
+        fixed = tuple(line for _, line in trial if line not in plain.values())
+        if fixed not in self._known:
+            self._known[fixed] = compose_config(self.stage, list(fixed), self.config_dir)
+        config = copy.deepcopy(self._known[fixed])
+        for key, line in plain.items():
+            OmegaConf.update(config, key, OverridesParser.create().parse_override(line).value())
+        return config
+
+
+def _refuse(mistakes: Sequence[str]) -> None:
     if mistakes:
         raise UserError("\n".join(dict.fromkeys(mistakes)))
 
@@ -82,20 +165,23 @@ def check_resumed(stage: str, overrides: Sequence[str], config: dict[str, Any], 
         raise UserError("\n".join(mistakes))
 
 
-def _without_mistakes(
-    stage: str, chosen: list[str], settings: list[tuple[Override, str]], config_dir: str | None, mistakes: list[str]
-) -> DictConfig | None:
-    """Compose the config without the keys that do not exist; None if it still cannot be composed."""
+def _existing(
+    overrides: Sequence[Override], compose: _Composer, in_stage: Container[str], mistakes: list[str]
+) -> list[Override]:
+    """Return the overrides without those of keys that do not exist."""
+    chosen = [o for o in overrides if _is_group(o, in_stage) or _is_hydra(o)]
     try:
-        base = compose_config(stage, [*chosen, *(line for o, line in settings if _is_hydra(o))], config_dir)
-        known = [line for o, line in settings if not _is_hydra(o) and _check_key(o, base, mistakes)]
-        return compose_config(stage, [*chosen, *known], config_dir)
-    except (HydraException, OmegaConfBaseException) as error:
-        mistakes.append(_first_lines(error))
-        return None
+        base = compose(next(_trials(chosen, compose.config_dir)), in_stage)
+    except (HydraException, OmegaConfBaseException):
+        return list(overrides)
+    return [o for o in overrides if o in chosen or _check_key(o, base, mistakes)]
 
 
 def _first_lines(error: Exception) -> str:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        hint = nearest(choice, error.options) or "."
+        return f"{group}={choice}: no such choice{hint} Choices: {', '.join(error.options)}"
     lines = [line.strip() for line in str(error).splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(("full_key", "object_type", "Set the")))
 
@@ -135,6 +221,10 @@ def _is_hydra(o: Override) -> bool:
     return o.key_or_group.split(".")[0].split("/")[0] == "hydra"
 
 
+def _is_plain(o: Override, in_stage: Container[str]) -> bool:
+    return not (o.is_add() or o.is_delete() or _is_hydra(o) or _is_group(o, in_stage))
+
+
 def _is_group(o: Override, in_stage: Container[str]) -> bool:
     return o.key_or_group in in_stage
 
@@ -163,7 +253,7 @@ def _check_choice(
     for v in bad:
         shown = [o for o in options if after_pretraining or o != FROM_CHECKPOINT]
         v = "null" if v == "None" else v
-        mistakes.append(f"{group}={v}: no such {group}{nearest(v, shown)} Choices: {', '.join(shown)}")
+        mistakes.append(f"{group}={v}: no such {group}{nearest(v, shown) or '.'} Choices: {', '.join(shown)}")
     if not after_pretraining and FROM_CHECKPOINT in values:
         mistakes.append(f"{group}={FROM_CHECKPOINT}: {stage} starts from no checkpoint")
         return False
@@ -177,7 +267,7 @@ def _swept(o: Override, config_dir: str | None) -> list[str]:
     return [str(v) for v in o.sweep_string_iterator()]
 
 
-def _trials(overrides: Sequence[Override], config_dir: str | None) -> Iterator[list[tuple[Override, str]]]:
+def _trials(overrides: Sequence[Override], config_dir: str | None) -> Iterator[_Trial]:
     """Yield sets of overrides in which each value of every sweep stands at least once."""
     sweeps = {}
     for o in overrides:
@@ -206,7 +296,7 @@ def _check_key(o: Override, config: DictConfig, mistakes: list[str]) -> bool:
             continue
         if passed and node == {}:
             return True  # a free mapping, such as dataset.classes
-        mistakes.append(f"{key}: no such key{nearest(key, _leaves(plain))}")
+        mistakes.append(f"{key}: no such key{key_hint(key, _leaves(plain), str(o.value()))}")
         return False
     return True
 

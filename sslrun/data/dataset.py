@@ -234,11 +234,13 @@ def _choose_classes(listing: Listing, wanted: list[str] | dict[str, list[str]]) 
     position |= {name: i for i, name in enumerate(listing.class_ids)}
     unknown = [c for members in groups.values() for c in members if c not in position]
     if unknown:
-        from sslrun.config.check import nearest
+        from sslrun.config.names import nearest
 
         known = list(position)
         raise UserError(
-            "\n".join(f"dataset.classes: no class {c}{nearest(c, known)} There are {len(known)}" for c in unknown)
+            "\n".join(
+                f"dataset.classes: no class {c}{nearest(c, known) or '.'} There are {len(known)}" for c in unknown
+            )
         )
     new = np.full(len(listing.class_names), -1)
     for i, members in enumerate(groups.values()):

@@ -25,7 +25,7 @@ def named_images(images: Sequence[str]) -> list[str]:
         UserError: nothing is named, or a folder has no picture.
     """
     if not images:
-        raise UserError("no picture named: say image.jpg, or a folder")
+        raise UserError("no image named: say image.jpg, or a folder")
     names = [n for name in images for n in (_on_standard_input() if name == "-" else [name]) if n]
     if not names:
         raise UserError("no picture named on standard input")

@@ -20,9 +20,8 @@ from sslrun.models.backbones.stem import for_imagenet
 from sslrun.models.encoder import Encoder, Pooling, build_encoder
 from sslrun.models.weights import State, bare, encoder_of, load_imagenet, load_state
 from sslrun.runs import checkpoint
-from sslrun.runs.find import FoundRun, find, has_checkpoint, newest, read_summary
-
-SCRATCH, IMAGENET = "scratch", "imagenet"  # values of init= that are no run and no file
+from sslrun.runs.encoders import IMAGENET, SCRATCH, newest_encoder, source_of
+from sslrun.runs.find import FoundRun, find, read_summary
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def resolve(
     if init not in (SCRATCH, IMAGENET):
         return _from_checkpoint(*_checkpoint(init, runs, backbone, dataset), backbone, dataset, overrides)
     # The same network on the same pictures as the newest pretraining, unless others are asked for.
-    latest = _newest(runs, backbone, dataset, None) or _newest(runs, {}, dataset, None)
+    latest = newest_encoder(runs, backbone, dataset) or newest_encoder(runs, {}, dataset)
     if latest:
         refuse_foreign(latest[1]["config"], latest[0])
     nodes = _completed(latest and latest[1]["config"], None, backbone, dataset, overrides, init == IMAGENET)
@@ -103,15 +102,8 @@ def resolve(
 
 def _checkpoint(init: str, runs: list[FoundRun], backbone: Node, dataset: Node) -> tuple[Path, dict[str, Any]]:
     """Return the path of the checkpoint that `init` means, and its content."""
-    if os.path.isfile(init) or os.path.exists(os.path.join(init, "summary.json")) or os.sep in init:
-        path = Path(init)
-        if not path.exists():
-            raise UserError(f"init={init}: no such run or file")
-    else:
-        newest_run = _newest(runs, backbone, dataset, None if init == "latest" else init)
-        if newest_run is None:
-            raise UserError(_no_run(init, runs, backbone, dataset))
-        path = newest_run[0]
+    path = source_of(init, runs, backbone, dataset)
+    if str(path) != str(Path(init)):
         log.info("Starting from %s", path)
     if path.is_file():
         return path, checkpoint.load(path)
@@ -168,34 +160,3 @@ def _completed(
     if config:
         data = preprocessing_of(data, has_dataset, overrides, path)
     return (for_imagenet(chosen, data["image_size"]) if imagenet else chosen), data
-
-
-def _newest(runs: list[FoundRun], backbone: Node, dataset: Node, pretext: str | None) -> FoundRun | None:
-    def fits(path: Path, summary: dict[str, Any]) -> bool:
-        config = summary["config"]
-        if not has_checkpoint(path) or summary["status"] != "finished":
-            return False
-        same = [
-            not backbone.get("_target_") or backbone["_target_"] == config["backbone"]["_target_"],
-            not dataset.get("_target_") or _same_images(dataset, config["dataset"]),
-            pretext is None or pretext == short_name(config["pretext"]["_target_"]),
-        ]
-        return all(same)
-
-    return newest(runs, fits)
-
-
-def _same_images(a: Node, b: Node) -> bool:
-    roots = [str(Path(os.path.expanduser(n["root"])).resolve()) if n.get("root") else None for n in (a, b)]
-    return a["_target_"] == b["_target_"] and roots[0] == roots[1]
-
-
-def _no_run(init: str, runs: list[FoundRun], backbone: Node, dataset: Node) -> str:
-    if init.endswith(".pt"):
-        return f"init={init}: no such file"
-    wanted = [short_name(n["_target_"]) for n in (backbone, dataset) if n.get("_target_")]
-    kind = f"{'' if init == 'latest' else init + ' '}run" + (f" of {' on '.join(wanted)}" if wanted else "")
-    there = (
-        f"{len(runs)} other run{'s' * (len(runs) > 1)} in outputs/pretrain" if runs else "no run in outputs/pretrain"
-    )
-    return f"init={init}: no pretrain {kind} here ({there}): start one with sslrun pretrain, or say init=scratch"

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.text import Text
 
-from sslrun.base.console import duration
 from sslrun.base.output import new_table
+from sslrun.base.text import duration
 
 SHOWN = 5  # of a list that may be long
 CUT = 0.3  # part of a picture that a crop to a square may cut away without a word

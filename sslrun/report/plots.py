@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from sslrun.evaluation.intervals import mean_interval
-from sslrun.models.initialization import SCRATCH
 from sslrun.report.style import COLORS, GRAY, INK, colors, inked, legend, saved, styled
+from sslrun.runs.encoders import SCRATCH
 from sslrun.runs.log import read_metrics
 from sslrun.study.choice import PROBE, TUNED
 from sslrun.study.results import Entry, Row

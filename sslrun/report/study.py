@@ -17,10 +17,10 @@ from rich.text import Text
 from sslrun.base.console import ERR, log
 from sslrun.base.files import write_text
 from sslrun.base.output import new_table, write_csv
-from sslrun.models.initialization import SCRATCH
 from sslrun.report import plots
 from sslrun.report.html import rendered
 from sslrun.report.plots import FROM_SCRATCH, name_of
+from sslrun.runs.encoders import SCRATCH
 from sslrun.runs.find import read_summary
 from sslrun.study.choice import AUTO, PROBE, TUNED
 from sslrun.study.results import Entry, Row, Verdict, compared, is_scratch

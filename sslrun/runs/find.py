@@ -101,18 +101,25 @@ def find_run(run: str, stages: Sequence[str] = WITH_CLASSIFIER) -> Path:
     Raises:
         UserError: there is none, or it is of another stage.
     """
-    if run != "latest":
-        summary = read_summary(Path(run))
-        if summary["stage"] not in stages:
-            makes = f"{typed(WITH_CLASSIFIER[0])} init={run} makes one"
-            hint = makes if summary["stage"] in FOR_ENCODER else "name another run"
-            without = "network of its own" if set(FOR_ENCODER) <= set(stages) else "classifier"
-            raise UserError(f"{run} is a {summary['stage']} run, without a {without}: {hint}")
-        if summary["status"] != "finished":
-            log.warning("%s did not finish (%s): its best checkpoint so far is used.", run, summary["status"])
-        return Path(run)
-    latest = newest(find(stages), lambda _, summary: summary["status"] == "finished")
-    if latest is None:
-        raise UserError(f"no finished {' or '.join(stages)} run in outputs: {typed(stages[0])} makes one")
-    log.info("Using %s", latest[0])
-    return latest[0]
+    directory, summary = named_run(run, stages)
+    if run == "latest":
+        log.info("Using %s", directory)
+    elif summary["status"] != "finished":
+        log.warning("%s did not finish (%s): its best checkpoint so far is used.", run, summary["status"])
+    return directory
+
+
+def named_run(run: str, stages: Sequence[str] = WITH_CLASSIFIER) -> FoundRun:
+    """Return what `find_run` does with its summary, and log nothing."""
+    if run == "latest":
+        latest = newest(find(stages), lambda _, summary: summary["status"] == "finished")
+        if latest is None:
+            raise UserError(f"no finished {' or '.join(stages)} run in outputs: {typed(stages[0])} makes one")
+        return latest
+    summary = read_summary(Path(run))
+    if summary["stage"] not in stages:
+        makes = f"{typed(WITH_CLASSIFIER[0])} init={run} makes one"
+        hint = makes if summary["stage"] in FOR_ENCODER else "name another run"
+        without = "network of its own" if set(FOR_ENCODER) <= set(stages) else "classifier"
+        raise UserError(f"{run} is a {summary['stage']} run, without a {without}: {hint}")
+    return Path(run), summary

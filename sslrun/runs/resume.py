@@ -10,7 +10,6 @@ from sslrun.base.files import write_text
 from sslrun.base.version import __version__
 from sslrun.config.build import refuse_foreign
 from sslrun.config.nodes import flattened
-from sslrun.device import kind
 from sslrun.runs.find import has_checkpoint, read_summary
 
 STUDY, CHECKPOINT = "study", "checkpoint"  # what a run notes as `resumable`: by its runs, or from its checkpoint
@@ -127,6 +126,8 @@ def _other_choice(group: str, requested: DictConfig, before: DictConfig, overrid
 
 def _other_device(before: DictConfig, requested: DictConfig) -> DictConfig:
     """Return the device asked for; on the same kind of device a run keeps the mode that was measured."""
+    from sslrun.device import kind  # which imports torch
+
     after = requested.copy()
     if kind(requested.name) == before.name:
         for key in ("precision", "memory_format"):

@@ -17,10 +17,10 @@ from sslrun.data.labels import LabelBudget
 from sslrun.data.options import DatasetNode, describe
 from sslrun.data.orientation import pixels, sample
 from sslrun.models.encoder import BackboneNode
-from sslrun.models.initialization import SCRATCH
 from sslrun.report import check
 from sslrun.report.plots import name_of
 from sslrun.report.study import Maps, publish
+from sslrun.runs.encoders import SCRATCH
 from sslrun.runs.find import find, read_summary
 from sslrun.runs.resume import STUDY
 from sslrun.runs.run import Run

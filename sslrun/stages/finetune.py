@@ -20,9 +20,10 @@ from sslrun.evaluation.probe import better_pooling, fit_head, labeled_features
 from sslrun.evaluation.validation import classifier_metrics
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import BackboneNode, Encoder, Pooling
-from sslrun.models.initialization import SCRATCH, Network, resolve
+from sslrun.models.initialization import Network, resolve
 from sslrun.report.training import curves_figure, some_of, views_figure
 from sslrun.runs import checkpoint
+from sslrun.runs.encoders import SCRATCH
 from sslrun.runs.find import BEST, LAST
 from sslrun.runs.resume import CHECKPOINT, STUDY
 from sslrun.runs.run import Run

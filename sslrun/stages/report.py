@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sslrun.base.errors import UserError
-from sslrun.models.initialization import SCRATCH
 from sslrun.report.study import publish
+from sslrun.runs.encoders import SCRATCH
 from sslrun.runs.find import OUTPUTS, read_summary
 from sslrun.study.choice import AUTO, PROBE, TUNED
 from sslrun.study.results import ORDER, Row, disambiguated, rows_of, with_auto

@@ -4,8 +4,9 @@ import math
 import re
 from dataclasses import dataclass
 
-from sslrun.base.console import duration, quietly
+from sslrun.base.console import quietly
 from sslrun.base.errors import UserError
+from sslrun.base.text import duration
 from sslrun.config.build import build
 from sslrun.config.commands import FINETUNE, PRETRAIN
 from sslrun.config.compose import compose_config

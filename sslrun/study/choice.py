@@ -15,8 +15,8 @@ from sslrun.config.grammar import differing, key_of
 from sslrun.config.nodes import plain
 from sslrun.config.overrides import check_overrides
 from sslrun.config.types import Node
-from sslrun.models.initialization import SCRATCH
 from sslrun.runs import checkpoint
+from sslrun.runs.encoders import SCRATCH
 from sslrun.runs.find import BEST, LAST, read_summary
 from sslrun.runs.run import Run, Stages
 from sslrun.study.launch import OF_NO_WEIGHT, StudyRun, launch_all, study_run

@@ -24,8 +24,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sslrun.base import signals
-from sslrun.base.console import duration, log
+from sslrun.base.console import log
 from sslrun.base.errors import UserError
+from sslrun.base.text import duration
 from sslrun.config.build import locate
 from sslrun.config.commands import EVALUATE, FINETUNE, PRETRAIN, typed
 from sslrun.config.grammar import key_of

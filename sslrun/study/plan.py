@@ -14,8 +14,8 @@ from sslrun.data.dataset import Dataset, listing_hash, load_train, load_unlabele
 from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import describe
-from sslrun.models.initialization import IMAGENET, SCRATCH
 from sslrun.models.weights import imagenet_cached, imagenet_weights
+from sslrun.runs.encoders import IMAGENET, SCRATCH
 from sslrun.runs.run import Stages
 from sslrun.study.choice import AUTO, PROBE, TUNED, folds_of, score_of
 from sslrun.study.launch import StudyRun, study_run

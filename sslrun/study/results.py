@@ -16,7 +16,7 @@ from sslrun.config.grammar import key_of
 from sslrun.config.nodes import flattened
 from sslrun.config.renames import COLUMNS, renamed_keys
 from sslrun.evaluation.intervals import Interval, mean_interval, paired
-from sslrun.models.initialization import IMAGENET, SCRATCH
+from sslrun.runs.encoders import IMAGENET, SCRATCH
 from sslrun.runs.find import find, job_order, read_summary
 from sslrun.study.choice import AUTO, KNN, PROBE, TUNED
 from sslrun.study.launch import OF_NO_WEIGHT

@@ -6,10 +6,11 @@ from typing import Any
 
 from sslrun.base.errors import UserError
 from sslrun.config.build import settings_of
-from sslrun.config.check import check, nearest
+from sslrun.config.check import check
 from sslrun.config.commands import FINETUNE, PRETRAIN
 from sslrun.config.compose import choices, compose_config
 from sslrun.config.grammar import differing, key_of, literal
+from sslrun.config.names import nearest
 from sslrun.config.nodes import plain
 from sslrun.config.overrides import check_overrides
 from sslrun.config.types import Node
@@ -80,7 +81,7 @@ def _pretraining(
     except ValueError as error:
         raise UserError(str(error)) from None
     if name != chosen["pretext"] and name not in (known := choices("pretext", config_dir)):
-        raise UserError(f"no pretext {name!r}{nearest(name, known)} Choices: {', '.join(known)}")
+        raise UserError(f"no pretext {name!r}{nearest(name, known) or '.'} Choices: {', '.join(known)}")
     for s in settings:
         if key_of(s) in ("train.epochs", "train.steps") and config["budget"]:
             raise UserError(f"budget= sets the epochs of every pretraining: leave {s} away")

@@ -1,0 +1,32 @@
+"""Numbers as people read them; files for programs keep plain numbers."""
+
+
+def percent(fraction: float) -> str:
+    """Return an accuracy, a recall or a confidence in percent with one decimal: `83.1 %`."""
+    return f"{100 * fraction:.1f} %"
+
+
+def interval(low: float, high: float) -> str:
+    """Return the ends of an interval of fractions in percent: `80.2 to 85.7`."""
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def counted(n: int, noun: str) -> str:
+    """Return a number with its noun in the singular or plural: `1 image`, `2,000 images`, `3 batches`."""
+    plural = noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+    return f"{n:,} {noun if n == 1 else plural}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it: `0.03 s`, `40 s`, `12 min`, `2.5 h`."""
+    if seconds < 1:
+        return f"{max(seconds, 0.001):.1g} s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def speed(n: int, unit: str, seconds: float) -> str:
+    """Return a time, and a rate where there is enough to measure one: `12 s, 340 images/s`."""
+    rate = f", {n / seconds:,.0f} {unit}/s" if n > 1 and seconds >= 0.1 else ""
+    return f"{duration(seconds)}{rate}"

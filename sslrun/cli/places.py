@@ -1,0 +1,141 @@
+"""Files, folders and runs that a config names: what is not there is found before torch is imported."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sslrun.base.console import silently
+from sslrun.base.errors import UserError
+from sslrun.base.files import refuse_file, refuse_folder
+from sslrun.config.commands import COMMANDS, EVALUATE, FINETUNE, FOR_ENCODER, PREDICT, WITH_CLASSIFIER, WITH_ENCODER
+from sslrun.config.nodes import plain, short_name
+from sslrun.config.types import Node
+from sslrun.runs.encoders import IMAGENET, SCRATCH, newest_encoder, source_of
+from sslrun.runs.find import find, named_run, read_summary
+
+READ = ("unlabeled", "labeled", "in")  # keys of folders that are read
+NEW_FOLDERS = ("save", "sort_into")  # keys of folders that are made
+NAMING = (*READ, *NEW_FOLDERS, "images", "out", "run", "against", "init", "what", "dataset", "backbone")
+STDIN = "-"
+
+
+def mistakes(command: str, config: DictConfig, config_dir: str | None, seen: set[str]) -> list[str]:
+    """Return one line for each file, folder or run that is not there, and for each that would be overwritten.
+
+    Args:
+        config: of the command, composed.
+        config_dir: the user's own config folder.
+        seen: what earlier configs of a sweep named; what this one names is added.
+    """
+    try:
+        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException:
+        return []  # which was reported
+    named = repr({k: v for k, v in values.items() if k in NAMING})
+    if named in seen:
+        return []
+    seen.add(named)
+    run: list[Node] = []
+    out: list[str] = []
+    for look in (
+        lambda: _images(command, values),
+        lambda: _folders(values),
+        lambda: run.append(_run(command, values, config_dir)),
+        lambda: _rival(values),
+        lambda: _root(values, run[0] if run else {}),
+        lambda: _new(command, values),
+    ):
+        out += _line(look)
+    return out
+
+
+def refuse_missing_root(config: DictConfig) -> None:
+    """Refuse a config, with everything resolved, of a data set whose folder is not there.
+
+    Raises:
+        UserError: it is not there.
+    """
+    _root(plain(config), {})
+
+
+def _line(look: Callable[[], object]) -> list[str]:
+    try:
+        with silently():  # what is found is logged when it is used
+            look()
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _there(path: str) -> bool:
+    return os.path.exists(os.path.expanduser(path))
+
+
+def _images(command: str, values: Node) -> None:
+    """Refuse images that are not there: all of them, or one that is searched for; others are reported at the end."""
+    names = values.get("images")
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        return
+    if not names:
+        if COMMANDS[command].images:
+            raise UserError("no image named: say image.jpg, or a folder")
+        return
+    missing = [n for n in names if n != STDIN and not _there(n)]
+    if missing and (len(missing) == len(names) or "in" in values):
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UserError(f"{missing[0]}: no such image or folder{more}")
+
+
+def _folders(values: Node) -> None:
+    for key in READ:
+        folder = values.get(key)
+        if isinstance(folder, str) and folder != "???" and not os.path.isdir(os.path.expanduser(folder)):
+            raise UserError(f"{key}={folder}: no such folder")
+
+
+def _run(command: str, values: Node, config_dir: str | None) -> Node:
+    """Return the config of the run that the network is taken from; an empty one where there is none."""
+    if command == FINETUNE and isinstance(values["init"], str):
+        init, backbone, dataset = values["init"], values["backbone"], values["dataset"]
+        runs = find(FOR_ENCODER, study_runs=True)
+        if init in (SCRATCH, IMAGENET):
+            latest = newest_encoder(runs, backbone, dataset) or newest_encoder(runs, {}, dataset)
+            return latest[1]["config"] if latest else {}
+        path = source_of(init, runs, backbone, dataset, config_dir)
+        inside = path if path.is_dir() else path.parent
+        return read_summary(inside)["config"] if path.is_dir() or (inside / "summary.json").is_file() else {}
+    if not isinstance(values.get("run"), str):
+        return {}
+    classifier = command in (EVALUATE, PREDICT) or values.get("what") == "classifier"
+    config: Node = named_run(values["run"], WITH_CLASSIFIER if classifier else WITH_ENCODER)[1]["config"]
+    return config
+
+
+def _rival(values: Node) -> None:
+    if isinstance(values.get("against"), str):
+        named_run(values["against"])
+
+
+def _root(values: Node, run: Node) -> None:
+    """Refuse a data set's folder that is not there; published data sets are fetched into theirs."""
+    node = values.get("dataset")
+    if not isinstance(node, dict):
+        return
+    has = run.get("dataset", {}) if node.get("_target_") is None else {}
+    target, root = node.get("_target_") or has.get("_target_"), node.get("root") or has.get("root")
+    is_folder = isinstance(target, str) and short_name(target) == "folder"
+    if is_folder and isinstance(root, str) and root != "???" and not _there(root):
+        moved = "" if node.get("root") else "; if it has moved, say dataset.root=..."
+        raise UserError(f"dataset.root={root}: no such folder{moved}")
+
+
+def _new(command: str, values: Node) -> None:
+    for key in NEW_FOLDERS:
+        if isinstance(values.get(key), str):
+            refuse_folder(key, Path(values[key]))
+    if isinstance(values.get("out"), str):
+        (refuse_folder if command == "suggest" else refuse_file)("out", Path(values["out"]))

@@ -1,0 +1,66 @@
+"""The lists of settings in a study's config, checked as the commands will take them that they are for."""
+
+import shlex
+from collections.abc import Callable
+
+from omegaconf import DictConfig
+
+from sslrun.base.errors import UserError
+from sslrun.config.commands import FINETUNE, PRETRAIN, TASKS
+from sslrun.config.compose import choices
+from sslrun.config.names import nearest
+from sslrun.config.overrides import check_overrides, composed_configs
+
+Check = Callable[[str, list[str]], object]  # of a command and its overrides
+
+
+def mistakes(config: DictConfig, config_dir: str | None) -> list[str]:
+    """Return one line for each mistake in a study's lists that is seen without torch."""
+
+    def check(command: str, overrides: list[str]) -> object:
+        return composed_configs(command, overrides, config_dir, multirun=False)
+
+    return [
+        *(line for spec in _texts(config, "pretexts") for line in _pretext(spec, check, config_dir)),
+        *(line for s in _texts(config, "search") if "=" in s for line in _lines("search: ", check, FINETUNE, [s])),
+        *(_lines("finetune.", check, FINETUNE, own) if (own := _texts(config, "finetune")) else []),
+    ]
+
+
+def check_classifiers(config: DictConfig, settings: type, config_dir: str | None) -> None:
+    """Check the settings that all classifiers of a study have against their signatures.
+
+    Args:
+        settings: the dataclass of a classifier's settings.
+
+    Raises:
+        UserError: with a line for every mistake.
+    """
+    try:
+        check_overrides(FINETUNE, settings, _texts(config, "finetune"), config_dir, False)
+    except UserError as error:
+        raise UserError("\n".join(f"finetune.{line}" for line in str(error).splitlines())) from None
+
+
+def _texts(config: DictConfig, key: str) -> list[str]:
+    values = config.get(key)
+    return [v for v in values or [] if isinstance(v, str)] if not isinstance(values, str | int | float) else []
+
+
+def _pretext(spec: str, check: Check, config_dir: str | None) -> list[str]:
+    try:
+        name, *settings = shlex.split(spec) or [""]
+    except ValueError as error:
+        return [f"pretexts: {spec}: {error}"]
+    known = choices(TASKS, config_dir)
+    if name not in known:
+        return [f"pretexts: {spec}: no pretext {name!r}{nearest(name, known) or '.'} Choices: {', '.join(known)}"]
+    return _lines(f"pretexts: {spec}: ", check, PRETRAIN, [f"{TASKS}={name}", *settings])
+
+
+def _lines(prefix: str, check: Check, command: str, overrides: list[str]) -> list[str]:
+    try:
+        check(command, overrides)
+    except UserError as error:
+        return [f"{prefix}{line}" for line in str(error).splitlines()]
+    return []

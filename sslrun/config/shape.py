@@ -1,0 +1,116 @@
+"""What our YAML files alone show of a config: unknown keys, missing values, values of another type.
+
+It needs no signature, and so no torch: these mistakes are reported at once. Ranges and choices stand in signatures
+alone; see `check`.
+"""
+
+import functools
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sslrun.base.paths import CONF
+from sslrun.config.compose import choices, compose_config
+from sslrun.config.names import key_hint
+from sslrun.config.types import Node
+
+LISTS = {"a whole number": "whole numbers", "a number": "numbers", "text": "text", "a list": "lists"}
+OPEN = (None, "auto", "???")  # defaults that do not show the type
+
+
+class Shapes:
+    """The configs of a command as our files have them, by the targets of its groups.
+
+    Args:
+        stage: the command.
+        groups: its config groups.
+    """
+
+    def __init__(self, stage: str, groups: list[str]) -> None:
+        self.stage = stage
+        self._targets = {g: {_file(g, c).get("_target_", ""): c for c in reversed(choices(g))} for g in groups}
+
+    def mistakes(self, config: DictConfig) -> list[str]:
+        """Return one line for each mistake in a composed config."""
+        try:
+            values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+        except OmegaConfBaseException as error:
+            return [f"{error.full_key or 'config'}: {str(error).splitlines()[0]}"]
+        return _compared(values, self.like(values), "")
+
+    def like(self, values: Node) -> Node:
+        """Return our config of the same targets; a node with a target that is not ours as it is."""
+        chosen, own = [], []
+        for group, by_target in self._targets.items():
+            node = values.get(group)
+            if not isinstance(node, dict):
+                continue
+            if "_target_" in node and node["_target_"] in by_target:
+                chosen.append(f"{group}={by_target[node['_target_']]}")
+            else:
+                own.append(group)
+        return {**_ours(self.stage, *chosen), **{g: values[g] for g in own}}
+
+
+@functools.cache
+def _ours(stage: str, *chosen: str) -> Node:
+    """Return the config of a command with these choices, from our files."""
+    config = compose_config(stage, list(chosen), None)
+    values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    return {k: _completed(k, v) for k, v in values.items()}
+
+
+@functools.cache
+def _file(group: str, choice: str) -> Node:
+    path = CONF / group / f"{choice}.yaml"
+    node: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+    return node
+
+
+def _completed(group: str, node: Any) -> Any:
+    """Return a node with the values that all choices of its group share where its own are null."""
+    if not isinstance(node, dict):
+        return node
+    shared = _file(group, "_shared")
+    return {k: shared.get(k) if v is None else v for k, v in node.items()}
+
+
+def _compared(values: Node, like: Node, prefix: str) -> list[str]:
+    out: list[str] = []
+    for name, value in values.items():
+        key, default = f"{prefix}{name}", like.get(name)
+        if name == "_target_":
+            continue
+        if name not in like:
+            out.append(f"{key}: no such key{key_hint(key, [f'{prefix}{n}' for n in like if n != '_target_'])}")
+        elif value == "???":
+            out.append(f"{key}: must be given, say {key}=...")
+        elif isinstance(value, dict) and isinstance(default, dict):
+            if "_target_" in default and value.get("_target_") == default["_target_"]:
+                out += _compared(value, default, f"{key}.")
+        elif (wanted := _wanted(value, default)) is not None:
+            out.append(f"{key}: must be {wanted}, found {_shown(value)}")
+    return out
+
+
+def _wanted(value: Any, default: Any) -> str | None:
+    """Return the type that a value must have in words; None if it has it, or if the default does not show it."""
+    if value is None or default in OPEN:
+        return None
+    if isinstance(value, list) and isinstance(default, list):
+        kinds = {_kind(v) for v in default}
+        wrong = len(kinds) == 1 and any(_wanted(v, default[0]) for v in value)
+        return f"a list of {LISTS.get(kind := kinds.pop(), kind)}" if wrong else None
+    whole = isinstance(default, float) and _kind(value) == "a whole number"
+    return None if whole or _kind(value) == _kind(default) else _kind(default)
+
+
+def _kind(value: Any) -> str:
+    """Return the type of a value in words."""
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
+    return kinds.get(type(value), "a mapping")
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else repr(value)
