@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from sslrun.base.text import duration
+
 log = logging.getLogger("sslrun")
 PLAIN_EVERY = 15.0  # seconds between lines of progress where there is no terminal
 QUIET_EVERY = 60.0  # the same of a part of a study
@@ -73,29 +75,34 @@ def printable(name: str) -> str:
 
 
 class _Rate(ProgressColumn):
+    def __init__(self, unit: str, per: float) -> None:
+        super().__init__()
+        self.unit, self.per = unit, per
+
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "")
+        return Text(f"{self.per * speed:,.0f} {self.unit}/s" if speed else "")
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str, before: int = 0) -> Iterator[Callable[..., None]]:
+def progress(what: str, total: int, unit: str, before: int = 0, per: float = 1.0) -> Iterator[Callable[..., None]]:
     """Show a bar with the rate and the time left, or plain lines now and then where there is no terminal.
 
     Args:
         what: is done.
         total: number, 0 if it is not known.
-        unit: of the total; `B` is bytes.
+        unit: of the rate; `B` is bytes.
         before: were done before, by an earlier run.
+        per: how many of the unit one of the total is, such as the images of a step.
 
     Yields:
         A function `advance(n, note="")` to be called when `n` more of `total` are done.
     """
     if ERR.is_terminal:
-        counts = (DownloadColumn(), TransferSpeedColumn()) if unit == "B" else (MofNCompleteColumn(), _Rate())
+        counts = (DownloadColumn(), TransferSpeedColumn()) if unit == "B" else (MofNCompleteColumn(), _Rate(unit, per))
         columns = (TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn())
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=ERR) as bar:
-            task = bar.add_task(what, total=total or None, completed=before, unit=unit, note="")
+            task = bar.add_task(what, total=total or None, completed=before, note="")
 
             def show(n: int, note: str = "") -> None:
                 bar.update(task, advance=n, note=note or bar.tasks[0].fields["note"])
@@ -115,8 +122,8 @@ def progress(what: str, total: int, unit: str, before: int = 0) -> Iterator[Call
             last = now
             rate = (done - before) / (now - started)
             whole = f"/{total / scale:.0f}" if total else ""
-            left = f", {(total - done) / rate:.0f} s left" if total else ""
-            values = (what, done / scale, whole, rate / scale, shown, left, note)
-            log.info("%s %.0f%s, %.0f %s/s%s %s", *values, extra={"progress": True})
+            left = f", {duration((total - done) / rate)} left" if total else ""
+            text = f"{what} {done / scale:.0f}{whole}, {per * rate / scale:,.0f} {shown}/s{left}  {note}"
+            log.info("%s", text.rstrip(), extra={"progress": True})
 
     yield line

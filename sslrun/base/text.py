@@ -1,9 +1,27 @@
 """Numbers as people read them; files for programs keep plain numbers."""
 
+SHARES = ("accuracy", "precision", "precision_macro", "recall", "recall_macro", "f1", "f1_macro", "confidence",
+          "confidence_threshold")  # fmt: skip
+
 
 def percent(fraction: float) -> str:
     """Return an accuracy, a recall or a confidence in percent with one decimal: `83.1 %`."""
     return f"{100 * fraction:.1f} %"
+
+
+def is_share(metric: str) -> bool:
+    """Tell whether a metric, such as `val/accuracy`, is a part of a whole, which people read in percent."""
+    return metric.endswith(SHARES)
+
+
+def metric(name: str, value: float) -> str:
+    """Return a metric with its name: `val accuracy 83.1 %`, `train loss 0.52`."""
+    return f"{words(name)} {percent(value) if is_share(name) else format(value, '.4g')}"
+
+
+def words(name: str) -> str:
+    """Return the name of a metric or of a setting as words: `val/knn_accuracy` -> `val knn accuracy`."""
+    return name.replace("/", " ").replace("_", " ")
 
 
 def interval(low: float, high: float) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from sslrun.base.console import ERR
 from sslrun.base.errors import UserError
 from sslrun.base.output import new_table, write_json
+from sslrun.base.text import percent
 from sslrun.cli.launch import run_command
 from sslrun.runs.find import OUTPUTS, find, newest
 
@@ -103,12 +104,12 @@ def _print_results(evaluated: Path, directories: dict[str, Path]) -> None:
     table = new_table(("network", *NUMBERS), NUMBERS, title=title)
     rows: dict[str, list[float]] = {}
     for name, shown in (("simclr", "pretrained with SimCLR"), ("scratch", "from scratch")):
-        rows[name] = [100 * r["test/accuracy"] for r in arms[name]]
-        spread = f"{statistics.stdev(rows[name]):.1f}" if len(rows[name]) > 1 else ""
-        table.add_row(shown, f"{statistics.mean(rows[name]):.1f}", spread, str(len(rows[name])))
+        rows[name] = [r["test/accuracy"] for r in arms[name]]
+        spread = f"{100 * statistics.stdev(rows[name]):.1f}" if len(rows[name]) > 1 else ""
+        table.add_row(shown, percent(statistics.mean(rows[name])), spread, str(len(rows[name])))
     gain = statistics.mean(rows["simclr"]) - statistics.mean(rows["scratch"])
     table.add_section()
-    table.add_row("gain", f"{gain:+.1f}", "", "")
+    table.add_row("gain", f"{100 * gain:+.1f}", "", "")
     write_json(evaluated / "demo.json", {"test_accuracy": rows, "gain": gain})
     ERR.print()
     ERR.print(table)

@@ -8,7 +8,9 @@ from rich.text import Text
 
 from sslrun.base.errors import UserError
 from sslrun.base.output import as_csv, as_json, new_table
+from sslrun.base.text import metric
 from sslrun.config.commands import LISTED
+from sslrun.config.names import nearest
 from sslrun.runs.find import find, score
 
 COLUMNS = ("run", "stage", "status", "pretext", "backbone", "dataset", "fraction", "score", "duration")
@@ -21,14 +23,15 @@ def print_runs(stage: str | None, format: str) -> None:
         UserError: no such stage or format.
     """
     if stage is not None and stage not in LISTED:
-        raise UserError(f"{stage}: no such stage; there are {', '.join(LISTED)}")
+        raise UserError(f"{stage}: no such stage{nearest(stage, LISTED) or '.'} There are {', '.join(LISTED)}")
     if format not in ("table", "json", "csv"):
         raise UserError(f"--format {format}: must be one of table, json, csv")
     rows = [_row(str(path), s) for path, s in find([stage] if stage else LISTED)]
+    plain = [{**r, "score": r["score"] and "{} {:.4f}".format(*r["score"])} for r in rows]
     if format == "json":
-        sys.stdout.write(as_json(rows))
+        sys.stdout.write(as_json(plain))
     elif format == "csv":
-        sys.stdout.write(as_csv(rows, COLUMNS))
+        sys.stdout.write(as_csv(plain, COLUMNS))
     elif not rows:
         print("No runs in outputs/ yet: sslrun pretrain makes one.", file=sys.stderr)
     else:
@@ -46,7 +49,7 @@ def _row(path: str, summary: dict[str, Any]) -> dict[str, Any]:
         "backbone": summary.get("backbone"),
         "dataset": summary.get("dataset"),
         "fraction": f"{per_class} per class" if per_class else summary.get("label_fraction"),
-        "score": f"{named[0]} {named[1]:.4f}" if named else None,
+        "score": named,
         "duration": round(summary.get("wall_time_seconds", 0.0), 1),
     }
 
@@ -54,7 +57,8 @@ def _row(path: str, summary: dict[str, Any]) -> dict[str, Any]:
 def _print_table(rows: list[dict[str, Any]]) -> None:
     table = new_table(COLUMNS, {"fraction", "duration"}, fold=True)
     for row in rows:
-        cells = ["" if row[c] is None else str(row[c]) for c in COLUMNS[:-1]]
+        shown = {**row, "score": row["score"] and metric(*row["score"])}
+        cells = ["" if shown[c] is None else str(shown[c]) for c in COLUMNS[:-1]]
         minutes, seconds = divmod(round(row["duration"]), 60)
         table.add_row(*map(Text, cells), f"{minutes}:{seconds:02d}", style="red" if row["status"] == "failed" else "")
     Console(width=None if sys.stdout.isatty() else 200).print(table)

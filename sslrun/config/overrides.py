@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, Sweep
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Sweep
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -99,7 +99,7 @@ def composed_configs(
         mistakes.append(f"{o.input_line}: glob() chooses among the files of a group, and {o.key_or_group} is a key")
         good.remove(o)
 
-    for o in [o for o in good if o.is_choice_sweep() and any(isinstance(v, Sweep) for v in o.value().list)]:
+    for o in [o for o in good if isinstance(s := o.value(), ChoiceSweep) and any(isinstance(v, Sweep) for v in s.list)]:
         mistakes.append(f"{o.input_line}: a sweep inside a list of values; give either")
         good.remove(o)
     shapes, configs = _shapes(stage, config_dir), []

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sslrun.base.console import log
 from sslrun.base.machine import one_thread
+from sslrun.base.text import counted, percent
 from sslrun.data.dataset import Dataset
 from sslrun.device import Device
 from sslrun.evaluation.features import features as features_of
@@ -38,7 +39,9 @@ def fit_head(
     Args, returns: as of `regression`.
     """
     weight, bias, best = regression(features, labels, val, seed, classifier.head.out_features, inverse_regularization)
-    log.info("Logistic regression on %d labels: C=%g of %g to %g", len(labels), best, C_VALUES[0], C_VALUES[-1])
+    log.info(
+        "Logistic regression on %s: C=%g of %g to %g", counted(len(labels), "label"), best, C_VALUES[0], C_VALUES[-1]
+    )
     with torch.no_grad():
         classifier.head.weight.copy_(weight)
         classifier.head.bias.copy_(bias)
@@ -103,7 +106,7 @@ def better_pooling(
         by_pooling[pooling] = _searched(*labeled_features(encoder, some, device, pooling), val_features, seed)
     scores = {r: max(by_c.values()) for r, by_c in by_pooling.items()}
     better = max(scores, key=lambda r: scores[r])
-    text = ", ".join(f"{s[0]:.4f} with {r}" for r, s in scores.items())
+    text = ", ".join(f"{percent(s[0])} with {r}" for r, s in scores.items())
     log.info("The head sees the %s: held out, a logistic regression is right in %s.", better, text)
     return better, {r: round(s[0], 6) for r, s in scores.items()}, _best(by_pooling[better])
 

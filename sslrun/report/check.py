@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sslrun.base.output import new_table
-from sslrun.base.text import duration
+from sslrun.base.text import duration, percent
 
 SHOWN = 5  # of a list that may be long
 CUT = 0.3  # part of a picture that a crop to a square may cut away without a word
@@ -56,7 +56,7 @@ def _files(report: dict[str, Any]) -> list[Finding]:
             out.append(
                 (
                     "advice",
-                    f"dataset.resize=crop cuts away {split['cut_away_by_crop']:.0%} of a picture of {name} "
+                    f"dataset.resize=crop cuts away {percent(split['cut_away_by_crop'])} of a picture of {name} "
                     "on average; dataset.resize=pad keeps all of it",
                 )
             )
@@ -142,7 +142,10 @@ def _pixels(pixels: dict[str, Any] | None, horizontal_flip: bool) -> list[Findin
         return out
     if pixels["blank"] > 0:
         out.append(
-            ("warning" if pixels["blank"] > 0.01 else "advice", f"{pixels['blank']:.2%} of the pictures are blank")
+            (
+                "warning" if pixels["blank"] > 0.01 else "advice",
+                f"{100 * pixels['blank']:.2g} % of the images are blank",
+            )
         )
     if pixels["gray"] > 0.99:
         out.append(
@@ -156,7 +159,7 @@ def _pixels(pixels: dict[str, Any] | None, horizontal_flip: bool) -> list[Findin
         out.append(
             (
                 "advice",
-                f"{pixels['gray']:.0%} of the pictures are grey, the others are not; if that goes with the "
+                f"{percent(pixels['gray'])} of the pictures are grey, the others are not; if that goes with the "
                 "class, dataset.channels=gray keeps a network from going by it",
             )
         )
@@ -167,9 +170,7 @@ def _pixels(pixels: dict[str, Any] | None, horizontal_flip: bool) -> list[Findin
 
 def _orientation(result: dict[str, float], horizontal_flip: bool) -> list[Finding]:
     rotation, half = result["rotation"], result["errors_by_180"]
-    measured = (
-        f"a linear rule tells by how many quarter turns they were turned in {rotation:.0%} of cases, chance is 25 %"
-    )
+    measured = f"a linear rule predicts the rotation with accuracy {percent(rotation)}, chance is 25 %"
     if rotation < max(NO_ORIENTATION, 0.25 + 3 * math.sqrt(0.25 * 0.75 / result["images"])):
         text = f"the pictures show no up ({measured}): pretext=rotation has little to learn from"
     elif rotation > EASY_ORIENTATION:
@@ -183,7 +184,7 @@ def _orientation(result: dict[str, float], horizontal_flip: bool) -> list[Findin
         out.append(
             (
                 "advice",
-                f"mirrored pictures are told from the others in {result['flip']:.0%} of cases, chance is 50 %: "
+                f"mirrored pictures are told from the others in {percent(result['flip'])} of cases, chance is 50 %: "
                 "if a mirrored one is not of its class, as with letters, say dataset.horizontal_flip=false",
             )
         )

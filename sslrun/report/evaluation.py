@@ -13,6 +13,7 @@ from rich.text import Text
 from sslrun.base.console import ERR, log
 from sslrun.base.files import write_text
 from sslrun.base.output import new_table
+from sslrun.base.text import interval, metric, percent
 from sslrun.report import plots
 from sslrun.report.html import rendered
 from sslrun.report.style import new_figure, styled
@@ -57,10 +58,8 @@ def confusion_figure(run: Run, counts: list[list[int]], class_names: list[str]) 
 
 def print_classification(result: dict[str, Any], source: Path, table: bool) -> None:
     """Say the accuracy, and if asked for print the table of the classes, on standard error."""
-    ends = (
-        "" if result["accuracy_interval"] is None else " (95 % {:.4f} to {:.4f})".format(*result["accuracy_interval"])
-    )
-    log.info("test accuracy %.4f%s of %s", result["accuracy"], ends, source)
+    ends = "" if result["accuracy_interval"] is None else f" (95 % CI {interval(*result['accuracy_interval'])})"
+    log.info("%s%s of %s", metric("test/accuracy", result["accuracy"]), ends, source)
     if table:
         ERR.print(_classes_table(result))
 
@@ -68,10 +67,10 @@ def print_classification(result: dict[str, Any], source: Path, table: bool) -> N
 def _classes_table(result: dict[str, Any]) -> Table:
     table = new_table(("class", *NUMBERS), NUMBERS)
     for row in result["classes"]:
-        numbers = [f"{row[k]:.3f}" for k in ("precision", "recall", "f1")]
+        numbers = [percent(row[k]) for k in ("precision", "recall", "f1")]
         table.add_row(Text(row["class"]), *numbers, str(row["images"]))
     table.add_section()
-    macro = [f"{result[k]:.3f}" for k in ("precision_macro", "recall_macro", "f1_macro")]
+    macro = [percent(result[k]) for k in ("precision_macro", "recall_macro", "f1_macro")]
     table.add_row("macro mean", *macro, str(sum(r["images"] for r in result["classes"])))
     return table
 
@@ -89,7 +88,7 @@ def publish(own: Run, scores: dict[str, Any], directory: Path, dataset: str, ima
     mistakes = folder / "mistakes.png"
     text = rendered(
         "evaluation.html.jinja",
-        title=f"{100 * scores['accuracy']:.1f} % right",
+        title=f"Accuracy {percent(scores['accuracy'])}",
         subtitle=f"{directory} on {images:,} test pictures of {dataset}",
         scores=scores,
         numbers=list(_numbers(scores)),
@@ -108,7 +107,7 @@ def publish(own: Run, scores: dict[str, Any], directory: Path, dataset: str, ima
 def rival_text(rival: dict[str, Any]) -> str:
     """Say in words what a paired comparison of two classifiers shows."""
     points, p = 100 * rival["difference"], rival["p"]
-    ends = "" if rival["interval"] is None else " ({:.1f} to {:.1f})".format(*(100 * x for x in rival["interval"]))
+    ends = "" if rival["interval"] is None else f" ({interval(*rival['interval'])})"
     word = "no difference shown" if p >= 0.05 else "better" if points > 0 else "worse"
     return (
         f"{word}: {points:+.1f} points{ends} against {rival['run']}, right alone {rival['only_this']} and "
@@ -119,13 +118,16 @@ def rival_text(rival: dict[str, Any]) -> str:
 def _numbers(scores: dict[str, Any]) -> Any:
     """Yield the rows of the table: a name, its value, and what it means."""
     if scores["accuracy_interval"] is not None:
-        low, high = (100 * x for x in scores["accuracy_interval"])
-        yield "accuracy", f"{100 * scores['accuracy']:.1f} % ({low:.1f} to {high:.1f})", "95 % bootstrap over pictures"
+        yield (
+            "accuracy",
+            f"{percent(scores['accuracy'])} ({interval(*scores['accuracy_interval'])})",
+            "95 % CI, bootstrap over images",
+        )
     for name, key in (("precision", "precision_macro"), ("recall", "recall_macro"), ("F1", "f1_macro")):
-        yield name, f"{100 * scores[key]:.1f} %", "mean over classes"
+        yield name, percent(scores[key]), "mean over classes"
     if "top5_accuracy" in scores:
-        yield "top 5", f"{100 * scores['top5_accuracy']:.1f} %", "the class is among the five likeliest"
+        yield "top 5", percent(scores["top5_accuracy"]), "the class is among the five likeliest"
     after = f"with temperature {scores['temperature']:.2f}, fitted on validation"
     yield "log-loss", f"{scores['nll']:.3f}, {scores['nll_calibrated']:.3f}", f"nats; the second {after}"
-    gaps = f"{100 * scores['ece']:.1f}, {100 * scores['ece_calibrated']:.1f}"
-    yield "calibration error", gaps, "points between confidence and accuracy; likewise"
+    gaps = f"{percent(scores['ece'])}, {percent(scores['ece_calibrated'])}"
+    yield "calibration error", gaps, "between confidence and accuracy; likewise"

@@ -5,15 +5,15 @@ from typing import Any
 
 import jinja2
 
+from sslrun.base.text import percent
+
 
 def rendered(template: str, **values: Any) -> str:
     """Return a page; what stands in it is text, unless it is marked up."""
-    return (
-        jinja2.Environment(
-            loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-        )
-        .get_template(template)
-        .render(**values)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
+    environment.filters["percent"] = percent
+    return environment.get_template(template).render(**values)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sslrun.base.text import percent
 from sslrun.evaluation.intervals import mean_interval
 from sslrun.report.style import COLORS, GRAY, INK, colors, inked, legend, saved, styled
 from sslrun.runs.encoders import SCRATCH
@@ -117,7 +118,7 @@ def reliability(scores: dict[str, Any], folder: Path) -> str:
         axis.plot(confidence, right, color=COLORS[0])
         areas = [8 + 300 * r["images"] / total for r in rows]
         axis.scatter(confidence, right, s=areas, color=COLORS[0], alpha=0.5, linewidths=0)
-        axis.set_title(f"{name}: calibration error {100 * scores['ece' + suffix]:.1f}", fontsize=9)
+        axis.set_title(f"{name}: calibration error {percent(scores['ece' + suffix])}", fontsize=9)
         axis.set_xlabel("confidence, %")
         axis.set_xlim(0, 102)
         axis.set_ylim(0, 102)

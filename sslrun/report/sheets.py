@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from sslrun.base.text import percent
 from sslrun.data.decode import opened, to_rgb
 from sslrun.data.images import Images
 from sslrun.runs.run import Run
@@ -45,7 +46,8 @@ def mistakes_figure(
     tiles = []
     for i in worst:
         text, true = (_short(class_names[k]) for k in (predicted[i], labels[i]))
-        tiles.append((images[torch.tensor([i])][0].permute(1, 2, 0).numpy(), f"{text} {sure[i]:.0%}", f"is {true}"))
+        pixels = images[torch.tensor([i])][0].permute(1, 2, 0).numpy()
+        tiles.append((pixels, f"{text} {percent(sure[i])}", f"is {true}"))
     sheet = contact_sheet([tiles[i : i + 8] for i in range(0, len(tiles), 8)])
     path = run.figure("mistakes")
     sheet.save(path)
@@ -90,7 +92,7 @@ def prediction_figures(rows: Sequence[dict[str, Any]], folder: Path) -> None:
         titled = Image.new("RGB", (FIGURE_SIDE + 20, image.height + 50), "white")
         titled.paste(image, ((titled.width - image.width) // 2, 40))
         doubt = "  unsure" if row["unsure"] else ""
-        title, font = _title(f"{row['class']}  {row['confidence']:.0%}{doubt}", FIGURE_SIDE)
+        title, font = _title(f"{row['class']}  {percent(row['confidence'])}{doubt}", FIGURE_SIDE)
         ImageDraw.Draw(titled).text((titled.width / 2, 20), title, "black", font, anchor="mm")
         titled.save(folder / f"{i:03d}_{Path(row['image']).stem[:60]}.png")
 

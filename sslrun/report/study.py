@@ -17,6 +17,7 @@ from rich.text import Text
 from sslrun.base.console import ERR, log
 from sslrun.base.files import write_text
 from sslrun.base.output import new_table, write_csv
+from sslrun.base.text import interval, percent
 from sslrun.report import plots
 from sslrun.report.html import rendered
 from sslrun.report.plots import FROM_SCRATCH, name_of
@@ -50,7 +51,7 @@ def table(entries: Sequence[Entry]) -> Table:
         out.add_row(
             "" if e.labels == last else str(e.labels),
             Text(_name(e)),
-            f"{100 * e.accuracy.mean:.1f}",
+            percent(e.accuracy.mean),
             f"{100 * half:.1f}" if half == half else "",
             Text(difference_text(e.verdict), style=style),
             Text(SHOWS[e.verdict.kind] if e.verdict else "", style=style),
@@ -70,7 +71,7 @@ def difference_text(verdict: Verdict | None) -> str:
     if verdict is None or verdict.difference is None:
         return ""
     difference = verdict.difference
-    ends = f" ({100 * difference.low:.1f} to {100 * difference.high:.1f})" if difference.n > 1 else ""
+    ends = f" ({interval(difference.low, difference.high)})" if difference.n > 1 else ""
     return f"{100 * difference.mean:+.1f}{ends}"
 
 
@@ -110,7 +111,7 @@ def _conclusion(e: Entry, verdict: Verdict, entries: Sequence[Entry]) -> str:
         if (r.initialization, r.mode, r.label_budget) == (SCRATCH, PROBE, e.label_budget)
     ]
     if random and random[0] >= e.accuracy.mean:
-        sentence += f"; but a probe of the untrained network reaches {100 * random[0]:.1f} %"
+        sentence += f"; but a probe of the untrained network reaches {percent(random[0])}"
     return sentence
 
 
@@ -268,7 +269,7 @@ def _page_rows(entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
             "first": last is not None and e.labels != last,
             "labels": f"{e.labels:,}" if e.labels != last else "",
             "name": _name(e),
-            "accuracy": f"{100 * e.accuracy.mean:.1f}" + (f" ± {half:.1f}" if half == half else ""),
+            "accuracy": percent(e.accuracy.mean) + (f" ± {half:.1f}" if half == half else ""),
             "difference": difference_text(e.verdict),
             "verdict": _css_class(e),
             "outcome": SHOWS[e.verdict.kind] if e.verdict else "",
@@ -284,9 +285,9 @@ def _page_runs(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
                 "name": ", ".join(filter(None, [name_of(r.initialization, r.mode), r.setting])),
                 "labels": f"{r.labels:,}",
                 "seed": r.seed,
-                "test": f"{100 * r.test_accuracy:.1f}",
-                "val": "" if r.val_accuracy is None else f"{100 * r.val_accuracy:.1f}",
-                "cv": "" if (h := r.cv_accuracy) is None else f"{100 * h:.1f}",
+                "test": percent(r.test_accuracy),
+                "val": "" if r.val_accuracy is None else percent(r.val_accuracy),
+                "cv": "" if (h := r.cv_accuracy) is None else percent(h),
                 "seconds": f"{r.seconds:.0f}",
                 "run": r.finetuned,
             }
@@ -335,5 +336,5 @@ def _facts(rows: Sequence[Row], about: dict[str, Any] | None) -> list[tuple[str,
         facts.append(("finetuning", f"{np.mean(tuned):.0f} s each, {len(tuned)} runs"))
     if about:
         facts += [(f"pretraining, {n}", f"{s:.0f} s") for n, s in about["pretraining_seconds"].items()]
-        facts.append(("commit", str(about.get("git_commit"))))
+        facts += [("commit", str(about["git_commit"]))] if about.get("git_commit") else []
     return facts

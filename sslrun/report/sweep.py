@@ -11,6 +11,7 @@ from rich.text import Text
 from sslrun.base.console import ERR, log
 from sslrun.base.errors import UserError
 from sslrun.base.output import new_table, write_csv
+from sslrun.base.text import percent, words
 from sslrun.runs.find import job_order, read_summary, score
 
 
@@ -60,13 +61,13 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
         grouped.setdefault(tuple(_cell(r.get(k)) for k in shown), []).append(r)
     names = {r["score_name"] for r in rows if r.get("score_name")}
     varied = [k.removeprefix("override ").replace("_", " ") for k in shown]
-    numbers = ("labels", "/".join(sorted(names)).replace("_", " ") or "score", "±", "runs")
+    numbers = ("labels", ", ".join(words(n) for n in sorted(names)) or "score", "±", "runs")
     table = new_table((*varied, *numbers), {"label fraction", *numbers})
     for key, members in grouped.items():
         scores = [r["score"] for r in members if r["score"] is not None and r["status"] == "finished"]
         labels = _cell(members[0].get("labels_train"))
-        mean = f"{statistics.mean(scores):.4f}" if scores else "failed"
-        spread = f"{statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
+        mean = percent(statistics.mean(scores)) if scores else "failed"
+        spread = f"{100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
         missing = len(members) - len(scores)
         table.add_row(*map(Text, key), labels, mean, spread, f"{len(scores)}" + f", {missing} failed" * (missing > 0))
     return table
@@ -84,5 +85,5 @@ def finish_sweep(directory: Path) -> int:
         return len(rows) - len(finished)
     write_csv(directory / "sweep.csv", rows)
     ERR.print(sweep_table(rows))
-    log.info("± is the standard deviation over runs. Every run: %s", directory / "sweep.csv")
+    log.info("± is the standard deviation over runs, in points. Every run: %s", directory / "sweep.csv")
     return len(rows) - len(finished)

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from sslrun.base import signals
 from sslrun.base.console import log, quietly, start_logging
 from sslrun.base.errors import UserError
+from sslrun.base.text import duration
 from sslrun.config.build import build, built_settings, refuse_foreign, settings_of
 from sslrun.config.check import check
 from sslrun.config.commands import typed
@@ -58,7 +59,8 @@ def execute(config: DictConfig, stages: Stages) -> float | None:
         raise SystemExit(141) from None
     except signals.Stopped as stop:
         for run in opened:
-            (log.info if in_study else log.warning)("Stopped by %s.%s", stop, _resume_hint(run, hydra))
+            with quietly() if in_study else nullcontext():  # the study says so on screen
+                (log.info if in_study else log.warning)("Stopped by %s.%s", stop, _resume_hint(run, hydra))
             run.close("interrupted")
         raise SystemExit(128 + stop.number) from None  # as shells have it
     except Exception as error:
@@ -106,7 +108,7 @@ def _executed(config: DictConfig, stages: Stages, hydra: Any, opened: list[Run])
     with signals.deferred():
         run.close("finished", **result)
     opened.clear()
-    log.info("Finished in %.0f s: %s", run.summary["wall_time_seconds"], run.directory)
+    log.info("Finished in %s: %s", duration(run.summary["wall_time_seconds"]), run.directory)
     signals.check()
     return run.summary
 

@@ -15,6 +15,7 @@ from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.files import write_text
 from sslrun.base.output import as_json
+from sslrun.base.text import counted
 from sslrun.config.nodes import short_name
 from sslrun.config.types import Node, Positive, PositiveInt
 from sslrun.data.cache import Decoded
@@ -127,7 +128,7 @@ def _splits(dataset: Node, unlabeled: str | None) -> Iterator[CheckedSplit]:
         listings.insert(1, (f"unlabeled={unlabeled}", unlabeled_folder(Path(os.path.expanduser(unlabeled)))))
     for name, listing in listings:
         if listing is not None:
-            log.info("Looking at %d pictures of %s", len(listing.names), name)
+            log.info("Looking at %s of %s", counted(len(listing.names), "image"), name)
             yield CheckedSplit(name, listing, decoded(listing, shared(dataset)))
 
 

@@ -28,7 +28,7 @@ from sslrun.study import results
 from sslrun.study.budget import seconds_of, times_of
 from sslrun.study.choice import AUTO, score_of
 from sslrun.study.embeddings import embedding_maps
-from sslrun.study.launch import launch_all, launching
+from sslrun.study.launch import StudyRun, launch_all, launching
 from sslrun.study.plan import Plan, StudyData, best_settings, load_data, plan_of
 from sslrun.study.settings import overrides_of
 from sslrun.tasks.task import TaskNode
@@ -107,8 +107,11 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
 
 def _evaluated(run: Run, plan: Plan, mode: str) -> list[results.Row]:
     """Do the runs of a study, and return what is compared: of each network the best setting."""
+    launched: set[StudyRun] = set()
     for runs in (plan.pretrainings.values(), plan.classifiers.values(), chain.from_iterable(plan.trials.values())):
-        launch_all(list(runs), run.stages)
+        fresh = [r for r in runs if r not in launched]
+        launch_all(fresh, run.stages)
+        launched.update(fresh)
     evaluated = {c: plan.evaluations[c] for c in best_settings(plan)}
     launch_all(list(evaluated.values()), run.stages)
     cv = {c: score_of(trials) for c, trials in plan.trials.items()}

@@ -13,6 +13,7 @@ from sslrun.base.console import log, printable
 from sslrun.base.errors import UserError
 from sslrun.base.files import creating, new_file
 from sslrun.base.output import write_csv_lines
+from sslrun.base.text import counted
 from sslrun.config.types import Count, Node, PositiveInt
 from sslrun.data.cache import decode_all
 from sslrun.inference.index import indexed
@@ -75,7 +76,7 @@ def embed(run: Run, settings: Embed) -> dict[str, Any]:
         _project(run, [files[i] for i in rows], features[rows], [groups[i] for i in rows])
         log.info("TensorBoard's projector: tensorboard --logdir %s", run.directory)
     print(path, flush=True)
-    log.info("%d features of %d pictures", features.shape[1], len(files))
+    log.info("%d features of %s", features.shape[1], counted(len(files), "image"))
     if bad:
         raise UserError(f"{len(bad)} of {len(named)} pictures could not be read; {path} has the others")
     return {

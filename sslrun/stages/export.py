@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sslrun.base.console import log, quietly
 from sslrun.base.errors import UserError
 from sslrun.base.files import creating, new_file
+from sslrun.base.text import counted
 from sslrun.base.version import __version__
 from sslrun.config.commands import WITH_CLASSIFIER, WITH_ENCODER
 from sslrun.config.nodes import short_name
@@ -109,9 +110,11 @@ def export(run: Run, settings: Export) -> dict[str, Any]:
         allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
         if not gap <= allowed:
             wrong = Path(shutil.move(temporary, run.directory / f"wrong{SUFFIXES[settings.format]}"))
-            raise UserError(f"the exported network differs by {gap:.2g} on {len(images)} pictures: it lies in {wrong}")
-    log.info("Written to %s, %.1f MB; on %d pictures it differs by %.1g at most.", path, path.stat().st_size / 1e6,
-             len(images), gap)  # fmt: skip
+            raise UserError(
+                f"the exported network differs by {gap:.2g} on {counted(len(images), 'image')}: it lies in {wrong}"
+            )
+    log.info("Written to %s, %.1f MB; on %s it differs by %.1g at most.", path, path.stat().st_size / 1e6,
+             counted(len(images), "image"), gap)  # fmt: skip
     return {"file": str(path), "images": len(images), "largest_difference": gap, "of_run": str(network.path.parent)}
 
 

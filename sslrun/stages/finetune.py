@@ -9,6 +9,7 @@ from pydantic import Field
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.files import file_hash
+from sslrun.base.text import counted
 from sslrun.config.build import build, built_settings
 from sslrun.config.nodes import short_name
 from sslrun.config.types import Count, Fraction, FromCheckpoint, Node, Positive, PositiveInt
@@ -156,9 +157,10 @@ def _begin(run: Run, network: Network, device: Device, data: Dataset, chosen: Da
     used = {"train": len(chosen), "validation": len(val) if val else 0}
     doing = {"auto": "The best", "finetune": "Finetuning", "probe": "Linear probe", "knn": "Nearest neighbours"}
     log.info(
-        "%s of %s from %s on %d labels of %s (%d more for validation); %s, %s, %s",
-        doing[config["mode"]], short_name(config["backbone"]["_target_"]), config["init"], used["train"],
-        describe(config["dataset"]), used["validation"], device.describe(), device.precision, device.memory_format,
+        "%s of %s from %s on %s of %s (%d more for validation); %s, %s, %s",
+        doing[config["mode"]], short_name(config["backbone"]["_target_"]), config["init"],
+        counted(used["train"], "label"), describe(config["dataset"]), used["validation"], device.describe(),
+        device.precision, device.memory_format,
     )  # fmt: skip
     run.note(
         init=network.name,

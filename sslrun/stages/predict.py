@@ -12,6 +12,7 @@ from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.files import new_folder, write_text
 from sslrun.base.output import Row, as_csv, as_json, as_jsonl, as_table
+from sslrun.base.text import counted, percent, speed
 from sslrun.config.commands import WITH_CLASSIFIER
 from sslrun.config.types import Count, Fraction, Node, PositiveInt
 from sslrun.inference.inputs import named_images
@@ -72,9 +73,7 @@ def predict(run: Run, settings: Predict) -> dict[str, Any]:
         _sort(rows, Path(settings.sort_into), model.class_names)
     sys.stdout.write(text)
     sys.stdout.flush()
-    log.info(
-        "%d pictures in %.1f s, %.0f images/s; written to %s", len(rows), seconds, len(rows) / seconds, run.directory
-    )
+    log.info("%s in %s; written to %s", counted(len(rows), "image"), speed(len(rows), "images", seconds), run.directory)
     doubts = sum(r["unsure"] for r in rows)
     if doubts:
         log.info("%d of %d are unsure: below %s.", doubts, len(rows), _threshold_text(model, settings.unsure))
@@ -100,7 +99,7 @@ def _row(p: Prediction) -> Row:
 
 def _threshold_text(model: Model, unsure: str | float | None) -> str:
     if unsure == "auto" and model.confidence_threshold is not None:
-        return f"{model.confidence_threshold:.1%} confidence, from which on 95 % were right on validation"
+        return f"{percent(model.confidence_threshold)} confidence, from which on 95 % were right on validation"
     return f"{unsure}"
 
 
@@ -158,7 +157,7 @@ def _table(rows: Sequence[Row]) -> str:
         if r["error"]:
             lines.append([r["image"], Text(r["error"], style="red"), ""])
             continue
-        others = ", ".join(f"{g['class']} {g['confidence']:.0%}" for g in r["top"][1:])
+        others = ", ".join(f"{g['class']} {percent(g['confidence'])}" for g in r["top"][1:])
         sure = Text(r["class"] + (", unsure" if r["unsure"] else ""), style="dim" if r["unsure"] else "")
-        lines.append([r["image"], sure, f"{r['confidence']:.1%}", *[others] * several])
+        lines.append([r["image"], sure, percent(r["confidence"]), *[others] * several])
     return as_table(columns, lines, {"confidence"})

@@ -8,6 +8,7 @@ import torch
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
+from sslrun.base.text import counted
 from sslrun.config.build import build
 from sslrun.config.nodes import short_name
 from sslrun.config.types import Count, Node
@@ -21,7 +22,7 @@ from sslrun.models.encoder import BackboneNode, Encoder, build_encoder
 from sslrun.report.training import curves_figure, some_of, task_figures, views_figure
 from sslrun.runs.resume import CHECKPOINT
 from sslrun.runs.run import Run
-from sslrun.tasks.task import TaskNode, build_task
+from sslrun.tasks.task import Task, TaskNode, build_task
 from sslrun.training.autotune import choose
 from sslrun.training.batches import Batches
 from sslrun.training.loop import fit
@@ -73,7 +74,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     config = run.resolve(device=settings.device | fastest)
     hardware.put(task)
     hardware.compile(encoder)
-    _begin(run, settings, images, hardware)
+    _begin(run, settings, task, images, hardware)
     on_device = images.on(hardware.torch)
     total = training.total_steps(len(on_device), quiet=False)
     batches = Batches(on_device, None, training.batch_size, total, settings.seed, hardware)
@@ -87,11 +88,12 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     return result
 
 
-def _begin(run: Run, settings: Pretrain, images: Images, device: Device) -> None:
+def _begin(run: Run, settings: Pretrain, task: Task, images: Images, device: Device) -> None:
     """Say what is about to be done, and put it into the summary; a resumed run needs the images that it had."""
     log.info(
-        "Pretraining %s with %s on %d pictures of %s at %d px; %s, %s, %s",
-        short_name(settings.backbone["_target_"]), short_name(settings.pretext["_target_"]), len(images),
+        "Pretraining %s with %s%s on %s of %s at %d px; %s, %s, %s",
+        short_name(settings.backbone["_target_"]), short_name(settings.pretext["_target_"]),
+        f" ({task.extra_repr()})" if task.extra_repr() else "", counted(len(images), "image"),
         describe(settings.dataset), settings.dataset["image_size"], device.describe(), device.precision,
         device.memory_format,
     )  # fmt: skip

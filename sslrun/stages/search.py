@@ -10,6 +10,7 @@ from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.files import write_text
 from sslrun.base.output import Row, as_csv, as_json, as_jsonl, as_table
+from sslrun.base.text import counted
 from sslrun.config.types import Node, PositiveInt
 from sslrun.inference.index import indexed
 from sslrun.inference.inputs import named_images
@@ -62,7 +63,7 @@ def search(run: Run, settings: Search) -> dict[str, Any]:
         tiles.append([(query, "looked for"), *((r["image"], c) for r, c in zip(own_rows, captions, strict=True))])
     sheet = run.figure("neighbors")
     contact_sheet(tiles).save(sheet)
-    log.info("%d pictures searched; the nearest as pictures: %s", len(files), sheet)
+    log.info("%s searched; the nearest as a figure: %s", counted(len(files), "image"), sheet)
     return {"images": len(files), "queries": len(queries), "of_run": str(model.network.path.parent)}
 
 

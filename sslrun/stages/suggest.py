@@ -14,6 +14,7 @@ from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.files import file_hash, new_folder
 from sslrun.base.output import write_csv
+from sslrun.base.text import counted
 from sslrun.config.types import Count, Node, PositiveInt
 from sslrun.data.decode import find_images
 from sslrun.inference.index import indexed
@@ -81,7 +82,7 @@ def suggest(run: Run, settings: Suggest) -> dict[str, Any]:
     sheet = run.figure("suggestions")
     contact_sheet([tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]).save(sheet)
     print("\n".join(rows), flush=True)
-    log.info("%d of %d pictures, as a sheet: %s", len(rows), len(files), sheet)
+    log.info("%d of %s, as a figure: %s", len(rows), counted(len(files), "image"), sheet)
     then = ["sslrun", "finetune", f"init={source}", "dataset=folder", f"dataset.root={place}"]
     log.info("Move each from %s into a folder of its class in %s; then: %s", place / "to_sort", place / "train",
              shlex.join(then))  # fmt: skip

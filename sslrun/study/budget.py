@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sslrun.base.console import quietly
 from sslrun.base.errors import UserError
-from sslrun.base.text import duration
+from sslrun.base.text import counted, duration
 from sslrun.config.build import build
 from sslrun.config.commands import FINETUNE, PRETRAIN
 from sslrun.config.compose import compose_config
@@ -70,8 +70,8 @@ class Times:
         if not todo and not classifiers:
             finished = all(plan.evaluations[c].finished() for c in best_settings(plan))
             return "All runs of this study are finished." if finished else "To do: evaluations."
-        pretrainings = f"{len(todo)} pretrainings ({'; '.join(texts)})" if todo else ""
-        trained = f"{classifiers} classifiers ({duration(self.classifiers)})" if classifiers else ""
+        pretrainings = f"{counted(len(todo), 'pretraining')} ({'; '.join(texts)})" if todo else ""
+        trained = f"{counted(classifiers, 'classifier')} ({duration(self.classifiers)})" if classifiers else ""
         doing = " and ".join(filter(None, [pretrainings, trained]))
         return f"To do: {doing}; about {duration(whole)} in all, one after another."
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
+from sslrun.base.text import counted, percent
 from sslrun.config.build import settings_of
 from sslrun.config.commands import FINETUNE
 from sslrun.config.compose import compose_config
@@ -77,11 +78,13 @@ def choose(run: Run, images: Sequence[str], weights: str, validation: int, fewes
     scores = {c: score_of(runs) for c, runs in tried.items()}
     best = max(scores, key=lambda c: scores[c])
     accuracies = {str(c): round(s[0], 6) for c, s in scores.items()}
-    how = f"on {validation} pictures of validation" if folds == [None] else f"on held-out labels and {validation} more"
-    text = ", ".join(f"{n} {accuracies[n]:.4f}" for n in sorted(accuracies, key=lambda n: accuracies[n], reverse=True))
-    log.info("Right %s: %s. So: %s.", how, text, best)
+    how = "" if folds == [None] else "the labels, cross-validated, and "
+    ranked = sorted(accuracies.items(), key=lambda a: a[1], reverse=True)
+    text = ", ".join(f"{name} {percent(accuracy)}" for name, accuracy in ranked)
+    log.info("Accuracy on %s%s: %s. Chosen: %s.", how, counted(validation, "validation image"), text, best)
     final = trained(best, None)
-    launch_all([final], run.stages)
+    if final not in tried[best]:
+        launch_all([final], run.stages)
     return {
         **_taken(run, final),
         "chosen": str(best),

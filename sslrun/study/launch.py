@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from sslrun.base import signals
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.base.text import duration
+from sslrun.base.text import counted, duration, metric
 from sslrun.config.build import locate
 from sslrun.config.commands import EVALUATE, FINETUNE, PRETRAIN, typed
 from sslrun.config.grammar import key_of
@@ -145,7 +145,7 @@ def launch_all(runs: Sequence[StudyRun], stages: Stages) -> None:
     """
     todo = [r for r in dict.fromkeys(runs) if not r.finished()]
     if len(todo) < len(runs):
-        log.info("%d of %d %s runs were finished before.", len(runs) - len(todo), len(runs), runs[0].stage)
+        log.info("%d of %s finished earlier.", len(runs) - len(todo), counted(len(runs), f"{runs[0].stage} run"))
     if not todo:
         return
     hydra = launcher(todo[0].stage, stages.job)
@@ -213,7 +213,7 @@ def launching() -> list[str]:
 
 def _description(p: StudyRun) -> str:
     named, title = score(read_summary(p.directory)), " ".join(filter(None, [p.name, p.setting]))
-    return f"{title}  {named[0].replace('_', ' ')} {named[1]:.4f}" if named else title
+    return f"{title}  {metric(*named)}" if named else title
 
 
 def launcher(stage: str, job: Callable[[DictConfig], Any]) -> Any:

@@ -62,10 +62,6 @@ class Batches:
                 rng = Rng(generator(self.seed, VIEWS, *divmod(step, self.per_epoch)))
                 yield Step(step, batch, rng, len(rows))
 
-    def images_in(self, steps: int) -> int:
-        """Return how many images the first so many steps show, about."""
-        return steps * len(self.images) // self.per_epoch
-
     def _rows(self, done: int) -> Iterator[Tensor]:
         """Yield the rows of every step after the first `done`."""
         epoch, i = divmod(done, self.per_epoch)

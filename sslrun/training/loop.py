@@ -48,8 +48,9 @@ def fit(
     if not run.resumed:
         state.evaluated(0, _evaluate(task, evaluate))
 
+    per_step = len(batches.images) / batches.per_epoch
     with (
-        progress(run.stage, batches.images_in(total), "images", batches.images_in(start)) as advance,
+        progress(f"{run.stage} step", total, "images", start, per_step) as advance,
         signals.deferred(),
     ):
         window.start_clock()
@@ -57,7 +58,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = training.learning_rate_at(step.step, total, group["rate"])
             window.add(train_step(task, step, total, optimizer, device, training.gradient_clip), step.images)
-            advance(step.images, window.note)
+            advance(1, window.note)
             done = step.step + 1
             if done % training.log_every == 0 or done in stops:
                 row = state.log(done, done / batches.per_epoch)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
+from sslrun.base.text import metric
 from sslrun.device import Device
 from sslrun.models.weights import load_state
 from sslrun.runs import checkpoint
@@ -63,7 +64,7 @@ class Window:
         sums = {k: sum(out[k].float() * m for out, m in self.rows) / n for k in self.rows[0][0]}
         self.last = {f"train/{k}": float(v) for k, v in sums.items()}
         loss = self.last["train/loss"]
-        self.note = f"loss {loss:.3f}"
+        self.note = metric("train/loss", loss)
         self.first = loss if self.first is None else self.first
         if not self.warned and loss > self.first + EXPLODED * max(1.0, abs(self.first)):
             self.warned = True
@@ -106,9 +107,10 @@ def diverged(what: str, step: int, rate: float, run: Run) -> UserError:
 
 
 def formatted(row: dict[str, float]) -> str:
-    """Return a row of metrics as people read it."""
-    names = [k for k in row if k not in ("learning_rate", "epoch")]
-    return "  ".join(f"{k.split('/')[-1].replace('_', ' ')} {row[k]:.4g}" for k in names)
+    """Return a row of metrics as people read it, with training and validation named apart."""
+    shown = [metric(k, v) for k, v in row.items() if k not in ("learning_rate", "epoch", "images_per_second")]
+    speed = [f"{row['images_per_second']:,.0f} images/s"] if "images_per_second" in row else []
+    return "  ".join([*shown, *speed])
 
 
 class State:

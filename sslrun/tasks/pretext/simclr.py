@@ -38,12 +38,16 @@ class SimCLR(Task):
         super().__init__()
         assert callable(augment)
         self.encoder, self.augment, self.temperature = encoder, augment, temperature
-        self.loss = {"ntxent": ntxent, "dcl": dcl}[loss]
+        self.loss_name, self.loss = LOSSES[loss]
         widths = [encoder.feature_dim, *[hidden_dim] * (layers - 1)]
         hidden: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):
             hidden += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
         self.projector = nn.Sequential(*hidden, nn.Linear(widths[-1], output_dim))
+
+    def extra_repr(self) -> str:
+        """Return what is named when pretraining starts, and by `print`."""
+        return f"loss {self.loss_name}, temperature {self.temperature:g}"
 
     def views(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
         """Return the two views of each picture."""
@@ -85,3 +89,6 @@ def dcl(similarity: Tensor, temperature: float) -> Tensor:
     others = similarity.clone()
     others[rows, rows + n] = others[rows + n, rows] = float("-inf")
     return (others / temperature).logsumexp(1).mean() - partner.mean() / temperature
+
+
+LOSSES = {"ntxent": ("NT-Xent", ntxent), "dcl": ("DCL", dcl)}  # by the value of `loss`
