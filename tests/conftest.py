@@ -14,6 +14,7 @@ from filelock import FileLock
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from sslrun.training import autotune
 from tests.helpers import PRETRAIN, QUICK, SHORT, STUDY, TINY, Answer, Cli, Served, run_here, runs
 
 
@@ -29,6 +30,7 @@ def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(autotune, "SECONDS", 0.5)  # any mode will do
     torch.manual_seed(0)
 
 

@@ -7,7 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from tests.helpers import REPOSITORY
+from tests.helpers import REPOSITORY, TINY
 
 
 def test_the_wheel_runs_away_from_the_repository(tmp_path: Path) -> None:
@@ -28,6 +28,7 @@ def test_the_wheel_runs_away_from_the_repository(tmp_path: Path) -> None:
             "-c",
             code,
             "pretrain",
+            *TINY,
             "train.steps=1",
             "train.evaluations=1",
             "dataset.max_images=50",

@@ -135,9 +135,7 @@ def test_case_11_a_run_killed_twenty_times_at_random_ends_as_if_it_had_not_been(
 
 def test_case_13_a_disk_that_fills_up_leaves_a_checkpoint_that_goes_on() -> None:
     more = " ".join([*PRETRAIN, *OFTEN, "train.steps=2000", "train.keep_every=1", "backbone.widths=[8,16,64]"])
-    done = in_a_mount(
-        "size=10m", f"cd disk; {SSLRUN} {more}; echo rc $?; cp -r outputs ../kept; find . -name '.*.part'"
-    )
+    done = in_a_mount("size=6m", f"cd disk; {SSLRUN} {more}; echo rc $?; cp -r outputs ../kept; find . -name '.*.part'")
     assert done.stdout.splitlines() == ["rc 1"], done.stdout + done.stderr
     assert "cannot write outputs/pretrain/" in done.stderr
     assert "Traceback" not in done.stderr

@@ -50,7 +50,7 @@ def test_case_47_a_pile_pretrains_and_finetuning_on_it_is_a_clear_error(cli: Cli
 
 NINE = [(b, p) for b in ("smallcnn", "resnet18", "mobilenetv2") for p in ("rotation", "simclr", "jigsaw")]
 SLOW = [("resnet18", "rotation"), ("resnet18", "simclr"), ("mobilenetv2", "rotation"), ("mobilenetv2", "jigsaw")]
-AUTOTUNED = [*SLOW, ("smallcnn", "rotation")]  # the others are told the precision and memory format: seconds each
+AUTOTUNED = [*SLOW, ("smallcnn", "rotation")]  # the others get a precision and memory format, which saves seconds
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ class Busy(Dropping):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         Busy.calls += self.training
-        time.sleep(0.01 if Busy.calls % 5 == 0 else 0.2)
+        time.sleep(0.002 if Busy.calls % 5 == 0 else 0.04)
         return super().forward(x)
 
 
@@ -191,6 +191,7 @@ def test_a_hopelessly_slow_mode_is_tried_once() -> None:
 
 def test_a_measurement_whose_turns_disagree_is_not_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Busy, "calls", 0)
+    monkeypatch.setattr(autotune, "SECONDS", 1.0)
     device = cpu()
     default = device.precision, device.memory_format
     choose(device, {"_target_": "tests.training.test_autotune.Busy"}, 8, 64)
