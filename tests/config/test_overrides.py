@@ -79,9 +79,9 @@ def test_a_sweep_of_right_values_is_accepted() -> None:
 
 
 def test_wrong_values_of_two_sweeps_of_different_length_are_all_named() -> None:
-    lines = mistakes("seed=0,1,2,last", "train.steps=5,some,10").splitlines()
+    lines = mistakes("seed=0,1,2,last", "train.epochs=5,some,10").splitlines()
     assert len(lines) == 2
-    assert {line.partition(":")[0] for line in lines} == {"seed", "train.steps"}
+    assert {line.partition(":")[0] for line in lines} == {"seed", "train.epochs"}
 
 
 def test_a_key_is_checked_with_every_choice_of_a_swept_group() -> None:
