@@ -58,9 +58,16 @@ def report(
     runs: Annotated[list[str], typer.Argument(help="evaluated classifiers, sweeps of them, or studies")],
 ) -> None:
     """Compare runs that are there already, on a page."""
-    from sslrun.stages.report import report_on
 
-    guarded(lambda: report_on(runs))
+    def action() -> None:
+        from sslrun.cli.places import refuse_missing_runs
+
+        refuse_missing_runs(runs)
+        from sslrun.stages.report import report_on  # which imports torch
+
+        report_on(runs)
+
+    guarded(action)
 
 
 @app.command()

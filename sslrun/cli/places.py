@@ -1,7 +1,7 @@
 """Files, folders and runs that a config names: what is not there is found before torch is imported."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,18 @@ def refuse_missing_root(config: DictConfig) -> None:
         UserError: it is not there.
     """
     _root(plain(config), {})
+
+
+def refuse_missing_runs(paths: Sequence[str]) -> None:
+    """Refuse paths that are neither runs nor folders of runs.
+
+    Raises:
+        UserError: with a line for each.
+    """
+    runs = [Path(p) for p in paths if not any(Path(p).glob("*/summary.json"))]
+    lines = [line for run in runs for line in _line(lambda run=run: read_summary(run))]  # type: ignore[misc]
+    if lines:
+        raise UserError("\n".join(lines))
 
 
 def _line(look: Callable[[], object]) -> list[str]:

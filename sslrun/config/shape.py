@@ -37,7 +37,7 @@ class Shapes:
             values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
         except OmegaConfBaseException as error:
             return [f"{error.full_key or 'config'}: {str(error).splitlines()[0]}"]
-        return _compared(values, self.like(values), "")
+        return _compared(values, OmegaConf.to_container(config, resolve=False), self.like(values), "")
 
     def like(self, values: Node) -> Node:
         """Return our config of the same targets; a node with a target that is not ours as it is."""
@@ -76,7 +76,7 @@ def _completed(group: str, node: Any) -> Any:
     return {k: shared.get(k) if v is None else v for k, v in node.items()}
 
 
-def _compared(values: Node, like: Node, prefix: str) -> list[str]:
+def _compared(values: Node, raw: Any, like: Node, prefix: str) -> list[str]:
     out: list[str] = []
     for name, value in values.items():
         key, default = f"{prefix}{name}", like.get(name)
@@ -88,7 +88,9 @@ def _compared(values: Node, like: Node, prefix: str) -> list[str]:
             out.append(f"{key}: must be given, say {key}=...")
         elif isinstance(value, dict) and isinstance(default, dict):
             if "_target_" in default and value.get("_target_") == default["_target_"]:
-                out += _compared(value, default, f"{key}.")
+                out += _compared(value, raw[name], default, f"{key}.")
+        elif isinstance(raw[name], str) and raw[name].startswith("${"):
+            continue  # the key that it is taken from has the mistake
         elif (wanted := _wanted(value, default)) is not None:
             out.append(f"{key}: must be {wanted}, found {_shown(value)}")
     return out
@@ -96,7 +98,7 @@ def _compared(values: Node, like: Node, prefix: str) -> list[str]:
 
 def _wanted(value: Any, default: Any) -> str | None:
     """Return the type that a value must have in words; None if it has it, or if the default does not show it."""
-    if value is None or default in OPEN:
+    if value in (None, "auto") or default in OPEN:
         return None
     if isinstance(value, list) and isinstance(default, list):
         kinds = {_kind(v) for v in default}

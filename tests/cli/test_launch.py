@@ -1,11 +1,13 @@
 """Mistakes on the command line: plain lines, exit code 1, nothing started."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.helpers import PRETRAIN, QUICK, SSLRUN, Cli, in_a_mount, process
+from tests.helpers import PRETRAIN, QUICK, SSLRUN, Cli, in_a_mount, process, runs
 
 
 def test_cfg_shows_the_config_and_starts_nothing(cli: Cli) -> None:
@@ -107,3 +109,79 @@ def test_mistakes_are_one_line(arguments: tuple[str, ...], words: str, cli: Cli)
     assert answer.code == 1
     assert words in answer.err
     assert len(answer.lines()) == 1
+
+
+CHECKED = """
+import sys
+from sslrun.cli.app import main
+for line in sys.stdin.read().splitlines():
+    sys.argv = ["sslrun", *line.split()]
+    try:
+        main()
+    except SystemExit as end:
+        print(end.code, "torch" in sys.modules, line)
+"""
+
+
+def test_case_28_what_the_config_shows_is_reported_before_torch_is_imported(tmp_path: Path) -> None:
+    """Importing torch takes seconds. Every command, and every value of a sweep."""
+    lines = """\
+pretrain pretext=simcrl
+pretrain dataset=foldr backbone=resnet device=gpu optimizer=adamv
+pretrain train.epochz=3 optimizer.lr=0.1
+pretrain dataset=folder
+pretrain dataset=folder dataset.root=nowhere
+pretrain unlabeled=nowhere
+pretrain train.batch_size=many
+pretrain -m seed=0,one
+pretrain -m pretext=simclr,simcrl
+pretrain -m dataset=folder dataset.root=.,nowhere
+pretrain resume=nowhere
+pretrain hydra.job.chdir=true
+pretrain -m hydra/launcher=submitit_slurm seed=0,1
+finetune
+finetune init=moco
+finetune init=nowhere/best.pt
+finetune -m init=scratch,nowhere/best.pt
+finetune init=scratch label_fraction=few
+evaluate
+evaluate run=nowhere
+predict x.jpg
+predict format=csv out=x.csv
+embed x.jpg
+search x.jpg in=nowhere
+suggest nowhere
+export run=nowhere
+compare pretexts=[rotatoin]
+compare finetune.train.stepz=3
+data check dataset=foldr
+data fetch dataset=cifar
+data preview images=many
+runs finetuned
+report nowhere"""
+    done = subprocess.run([sys.executable, "-c", CHECKED], input=lines, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [f"1 False {line}" for line in lines.splitlines()]
+    assert "Traceback" not in done.stderr
+    assert not Path("outputs").exists()
+
+
+def test_a_run_that_goes_on_is_checked_before_torch_is_imported(in_world: Path) -> None:
+    run = runs("pretrain")[0]
+    lines = [
+        f"pretrain resume={run} {o}"
+        for o in ("train.stepz=3", "train.save_minutes=often", "pretext.copies=1", "seed=7")
+    ]
+    lines += [f"finetune resume={run}", f"evaluate run={run}", f"predict run={run} {run}"]
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKED], input="\n".join(lines), capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines() == [f"1 False {line}" for line in lines]
+    for words in (
+        "train.stepz: no such key; did you mean train.steps?",
+        "train.save_minutes: must be a number, found often",
+        "pretext.copies=1: the run was started with 4",
+        "seed=7: the run was started with 0",
+        f"resume={run} is a pretrain run",
+        f"{run} is a pretrain run, without a classifier",
+    ):
+        assert words in done.stderr

@@ -14,7 +14,10 @@ def test_runs_lists_everything(in_world: Path, cli: Cli) -> None:
     assert [r["pretext"] for r in rows] == ["rotation", "simclr", "simclr"]
     assert rows[2]["fraction"] == 0.5
     assert re.fullmatch(r"val/accuracy [01]\.\d+", rows[2]["score"])
-    assert "rotation" in cli("runs").out
+    table = cli("runs").out
+    assert "rotation" in table
+    assert re.search(r"val accuracy \d+\.\d %", table)
+    assert "val knn accuracy" in table
     assert cli("runs", "finetune", "--format", "csv").out.count("\n") == 2
     shutil.rmtree("outputs")
     empty = cli("runs")

@@ -1,5 +1,6 @@
 """The page of a study and its sentences."""
 
+import csv
 import html
 import json
 import re
@@ -59,6 +60,9 @@ def test_the_page_holds_all_it_shows(in_study: Path) -> None:
     assert "@media print" in text
     answer = summary(in_study)
     assert all(c in html.unescape(text) for c in answer["conclusions"])
+    assert (answer["git_commit"] is None) == ("<td>commit</td>" not in text)
+    rows = list(csv.DictReader((in_study / "results.csv").open()))
+    assert all(f'<td class="n">{100 * float(r["test_accuracy"]):.1f} %</td>' in text for r in rows)
     assert answer["command"] in html.unescape(text)
     for svg in re.findall(r"<svg.*?</svg>", text, re.S):
         ids = re.findall(r'\bid="([^"]+)"', svg)

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 from pathlib import Path
 
 from tests.helpers import QUICK, Cli, summary
@@ -12,6 +13,8 @@ def test_a_sweep_keeps_apart_what_was_varied(in_world: Path, cli: Cli) -> None:
     sweep = next(Path("outputs/finetune").glob("*/sweep.csv")).parent
     answer = cli("evaluate", f"run={sweep}", "stages=false", *QUICK)
     table = [line.split() for line in answer.err.splitlines() if line.split() and line.split()[-1] == "2"]
+    assert re.search(r"test accuracy +± ", answer.err)
+    assert all(re.fullmatch(r"\d+\.\d", line[-4]) and line[-3] == "%" for line in table)
     assert {r for line in table for r in line if r in ("0.001", "0.01")} == {"0.001", "0.01"}
     rows = list(csv.DictReader(next(Path("outputs/evaluate").glob("*/sweep.csv")).open()))
     assert [r["of_run"] for r in rows] == [f"{sweep}/{i}" for i in range(4)]

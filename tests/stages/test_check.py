@@ -134,7 +134,7 @@ def test_small_wide_and_grey_pictures(cli: Cli) -> None:
     answer = check(cli, "format=json")
     advice = result(answer, "advice")
     assert "pictures smaller than dataset.image_size=32 are blown up, which adds no detail: 48 of 48 of train" in advice
-    assert "dataset.resize=crop cuts away 60% of a picture of train" in advice
+    assert "dataset.resize=crop cuts away 60.0 % of a picture of train" in advice
     assert "the pictures are grey" in advice
     assert "resize=crop" not in result(check(cli, "format=json", "dataset.resize=pad"), "advice")
 

@@ -20,7 +20,8 @@ def test_a_report_of_one_classifier(in_world: Path, cli: Cli) -> None:
     right = kept["probabilities"].argmax(1) == kept["labels"]
     assert actual["accuracy"] == pytest.approx(right.mean(), abs=1e-6)
     assert actual["accuracy_interval"][0] <= actual["accuracy"] <= actual["accuracy_interval"][1]
-    assert f"test accuracy {actual['accuracy']:.4f} (95 %" in result.err
+    low, high = (100 * x for x in actual["accuracy_interval"])
+    assert f"test accuracy {100 * actual['accuracy']:.1f} % (95 % CI {low:.1f} to {high:.1f}) of " in result.err
     assert sum(r["images"] for r in actual["reliability"]) == len(right)
     classifier = summary(runs("finetune")[0])
     assert actual["temperature"] == pytest.approx(classifier["val/temperature"])

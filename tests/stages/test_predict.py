@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -152,7 +153,8 @@ def test_predict_on_names_that_look_like_settings_and_bad_files(in_world: Path, 
 def test_predict_draws_pictures_and_prints_a_table(in_world: Path, cli: Cli, photos: Path) -> None:
     answer = cli("predict", str(photos / "flower/flower 01.jpg"), *QUICK)
     assert "flower 01.jpg" in answer.out
-    assert "%" in answer.out
+    assert re.search(r" \d+\.\d % .* \d+\.\d %", answer.out)
+    assert re.search(r"^1 image in [\d.]+ s; written to outputs/predict", answer.err, re.M)
     figures = list(Path("outputs/predict").glob("*/figures/*.png"))
     assert len(figures) == 1
 

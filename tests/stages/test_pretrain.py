@@ -27,6 +27,15 @@ def test_case_53_permuted_labels_leave_pretrained_weights_unchanged(cli: Cli) ->
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
 
+def test_the_loss_of_simclr_stands_in_the_first_line(cli: Cli) -> None:
+    data = ("dataset=digits", "dataset.max_images=40", "dataset.image_size=16", *TINY, "train.steps=1")
+    lines = cli("pretrain", *data).err
+    assert "Pretraining smallcnn with simclr (loss DCL, temperature 0.2) on " in lines
+    lines = cli("pretrain", *data, "pretext.loss=ntxent", "pretext.temperature=0.5").err
+    assert "Pretraining smallcnn with simclr (loss NT-Xent, temperature 0.5) on " in lines
+    assert "Pretraining smallcnn with rotation on " in cli("pretrain", *data, "pretext=rotation").err
+
+
 def test_unlabelled_pictures_are_added_to_pretraining(cli: Cli, photos: Path) -> None:
     data = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=16", *TINY, "train.steps=2")
     assert cli("pretrain", *data).code == 0

@@ -27,7 +27,9 @@ def test_auto_takes_the_best_on_validation_and_says_why(in_world: Path, cli: Cli
     run = summary(runs("finetune")[-1])
     assert run["mode"] == "auto"
     assert run["chosen"] == max(run["candidates"], key=run["candidates"].__getitem__)
-    assert f"So: {run['chosen']}." in answer.err
+    assert f"Chosen: {run['chosen']}." in answer.err
+    for name, accuracy in run["candidates"].items():
+        assert f"{name} {100 * accuracy:.1f} %" in answer.err
     assert set(run["candidates"]) == {"finetune", "probe", "scratch"}
     assert len(study_runs("finetune")) == 3 * 3 + 1  # held-out thirds of the few labels, then all of them
     assert (runs("finetune")[-1] / "best.pt").is_file()

@@ -117,7 +117,7 @@ def test_failed_parts_are_named_and_the_same_command_does_them_alone(
     monkeypatch.setattr(console, "QUIET_EVERY", 0.0)
     again = cli(*STUDY)
     assert again.code == 0
-    assert re.search(r"^finetune \d+/\d+, \d+ images/s", again.err, re.M)  # a part, too, tells how far it is
+    assert re.search(r"^finetune step \d+/\d+, [\d,]+ images/s", again.err, re.M)  # a part, too, tells how far it is
 
 
 @pytest.mark.slow

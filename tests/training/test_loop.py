@@ -1,10 +1,12 @@
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.helpers import MeanTask, metric_rows, ramp, train
+from sslrun.base import console
+from tests.helpers import FINETUNE, Cli, MeanTask, metric_rows, ramp, train
 from tests.training.fitting import Slope, device, fit_slope, metrics
 
 
@@ -63,3 +65,19 @@ def test_the_norm_of_the_whole_gradient_is_clipped(
     task = Slope(head=3.0, encoder=4.0)
     fit_slope(task, on=device(precision), steps=1, learning_rate=0.1, gradient_clip=clip)
     assert task.moved() == pytest.approx([0.1 * g for g in gradient], rel=2e-3)
+
+
+def test_rows_name_training_and_validation_apart_and_progress_counts_steps(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "PLAIN_EVERY", 0.0)
+    answer = cli(*FINETUNE)
+    assert answer.code == 0, answer.err
+    (row,) = re.findall(r"^step 24/24 (.*)", answer.err, re.M)
+    names = re.split(r" [\d.,e+-]+(?: %|)(?:  |$)", row)
+    assert names[:2] == ["train loss", "train accuracy"]
+    assert names[2:4] == ["val accuracy", "val loss"]
+    assert re.search(r"train accuracy \d+\.\d %  val accuracy \d+\.\d %  val loss [\d.]+ ", row)
+    assert re.search(r"  [\d,]+ images/s$", row)
+    assert re.search(r"^finetune step 23/24, [\d,]+ images/s, [\d.]+ s left  train loss [\d.]+$", answer.err, re.M)
+    assert "finished earlier" not in answer.err

@@ -1,0 +1,70 @@
+"""Files, folders and runs that are not there: one line each, before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import Cli, runs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pretrain", "dataset=folder", "dataset.root=nowhere"], ["dataset.root=nowhere: no such folder"]),
+        (["pretrain", "unlabeled=nowhere"], ["unlabeled=nowhere: no such folder"]),
+        (["compare", "dataset=folder", "dataset.root=nowhere"], ["dataset.root=nowhere: no such folder"]),
+        (["check", "dataset=folder", "dataset.root=nowhere"], ["dataset.root=nowhere: no such folder"]),
+        (["preview", "dataset=folder", "dataset.root=nowhere"], ["dataset.root=nowhere: no such folder"]),
+        (["finetune", "init=nowhere/best.pt"], ["init=nowhere/best.pt: no such run or file"]),
+        (["finetune", "init=weights.safetensors"], ["init=weights.safetensors: no such run or file"]),
+        (["finetune", "init=moco"], ["init=moco: no such pretext task, run or file. Tasks: jigsaw, rotation, simclr;"]),
+        (["finetune", "init=simcrl"], ["init=simcrl: no such pretext task, run or file; did you mean simclr?"]),
+        (["finetune", "-m", "init=scratch,moco,nowhere/x.pt"], ["init=moco: no such", "init=nowhere/x.pt: no such"]),
+        (["finetune", "resume=nowhere"], ["nowhere: no run of sslrun there"]),
+        (["evaluate", "run=nowhere", "against=elsewhere"], ["nowhere: no run", "elsewhere: no run"]),
+        (["predict", "x.jpg", "y.jpg"], ["x.jpg: no such image or folder (and 1 more)", "no finished finetune run"]),
+        (["predict"], ["no image named: say image.jpg, or a folder", "no finished finetune run"]),
+        (["embed", "x.jpg"], ["x.jpg: no such image or folder", "no finished pretrain or finetune run"]),
+        (["search", "x.jpg", "in=nowhere"], ["x.jpg: no such image", "in=nowhere: no such folder", "no finished"]),
+        (["suggest", "x", "labeled=nowhere"], ["x: no such image", "labeled=nowhere: no such folder", "no finished"]),
+        (["export", "what=backbone"], ["no finished pretrain or finetune run"]),
+        (["report", "nowhere", "elsewhere"], ["nowhere: no run of sslrun there", "elsewhere: no run of sslrun there"]),
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_a_line_each(cli: Cli, arguments: list[str], words: list[str]) -> None:
+    of_data = ["data"] if arguments[0] in ("check", "preview") else []
+    answer = cli(*of_data, *arguments)
+    assert answer.code == 1
+    assert [w for w in words if w not in answer.err] == []
+    assert len(answer.lines()) == len(words)
+    assert not Path("outputs").exists()
+
+
+def test_nothing_that_is_there_is_overwritten(cli: Cli) -> None:
+    for folder in ("photos", "there"):
+        Path(folder).mkdir()
+        Path(folder, "note.txt").write_text("mine")
+    answer = cli("predict", "photos", "save=there", "sort_into=there/note.txt")
+    assert "save=there is there already and not empty" in answer.err
+    answer = cli("embed", "photos", "out=there/note.txt")
+    assert "out=there/note.txt is there already" in answer.err
+    assert "out=there is there already and not empty" in cli("suggest", "photos", "out=there").err
+
+
+def test_images_that_lack_are_reported_after_those_that_do_not(in_world: Path, cli: Cli, photos: Path) -> None:
+    there = str(photos / "flower/flower 01.jpg")
+    answer = cli("predict", there, "missing.jpg", "format=csv", "device=cpu")
+    assert answer.code == 1
+    assert answer.out.count("\n") == 3
+    assert "missing.jpg: no such image or folder" in cli("search", there, "missing.jpg", f"in={photos}").err
+
+
+def test_a_folder_of_images_that_moved_is_named(in_world: Path, cli: Cli, photos: Path) -> None:
+    run = runs("finetune")[-1]
+    for name in ("summary.json", "config.yaml"):
+        text = (run / name).read_text()
+        (run / name).write_text(text.replace(str(photos), "/moved"))
+    answer = cli("evaluate")
+    assert answer.err == "sslrun: dataset.root=/moved: no such folder; if it has moved, say dataset.root=...\n"
+    assert cli("evaluate", "dataset.root=nowhere").err == "sslrun: dataset.root=nowhere: no such folder\n"
+    assert not Path("outputs/evaluate").exists()

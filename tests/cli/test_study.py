@@ -1,0 +1,28 @@
+"""The lists of a study: each mistake in them with the list that it stands in."""
+
+from pathlib import Path
+
+from tests.helpers import Cli
+
+
+def test_mistakes_in_all_lists_are_reported_together(cli: Cli) -> None:
+    answer = cli(
+        "compare", 'pretexts=[rotatoin,"simclr pretext.temprature=1"]', 'search=["augment.probabilty=1"]',
+        "finetune.train.stepz=3", "seeds=many",
+    )  # fmt: skip
+    assert answer.code == 1
+    for words in (
+        "pretexts: rotatoin: no pretext 'rotatoin'; did you mean rotation? Choices: jigsaw, rotation, simclr",
+        "pretexts: simclr pretext.temprature=1: pretext.temprature: no such key; did you mean pretext.temperature?",
+        "search: augment.probabilty: no such key; did you mean augment.probability?",
+        "finetune.train.stepz: no such key; did you mean train.steps?",
+        "seeds: must be a whole number, found many",
+    ):
+        assert words in answer.err
+    assert len(answer.lines()) == 5
+    assert not Path("outputs").exists()
+
+
+def test_ranges_of_settings_of_classifiers_are_checked_after_that(cli: Cli) -> None:
+    answer = cli("compare", "finetune.train.steps=0")
+    assert answer.err == "sslrun: finetune.train.steps: must be at least 1, found 0\n"
