@@ -1,1 +1,1 @@
-"""What a network is trained to do."""
+"""Training tasks: pretext tasks and finetuning."""

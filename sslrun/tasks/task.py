@@ -1,4 +1,4 @@
-"""The contract between what a network is trained to do and the training loop."""
+"""The interface between training tasks and the training loop."""
 
 import copy
 import difflib
@@ -26,20 +26,20 @@ METHODS = {
     "figures": ("images", "rng"),
 }
 HOOKS = ("downstream", *METHODS)
-TRIED, STEPS = 4, 100  # images and total of the step that a user's task is tried with
-NEARLY = 0.8  # similarity of names from which on one is taken for a slip
+TRIAL_IMAGES, TRIAL_STEPS = 4, 100  # batch size and total steps when a user's task is tried
+CUTOFF = 0.8  # names at least this similar to a hook's are taken for misspellings
 
 
 class Task(nn.Module, ABC):
-    """What a network is trained to do; a subclass defines `forward`, and those of the other methods that it needs.
+    """Base class of training tasks; a subclass defines `forward`, and overrides other methods as needed.
 
     A pretext task is built as `task(encoder, image_size, *, keys of its YAML)`.
 
     Attributes:
-        downstream: path of the encoder that goes on to later stages, such as `encoder` or `classifier.encoder`.
+        downstream: path of the encoder that later stages use, such as `encoder` or `classifier.encoder`.
 
     Raises:
-        TypeError: on definition of a subclass with a public name that is nearly that of one of these methods.
+        TypeError: when a subclass is defined with a public name that looks like a misspelled method of this class.
     """
 
     downstream: ClassVar[str] = "encoder"
@@ -47,61 +47,63 @@ class Task(nn.Module, ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in vars(cls):
-            near = difflib.get_close_matches(name, HOOKS, n=1, cutoff=NEARLY)
+            near = difflib.get_close_matches(name, HOOKS, n=1, cutoff=CUTOFF)
             if near and name not in HOOKS and not name.startswith("_"):
                 page = shown(EXTENDING)
                 raise TypeError(f"{cls.__name__}.{name}: no such hook of a task; did you mean {near[0]}? See {page}")
 
     @abstractmethod
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
-        """Return the loss of a batch, and what else is logged.
+        """Return the loss of a batch, and other metrics to log.
 
         Args:
-            batch: `images`, `N x 3 x S x S` in [0, 1], and `labels`, N, where there are any.
-            rng: of all random numbers that are drawn.
+            batch: `images`, `N x 3 x S x S` in [0, 1], and `labels`, N, if there are any.
+            rng: source of all random numbers.
 
         Returns:
-            `loss`, a mean over the batch, and other numbers by name.
+            `loss`, a mean over the batch, and other scalars by name.
         """
 
     def before_step(self, step: int, total: int) -> None:
-        """Prepare step number `step` of `total`, counted from 0; all modules are in training mode."""
+        """Prepare step `step` (from 0) of `total`; all modules are in training mode."""
 
     def after_step(self, step: int, total: int) -> None:
-        """Do what follows an update of the weights, such as that of a moving average."""
+        """Run after the optimizer step, for example to update a moving average of the weights."""
 
     def learning_rates(self) -> dict[str, float]:
         """Return multiples of the learning rate by the prefix of parameter names; 1 for the rest."""
         return {}
 
     def views(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
-        """Return what the network is shown of some images, to be drawn beside them before training.
+        """Return the views of some images that the network is trained on, for a figure drawn before training.
 
         Args:
             images: `N x 3 x S x S` in [0, 1].
+            rng: source of all random numbers.
 
         Returns:
-            N images by name; none for no figure.
+            N images per name of a view; empty for no figure.
         """
         return {}
 
     def figures(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
-        """Return what the network makes of some images, such as reconstructions, to be drawn after training.
+        """Return the network's outputs for some images, such as reconstructions, for figures drawn after training.
 
         Args:
             images: `N x 3 x S x S` in [0, 1].
+            rng: source of all random numbers.
 
         Returns:
-            N images by the name of their figure.
+            N images per name of a figure.
         """
         return {}
 
 
 def build_task(node: Node, encoder: Encoder, image_size: int) -> Task:
-    """Build a pretext task, and check one that is not sslrun's own.
+    """Build a pretext task; check it if it is the user's own.
 
     Raises:
-        UserError: what the node names is not a Task, or not one that can be trained.
+        UserError: the `_target_` is not a task, or it cannot be trained.
     """
     contract = Contract("pretext", node["_target_"])
     if inspect.isabstract(contract.callable):
@@ -118,45 +120,45 @@ def build_task(node: Node, encoder: Encoder, image_size: int) -> Task:
 
 
 def _check_methods(task: Task, contract: Contract) -> None:
-    """Check what can be told of a task without running it."""
+    """Check a task without running it."""
     for name, arguments in METHODS.items():
         signature = inspect.signature(getattr(type(task), name))
         try:
             signature.bind(task, *arguments)
         except TypeError:
-            wanted = f"{name}({', '.join(('self', *arguments))})"
-            raise contract.broken(f"a task must define {wanted}, found {name}{signature}") from None
+            expected = f"{name}({', '.join(('self', *arguments))})"
+            raise contract.broken(f"a task must define {expected}, found {name}{signature}") from None
     encoders = [n for n, m in task.named_modules(remove_duplicate=False) if isinstance(m, Encoder)]
     if task.downstream not in encoders:
-        there = ", ".join(encoders) or "no encoder at all"
-        raise contract.broken(f"`downstream` must be the path of the encoder that goes on, found {task.downstream!r}; "
-                              f"the task has {there}")  # fmt: skip
+        available = ", ".join(encoders) or "no encoder"
+        raise contract.broken(f"`downstream` must be the path of an encoder, found {task.downstream!r}; "
+                              f"the task has {available}")  # fmt: skip
 
 
 def _try(task: Task, contract: Contract, image_size: int) -> None:
-    """Take a step with a copy of the task, on random images: neither the task nor torch's random state changes."""
+    """Run a step of a copy of the task on random images; neither the task nor torch's random state changes."""
     try:
         task = copy.deepcopy(task).train()
-    except Exception:  # of any kind: some modules cannot be copied, and are run in training first
+    except Exception:  # some modules cannot be copied; they first run in training
         return
-    images = torch.rand(TRIED, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(TRIAL_IMAGES, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     rng = Rng(torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]):
         with contract.running("before_step(step, total)"):
-            task.before_step(0, STEPS)
+            task.before_step(0, TRIAL_STEPS)
         with contract.running("forward(batch, rng)"):
             out = task({"images": images.clone()}, rng)
         _check_output(out, contract)
         with contract.running("after_step(step, total)"):
-            task.after_step(0, STEPS)
+            task.after_step(0, TRIAL_STEPS)
         with contract.running("learning_rates()"):
             rates = task.learning_rates()
         _check_rates(rates, task, contract)
         for name in ("views", "figures"):
-            task.train(name == "views")  # as they are called
+            task.train(name == "views")  # as in a run
             with contract.running(f"{name}(images, rng)"), torch.no_grad():
-                made = getattr(task, name)(images.clone(), rng)
-            _check_images(name, made, contract)
+                result = getattr(task, name)(images.clone(), rng)
+            _check_images(name, result, contract)
 
 
 def _check_output(out: Any, contract: Contract) -> None:
@@ -179,13 +181,13 @@ def _check_rates(rates: Any, task: Task, contract: Contract) -> None:
             raise contract.broken(f"learning_rates must name prefixes of parameters, found {prefix!r}")
 
 
-def _check_images(name: str, made: Any, contract: Contract) -> None:
-    if not isinstance(made, dict):
-        raise contract.broken(f"{name} must return a dict of images by name, found {type(made).__name__}")
-    for key, value in made.items():
+def _check_images(name: str, images: Any, contract: Contract) -> None:
+    if not isinstance(images, dict):
+        raise contract.broken(f"{name} must return a dict of images by name, found {type(images).__name__}")
+    for key, value in images.items():
         fits = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 4
-        if not fits or value.shape[:2] != (TRIED, 3):
+        if not fits or value.shape[:2] != (TRIAL_IMAGES, 3):
             found = f"{list(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             raise contract.broken(
-                f"{name} must return N x 3 x H x W floats in [0, 1], found {key!r} of {TRIED} images: {found}"
+                f"{name} must return N x 3 x H x W floats in [0, 1], found {key!r} of {TRIAL_IMAGES} images: {found}"
             )

@@ -125,7 +125,7 @@ TASK_LINES = {
     "Detached": "`loss` must depend on the weights, found one that does not require grad",
     "Labels": "forward(batch, rng) raised KeyError: 'labels' (TASKS.py:63); HYDRA_FULL_ERROR=1 shows the traceback",
     "FailingHook": "after_step(step, total) raised AttributeError: 'FailingHook' object has no attribute 'average' (",
-    "Nowhere": "must be the path of the encoder that goes on, found 'student.encoder'; the task has encoder, teacher",
+    "Nowhere": "must be the path of an encoder, found 'student.encoder'; the task has encoder, teacher",
     "ViewsList": "views must return a dict of images by name, found list",
     "ViewsOfFeatures": "views must return N x 3 x H x W floats in [0, 1], found 'features' of 4 images: [4, 8],",
     "FiguresOfBytes": "figures must return N x 3 x H x W floats in [0, 1], found 'bytes' of 4 images: [4, 3, 16, 16]",
@@ -181,7 +181,7 @@ def no_module(image_size): return "net"
 def no_size(*, width: int): return Net(0)
 """
 BACKBONE_LINES = {
-    "NoChannels": "a backbone must have `channels`, a list with a whole number for each map that it returns",
+    "NoChannels": "a backbone must have `channels`, a list with the number of channels of each map",
     "OtherChannels": "with C=[4, 16] as its `channels` say; for 2 images it returned [[2, 4, 8, 8], [2, 8, 4, 4]]",
     "OneMap": "a backbone must return a list of maps, N x C x H x W, with C=[4, 8] as its `channels` say; for 2 images "
     "it returned a tensor of shape [2, 4, 8, 8]",

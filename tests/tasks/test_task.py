@@ -1,4 +1,4 @@
-"""What holds for every pretext task, and the hooks of a task."""
+"""Properties of every pretext task, and the hooks of a task."""
 
 import math
 
@@ -13,7 +13,7 @@ TASKS = ("rotation", "simclr", "jigsaw")
 
 
 def fit_one_batch(model: nn.Module, images: Tensor, steps: int, rate: float = 3e-3) -> dict[str, float]:
-    """Train on one batch and return the means of the last 10 steps."""
+    """Train on one batch and return the mean metrics of the last 10 steps."""
     optimizer = torch.optim.Adam(model.parameters(), rate)
     kept: list[dict[str, Tensor]] = []
     for step in range(steps):
@@ -35,13 +35,13 @@ def test_case_60_every_task_learns_one_batch(name: str, pieces: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_same_numbers_same_loss_other_numbers_another(name: str, pieces: Tensor) -> None:
+def test_the_loss_depends_only_on_the_given_random_numbers(name: str, pieces: Tensor) -> None:
     losses = [float(make_task(name).eval()({"images": pieces}, rng(s))["loss"].detach()) for s in (1, 1, 2)]
     assert losses[0] == losses[1] != losses[2]
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_views_are_pictures(name: str, pieces: Tensor) -> None:
+def test_views_are_images(name: str, pieces: Tensor) -> None:
     for views in make_task(name).views(pieces[:4], rng()).values():
         assert views.shape == (4, 3, 32, 32)
         assert views.min() >= 0
@@ -70,12 +70,12 @@ def test_cases_54_and_55_constant_images_stay_at_chance(name: str, chance: int) 
         ("down_stream", "downstream"),
     ],
 )
-def test_a_name_that_is_nearly_a_hook_is_refused(name: str, meant: str) -> None:
+def test_a_misspelled_hook_is_refused(name: str, meant: str) -> None:
     with pytest.raises(TypeError, match=rf"^Mine\.{name}: .* did you mean {meant}\? See .*extending\.md$"):
         type("Mine", (Task,), {name: None})
 
 
-def test_other_names_and_private_ones_are_as_one_likes() -> None:
+def test_other_names_and_private_names_are_allowed() -> None:
     names = ("augment", "figure_out", "views_of", "preview", "step", "update", "forward_features", "encoder", "teacher")
     own = (
         "after_epoch",

@@ -1,1 +1,1 @@
-"""Training with labels."""
+"""Supervised training."""

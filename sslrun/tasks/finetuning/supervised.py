@@ -1,4 +1,4 @@
-"""Supervised finetuning: augmented views, cross-entropy, a freeze that freezes."""
+"""Supervised finetuning: augmentation, cross-entropy, freezing of the encoder."""
 
 from typing import ClassVar
 
@@ -14,14 +14,14 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Finetuning(Task):
-    """Trains a classifier: augmented views, cross-entropy with label smoothing, a freeze that freezes.
+    """Train a classifier with cross-entropy on augmented images.
 
     Args:
-        classifier: what is trained.
-        augment: draws the training views.
+        classifier: the classifier to train.
+        augment: augmentation of the training images.
         label_smoothing: as in Szegedy et al. 2016.
-        freeze_steps: so many steps train the head alone; every byte of the encoder stays, batch norm's statistics too.
-        freeze_batch_norm: batch norm keeps its statistics all the time.
+        freeze_steps: number of steps that train only the head; the whole encoder is frozen, batch norm statistics, too.
+        freeze_batch_norm: keep the running statistics of batch norm for the whole training.
         backbone_rate: learning rate of the backbone as a multiple of the head's.
     """
 
@@ -43,11 +43,11 @@ class Finetuning(Task):
         self.frozen = False
 
     def learning_rates(self) -> dict[str, float]:
-        """Return the multiple of the learning rate by the prefix of parameter names."""
+        """Return multiples of the learning rate by the prefix of parameter names."""
         return {"classifier.encoder.": self.backbone_rate}
 
     def before_step(self, step: int, total: int) -> None:
-        """Put the parts into training or evaluation mode, as this step wants it."""
+        """Set training mode, and evaluation mode for frozen modules."""
         self.train()
         self.frozen = step < self.freeze_steps
         if self.frozen:
@@ -58,11 +58,11 @@ class Finetuning(Task):
                     module.eval()
 
     def views(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
-        """Return one training view of each picture."""
+        """Return one augmented view of each image."""
         return {"view": self.augment(images, rng)}
 
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
-        """Return the loss and the accuracy on the augmented views."""
+        """Return the loss and the accuracy on the augmented images."""
         images = self.augment(batch["images"], rng)
         with torch.set_grad_enabled(not self.frozen and torch.is_grad_enabled()):
             features = self.classifier.encoder(images)

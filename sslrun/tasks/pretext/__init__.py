@@ -1,1 +1,1 @@
-"""Pretext tasks: one file a task, with its views, head and loss."""
+"""Pretext tasks: one file per task, with its views, head and loss."""

@@ -1,4 +1,4 @@
-"""Jigsaw: tell in which order the tiles of a picture were laid (Noroozi & Favaro 2016)."""
+"""Jigsaw: predict the permutation of an image's tiles (Noroozi & Favaro 2016)."""
 
 import functools
 import itertools
@@ -15,21 +15,23 @@ from sslrun.config.types import Node, PositiveInt, Share
 from sslrun.models.encoder import Encoder
 from sslrun.tasks.task import Task
 
-GRID_3_FROM = 64  # px: below, nine tiles would be too small to show anything
-MAX_PERMUTATIONS = 1000  # the choice of a set takes time in proportion
+GRID_3_FROM = 64  # px: in smaller images, nine tiles would be too small
+MAX_PERMUTATIONS = 1000  # the time to choose the set is proportional to its size
 
 
 class Jigsaw(Task):
-    """Jigsaw puzzles; chance is a loss of ln(permutations).
+    """Predict the permutation of shuffled tiles; the loss at chance level is ln(permutations).
 
-    Against shortcuts each tile is cut at a random place in its cell, which leaves a gap, and normalised on its own.
+    To prevent shortcuts, each tile is cropped at a random position in its cell, which leaves a gap between tiles, and
+    normalized on its own.
 
     Args:
-        augment: applied to the picture before it is cut.
-        grid: tiles a side; `auto` is 3 from 64 px, else 2.
-        permutations: size of the set; `auto` is all 24 orders of 4 tiles, 100 orders of 9.
-        gap: part of a cell's side that is given up for the gap.
-        normalize_tiles: bring each tile to the pictures' mean and spread, so that brightness does not give it away.
+        augment: applied to the image before it is cut into tiles.
+        grid: tiles per side; `auto` is 3 from 64 px on, else 2.
+        permutations: size of the set; `auto` is all 24 permutations of 4 tiles, or 100 permutations of 9.
+        gap: width of the gap as a fraction of a cell's side.
+        normalize_tiles: normalize each tile to the mean and standard deviation of the data set, so that brightness and
+            contrast do not reveal its neighbors.
         hidden_dim: width of the head's hidden layer.
     """
 
@@ -55,7 +57,7 @@ class Jigsaw(Task):
         self.tile = self.cell - round(gap * self.cell)
         if self.tile < 4:
             raise ValueError(
-                f"tiles of {self.tile} px show nothing: use larger pictures, a coarser grid or a smaller gap"
+                f"tiles of {self.tile} px are too small: use larger images, a coarser grid or a smaller gap"
             )
         self.register_buffer("permutations", torch.from_numpy(permutation_set(tiles, count)), persistent=False)
         self.head = nn.Sequential(
@@ -66,7 +68,7 @@ class Jigsaw(Task):
         )
 
     def shuffled(self, images: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
-        """Return the tiles in their new order, `N x tiles x 3 x t x t`, and which order of the set it is, `N`."""
+        """Return the shuffled tiles, `N x tiles x 3 x t x t`, and the index of the permutation in the set, `N`."""
         which = rng.randint(len(self.permutations), len(images)).to(images.device, non_blocking=True)  # type: ignore[arg-type]
         permutations: Tensor = self.permutations[which]  # type: ignore[index]
         tiles = cut(self.augment(images, rng), permutations, self.grid, self.cell, self.tile, rng)
@@ -77,17 +79,17 @@ class Jigsaw(Task):
         return tiles, which
 
     def views(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
-        """Return the shuffled tiles, laid out as a picture with the gaps between them."""
+        """Return the shuffled tiles, arranged as one image with gaps between them."""
         tiles, _ = self.shuffled(images, rng)
-        edge = self.cell - self.tile
-        rows = [torch.cat([F.pad(t, (0, edge, 0, edge), value=0.5) for t in r.unbind(1)], 3)
+        gap = self.cell - self.tile
+        rows = [torch.cat([F.pad(t, (0, gap, 0, gap), value=0.5) for t in r.unbind(1)], 3)
                 for r in tiles.chunk(self.grid, 1)]  # fmt: skip
-        laid = torch.cat(rows, 2).clamp(0, 1)
-        rest = images.shape[-1] - laid.shape[-1]
-        return {"shuffled": F.pad(laid, (0, rest, 0, rest), value=0.5)}
+        mosaic = torch.cat(rows, 2).clamp(0, 1)
+        rest = images.shape[-1] - mosaic.shape[-1]
+        return {"shuffled": F.pad(mosaic, (0, rest, 0, rest), value=0.5)}
 
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
-        """Return the cross-entropy and the accuracy of the predicted orders."""
+        """Return the cross-entropy and the accuracy of the predicted permutations."""
         tiles, which = self.shuffled(batch["images"], rng)
         features = self.encoder(tiles.flatten(0, 1)).view(len(tiles), -1)
         logits = self.head(features).float()
@@ -98,11 +100,11 @@ class Jigsaw(Task):
 
 
 def cut(images: Tensor, permutations: Tensor, grid: int, cell: int, tile: int, rng: Rng) -> Tensor:
-    """Cut one tile out of each cell of a `grid x grid` raster, at a random place of its own.
+    """Crop one tile from each cell of a `grid x grid` raster, at an independent random position.
 
     Args:
         images: `N x C x S x S` with S of at least `grid * cell`.
-        permutations: `N x grid^2`, the cells, counted row by row, in the order in which their tiles come.
+        permutations: `N x grid^2`, the cell of each returned tile; cells are numbered row by row.
 
     Returns:
         `N x grid^2 x C x tile x tile`.
@@ -112,33 +114,34 @@ def cut(images: Tensor, permutations: Tensor, grid: int, cell: int, tile: int, r
     inside = torch.arange(tile, device=device)
     rows = (permutations // grid * cell + offsets[0])[..., None] + inside
     columns = (permutations % grid * cell + offsets[1])[..., None] + inside
-    places = (rows[..., :, None] * images.shape[-1] + columns[..., None, :]).view(len(images), 1, -1)
-    pixels = images.flatten(2).gather(2, places.expand(-1, images.shape[1], -1))
+    positions = (rows[..., :, None] * images.shape[-1] + columns[..., None, :]).view(len(images), 1, -1)
+    pixels = images.flatten(2).gather(2, positions.expand(-1, images.shape[1], -1))
     return pixels.view(*images.shape[:2], -1, tile, tile).transpose(1, 2)
 
 
 @functools.cache
 def permutation_set(tiles: int, count: int) -> np.ndarray:
-    """Choose orders of the tiles that differ in as many places as possible (Noroozi & Favaro 2016, algorithm 1).
+    """Choose permutations of tiles with large Hamming distances (Noroozi & Favaro 2016, algorithm 1).
 
-    Greedy: each new order has the largest minimal Hamming distance to those chosen, then the largest mean.
+    Greedy: each new permutation maximizes the minimal distance to those already chosen; ties are broken by the largest
+    mean distance.
 
     Returns:
         `count x tiles`, int64; the first is the identity.
 
     Raises:
-        ValueError: there are not so many orders.
+        ValueError: there are not as many permutations, or more than 1,000 are requested.
     """
-    most = min(math.factorial(tiles), MAX_PERMUTATIONS)
-    if not 2 <= count <= most:
-        raise ValueError(f"permutations must be 2 to {most} for {tiles} tiles, found {count}")
-    every = np.array(list(itertools.permutations(range(tiles))), dtype=np.int8)
+    maximum = min(math.factorial(tiles), MAX_PERMUTATIONS)
+    if not 2 <= count <= maximum:
+        raise ValueError(f"permutations must be 2 to {maximum} for {tiles} tiles, found {count}")
+    candidates = np.array(list(itertools.permutations(range(tiles))), dtype=np.int8)
     chosen = [0]
-    least = np.full(len(every), tiles, dtype=np.int32)
-    total = np.zeros(len(every), dtype=np.int32)
+    minimum = np.full(len(candidates), tiles, dtype=np.int32)
+    total = np.zeros(len(candidates), dtype=np.int32)
     while len(chosen) < count:
-        distance = (every != every[chosen[-1]]).sum(1, dtype=np.int32)
-        least = np.minimum(least, distance)
+        distance = (candidates != candidates[chosen[-1]]).sum(1, dtype=np.int32)
+        minimum = np.minimum(minimum, distance)
         total += distance
-        chosen.append(int(np.argmax(least.astype(np.int64) * (tiles * count + 1) + total)))
-    return every[chosen].astype(np.int64)
+        chosen.append(int(np.argmax(minimum.astype(np.int64) * (tiles * count + 1) + total)))
+    return candidates[chosen].astype(np.int64)

@@ -1,4 +1,4 @@
-"""Rotation: tell by how many quarter turns a picture was turned (Gidaris et al. 2018)."""
+"""Rotation: predict the rotation of an image by 0, 90, 180 or 270 degrees (Gidaris et al. 2018)."""
 
 from typing import Literal
 
@@ -13,13 +13,13 @@ from sslrun.tasks.task import Task
 
 
 class Rotation(Task):
-    """Rotation prediction; chance is a loss of ln 4 = 1.386 and an accuracy of 0.25.
+    """Rotation prediction; at chance level the loss is ln 4 = 1.386 and the accuracy 0.25.
 
     Args:
-        augment: applied before the turn; the same view is turned into all copies.
-        copies: 4 shows every picture in all four turns (the better one, Gidaris et al. table 2), 1 in a random one.
-        hidden_dim: width of a hidden layer in the head; null is a linear head.
-        dropout: before the last layer of the head.
+        augment: applied before the rotation; all copies are rotations of the same view.
+        copies: 4 uses all four rotations of every image (better, Gidaris et al. table 2), 1 a random one.
+        hidden_dim: width of the head's hidden layer; null is a linear head.
+        dropout: rate before the head's last layer.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Rotation(Task):
         self.head = nn.Sequential(*hidden, nn.Dropout(dropout), nn.Linear(hidden_dim or d, 4))
 
     def rotated(self, images: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
-        """Return the turned pictures and their turns: `4N` (all of turn 0, then of 1, ...) or `N` of each."""
+        """Return `4N` rotated images (all by 0 degrees, then all by 90, ...) or `N`, and their rotations, 0 to 3."""
         images = self.augment(images, rng)
         if self.copies == 4:
             rotations = torch.arange(4, device=images.device).repeat_interleave(len(images))
@@ -48,20 +48,20 @@ class Rotation(Task):
         rotations = rng.randint(4, len(images))
         out = images.clone()
         for k in (1, 2, 3):
-            # found on the CPU: a GPU need not be waited for
+            # on the CPU, to avoid a synchronization with the GPU
             rows = (rotations == k).nonzero()[:, 0].to(images.device, non_blocking=True)
             out[rows] = torch.rot90(images[rows], k, (2, 3))
         return out, rotations.to(images.device, non_blocking=True)
 
     def views(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
-        """Return the turned copies by their angle, or the one that each picture got."""
+        """Return the four rotated copies by angle, or the one randomly rotated copy."""
         rotated, _ = self.rotated(images, rng)
         if self.copies == 1:
             return {"rotated": rotated}
         return dict(zip(("0°", "90°", "180°", "270°"), rotated.chunk(4), strict=True))
 
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
-        """Return the cross-entropy and the accuracy of the predicted turns."""
+        """Return the cross-entropy and the accuracy of the predicted rotations."""
         images, rotations = self.rotated(batch["images"], rng)
         logits = self.head(self.encoder(images)).float()
         return {

@@ -1,4 +1,4 @@
-"""SimCLR: two views of a picture attract each other, all others repel (Chen et al. 2020)."""
+"""SimCLR: contrastive learning with two views per image (Chen et al. 2020)."""
 
 import itertools
 from typing import Literal
@@ -14,11 +14,13 @@ from sslrun.tasks.task import Task
 
 
 class SimCLR(Task):
-    """Contrastive learning with a projection head that is thrown away afterwards.
+    """Contrastive learning: the projections of two views of an image attract each other, all others repel.
+
+    The projection head is discarded after pretraining.
 
     Args:
-        augment: draws the two views; its strength decides what is learnt.
-        loss: `ntxent` (Chen et al., eq. 1) or `dcl`, decoupled, better in small batches (Yeh et al. 2022, eq. 5).
+        augment: draws the two views; results depend strongly on its strength.
+        loss: `ntxent` (Chen et al., eq. 1) or `dcl`, decoupled, better with small batches (Yeh et al. 2022, eq. 5).
         temperature: 0.1 to 0.2 for short runs, 0.5 for long ones.
         hidden_dim, output_dim, layers: of the projection head, an MLP with batch norm.
     """
@@ -41,54 +43,54 @@ class SimCLR(Task):
         self.loss_name, self.loss = LOSSES[loss]
         widths = [encoder.feature_dim, *[hidden_dim] * (layers - 1)]
         hidden: list[nn.Module] = []
-        for before, after in itertools.pairwise(widths):
-            hidden += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+        for in_dim, out_dim in itertools.pairwise(widths):
+            hidden += [nn.Linear(in_dim, out_dim, bias=False), nn.BatchNorm1d(out_dim), nn.ReLU(inplace=True)]
         self.projector = nn.Sequential(*hidden, nn.Linear(widths[-1], output_dim))
 
     def extra_repr(self) -> str:
-        """Return what is named when pretraining starts, and by `print`."""
+        """Return the loss and its temperature, for the log and `print`."""
         return f"loss {self.loss_name}, temperature {self.temperature:g}"
 
     def views(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
-        """Return the two views of each picture."""
+        """Return two views of each image."""
         return {"view 1": self.augment(images, rng), "view 2": self.augment(images, rng)}
 
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
-        """Return the loss, and how often a view's nearest neighbour in the batch is its partner."""
+        """Return the loss, and the fraction of views whose nearest neighbor is the other view of their image."""
         views = self.views(batch["images"], rng)
         z = self.projector(self.encoder(torch.cat(list(views.values())))).float()
         with torch.autocast(z.device.type, enabled=False):
             similarity = cosine(z)
             loss = self.loss(similarity, self.temperature)
-        partner = similarity.detach().diagonal(len(z) // 2)
-        hits = torch.cat([partner, partner]) >= similarity.detach().max(1).values
+        positive = similarity.detach().diagonal(len(z) // 2)
+        hits = torch.cat([positive, positive]) >= similarity.detach().max(1).values
         return {"loss": loss, "pretext_accuracy": hits.float().mean()}
 
 
 def cosine(z: Tensor) -> Tensor:
     """Return the cosine similarities of `2N x D` projections, `2N x 2N`, with -inf on the diagonal.
 
-    Rows i and i + N are the two views of picture i.
+    Rows i and i + N are the two views of image i.
     """
     z = F.normalize(z, dim=1)
     return (z @ z.T).fill_diagonal_(float("-inf"))
 
 
 def ntxent(similarity: Tensor, temperature: float) -> Tensor:
-    """Normalised temperature-scaled cross-entropy (Chen et al. 2020, eq. 1), mean over the 2N rows."""
+    """Return the normalized temperature-scaled cross-entropy (Chen et al. 2020, eq. 1), mean over the 2N rows."""
     n = len(similarity) // 2
-    partner = similarity.diagonal(n)
-    return (similarity / temperature).logsumexp(1).mean() - partner.mean() / temperature
+    positive = similarity.diagonal(n)
+    return (similarity / temperature).logsumexp(1).mean() - positive.mean() / temperature
 
 
 def dcl(similarity: Tensor, temperature: float) -> Tensor:
-    """Decoupled contrastive loss (Yeh et al. 2022, eq. 5): NT-Xent without the partner in the denominator."""
+    """Return the decoupled contrastive loss (Yeh et al. 2022, eq. 5): NT-Xent with a denominator of negatives only."""
     n = len(similarity) // 2
     rows = torch.arange(n, device=similarity.device)
-    partner = similarity.diagonal(n)
+    positive = similarity.diagonal(n)
     others = similarity.clone()
     others[rows, rows + n] = others[rows + n, rows] = float("-inf")
-    return (others / temperature).logsumexp(1).mean() - partner.mean() / temperature
+    return (others / temperature).logsumexp(1).mean() - positive.mean() / temperature
 
 
 LOSSES = {"ntxent": ("NT-Xent", ntxent), "dcl": ("DCL", dcl)}  # by the value of `loss`

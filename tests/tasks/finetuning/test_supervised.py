@@ -14,7 +14,7 @@ from sslrun.training.optimizers import build_optimizer
 from tests.helpers import IDENTITY, train
 
 
-def test_case_59_a_frozen_backbone_keeps_every_byte(pieces: Tensor) -> None:
+def test_case_59_a_frozen_backbone_does_not_change(pieces: Tensor) -> None:
     encoder = Encoder(smallcnn(32, widths=[4, 8]), [0.5] * 3, [0.2] * 3)
     model = Finetuning(Classifier(encoder, 2), Augment(**IDENTITY), 0.0, 10, False, 1.0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -24,7 +24,7 @@ def test_case_59_a_frozen_backbone_keeps_every_byte(pieces: Tensor) -> None:
         assert torch.equal(value, before[name]) == ("encoder" in name), name
 
 
-def test_frozen_batch_norm_keeps_its_statistics_while_weights_move(pieces: Tensor) -> None:
+def test_frozen_batch_norm_keeps_its_statistics_while_weights_change(pieces: Tensor) -> None:
     encoder = Encoder(smallcnn(32, widths=[4]), [0.5] * 3, [0.2] * 3)
     for freeze in (True, False):
         model = Finetuning(Classifier(encoder, 2), Augment(**IDENTITY), 0.0, 0, freeze, 1.0)
@@ -97,7 +97,7 @@ def test_the_loss_is_of_augmented_images(pieces: Tensor) -> None:
     assert not torch.equal(view, pieces)
 
 
-def test_the_backbone_rate_is_that_of_the_encoders_weights_and_of_no_other() -> None:
+def test_the_backbone_rate_applies_only_to_the_encoders_weights() -> None:
     task = finetuning(backbone_rate=0.1)
     groups = build_optimizer(ADAMW, task, 0.01).param_groups
     rates = {id(p): group["rate"] for group in groups for p in group["params"]}

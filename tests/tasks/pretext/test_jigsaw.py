@@ -15,7 +15,7 @@ def row_by_row(images: Tensor) -> Tensor:
     return torch.arange(4).expand(len(images), -1)
 
 
-def test_tiles_without_gap_are_the_cells_row_by_row(pieces: Tensor) -> None:
+def test_tiles_without_a_gap_are_the_cells_row_by_row(pieces: Tensor) -> None:
     tiles = cut(pieces, row_by_row(pieces), 2, 16, 16, rng())
     assert torch.equal(tiles[:, 0], pieces[:, :, :16, :16])
     assert torch.equal(tiles[:, 1], pieces[:, :, :16, 16:])
@@ -23,7 +23,7 @@ def test_tiles_without_gap_are_the_cells_row_by_row(pieces: Tensor) -> None:
     assert torch.equal(tiles[:, 3], pieces[:, :, 16:, 16:])
 
 
-def test_tiles_with_a_gap_lie_somewhere_in_their_cell_each_at_its_own_place(pieces: Tensor) -> None:
+def test_tiles_with_a_gap_are_at_independent_positions_in_their_cells(pieces: Tensor) -> None:
     place = torch.arange(32 * 32.0).view(1, 1, 32, 32).expand(50, 3, -1, -1)
     tiles = cut(place, row_by_row(place), 2, 16, 12, rng())
     corner = tiles[:, :, 0, 0, 0]
@@ -34,7 +34,7 @@ def test_tiles_with_a_gap_lie_somewhere_in_their_cell_each_at_its_own_place(piec
     assert len({tuple(r) for r in (corner - corner[:, :1]).tolist()}) > 10
 
 
-def test_shuffled_tiles_are_in_the_order_that_the_label_names(pieces: Tensor) -> None:
+def test_shuffled_tiles_match_the_permutation_of_the_label(pieces: Tensor) -> None:
     jigsaw = Jigsaw(
         small_encoder(),
         32,
@@ -52,7 +52,7 @@ def test_shuffled_tiles_are_in_the_order_that_the_label_names(pieces: Tensor) ->
         assert torch.equal(shuffled[i], tiles[i][order])
 
 
-def test_normalized_tiles_do_not_tell_their_brightness(pieces: Tensor) -> None:
+def test_normalized_tiles_do_not_reveal_their_brightness(pieces: Tensor) -> None:
     jigsaw = make_task("jigsaw")
     brighter = (pieces[:8] * 0.3 + 0.6).clamp(0, 1)
     tiles, _ = jigsaw.shuffled(brighter, rng())  # type: ignore[operator]
@@ -60,7 +60,7 @@ def test_normalized_tiles_do_not_tell_their_brightness(pieces: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("tiles", "count"), [(4, 24), (4, 12), (9, 100)])
-def test_case_57_orders_are_distinct_permutations_far_apart(tiles: int, count: int) -> None:
+def test_case_57_permutations_are_distinct_and_far_apart(tiles: int, count: int) -> None:
     orders = torch.from_numpy(permutation_set(tiles, count))
     assert orders.shape == (count, tiles)
     assert (orders.sort(1).values == torch.arange(tiles)).all()
@@ -69,7 +69,7 @@ def test_case_57_orders_are_distinct_permutations_far_apart(tiles: int, count: i
     assert torch.equal(orders, torch.from_numpy(permutation_set(tiles, count)))
 
 
-def test_twelve_orders_of_four_tiles_are_the_even_ones() -> None:
+def test_twelve_permutations_of_four_tiles_are_the_even_ones() -> None:
     for order in permutation_set(4, 12).tolist():
         swaps = sum(order[i] > order[j] for i in range(4) for j in range(i + 1, 4))
         assert swaps % 2 == 0
@@ -78,14 +78,14 @@ def test_twelve_orders_of_four_tiles_are_the_even_ones() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"), [({"permutations": 25}, "2 to 24"), ({"grid": 3, "gap": 0.8}, "tiles of")]
 )
-def test_impossible_jigsaws_are_refused_in_words(changes: dict[str, Any], words: str) -> None:
+def test_impossible_jigsaws_are_refused_with_a_message(changes: dict[str, Any], words: str) -> None:
     from sslrun.base.errors import UserError
 
     with pytest.raises(UserError, match=words):
         make_task("jigsaw", **changes)
 
 
-def test_tiles_are_cut_anywhere_in_their_cell_in_both_directions() -> None:
+def test_tiles_are_cropped_anywhere_in_their_cell() -> None:
     place = torch.arange(32 * 32.0).view(1, 1, 32, 32).expand(400, 1, -1, -1)
     corner = cut(place, torch.arange(4).expand(400, -1), 2, 16, 12, rng())[:, :, 0, 0, 0].long()
     down, right = corner // 32 % 16, corner % 32 % 16
@@ -95,7 +95,7 @@ def test_tiles_are_cut_anywhere_in_their_cell_in_both_directions() -> None:
         assert len(torch.stack([down[:, 0], down[:, tile]], -1).unique(dim=0)) == 25
 
 
-def test_normalized_tiles_have_the_mean_and_nearly_the_spread_of_all_images_whatever_their_contrast() -> None:
+def test_normalized_tiles_have_the_mean_and_nearly_the_std_of_the_data_set() -> None:
     encoder = Encoder(smallcnn(32, widths=[4, 8]), [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
     augment = Augment(crop_scale=[1, 1], crop_ratio=[1, 1], degrees=0, horizontal_flip=False, color_jitter=[0, 0, 0, 0],
                       jitter_probability=0, grayscale=0, blur=0, probability=1)  # fmt: skip
@@ -111,7 +111,7 @@ def test_normalized_tiles_have_the_mean_and_nearly_the_spread_of_all_images_what
 
 
 def distances(tiles: int, count: int) -> Tensor:
-    """Return in how many places each two permutations of a set differ."""
+    """Return the Hamming distances between the permutations of a set."""
     permutations = torch.from_numpy(permutation_set(tiles, count))
     different = (permutations[:, None] != permutations[None]).sum(2)
     return different[torch.ones(count, count).triu(1).bool()]
@@ -123,6 +123,6 @@ def test_permutations_of_nine_tiles_differ_in_most_places() -> None:
     assert float(between.float().mean()) >= 8.05
 
 
-def test_all_permutations_of_four_tiles_are_each_there_once() -> None:
+def test_all_permutations_of_four_tiles_are_used_once() -> None:
     assert len(torch.from_numpy(permutation_set(4, 24)).unique(dim=0)) == 24
     assert permutation_set(4, 24)[0].tolist() == [0, 1, 2, 3]

@@ -45,7 +45,7 @@ def test_case_58_ntxent_against_pytorch_metric_learning() -> None:
 
 
 @pytest.mark.parametrize("loss", [ntxent, dcl])
-def test_losses_do_not_depend_on_the_order_of_views_or_pictures(loss: Any) -> None:
+def test_losses_do_not_depend_on_the_order_of_views_or_images(loss: Any) -> None:
     z = projections()
     a, b = z.chunk(2)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(3))
@@ -55,7 +55,7 @@ def test_losses_do_not_depend_on_the_order_of_views_or_pictures(loss: Any) -> No
     assert float(loss(cosine(3 * z), 0.2)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_closer_partners_cost_less() -> None:
+def test_closer_positive_pairs_have_a_lower_loss() -> None:
     a = projections()[:6]
     far = torch.cat([a, projections()[6:]])
     near = torch.cat([a, a + 0.1 * projections()[6:]])
