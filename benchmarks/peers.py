@@ -34,7 +34,7 @@ from sslrun.data.labels import LabelBudget
 from sslrun.evaluation.features import features
 from sslrun.models.classifier import knn_probabilities
 from sslrun.models.encoder import build_encoder
-from sslrun.models.weights import below, load_state
+from sslrun.models.weights import load_state, strip_prefix
 from sslrun.runs import checkpoint
 from sslrun.runs.find import read_summary
 
@@ -209,7 +209,7 @@ def _features(run: Path, *images: Images, random: bool = False) -> list[torch.Te
     device = build(config["device"])
     device.claim()
     torch.manual_seed(0)
-    state = below(checkpoint.load(run / "last.pt")["model"], "encoder.")
+    state = strip_prefix(checkpoint.load(run / "last.pt")["model"], "encoder.")
     encoder = build_encoder(config["backbone"], 32, state["mean"].flatten().tolist(), state["std"].flatten().tolist())
     if not random:
         load_state(encoder, state, run)

@@ -1,4 +1,4 @@
-"""The keys that every data set has, and its preprocessing."""
+"""The config keys common to all data sets, and preprocessing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,19 +16,26 @@ PREPROCESSING = ("image_size", "resize", "channels", "mean", "std")
 
 
 def preprocessing_of(dataset: Node, has: Node, overrides: Mapping[str, str], source: Path | None) -> Node:
-    """Return a data set's node with the preprocessing of a checkpoint, or of a run to be compared with (no source).
+    """Return a data set's config node with the preprocessing of an earlier run.
+
+    Args:
+        dataset: the config node.
+        has: the earlier run's config node.
+        overrides: of the command line, key -> value.
+        source: the checkpoint whose preprocessing is required; None if overrides may change it.
 
     Raises:
-        UserError: a checkpoint has another image size, resizing, channels or normalisation than was asked for.
+        UserError: the overrides differ from the checkpoint's preprocessing.
     """
     for key in PREPROCESSING:
         if source is not None and f"dataset.{key}" in overrides and dataset[key] != has[key]:
-            raise UserError(differs(f"dataset.{key}", dataset[key], has[key], source))
+            raise UserError(mismatch(f"dataset.{key}", dataset[key], has[key], source))
     return {**dataset, **{k: has[k] for k in PREPROCESSING if f"dataset.{k}" not in overrides}}
 
 
-def differs(key: str, value: Any, has: Any, source: Path | str) -> str:
-    return f"{key}={value} was asked for, but {source} was made with {has}: leave {key} away, or pretrain anew"
+def mismatch(key: str, value: Any, has: Any, source: Path | str) -> str:
+    """Return the message that an override differs from a checkpoint."""
+    return f"{key}={value} does not match {source}, which has {key}={has}: remove {key}, or pretrain again"
 
 
 ImageSize = Annotated[int, Field(ge=8, le=1024)]
@@ -37,7 +44,7 @@ Three = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The keys that every data set has, beside those of its source."""
+    """The keys of every data set, in addition to those of its source."""
 
     image_size: ImageSize
     resize: Resize = "crop"
@@ -53,17 +60,17 @@ class Options:
 
 
 DatasetNode = Annotated[Node, Also(Options), Supplied("split")]
-# One that a checkpoint may say.
+# With from_checkpoint, a checkpoint fills it in.
 AnyDatasetNode = Annotated[Node, Also(Options, without=("root",)), Supplied("split"), FromCheckpoint()]
 
 
 def shared(node: Node) -> Options:
-    """Return the keys of a data set's node that all data sets have."""
+    """Return the common keys of a data set's config node."""
     names = parameters(Options)
     return Options(**{k: v for k, v in node.items() if k in names})
 
 
 def describe(node: Node) -> str:
-    """Return the data set's name, and its place if it is a folder of the user's."""
+    """Return the data set's name, and the path if it is a folder."""
     name = str(node["_target_"]).rsplit(".", 1)[-1]
     return f"{name} {node['root']}" if name == "folder" else name

@@ -1,1 +1,1 @@
-"""Networks: backbones, encoder, classifier, weights, and where a model starts."""
+"""Networks: backbones, encoder, classifier, weights, and initialization."""

@@ -1,4 +1,4 @@
-"""The classifiers that every downstream stage makes, keeps and reads: a linear head, and nearest neighbours."""
+"""Classifiers on top of an encoder: a linear head, and k nearest neighbors."""
 
 import torch
 import torch.nn.functional as F
@@ -15,18 +15,18 @@ def knn_probabilities(queries: Tensor, bank: Tensor, labels: Tensor, classes: in
     Args:
         queries: `Q x D` features.
         bank: `N x D` features with `labels`, `N`.
-        k: by default a tenth of the bank, but 20 to 200, and at most N.
+        k: number of neighbors; by default a tenth of the bank, at least 20 and at most 200. Never more than N.
 
     Returns:
-        `Q x classes`, rows add up to 1.
+        Probabilities, `Q x classes`; rows sum to 1.
     """
     k = min(k or max(20, min(200, len(bank) // 10)), len(bank))
     bank = F.normalize(bank.float(), dim=1)
     out = []
     for chunk in F.normalize(queries.float(), dim=1).split(1024):
-        with torch.autocast(chunk.device.type, enabled=False):  # the 8 bits of bf16 would blur the order
+        with torch.autocast(chunk.device.type, enabled=False):  # bf16 is too coarse to rank neighbors
             similarity, index = (chunk @ bank.T).topk(k, 1)
-        weights = ((similarity - 1) / KNN_TEMPERATURE).exp()  # -1: no overflow, the same shares
+        weights = ((similarity - 1) / KNN_TEMPERATURE).exp()  # -1 avoids overflow; the normalized votes stay the same
         votes = torch.zeros(len(chunk), classes, device=chunk.device)
         out.append(votes.scatter_add_(1, labels[index], weights))
     votes = torch.cat(out)
@@ -37,8 +37,8 @@ class Classifier(nn.Module):
     """An encoder with a linear head.
 
     Args:
-        encoder: gives the features.
-        classes: how many.
+        encoder: computes the features.
+        classes: number of classes.
     """
 
     def __init__(self, encoder: Encoder, classes: int) -> None:
@@ -47,17 +47,17 @@ class Classifier(nn.Module):
         self.head = nn.Linear(encoder.feature_dim, classes)
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """`N x 3 x S x S` in [0, 1] -> `N x classes`."""
+        """Return class probabilities, `N x classes`, of images, `N x 3 x S x S` in [0, 1]."""
         return self.head(self.encoder(images)).float().softmax(1)
 
 
 class KNNClassifier(nn.Module):
-    """Nearest neighbours among the features of labeled pictures (Wu et al. 2018: cosine, weights exp(s / 0.07)).
+    """A k-nearest-neighbor classifier on the features of labeled images, see `knn_probabilities`.
 
     Args:
-        encoder: gives the features.
-        classes: how many.
-        bank: number of labeled pictures.
+        encoder: computes the features.
+        classes: number of classes.
+        bank: number of labeled images.
     """
 
     bank: Tensor
@@ -70,5 +70,5 @@ class KNNClassifier(nn.Module):
         self.register_buffer("labels", torch.zeros(bank, dtype=torch.int64))
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """`N x 3 x S x S` in [0, 1] -> `N x classes`."""
+        """Return class probabilities, `N x classes`, of images, `N x 3 x S x S` in [0, 1]."""
         return knn_probabilities(self.encoder(images).float(), self.bank, self.labels, self.classes)

@@ -1,4 +1,4 @@
-"""The encoder: a backbone that normalises its images itself, and what is read from it."""
+"""The encoder: a backbone that normalizes its input, and pooling of its feature maps."""
 
 import itertools
 from typing import Annotated, Any, Literal
@@ -14,27 +14,27 @@ from sslrun.config.types import Node, Supplied
 
 BackboneNode = Annotated[Node, Supplied("image_size")]
 Pooling = Literal["average", "grid"]
-GRID_MAPS, GRID = 2, 2  # of pooling=grid: so many maps, the last ones, and so many fields a side
+GRID_MAPS, GRID = 2, 2  # of pooling=grid: number of feature maps (the last ones), and of cells per side
 
 
 class Encoder(nn.Module):
-    """A backbone that normalises its pictures itself, so that a checkpoint cannot be used with other numbers.
+    """A backbone that normalizes its input, so that mean and standard deviation are part of the checkpoint.
 
     Args:
-        backbone: a module that returns its maps and has `channels` (see `sslrun.models.backbones`).
+        backbone: a module that returns feature maps and has `channels` (see `sslrun.models.backbones`).
         mean, std: of the three channels, in [0, 1].
-        pooling: `average`, the mean over the last map, or `grid`, the last two maps, each averaged in 2 x 2 fields:
-            they tell where something is, too, and the end of a network knows its own task best, the middle other ones
+        pooling: `average` is the mean over the last feature map. `grid` concatenates the means over 2 x 2 cells of the
+            last two maps; it keeps coarse positions, and the earlier map, which often transfers better than the last
             (Gidaris et al. 2018, table 1).
-        image_size: px, of which the maps are that `grid` takes its fields from.
+        image_size: in px; it determines the feature dimension of `grid`.
 
     Attributes:
-        channels: of each map.
-        pooling: may be set to the other one at any time; the weights stay as they are.
-        memory_format: of the network's weights, to which its images are brought; set by the device that it is put on.
+        channels: number of channels of each feature map.
+        pooling: may be changed at any time; the weights do not depend on it.
+        memory_format: of the weights; images are converted to it. Set by `Device.put`.
 
     Raises:
-        UserError: the backbone does not return maps with these channels.
+        UserError: the backbone does not return feature maps with these channels.
     """
 
     mean: Tensor
@@ -54,55 +54,55 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
         maps = _example_maps(backbone, image_size)
         self.channels = [m.shape[1] for m in maps]
-        self._grid_dim = sum(fields(m).shape[1] for m in maps[-GRID_MAPS:])
+        self._grid_dim = sum(grid_average(m).shape[1] for m in maps[-GRID_MAPS:])
         self.memory_format = torch.contiguous_format
 
     @property
     def feature_dim(self) -> int:
-        """Return how many numbers the features of an image are."""
+        """Return the dimension of the features."""
         return self._grid_dim if self.pooling == "grid" else self.channels[-1]
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """`N x 3 x H x W` in [0, 1] -> the backbone's maps, `N x C_i x H_i x W_i`, fine to coarse."""
+        """Return the feature maps, `N x C_i x H_i x W_i`, fine to coarse, of images, `N x 3 x H x W` in [0, 1]."""
         x = (images - self.mean) / self.std
-        maps: list[Tensor] = self.backbone(x.contiguous(memory_format=self.memory_format))  # views come in any format
+        maps: list[Tensor] = self.backbone(x.contiguous(memory_format=self.memory_format))  # views have any format
         return maps
 
     def forward(self, images: Tensor) -> Tensor:
-        """`N x 3 x H x W` in [0, 1] -> features, `N x feature_dim`."""
+        """Return features, `N x feature_dim`, of images, `N x 3 x H x W` in [0, 1]."""
         return pooled(self.maps(images), self.pooling)
 
 
 def pooled(maps: list[Tensor], pooling: Pooling) -> Tensor:
-    """Maps of a backbone -> features, `N x D`."""
-    return average(maps[-1]) if pooling == "average" else torch.cat([fields(m) for m in maps[-GRID_MAPS:]], 1)
+    """Pool the feature maps of a backbone to features, `N x D`."""
+    return average(maps[-1]) if pooling == "average" else torch.cat([grid_average(m) for m in maps[-GRID_MAPS:]], 1)
 
 
 def average(features: Tensor) -> Tensor:
-    """`N x C x H x W` -> the mean over the map, `N x C`."""
+    """Average a feature map, `N x C x H x W`, over its positions to `N x C`."""
     return F.adaptive_avg_pool2d(features, 1).flatten(1)
 
 
-def fields(features: Tensor) -> Tensor:
-    """`N x C x H x W` -> the means over 2 x 2 fields of the map, `N x 4C`; a side of 1 px has one field."""
+def grid_average(features: Tensor) -> Tensor:
+    """Average a feature map, `N x C x H x W`, in 2 x 2 cells to `N x 4C`; a side of 1 px has one cell."""
     sides = (min(GRID, features.shape[2]), min(GRID, features.shape[3]))
     return F.adaptive_avg_pool2d(features, sides).flatten(1)
 
 
 def _example_maps(backbone: nn.Module, image_size: int) -> list[Tensor]:
-    """Return the maps of two black images; neither random state nor batch norm's statistics change.
+    """Return the feature maps of two black images; neither the random state nor batch norm statistics change.
 
     Raises:
-        UserError: they are not what a backbone has to return.
+        UserError: the backbone does not fulfill its contract.
     """
     channels: Any = getattr(backbone, "channels", None)
     if not (isinstance(channels, list) and channels and all(isinstance(c, int) for c in channels)):
-        raise UserError("a backbone must have `channels`, a list with a whole number for each map that it returns")
+        raise UserError("a backbone must have `channels`, a list with the number of channels of each map")
     was_training = {module: module.training for module in backbone.modules()}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             maps: Any = backbone.eval()(torch.zeros(2, 3, image_size, image_size))
-    except Exception as error:  # of any kind: it is the backbone's
+    except Exception as error:  # the backbone may be the user's and raise anything
         raise UserError(f"a backbone must take images of {image_size} px, N x 3 x S x S: {described(error)}") from error
     finally:
         for module, training in was_training.items():
@@ -120,7 +120,7 @@ def _example_maps(backbone: nn.Module, image_size: int) -> list[Tensor]:
 
 
 def _kind(value: Any) -> str:
-    """Return the types of a value that should be a list of tensors, and the shapes of tensors."""
+    """Return the type of a value, or the shape of a tensor, also of the items of a list, for a message."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_kind, value))}]"
     return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -129,10 +129,10 @@ def _kind(value: Any) -> str:
 def build_encoder(
     node: Node, image_size: int, mean: list[float], std: list[float], pooling: Pooling = "average"
 ) -> Encoder:
-    """Build the network that a `backbone` node describes, with random weights.
+    """Build the encoder for a `backbone` config node, with random weights.
 
     Raises:
-        UserError: what it names is no backbone.
+        UserError: the `_target_` does not return a valid backbone.
     """
     contract = Contract("backbone", node["_target_"])
     with contract.running("building it"):

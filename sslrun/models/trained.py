@@ -1,4 +1,4 @@
-"""Trained networks, read back from their runs."""
+"""Trained networks, loaded from their runs."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,23 +10,23 @@ from sslrun.base.errors import UserError
 from sslrun.config.commands import WITH_CLASSIFIER
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import Encoder, build_encoder
-from sslrun.models.weights import below, encoder_of, load_state, prefix_of
+from sslrun.models.weights import encoder_of, load_state, prefix_of, strip_prefix
 from sslrun.runs import checkpoint
 from sslrun.runs.find import BEST, read_summary
 
 
 @dataclass
 class Trained:
-    """What a run has learned.
+    """A trained network of a run.
 
     Attributes:
-        encoder: gives features.
+        encoder: computes the features.
         config: of the run.
         path: of the checkpoint.
-        classifier: gives probabilities; None of a run that only pretrained.
+        classifier: computes the probabilities; None after pretraining.
         class_names: in the order of the probabilities.
-        temperature: by which its logits are to be divided, fitted on validation; 1 where there was none.
-        confidence_threshold: a confidence above which 95 % were right on validation; None where there is none such.
+        temperature: divisor of the logits, fitted on validation; 1 without validation.
+        confidence_threshold: confidence above which the validation accuracy is 95 %; None if there is none.
     """
 
     encoder: Encoder
@@ -39,12 +39,12 @@ class Trained:
 
 
 def load_network(directory: Path) -> Trained:
-    """Read what a run has learned: the best classifier of a finetuned one, the encoder of a pretrained one.
+    """Load a run's network: the best classifier after finetuning, the encoder after pretraining.
 
-    The random state stays as it was.
+    The random state does not change.
 
     Raises:
-        UserError: no checkpoint there.
+        UserError: there is no checkpoint.
     """
     if read_summary(directory)["stage"] in WITH_CLASSIFIER:
         return load_classifier(directory)
@@ -56,22 +56,22 @@ def load_network(directory: Path) -> Trained:
 
 
 def load_classifier(directory: Path) -> Trained:
-    """Read the best classifier of a finetuned run; the random state stays as it was.
+    """Load the best classifier of a finetuned run; the random state does not change.
 
     Raises:
-        UserError: no checkpoint there, or not a classifier's.
+        UserError: there is no checkpoint, or it has no classifier.
     """
     path = directory / BEST
     content = checkpoint.load(path)
     ours = checkpoint.OURS in content and "class_names" in content
-    state = below(content.get("model", {}), prefix_of(content).removesuffix("encoder.")) if ours else {}
+    state = strip_prefix(content.get("model", {}), prefix_of(content).removesuffix("encoder.")) if ours else {}
     if not state:
-        raise UserError(f"{path} holds no classifier: sslrun finetune init={directory} makes one")
+        raise UserError(f"{path} has no classifier: train one with sslrun finetune init={directory}")
     config, names = content["config"], content["class_names"]
     with torch.random.fork_rng(devices=[]):
         encoder = _encoder(config)
-        nearest = KNNClassifier(encoder, len(names), len(state["bank"])) if "bank" in state else None
-        classifier = nearest or Classifier(encoder, len(names))
+        knn = KNNClassifier(encoder, len(names), len(state["bank"])) if "bank" in state else None
+        classifier = knn or Classifier(encoder, len(names))
     load_state(classifier, state, path)
     classifier.eval()
     metrics = content.get("metrics") or {}
@@ -80,6 +80,6 @@ def load_classifier(directory: Path) -> Trained:
 
 
 def _encoder(config: dict[str, Any]) -> Encoder:
-    """Build the encoder of a run, whose weights, mean and standard deviation are to be loaded."""
+    """Build a run's encoder, without its weights, mean and standard deviation."""
     pooling = config.get("pooling", "average")
     return build_encoder(config["backbone"], config["dataset"]["image_size"], [0.5] * 3, [0.5] * 3, pooling)

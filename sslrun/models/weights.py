@@ -1,4 +1,4 @@
-"""State dicts: matched key by key, and the weights that others publish."""
+"""Loading state dicts, and weights that are not from sslrun."""
 
 import re
 from pathlib import Path
@@ -14,43 +14,43 @@ from sslrun.models.encoder import Encoder
 
 State = dict[str, Tensor]
 
-# Keys that weights of 0.1.0 have, and what they are called now: (regular expression, replacement).
+# Old keys, in weights of 0.1.0, and new keys: (regular expression, replacement).
 RENAMED = [
     (r"(^|\bbackbone\.)0\.(?=\d+\.)", r"\1features."),  # mobilenetv2
 ]
 
 
-def bare(content: dict[str, Any], path: Path) -> State:
-    """Return the weights of a file that others wrote: a state dict, or one under `state_dict` or `model`.
+def external_weights(content: dict[str, Any], path: Path) -> State:
+    """Return the weights in a file that is not from sslrun: a state dict, or one under `state_dict` or `model`.
 
     Raises:
-        UserError: there are none.
+        UserError: the file has no weights.
     """
     state = content.get("state_dict", content.get("model", content))
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"{path} holds no weights: a state dict, or one under state_dict or model, is needed")
+        raise UserError(f"{path} has no weights: expected a state dict, or one under the key state_dict or model")
     return state
 
 
 def load_state(module: nn.Module, state: State, source: Path | str) -> None:
-    """Load weights, also those of 0.1.0; every key and shape must match.
+    """Load weights, including those of 0.1.0; all keys and shapes must match.
 
     Raises:
-        UserError: with what is missing, unexpected, or of another shape.
+        UserError: keys are missing or unexpected, or shapes differ; the message lists them.
     """
     own = module.state_dict()
     state = {k if k in own else _renamed(k): v for k, v in state.items()}
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [
-        f"{k} {tuple(state[k].shape)} where {tuple(own[k].shape)} is needed"
+        f"{k}: expected {tuple(own[k].shape)}, found {tuple(state[k].shape)}"
         for k in own.keys() & state.keys()
         if state[k].shape != own[k].shape
     ]
-    problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes))]
+    problems = [("missing", missing), ("unexpected", unexpected), ("of a different shape", sorted(shapes))]
     if any(keys for _, keys in problems):
         details = "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' * (len(keys) > 3)})"
                          for what, keys in problems if keys)  # fmt: skip
-        raise UserError(f"the weights in {source} do not fit this network: {details}. Is it another backbone's?")
+        raise UserError(f"the weights in {source} do not match this network: {details}. Are they of another backbone?")
     module.load_state_dict(state)
 
 
@@ -60,33 +60,33 @@ def _renamed(key: str) -> str:
     return key
 
 
-def below(state: State, prefix: str) -> State:
-    """Return the entries below a prefix, without it."""
+def strip_prefix(state: State, prefix: str) -> State:
+    """Return the entries whose keys have a prefix, without the prefix."""
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def prefix_of(content: dict[str, Any]) -> str:
-    """Return the prefix under which the state in a checkpoint of ours has the encoder that goes on."""
+    """Return the state-dict prefix of the encoder in a checkpoint of sslrun."""
     default = "classifier.encoder" if "class_names" in content else "encoder"
     return f"{content.get('downstream', default)}."
 
 
 def encoder_of(content: dict[str, Any]) -> State:
-    """Return the encoder's weights in a checkpoint of ours."""
-    return below(content["model"], prefix_of(content))
+    """Return the encoder's weights in a checkpoint of sslrun."""
+    return strip_prefix(content["model"], prefix_of(content))
 
 
-CLASSIFIERS = ("fc.", "classifier.")  # of torchvision's networks, which the backbones here do without
+CLASSIFIERS = ("fc.", "classifier.")  # of torchvision's networks; the backbones here have none
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def imagenet_weights(node: Node, image_size: int) -> Any:
-    """Return torchvision's ImageNet weights for a backbone, or None if there are none."""
+    """Return torchvision's ImageNet weights for a backbone, or None if it has none."""
     return getattr(build(node, image_size), "imagenet", None)
 
 
 def imagenet_cached(node: Node, image_size: int) -> bool:
-    """Tell whether a backbone has ImageNet weights, and these lie on this machine."""
+    """Return whether a backbone has ImageNet weights that are already downloaded."""
     weights = imagenet_weights(node, image_size)
     return weights is not None and _weight_file(weights).is_file()
 
@@ -96,18 +96,18 @@ def _weight_file(weights: Any) -> Path:
 
 
 def load_imagenet(encoder: Encoder) -> None:
-    """Give an encoder torchvision's ImageNet weights, every one of them, and ImageNet's normalisation.
+    """Load torchvision's ImageNet weights, mean and standard deviation into an encoder.
 
     Raises:
-        UserError: there are none for this backbone, or they cannot be fetched.
+        UserError: there are no weights for this backbone, or they cannot be downloaded.
     """
     from sslrun.data.fetch import explained
 
     backbone: Any = encoder.backbone
     weights = getattr(backbone, "imagenet", None)
     if weights is None:
-        raise UserError("init=imagenet: there are no ImageNet weights for this backbone; resnet18 and mobilenetv2 have")
-    with explained("ImageNet's weight file", weights.url, str(_weight_file(weights))):
+        raise UserError("init=imagenet: there are no ImageNet weights for this backbone; use resnet18 or mobilenetv2")
+    with explained("the ImageNet weight file", weights.url, str(_weight_file(weights))):
         state = weights.get_state_dict(progress=False, check_hash=True)
     backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith(CLASSIFIERS)})
     encoder.mean.copy_(torch.tensor(IMAGENET_MEAN).view(3, 1, 1))

@@ -18,13 +18,13 @@ def test_knn_against_a_naive_loop() -> None:
         assert p[q].tolist() == pytest.approx([v / sum(votes) for v in votes], abs=1e-4)
 
 
-def test_knn_with_fewer_pictures_than_neighbours_and_huge_features() -> None:
+def test_knn_with_fewer_images_than_neighbors_and_huge_features() -> None:
     bank = torch.eye(3) * 1e6
     assert knn_probabilities(bank, bank, torch.arange(3), 3).argmax(1).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("bank", "k"), [(1000, 100), (500, 50), (100, 20), (7, 7), (5000, 200)])
-def test_by_default_a_tenth_of_the_bank_is_used_but_20_to_200(bank: int, k: int) -> None:
+def test_the_default_k_is_a_tenth_of_the_bank_from_20_to_200(bank: int, k: int) -> None:
     rng = torch.Generator().manual_seed(0)
     features, queries = torch.randn(bank, 6, generator=rng), torch.randn(30, 6, generator=rng)
     labels = torch.randint(3, (bank,), generator=rng)

@@ -1,4 +1,4 @@
-"""Backbones and encoders: maps, features, and what is refused."""
+"""Backbones and encoders: feature maps, pooling, invalid backbones."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from tests.helpers import BACKBONES, encoder_of
 
 @pytest.mark.parametrize(("name", "d"), [("smallcnn", 512), ("resnet18", 512), ("mobilenetv2", 1280)])
 @pytest.mark.parametrize("image_size", [12, 16, 32, 64, 96])
-def test_features_have_the_promised_size(name: str, d: int, image_size: int) -> None:
+def test_features_have_the_documented_dimension(name: str, d: int, image_size: int) -> None:
     net = encoder_of(name, image_size)
     assert net.feature_dim == d
     assert net(torch.rand(2, 3, image_size, image_size)).shape == (2, d)
@@ -25,12 +25,12 @@ def test_features_have_the_promised_size(name: str, d: int, image_size: int) -> 
 
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("image_size", [16, 32, 96])
-def test_the_grid_is_of_the_last_two_stages_maps(name: str, image_size: int) -> None:
-    """Against the maps that torchvision's own extractor of features finds."""
+def test_grid_pooling_uses_the_maps_of_the_last_two_stages(name: str, image_size: int) -> None:
+    """Compare with the maps of torchvision's own feature extractor."""
     torch.manual_seed(0)
     grid = build_encoder(BACKBONES[name], image_size, [0.5] * 3, [0.25] * 3, "grid").eval()
     average = encoder_of(name, image_size)
-    average.load_state_dict(grid.state_dict())  # the same keys, so a checkpoint serves both
+    average.load_state_dict(grid.state_dict())  # same keys, so a checkpoint works with both
     nodes = {"smallcnn": ["11", "15"], "resnet18": ["layer3", "layer4"], "mobilenetv2": ["features.13", "features.18"]}[
         name
     ]
@@ -38,7 +38,7 @@ def test_the_grid_is_of_the_last_two_stages_maps(name: str, image_size: int) -> 
     images = torch.rand(2, 3, image_size, image_size)
     fields = []
     for m in extractor((images - 0.5) / 0.25).values():
-        a, b = m.shape[2] // 2, (m.shape[2] + 1) // 2  # fields of an odd map overlap
+        a, b = m.shape[2] // 2, (m.shape[2] + 1) // 2  # cells of an odd-sized map overlap
         corners = [m[:, :, :b, :b], m[:, :, :b, a:], m[:, :, a:, :b], m[:, :, a:, a:]]
         one = m.shape[2] == 1
         fields.append(m.flatten(1) if one else torch.stack([c.mean((2, 3)) for c in corners], 2).flatten(1))
@@ -46,7 +46,7 @@ def test_the_grid_is_of_the_last_two_stages_maps(name: str, image_size: int) -> 
     assert torch.allclose(grid(images), torch.cat(fields, 1), atol=1e-5)
 
 
-def test_the_grid_of_one_map_of_one_pixel_is_what_the_backbone_returns() -> None:
+def test_grid_pooling_of_a_single_1_px_map_is_the_map() -> None:
     class Mean(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -60,7 +60,7 @@ def test_the_grid_of_one_map_of_one_pixel_is_what_the_backbone_returns() -> None
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_the_maps_are_what_the_channels_say(name: str) -> None:
+def test_the_maps_match_the_channels(name: str) -> None:
     net = encoder_of(name, 64)
     maps = net.maps(torch.rand(2, 3, 64, 64))
     assert [m.shape[1] for m in maps] == net.channels
@@ -68,7 +68,7 @@ def test_the_maps_are_what_the_channels_say(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_building_an_encoder_draws_weights_alone_and_leaves_batch_norm_as_it_is(name: str) -> None:
+def test_building_an_encoder_draws_only_its_weights_and_keeps_batch_norm_statistics(name: str) -> None:
     torch.manual_seed(0)
     backbone = build(BACKBONES[name], 32)
     drawn, state = torch.get_rng_state(), {k: v.clone() for k, v in backbone.state_dict().items()}
@@ -79,7 +79,7 @@ def test_building_an_encoder_draws_weights_alone_and_leaves_batch_norm_as_it_is(
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv2"])
-def test_the_weights_are_drawn_as_torchvision_draws_them(name: str) -> None:
+def test_the_initial_weights_equal_those_of_torchvision(name: str) -> None:
     from torchvision import models
 
     ours = encoder_of(name, 128).backbone.state_dict()
@@ -115,7 +115,7 @@ def no_module(image_size: int) -> int:
     ("with_other_channels", r".* with C=\[4\] as its `channels` say; .* returned \[\[2, 4, 16, 16\], \[2, 8, 8, 8\]\]"),
     ("no_module", "be a torch.nn.Module, found int"),
 ])  # fmt: skip
-def test_what_is_no_backbone_is_refused_in_one_line(name: str, words: str) -> None:
+def test_an_invalid_backbone_is_refused_in_one_line(name: str, words: str) -> None:
     with pytest.raises(UserError, match=rf"test_encoder\.{name} \(.*\.py\): a backbone must {words}") as refused:
         build_encoder({"_target_": f"tests.models.test_encoder.{name}"}, 32, [0.5] * 3, [0.25] * 3)
     assert "\n" not in str(refused.value)
@@ -123,12 +123,12 @@ def test_what_is_no_backbone_is_refused_in_one_line(name: str, words: str) -> No
 
 def test_the_encoder_normalizes(pieces: Tensor) -> None:
     net = encoder_of("smallcnn", 32)
-    normalized = ((pieces - 0.5) / 0.25).contiguous()  # the format of the weights
+    normalized = ((pieces - 0.5) / 0.25).contiguous()  # the memory format of the weights
     assert torch.equal(net(pieces), net.backbone(normalized)[-1].mean((2, 3)))
     assert {"mean", "std"} <= net.state_dict().keys()
 
 
-def test_the_conf_of_a_backbone_is_what_is_tested_here() -> None:
+def test_the_backbones_tested_here_are_those_of_conf() -> None:
     from sslrun.config.compose import compose_config
 
     for name, node in BACKBONES.items():

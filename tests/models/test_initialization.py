@@ -1,4 +1,4 @@
-"""Where the weights of a classifier come from."""
+"""Initialization of a classifier."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from sslrun.config.compose import compose_nodes
 from tests.helpers import QUICK, Cli, runs, summary
 
 
-def test_starting_points(in_world: Path, cli: Cli) -> None:
+def test_initializations(in_world: Path, cli: Cli) -> None:
     quick = ("mode=probe", *QUICK)
     pretrained = runs("pretrain")
     bare = torch.load(pretrained[0] / "last.pt", weights_only=True)["model"]
@@ -35,23 +35,23 @@ def test_starting_points(in_world: Path, cli: Cli) -> None:
     refused = cli("finetune", "init=bare.pt", *quick)
     assert "add backbone=" in refused.err
     wrong = cli("finetune", "init=bare.pt", "backbone=smallcnn", *data, *quick)
-    assert "do not fit this network" in wrong.err
+    assert "do not match this network" in wrong.err
     assert wrong.code == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["dataset.image_size=64"], "dataset.image_size=64 was asked for, but"),
+        (["dataset.image_size=64"], "dataset.image_size=64 does not match"),
         (["dataset.mean=[0,0,0]"], "dataset.mean"),
-        (["backbone=resnet18", "init=RUN"], "backbone=resnet18 was asked for, but"),
+        (["backbone=resnet18", "init=RUN"], "backbone=resnet18 does not match"),
         (["backbone=smallcnn", "backbone.widths=[4]", "init=RUN"], "backbone.widths"),
         (["backbone=resnet18"], "no pretrain run of resnet18"),
-        (["labels_per_class=500"], "labels_per_class=500 is more than there are"),
+        (["labels_per_class=500"], "labels_per_class=500 is more than available"),
         (["dataset.classes=[flower]"], "one class"),
     ],
 )
-def test_asking_for_other_than_the_checkpoint_has_is_an_error(
+def test_overrides_that_contradict_the_checkpoint_are_an_error(
     in_world: Path, cli: Cli, arguments: list[str], words: str
 ) -> None:
     answer = cli("finetune", "mode=finetune", *(a.replace("RUN", str(runs("pretrain")[-1])) for a in arguments), *QUICK)
@@ -60,8 +60,8 @@ def test_asking_for_other_than_the_checkpoint_has_is_an_error(
     assert "Traceback" not in answer.err
 
 
-def test_scratch_is_the_same_network_on_the_same_pictures(in_world: Path, cli: Cli) -> None:
-    """The opponent of a pretrained network, whether backbone and data set are named or not."""
+def test_scratch_has_the_same_backbone_and_data_set(in_world: Path, cli: Cli) -> None:
+    """The baseline of a pretrained network, with and without explicit backbone and data set."""
     has = summary(runs("pretrain")[-1])["config"]
     named = ("dataset=folder", f"dataset.root={has['dataset']['root']}", "backbone=smallcnn")
     for extra in ((), named):
@@ -74,22 +74,22 @@ def test_scratch_is_the_same_network_on_the_same_pictures(in_world: Path, cli: C
     assert summary(runs("finetune")[-1])["config"]["dataset"]["image_size"] == 24
 
 
-def test_imagenet_weights_make_a_classifier_that_can_be_read(
+def test_a_classifier_from_imagenet_weights_can_be_loaded(
     in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torchvision import models
 
-    original = models.resnet18()  # stands for the download
+    original = models.resnet18()  # instead of the download
     monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", lambda self, **_: original.state_dict())
     assert cli("finetune", "init=imagenet", "backbone=resnet18", "mode=probe", *QUICK).code == 0
     result = summary(runs("finetune")[-1])
-    assert result["dataset"].startswith("folder")  # the pictures of the newest pretraining, though of another backbone
+    assert result["dataset"].startswith("folder")  # that of the newest pretraining run, although of another backbone
     assert result["config"]["backbone"]["stem"] == "imagenet_small"
     assert cli("evaluate", *QUICK).code == 0
 
 
 @pytest.mark.parametrize("name", ["imagenet.pt", "scratch.pt"])
-def test_a_file_may_be_named_as_another_value_of_init(in_world: Path, cli: Cli, name: str) -> None:
+def test_a_file_may_have_the_name_of_another_value_of_init(in_world: Path, cli: Cli, name: str) -> None:
     pretrained = runs("pretrain")[0]
     state = torch.load(pretrained / "last.pt", weights_only=True)["model"]
     weights = {k.removeprefix("encoder.backbone."): v for k, v in state.items() if "encoder.backbone." in k}
@@ -110,7 +110,7 @@ def test_a_file_may_be_named_as_another_value_of_init(in_world: Path, cli: Cli, 
 
 
 @pytest.mark.parametrize("name", ["imagenet", "scratch"])
-def test_a_file_without_a_suffix_is_said_so_that_it_is_found_again(name: str) -> None:
+def test_the_value_of_init_for_a_file_without_a_suffix_finds_it_again(name: str) -> None:
     from sslrun.models.initialization import resolve
 
     torch.save({"weight": torch.ones(1)}, name)
@@ -122,7 +122,7 @@ def test_a_file_without_a_suffix_is_said_so_that_it_is_found_again(name: str) ->
     assert resolve(name, backbone, dataset, {}).kind == {"imagenet": "pretrained", "scratch": "scratch"}[name]
 
 
-def test_a_run_without_steps_is_a_start_for_another(short_run: Path, cli: Cli) -> None:
+def test_a_run_without_steps_can_initialize_another(short_run: Path, cli: Cli) -> None:
     assert cli("finetune", "mode=probe", *QUICK).code == 0
     result = cli("finetune", f"init={runs('finetune')[0]}", "mode=probe", *QUICK)
     assert result.code == 0, result.err

@@ -8,8 +8,8 @@ from sslrun.runs import checkpoint
 from tests.helpers import runs
 
 
-def test_a_checkpoint_may_say_which_encoder_goes_on(in_world: Path) -> None:
-    """Such as a teacher's, which lies beside a student's."""
+def test_a_checkpoint_names_the_downstream_encoder(in_world: Path) -> None:
+    """For example the teacher, where there is also a student."""
     run = runs("pretrain")[0]
     content = checkpoint.load(run / "last.pt")
     encoder = {k.removeprefix("encoder."): v for k, v in content["model"].items() if k.startswith("encoder.")}

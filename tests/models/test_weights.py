@@ -1,4 +1,4 @@
-"""State dicts that match, that do not, and published weights."""
+"""Matching and mismatched state dicts, and published weights."""
 
 from pathlib import Path
 
@@ -9,22 +9,22 @@ from torch import nn
 from sslrun.base.errors import UserError
 from sslrun.models.backbones.stem import for_imagenet
 from sslrun.models.encoder import build_encoder
-from sslrun.models.weights import below, load_imagenet, load_state
+from sslrun.models.weights import load_imagenet, load_state, strip_prefix
 from sslrun.runs import checkpoint
 from sslrun.runs.find import LAST
 from tests.helpers import BACKBONES, DIGITS, Cli, encoder_of, only_run
 
 
-def test_case_20_keys_that_do_not_match_are_named() -> None:
+def test_case_20_mismatched_keys_are_listed() -> None:
     net = nn.Linear(2, 2)
     with pytest.raises(UserError, match=r"1 missing \(bias\); 1 unexpected \(other\)"):
         load_state(net, {"weight": torch.zeros(2, 2), "other": torch.zeros(1)}, "x.pt")
-    with pytest.raises(UserError, match=r"of another shape \(weight \(3, 2\) where \(2, 2\) is needed\)"):
+    with pytest.raises(UserError, match=r"of a different shape \(weight: expected \(2, 2\), found \(3, 2\)\)"):
         load_state(net, {"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, "x.pt")
 
 
 def test_case_21_another_networks_weights_are_refused_with_the_shapes(finished_run: Path, cli: Cli) -> None:
-    weights = below(checkpoint.load(only_run() / LAST)["model"], "encoder.backbone.")
+    weights = strip_prefix(checkpoint.load(only_run() / LAST)["model"], "encoder.backbone.")
     torch.save(weights, "bare.pt")
     answer = cli(
         "finetune",
@@ -36,7 +36,7 @@ def test_case_21_another_networks_weights_are_refused_with_the_shapes(finished_r
         "train.steps=2",
     )
     assert answer.code == 1
-    assert "(16, 8, 3, 3) where (32, 8, 3, 3) is needed" in answer.err
+    assert "expected (32, 8, 3, 3), found (16, 8, 3, 3)" in answer.err
 
 
 def test_weights_of_mobilenetv2_from_0_1_0_are_read(tmp_path: Path) -> None:
@@ -49,25 +49,25 @@ def test_weights_of_mobilenetv2_from_0_1_0_are_read(tmp_path: Path) -> None:
         assert all(torch.equal(v, state[k].to(v.dtype)) for k, v in module.state_dict().items())
 
 
-def test_weights_of_nested_blocks_that_look_like_those_of_0_1_0_keep_their_names(tmp_path: Path) -> None:
+def test_weights_of_nested_blocks_that_resemble_0_1_0_keep_their_names(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)))
     load_state(net, {k: v + 1 for k, v in net.state_dict().items()}, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv2"])
 @pytest.mark.parametrize("image_size", [32, 128])
-def test_imagenet_weights_of_torchvision_fit_every_key(
+def test_imagenet_weights_of_torchvision_match_every_key(
     name: str, image_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torchvision import models
 
     weights = {"resnet18": models.ResNet18_Weights, "mobilenetv2": models.MobileNet_V2_Weights}[name]
-    original = {"resnet18": models.resnet18, "mobilenetv2": models.mobilenet_v2}[name]()  # stands for the download
+    original = {"resnet18": models.resnet18, "mobilenetv2": models.mobilenet_v2}[name]()  # instead of the download
     monkeypatch.setattr(weights, "get_state_dict", lambda self, **_: original.state_dict())
     net = build_encoder(for_imagenet(BACKBONES[name], image_size), image_size, [0.5] * 3, [0.25] * 3)
     load_imagenet(net)
     assert net.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
-    if image_size == 128:  # the same network as torchvision's: the same features
+    if image_size == 128:  # the network is torchvision's, so the features are equal
         original.eval()
         x = torch.rand(2, 3, 128, 128)
         normal = (x - net.mean) / net.std
@@ -76,7 +76,7 @@ def test_imagenet_weights_of_torchvision_fit_every_key(
         assert torch.allclose(head(net.eval()(x)), whole, atol=1e-4)
 
 
-def test_imagenet_without_network_says_where_to_put_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_network_the_imagenet_weight_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"download\.pytorch\.org.*resnet18.*put it there"):

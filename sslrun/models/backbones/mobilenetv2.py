@@ -5,12 +5,13 @@ from torchvision import models
 
 from sslrun.models.backbones.stem import SMALL_UP_TO, Stem, is_small
 
-MAPS = (3, 6, 13, 18)  # of `features`: the last layers at 1/4, 1/8 and 1/16 of the size, and the end
+MAPS = (3, 6, 13, 18)  # indices in `features`: the last layers at 1/4, 1/8 and 1/16 of the size, and the last of all
 
 
 def mobilenetv2(image_size: int, *, stem: Stem) -> nn.Module:
-    """MobileNetV2 (Sandler et al. 2018); the small stem keeps the resolution in the first convolution, and up to
-    32 px in the first bottleneck that halves it, too.
+    """MobileNetV2 (Sandler et al. 2018).
+
+    The small stem has stride 1 in the first convolution, and up to 32 px also in the first bottleneck of stride 2.
     """
     net = MobileNetV2()
     if is_small(stem, image_size):
@@ -21,7 +22,7 @@ def mobilenetv2(image_size: int, *, stem: Stem) -> nn.Module:
 
 
 class MobileNetV2(models.MobileNetV2):
-    """torchvision's network without its classifier, which returns four of its maps."""
+    """torchvision's network without the classifier; returns four feature maps."""
 
     imagenet = models.MobileNet_V2_Weights.IMAGENET1K_V1
 
@@ -31,7 +32,7 @@ class MobileNetV2(models.MobileNetV2):
         self.channels: list[int] = [self.features[i].out_channels for i in MAPS]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the maps."""
+        """Return the feature maps, fine to coarse."""
         maps = []
         for i, layer in enumerate(self.features):
             x = layer(x)

@@ -7,9 +7,9 @@ from sslrun.models.backbones.stem import Stem, is_small
 
 
 def resnet18(image_size: int, *, stem: Stem) -> nn.Module:
-    """ResNet-18 (He et al. 2016); the small stem is a 3 x 3 convolution of stride 1 without max-pool.
+    """ResNet-18 (He et al. 2016); the small stem is a 3 x 3 convolution of stride 1 without max-pooling.
 
-    `imagenet_small` has the 7 x 7 convolution of the ImageNet weights, at stride 1 and without max-pool.
+    `imagenet_small` has the 7 x 7 convolution of the ImageNet weights, with stride 1 and without max-pooling.
     """
     net = ResNet18()
     if is_small(stem, image_size):
@@ -19,7 +19,7 @@ def resnet18(image_size: int, *, stem: Stem) -> nn.Module:
 
 
 class ResNet18(models.ResNet):
-    """torchvision's network without its classifier, which returns the map of each of its four stages."""
+    """torchvision's network without the classifier; returns the feature maps of its four stages."""
 
     imagenet = models.ResNet18_Weights.IMAGENET1K_V1
 
@@ -29,7 +29,7 @@ class ResNet18(models.ResNet):
         self.channels = [64, 128, 256, 512]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the maps."""
+        """Return the feature maps, fine to coarse."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         maps = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):

@@ -10,31 +10,31 @@ from sslrun.config.types import PositiveInt
 
 
 def smallcnn(image_size: int, *, widths: Annotated[list[PositiveInt], Field(min_length=1)]) -> nn.Module:
-    """Blocks of conv3x3, batch norm, ReLU and 2 x 2 max-pool."""
+    """Blocks of 3 x 3 convolution, batch norm, ReLU and 2 x 2 max-pooling."""
     return SmallCNN(widths)
 
 
 class SmallCNN(nn.Sequential):
-    """Blocks of conv3x3, batch norm, 2 x 2 max-pool and ReLU; returns the map of each.
+    """Blocks of 3 x 3 convolution, batch norm, 2 x 2 max-pooling and ReLU; returns the feature map of each block.
 
     Args:
-        channels: of the blocks.
+        channels: output channels of each block.
     """
 
     def __init__(self, channels: list[int]) -> None:
         layers: list[nn.Module] = []
-        for before, after in itertools.pairwise([3, *channels]):
+        for in_channels, out_channels in itertools.pairwise([3, *channels]):
             layers += [
-                nn.Conv2d(before, after, 3, padding=1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.MaxPool2d(2, ceil_mode=True),  # ceil_mode: tiles of 12 or 14 px survive four of them
-                nn.ReLU(inplace=True),  # after the pool it gives the same and has a quarter of the work
+                nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(out_channels),
+                nn.MaxPool2d(2, ceil_mode=True),  # ceil_mode: tiles of 12 or 14 px can be pooled four times
+                nn.ReLU(inplace=True),  # after pooling: the same result at a quarter of the cost
             ]
         super().__init__(*layers)
         self.channels = list(channels)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the maps."""
+        """Return the feature maps, fine to coarse."""
         maps = []
         for layer in self:
             x = layer(x)

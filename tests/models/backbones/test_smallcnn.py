@@ -6,7 +6,7 @@ from sslrun.models.encoder import average
 
 
 def test_smallcnn_is_the_textbook_network(pieces: Tensor) -> None:
-    """Pooling before the ReLU is only a matter of speed."""
+    """Pooling before the ReLU only affects speed."""
     torch.manual_seed(0)
     ours = smallcnn(32, widths=[8, 16, 24])
     layers: list[nn.Module] = []
