@@ -14,19 +14,19 @@ __all__ = ["UserError", "__version__", "errors", "load"]
 
 
 def load(run: str | Path = "latest", device: str = "auto") -> "Model":
-    """Read the classifier of a finetuned run; see `sslrun.inference.model`.
+    """Load the classifier of a finetuned run; see `sslrun.inference.model`.
 
     Args:
-        run: its directory, or `latest` below outputs/.
+        run: the run's directory, or `latest` for the newest run in outputs/.
         device: auto, cpu, cuda or mps.
     """
-    from sslrun.inference.model import load  # torch takes a second to import, which `sslrun --help` does not have
+    from sslrun.inference.model import load  # lazy: importing torch takes a second
 
     return load(run, device)
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is needed of Hydra by errors when they are asked for: `sslrun.UserError`, `sslrun.errors`."""
+    """Import `sslrun.UserError` and `sslrun.errors` on first use, since they import Hydra."""
     from sslrun.base import errors
 
     if name == "errors":

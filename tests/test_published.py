@@ -156,13 +156,13 @@ def test_case_43_without_network_one_line_says_what_to_fetch_and_where_to_put_it
     served.server.server_close()
     places = {}
     for _ in files:
-        with pytest.raises(UserError, match=r"cannot be downloaded \(.*refused.*\): fetch") as caught:
+        with pytest.raises(UserError, match=r"cannot be downloaded \(.*refused.*\): download") as caught:
             load_train(settings)
         text = str(caught.value)
         assert "\n" not in text
         assert all(n in text for n in files if n not in places)  # all that are missing are named
         place = Path(text.split(" is not at ")[1].split(" and cannot")[0])
-        address = text.split(": fetch ")[1].split(" elsewhere")[0]
+        address = text.split(": download ")[1].split(" elsewhere")[0]
         assert address == f"{served.address}/{place.name}"
         place.write_bytes(files[place.name])
         places[place.name] = place
@@ -199,7 +199,7 @@ def test_a_damaged_data_set_is_named_in_one_line(name: str, damage: str, how: st
         return
     if how == "missing" and name in ("fashion_mnist", "flowers102"):
         served.server.server_close()
-    with pytest.raises(UserError, match=r"is not as .* is published|cannot be downloaded") as caught:
+    with pytest.raises(UserError, match=r"does not match the published|cannot be downloaded") as caught:
         load_train(settings)
     assert "\n" not in str(caught.value)
 
@@ -235,7 +235,7 @@ def test_license_and_source_are_in_the_yaml_and_in_the_docs(name: str) -> None:
 
 def test_a_run_from_before_a_data_set_had_an_address_is_refused_in_words(served: Served) -> None:
     old = {k: v for k, v in node("cifar10", served).items() if k not in ("url", "md5")}
-    with pytest.raises(UserError, match=r"cifar10 needs dataset.url, dataset.md5, which an older run has not"):
+    with pytest.raises(UserError, match=r"cifar10 needs dataset.url, dataset.md5, which an older run lacks"):
         load_train(old)
 
 

@@ -1,4 +1,4 @@
-"""From a `dataset` node of the config to tensors: `load` is the only way in."""
+"""Data sets as tensors, loaded from the `dataset` node of a config."""
 
 import hashlib
 import os
@@ -23,14 +23,14 @@ from sslrun.data.sources.source import Listing, SplitName, checked
 
 @dataclass
 class Dataset:
-    """Decoded pictures.
+    """Decoded images, with labels if there are any.
 
     Attributes:
-        images: N of them, `3 x S x S`, uint8.
-        labels: `N`, int64, or None.
-        class_names: what the labels mean.
-        names: N names of pictures.
-        class_sizes: pictures of each class before validation was carved off: what a label fraction refers to.
+        images: N images, `3 x S x S`, uint8.
+        labels: N labels, int64, or None.
+        class_names: the name of each label.
+        names: N image names.
+        class_sizes: number of images per class before validation was split off; label fractions refer to it.
     """
 
     images: Images
@@ -43,7 +43,7 @@ class Dataset:
         return len(self.images)
 
     def take(self, positions: np.ndarray) -> "Dataset":
-        """Return the pictures at these positions."""
+        """Return the images at these positions."""
         labels = None if self.labels is None else self.labels[torch.from_numpy(positions)]
         names = [self.names[i] for i in positions]
         return Dataset(self.images.take(positions), labels, self.class_names, names, self.class_sizes)
@@ -55,36 +55,37 @@ class Dataset:
         return Dataset(self.images + other.images, labels, self.class_names, names, self.class_sizes)
 
     def labeled(self, budget: LabelBudget, name: str) -> "Dataset":
-        """Return the images whose labels a classifier may be trained on.
+        """Return the images whose labels are used to train a classifier.
 
         Args:
+            budget: number of labels.
             name: of the data set, for the messages.
 
         Raises:
-            UserError: no labels, one class, or fewer images than the budget.
+            UserError: there are no labels, only one class, or fewer images than the budget.
         """
         if self.labels is None:
-            raise UserError(f"{name} has no labels: put the pictures into a folder a class to finetune on them")
+            raise UserError(f"{name} has no labels: put the images into one folder per class to finetune on them")
         if len(self.class_names) < 2:
-            raise UserError(f"{name} has one class ({', '.join(self.class_names)}); a classifier needs two")
+            raise UserError(f"{name} has only one class ({', '.join(self.class_names)}); a classifier needs at least 2")
         return self.within(budget)
 
     def within(self, budget: LabelBudget) -> "Dataset":
-        """Return the images whose labels a budget allows.
+        """Return the images selected by a label budget.
 
         Raises:
-            UserError: a class has fewer images.
+            UserError: a class has too few images.
         """
         assert self.labels is not None
         return self.take(budget.rows(self.labels.numpy(), self.class_sizes, self.class_names))
 
     def without_fold(self, k: int, n: int, seed: int) -> tuple["Dataset", "Dataset"]:
-        """Return the data set without the k-th of n folds, each with its share of every class, and that fold."""
+        """Return the data set without the k-th of n stratified folds, and that fold; k counts from 0."""
         assert self.labels is not None
         rows = fold_rows(self.labels.numpy(), k, n, seed)
         return self.take(np.setdiff1d(np.arange(len(self)), rows)), self.take(rows)
 
-    def fewest(self) -> int:
+    def smallest_class_size(self) -> int:
         """Return the number of images of the smallest class."""
         assert self.labels is not None
         return min(counts(self.labels.numpy()).values())
@@ -99,53 +100,53 @@ class Dataset:
 
 
 def load_train(node: Node) -> tuple[Dataset, Dataset | None]:
-    """Load training and carve validation from it.
+    """Load the train split and split off validation.
 
     Returns:
-        Training, and validation or None (no labels, or `val_fraction=0`).
+        Training, and validation or None (without labels, or with `val_fraction=0`).
     """
     data = load(node, "train")
     options = shared(node)
     assert data is not None
     if data.labels is None or options.val_fraction == 0:
         return data, None
-    keep, val = validation(data.labels.numpy(), options.val_fraction, options.split_seed)
-    return data.take(keep), data.take(val)
+    train, val = validation(data.labels.numpy(), options.val_fraction, options.split_seed)
+    return data.take(train), data.take(val)
 
 
 def load_test(node: Node) -> Dataset:
-    """Load the test split: `evaluate` calls this and nothing else does.
+    """Load the test split, which only `evaluate` uses.
 
     Raises:
-        UserError: it has no test split, or no labels.
+        UserError: there is no test split, or it has no labels.
     """
     data = load(node, "test")
     if data is None or data.labels is None:
-        raise UserError(f"{describe(node)} has no labels, so there is nothing to evaluate on: give it a folder a class")
+        raise UserError(f"{describe(node)} has no labels to evaluate on: put the images into one folder per class")
     return data
 
 
 def load(node: Node, split: SplitName) -> Dataset | None:
-    """Load one split of the data set that a config node describes.
+    """Load one split of the data set of a config node.
 
     Returns:
-        The decoded pictures, or None where there is no such split.
+        The decoded images, or None if there is no such split.
 
     Raises:
-        UserError: nothing there, no pictures, unknown classes, too many unreadable files.
+        UserError: there is no data set or no image, a class is unknown, or too many files are unreadable.
     """
     listing = listed(node, split)
     return None if listing is None else _decoded(listing, shared(node))
 
 
 def listed(node: Node, split: SplitName) -> Listing | None:
-    """Return the pictures of one split as they lie on disk, fetched if need be; None where there is no such split."""
+    """List the images of one split, downloading the data set if necessary; None if there is no such split."""
     contract = Contract("dataset", node["_target_"])
     target = contract.callable
     keys = {k: node[k] for k in parameters(target) if k in node}
-    lacking = [f"dataset.{k}" for k, (_, default) in parameters(target).items() if k not in node and default is ...]
-    if lacking:
-        raise UserError(f"{describe(node)} needs {', '.join(lacking)}, which an older run has not: pretrain anew")
+    missing = [f"dataset.{k}" for k, (_, default) in parameters(target).items() if k not in node and default is ...]
+    if missing:
+        raise UserError(f"{describe(node)} needs {', '.join(missing)}, which an older run lacks: pretrain again")
     if isinstance(keys.get("root"), str):
         keys["root"] = os.path.expanduser(keys["root"])
     with contract.running(f"listing split {split}"):
@@ -163,9 +164,9 @@ def listed(node: Node, split: SplitName) -> Listing | None:
 
 
 def load_unlabeled(node: Node, folder: str | None) -> list[Dataset]:
-    """Load the data set's own pictures without labels, if it has some, and all below a folder, if one is given.
+    """Load the data set's unlabeled split, if there is one, and all images below a folder, if one is given.
 
-    The folder's pictures are brought to the size that the data set's node asks for.
+    The folder's images are preprocessed like those of the data set.
     """
     own = load(node, "unlabeled")
     extra = _decoded(unlabeled_folder(Path(os.path.expanduser(folder))), shared(node)) if folder else None
@@ -173,9 +174,9 @@ def load_unlabeled(node: Node, folder: str | None) -> list[Dataset]:
 
 
 def listing_hash(node: Node, split: SplitName) -> str:
-    """Return a hash of the pictures of a split as they lie there, without reading them: names, sizes, times, labels.
+    """Return a hash of a split's files, without reading them: names, sizes, modification times and labels.
 
-    Of arrays, which have no files, it is a hash of their bytes; empty where there is no such split.
+    For a data set of arrays it is a hash of their content. It is empty if there is no such split.
     """
     listing = listed(node, split)
     if listing is None:
@@ -193,7 +194,7 @@ def listing_hash(node: Node, split: SplitName) -> str:
 
 
 def decoded(listing: Listing, options: Options) -> Decoded:
-    """Decode or resize pictures, all of them; whether too many are unreadable is for the caller to say."""
+    """Decode or resize all images of a split; the caller checks whether too many are unreadable."""
     if isinstance(listing.items, np.ndarray):
         return resize_all(listing.items, options.image_size, options.channels)
     return decode_all(listing.items, options.image_size, options.resize, options.channels)
@@ -203,32 +204,32 @@ def _decoded(listing: Listing, options: Options) -> Dataset:
     result = decoded(listing, options)
     names, labels = listing.names, listing.labels
     if result.bad:
-        _judge(listing, result.bad, options.max_bad_fraction)
+        _check_unreadable(listing, result.bad, options.max_bad_fraction)
         good = result.good()
         names, labels = [names[i] for i in good], None if labels is None else labels[good]
     if not len(names):
-        raise UserError("no picture is left to work with")
+        raise UserError("no images are left to use")
     if labels is None:
         return Dataset(result.images(), None, [], names)
     return Dataset(result.images(), torch.from_numpy(labels), list(listing.class_names), names, counts(labels))
 
 
-def _judge(listing: Listing, bad: dict[int, str], max_bad_fraction: float) -> None:
-    named = [f"{listing.items[i]}: {reason}" for i, reason in bad.items()]
-    if len(named) > max_bad_fraction * len(listing.items):
-        shown = "\n".join(named[:10]) + (f"\n... and {len(named) - 10} more" if len(named) > 10 else "")
+def _check_unreadable(listing: Listing, bad: dict[int, str], max_bad_fraction: float) -> None:
+    lines = [f"{listing.items[i]}: {reason}" for i, reason in bad.items()]
+    if len(lines) > max_bad_fraction * len(listing.items):
+        first = "\n".join(lines[:10]) + (f"\n... and {len(lines) - 10} more" if len(lines) > 10 else "")
         raise UserError(
-            f"{len(named)} of {len(listing.items)} images cannot be read, more than "
-            f"dataset.max_bad_fraction={max_bad_fraction:g}: mend or remove them, or raise it\n{shown}"
+            f"{len(lines)} of {len(listing.items)} images cannot be read, more than "
+            f"dataset.max_bad_fraction={max_bad_fraction:g}: repair or remove them, or increase it\n{first}"
         )
-    for line in named:
+    for line in lines:
         log.warning("Skipped %s", line)
 
 
 def _choose_classes(listing: Listing, wanted: list[str] | dict[str, list[str]]) -> Listing:
-    """Keep some classes, or join several under a new name; names and ids are both understood."""
+    """Keep some classes, or merge several under a new name; class names and ids are both accepted."""
     if listing.labels is None:
-        raise UserError("dataset.classes was given, but these pictures have no labels")
+        raise UserError("dataset.classes is set, but these images have no labels")
     groups = wanted if isinstance(wanted, dict) else {name: [name] for name in wanted}
     position = {name: i for i, name in enumerate(listing.class_names)}
     position |= {name: i for i, name in enumerate(listing.class_ids)}
@@ -246,12 +247,12 @@ def _choose_classes(listing: Listing, wanted: list[str] | dict[str, list[str]]) 
     for i, members in enumerate(groups.values()):
         for member in members:
             if new[position[member]] not in (-1, i):
-                raise UserError(f"dataset.classes: {member} stands in two groups")
+                raise UserError(f"dataset.classes: {member} is in two groups")
             new[position[member]] = i
-    shown = [listing.class_names[position[m[0]]] if isinstance(wanted, list) else g for g, m in groups.items()]
+    names = [listing.class_names[position[m[0]]] if isinstance(wanted, list) else g for g, m in groups.items()]
     kept = listing.take(np.flatnonzero(new[listing.labels] >= 0))
     assert kept.labels is not None
-    return Listing(kept.items, kept.names, new[kept.labels], tuple(shown))
+    return Listing(kept.items, kept.names, new[kept.labels], tuple(names))
 
 
 def _cap(listing: Listing, n: int) -> Listing:
@@ -261,5 +262,5 @@ def _cap(listing: Listing, n: int) -> Listing:
     keep = LabelBudget(n / len(listing.names)).rows(listing.labels)
     if len(keep) > n:
         keep = np.sort(rng.permutation(keep)[:n])
-    log.info("Using %d of %d training pictures (dataset.max_images).", len(keep), len(listing.names))
+    log.info("Using %d of %d training images (dataset.max_images).", len(keep), len(listing.names))
     return listing.take(keep)

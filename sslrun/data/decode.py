@@ -1,4 +1,4 @@
-"""Decoding one picture file, and finding those in a folder."""
+"""Decoding image files, and finding them in a folder."""
 
 import hashlib
 import os
@@ -16,8 +16,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sslrun.base.files import file_hash
 
-VERSION = f"3 {PIL.__version__}"  # of this decoder: raise it when the same file comes to decode to other pixels
-NOT_ITS_FAULT = "cannot be opened"  # such a file may be readable the next time
+VERSION = f"3 {PIL.__version__}"  # of this decoder: raise it when a change alters the decoded pixels
+TRANSIENT = "cannot be opened"  # start of a reason that may no longer hold next time
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 Resize = Literal["crop", "pad", "squash"]
@@ -25,40 +25,40 @@ Channels = Literal["rgb", "gray"]
 
 
 class UnreadableImage(Exception):
-    """A picture file that cannot be decoded; the message gives the reason, without the path."""
+    """An image file that cannot be decoded; the message is the reason, without the path."""
 
 
 def decode(path: str | Path, image_size: int, resize: Resize = "crop", channels: Channels = "rgb") -> np.ndarray:
-    """Decode one picture file (the first frame of an animation), as an eye would see it.
+    """Decode an image file, or the first frame of an animation, to 8-bit RGB.
 
-    EXIF orientation is applied, transparency lies over white, 16-bit and CMYK pictures become 8-bit RGB.
+    The EXIF orientation is applied, transparent pixels are blended with white, 16-bit and CMYK images are converted.
 
     Returns:
-        `image_size x image_size x 3`, uint8. `crop` keeps the aspect ratio and cuts the middle, `pad` keeps it and
-        adds a grey border, `squash` does not keep it. `gray` repeats the luminance three times.
+        `image_size x image_size x 3`, uint8. `crop` keeps the aspect ratio and crops the center, `pad` keeps it and
+        adds a gray border, `squash` stretches the image. `gray` repeats the luminance in all three channels.
 
     Raises:
-        UnreadableImage: the file is missing, empty, truncated, too large to be true, or not a picture.
+        UnreadableImage: the file is missing, empty, truncated, not an image, or has too many pixels.
     """
     with opened(path) as image:
         return to_array(image, image_size, resize, channels)
 
 
 def ignore_pillow_warnings() -> None:
-    """Have this process say nothing of damaged or strange files, which are none of a user's doing."""
+    """Silence Pillow's warnings about damaged or unusual files in this process."""
     warnings.filterwarnings("ignore", module="PIL")
 
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[Image.Image]:
-    """Open a picture file; whatever goes wrong with it, here or while it is worked on, becomes one exception.
+    """Open an image file; every error, here or in the body of the `with` statement, becomes an `UnreadableImage`.
 
     Raises:
-        UnreadableImage: the file is missing, empty, truncated, too large to be true, or not a picture.
+        UnreadableImage: the file is missing, empty, truncated, not an image, or has too many pixels.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
-            raise UnreadableImage("not a file")  # a pipe would be waited for
+            raise UnreadableImage("not a file")  # opening a pipe would block
         with Image.open(path, formats=FORMATS) as image:
             yield image
     except UnreadableImage:
@@ -69,21 +69,21 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         raise UnreadableImage("a folder, not a file") from None
     except UnidentifiedImageError:
         size = os.stat(path).st_size
-        raise UnreadableImage("the file is empty" if size == 0 else "not a picture in a known format") from None
+        raise UnreadableImage("the file is empty" if size == 0 else "not an image in a supported format") from None
     except Image.DecompressionBombError:
-        raise UnreadableImage("more pixels than any photograph has: refused") from None
+        raise UnreadableImage("too many pixels (a decompression bomb?)") from None
     except MemoryError:
-        raise UnreadableImage(f"{NOT_ITS_FAULT}: not enough memory") from None
-    except Exception as error:  # a file may hold anything, and Pillow raise anything
+        raise UnreadableImage(f"{TRANSIENT}: not enough memory") from None
+    except Exception as error:  # Pillow raises errors of any type for damaged files
         if isinstance(error, OSError) and error.errno:
-            raise UnreadableImage(f"{NOT_ITS_FAULT}: {error.strerror}") from None
+            raise UnreadableImage(f"{TRANSIENT}: {error.strerror}") from None
         raise UnreadableImage(f"damaged: {error or type(error).__name__}") from None
 
 
 def to_array(image: Image.Image, image_size: int, resize: Resize, channels: Channels) -> np.ndarray:
-    """Turn an opened picture into the array that `decode` describes."""
+    """Convert an opened image to the array that `decode` returns."""
     if image.format in ("JPEG", "MPO"):
-        image.draft("RGB", (2 * image_size, 2 * image_size))  # it is decoded small: several times faster
+        image.draft("RGB", (2 * image_size, 2 * image_size))  # decode at a reduced size: several times faster
     image = to_rgb(image)
     size = (image_size, image_size)
     if image.size == size:
@@ -100,15 +100,15 @@ def to_array(image: Image.Image, image_size: int, resize: Resize, channels: Chan
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn an opened picture upright, lay it over white, and make it 8-bit RGB."""
+    """Apply an opened image's EXIF orientation, blend it with white, and convert it to 8-bit RGB."""
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":
         values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
-        most = values.max(initial=0)
-        deep = image.mode.startswith("I;16") or most > 255
-        top = 65535.0 if deep else 1.0 if image.mode == "F" and most <= 1 else 255.0
-        image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
+        maximum = values.max(initial=0)
+        is_16_bit = image.mode.startswith("I;16") or maximum > 255
+        white_level = 65535.0 if is_16_bit else 1.0 if image.mode == "F" and maximum <= 1 else 255.0
+        image = Image.fromarray((values.clip(0, white_level) * (255 / white_level)).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -119,11 +119,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def decode_some(
     files: Sequence[str], image_size: int, resize: Resize, channels: Channels
 ) -> tuple[np.ndarray, list[str]]:
-    """Decode a few files.
+    """Decode several files.
 
     Returns:
-        `N x image_size x image_size x 3`, uint8, and for each why it could not be read, in which case it is black, or
-        the empty string.
+        `N x image_size x image_size x 3`, uint8, and for each file the reason why it could not be read (its image is
+        black), or an empty string.
     """
     block = np.zeros((len(files), image_size, image_size, 3), dtype=np.uint8)
     reasons = [""] * len(files)
@@ -136,7 +136,7 @@ def decode_some(
 
 
 class Header(NamedTuple):
-    """What a picture file says of itself; `digest` is a hash of its bytes, `format` is empty if it is no picture."""
+    """Header of an image file; `digest` is a hash of the file's bytes, `format` is empty if it is not an image."""
 
     digest: bytes
     format: str
@@ -146,32 +146,32 @@ class Header(NamedTuple):
 
 
 def read_headers(files: Sequence[str]) -> list[Header]:
-    """Read some files and the headers of the pictures in them; a file that cannot be read has an empty digest."""
+    """Read the headers and hashes of several image files; a file that cannot be read has an empty digest."""
     results = []
     for path in files:
-        digest, about = b"", ("", "", 0, 0)
-        with suppress(OSError, UnreadableImage), opened(path) as image:  # decoding tells what is wrong with a file
-            about = (str(image.format), image.mode, *image.size)
+        digest, header = b"", ("", "", 0, 0)
+        with suppress(OSError, UnreadableImage), opened(path) as image:  # decoding reports what is wrong with a file
+            header = (str(image.format), image.mode, *image.size)
         if os.path.isfile(path):
             with suppress(OSError):
                 digest = file_hash(path, partial(hashlib.blake2b, digest_size=16)).digest()
-        results.append(Header(digest, *about))
+        results.append(Header(digest, *header))
     return results
 
 
 def is_image(name: str) -> bool:
-    """Tell by its suffix whether a file name is a picture's."""
+    """Return whether a file name has the suffix of an image."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def find_images(folder: str | Path) -> list[str]:
-    """Return the picture files in and below a folder in an order that is the same on every machine.
+    """Return the image files in and below a folder, in the same order on every machine.
 
-    Links are followed, but not to a folder above or twice to the same; hidden files and folders are left out.
+    Links are followed, except to a parent folder or to a folder seen before; hidden files and folders are skipped.
     """
     results: list[str] = []
-    above = [os.stat(p) for p in Path(folder).resolve().parents]
-    seen = {(s.st_dev, s.st_ino) for s in above}
+    parents = [os.stat(p) for p in Path(folder).resolve().parents]
+    seen = {(s.st_dev, s.st_ino) for s in parents}
     for top, dirs, names in os.walk(folder, followlinks=True):
         here = os.stat(top)
         if (here.st_dev, here.st_ino) in seen:
@@ -184,5 +184,5 @@ def find_images(folder: str | Path) -> list[str]:
 
 
 def relative(path: str, folder: str | Path) -> str:
-    """Return the path of a file as it is seen from a folder above it, with forward slashes."""
+    """Return the path of a file relative to a folder above it, with forward slashes."""
     return path[len(os.path.join(folder, "")) :].replace(os.sep, "/")

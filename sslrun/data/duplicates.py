@@ -1,6 +1,6 @@
-"""Files that lie there twice, exactly or nearly, and what else lies beside them.
+"""Exact and near duplicates, and files that are not images.
 
-Everything here reads; nothing here decides. `report/check.py` makes sentences of it.
+The functions here only measure; they draw no conclusions.
 """
 
 import os
@@ -20,16 +20,16 @@ from sslrun.data.decode import Header, is_image, read_headers
 from sslrun.data.images import Images
 from sslrun.data.workers import in_order, workers
 
-SAME = 0.05  # largest distance of near duplicates' thumbnails, as a part of their contrast
+SAME = 0.05  # largest distance between near duplicates' thumbnails, relative to their contrast
 THUMBNAIL = 16  # px
-PROJECTED = 20  # dimensions in which neighbours are looked for
-NEIGHBORS = 8  # looked at for each picture
-BLANK = 2.0  # standard deviation, of 255, below which a picture shows nothing
-SAMPLED = 5000  # pictures that the projection is found on
+PROJECTED = 20  # dimensions of the projection for the neighbor search
+NEIGHBORS = 8  # per image
+BLANK = 2.0  # standard deviation, of 255, below which an image is blank
+SAMPLED = 5000  # images that the projection is fitted to
 
 
 def headers(files: Sequence[str]) -> list[Header]:
-    """Read every file and the header of the picture in it, on all cores."""
+    """Read the headers and hashes of image files on all cores."""
     result: list[Header] = []
     with workers(len(files)) as pool, progress("reading", len(files), "files") as advance:
         for chunk in in_order(pool, read_headers, (files[i : i + 64] for i in range(0, len(files), 64))):
@@ -39,7 +39,7 @@ def headers(files: Sequence[str]) -> list[Header]:
 
 
 def other_files(folder: str) -> dict[str, int]:
-    """Count the files below a folder that are not taken for pictures, by their suffix."""
+    """Count the files below a folder that are not images, by their suffix."""
     result: Counter[str] = Counter()
     for _, dirs, names in os.walk(folder):
         dirs[:] = [d for d in dirs if not d.startswith(".")]
@@ -48,7 +48,7 @@ def other_files(folder: str) -> dict[str, int]:
 
 
 def exact_duplicates(digests: Sequence[bytes]) -> list[list[int]]:
-    """Return the groups of positions that have the same digest; an empty digest is like no other."""
+    """Return the groups of positions that have the same digest; an empty digest matches no other."""
     groups: dict[bytes, list[int]] = {}
     for i, digest in enumerate(digests):
         if digest:
@@ -57,52 +57,56 @@ def exact_duplicates(digests: Sequence[bytes]) -> list[list[int]]:
 
 
 def near_duplicates(images: Images, test: np.ndarray | None = None) -> list[list[int]]:
-    """Return groups of positions of pictures that differ by little more than compression, scale or brightness.
+    """Return groups of positions of images that differ by little more than compression, scale or brightness.
 
-    Two pictures are near duplicates if their 16 px thumbnails, less their mean, differ by less than 5 % of their
-    contrast; those with the same pixels are. Neighbours are looked for in a 20-dimensional projection, which makes no
-    distance larger: the 8 nearest of each, and the 8 nearest on the other side of training and test, so that in a long
-    burst each picture has its group, though a burst may be several groups. Blank pictures are left out. Crops, shifts,
-    strong compression of small pictures, and brightness that clips are not found.
+    Two images are near duplicates if their pixels are equal, or if their mean-centered 16 px thumbnails differ by less
+    than 5 % of their contrast. Neighbors are searched in a 20-dimensional projection, which increases no distance: the
+    8 nearest to each image, and the 8 nearest in the other split. So each image of a long burst is in some group, but
+    a burst may be split into several groups. Blank images are skipped. Not detected are crops, shifts, strong
+    compression of small images, and brightness changes that clip.
 
     Args:
-        images: all pictures.
-        test: whether each is of the test split.
+        images: all images.
+        test: whether each image is in the test split; by default none is.
     """
     if len(images) < 2:
         return []
     step = max(1, len(images) // SAMPLED)
-    some = torch.cat([_thumbnails(batch)[0] for batch in images.take(np.arange(0, len(images), step)).split(512)])
-    mean = some.mean(0)
-    basis = torch.linalg.svd(some - mean, full_matrices=False)[2][:PROJECTED].T
+    thumbnails = torch.cat([_thumbnails(batch)[0] for batch in images.take(np.arange(0, len(images), step)).split(512)])
+    mean = thumbnails.mean(0)
+    basis = torch.linalg.svd(thumbnails - mean, full_matrices=False)[2][:PROJECTED].T
     low, contrast = _projected(images, mean, basis)
-    shown = np.flatnonzero(contrast > BLANK)
-    side = np.zeros(len(images), dtype=bool) if test is None else test
-    pixels = np.concatenate([images.digests[images.index.numpy()], side[:, None]], 1)[shown]
-    _, first, of = np.unique(pixels, axis=0, return_index=True, return_inverse=True)
-    rows = shown[np.sort(first)]  # of pictures with the same pixels, one for each side
-    pairs = [_neighbors(low, rows, rows), _neighbors(low, rows[side[rows]], rows[~side[rows]]),
-             _neighbors(low, rows[~side[rows]], rows[side[rows]])]  # fmt: skip
+    not_blank = np.flatnonzero(contrast > BLANK)
+    is_test = np.zeros(len(images), dtype=bool) if test is None else test
+    pixels = np.concatenate([images.digests[images.index.numpy()], is_test[:, None]], 1)[not_blank]
+    _, first, group = np.unique(pixels, axis=0, return_index=True, return_inverse=True)
+    rows = not_blank[np.sort(first)]  # one image per split of those with the same pixels
+    train_rows, test_rows = rows[~is_test[rows]], rows[is_test[rows]]
+    pairs = [
+        _neighbors(low, rows, rows),
+        _neighbors(low, test_rows, train_rows),
+        _neighbors(low, train_rows, test_rows),
+    ]
     a, b = np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs])
     alike = [_alike(images, a[k : k + 512], b[k : k + 512]) for k in range(0, len(a), 512)]
     keep = np.concatenate([np.empty(0, dtype=bool), *alike])
-    same = shown[first[of.ravel()]]  # for each picture that is shown, the first with its pixels
-    return _groups(np.concatenate([a[keep], same]), np.concatenate([b[keep], shown]), len(images))
+    same = not_blank[first[group.ravel()]]  # for each image, the first one with the same pixels
+    return _groups(np.concatenate([a[keep], same]), np.concatenate([b[keep], not_blank]), len(images))
 
 
-def _neighbors(low: np.ndarray, of: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return pairs of positions that may be near duplicates, the first `of` these, the second `among` those."""
-    if not len(of) or not len(among):
+def _neighbors(low: np.ndarray, queries: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return pairs of positions that may be near duplicates: one of the queries, and one of the candidates."""
+    if not len(queries) or not len(candidates):
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    tree = cKDTree(low[among])
-    distances, indices = tree.query(low[of], k=NEIGHBORS + 1, distance_upper_bound=SAME, workers=-1)
+    tree = cKDTree(low[candidates])
+    distances, indices = tree.query(low[queries], k=NEIGHBORS + 1, distance_upper_bound=SAME, workers=-1)
     i, j = np.nonzero(np.isfinite(distances))
-    a, b = of[i], among[indices[i, j]]
+    a, b = queries[i], candidates[indices[i, j]]
     return a[a != b], b[a != b]
 
 
 def _thumbnails(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return thumbnails less their means, `N x 768` of length 1, and N standard deviations."""
+    """Return mean-centered thumbnails, `N x 768` with norm 1, and N standard deviations."""
     small = F.interpolate(images.float(), (THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True).flatten(1)
     small -= small.mean(1, keepdim=True)
     return F.normalize(small), small.std(1, unbiased=False)
@@ -123,7 +127,7 @@ def _projected(images: Images, mean: Tensor, basis: Tensor) -> tuple[np.ndarray,
 
 
 def _alike(images: Images, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Tell which pairs of positions are near duplicates."""
+    """Return which of the pairs of positions are near duplicates."""
     (one, contrast), (other, contrasts) = (_thumbnails(images[torch.from_numpy(rows)]) for rows in (a, b))
     ratio = contrast / contrasts
     return ((one - other).norm(dim=1) < SAME).numpy() & ((ratio > 0.8) & (ratio < 1.25)).numpy()

@@ -1,7 +1,7 @@
 """Splits and label subsets: deterministic, stratified, nested.
 
-A class is shuffled once, by a seed; a part of it is always a prefix of that order. So a subset of 1 % lies inside
-that of 10 %, for every class.
+The images are shuffled once per seed, and a subset is a prefix of each class in that permutation. So the 1 % subset
+is contained in the 10 % subset, for every class.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from sslrun.base.errors import UserError
 def hashed_train_test_split(
     names: Sequence[str], labels: np.ndarray, fraction: float = 0.2
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split a data set that comes without a test split: `fraction` of each class, by the hash of the names.
+    """Split a data set that has no test split: `fraction` of each class becomes test, by the hash of the names.
 
-    The hash makes it the same on every machine, and a picture that is added later moves almost none of the others.
+    The hash makes the split the same on every machine; adding an image later moves almost none of the others.
 
     Args:
-        names: N names, each unique and independent of where the data set lies.
-        labels: N whole numbers.
+        names: N unique names, which do not depend on the location of the data set.
+        labels: N integers.
 
     Returns:
-        The positions of train and of test, both sorted.
+        Sorted positions of train and of test.
     """
     hashes = [hashlib.sha256(n.encode("utf-8", "surrogateescape")).digest() for n in names]
     permutation = np.argsort(np.array(hashes, dtype="S32"), kind="stable")
@@ -34,39 +34,39 @@ def hashed_train_test_split(
 
 
 def validation_sizes(sizes: dict[int, int], fraction: float) -> dict[int, int]:
-    """Return how many images of each class validation takes: of a fraction above 0 at least one."""
+    """Return the number of validation images per class, at least one if the fraction is above 0."""
     return {c: max(1, round(fraction * n)) if fraction > 0 else 0 for c, n in sizes.items()}
 
 
 def validation(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Carve a stratified validation split from training.
+    """Split off a stratified validation set from training.
 
     Returns:
-        The positions of what stays in training and of validation, both sorted.
+        Sorted positions of the remaining training images and of validation.
 
     Raises:
-        UserError: a class would be left without a training picture.
+        UserError: a class would have no training images left.
     """
-    wanted = validation_sizes(counts(labels), fraction)
+    sizes = validation_sizes(counts(labels), fraction)
     for c, n in counts(labels).items():
-        if wanted[c] >= n:
+        if sizes[c] >= n:
             raise UserError(
-                f"a class has only {n} training picture{'s' * (n > 1)}, too few to carve validation from: add "
-                "pictures to it, leave it out with dataset.classes, or say dataset.val_fraction=0"
+                f"a class has only {n} training image{'s' * (n > 1)}, too few to split off a validation set: add "
+                "images to it, exclude it with dataset.classes, or set dataset.val_fraction=0"
             )
     permutation = np.random.default_rng([seed, 1]).permutation(len(labels))
-    val = _prefixes(permutation, labels, wanted)
+    val = _prefixes(permutation, labels, sizes)
     return np.setdiff1d(np.arange(len(labels)), val), val
 
 
 @dataclass(frozen=True)
 class LabelBudget:
-    """How many labels of training may be used: a fraction, or so many of each class; with neither all.
+    """The number of training labels to use: a fraction, or a number per class; by default all.
 
     Attributes:
-        fraction: of each class's size, that of validation included; at least one image of each class.
-        per_class: of each class, whatever the fraction.
-        seed: of the subset; smaller subsets of one seed lie within the larger.
+        fraction: of each class, counted before validation is split off; at least one image per class.
+        per_class: number of labels per class; takes precedence over `fraction`.
+        seed: of the subset; for one seed, smaller subsets are contained in larger ones.
     """
 
     fraction: float | None = None
@@ -75,32 +75,32 @@ class LabelBudget:
 
     @property
     def value(self) -> float:
-        """Return the number of labels of each class, or the fraction of all."""
+        """Return the number of labels per class if it is set, else the fraction."""
         return self.per_class if self.per_class is not None else 1.0 if self.fraction is None else self.fraction
 
     def check(self, keys: Collection[str] = ()) -> None:
-        """Refuse an amount of labels that cannot be meant.
+        """Check the label budget.
 
         Args:
-            keys: that stand on the command line.
+            keys: of the overrides on the command line.
 
         Raises:
-            UserError: more than all of them, or two amounts at once.
+            UserError: the fraction is above 1, or both a fraction and a number per class are set.
         """
         if self.fraction is not None and self.fraction > 1:
             raise UserError(
-                f"label_fraction must be at most 1, found {self.fraction:g}; for a number of labels say "
+                f"label_fraction must be at most 1, found {self.fraction:g}; for a number of labels use "
                 "labels_per_class"
             )
         if {"label_fraction", "labels_per_class"} <= set(keys):
-            raise UserError("say label_fraction or labels_per_class, not both")
+            raise UserError("set label_fraction or labels_per_class, not both")
 
-    def short(self, available: dict[int, int], class_sizes: dict[int, int]) -> list[int]:
-        """Return the classes with fewer images than `per_class`, or of which the fraction is less than one image.
+    def too_small(self, available: dict[int, int], class_sizes: dict[int, int]) -> list[int]:
+        """Return the classes with fewer images than `per_class`, or whose fraction is less than one image.
 
         Args:
-            available: images of each class, without validation.
-            class_sizes: images of each class, with validation.
+            available: number of images per class, without validation.
+            class_sizes: number of images per class, with validation.
         """
         if self.per_class is not None:
             return [c for c, n in available.items() if n < self.per_class]
@@ -109,11 +109,11 @@ class LabelBudget:
     def rows(
         self, labels: np.ndarray, class_sizes: dict[int, int] | None = None, class_names: Sequence[str] = ()
     ) -> np.ndarray:
-        """Choose the images whose labels may be used: stratified, at least one a class, nested for one seed.
+        """Select the images whose labels are used: stratified, at least one per class, nested for one seed.
 
         Args:
-            labels: N labels to choose from.
-            class_sizes: what the fraction refers to, by default the counts in `labels`.
+            labels: N labels to select from.
+            class_sizes: number of images per class that the fraction refers to; by default the counts in `labels`.
             class_names: for the messages.
 
         Returns:
@@ -125,24 +125,24 @@ class LabelBudget:
         available = counts(labels)
         sizes = class_sizes or available
         if self.per_class is not None:
-            short = self.short(available, sizes)
-            if short:
-                named = ", ".join(f"{class_names[c] if class_names else c} has {available[c]}" for c in short[:5])
+            too_small = self.too_small(available, sizes)
+            if too_small:
+                named = ", ".join(f"{class_names[c] if class_names else c} has {available[c]}" for c in too_small[:5])
                 raise UserError(
-                    f"labels_per_class={self.per_class} is more than there are: {named} (validation set apart)"
+                    f"labels_per_class={self.per_class} is more than available: {named} (without validation)"
                 )
-            wanted = dict.fromkeys(available, self.per_class)
+            subset = dict.fromkeys(available, self.per_class)
         else:
-            wanted = {c: min(n, max(1, round(self.value * sizes[c]))) for c, n in available.items()}
+            subset = {c: min(n, max(1, round(self.value * sizes[c]))) for c, n in available.items()}
         permutation = np.random.default_rng([self.seed, 2]).permutation(len(labels))
-        return _prefixes(permutation, labels, wanted)
+        return _prefixes(permutation, labels, subset)
 
 
 def fold_rows(labels: np.ndarray, k: int, n: int, seed: int) -> np.ndarray:
-    """Return the sorted positions of the k-th of n parts, each of which has its share of every class.
+    """Return the sorted positions of the k-th of n folds, stratified by class; k counts from 0.
 
     Raises:
-        UserError: there is no such part.
+        UserError: there is no such fold.
     """
     if not 0 <= k < n:
         raise UserError(f"fold=[{k},{n}]: the first number must be from 0 to {n - 1}")
@@ -151,19 +151,19 @@ def fold_rows(labels: np.ndarray, k: int, n: int, seed: int) -> np.ndarray:
     first = 0
     rows_by_class = []
     for c, size in counts(labels).items():
-        place = np.arange(first, first + size)  # counted on from class to class, so that small classes take turns
-        rows_by_class.append(permutation[permuted == c][place % n == k])
+        position = np.arange(first, first + size)  # not from 0 for each class: small classes would all be in fold 0
+        rows_by_class.append(permutation[permuted == c][position % n == k])
         first += size
     return np.sort(np.concatenate(rows_by_class))
 
 
 def counts(labels: np.ndarray) -> dict[int, int]:
-    """Return how many there are of each class, in the order of the classes."""
+    """Return the number of images per class, sorted by class."""
     values, n = np.unique(labels, return_counts=True)
     return {int(v): int(k) for v, k in zip(values, n, strict=True)}
 
 
-def _prefixes(permutation: np.ndarray, labels: np.ndarray, wanted: dict[int, int]) -> np.ndarray:
+def _prefixes(permutation: np.ndarray, labels: np.ndarray, sizes: dict[int, int]) -> np.ndarray:
     permuted = labels[permutation]
-    rows_by_class = [permutation[permuted == c][:k] for c, k in wanted.items()]
+    rows_by_class = [permutation[permuted == c][:k] for c, k in sizes.items()]
     return np.sort(np.concatenate(rows_by_class)) if rows_by_class else np.empty(0, dtype=np.int64)

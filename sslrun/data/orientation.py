@@ -1,6 +1,6 @@
-"""What the pixels of a data set say: grey, blank, and whether images have a canonical orientation.
+"""Grayscale and blank images, and whether images have a canonical orientation.
 
-Everything here reads; nothing here decides. `report/check.py` makes sentences of it.
+The functions here only measure; they draw no conclusions.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,13 +17,13 @@ from sslrun.base.machine import one_thread
 from sslrun.data.duplicates import BLANK
 from sslrun.data.images import Images
 
-GRAY = 2  # largest difference of the channels, of 255, in a grey picture
-SAMPLE, SIDE = 2000, 32  # pictures, and their px, for what is estimated from a sample
-MIN_IMAGES = 50  # pictures to tell from whether they have an up
+GRAY = 2  # largest difference between channels, of 255, in a grayscale image
+SAMPLE, SIDE = 2000, 32  # number of images in the sample, and their size in px
+MIN_IMAGES = 50  # fewer are too few to measure their orientation
 
 
 def sample(images: Images, seed: int = 0) -> Tensor:
-    """Return at most 2,000 of the pictures at 32 px, `n x 3 x 32 x 32` in [0, 1]."""
+    """Return up to 2,000 random images, resized to 32 px, `n x 3 x 32 x 32` in [0, 1]."""
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:SAMPLE]
     small = [
         F.interpolate(batch.float() / 255, (SIDE, SIDE), mode="bilinear", antialias=True)
@@ -33,31 +33,31 @@ def sample(images: Images, seed: int = 0) -> Tensor:
 
 
 def gray_share(images: Tensor) -> float:
-    """Return which part of `N x 3 x S x S` pictures in [0, 1] has no colour."""
+    """Return the fraction of images, `N x 3 x S x S` in [0, 1], that are grayscale."""
     spread = images.amax(1) - images.amin(1)
     return float((spread.flatten(1).amax(1) <= GRAY / 255).float().mean())
 
 
 def blank_share(images: Tensor) -> float:
-    """Return which part of `N x 3 x S x S` pictures in [0, 1] shows nothing."""
+    """Return the fraction of images, `N x 3 x S x S` in [0, 1], that are blank."""
     return float((images.std((2, 3)).amax(1) < BLANK / 255).float().mean())
 
 
 def pixels(images: Tensor) -> dict[str, Any]:
-    """Return what the pixels of `N x 3 x 32 x 32` pictures in [0, 1] say: grey, blank, and whether they have an up."""
+    """Return the grayscale and blank fractions and the orientation of images, `N x 3 x 32 x 32` in [0, 1]."""
     result = {"sampled": len(images), "gray": gray_share(images), "blank": blank_share(images)}
     return result | {"orientation": asdict(orientation(images)) if len(images) >= MIN_IMAGES else None}
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """How well a linear rule on edges and coarse colours tells, on pictures that it was not fitted to.
+    """Validation accuracy of linear classifiers that predict the rotation or flip from edges and coarse colors.
 
     Attributes:
-        rotation: by how many quarter turns a picture was turned; chance is 0.25.
-        errors_by_180: the part of all guesses that is wrong by a half turn.
-        flip: whether a picture was mirrored; chance is 0.5.
-        images: that it was tried on.
+        rotation: accuracy of predicting the rotation by 0, 90, 180 or 270 degrees; chance is 0.25.
+        errors_by_180: fraction of all these predictions that are off by 180 degrees.
+        flip: accuracy of predicting the horizontal flip; chance is 0.5.
+        images: number of validation images.
     """
 
     rotation: float
@@ -67,35 +67,42 @@ class Orientation:
 
 
 def orientation(images: Tensor) -> Orientation:
-    """Measure whether pictures, `N x 3 x 32 x 32` in [0, 1] in any order, have an up, and a left and right."""
+    """Measure how well rotations and horizontal flips of images, `N x 3 x 32 x 32` in [0, 1], can be recognized.
+
+    The images must be shuffled: the first three quarters are for fitting, the last for validation.
+    """
     cut = len(images) * 3 // 4
     train, val = images[:cut], images[cut:]
-    guess, truth = _predicted(train, val, [partial(torch.rot90, k=k, dims=(2, 3)) for k in range(4)])
-    flip_guess, flip_truth = _predicted(train, val, [lambda x: x, lambda x: x.flip(3)])
-    half = float(((guess - truth) % 4 == 2).mean())
-    return Orientation(float((guess == truth).mean()), half, float((flip_guess == flip_truth).mean()), len(val))
+    rotation, true_rotation = _predicted(train, val, [partial(torch.rot90, k=k, dims=(2, 3)) for k in range(4)])
+    flip, true_flip = _predicted(train, val, [lambda x: x, lambda x: x.flip(3)])
+    return Orientation(
+        rotation=float((rotation == true_rotation).mean()),
+        errors_by_180=float(((rotation - true_rotation) % 4 == 2).mean()),
+        flip=float((flip == true_flip).mean()),
+        images=len(val),
+    )
 
 
 def _predicted(
-    train: Tensor, val: Tensor, changes: Sequence[Callable[[Tensor], Tensor]]
+    train: Tensor, val: Tensor, transforms: Sequence[Callable[[Tensor], Tensor]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fit a linear rule that tells which change was made, and return its guesses on others, and the truth."""
+    """Fit a linear classifier of the applied transform; return its predictions on validation, and the true values."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    def all_of(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        return np.concatenate([_edges_and_colors(c(x)) for c in changes]), np.repeat(range(len(changes)), len(x))
+    def examples(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        return np.concatenate([_edges_and_colors(t(x)) for t in transforms]), np.repeat(range(len(transforms)), len(x))
 
-    rule = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
     with one_thread("blas"):
-        rule.fit(*all_of(train))
-    x, truth = all_of(val)
-    return rule.predict(x), truth
+        classifier.fit(*examples(train))
+    x, truth = examples(val)
+    return classifier.predict(x), truth
 
 
 def _edges_and_colors(x: Tensor) -> np.ndarray:
-    """Return histograms of the gradient's direction in 4 x 4 cells (Dalal & Triggs 2005), and 6 x 6 mean colours."""
+    """Return histograms of gradient directions in 4 x 4 cells (Dalal & Triggs 2005), and 6 x 6 mean colors."""
     gray = F.pad(x.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     dx, dy = gray[:, :, 1:-1, 2:] - gray[:, :, 1:-1, :-2], gray[:, :, 2:, 1:-1] - gray[:, :, :-2, 1:-1]
     direction = ((torch.atan2(dy, dx) / (2 * torch.pi) + 0.5) * 8).long().clamp(0, 7)

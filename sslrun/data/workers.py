@@ -1,4 +1,4 @@
-"""All cores at once. Worker processes import this file and what they are to do, so it imports little itself."""
+"""Worker pools on all cores. Worker processes import this module, so it imports little itself."""
 
 import multiprocessing.connection
 import os
@@ -15,46 +15,46 @@ from sslrun.base.machine import cores
 
 T = TypeVar("T")
 R = TypeVar("R")
-WORTH_PROCESSES = 2000  # tasks; it takes a second to start processes
+WORTH_PROCESSES = 2000  # tasks; starting processes takes about a second
 
 
 @contextmanager
 def workers(tasks: int, processes: bool = True) -> Iterator[Executor]:
-    """Open a pool of all cores: processes for many tasks, since Python does one thing at a time, threads for few.
+    """Open a pool with one worker per core: processes for many tasks, because of the GIL, threads for few.
 
     Args:
-        tasks: how many there are.
-        processes: False where a process that is started would run a user's script anew, which it imports.
+        tasks: number of tasks.
+        processes: False where a new process would import, and so run again, the user's script.
 
     Raises:
-        UserError: a process was killed.
+        UserError: a worker process was killed.
     """
     if tasks < WORTH_PROCESSES or cores() == 1 or not processes:
-        with ThreadPoolExecutor(cores()) as threads, _cancelled(threads):
+        with ThreadPoolExecutor(cores()) as threads, _cancel_on_error(threads):
             yield threads
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(cores(), context, initializer=_become_a_worker) as pool, _cancelled(pool):
-        with _ctrl_c_ignored():
+    with ProcessPoolExecutor(cores(), context, initializer=_initialize_worker) as pool, _cancel_on_error(pool):
+        with _ignore_ctrl_c():
             for _ in range(cores()):
-                pool.submit(int)  # which starts one
+                pool.submit(int)  # starts a process
         try:
             yield pool
         except BrokenProcessPool:
             from sslrun.base.errors import UserError
 
-            raise UserError("a process that was reading pictures was killed: is the memory full?") from None
+            raise UserError("a worker process that was reading images was killed; out of memory?") from None
 
 
-def name_start_method() -> None:
-    """Have this process start others as they know how to; joblib's own processes name a way that others do not."""
+def ensure_start_method() -> None:
+    """Set the start method of processes to `spawn` if it is unknown, as it is in joblib's own worker processes."""
     if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
         multiprocessing.set_start_method("spawn", force=True)
 
 
 @contextmanager
-def _cancelled(pool: Executor) -> Iterator[None]:
-    """Leave undone what has not begun when something goes wrong, such as Ctrl-C."""
+def _cancel_on_error(pool: Executor) -> Iterator[None]:
+    """Cancel pending tasks on an error or Ctrl-C."""
     try:
         yield
     except BaseException:
@@ -63,19 +63,19 @@ def _cancelled(pool: Executor) -> Iterator[None]:
 
 
 def in_order(pool: Executor, work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-    """Yield the results of all tasks in their order, with a few for each core under way at any time."""
-    under_way: deque[Future[R]] = deque()
+    """Yield the results in the order of the tasks, with at most 4 tasks per core submitted at a time."""
+    pending: deque[Future[R]] = deque()
     for task in tasks:
-        under_way.append(pool.submit(work, task))
-        if len(under_way) >= 4 * cores():
-            yield under_way.popleft().result()
-    while under_way:
-        yield under_way.popleft().result()
+        pending.append(pool.submit(work, task))
+        if len(pending) >= 4 * cores():
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 @contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
-    """Ignore Ctrl-C, as processes that are started meanwhile then do for good: the parent ends them."""
+def _ignore_ctrl_c() -> Iterator[None]:
+    """Ignore Ctrl-C while processes are started; they inherit this, and the parent stops them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -86,16 +86,16 @@ def _ctrl_c_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _become_a_worker() -> None:
-    """End when the parent ends, however it does; say as little of strange files as it does."""
+def _initialize_worker() -> None:
+    """Silence Pillow's warnings, and exit when the parent exits, even if it is killed."""
     from sslrun.data.decode import ignore_pillow_warnings
 
     ignore_pillow_warnings()
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def follow() -> None:
+    def exit_with_parent() -> None:
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()

@@ -24,7 +24,7 @@ from sslrun.config.check import check
 from sslrun.config.commands import typed
 from sslrun.config.renames import renamed_composed
 from sslrun.data.decode import ignore_pillow_warnings
-from sslrun.data.workers import name_start_method
+from sslrun.data.workers import ensure_start_method
 from sslrun.runs.find import has_checkpoint, is_complete, read_summary, score
 from sslrun.runs.resume import CHECKPOINT, MAY_DIFFER, STUDY, fixed, refuse_older, resumed_config
 from sslrun.runs.run import Run, Stages
@@ -86,7 +86,7 @@ def _take_process() -> None:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own pretext.py beside her conf/ can be a _target_
     ignore_pillow_warnings()
-    name_start_method()
+    ensure_start_method()
 
 
 def _executed(config: DictConfig, stages: Stages, hydra: Any, opened: list[Run]) -> dict[str, Any]:

@@ -199,7 +199,7 @@ def _labels(split: CheckedSplit, options: Options, budget: LabelBudget) -> dict[
         "labels_per_class": budget.per_class,
         "classes": len(sizes),
         "too_few_for_validation": [names[c] for c, n in sizes.items() if taken[c] >= n],
-        "too_few": {names[c]: available[c] for c in budget.short(available, sizes)},
+        "too_few": {names[c]: available[c] for c in budget.too_small(available, sizes)},
     }
 
 

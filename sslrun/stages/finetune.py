@@ -147,7 +147,7 @@ def _best(
     _begin(run, network, device, data, chosen, val)
     weights = file_hash(network.path, "sha256").hexdigest() if network.path else network.name
     fingerprints = [data.fingerprint(), val.fingerprint() if val else ""]
-    return choose(run, fingerprints, weights, len(val) if val else 0, chosen.fewest())
+    return choose(run, fingerprints, weights, len(val) if val else 0, chosen.smallest_class_size())
 
 
 def _begin(run: Run, network: Network, device: Device, data: Dataset, chosen: Dataset, val: Dataset | None) -> None:

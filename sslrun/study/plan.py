@@ -175,7 +175,7 @@ def _folds(cell: Cell, loaded: StudyData, settings: int, mode: str) -> list[list
     """
     if (settings < 2 and mode != AUTO) or (cell.initialization, cell.mode) == (SCRATCH, PROBE):
         return []
-    folds = folds_of(len(loaded.val or ()), loaded.data.within(cell.budget).fewest())
+    folds = folds_of(len(loaded.val or ()), loaded.data.within(cell.budget).smallest_class_size())
     if folds == [None] and not loaded.val:
         (label_budget,) = (f"{k}={v:g}" for k, v in cell.labels.items())
         raise UserError(

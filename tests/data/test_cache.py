@@ -1,4 +1,4 @@
-"""Decoding many images, once."""
+"""Decoded images are cached: decoded once, in order, safely."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ from tests.helpers import ended, spawn, wait_for
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every file that is decoded in this process."""
+    """Return the list of the files that this process decodes."""
     calls: list[str] = []
 
     def counted(path: str, *settings: Any) -> np.ndarray:
@@ -35,7 +35,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def test_pictures_are_decoded_in_order_and_a_second_start_takes_no_decoding(photos: Path, decoded: list[str]) -> None:
+def test_images_are_decoded_in_order_and_only_once(photos: Path, decoded: list[str]) -> None:
     files = find_images(photos)
     first = decode_all(files, 16, "crop", "rgb")
     assert sorted(decoded) == sorted(files)
@@ -48,7 +48,7 @@ def test_pictures_are_decoded_in_order_and_a_second_start_takes_no_decoding(phot
     assert (again.digests == first.digests).all()
 
 
-def test_blocks_of_any_size_give_the_same(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_do_not_depend_on_the_block_size(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = find_images(photos)
     first = decode_all(files, 16, "crop", "rgb")
     monkeypatch.setattr(cache, "CHUNK", 7 * 16 * 16 * 3)
@@ -58,7 +58,7 @@ def test_blocks_of_any_size_give_the_same(photos: Path, monkeypatch: pytest.Monk
     assert (first.digests == second.digests).all()
 
 
-def test_case_49_other_settings_files_or_versions_are_decoded_anew(
+def test_case_49_other_settings_files_or_versions_are_decoded_again(
     photos: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = find_images(photos / "flower")
@@ -77,13 +77,13 @@ def test_case_49_other_settings_files_or_versions_are_decoded_anew(
 
 
 @pytest.mark.parametrize("change", ["content", "time"])
-def test_case_49_a_changed_file_is_decoded_anew(photos: Path, decoded: list[str], change: str) -> None:
+def test_case_49_a_changed_file_is_decoded_again(photos: Path, decoded: list[str], change: str) -> None:
     data = (photos / "flower/flower 00.jpg").read_bytes()
     Path("x.jpg").write_bytes(data)
     decode_all(["x.jpg"], 16, "crop", "rgb")
     before = os.stat("x.jpg")
     if change == "content":
-        Path("x.jpg").write_bytes(data + b"\0")  # another size, the same time
+        Path("x.jpg").write_bytes(data + b"\0")  # different size, same modification time
         os.utime("x.jpg", ns=(before.st_atime_ns, before.st_mtime_ns))
     else:
         os.utime("x.jpg", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
@@ -93,7 +93,7 @@ def test_case_49_a_changed_file_is_decoded_anew(photos: Path, decoded: list[str]
 
 @pytest.mark.parametrize("name", ["images.npy", "digests.npy", "bad.json"])
 @pytest.mark.parametrize("how", ["cut", "missing", "empty", "other"])
-def test_case_49_a_damaged_copy_is_made_anew(photos: Path, decoded: list[str], name: str, how: str) -> None:
+def test_case_49_a_damaged_cache_entry_is_created_again(photos: Path, decoded: list[str], name: str, how: str) -> None:
     files = find_images(photos)[:5]
     first = decode_all(files, 16, "crop", "rgb").array.copy()
     (folder,) = [p for p in cache.cache_folder().iterdir() if p.is_dir()]
@@ -112,14 +112,14 @@ def test_case_49_a_damaged_copy_is_made_anew(photos: Path, decoded: list[str], n
     assert decoded == []
 
 
-def test_nothing_but_bad_files() -> None:
+def test_only_unreadable_files() -> None:
     Path("a.jpg").write_text("x")
     result = decode_all(["a.jpg"], 16, "crop", "rgb")
     assert len(result.images()) == 0
-    assert result.bad == {0: "not a picture in a known format"}
+    assert result.bad == {0: "not an image in a supported format"}
 
 
-def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_writable_cache_images_are_decoded_in_memory(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("file").write_text("in the way")
     monkeypatch.setenv("SSLRUN_CACHE", "file")
     files = find_images(photos)[:3]
@@ -128,7 +128,7 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(photos: Path, monke
     assert len({d.tobytes() for d in result.digests}) == 3
 
 
-def test_a_full_disk_is_no_reason_to_stop_and_leaves_no_half_a_copy(
+def test_on_a_full_disk_images_are_decoded_in_memory_and_no_partial_entry_is_left(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if os.geteuid() or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
@@ -153,12 +153,12 @@ def test_a_full_disk_is_no_reason_to_stop_and_leaves_no_half_a_copy(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     large, small = done.stderr.split("900 0\n")
-    assert "cannot be kept" in large
-    assert "cannot be kept" not in small
+    assert "Cannot cache decoded images" in large
+    assert "Cannot cache decoded images" not in small
     assert small.endswith("8 1\n")
 
 
-def test_a_write_that_fails_on_the_way_leaves_no_half_a_copy(
+def test_a_failed_write_leaves_no_partial_cache_entry(
     photos: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[str]
 ) -> None:
     calls = []
@@ -191,16 +191,16 @@ def decode_slowly(folder: str) -> None:
     print(decode_all(find_images(folder), 16, "crop", "rgb").array.sum())
 
 
-def test_case_48_two_processes_at_once_decode_once(photos: Path) -> None:
+def test_case_48_concurrent_processes_decode_only_once(photos: Path) -> None:
     children = [spawn(decode_slowly, str(photos), out=f"out{i}", err="err") for i in range(3)]
     assert [ended(c) for c in children] == [0, 0, 0]
     assert len({Path(f"out{i}").read_text() for i in range(3)}) == 1
     assert len(Path("calls").read_text().splitlines()) == 60
-    assert "Waiting for another process that is decoding the same pictures" in Path("err").read_text()
+    assert "Waiting for another process that is decoding the same images" in Path("err").read_text()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
-def test_case_48_a_process_that_is_killed_while_decoding_leaves_nothing_that_is_used(photos: Path) -> None:
+def test_case_48_a_process_killed_while_decoding_leaves_no_usable_entry(photos: Path) -> None:
     child = spawn(decode_slowly, str(photos))
     wait_for(child, lambda: Path("calls").exists() and len(Path("calls").read_text().splitlines()) >= 5)
     child.kill()
@@ -211,7 +211,7 @@ def test_case_48_a_process_that_is_killed_while_decoding_leaves_nothing_that_is_
     assert not list(cache.cache_folder().glob("*.part"))
 
 
-def test_a_mapped_array_is_resized_once_and_equals_one_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_mapped_array_is_resized_once_and_equals_one_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     array = rng.integers(0, 255, (50, 3, 12, 12), dtype=np.uint8)
     array.tofile("array.bin")
@@ -228,7 +228,7 @@ def test_a_mapped_array_is_resized_once_and_equals_one_in_memory(monkeypatch: py
     assert (resize_all(mapped, 20, "rgb").array == first.array).all()
 
 
-def test_the_copy_holds_what_the_docstring_says(photos: Path) -> None:
+def test_a_cache_entry_has_the_documented_files(photos: Path) -> None:
     files = [*find_images(photos)[:4], "missing.jpg"]
     decode_all(files, 16, "crop", "rgb")
     (folder,) = [p for p in cache.cache_folder().iterdir() if p.is_dir()]
@@ -237,7 +237,7 @@ def test_the_copy_holds_what_the_docstring_says(photos: Path) -> None:
     assert json.loads((folder / "bad.json").read_text()) == {"4": "no such file"}
 
 
-def test_the_cache_lies_where_it_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache.cache_folder() == Path(os.environ["SSLRUN_CACHE"], "decoded")
     monkeypatch.delenv("SSLRUN_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
@@ -246,7 +246,7 @@ def test_the_cache_lies_where_it_was_said(monkeypatch: pytest.MonkeyPatch) -> No
     assert cache.cache_folder() == Path.home() / ".cache/sslrun/decoded"
 
 
-def test_processes_decode_the_same_in_the_same_order(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_and_threads_decode_the_same_in_the_same_order(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("bad.jpg").write_text("text")
     files = [*find_images(photos), "bad.jpg", *find_images(photos)]
     threads = decode_all(files, 16, "crop", "rgb")
@@ -255,10 +255,10 @@ def test_processes_decode_the_same_in_the_same_order(photos: Path, monkeypatch: 
     monkeypatch.setattr(cache, "CHUNK", 5 * 16 * 16 * 3)
     processes = decode_all(files, 16, "crop", "rgb")
     assert (threads.array == processes.array).all()
-    assert threads.bad == processes.bad == {60: "not a picture in a known format"}
+    assert threads.bad == processes.bad == {60: "not an image in a supported format"}
 
 
-def test_a_file_that_could_not_be_opened_is_tried_again(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_could_not_be_opened_is_retried(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = find_images(photos)[:4]
     plain = Image.open
 
@@ -276,7 +276,7 @@ def test_a_file_that_could_not_be_opened_is_tried_again(photos: Path, monkeypatc
     assert (result.array[2] == decode(files[2], 16)).all()
 
 
-def test_arrays_in_memory_are_kept_by_their_content(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_in_memory_are_cached_by_content(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     array = rng.integers(0, 255, (50, 12, 12, 1), dtype=np.uint8)
     first = resize_all(array, 20, "rgb")
@@ -287,7 +287,7 @@ def test_arrays_in_memory_are_kept_by_their_content(monkeypatch: pytest.MonkeyPa
     assert (resize_all(other, 20, "rgb").array == resized(other, 20, "rgb")).all()
 
 
-def test_two_parts_of_one_mapped_file_are_told_apart() -> None:
+def test_two_slices_of_one_memory_mapped_file_are_distinct_entries() -> None:
     array = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 3), dtype=np.uint8)
     np.save("a.npy", array)
     mapped = np.load("a.npy", mmap_mode="r")

@@ -1,4 +1,4 @@
-"""Classes, caps, unreadable files and fingerprints of a data set."""
+"""Classes, max_images, unreadable files, fingerprints, selection and concatenation of data sets."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from sslrun.data.images import Images, digests
 from tests.helpers import folder_node, source_node
 
 
-def test_classes_a_subset_in_the_order_given(photos: Path) -> None:
+def test_a_subset_of_classes_in_the_given_order(photos: Path) -> None:
     train, _ = load_train(source_node("folder", photos, classes=["temple"]))
     assert train.class_names == ["temple"]
     train, _ = load_train(source_node("folder", photos, classes=["temple", "flower"]))
@@ -26,7 +26,7 @@ def test_classes_a_subset_in_the_order_given(photos: Path) -> None:
     assert all(n.startswith("temple") == (c == 0) for n, c in zip(train.names, train.labels.tolist(), strict=True))  # type: ignore[union-attr]
 
 
-def test_classes_joined_in_groups() -> None:
+def test_classes_merged_in_groups() -> None:
     train, _ = load_train(source_node("digits", None, classes={"round": ["0", "8"], "straight": ["1", "7", "4"]}))
     assert train.class_names == ["round", "straight"]
     assert train.class_sizes[1] > train.class_sizes[0]
@@ -52,21 +52,21 @@ def test_max_images_caps_training_and_not_test(photos: Path) -> None:
     assert len(flat) == 7
 
 
-def test_fingerprints_tell_data_apart(photos: Path) -> None:
+def test_different_data_has_different_fingerprints(photos: Path) -> None:
     a, _ = load_train(source_node("folder", photos))
     assert a.fingerprint() == load_train(source_node("folder", photos))[0].fingerprint()
     assert a.fingerprint() != load_train(source_node("folder", photos, image_size=15))[0].fingerprint()
     assert a.fingerprint() != load_train(source_node("folder", photos, split_seed=1))[0].fingerprint()
 
 
-def test_case_39_bad_files_are_named_and_skipped_up_to_a_share(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_case_39_unreadable_files_are_skipped_up_to_a_fraction(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
 
     shutil.copytree(photos, "set")
-    Path("set/temple/a text.jpg").write_text("I am not a picture")
+    Path("set/temple/a text.jpg").write_text("I am not an image")
     Path("set/flower/an empty one.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"1 of 50 images cannot be read.*\n.*set/temple/a text\.jpg: not a picture"):
+    with pytest.raises(UserError, match=r"1 of 50 images cannot be read.*\n.*set/temple/a text\.jpg: not an image"):
         load_train(folder_node("set", max_bad_fraction=0.01))
-    for _ in range(2):  # the second time from the cache, with the reasons
+    for _ in range(2):  # the second time from the cache, including the reasons
         data, _ = load_train(folder_node("set", max_bad_fraction=0.05))
         assert data.labels is not None
         assert len(data) == len(data.labels) == len(data.names) == 49
@@ -82,7 +82,7 @@ CLASSES = ["cat", "dog", "cow"]
 
 
 def dataset(first: int, labels: list[int]) -> Dataset:
-    """Return images of which the brightness is their number, counted from `first`, and so is the name."""
+    """Return images whose brightness and name are their number, counted from `first`."""
     numbers = np.arange(first, first + len(labels), dtype=np.uint8)
     pixels = np.ascontiguousarray(np.broadcast_to(numbers[:, None, None, None], (len(labels), 4, 4, 3)))
     names = [f"{n}.png" for n in numbers]
@@ -91,13 +91,13 @@ def dataset(first: int, labels: list[int]) -> Dataset:
 
 
 def rows(data: Dataset) -> list[tuple[int, str, str]]:
-    """Return brightness, class and name of every image."""
+    """Return brightness, class name and name of every image."""
     assert data.labels is not None
     brightness = data.images[:][:, 0, 0, 0].tolist()
     return list(zip(brightness, [data.class_names[c] for c in data.labels], data.names, strict=True))
 
 
-def test_each_image_of_joined_data_sets_keeps_its_label_and_name() -> None:
+def test_each_image_of_concatenated_data_sets_keeps_its_label_and_name() -> None:
     first, second = dataset(0, [2, 0, 1]), dataset(3, [1, 1, 0, 2])
     assert rows(first)[0] == (0, "cow", "0.png")
     assert rows(first + second) == rows(first) + rows(second)
@@ -112,7 +112,7 @@ def test_each_image_of_a_selection_keeps_its_label_and_name() -> None:
     assert data.take(positions).class_sizes == data.class_sizes
 
 
-def test_a_fold_and_the_rest_are_all_images_once() -> None:
+def test_a_fold_and_the_rest_are_disjoint_and_complete() -> None:
     data = dataset(0, [0, 1, 2] * 4)
     rest, fold = data.without_fold(0, 2, 0)
     assert sorted(rows(rest) + rows(fold)) == rows(data)

@@ -32,7 +32,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.webp", "a.gif", "a b=ü.jpg"])
-def test_case_37_every_format_and_any_name_gives_the_same_picture(photo: Image.Image, name: str) -> None:
+def test_case_37_every_format_and_file_name_gives_the_same_image(photo: Image.Image, name: str) -> None:
     plain = np.asarray(photo.resize((20, 20), Image.Resampling.BILINEAR))
     assert difference(decode(save(photo, name), 20), plain) < 8
 
@@ -45,12 +45,12 @@ def test_case_32_sixteen_bit(photo: Image.Image) -> None:
     gray = np.asarray(photo.convert("L"))
     path = save(Image.fromarray(gray.astype(np.uint16) * 257), "deep.png")
     assert difference(decode(path, 40)[..., 0], gray) < 1.5
-    dark = save(Image.fromarray((gray.astype(np.uint16) * 257) // 300), "dark.png")  # no value above 255: still 16-bit
+    dark = save(Image.fromarray((gray.astype(np.uint16) * 257) // 300), "dark.png")  # 16-bit, but all values below 256
     assert decode(dark, 40).max() <= 2
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_case_33_transparency_lies_over_white(mode: str) -> None:
+def test_case_33_transparency_is_blended_with_white(mode: str) -> None:
     image = Image.new("RGBA", (10, 10), (0, 0, 0, 0))
     image.paste((0, 0, 0, 255), (0, 0, 5, 10))
     if mode == "P":
@@ -81,7 +81,7 @@ def test_case_34_exif_orientation_is_applied(orientation: int) -> None:
 @pytest.mark.parametrize(
     ("values", "expected"), [((0.0, 1.0), (0, 255)), ((0.0, 255.0), (0, 255)), ((0, 65535), (0, 255))]
 )
-def test_floating_point_pictures_in_their_three_ranges(values: tuple[float, float], expected: tuple[int, int]) -> None:
+def test_floating_point_images_in_three_value_ranges(values: tuple[float, float], expected: tuple[int, int]) -> None:
     array = np.full((8, 8), values[0], dtype=np.float32)
     array[:, 4:] = values[1]
     pixels = decode(save(Image.fromarray(array), "f.tif"), 8)
@@ -89,7 +89,7 @@ def test_floating_point_pictures_in_their_three_ranges(values: tuple[float, floa
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "I;16", "RGB", "RGBA", "P", "CMYK", "YCbCr", "LAB", "I", "F"])
-def test_every_mode_that_a_tiff_may_have_becomes_eight_bit_colour(photo: Image.Image, mode: str) -> None:
+def test_every_tiff_mode_becomes_8_bit_rgb(photo: Image.Image, mode: str) -> None:
     if mode == "I;16":
         image = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
     elif mode == "LAB":
@@ -104,7 +104,7 @@ def test_every_mode_that_a_tiff_may_have_becomes_eight_bit_colour(photo: Image.I
     )  # black and white is dithered
 
 
-def test_case_35_an_animation_shows_its_first_frame() -> None:
+def test_case_35_an_animation_gives_its_first_frame() -> None:
     frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
     frames[0].save("a.gif", save_all=True, append_images=frames[1:])
     assert decode(Path("a.gif"), 8)[0, 0].tolist() == [255, 0, 0]
@@ -112,12 +112,12 @@ def test_case_35_an_animation_shows_its_first_frame() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
 @pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
-def test_case_36_strange_shapes(size: tuple[int, int], resize: str) -> None:
+def test_case_36_extreme_aspect_ratios(size: tuple[int, int], resize: str) -> None:
     path = save(Image.new("RGB", size, "red"), "s.png")
     assert decode(path, 16, resize).shape == (16, 16, 3)  # type: ignore[arg-type]
 
 
-def test_resizing_keeps_the_shape_of_things_unless_told_not_to() -> None:
+def test_crop_and_pad_keep_the_aspect_ratio_and_squash_does_not() -> None:
     wide = Image.new("RGB", (80, 40), "black")
     wide.paste("white", (20, 0, 60, 40))  # a white square in the middle
     path = save(wide, "w.png")
@@ -130,7 +130,7 @@ def test_resizing_keeps_the_shape_of_things_unless_told_not_to() -> None:
     assert (squashed[:, 8:12] == 255).all()
 
 
-def test_gray_is_luminance_three_times(photo: Image.Image) -> None:
+def test_gray_repeats_the_luminance_in_three_channels(photo: Image.Image) -> None:
     pixels = decode(save(photo, "g.png"), 40, channels="gray")
     assert (pixels[..., 0] == pixels[..., 2]).all()
     assert difference(pixels[..., 0], np.asarray(photo.convert("L"))) < 1
@@ -141,7 +141,7 @@ def broken(photo: Image.Image) -> dict[str, Path]:
     photo.save(data, "JPEG")
     Path("truncated.jpg").write_bytes(data.getvalue()[: len(data.getvalue()) // 2])
     Path("empty.jpg").write_bytes(b"")
-    Path("text.jpg").write_text("I am not a picture")
+    Path("text.jpg").write_text("I am not an image")
     Path("folder.jpg").mkdir()
     return {n: Path(f"{n}.jpg") for n in ("truncated", "empty", "text", "missing", "folder")}
 
@@ -151,19 +151,19 @@ def broken(photo: Image.Image) -> dict[str, Path]:
     [
         ("truncated", "damaged"),
         ("empty", "empty"),
-        ("text", "not a picture"),
+        ("text", "not an image"),
         ("missing", "no such"),
         ("folder", "folder"),
     ],
 )
-def test_cases_27_to_29_broken_files_give_their_reason(photo: Image.Image, kind: str, words: str) -> None:
+def test_cases_27_to_29_broken_files_give_a_reason(photo: Image.Image, kind: str, words: str) -> None:
     with pytest.raises(UnreadableImage, match=words):
         decode(broken(photo)[kind], 16)
 
 
 def test_case_30_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("1", (20_000, 20_000)).save("bomb.png")  # 400 million pixels in 50 kB
-    with pytest.raises(UnreadableImage, match="more pixels"):
+    with pytest.raises(UnreadableImage, match="too many pixels"):
         decode(Path("bomb.png"), 16)
 
 
@@ -191,7 +191,7 @@ def test_case_46_the_order_of_files_does_not_depend_on_the_machine(photos: Path)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tif", "bmp"])
-def test_whatever_a_file_holds_it_is_a_picture_or_gives_a_reason(photo: Image.Image, suffix: str) -> None:
+def test_random_file_content_gives_an_image_or_a_reason(photo: Image.Image, suffix: str) -> None:
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a flower"
     options: dict[str, object] = {} if suffix in ("gif", "bmp") else {"exif": exif}
@@ -200,7 +200,7 @@ def test_whatever_a_file_holds_it_is_a_picture_or_gives_a_reason(photo: Image.Im
     refused = 0
     for i in range(150):
         damaged = bytearray(data)
-        near = len(data) if i % 2 else min(300, len(data))  # the header more often
+        near = len(data) if i % 2 else min(300, len(data))  # damages the header more often
         for at in rng.integers(0, near, rng.integers(1, 12)):
             damaged[at] = rng.integers(256)
         Path(f"x.{suffix}").write_bytes(bytes(damaged[: len(data) if i % 3 else int(rng.integers(1, len(data)))]))
@@ -211,22 +211,22 @@ def test_whatever_a_file_holds_it_is_a_picture_or_gives_a_reason(photo: Image.Im
     assert refused > 0
 
 
-def test_only_the_formats_that_are_promised_are_read(photo: Image.Image) -> None:
+def test_only_supported_formats_are_read(photo: Image.Image) -> None:
     photo.save("a.eps")
     photo.save("b.ppm")
     for name in ("a.eps", "b.ppm"):
         Path(name).rename(f"{name}.jpg")
-        with pytest.raises(UnreadableImage, match="not a picture in a known format"):
+        with pytest.raises(UnreadableImage, match="not an image in a supported format"):
             decode(f"{name}.jpg", 16)
 
 
-def test_the_jpegs_of_phones_hold_several_pictures_of_which_the_first_is_read(photo: Image.Image) -> None:
+def test_the_first_image_of_a_multi_image_jpeg_is_read(photo: Image.Image) -> None:
     photo.save("phone.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (40, 40), "red")], quality=95)
     assert difference(decode("phone.jpg", 40), np.asarray(photo)) < 5
     assert difference(decode("phone.jpg", 8), np.asarray(photo.resize((8, 8), Image.Resampling.BOX))) < 12
 
 
-def test_a_link_to_a_folder_above_is_not_followed(photos: Path) -> None:
+def test_a_link_to_a_parent_folder_is_not_followed(photos: Path) -> None:
     for name in ("a", "b"):
         Path("top", name).mkdir(parents=True)
         shutil.copy(photos / "flower/flower 00.jpg", f"top/{name}/x.jpg")
@@ -235,14 +235,14 @@ def test_a_link_to_a_folder_above_is_not_followed(photos: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a pipe")
-def test_a_pipe_is_not_waited_for() -> None:
+def test_a_pipe_does_not_block() -> None:
     os.mkfifo("x.jpg")
     with pytest.raises(UnreadableImage, match="not a file"):
         decode("x.jpg", 8)
     assert read_headers(["x.jpg"])[0].format == ""
 
 
-def test_values_that_are_no_numbers_do_not_change_the_range() -> None:
+def test_nan_and_infinity_do_not_change_the_value_range() -> None:
     array = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     array[0, 0] = np.nan
     pixels = decode(save(Image.fromarray(array), "f.tif"), 8)
@@ -250,7 +250,7 @@ def test_values_that_are_no_numbers_do_not_change_the_range() -> None:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "bmp", "tif"])
-def test_any_picture_file_is_a_picture_or_gives_a_reason(suffix: str) -> None:
+def test_any_file_with_an_image_suffix_gives_an_image_or_a_reason(suffix: str) -> None:
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8))
     photo.save(f"whole.{suffix}")
     data = Path(f"whole.{suffix}").read_bytes()

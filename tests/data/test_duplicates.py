@@ -1,4 +1,4 @@
-"""Exact and near duplicates, and what the headers of files tell."""
+"""Exact and near duplicates, file headers, and files that are not images."""
 
 import io
 from pathlib import Path
@@ -34,14 +34,14 @@ def again(image: Image.Image, how: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("how", ["jpeg75", "jpeg40", "half", "brighter", "contrast"])
-def test_near_duplicates_are_found_and_distinct_pictures_are_not(how: str) -> None:
+def test_near_duplicates_are_detected_and_distinct_images_are_not(how: str) -> None:
     originals = [piece(160, i) for i in range(40)]
     copies = [again(p, how) for p in originals[:10]]
     result = near_duplicates(images(*originals, *copies))
     assert sorted(map(sorted, result)) == [[i, 40 + i] for i in range(10)]
 
 
-def test_two_pictures_of_one_thing_are_not_near_duplicates() -> None:
+def test_two_photos_of_the_same_object_are_not_near_duplicates() -> None:
     photo = piece(160, 0)
     shifted = photo.crop((16, 0, 160, 144)).resize((160, 160))
     negative = Image.fromarray(255 - np.asarray(photo))
@@ -49,19 +49,19 @@ def test_two_pictures_of_one_thing_are_not_near_duplicates() -> None:
     assert near_duplicates(images(photo, shifted, negative, pale, photo.rotate(180))) == []
 
 
-def test_near_duplicates_of_one_picture_are_one_group() -> None:
+def test_near_duplicates_of_one_image_are_one_group() -> None:
     photo = piece(160, 3)
     kinds = ["jpeg90", "jpeg75", "half", "brighter"]
     result = near_duplicates(images(piece(160, 0), photo, *[again(photo, k) for k in kinds], piece(160, 2)))
     assert [sorted(g) for g in result] == [[1, 2, 3, 4, 5]]
 
 
-def test_blank_pictures_are_no_near_duplicates_and_those_with_the_same_pixels_are() -> None:
+def test_blank_images_are_not_near_duplicates_and_equal_images_are() -> None:
     blank = [Image.new("RGB", (64, 64), (i, i, i)) for i in range(0, 200, 10)]
     assert near_duplicates(images(*blank, blank[3], piece(64, 1), piece(64, 0), piece(64, 1))) == [[21, 23]]
 
 
-def test_of_a_long_burst_every_picture_of_test_is_found_to_be_in_training() -> None:
+def test_every_test_image_of_a_long_burst_is_matched_with_training() -> None:
     rng = np.random.default_rng(0)
     photo = np.asarray(piece(64, 5)).astype(float)
     frames = [Image.fromarray((photo + rng.normal(0, 4, photo.shape)).clip(0, 255).astype(np.uint8)) for _ in range(40)]
@@ -73,12 +73,12 @@ def test_of_a_long_burst_every_picture_of_test_is_found_to_be_in_training() -> N
 
 
 @pytest.mark.parametrize("n", [0, 1])
-def test_near_duplicates_of_next_to_nothing(n: int) -> None:
+def test_near_duplicates_of_at_most_one_image(n: int) -> None:
     array = np.zeros((n, 8, 8, 3), dtype=np.uint8)
     assert near_duplicates(Images([torch.from_numpy(array)], digests(array))) == []
 
 
-def test_near_duplicates_are_those_that_comparing_all_pairs_finds() -> None:
+def test_near_duplicates_match_a_comparison_of_all_pairs() -> None:
     rng = np.random.default_rng(0)
     array = np.array([np.asarray(piece(32, i)) for i in range(60)] * 5)
     noise = rng.normal(0, rng.uniform(0.5, 8, (300, 1, 1, 1)), array.shape)
@@ -98,11 +98,11 @@ def test_near_duplicates_are_those_that_comparing_all_pairs_finds() -> None:
     assert {i for p in pairs for i in p} == {i for g in result for i in g}
 
 
-def test_exact_duplicates_are_of_the_same_bytes() -> None:
+def test_exact_duplicates_have_the_same_bytes() -> None:
     assert exact_duplicates([b"a", b"b", b"a", b"", b"c", b"b", b"a", b""]) == [[0, 2, 6], [1, 5]]
 
 
-def test_headers_tell_format_mode_size_and_bytes() -> None:
+def test_headers_have_format_mode_size_and_digest() -> None:
     photo = piece(60, 0).crop((0, 0, 60, 40))
     photo.save("a.png")
     photo.convert("CMYK").save("b.jpg")
@@ -118,7 +118,7 @@ def test_headers_tell_format_mode_size_and_bytes() -> None:
     assert (len(result[3].digest), len(result[4].digest)) == (16, 0)
 
 
-def test_many_files_are_read_by_processes_in_their_order(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_read_many_files_in_order(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sslrun.data import workers
 
     files = find_images(photos) * 5
@@ -126,7 +126,7 @@ def test_many_files_are_read_by_processes_in_their_order(photos: Path, monkeypat
     assert headers(files) == read_headers(files)
 
 
-def test_files_that_are_not_taken_are_counted_by_their_suffix() -> None:
+def test_files_that_are_not_images_are_counted_by_suffix() -> None:
     Path("set/a/.hidden").mkdir(parents=True)
     for name in ("x.jpg", "a/y.HEIC", "a/z.heic", "notes.txt", "a/.DS_Store", "a/.hidden/q.heic"):
         Path("set", name).write_text("x")

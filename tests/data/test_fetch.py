@@ -1,4 +1,4 @@
-"""Fetching: resumed, verified, unpacked safely, and there as a whole or not at all."""
+"""Downloads: resumed, verified, safely unpacked, and complete or absent."""
 
 import io
 import os
@@ -47,7 +47,7 @@ def is_complete(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize("pack", [tar_of, zip_of])
-def test_an_archive_is_fetched_verified_unpacked_and_used_again(served: Served, pack: Callable[[Files], bytes]) -> None:
+def test_an_archive_is_downloaded_verified_unpacked_and_reused(served: Served, pack: Callable[[Files], bytes]) -> None:
     data = pack(cifar_files())
     (served.folder / "a.bin").write_bytes(data)
     folder = get(served, data, "a.bin")
@@ -58,14 +58,14 @@ def test_an_archive_is_fetched_verified_unpacked_and_used_again(served: Served, 
     assert {p.name for p in Path("data").iterdir()} == {"a.bin", FOLDER, ".fetch.lock"}
 
 
-def test_case_42_a_connection_that_breaks_off_is_taken_up_again(served: Served, packed: bytes) -> None:
+def test_case_42_a_lost_connection_is_resumed(served: Served, packed: bytes) -> None:
     (served.folder / "a.tar.gz").write_bytes(packed)
     served.cut = [1000, 2000, 500]
     assert is_complete(get(served, packed))
     assert [r for _, r in served.requests] == [None, "bytes=1000-", "bytes=3000-", "bytes=3500-"]
 
 
-def test_case_42_a_process_that_was_killed_leaves_its_part_to_the_next(served: Served, packed: bytes) -> None:
+def test_case_42_the_partial_download_of_a_killed_process_is_resumed(served: Served, packed: bytes) -> None:
     (served.folder / "a.tar.gz").write_bytes(packed)
     Path("data").mkdir()
     Path("data/a.tar.gz.part").write_bytes(packed[:5000])
@@ -74,7 +74,7 @@ def test_case_42_a_process_that_was_killed_leaves_its_part_to_the_next(served: S
     assert not Path("data/a.tar.gz.part").exists()
 
 
-def test_case_42_a_server_without_ranges_restarts(served: Served, packed: bytes) -> None:
+def test_case_42_without_range_support_the_download_restarts(served: Served, packed: bytes) -> None:
     (served.folder / "a.tar.gz").write_bytes(packed)
     served.ranges = False
     Path("data").mkdir()
@@ -83,30 +83,30 @@ def test_case_42_a_server_without_ranges_restarts(served: Served, packed: bytes)
 
 
 @pytest.mark.parametrize("left", [b"something else", b"x" * 10_000_000])
-def test_case_42_the_part_of_another_file_is_not_used(served: Served, packed: bytes, left: bytes) -> None:
+def test_case_42_a_partial_download_of_another_file_is_not_used(served: Served, packed: bytes, left: bytes) -> None:
     (served.folder / "a.tar.gz").write_bytes(packed)
     Path("data").mkdir()
     Path("data/a.tar.gz.part").write_bytes(left)
     assert is_complete(get(served, packed))
 
 
-def test_a_part_that_is_whole_already_is_used(served: Served, packed: bytes) -> None:
+def test_a_partial_download_that_is_already_complete_is_used(served: Served, packed: bytes) -> None:
     (served.folder / "a.tar.gz").write_bytes(packed)
     Path("data").mkdir()
     Path("data/a.tar.gz.part").write_bytes(packed)
     assert is_complete(get(served, packed))
 
 
-def test_a_server_that_never_sends_a_byte_is_given_up(served: Served, packed: bytes) -> None:
+def test_a_server_that_never_sends_data_is_given_up(served: Served, packed: bytes) -> None:
     (served.folder / "a.tar.gz").write_bytes(packed)
     served.cut = [0] * 50
     with pytest.raises(UserError, match="cannot be downloaded"):
         get(served, packed)
-    assert len(served.requests) == fetch.TRIES
+    assert len(served.requests) == fetch.ATTEMPTS
 
 
-def test_a_file_that_is_not_there_any_more(served: Served) -> None:
-    with pytest.raises(UserError, match=r"cannot be downloaded \(Not Found\): fetch http\S+/a.tar.gz elsewhere"):
+def test_a_url_that_no_longer_exists(served: Served) -> None:
+    with pytest.raises(UserError, match=r"cannot be downloaded \(Not Found\): download http\S+/a.tar.gz elsewhere"):
         get(served, b"")
     assert len(served.requests) == 1
 
@@ -118,15 +118,15 @@ def test_case_41_a_wrong_checksum_is_refused_and_leaves_nothing(served: Served, 
     assert {p.name for p in Path("data").iterdir()} == {".fetch.lock"}
 
 
-def test_case_41_a_file_of_the_users_with_a_wrong_checksum_is_refused_and_kept(served: Served, packed: bytes) -> None:
+def test_case_41_a_users_file_with_a_wrong_checksum_is_refused_and_kept(served: Served, packed: bytes) -> None:
     write_all({"a.tar.gz": b"mine"}, "data")
-    with pytest.raises(UserError, match=r"data/a.tar.gz: wrong checksum .*: remove it; fetch http"):
+    with pytest.raises(UserError, match=r"data/a.tar.gz: wrong checksum .*: remove it; download http"):
         get(served, packed)
     assert Path("data/a.tar.gz").read_bytes() == b"mine"
     assert served.requests == []
 
 
-def test_a_file_put_there_by_hand_is_used(packed: bytes) -> None:
+def test_a_file_that_the_user_put_there_is_used(packed: bytes) -> None:
     write_all({"a.tar.gz": packed}, "data")
     assert is_complete(fetch.archive("data", FOLDER, "http://127.0.0.1:9/a.tar.gz", md5(packed)))
 
@@ -144,7 +144,7 @@ def refused(data: bytes) -> str:
 @pytest.mark.parametrize(
     "name", ["../evil.txt", "/evil.txt", f"{FOLDER}/../../evil.txt", "..\\evil.txt", "C:\\evil.txt"]
 )
-def test_case_40_members_that_leave_their_folder(pack: Callable[[Files], bytes], name: str) -> None:
+def test_case_40_archive_members_outside_their_folder(pack: Callable[[Files], bytes], name: str) -> None:
     assert "outside its folder" in refused(pack({**cifar_files(), name: b"evil"}))
 
 
@@ -167,17 +167,17 @@ def test_case_40_links_in_a_zip() -> None:
     assert "a link or a device" in refused(data.getvalue())
 
 
-def test_a_damaged_archive_with_the_right_checksum(packed: bytes) -> None:
+def test_a_damaged_archive_with_a_correct_checksum(packed: bytes) -> None:
     assert "cannot be unpacked" in refused(packed[:5000])
     assert "cannot be unpacked" in refused(b"not an archive")
 
 
-def test_another_archive_under_the_right_name() -> None:
-    assert f"holds no folder {FOLDER}" in refused(tar_of({"other/file": b"x"}))
+def test_an_archive_without_the_expected_folder() -> None:
+    assert f"contains no folder {FOLDER}" in refused(tar_of({"other/file": b"x"}))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
-def test_a_fetch_that_is_killed_while_unpacking_leaves_no_half_a_data_set(packed: bytes) -> None:
+def test_a_fetch_killed_while_unpacking_leaves_no_partial_data_set(packed: bytes) -> None:
     files = {f"{FOLDER}/file {i}": b"x" for i in range(3000)} | cifar_files()
     data = tar_of(files)
     write_all({"a.bin": data}, "data")
@@ -189,13 +189,13 @@ def test_a_fetch_that_is_killed_while_unpacking_leaves_no_half_a_data_set(packed
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert list(Path("data").glob(".unpacking-*"))  # it was in the middle of it
+    assert list(Path("data").glob(".unpacking-*"))  # killed while unpacking
     assert not Path("data", FOLDER).exists()
     assert len(list(fetch.archive("data", FOLDER, "http://127.0.0.1:9/a.bin", md5(data)).iterdir())) == len(files)
     assert not list(Path("data").glob(".unpacking-*"))
 
 
-def test_two_processes_fetch_once(served: Served, packed: bytes) -> None:
+def test_two_processes_download_only_once(served: Served, packed: bytes) -> None:
     (served.folder / "a.tar.gz").write_bytes(packed)
     wanted = ("data", FOLDER, f"{served.address}/a.tar.gz", md5(packed))
     code = f"from sslrun.data import fetch; fetch.archive(*{wanted!r})"
@@ -216,7 +216,7 @@ def test_a_gzipped_file(served: Served) -> None:
     assert len(served.requests) == 1
 
 
-def test_an_archive_put_into_a_root_of_the_data_sets_own_name_is_used(served: Served, packed: bytes) -> None:
+def test_an_archive_in_a_root_with_the_folders_name_is_used(served: Served, packed: bytes) -> None:
     root = Path("x", FOLDER)
     with pytest.raises(UserError, match=f"is not at {root}/a.tar.gz and cannot be downloaded"):
         fetch.archive(str(root), FOLDER, "http://127.0.0.1:9/a.tar.gz", md5(packed))
@@ -224,22 +224,22 @@ def test_an_archive_put_into_a_root_of_the_data_sets_own_name_is_used(served: Se
     assert is_complete(fetch.archive(str(root), FOLDER, "http://127.0.0.1:9/a.tar.gz", md5(packed)))
 
 
-def test_a_server_that_is_busy_is_asked_again(served: Served, packed: bytes) -> None:
+def test_a_busy_server_is_retried(served: Served, packed: bytes) -> None:
     (served.folder / "a.tar.gz").write_bytes(packed)
     served.busy = 2
     assert is_complete(get(served, packed))
     assert len(served.requests) == 3
 
 
-def test_what_has_arrived_is_kept_and_the_message_says_so(served: Served, packed: bytes) -> None:
+def test_a_partial_download_is_kept_and_reported(served: Served, packed: bytes) -> None:
     (served.folder / "a.tar.gz").write_bytes(packed)
     served.cut = [3000, *[0] * 50]
-    with pytest.raises(UserError, match="what has arrived is kept, and the same command goes on"):
+    with pytest.raises(UserError, match="the partial download is kept, and the same command resumes it"):
         get(served, packed)
     assert Path("data/a.tar.gz.part").stat().st_size == 3000
 
 
-def test_without_a_terminal_progress_is_plain_lines_with_the_rate_and_the_time_left(
+def test_without_a_terminal_progress_is_plain_lines_with_rate_and_time_left(
     served: Served, packed: bytes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from sslrun.base import console
@@ -256,7 +256,7 @@ def test_without_a_terminal_progress_is_plain_lines_with_the_rate_and_the_time_l
 
 
 @pytest.mark.parametrize("url", ["example.com/a.tar.gz", "http://127.0.0.1/ü/a.tar.gz"])
-def test_an_address_that_is_none(url: str, packed: bytes) -> None:
+def test_an_invalid_url(url: str, packed: bytes) -> None:
     with pytest.raises(UserError, match="cannot be downloaded"):
         fetch.archive("data", FOLDER, url, md5(packed))
 

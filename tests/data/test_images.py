@@ -6,7 +6,7 @@ from sslrun.data.images import Images, digests
 
 
 def images(*sizes: int, seed: int = 0) -> tuple[Images, torch.Tensor]:
-    """Return images of several parts, and all their pixels, `N x 3 x 5 x 5`."""
+    """Return images in several arrays, and all their pixels, `N x 3 x 5 x 5`."""
     rng = np.random.default_rng(seed)
     arrays = [rng.integers(0, 255, (n, 5, 5, 3), dtype=np.uint8) for n in sizes]
     parts = [Images([torch.from_numpy(a)], digests(a)) for a in arrays]
@@ -17,7 +17,7 @@ def images(*sizes: int, seed: int = 0) -> tuple[Images, torch.Tensor]:
 
 
 @pytest.mark.parametrize("sizes", [(40,), (10, 25, 5), (1, 39)])
-def test_batches_are_what_plain_indexing_gives(sizes: tuple[int, ...]) -> None:
+def test_batches_equal_plain_indexing(sizes: tuple[int, ...]) -> None:
     result, pixels = images(*sizes)
     assert len(result) == 40
     rows = torch.randperm(40)[:17]
@@ -28,7 +28,7 @@ def test_batches_are_what_plain_indexing_gives(sizes: tuple[int, ...]) -> None:
     assert result[rows].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_taken_and_joined_pictures_keep_their_order() -> None:
+def test_selected_and_concatenated_images_keep_their_order() -> None:
     result, pixels = images(10, 20)
     rows = np.array([29, 0, 10, 9, 10])
     taken = result.take(rows)
@@ -39,14 +39,14 @@ def test_taken_and_joined_pictures_keep_their_order() -> None:
     assert torch.equal(moved[:], taken[:])
 
 
-def test_moving_to_a_device_leaves_out_what_was_not_taken() -> None:
+def test_moving_to_a_device_copies_only_selected_images() -> None:
     taken = images(10, 20)[0].take(np.array([29, 3, 11]))
     moved = taken.to(torch.device("meta"))
     assert moved.tensors[0].shape == (3, 5, 5, 3)
     assert moved.fingerprint().hexdigest() == taken.fingerprint().hexdigest()
 
 
-def test_the_fingerprint_is_of_the_pixels_and_their_order_and_not_of_where_they_lie() -> None:
+def test_the_fingerprint_depends_on_pixels_and_order_and_not_on_storage() -> None:
     result, pixels = images(10, 20)
     array = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
     same = Images([torch.from_numpy(array)], digests(array))

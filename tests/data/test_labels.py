@@ -27,7 +27,7 @@ def test_splits_are_stratified() -> None:
     assert counts(LABELS[train][val]) == {0: 8, 1: 4, 2: 1}
 
 
-def test_the_test_split_hardly_moves_when_pictures_are_added() -> None:
+def test_the_test_split_hardly_changes_when_images_are_added() -> None:
     _, before = hashed_train_test_split(NAMES, LABELS)
     names = [f"class 0/new{i}.jpg" for i in range(3)] + NAMES
     _, after = hashed_train_test_split(names, np.concatenate([[0] * 3, LABELS]))
@@ -55,7 +55,7 @@ def test_case_51_subsets_are_nested_and_stratified(seed: int) -> None:
     assert counts(LABELS[sorted(some)]) == {0: 3, 1: 3, 2: 3}
 
 
-def test_seeds_give_other_subsets_and_other_validation() -> None:
+def test_seeds_change_subsets_and_validation() -> None:
     assert LabelBudget(0.1, seed=0).rows(LABELS).tolist() != LabelBudget(0.1, seed=1).rows(LABELS).tolist()
     assert validation(LABELS, 0.1, 0)[1].tolist() != validation(LABELS, 0.1, 1)[1].tolist()
 
@@ -66,24 +66,24 @@ def test_a_fraction_refers_to_the_whole_training_set() -> None:
     assert counts(LABELS[keep][subset]) == {0: 50, 1: 25, 2: 5}
 
 
-def test_case_45_more_labels_than_there_are() -> None:
+def test_case_45_more_labels_than_available() -> None:
     with pytest.raises(UserError, match="rose has 10"):
         LabelBudget(per_class=11).rows(LABELS, class_names=["daisy", "tulip", "rose"])
-    with pytest.raises(UserError, match="too few to carve validation"):
+    with pytest.raises(UserError, match="too few to split off a validation set"):
         validation(np.array([0, 0, 0, 1]), 0.1, 0)
 
 
-def test_what_is_called_too_few_is_what_is_refused() -> None:
-    """`data check` and training judge by the same numbers."""
+def test_the_classes_reported_as_too_small_are_those_refused() -> None:
+    """`data check` and training use the same numbers."""
     sizes = counts(LABELS)
     taken = validation_sizes(sizes, 0.1)
     keep, _ = validation(LABELS, 0.1, 0)
     assert counts(LABELS[keep]) == {c: n - taken[c] for c, n in sizes.items()}
-    assert LabelBudget(per_class=10).short(counts(LABELS[keep]), sizes) == [2]
-    with pytest.raises(UserError, match="more than there are: 2 has 9 "):
+    assert LabelBudget(per_class=10).too_small(counts(LABELS[keep]), sizes) == [2]
+    with pytest.raises(UserError, match="more than available: 2 has 9 "):
         LabelBudget(per_class=10).rows(LABELS[keep], sizes)
-    assert LabelBudget(per_class=9).short(counts(LABELS[keep]), sizes) == []
-    assert LabelBudget(0.05).short(counts(LABELS[keep]), sizes) == [2]  # of which one is taken all the same
+    assert LabelBudget(per_class=9).too_small(counts(LABELS[keep]), sizes) == []
+    assert LabelBudget(0.05).too_small(counts(LABELS[keep]), sizes) == [2]  # one image of it is used nevertheless
     assert counts(LABELS[keep][LabelBudget(0.05).rows(LABELS[keep], sizes)]) == {0: 5, 1: 2, 2: 1}
 
 

@@ -16,12 +16,12 @@ def batch(array: np.ndarray) -> torch.Tensor:
 
 
 def shuffled(array: np.ndarray) -> torch.Tensor:
-    """Return pictures as `survey.sample` draws them."""
+    """Return shuffled images, as `orientation.sample` does."""
     array = np.ascontiguousarray(array)
     return sample(Images([torch.from_numpy(array)], digests(array)))
 
 
-def test_a_sample_is_of_different_pictures_in_no_order_at_32_px() -> None:
+def test_a_sample_has_distinct_shuffled_images_of_32_px() -> None:
     array = np.tile(np.arange(250, dtype=np.uint8)[:, None, None, None], (1, 40, 40, 3))
     result = shuffled(array)
     assert result.shape == (250, 3, 32, 32)
@@ -29,7 +29,7 @@ def test_a_sample_is_of_different_pictures_in_no_order_at_32_px() -> None:
     assert sorted(values) == list(range(250)) != values
 
 
-def test_grey_and_blank_shares() -> None:
+def test_gray_and_blank_fractions() -> None:
     color = np.stack([np.asarray(piece(32, i)) for i in range(8)])
     gray = np.repeat(color[:6, :, :, :1], 3, axis=3)
     blank = np.full((2, 32, 32, 3), 77, dtype=np.uint8)
@@ -37,27 +37,27 @@ def test_grey_and_blank_shares() -> None:
     assert blank_share(batch(np.concatenate([color, gray, blank]))) == 2 / 16
 
 
-def test_digits_have_an_up_and_a_left_and_right() -> None:
+def test_digits_have_a_canonical_orientation_and_handedness() -> None:
     array = (load_digits().images[..., None] * 15.9).astype(np.uint8)
     result = orientation(shuffled(resized(array, 24, "rgb")))
     assert result.rotation > 0.8
     assert result.flip > 0.8
 
 
-def test_noise_has_no_up() -> None:
+def test_noise_has_no_canonical_orientation() -> None:
     result = orientation(torch.rand(800, 3, 32, 32))
     assert 0.19 < result.rotation < 0.31
     assert 0.42 < result.flip < 0.58
 
 
-def test_pictures_that_were_turned_at_random_have_no_up() -> None:
+def test_randomly_rotated_images_have_no_canonical_orientation() -> None:
     array = resized((load_digits().images[..., None] * 15.9).astype(np.uint8), 24, "rgb")
-    turns = np.random.default_rng(0).integers(0, 4, len(array))
-    turned = np.stack([np.rot90(a, k) for a, k in zip(array, turns, strict=True)])
-    assert orientation(shuffled(turned)).rotation < 0.31
+    rotations = np.random.default_rng(0).integers(0, 4, len(array))
+    rotated = np.stack([np.rot90(a, k) for a, k in zip(array, rotations, strict=True)])
+    assert orientation(shuffled(rotated)).rotation < 0.31
 
 
-def test_stripes_have_an_axis_and_no_top() -> None:
+def test_stripes_are_ambiguous_by_180_degrees() -> None:
     rng = np.random.default_rng(0)
     rows = np.repeat(rng.integers(0, 255, (600, 32, 1, 1), dtype=np.uint8), 32, axis=2)
     result = orientation(shuffled(np.repeat(rows, 3, axis=3)))

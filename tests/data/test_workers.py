@@ -1,4 +1,4 @@
-"""Processes that decode: results in order, and none left behind."""
+"""Worker processes: results in order, and no process left running."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from sslrun.base.machine import cores
 from sslrun.data import cache, workers
 
 
-def test_results_come_in_order_while_few_tasks_are_under_way() -> None:
+def test_results_are_in_order_and_few_tasks_are_pending() -> None:
     drawn = []
 
     def tasks() -> Iterator[int]:
@@ -36,7 +36,7 @@ from sslrun.base.console import start_logging
 from sslrun.data import cache, decode, workers
 from sslrun.base.errors import UserError
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # independent of how the tests were started
     start_logging()
     workers.WORTH_PROCESSES = 2
     cache.CHUNK = 1
@@ -49,7 +49,7 @@ if __name__ == "__main__":
 
 
 def children_of(pid: int) -> list[int]:
-    """Return the processes that a process has started to decode with."""
+    """Return the worker processes of a process."""
     result = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -63,13 +63,13 @@ def children_of(pid: int) -> list[int]:
 
 
 def spread(tasks: int) -> list[int]:
-    workers.name_start_method()  # as every command does
+    workers.ensure_start_method()  # as every command does
     with workers.workers(tasks) as pool:
         return list(workers.in_order(pool, abs, range(-tasks, 0)))
 
 
-def test_processes_start_in_joblibs_own_processes_too() -> None:
-    """Those name a way to start processes that others do not know: a sweep by hydra/launcher=joblib that decodes."""
+def test_processes_also_start_in_joblib_workers() -> None:
+    """Their start method is unknown to multiprocessing; needed for decoding in a sweep with hydra/launcher=joblib."""
     joblib = pytest.importorskip("joblib")
     n = workers.WORTH_PROCESSES
     result = joblib.Parallel(n_jobs=2)(joblib.delayed(spread)(n) for _ in range(2))
@@ -104,8 +104,8 @@ def test_case_26_no_worker_is_left_behind(photos: Path, how: Any) -> None:
     else:
         raise AssertionError("a worker lives on")
     if how == "worker":
-        assert answer.splitlines()[-1] == "sslrun: a process that was reading pictures was killed: is the memory full?"
+        assert answer.splitlines()[-1] == "sslrun: a worker process that was reading images was killed; out of memory?"
     if how == signal.SIGINT:
-        assert "spawn" not in answer  # no word from the workers
+        assert "spawn" not in answer  # no traceback of a worker
     if how != signal.SIGKILL:
         assert not list(cache.cache_folder().glob("*.part"))

@@ -55,14 +55,14 @@ def test_what_cannot_be_read_is_named_and_the_exit_code_says_so(in_world: Path, 
     (few_photos / "temple/empty.jpg").write_text("")
     answer = cli("embed", str(few_photos), "out=rest.npz", *NO_MAP)
     assert answer.code == 1
-    assert "broken.jpg: not a picture" in answer.err
+    assert "broken.jpg: not an image" in answer.err
     assert "empty.jpg: the file is empty" in answer.err
     assert "2 of 14 pictures could not be read; rest.npz has the others" in answer.err
     assert len(np.load("rest.npz")["images"]) == 12
     assert cli("search", str(few_photos / "flower/flower 00.jpg"), f"in={few_photos}", *QUICK).code == 0
     answer = cli("search", str(few_photos / "flower/broken.jpg"), f"in={few_photos}", *QUICK)
     assert (answer.code, answer.out) == (1, "")
-    assert "broken.jpg: not a picture" in answer.err
+    assert "broken.jpg: not an image" in answer.err
     Path("empty").mkdir()
     assert "no pictures in empty" in cli("embed", "empty").err
     assert "no pictures in empty" in cli("search", str(few_photos / "flower/flower 00.jpg"), "in=empty").err

@@ -52,7 +52,7 @@ def test_case_47_a_pile_pretrains_and_finetuning_on_it_is_a_clear_error(cli: Cli
     assert "val/knn_accuracy" not in result
     answer = cli("finetune", "mode=finetune", *QUICK)
     assert answer.code == 1
-    assert "has no labels: put the pictures into a folder a class" in answer.err
+    assert "has no labels: put the images into one folder per class" in answer.err
     other = ("dataset=folder", f"dataset.root={photos}")
     assert cli("finetune", f"init={runs('pretrain')[-1]}", *other, "mode=probe", *QUICK).code == 0
 

@@ -117,7 +117,7 @@ def test_auto_says_when_there_is_nothing_to_choose_by(in_world: Path, cli: Cli) 
     nothing = cli("compare", *SMALL_STUDY, "dataset.val_fraction=0", "labels_per_class=[1]", "seeds=1")
     assert "nothing to choose by, without validation and with labels_per_class=1" in nothing.err
     assert "the study sets seed itself" in cli("compare", *SMALL_STUDY, "finetune.seed=3").err
-    assert "labels_per_class=5000 is more than there are" in cli("compare", *SMALL_STUDY, "labels_per_class=[5000]").err
+    assert "labels_per_class=5000 is more than available" in cli("compare", *SMALL_STUDY, "labels_per_class=[5000]").err
 
 
 def test_every_trained_network_is_tried_with_each_setting_and_the_best_on_validation_is_tested(cli: Cli) -> None:

@@ -1,1 +1,1 @@
-"""One file a data set, found by the `_target_` of its YAML; see `source.py`."""
+"""One file per data set, found by the `_target_` of its YAML; see `source.py`."""

@@ -17,16 +17,16 @@ def cifar10(split: SplitName, *, root: str, url: str, md5: str) -> Listing | Non
     with as_published("CIFAR-10", top):
         files = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
         batches = [_unpickle(top / f) for f in files]
-        data = np.concatenate([np.asarray(p["data"], dtype=np.uint8) for p in batches])
-        labels = np.concatenate([np.asarray(p["labels"], dtype=np.int64) for p in batches])
-        words = _unpickle(top / "batches.meta")["label_names"]
+        data = np.concatenate([np.asarray(b["data"], dtype=np.uint8) for b in batches])
+        labels = np.concatenate([np.asarray(b["labels"], dtype=np.int64) for b in batches])
+        names = _unpickle(top / "batches.meta")["label_names"]
         images = data.reshape(len(labels), 3, 32, 32).transpose(0, 2, 3, 1)
-    classes = tuple(w.decode() if isinstance(w, bytes) else str(w) for w in words)
+    classes = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names)
     return Listing(images, [f"{split}-{i:05d}" for i in range(len(images))], labels, classes)
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads what CIFAR's pickles hold (lists, bytes, NumPy arrays) and refuses everything that could run code."""
+    """Unpickler for CIFAR's files: lists, bytes and NumPy arrays; it refuses everything that could run code."""
 
     def find_class(self, module: str, name: str) -> object:
         if module.split(".")[0] == "numpy" and name in (
@@ -44,5 +44,5 @@ class _ArraysOnly(pickle.Unpickler):
 
 def _unpickle(path: Path) -> dict:
     with path.open("rb") as file:
-        read = _ArraysOnly(file, encoding="latin1").load()
-    return {k.decode() if isinstance(k, bytes) else k: v for k, v in read.items()}
+        content = _ArraysOnly(file, encoding="latin1").load()
+    return {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}

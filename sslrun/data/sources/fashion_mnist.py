@@ -7,7 +7,7 @@ from sslrun.data.sources.source import Listing, SplitName, as_published
 
 
 def fashion_mnist(split: SplitName, *, root: str, url: str, files: dict[str, str]) -> Listing | None:
-    """60,000 + 10,000 pictures of clothing, 28 x 28 px, grey (Xiao et al. 2017), read by torchvision."""
+    """60,000 + 10,000 grayscale images of clothing, 28 x 28 px (Xiao et al. 2017), read by torchvision."""
     from torchvision.datasets import FashionMNIST
 
     if split == "unlabeled":

@@ -1,4 +1,4 @@
-"""Five kinds of flowers."""
+"""Five classes of flower photos."""
 
 from pathlib import Path
 

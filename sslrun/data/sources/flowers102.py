@@ -11,9 +11,9 @@ from sslrun.data.sources.source import Listing, SplitName, as_published
 
 
 def flowers102(split: SplitName, *, root: str, url: str, files: dict[str, str]) -> Listing | None:
-    """102 classes of flower photos, 2,040 + 6,149 (Nilsback & Zisserman 2008), named by torchvision.
+    """2,040 + 6,149 flower photos in 102 classes (Nilsback & Zisserman 2008), with torchvision's class names.
 
-    Its official training and validation parts, 10 + 10 of each class, are our training split.
+    The train split is the official training and validation splits together, 10 + 10 images per class.
     """
     from scipy.io import loadmat
     from torchvision.datasets import Flowers102
@@ -29,7 +29,7 @@ def flowers102(split: SplitName, *, root: str, url: str, files: dict[str, str]) 
     with as_published("Flowers-102", top):
         for name in lists:
             if file_hash(top / name, "md5").hexdigest() != files[name]:
-                raise ValueError(f"{name} has another checksum")
+                raise ValueError(f"{name} has a wrong checksum")
         ids, labels = (loadmat(top / name, squeeze_me=True) for name in ("setid.mat", "imagelabels.mat"))
         numbers = np.concatenate([ids[subset] for subset in (("trnid", "valid") if split == "train" else ("tstid",))])
         classes = labels["labels"][numbers - 1].astype(np.int64) - 1  # both count from 1

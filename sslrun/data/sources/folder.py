@@ -15,18 +15,18 @@ TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 
 
 def folder(split: SplitName, *, root: str) -> Listing | None:
-    """Any folder of pictures.
+    """Any folder of images.
 
-    `train/` and `test/` (or `val/`) with a folder a class; one folder a class, of which a fifth is held out as test;
-    or pictures without labels, in any order of folders, for pretraining. `unlabeled/` beside `train/` adds pictures
-    without labels to pretraining.
+    Either `train/` and `test/` (or `val/`) with one folder per class; or one folder per class, of which a fifth becomes
+    the test split; or unlabeled images, in any folders, for pretraining. `unlabeled/` next to `train/` adds unlabeled
+    images to pretraining.
 
     Raises:
-        UserError: no such folder, or no pictures in it.
+        UserError: no such folder, no images in it, or classes in test that are not in train.
     """
     top = Path(root)
     if not top.is_dir():
-        raise UserError(f"{top}: no such folder; if it has moved, say dataset.root=...")
+        raise UserError(f"{top}: no such folder; if it has moved, set dataset.root=...")
     train, test = _named(top, TRAIN_FOLDERS), _named(top, TEST_FOLDERS)
     if train is None:
         return None if split == "unlabeled" else _one_folder_per_class(_unwrapped(top), split)
@@ -36,23 +36,23 @@ def folder(split: SplitName, *, root: str) -> Listing | None:
         return _one_folder_per_class(train, split)
     classes = class_folders(train)
     if split == "test" and classes:
-        strange = sorted(set(class_folders(test)) - set(classes))
-        if strange:
-            raise UserError(f"{test} has classes that {train} has not: {', '.join(strange[:5])}")
+        unknown = sorted(set(class_folders(test)) - set(classes))
+        if unknown:
+            raise UserError(f"{test} has classes that are missing in {train}: {', '.join(unknown[:5])}")
     return _labeled(test if split == "test" else train, classes)
 
 
 def _named(top: Path, names: tuple[str, ...]) -> Path | None:
-    """Return the folder in `top` that has the first of these names, in upper or lower case."""
+    """Return the folder in `top` with the first of these names that exists, ignoring case."""
     folders = {e.name.lower(): e for e in sorted(top.iterdir()) if e.is_dir()}
     return next((folders[n] for n in names if n in folders), None)
 
 
 def unlabeled_folder(top: Path) -> Listing:
-    """Every picture in and below a folder, without labels.
+    """Return all images in and below a folder, without labels.
 
     Raises:
-        UserError: no such folder, or no pictures in it.
+        UserError: no such folder, or no images in it.
     """
     if not top.is_dir():
         raise UserError(f"{top}: no such folder")
@@ -67,7 +67,7 @@ def _one_folder_per_class(top: Path, split: SplitName) -> Listing | None:
 
 
 def class_folders(top: Path) -> list[str]:
-    """Return the class folders' names, sorted; none where pictures lie in `top` itself or only deeper below."""
+    """Return the sorted names of the class folders; none if images are in `top` itself, or only in deeper folders."""
     if not top.is_dir():
         return []
     here = [e for e in sorted(top.iterdir()) if not e.name.startswith(".")]
@@ -77,15 +77,15 @@ def class_folders(top: Path) -> list[str]:
     if stray:
         if names:
             log.warning(
-                "%s holds pictures (%s, ...) beside folders of pictures, so all are taken without labels; "
-                "move them away to have a class a folder.", top, stray[0],
+                "%s contains images (%s, ...) next to folders of images, so all images are unlabeled; "
+                "to use the folders as classes, move these images elsewhere.", top, stray[0],
             )  # fmt: skip
         return []
     for e in folders:
         if not names or e.name in names:
             continue
         if {d.name for d in e.iterdir() if d.is_dir()} & names:
-            log.warning("Left out %s: it holds the same classes once more.", e)
+            log.warning("Skipped %s: it contains the same classes again.", e)
         elif find_images(e):
             names.add(e.name)
     return sorted(names)
@@ -96,10 +96,10 @@ def _has_image(entries: Iterable[Path]) -> bool:
 
 
 def _unwrapped(top: Path) -> Path:
-    """Step into a folder that holds nothing but one folder of class folders, as unpacked archives often do."""
+    """Descend into a folder that contains only one folder of class folders, as unpacked archives often do."""
     here = [e for e in top.iterdir() if not e.name.startswith(".") and (e.is_dir() or is_image(e.name))]
     if len(here) == 1 and here[0].is_dir() and class_folders(here[0]):
-        log.info("The classes lie in %s.", here[0])
+        log.info("The class folders are in %s.", here[0])
         return here[0]
     return top
 
@@ -111,5 +111,5 @@ def _labeled(top: Path, classes: list[str]) -> Listing:
     else:
         files, labels = find_images(top), None
     if not files:
-        raise UserError(f"no pictures in {top} (looked for .jpg .png .webp .bmp .gif .tif)")
+        raise UserError(f"no images in {top} (looked for .jpg .png .webp .bmp .gif .tif)")
     return Listing(files, [relative(f, top) for f in files], labels, tuple(classes))

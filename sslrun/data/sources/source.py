@@ -1,7 +1,7 @@
-"""Where pictures come from: one function a data set, found by the `_target_` of its YAML.
+"""Sources of images: one function per data set, found by the `_target_` of its YAML.
 
-A source is `source(split, *, root) -> Listing | None` for the splits `train`, `test` and `unlabeled`; None where the
-data set has no such split. It lists files or returns arrays; it reads nothing of a split that was not asked for.
+A source is `source(split, *, root) -> Listing | None` for the splits `train`, `test` and `unlabeled`; None if the data
+set has no such split. It lists files or returns arrays, and reads no other split than the requested one.
 """
 
 import pickle
@@ -23,14 +23,14 @@ SplitName = Literal["train", "test", "unlabeled"]
 
 @dataclass(frozen=True)
 class Listing:
-    """One split as it lies on disk.
+    """The images of one split, not decoded.
 
     Attributes:
-        items: N files, or an array `N x H x W x C` (C of 1 or 3), uint8; one that may be large is a `numpy.memmap`.
-        names: N names, independent of where the data set lies.
-        labels: N whole numbers, or None where there are none.
-        class_names: what the labels mean, for people.
-        class_ids: other names that `dataset.classes` accepts, such as synset ids.
+        items: N files, or an array `N x H x W x C` (C of 1 or 3), uint8; a large array should be a `numpy.memmap`.
+        names: N unique names, which do not depend on the location of the data set.
+        labels: N integers, or None.
+        class_names: the name of each label.
+        class_ids: alternative names that `dataset.classes` accepts, such as synset ids.
     """
 
     items: list[str] | np.ndarray
@@ -40,17 +40,17 @@ class Listing:
     class_ids: tuple[str, ...] = ()
 
     def take(self, positions: np.ndarray) -> "Listing":
-        """Return the pictures at these positions."""
+        """Return the images at these positions."""
         items = self.items[positions] if isinstance(self.items, np.ndarray) else [self.items[i] for i in positions]
         names = [self.names[i] for i in positions]
         return replace(self, items=items, names=names, labels=None if self.labels is None else self.labels[positions])
 
 
 def checked(listing: Any, contract: Contract, split: SplitName) -> Listing | None:
-    """Return what a source returned for a split, with labels as int64, or raise what is wrong with it.
+    """Check what a source returned for a split, and convert labels to int64.
 
     Raises:
-        UserError: it is no listing of images, their names, and their labels, if any.
+        UserError: it is not a valid listing.
     """
     if listing is None:
         return None
@@ -113,16 +113,17 @@ def _wrong_labels(labels: np.ndarray, n: int, class_names: list[str]) -> str | N
 
 @contextmanager
 def as_published(name: str, top: Path) -> Iterator[None]:
-    """Say in one line that a data set's files are damaged or not what they are said to be."""
+    """Report in one line that the files of a published data set are damaged or unexpected."""
     try:
         yield
     except UserError:
         raise
     except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as e:
-        raise UserError(f"{top} is not as {name} is published ({e}): remove it to fetch it anew") from None
+        raise UserError(f"{top} does not match the published {name} ({e}): remove it to download it again") from None
 
 
-def take_split(everything: Listing, split: SplitName) -> Listing:
-    assert everything.labels is not None
-    train, test = hashed_train_test_split(everything.names, everything.labels)
-    return everything.take(train if split == "train" else test)
+def take_split(listing: Listing, split: SplitName) -> Listing:
+    """Return the train or test split of a data set that has none, see `hashed_train_test_split`."""
+    assert listing.labels is not None
+    train, test = hashed_train_test_split(listing.names, listing.labels)
+    return listing.take(train if split == "train" else test)

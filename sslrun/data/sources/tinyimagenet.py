@@ -10,8 +10,9 @@ from sslrun.data.sources.source import Listing, SplitName, as_published
 
 
 def tinyimagenet(split: SplitName, *, root: str, url: str, md5: str) -> Listing | None:
-    """200 classes of 500 photos, 64 x 64 px; the 10,000 validation photos are our test, for the official test has
-    no labels (Stanford CS231n).
+    """100,000 + 10,000 photos of 64 x 64 px in 200 classes (Stanford CS231n).
+
+    The test split is the official validation split, since the official test split has no labels.
     """
     if split == "unlabeled":
         return None

@@ -2,7 +2,7 @@ from sslrun.data.dataset import load_test, load_train
 from tests.helpers import source_node
 
 
-def test_digits_are_split_without_overlap_and_completely() -> None:
+def test_the_splits_of_digits_are_disjoint_and_complete() -> None:
     train, val = load_train(source_node("digits", None))
     test = load_test(source_node("digits", None))
     assert val is not None

@@ -1,4 +1,4 @@
-"""A user's own folder of images, in all its layouts."""
+"""A user's folder of images, in all supported layouts."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from sslrun.data.decode import find_images
 from tests.helpers import folder_node, source_node
 
 
-def test_one_folder_per_class_is_split_for_the_user(photos: Path) -> None:
+def test_one_folder_per_class_is_split_into_train_and_test(photos: Path) -> None:
     train, val = load_train(source_node("folder", photos))
     test = load_test(source_node("folder", photos))
     assert val is not None
@@ -43,7 +43,7 @@ def test_train_and_test_folders(photos: Path, test_name: str) -> None:
         load_test(source_node("folder", "set"))
 
 
-def test_case_47_piles_without_labels_flat_and_nested(photos: Path) -> None:
+def test_case_47_unlabeled_folders_flat_and_nested(photos: Path) -> None:
     shutil.copytree(photos / "flower", "flat")
     shutil.copytree(photos, "nested/2021/summer")
     for root, n in (("flat", 30), ("nested", 60)):
@@ -53,9 +53,7 @@ def test_case_47_piles_without_labels_flat_and_nested(photos: Path) -> None:
             load_test(source_node("folder", root))
 
 
-def test_per_class_of_folders_is_per_class_and_a_stray_picture_is_named(
-    photos: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_one_folder_per_class_and_a_stray_image_is_reported(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
     start_logging()
     shutil.copytree(photos, "set")
     shutil.copytree(photos / "flower", "set/deep/summer")
@@ -65,12 +63,12 @@ def test_per_class_of_folders_is_per_class_and_a_stray_picture_is_named(
     assert "cover.jpg" in capfd.readouterr().err
 
 
-def test_a_wrapper_folder_is_stepped_into(photos: Path) -> None:
+def test_a_wrapper_folder_is_descended_into(photos: Path) -> None:
     shutil.copytree(photos, "download/my photos")
     assert load_train(source_node("folder", "download"))[0].class_names == ["flower", "temple"]
 
 
-@pytest.mark.parametrize(("make", "words"), [(None, "no such folder"), ("empty", "no pictures")])
+@pytest.mark.parametrize(("make", "words"), [(None, "no such folder"), ("empty", "no images")])
 def test_case_45_missing_and_empty_folders(make: str | None, words: str) -> None:
     if make:
         Path(make).mkdir()
@@ -79,7 +77,7 @@ def test_case_45_missing_and_empty_folders(make: str | None, words: str) -> None
 
 
 @pytest.mark.parametrize(("train_name", "test_name"), [("Train", "Test"), ("Training", "Testing"), ("TRAIN", "valid")])
-def test_split_folders_by_other_names(photos: Path, train_name: str, test_name: str) -> None:
+def test_other_names_of_split_folders(photos: Path, train_name: str, test_name: str) -> None:
     shutil.copytree(photos, f"set/{train_name}")
     shutil.copytree(photos / "temple", f"set/{test_name}/temple")
     train, _ = load_train(source_node("folder", "set", val_fraction=0.0))
@@ -87,7 +85,7 @@ def test_split_folders_by_other_names(photos: Path, train_name: str, test_name: 
     assert len(load_test(source_node("folder", "set"))) == 30
 
 
-def test_pictures_of_every_kind_in_one_folder(photos: Path) -> None:
+def test_images_of_every_kind_in_one_folder(photos: Path) -> None:
     with Image.open(photos / "flower/flower 01.jpg") as image:
         for c in ("a", "b"):
             for suffix in ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "TIFF", "PNG"):
