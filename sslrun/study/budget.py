@@ -99,7 +99,7 @@ def _measured(plan: Plan, loaded: StudyData, anew: bool) -> Times:
         times.epoch[name] = n / took.images_per_second
         times.epochs[name] = training.total_steps(n) / batches_per_epoch(n, training.batch_size)
     configs: dict[str, Node] = {}
-    measured: dict[float, tuple[int, estimate.OfClassifier]] = {}
+    measured: dict[float, tuple[int, estimate.ClassifierEstimate]] = {}
     data, val = plan.classified.data, plan.classified.val
     every = [*plan.classifiers.items(), *((c, p) for c, trials in plan.trials.items() for p in trials)]
     for cell, p in every:

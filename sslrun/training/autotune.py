@@ -1,8 +1,8 @@
-"""Which precision and memory format a network trains fastest in, on this machine: measured once, then remembered.
+"""Autotuning: measure in which precision and memory format a network trains fastest on this machine.
 
-    $SSLRUN_CACHE/autotune.json    network, image size, machine, versions -> images/s of each mode
+    $SSLRUN_CACHE/autotune.json    network, image size, machine, versions -> images/s of each candidate
 
-It is remembered so that the same command gives the same numbers again.
+Results are cached, so that repeating a command gives the same numbers.
 """
 
 import hashlib
@@ -26,21 +26,21 @@ from sslrun.config.types import Node
 from sslrun.device import Device, MemoryFormat, Precision
 from sslrun.models.encoder import build_encoder
 
-SECONDS = 3.5  # that measuring takes, about
-FIRST_BATCH = 2  # pictures of a first step, after which modes that are hopelessly slow are dropped
-HOPELESS = 2.0  # times as slow as the best
-AGREEING = 1.3  # median over fastest turn
-EQUAL = 0.98  # of the best; so that chance decides less often
+SECONDS = 3.5  # time budget, approximately
+FIRST_BATCH = 2  # images in a first step, after which very slow candidates are dropped
+TOO_SLOW = 2.0  # multiple of the fastest candidate's time
+MAX_NOISE = 1.3  # ratio of the median to the shortest time
+EQUAL = 0.98  # fraction of the highest rate that counts as equal, so that the choice depends less on noise
 Candidate = tuple[Precision, MemoryFormat]
-Rates = dict[str, dict[str, float]]  # images/s by mode, of each network
+Rates = dict[str, dict[str, float]]  # images/s by candidate, for each network
 
 
 def choose(device: Device, backbone: Node, image_size: int, batch_size: int) -> dict[str, Any]:
-    """Set a device to the fastest of the modes that were left to it; among equals to the first, fp32 before others.
+    """Set a device to the fastest of its candidates; of equally fast ones, to the first.
 
     Args:
-        backbone: of which a network is built to be measured.
-        batch_size: of training; no more pictures than that are put through the network at once.
+        backbone: node of the network to measure.
+        batch_size: batch size of training, the largest that is measured.
 
     Returns:
         `name`, `precision` and `memory_format`, as keys of the device's config.
@@ -48,28 +48,28 @@ def choose(device: Device, backbone: Node, image_size: int, batch_size: int) -> 
     candidates = list(itertools.product(device.precisions, device.formats))
     default = device.precision, device.memory_format
     if len(candidates) > 1:
-        rates = _remembered(device, backbone, image_size, batch_size, candidates)
+        rates = _cached_rates(device, backbone, image_size, batch_size, candidates)
         best = max(rates.values(), default=0.0)
         device.use(*(next(m for m in candidates if rates[" ".join(m)] >= EQUAL * best) if best else default))
         texts = [f"{name} {rate:.0f}" for name, rate in sorted(rates.items(), key=lambda r: -r[1]) if rate]
-        log.info("Images/s of the network alone: %s", ", ".join(texts) or "not known")
+        log.info("Autotuning (images/s, forward and backward pass): %s", ", ".join(texts) or "no result")
     return {"name": device.torch.type, "precision": device.precision, "memory_format": device.memory_format}
 
 
 def measure(
     device: Device, backbone: Node, image_size: int, batch_size: int, candidates: list[Candidate]
 ) -> dict[str, float]:
-    """Time forward and backward passes in each mode, in turns; no random number is used up.
+    """Time forward and backward passes of the candidates alternately. The random state is restored afterwards.
 
     Returns:
-        Images/s by mode, such as `bf16 channels_last`; 0 where a mode was dropped, as too slow or because it failed.
-        Empty if the turns of the best do not agree, since then something else keeps the machine busy.
+        Images/s by candidate, such as `bf16 channels_last`; 0 for a candidate that failed or was too slow. Empty if
+        the times of the best candidate vary too much, because the machine is busy.
     """
     began = time.perf_counter()
 
-    # Not by torch.utils.benchmark.Timer: it repeats steps to warm up before each turn (4.0 s in place of 3.7 s for
-    # smallcnn, 3.3 to 4.9 s in place of 1.9 to 3.3 s for ResNet-18 at 64 px, the same ranking), and torch warns of
-    # compilers when it is imported.
+    # torch.utils.benchmark.Timer is not used: it warms up before each timing (4.0 s instead of 3.7 s for smallcnn,
+    # 3.3 to 4.9 s instead of 1.9 to 3.3 s for ResNet-18 at 64 px, with the same ranking), and importing it makes
+    # torch warn about compilers.
     def seconds(candidate: Candidate, n: int) -> float:
         device.use(*candidate)
         encoder = device.put(encoders[candidate[1]]).train()
@@ -84,20 +84,20 @@ def measure(
         device.wait()
         return time.perf_counter() - start
 
-    def rounds(n: int, of: list[Candidate], least: int, until: float) -> dict[Candidate, list[float]]:
-        """Return the seconds that n pictures took; what is hopelessly slow in its first step is not tried again."""
+    def rounds(n: int, tried: list[Candidate], at_least: int, until: float) -> dict[Candidate, list[float]]:
+        """Return the seconds that n images took; candidates that are too slow in the first step are dropped."""
         first: dict[Candidate, float] = {}
-        for candidate in of:
+        for candidate in tried:
             try:
-                first[candidate] = seconds(candidate, n)  # which prepares, too
-            except Exception as error:  # of any kind: it is the backbone's, and training will tell if it matters
+                first[candidate] = seconds(candidate, n)  # warm-up
+            except Exception as error:  # a backbone may raise anything; if it matters, training raises it again
                 log.info("%s cannot be used with this backbone: %s", " ".join(candidate), str(error).split("\n")[0])
                 continue
-            if first[candidate] > 1 + HOPELESS * min(first.values()):
+            if first[candidate] > 1 + TOO_SLOW * min(first.values()):
                 del first[candidate]
         timings: dict[Candidate, list[float]] = {candidate: [] for candidate in first}
         for i in range(10):
-            if i < least or time.perf_counter() - began < until:
+            if i < at_least or time.perf_counter() - began < until:
                 for candidate, times in timings.items():
                     times.append(seconds(candidate, n))
         return timings
@@ -111,29 +111,29 @@ def measure(
         timings = rounds(n, candidates, 2, SECONDS / 4)
         if timings:
             best = min(min(t) for t in timings.values())
-            promising = [m for m, t in timings.items() if min(t) < HOPELESS * best]
-            left = SECONDS - (time.perf_counter() - began)
-            fit = int(n / best * left / (4.5 * len(promising)))  # for a first step and three turns each
-            more = min(batch_size if on_gpu else fit, batch_size, 256)
-            if more > n:  # else the network is so slow that a few pictures tell
-                n = more
+            promising = [m for m, t in timings.items() if min(t) < TOO_SLOW * best]
+            remaining = SECONDS - (time.perf_counter() - began)
+            affordable = int(n / best * remaining / (4.5 * len(promising)))  # for a warm-up and three rounds each
+            larger = min(batch_size if on_gpu else affordable, batch_size, 256)
+            if larger > n:  # otherwise the network is so slow that a small batch is representative
+                n = larger
                 timings = rounds(n, promising, 3, SECONDS)
-            if timings:  # more pictures may fail where few did not, as when the memory is full
+            if timings:  # the larger batch may fail, for example if memory is full
                 times = min(timings.values(), key=min)
-                steady = statistics.median(times) < AGREEING * min(times)
+                steady = statistics.median(times) < MAX_NOISE * min(times)
     if on_gpu:
         torch.cuda.empty_cache()
     return {" ".join(m): round(n / min(timings[m]), 1) if m in timings else 0.0 for m in candidates} if steady else {}
 
 
-def _remembered(
+def _cached_rates(
     device: Device, backbone: Node, image_size: int, batch_size: int, candidates: list[Candidate]
 ) -> dict[str, float]:
-    """Return the rates of `measure` from the cache, or measure and put them there."""
+    """Return the rates from the cache, or measure and cache them."""
     machine = [device.describe(), processor(), torch.__version__, os.environ.get("OMP_NUM_THREADS")]
     names = [" ".join(m) for m in candidates]
-    of = [backbone, image_size, batch_size, *machine, names]
-    key = f"{backbone['_target_']} {image_size} {hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]}"
+    parts = [backbone, image_size, batch_size, *machine, names]
+    key = f"{backbone['_target_']} {image_size} {hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}"
     cached = Cached(home() / "autotune.json", "measuring the fastest precision", _load)
     try:
         with cached.alone():
@@ -144,10 +144,10 @@ def _remembered(
                 if timings:
                     _write(cached.path, known | {key: timings})
                 else:
-                    log.warning("The machine is too busy to measure the fastest precision: the usual one is used.")
+                    log.warning("Autotuning failed, because the machine is too busy; using the default precision.")
             return timings
-    except OSError as error:  # of the folder or the lock
-        log.warning("%s: %s; the fastest precision is measured in every run", cached.path, error.strerror)
+    except OSError as error:  # the folder or the lock file cannot be created
+        log.warning("Cannot cache the result of autotuning in %s: %s", cached.path, error.strerror)
         return measure(device, backbone, image_size, batch_size, candidates)
 
 
@@ -156,11 +156,11 @@ def _write(path: Path, known: Rates) -> None:
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(known, indent=2) + "\n")
     except OSError as error:
-        log.warning("%s: %s; the fastest precision is measured again in the next run", path, error.strerror)
+        log.warning("Cannot cache the result of autotuning in %s: %s", path, error.strerror)
 
 
 def _load(path: Path) -> Rates:
-    """Return what is remembered, without entries that are no rates."""
+    """Return the cached rates without invalid entries."""
     content = json.loads(path.read_text())
     entries = content.items() if isinstance(content, dict) else ()
     return {k: v for k, v in entries if isinstance(v, dict) and all(_is_rate(r) for r in v.values())}

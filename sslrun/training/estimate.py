@@ -1,4 +1,4 @@
-"""How long training takes on this machine and how much memory it needs, from a few steps of it."""
+"""Estimates of training time and memory on this machine, from a few training steps."""
 
 import time
 from dataclasses import dataclass
@@ -25,23 +25,23 @@ from sslrun.training.loop import train_step
 from sslrun.training.optimizers import build_optimizer
 from sslrun.training.settings import Training
 
-REHEARSAL = 3.0  # seconds that a rehearsal takes, about
+SECONDS = 3.0  # time budget of a measurement, approximately
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """What a few steps took.
+class Measurement:
+    """Speed and memory of training steps.
 
     Attributes:
-        images_per_second: pictures of the data set, however many views are made of each.
-        bytes: of weights, gradients, the optimiser's state, and what is kept for the backward pass of a whole batch.
+        images_per_second: images of the data set, regardless of the number of views of each.
+        bytes: size of weights, gradients, optimizer state, and activations saved for the backward pass of a batch.
     """
 
     images_per_second: float
     bytes: int
 
 
-def rehearse(
+def measure(
     task: Task,
     images: Tensor | Images,
     device: Device,
@@ -49,18 +49,21 @@ def rehearse(
     batch_size: int,
     memory: int,
     labels: Tensor | None = None,
-) -> Rehearsal:
-    """Take a few steps of a training that nothing comes of, to say how fast it is and how much memory it needs.
+) -> Measurement:
+    """Measure speed and memory in a few training steps with a learning rate of 0.
 
-    The steps are on whole batches if these are quick and fit into half of the memory, else on 32 pictures.
+    Whole batches are used if they are quick and fit into half of the memory, otherwise batches of 32 images.
+
+    Args:
+        memory: memory of the device in bytes.
     """
     optimizer = build_optimizer(optimizer_node, task, 0.0)
     weights = [p for p in task.parameters() if p.requires_grad]
-    own = {p.untyped_storage().data_ptr() for p in task.parameters()}
-    kept: dict[int, int] = {}
+    parameters = {p.untyped_storage().data_ptr() for p in task.parameters()}
+    saved: dict[int, int] = {}
 
-    def note(t: Tensor) -> Tensor:
-        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+    def record(t: Tensor) -> Tensor:
+        saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
 
     def step(n: int, i: int) -> float:
@@ -71,34 +74,34 @@ def rehearse(
         float(out["loss"])  # waits for the device
         return time.perf_counter() - began
 
-    few = min(batch_size, len(images), 32)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        step(few, 0)
-    activations = sum(size for place, size in kept.items() if place not in own) * batch_size // few
+    small = min(batch_size, len(images), 32)
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda t: t):
+        step(small, 0)
+    activations = sum(size for pointer, size in saved.items() if pointer not in parameters) * batch_size // small
     states = sum(t.nbytes for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor))
     needed = 2 * sum(w.nbytes for w in weights) + states + activations
     n = min(batch_size, len(images))
-    n = n if step(few, 1) * n / few < REHEARSAL and needed < memory / 2 else few
+    n = n if step(small, 1) * n / small < SECONDS and needed < memory / 2 else small
     times: list[float] = []
-    while len(times) < 3 or sum(times) < REHEARSAL / 3:
+    while len(times) < 3 or sum(times) < SECONDS / 3:
         times.append(step(n, 2 + len(times)))
     times.sort()
-    return Rehearsal(n / times[len(times) // 2], needed)
+    return Measurement(n / times[len(times) // 2], needed)
 
 
-OVERHEAD = 2.5  # seconds that a classifier takes beside all that is measured: starting, reading, evaluation
-REGRESSED = 500  # pictures on which a logistic regression is measured
+OVERHEAD = 2.5  # seconds per classifier that are not measured: startup, reading, evaluation
+REGRESSION_IMAGES = 500  # for timing the logistic regression
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a pretraining.
+    """Speed and memory of a pretraining.
 
     Attributes:
-        device: on which it was measured, in the mode that was chosen.
-        images_per_second: pictures of the data set, however many views are made of each.
-        bytes: that training takes, with the decoded pictures where these are held on the device.
-        memory: of the device, in bytes.
+        device: device of the measurement, with the precision and memory format chosen by autotuning.
+        images_per_second: images of the data set, regardless of the number of views of each.
+        bytes: memory for training, including the decoded images if they are kept on the device.
+        memory: memory of the device in bytes.
     """
 
     device: Device
@@ -110,7 +113,7 @@ class Estimate:
 def pretraining(
     images: Images, pretext: Node, backbone: Node, optimizer: Node, device: Node, image_size: int, batch_size: int
 ) -> Estimate:
-    """Measure a pretraining by a few steps."""
+    """Estimate a pretraining from a few steps."""
     hardware = build(device)
     encoder = build_encoder(backbone, image_size, [0.5] * 3, [0.5] * 3)
     choose(hardware, backbone, image_size, batch_size)
@@ -119,52 +122,55 @@ def pretraining(
     on_gpu = hardware.torch.type == "cuda"
     memory = torch.cuda.get_device_properties(hardware.torch).total_memory if on_gpu else physical_memory()
     on_device = images.on(hardware.torch)
-    took = rehearse(task, on_device, hardware, optimizer, batch_size, memory)
-    size = took.bytes + (on_device.nbytes if on_device.device.type == "cuda" else 0)
-    return Estimate(hardware, took.images_per_second, size, memory)
+    measured = measure(task, on_device, hardware, optimizer, batch_size, memory)
+    size = measured.bytes + (on_device.nbytes if on_device.device.type == "cuda" else 0)
+    return Estimate(hardware, measured.images_per_second, size, memory)
 
 
 @dataclass(frozen=True)
-class OfClassifier:
-    """How long a classifier takes on so many labels, about.
+class ClassifierEstimate:
+    """Approximate time to train a classifier on a given number of labels.
 
     Attributes:
-        images_per_second: in training.
-        probe: seconds of a probe, evaluation included.
+        images_per_second: speed of training.
+        probe: seconds for a linear probe, including evaluation.
     """
 
     images_per_second: float
     probe: float
 
     def finetuning(self, training: Training, labels: int, validation: int) -> float:
-        """Return the seconds of finetuning, its start from a probe and its evaluation included.
+        """Return the seconds for finetuning, including the linear probe that initializes the head, and evaluation.
 
         Args:
-            training: its settings.
-            validation: pictures of it.
+            training: settings of the finetuning.
+            labels: number of labeled images.
+            validation: number of validation images.
         """
         steps = training.total_steps(labels)
-        seen = steps * min(labels, training.batch_size) + training.evaluations * validation / 3  # forward is a third
-        return self.probe + seen / self.images_per_second
+        # A forward pass takes a third of a step.
+        images = steps * min(labels, training.batch_size) + training.evaluations * validation / 3
+        return self.probe + images / self.images_per_second
 
 
-def classifier(config: Node, data: Dataset, val: Dataset | None, labels: int) -> OfClassifier:
-    """Measure a few steps of finetuning on so many labels, and a small logistic regression.
+def classifier(config: Node, data: Dataset, val: Dataset | None, labels: int) -> ClassifierEstimate:
+    """Estimate classifiers from a few steps of finetuning and a small logistic regression.
 
     Args:
-        config: of the finetuning.
-        data, val: training, some pictures of which are put through the network, and validation.
+        config: config of the finetuning.
+        data, val: training and validation data; some of the training images are used for the measurement.
+        labels: number of labeled images.
     """
     hardware = build(config["device"])
-    hardware.claim()  # as the run itself will; it may have other threads than the study
+    hardware.claim()  # as the run will; its number of threads may differ from the study's
     image_size, batch_size = config["dataset"]["image_size"], config["train"]["batch_size"]
     choose(hardware, config["backbone"], image_size, batch_size)
-    encoder = build_encoder(config["backbone"], image_size, [0.5] * 3, [0.5] * 3, "grid")  # which has more to do
+    encoder = build_encoder(config["backbone"], image_size, [0.5] * 3, [0.5] * 3, "grid")  # the slower pooling
     network = Classifier(encoder, len(data.class_names))
     task = Finetuning(network, build(config["augment"]), 0.1, 0, False, 1.0)
     hardware.put(task)
     assert data.labels is not None
-    took = rehearse(
+    measured = measure(
         task,
         data.images,
         hardware,
@@ -174,11 +180,11 @@ def classifier(config: Node, data: Dataset, val: Dataset | None, labels: int) ->
         data.labels,
     )
     searched, validation = min(labels, SEARCHED), len(val or ())
-    some = data.take(np.linspace(0, len(data) - 1, min(len(data), REGRESSED)).astype(int))
+    some = data.take(np.linspace(0, len(data) - 1, min(len(data), REGRESSION_IMAGES)).astype(int))
     features = labeled_features(encoder, some, hardware)
     began = time.perf_counter()
     regression(*features, features, 0, len(data.class_names))
-    fit = (time.perf_counter() - began) / (len(C_VALUES) + 1) / len(some)  # seconds a label
+    fit = (time.perf_counter() - began) / (len(C_VALUES) + 1) / len(some)  # seconds per label
     probe = OVERHEAD + fit * (len(C_VALUES) * searched + labels)
-    seen = 2 * (searched + validation) + labels + validation  # with both poolings, then with the chosen one
-    return OfClassifier(took.images_per_second, probe + seen / 3 / took.images_per_second)
+    embedded = 2 * (searched + validation) + labels + validation  # with both poolings, then with the chosen one
+    return ClassifierEstimate(measured.images_per_second, probe + embedded / 3 / measured.images_per_second)

@@ -1,4 +1,4 @@
-"""Optimisers: functions `optimizer(parameter_groups, learning_rate, *, keys of its YAML)`."""
+"""Optimizers: functions `optimizer(parameter_groups, learning_rate, *, keys of its YAML)`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,10 +38,10 @@ def lars(
 
 
 class LARS(optim.Optimizer):
-    """SGD with momentum, in which each weight matrix moves in proportion to its own norm.
+    """SGD with momentum in which the update of each weight matrix is proportional to its norm.
 
-    v <- momentum v + trust |w| / |g + decay w| (g + decay w);  w <- w - rate v. Vectors (biases, batch norm) follow
-    plain SGD, as in the SimCLR code.
+    v <- momentum v + trust |w| / |g + decay w| (g + decay w);  w <- w - rate v. Vectors (biases, batch norm) are
+    updated by plain SGD, as in the SimCLR code.
     """
 
     def __init__(self, groups: Groups, lr: float, weight_decay: float, momentum: float, trust: float) -> None:
@@ -49,38 +49,38 @@ class LARS(optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             for w in group["params"]:
                 if w.grad is None:
                     continue
                 update = w.grad.add(w, alpha=group["weight_decay"])
                 if w.ndim > 1:
-                    size, length = w.norm(), update.norm()
-                    both = (size > 0) & (length > 0)
-                    update = update * torch.where(both, group["trust"] * size / length.clamp(min=1e-12), 1.0)
+                    norm, length = w.norm(), update.norm()
+                    nonzero = (norm > 0) & (length > 0)
+                    update = update * torch.where(nonzero, group["trust"] * norm / length.clamp(min=1e-12), 1.0)
                 v = self.state[w].setdefault("momentum", torch.zeros_like(w))
                 v.mul_(group["momentum"]).add_(update)
                 w.sub_(v, alpha=group["lr"])
 
 
 def build_optimizer(node: Node, task: Task, learning_rate: float) -> optim.Optimizer:
-    """Build the optimizer of a task's parameters that are trained, each at the task's multiple of the learning rate."""
+    """Build the optimizer of a task's trainable parameters, with the task's multiples of the learning rate."""
     return build(node, parameter_groups(task, node["weight_decay"], task.learning_rates()), learning_rate)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, rates: dict[str, float]) -> Groups:
-    """Sort the parameters by learning rate and weight decay; vectors (biases, batch norm) get no decay.
+    """Group the trainable parameters by learning rate and weight decay; vectors (biases, batch norm) get no decay.
 
     Args:
-        rates: multiples of the learning rate by the prefix of parameter names; 1 for the rest.
+        rates: multiples of the learning rate by prefix of the parameters' names; 1 for all others.
     """
-    sorted_: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    grouped: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
             rate = next((r for prefix, r in rates.items() if name.startswith(prefix)), 1.0)
-            sorted_.setdefault((rate, p.ndim > 1), []).append(p)
+            grouped.setdefault((rate, p.ndim > 1), []).append(p)
     return [
         {"params": ps, "rate": rate, "weight_decay": weight_decay if matrix else 0.0}
-        for (rate, matrix), ps in sorted_.items()
+        for (rate, matrix), ps in grouped.items()
     ]

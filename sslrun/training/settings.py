@@ -1,4 +1,4 @@
-"""How long a training is, how its learning rate goes, and when it is evaluated and saved."""
+"""Settings of a training: its length, learning rate schedule, evaluations and checkpoints."""
 
 import math
 from dataclasses import dataclass
@@ -7,28 +7,28 @@ from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.config.types import Fraction, NotNegative, Positive, PositiveInt
 
-SMALLEST_BATCH = 4  # of pretraining: batch norm and contrastive losses compare the pictures of a batch
+SMALLEST_BATCH = 4  # for pretraining: batch norm and contrastive losses compare the images of a batch
 
 
 def batches_per_epoch(n: int, batch_size: int) -> int:
-    """Return how many batches of nearly equal size, none above `batch_size`, n images make."""
+    """Return the number of batches of nearly equal size, at most `batch_size`, in an epoch of n images."""
     return math.ceil(n / batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The node `train` of a config.
+    """The `train` node of a config.
 
     Attributes:
-        epochs, steps: whichever ends first; None for no limit.
-        batch_size: the largest; the batches of an epoch are of nearly equal size.
-        learning_rate: the highest.
-        warmup_fraction: part of the steps with a rising learning rate; after it a cosine falls to 0.
-        gradient_clip: largest norm of the gradient; None for none.
-        evaluations: so many, evenly spread, besides that before the first step.
+        epochs, steps: length of the training, whichever ends first; None for no limit.
+        batch_size: maximum; the batches of an epoch have nearly equal size.
+        learning_rate: peak of the schedule.
+        warmup_fraction: fraction of the steps with linear warm-up, which is followed by cosine decay to 0.
+        gradient_clip: maximum norm of the gradient; None disables clipping.
+        evaluations: number of evaluations, evenly spread, not counting the one before the first step.
         log_every: steps between lines of `metrics.jsonl`.
-        save_minutes: a checkpoint is made after so many minutes, too, not only after evaluations.
-        keep_every: steps between checkpoints that stay; None keeps the last, the one before it, and the best.
+        save_minutes: minutes between checkpoints, which are also saved after evaluations.
+        keep_every: steps between checkpoints that are kept; None keeps only the last, the previous and the best.
     """
 
     epochs: PositiveInt | None
@@ -43,18 +43,18 @@ class Training:
     keep_every: PositiveInt | None
 
     def total_steps(self, n: int, quiet: bool = True) -> int:
-        """Return the length of a training on n images in steps.
+        """Return the number of steps of a training on n images.
 
         Args:
             quiet: do not log which of `epochs` and `steps` ends first.
 
         Raises:
-            UserError: neither is given.
+            UserError: neither is set.
         """
         by_epochs = self.epochs * batches_per_epoch(n, self.batch_size) if self.epochs else None
         given = [s for s in (by_epochs, self.steps) if s is not None]
         if not given:
-            raise UserError("say how long to train: train.epochs=... or train.steps=...")
+            raise UserError("train.epochs and train.steps are both null: set one of them")
         if len(given) == 2 and not quiet:
             which = "train.steps" if self.steps == min(given) else "train.epochs"
             log.info(
@@ -63,7 +63,7 @@ class Training:
         return min(given)
 
     def learning_rate_at(self, step: int, total: int, multiple: float = 1.0) -> float:
-        """Return a multiple of the learning rate in a step: linear warm-up, then half a cosine down to 0."""
+        """Return `multiple` times the learning rate of a step: linear warm-up, then cosine decay to 0."""
         warmup = int(self.warmup_fraction * total)
         if step < warmup:
             return multiple * self.learning_rate * ((step + 1) / (warmup + 1))
@@ -71,9 +71,9 @@ class Training:
         return multiple * self.learning_rate * (0.5 * (1 + cosine))
 
     def evaluated_after(self, total: int) -> set[int]:
-        """Return the numbers of steps after which there is an evaluation; the last is `total`."""
+        """Return the numbers of steps after which to evaluate; the last is `total`."""
         return {math.ceil(total * i / self.evaluations) for i in range(1, self.evaluations + 1)}
 
     def kept_after(self, steps: int) -> bool:
-        """Tell whether the checkpoint after so many steps stays."""
+        """Return whether the checkpoint after this many steps is kept."""
         return self.keep_every is not None and steps % self.keep_every == 0
