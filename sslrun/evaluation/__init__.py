@@ -1,1 +1,1 @@
-"""Numbers: features, probes, metrics, calibration, intervals."""
+"""Evaluation: features, probes, metrics, calibration, confidence intervals."""

@@ -1,4 +1,4 @@
-"""How far a classifier's confidence can be believed: temperature, calibration error, and when to say nothing."""
+"""Calibration of a classifier's confidence: temperature scaling, calibration error, confidence threshold."""
 
 import math
 from typing import Any
@@ -6,59 +6,59 @@ from typing import Any
 import numpy as np
 
 BINS = 15  # Guo et al. 2017
-SURE = 0.95  # of the predictions above the threshold are right
-FEWEST = 20  # predictions above the threshold, on validation; fewer show nothing
-NEVER = 1e-12  # what a probability of 0 counts as in a mean of logarithms
-LEAST = float(np.finfo(np.float32).tiny)  # probability that is not 0
-COLDEST, HOTTEST = 0.05, 20.0
+TARGET_ACCURACY = 0.95  # of the predictions at or above the threshold
+MIN_PREDICTIONS = 20  # at or above the threshold; fewer are not enough evidence
+EPSILON = 1e-12  # lower limit of probabilities in the log loss
+TINY = float(np.finfo(np.float32).tiny)  # lower limit of probabilities before temperature scaling
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 
 def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Divide the logits of probabilities, `N x classes`, by a temperature; the classes' order stays."""
-    z = np.log(np.clip(probabilities.astype(np.float64), LEAST, None)) / temperature
+    """Divide the logits of probabilities, `N x classes`, by a temperature; the ranking of the classes is unchanged."""
+    z = np.log(np.clip(probabilities.astype(np.float64), TINY, None)) / temperature
     e = np.exp(z - z.max(1, keepdims=True))
     return np.asarray(e / e.sum(1, keepdims=True))
 
 
 def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean negative log-likelihood in nats of the labels, N."""
+    """Return the mean negative log-likelihood of the labels, N, in nats."""
     from sklearn import metrics
 
-    p = probabilities.astype(np.float64).clip(NEVER)
+    p = probabilities.astype(np.float64).clip(EPSILON)
     return float(metrics.log_loss(labels, p / p.sum(1, keepdims=True), labels=np.arange(p.shape[1])))
 
 
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the temperature that makes labels most likely (Guo et al. 2017), to be fitted on validation.
+    """Fit the temperature that maximizes the likelihood of the labels (Guo et al. 2017), on validation.
 
-    A share 1 / (N + 2) of every label is spread over the classes, as Platt (1999) has it: that a few pictures were all
-    right is no reason to be sure of everything.
+    Labels are smoothed by 1 / (N + 2), as in Platt (1999), so that a few correct predictions do not lead to full
+    confidence.
 
     Args:
         probabilities: `N x classes`.
-        labels: N; none gives 1.
+        labels: N; without labels the temperature is 1.
     """
     from scipy.optimize import minimize_scalar
 
     if not len(labels):
         return 1.0
-    doubt = 1 / (len(labels) + 2)
+    smoothing = 1 / (len(labels) + 2)
 
     def loss(log_temperature: float) -> float:
         p = tempered(probabilities, math.exp(log_temperature))
-        return (1 - doubt) * log_loss(p, labels) - doubt * float(np.log(p.clip(1e-300)).mean())
+        return (1 - smoothing) * log_loss(p, labels) - smoothing * float(np.log(p.clip(1e-300)).mean())
 
-    return float(math.exp(minimize_scalar(loss, bounds=(math.log(COLDEST), math.log(HOTTEST))).x))
+    return float(math.exp(minimize_scalar(loss, bounds=(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))).x))
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list[dict[str, Any]]:
-    """Return for bins of equal width in confidence, (low, high], what was said and what was right.
+    """Compute the reliability diagram, in bins of equal width in confidence, (low, high].
 
     Returns:
-        `low`, `high`, `images`, and the means `confidence` and `accuracy`, None in an empty bin.
+        For each bin `low`, `high`, `images`, and the means `confidence` and `accuracy`, None in an empty bin.
     """
-    sure, right = probabilities.max(1), probabilities.argmax(1) == labels
-    bin_of = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     out = []
     for b in range(bins):
         inside = bin_of == b
@@ -68,30 +68,31 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS)
                 "low": b / bins,
                 "high": (b + 1) / bins,
                 "images": n,
-                "confidence": float(sure[inside].mean()) if n else None,
-                "accuracy": float(right[inside].mean()) if n else None,
+                "confidence": float(confidence[inside].mean()) if n else None,
+                "accuracy": float(correct[inside].mean()) if n else None,
             }
         )
     return out
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
-    """Return the mean gap of confidence and accuracy over bins, the expected one (Guo et al. 2017, eq. 3)."""
+    """Return the expected calibration error: the mean gap of confidence and accuracy (Guo et al. 2017, eq. 3)."""
     rows = [r for r in reliability(probabilities, labels, bins) if r["images"]]
     return float(sum(r["images"] * abs(r["confidence"] - r["accuracy"]) for r in rows) / len(labels))
 
 
 def threshold(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
-    """Return the lowest confidence from which on 95 % of the predictions are right, to be chosen on validation.
+    """Return the lowest confidence at or above which 95 % of the predictions are correct, on validation.
 
-    It is rounded down to four places, since confidences are shown, and compared, with four.
+    It is rounded down to four decimals, because confidences are compared and reported with four.
 
     Returns:
-        None where 20 pictures or more cannot be told apart like that.
+        None if there is no such confidence with at least 20 predictions.
     """
-    sure, right = probabilities.max(1), probabilities.argmax(1) == labels
-    order = np.argsort(-sure, kind="stable")
-    share = right[order].cumsum() / np.arange(1, len(labels) + 1)
-    last = np.append(sure[order][1:] != sure[order][:-1], True)  # of pictures with the same confidence
-    good = np.flatnonzero((share >= SURE) & last & (np.arange(1, len(labels) + 1) >= FEWEST))
-    return math.floor(float(sure[order][good[-1]]) * 1e4) / 1e4 if len(good) else None
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    order = np.argsort(-confidence, kind="stable")
+    ranked, counts = confidence[order], np.arange(1, len(labels) + 1)
+    accuracy = correct[order].cumsum() / counts
+    last = np.append(ranked[1:] != ranked[:-1], True)  # of the images with the same confidence
+    good = np.flatnonzero((accuracy >= TARGET_ACCURACY) & last & (counts >= MIN_PREDICTIONS))
+    return math.floor(float(ranked[good[-1]]) * 1e4) / 1e4 if len(good) else None

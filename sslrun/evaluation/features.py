@@ -1,6 +1,6 @@
-"""Features and probabilities of many images, in batches, without augmentation.
+"""Features and probabilities of many images, computed in batches without augmentation.
 
-Images are `N x 3 x S x S`, uint8; a network is on the device, and put into evaluation mode.
+Images are `N x 3 x S x S`, uint8. Networks must be on the device; they are set to evaluation mode.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,20 +20,20 @@ Out = TypeVar("Out")
 def features(
     encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int = 512, pooling: Pooling | None = None
 ) -> Tensor:
-    """Return the features of whole images, `N x D`, float32, on the CPU.
+    """Compute the features of images, `N x D`, float32, on the CPU.
 
     Args:
-        pooling: by default the encoder's own, whose D is its `feature_dim`.
+        pooling: the encoder's own by default, with `D = encoder.feature_dim`.
     """
 
-    def of(batch: Tensor) -> Tensor:
+    def forward(batch: Tensor) -> Tensor:
         return encoder(batch) if pooling is None else pooled(encoder.maps(batch), pooling)
 
-    return torch.cat([f.float().cpu() for f in _batches(encoder, of, images, device, batch_size)])
+    return torch.cat([f.float().cpu() for f in _batches(encoder, forward, images, device, batch_size)])
 
 
 def map_features(encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int = 512) -> list[Tensor]:
-    """Return the mean over each map of the backbone for whole images: for every map `N x C`, float32, on the CPU."""
+    """Compute the spatial means of the backbone's feature maps: for each map `N x C`, float32, on the CPU."""
 
     def means(batch: Tensor) -> list[Tensor]:
         return [average(m).float().cpu() for m in encoder.maps(batch)]
@@ -45,7 +45,7 @@ def map_features(encoder: Encoder, images: Tensor | Images, device: Device, batc
 def probabilities(
     classifier: Classifier | KNNClassifier, images: Tensor | Images, device: Device, batch_size: int = 512
 ) -> Tensor:
-    """Return the probabilities of whole images, `N x classes`, on the CPU."""
+    """Compute the probabilities of images, `N x classes`, on the CPU."""
     return torch.cat([p.cpu() for p in _batches(classifier, classifier.probabilities, images, device, batch_size)])
 
 
@@ -53,7 +53,7 @@ def probabilities(
 def _batches(
     network: nn.Module, function: Callable[[Tensor], Out], images: Tensor | Images, device: Device, batch_size: int
 ) -> Iterator[Out]:
-    """Yield what a function of the network makes of each batch of images, as floats in [0, 1] on the device."""
+    """Yield the function's result for each batch, which it gets as floats in [0, 1] on the device."""
     network.eval()
     for chunk in images.split(batch_size):
         with device.autocast(), device.eager():

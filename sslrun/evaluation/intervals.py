@@ -23,23 +23,26 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float] | None:
     return float(result.low), float(result.high)
 
 
-def paired_test(right: np.ndarray, rival: np.ndarray) -> dict[str, Any]:
-    """Compare two classifiers on the same N pictures, of which each got some right.
+def paired_test(correct: np.ndarray, rival: np.ndarray) -> dict[str, Any]:
+    """Compare two classifiers on the same N images.
+
+    Args:
+        correct, rival: N booleans, whether each classifier's prediction is correct.
 
     Returns:
-        `difference` of the accuracies and its 95 % bootstrap `interval`, over pictures; `only_this` and `only_rival`,
-        how many one of the two alone got right; `p`, of McNemar's exact test that these are equally likely.
+        `difference` of the accuracies and its 95 % bootstrap `interval` over images; `only_this` and `only_rival`, the
+        numbers of images that only one of the two classifies correctly; `p`, McNemar's exact test of these numbers.
     """
     from scipy.stats import binomtest
 
-    only, only_rival = int((right & ~rival).sum()), int((rival & ~right).sum())
-    differences = right.astype(np.float64) - rival
+    only_this, only_rival = int((correct & ~rival).sum()), int((rival & ~correct).sum())
+    differences = correct.astype(np.float64) - rival
     return {
         "difference": float(differences.mean()),
         "interval": bootstrap_interval(differences),
-        "only_this": only,
+        "only_this": only_this,
         "only_rival": only_rival,
-        "p": float(binomtest(only, only + only_rival).pvalue) if only + only_rival else 1.0,
+        "p": float(binomtest(only_this, only_this + only_rival).pvalue) if only_this + only_rival else 1.0,
     }
 
 
@@ -52,8 +55,8 @@ class Interval:
 
     Attributes:
         mean: of the values.
-        low, high: ends of the interval, in the unit of the values; both NaN for a single value.
-        n: how many values.
+        low, high: bounds of the interval, in the unit of the values; NaN for a single value.
+        n: number of values.
     """
 
     mean: float
@@ -62,18 +65,18 @@ class Interval:
     n: int
 
     def excludes_zero(self) -> bool:
-        """Tell whether the whole interval lies on one side of 0."""
+        """Return whether the whole interval is on one side of 0."""
         return self.low > 0 or self.high < 0
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Return the mean of independent values and its 95 % interval by Student's t.
+    """Return the mean of independent values and its 95 % CI (Student's t).
 
     Raises:
-        ValueError: there is no value.
+        ValueError: there are no values.
     """
     if not values:
-        raise ValueError("no value to take the mean of")
+        raise ValueError("mean_interval needs at least one value")
     from scipy.stats import ttest_1samp
 
     mean, n = statistics.fmean(values), len(values)
@@ -86,13 +89,13 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def paired(values: Mapping[str, float], baseline: Mapping[str, float]) -> Interval | None:
-    """Return the mean of the differences `values - baseline` on the same label subsets, and its 95 % interval.
+    """Return the mean of the paired differences `values - baseline` and its 95 % CI.
 
     Args:
-        values, baseline: accuracy by the name of the label subset; subsets that only one of them has are left out.
+        values, baseline: accuracy by name of the label subset; subsets that only one of them has are ignored.
 
     Returns:
-        None where they have no subset in common.
+        None if they have no subset in common.
     """
     both = [values[k] - baseline[k] for k in values if k in baseline]
     return mean_interval(both) if both else None

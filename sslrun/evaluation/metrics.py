@@ -1,4 +1,4 @@
-"""Numbers about features and predictions."""
+"""Metrics of features and of predictions."""
 
 import math
 from collections.abc import Sequence
@@ -12,20 +12,20 @@ from torch import Tensor
 from sslrun.evaluation import calibration
 from sslrun.evaluation.intervals import bootstrap_interval
 
-COLLAPSED_SPREAD = 0.05  # of 1, which is an even spread over the sphere
+COLLAPSED_SPREAD = 0.05  # where 1 is a uniform distribution on the sphere
 COLLAPSED_RANK = 2.0
 
 
 def embedding_health(features: Tensor) -> dict[str, float]:
-    """Say without labels whether an embedding has collapsed.
+    """Compute metrics that show, without labels, whether an embedding has collapsed.
 
     Args:
         features: `N x D`.
 
     Returns:
-        `feature_spread`: the mean standard deviation of the l2-normalised features times sqrt(D): 1 where they lie
-        evenly on the sphere, 0 where all are the same (Chen & He 2021). `effective_rank`: the exponential of the
-        entropy of the centred features' singular values (Roy & Vetterli 2007; RankMe, Garrido et al. 2023).
+        `feature_spread`: the mean standard deviation of the l2-normalized features times sqrt(D); 1 if they are
+        uniform on the sphere, 0 if all are equal (Chen & He 2021). `effective_rank`: the exponential of the entropy of
+        their singular values after centering (Roy & Vetterli 2007; RankMe, Garrido et al. 2023).
     """
     z = F.normalize(features.double(), dim=1)
     spread = float(z.std(0).mean() * math.sqrt(z.shape[1])) if len(z) > 1 else 0.0
@@ -39,12 +39,12 @@ def embedding_health(features: Tensor) -> dict[str, float]:
 
 
 def has_collapsed(health: dict[str, float]) -> bool:
-    """Tell whether the numbers of `embedding_health` are those of a collapsed embedding."""
+    """Return whether the metrics of `embedding_health` indicate a collapsed embedding."""
     return health["feature_spread"] < COLLAPSED_SPREAD or health["effective_rank"] < COLLAPSED_RANK
 
 
 def scored(probabilities: np.ndarray, labels: np.ndarray, class_names: list[str], temperature: float) -> dict[str, Any]:
-    """Return all that `classification` does, and how far the probabilities can be believed.
+    """Compute the metrics of `classification`, and those of the probabilities and their calibration.
 
     Args:
         probabilities: `N x classes`.
@@ -52,8 +52,8 @@ def scored(probabilities: np.ndarray, labels: np.ndarray, class_names: list[str]
         temperature: fitted on validation.
 
     Returns:
-        `accuracy_interval` (95 %, bootstrap), `top5_accuracy` (with more than five classes), `nll` in nats, `ece` (15
-        bins) and `reliability`, and the last three once more, `_calibrated`, by the temperature.
+        Also `accuracy_interval` (95 % CI, bootstrap), `top5_accuracy` (with more than five classes), `nll` in nats,
+        `ece` (15 bins), `reliability`, and the last three after temperature scaling, with the suffix `_calibrated`.
     """
     from sklearn.metrics import top_k_accuracy_score
 
@@ -74,7 +74,7 @@ def scored(probabilities: np.ndarray, labels: np.ndarray, class_names: list[str]
 
 
 def classification(labels: Sequence[int] | np.ndarray, predicted: np.ndarray, class_names: list[str]) -> dict[str, Any]:
-    """Return accuracy, macro precision, recall and F1, the same for every class, and the confusion matrix."""
+    """Compute accuracy, precision, recall and F1 (macro average and per class), and the confusion matrix."""
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     ids = list(range(len(class_names)))

@@ -1,4 +1,4 @@
-"""What is measured while a network trains."""
+"""Metrics computed during training."""
 
 import torch
 
@@ -18,20 +18,21 @@ HEALTH_IMAGES, KNN_BANK, KNN_QUERIES = 1024, 5000, 2000
 def encoder_metrics(
     encoder: Encoder, images: Images, data: Dataset, val: Dataset | None, device: Device
 ) -> dict[str, float]:
-    """Return what can be told of an encoder that is pretrained; a collapsed embedding is warned of.
+    """Compute the metrics of an encoder during pretraining; log a warning if the embedding has collapsed.
 
     Args:
-        images: that it is pretrained on; 1,024 of them tell about the embedding.
-        data, val: training and validation; the nearest of 5,000 images of training classify 2,000 of validation.
+        images: images of the pretraining; about 1,024 of them are used for `embedding_health`.
+        data, val: training and validation data; a kNN classifier of 5,000 training images is evaluated on 2,000
+            validation images.
 
     Returns:
-        `val/feature_spread` and `val/effective_rank` (see `embedding_health`), and, where there are labels of more than
-        one class, `val/knn_accuracy`.
+        `val/feature_spread` and `val/effective_rank` (see `embedding_health`), and `val/knn_accuracy` if there are
+        labels of more than one class.
     """
     health = embedding_health(features(encoder, images[:: max(1, len(images) // HEALTH_IMAGES)], device))
     if has_collapsed(health):
         log.warning(
-            "The embedding has collapsed: spread %.3f (healthy is about 1), effective rank %.1f. Try a lower "
+            "The embedding has collapsed: feature spread %.3f (expected about 1), effective rank %.1f. Try a lower "
             "train.learning_rate, a larger train.batch_size, or another pretext.",
             health["feature_spread"],
             health["effective_rank"],
@@ -47,21 +48,20 @@ def encoder_metrics(
 
 
 def classifier_metrics(classifier: Classifier | KNNClassifier, val: Dataset | None, device: Device) -> dict[str, float]:
-    """Return a classifier's accuracy and loss on validation, and what calibrates it; nothing without validation.
+    """Compute a classifier's accuracy, loss and calibration on validation; empty without validation data.
 
     Returns:
-        `val/accuracy`, `val/loss` in nats, `val/temperature`, and `val/confidence_threshold` where there
-        is one.
+        `val/accuracy`, `val/loss` in nats, `val/temperature`, and `val/confidence_threshold` if there is one.
     """
     if val is None:
         return {}
     assert val.labels is not None
     p, labels = probabilities(classifier, val.images, device).numpy(), val.labels.numpy()
     temperature = calibration.fit_temperature(p, labels)
-    sure = calibration.threshold(calibration.tempered(p, temperature), labels)
+    threshold = calibration.threshold(calibration.tempered(p, temperature), labels)
     return {
         "val/accuracy": float((p.argmax(1) == labels).mean()),
         "val/loss": calibration.log_loss(p, labels),
         "val/temperature": temperature,
-        **({} if sure is None else {"val/confidence_threshold": sure}),
+        **({} if threshold is None else {"val/confidence_threshold": threshold}),
     }
