@@ -1,1 +1,1 @@
-"""A trained network in use: the Python API, and what is found with features."""
+"""Inference with trained networks: the Python API, cached features, suggestions of images to label."""

@@ -1,8 +1,8 @@
-"""Features of picture files, kept in the cache: only new and changed files go through the network again.
+"""Cached features of image files: only new and changed files go through the network again.
 
     $SSLRUN_CACHE/features/<key>.npz     paths, stamps and features
 
-The key is made of the checkpoint and the stage; files that are gone are dropped at the next change.
+The key is a hash of the checkpoint, the stage and the precision. Deleted files are dropped at the next update.
 """
 
 import os
@@ -20,20 +20,20 @@ from sslrun.base.paths import home
 from sslrun.data.decode import VERSION
 from sslrun.inference.model import Model
 
-NAMED = 20  # unreadable files, at most; the others are counted
-DAMAGED = "The kept features in %s are damaged (%s); embedding anew."
+MAX_NAMED = 20  # unreadable files that are logged by name; the others are only counted
+DAMAGED = "The cached features in %s are damaged (%s); computing them again."
 Features = dict[str, tuple[str, np.ndarray]]  # stamp and features by path
 
 
 def indexed(
     model: Model, files: Sequence[str], stage: int | None, batch_size: int
 ) -> tuple[list[str], np.ndarray, dict[str, str]]:
-    """Return the files that can be read, their features, `N x D`, and why the others cannot, which is also said.
+    """Return the readable files, their features, `N x D`, and the reasons for unreadable files, which are also logged.
 
     Args:
-        model: whose encoder gives the features.
-        files: any number, in any folders.
-        stage, batch_size: as of `Model.embed`.
+        model: its encoder computes the features.
+        files: paths of images.
+        stage, batch_size: see `Model.embed`.
 
     Raises:
         UserError: no such stage, or none of the files can be read.
@@ -44,38 +44,38 @@ def indexed(
         try:
             stack.enter_context(cached.alone())
         except OSError as error:
-            log.warning("The features cannot be kept in %s (%s).", path.parent, error.strerror)
+            log.warning("Cannot cache features in %s: %s", path.parent, error.strerror)
         embedded, bad = _embedded(model, files, stage, batch_size, cached)
-    for name, reason in list(bad.items())[:NAMED]:
-        log.warning("Cannot be read: %s: %s", name, reason)
-    if len(bad) > NAMED:
-        log.warning("... and %d more", len(bad) - NAMED)
+    for name, reason in list(bad.items())[:MAX_NAMED]:
+        log.warning("Cannot read %s: %s", name, reason)
+    if len(bad) > MAX_NAMED:
+        log.warning("... and %d more", len(bad) - MAX_NAMED)
     good = [f for f in files if f in embedded]
     if not good:
         name, reason = next(iter(bad.items()))
-        raise UserError(f"none of {len(files)} pictures can be read; the first: {name}: {reason}")
+        raise UserError(f"none of the images can be read; the first of {len(files)}: {name}: {reason}")
     return good, np.stack([embedded[f] for f in good]), bad
 
 
 def _embedded(
     model: Model, files: Sequence[str], stage: int | None, batch_size: int, cached: Cached[Features]
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    where = {f: os.path.abspath(f) for f in files}
-    known, stamps = cached.read() or {}, {f: _stamp(f) for f in where}
-    embedded = {f: known[p][1] for f, p in where.items() if p in known and known[p][0] == stamps[f]}
-    new = [f for f in where if f not in embedded]
-    if len(new) < len(where):
-        log.info("The features of %d of %d pictures were kept from before.", len(where) - len(new), len(where))
+    paths = {f: os.path.abspath(f) for f in files}
+    known, stamps = cached.read() or {}, {f: _stamp(f) for f in paths}
+    embedded = {f: known[p][1] for f, p in paths.items() if p in known and known[p][0] == stamps[f]}
+    new = [f for f in paths if f not in embedded]
+    if len(new) < len(paths):
+        log.info("Cached features: %d of %d images", len(paths) - len(new), len(paths))
     if not new:
         return embedded, {}
     features, bad = model.embed_readable(new, stage, batch_size)
     embedded |= dict(zip([f for f in new if f not in bad], features, strict=True))
-    here = set(where.values())
-    others = {p: v for p, v in known.items() if p not in here and os.path.exists(p)}
+    current = set(paths.values())
+    others = {p: v for p, v in known.items() if p not in current and os.path.exists(p)}
     try:
-        _write(cached.path, others | {where[f]: (stamps[f], x) for f, x in embedded.items()})
+        _write(cached.path, others | {paths[f]: (stamps[f], x) for f, x in embedded.items()})
     except OSError as error:
-        log.warning("The features could not be kept in %s (%s).", cached.path.parent, error.strerror)
+        log.warning("Cannot cache features in %s: %s", cached.path.parent, error.strerror)
     return embedded, bad
 
 
@@ -87,10 +87,10 @@ def _key(model: Model, stage: int | None) -> str:
 
 def _stamp(file: str) -> str:
     try:
-        about = os.stat(file)
+        stat = os.stat(file)
     except OSError:
         return "missing"
-    return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"  # the last tells of two files that were swapped
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"  # ctime detects two files that were swapped
 
 
 def _load(path: Path) -> Features:

@@ -1,8 +1,8 @@
-"""The Python side: `sslrun.load(run)` gives a network that names pictures and embeds them; the commands use it, too.
+"""The Python API: `sslrun.load(run)` returns a model that classifies and embeds images. The commands use it, too.
 
 import sslrun
 
-model = sslrun.load("outputs/finetune/...")       # or "latest"; of a pretrain run, it can only embed
+model = sslrun.load("outputs/finetune/...")       # or "latest"; the model of a pretrain run can only embed
 for p in model.predict(["a.jpg", "b.png"]):
     print(p.image, p.class_name, p.confidence, p.unsure)
 features = model.embed(["a.jpg", "b.png"])        # N x D
@@ -40,7 +40,7 @@ from sslrun.runs.find import find_run
 
 @dataclass(frozen=True)
 class Guess:
-    """A class and how sure the classifier is of it, in [0, 1], calibrated on validation."""
+    """A class and its confidence in [0, 1], calibrated on validation."""
 
     class_name: str
     confidence: float
@@ -48,13 +48,13 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier makes of one picture.
+    """The prediction for one image.
 
     Attributes:
-        image: the file's path; None for a picture that was given as such.
-        top: the likeliest classes first; empty for a picture that could not be read.
-        unsure: the first guess lies below the threshold.
-        error: why it could not be read, or None.
+        image: path of the file; None for an image in memory.
+        top: the most likely classes, in descending order; empty if the image could not be read.
+        unsure: whether the confidence is below the threshold.
+        error: why the image could not be read, or None.
     """
 
     image: str | None
@@ -64,28 +64,29 @@ class Prediction:
 
     @property
     def class_name(self) -> str | None:
-        """Return the likeliest class."""
+        """Return the most likely class; None if the image could not be read."""
         return self.top[0].class_name if self.top else None
 
     @property
     def confidence(self) -> float | None:
-        """Return how sure it is of it."""
+        """Return the confidence of the most likely class; None if the image could not be read."""
         return self.top[0].confidence if self.top else None
 
 
 class Model:
-    """A trained network on a device: an encoder, and if it was finetuned a classifier.
+    """A trained network on a device: an encoder and, if it was finetuned, a classifier.
 
     Args:
-        network: as it was read from a run.
-        device: that it is put on.
-        command: it serves a command of ours, which shows progress and may start processes.
+        network: network of a run.
+        device: device that the network is moved to.
+        command: whether a command uses the model: show progress and allow worker processes.
 
     Attributes:
-        class_names: in the order of the probabilities; none of a network that was only pretrained.
-        image_size: px, to which every picture is brought as in training.
-        temperature: of the calibration, fitted on validation.
-        confidence_threshold: the confidence from which on 95 % were right on validation; None where there is none such.
+        class_names: in the order of the probabilities; empty if the network was only pretrained.
+        image_size: in px; images are resized as in training.
+        temperature: for calibration, fitted on validation.
+        confidence_threshold: the confidence at or above which 95 % of the predictions on validation were correct; None
+            if there is none.
     """
 
     def __init__(self, network: Trained, device: Device, command: bool = False) -> None:
@@ -103,22 +104,22 @@ class Model:
         views: int = 1,
         batch_size: int = 64,
     ) -> list[Prediction]:
-        """Name pictures.
+        """Classify images.
 
         Args:
-            images: paths, PIL pictures, `H x W x 3` or `H x W` uint8 arrays, or `3 x H x W` tensors (uint8, or floats
-                in [0, 1]); files that cannot be read get an `error`.
-            top: so many guesses for each.
-            unsure: below this confidence a prediction is `unsure`; `auto` is `confidence_threshold`, None never.
-            views: with more than 1 the mean over the whole picture and so many less one of training's views of it.
+            images: paths, PIL images, `H x W x 3` or `H x W` uint8 arrays, or `3 x H x W` tensors (uint8, or floats
+                in [0, 1]); the prediction for a file that cannot be read has an `error`.
+            top: number of classes per prediction.
+            unsure: predictions with a lower confidence are `unsure`; `auto` is `confidence_threshold`, None disables.
+            views: average the probabilities over this many views: the image itself and random views as in training.
 
         Raises:
-            UserError: an array that is no picture, or a network without a classifier.
+            UserError: invalid images or arguments, or the network has no classifier.
         """
         for key, value in (("top", top), ("views", views), ("batch_size", batch_size)):
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{key}={value!r}: must be a whole number, at least 1")
-        least = (self.confidence_threshold or 0.0) if unsure == "auto" else unsure or 0.0
+        threshold = (self.confidence_threshold or 0.0) if unsure == "auto" else unsure or 0.0
         out: list[Prediction] = []
         for names, pixels, reasons in self._blocks(images, batch_size, "predicting"):
             p = torch.from_numpy(self._calibrated(pixels, views, batch_size))
@@ -129,10 +130,9 @@ class Model:
                 if reason:
                     out.append(Prediction(name, [], False, reason))
                     continue
-                results = [
-                    Guess(self.class_names[i], round(v, 4)) for i, v in zip(ids, values, strict=True)
-                ]  # as it is shown
-                out.append(Prediction(name, results, results[0].confidence < least, None))
+                # Confidences are displayed with four decimals, and the threshold has four, too.
+                results = [Guess(self.class_names[i], round(v, 4)) for i, v in zip(ids, values, strict=True)]
+                out.append(Prediction(name, results, results[0].confidence < threshold, None))
         return out
 
     def probabilities(
@@ -140,8 +140,11 @@ class Model:
     ) -> np.ndarray:
         """Return calibrated probabilities, `N x classes`.
 
+        Args:
+            images, views: see `predict`.
+
         Raises:
-            UserError: a picture that cannot be read.
+            UserError: an image cannot be read.
         """
         results = [self._calibrated(pixels, views, batch_size) for pixels in self.pixels(images, batch_size)]
         return np.concatenate(results) if results else np.zeros((0, len(self.class_names)))
@@ -152,11 +155,11 @@ class Model:
         """Return features, `N x D`, float32.
 
         Args:
-            images: as of `predict`.
-            stage: of the backbone, from 1; None is what it returns at its end.
+            images: see `predict`.
+            stage: stage of the backbone, counted from 1; None is the last.
 
         Raises:
-            UserError: a picture that cannot be read, or no such stage.
+            UserError: an image cannot be read, or no such stage.
         """
         features, reasons = self.embed_readable(images, stage, batch_size)
         if reasons:
@@ -167,22 +170,22 @@ class Model:
     def embed_readable(
         self, images: Sequence[ImageLike] | ImageLike, stage: int | None = None, batch_size: int = 256
     ) -> tuple[np.ndarray, dict[str, str]]:
-        """Return features of the pictures that can be read, in their order, and why the other files cannot.
+        """Return the features of the readable images, in their order, and the reasons for unreadable files.
 
-        Args, raises: as of `embed`.
+        Args, raises: see `embed`.
         """
         one = torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8)
         results = [self.features_of(one, stage)[:0]]
         bad: dict[str, str] = {}
         for names, pixels, reasons in self._blocks(images, batch_size, "embedding"):
-            bad |= {n or "a picture that was given": r for n, r in zip(names, reasons, strict=True) if r}
+            bad |= {n or "image in memory": r for n, r in zip(names, reasons, strict=True) if r}
             good = torch.tensor([not r for r in reasons])
             if good.any():
                 results.append(self.features_of(pixels[good], stage))
         return np.concatenate(results), bad
 
     def features_of(self, pixels: Tensor, stage: int | None = None) -> np.ndarray:
-        """Return the features, `N x D`, of pictures as the network takes them, `N x 3 x S x S` uint8.
+        """Return the features, `N x D`, of decoded images, `N x 3 x S x S`, uint8.
 
         Raises:
             UserError: no such stage.
@@ -195,17 +198,17 @@ class Model:
         return stages[-1 if stage is None else stage - 1].numpy()
 
     def _calibrated(self, pixels: Tensor, views: int, batch_size: int) -> np.ndarray:
-        """Return the probabilities of `N x 3 x S x S` uint8."""
+        """Return the calibrated probabilities of decoded images, `N x 3 x S x S`, uint8."""
         classifier = self.network.classifier
         if classifier is None:
             run = self.network.path.parent
             raise UserError(
-                f"{run} was only pretrained, and names nothing: sslrun finetune init={run} makes a classifier"
+                f"{run} was only pretrained and has no classifier; train one with sslrun finetune init={run}"
             )
         p = probabilities(classifier, pixels, self.device, batch_size)
         if views > 1:
             augment = build(self.network.config["augment"])
-            for v in range(1, views):  # each picture alone, so that its answer does not depend on those beside it
+            for v in range(1, views):  # one image at a time, so that its views do not depend on the rest of the batch
                 drawn = [augment(one[None].float() / 255, Rng(generator(0, VIEWS, v))) for one in pixels]
                 view = (torch.cat(drawn) * 255).round().to(torch.uint8)
                 p = p + probabilities(classifier, view, self.device, batch_size)
@@ -213,10 +216,10 @@ class Model:
         return calibration.tempered(p.numpy(), self.temperature)
 
     def pixels(self, images: Sequence[ImageLike] | ImageLike, batch_size: int = 64) -> Iterator[Tensor]:
-        """Yield batches of pictures as the network takes them, `B x 3 x S x S`, uint8.
+        """Yield batches of decoded images, `B x 3 x S x S`, uint8.
 
         Raises:
-            UserError: a picture that cannot be read.
+            UserError: an image cannot be read.
         """
         for names, pixels, reasons in self._blocks(images, batch_size, "reading"):
             bad = [(n, r) for n, r in zip(names, reasons, strict=True) if r]
@@ -224,52 +227,52 @@ class Model:
                 raise UserError(f"{bad[0][0]}: {bad[0][1]}")
             yield pixels
 
-    def _blocks(self, images: Sequence[ImageLike] | ImageLike, batch_size: int, doing: str) -> Iterator[Block]:
-        """Yield names, pixels `B x 3 x S x S` uint8, and why some could not be read; files are decoded on all cores."""
-        alone = isinstance(images, str | Path | Image.Image | Tensor)
+    def _blocks(self, images: Sequence[ImageLike] | ImageLike, batch_size: int, title: str) -> Iterator[Block]:
+        """Yield names, pixels (`B x 3 x S x S`, uint8) and reasons for unreadable files, decoding on all cores."""
+        single = isinstance(images, str | Path | Image.Image | Tensor)
         if isinstance(images, np.ndarray):
-            alone, images = images.dtype.kind != "U", images if images.dtype.kind != "U" else images.tolist()
-        many: list[Any] = [images] if alone else list(images)  # type: ignore[arg-type]
+            single, images = images.dtype.kind != "U", images if images.dtype.kind != "U" else images.tolist()
+        items: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
         dataset = self.network.config["dataset"]
-        how: dict[str, Any] = {k: dataset[k] for k in ("image_size", "resize", "channels")}
-        at_once = max(1, min(batch_size, len(many) // (2 * cores())))
-        groups = [many[i : i + at_once] for i in range(0, len(many), at_once)]
-        if not all(isinstance(i, str | Path) for i in many):
+        options: dict[str, Any] = {k: dataset[k] for k in ("image_size", "resize", "channels")}
+        size = max(1, min(batch_size, len(items) // (2 * cores())))
+        groups = [items[i : i + size] for i in range(0, len(items), size)]
+        if not all(isinstance(i, str | Path) for i in items):
             for group in groups:
-                results = [decoded_one(i, how) for i in group]
+                results = [decoded_one(i, options) for i in group]
                 names = [str(i) if isinstance(i, str | Path) else None for i in group]
                 yield names, to_tensor(np.stack([f[0] for f in results])), [f[1] for f in results]
             return
         files = [[str(i) for i in group] for group in groups]
-        work = partial(decode_some, **how)
-        shown = progress(doing, len(many), "images") if self._command else nullcontext(lambda n: None)
-        with workers(len(many), self._command) as pool, shown as advance:
-            for here, (block, reasons) in zip(files, in_order(pool, work, files), strict=True):
-                yield list(here), to_tensor(block), reasons
-                advance(len(here))
+        decode = partial(decode_some, **options)
+        bar = progress(title, len(items), "images") if self._command else nullcontext(lambda n: None)
+        with workers(len(items), self._command) as pool, bar as advance:
+            for group, (block, reasons) in zip(files, in_order(pool, decode, files), strict=True):
+                yield list(group), to_tensor(block), reasons
+                advance(len(group))
 
 
 def load(run: str | Path = "latest", device: str = "auto") -> Model:
-    """Read the classifier of a finetuned run, or the encoder of a pretrained one.
+    """Load the classifier of a finetune run, or the encoder of a pretrain run.
 
     Args:
-        run: its directory, or `latest`, the newest finetuned one below outputs/.
+        run: a run directory, or `latest`, the newest finished finetune run in outputs/.
         device: auto, cpu, cuda or mps.
 
     Raises:
         UserError: no such run or device.
     """
     if device not in choices("device"):
-        raise UserError(f"device={device}: there are {', '.join(choices('device'))}")
+        raise UserError(f"device={device}: no such device; expected one of {', '.join(choices('device'))}")
     network = load_network(find_run(str(run), WITH_CLASSIFIER if run == "latest" else WITH_ENCODER))
     return Model(network, inference_device(choice_node("device", device), network.config["device"]))
 
 
 def open_model(run: str, device: Node, stages: Sequence[str] = WITH_ENCODER) -> Model:
-    """Read the network that a command is told to use.
+    """Load the network of a run for a command.
 
     Args:
-        run: a directory, or `latest`, the newest of these stages.
+        run: a run directory, or `latest`, the newest finished run of these stages.
         device: a `device` node.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which pictures to label first: typical and diverse ones (TypiClust, Hacohen et al. 2022)."""
+"""Suggestion of images to label first: typical and diverse ones (TypiClust, Hacohen et al. 2022)."""
 
 import itertools
 import warnings
@@ -7,26 +7,26 @@ import numpy as np
 
 from sslrun.base.machine import one_thread
 
-NEIGHBORS = 20  # by which typicality is told, as in the paper
-GROUPS = 500  # at most, as in the paper
-CLUSTERED = 20_000  # pictures, at most, by which the groups are found; the others join the nearest
+NEIGHBORS = 20  # for typicality, as in the paper
+MAX_CLUSTERS = 500  # as in the paper
+MAX_FITTED = 20_000  # images that k-means is fitted on; all others are assigned to the nearest cluster
 
 
 def typical_and_diverse(features: np.ndarray, n: int, seed: int, labeled: np.ndarray | None = None) -> np.ndarray:
-    """Choose pictures to label: of each of as many groups as there are labels, the one in the densest place.
+    """Choose images to label: from each cluster of the features, the most typical image.
 
-    k-means on l2-normalised features makes as many groups as there are labels and choices together, but at most 500.
-    Groups with the fewest labels come first, of these the largest; of each the picture is taken that lies nearest to
-    its 20 nearest neighbours within the group, and where there are fewer groups than choices the next nearest in turn.
+    k-means on the l2-normalized features makes one cluster for each labeled and each chosen image, at most 500.
+    Clusters are visited in ascending number of labels, then in descending size. From each, the image with the smallest
+    mean distance to its 20 nearest neighbors within the cluster is chosen, and in further rounds the next ones.
 
     Args:
         features: `N x D`.
-        n: how many to choose.
-        seed: of k-means, and of the pictures that it is given where there are more than 20,000.
-        labeled: positions of pictures that have labels already.
+        n: number of images to choose.
+        seed: for k-means, and for the sample that it is fitted on if there are more than 20,000 images.
+        labeled: indices of images that are labeled already.
 
     Returns:
-        Positions of n pictures, or of all that are left, in the order in which they should be labeled.
+        Indices of n images, or of all unlabeled ones if these are fewer, in the order in which to label them.
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
@@ -34,13 +34,13 @@ def typical_and_diverse(features: np.ndarray, n: int, seed: int, labeled: np.nda
     known = np.zeros(len(features), dtype=bool)
     known[labeled if labeled is not None else []] = True
     x = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
-    groups = min(n + int(known.sum()), GROUPS, len(x))
-    some = np.random.default_rng(seed).permutation(len(x))[:CLUSTERED]
-    with warnings.catch_warnings(), one_thread("openmp"):  # whose threads would stay beside torch's
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of pictures that are all alike
-        means = KMeans(groups, n_init=1, random_state=seed).fit(x[some])
-        group = means.predict(x)
-    members = [np.flatnonzero(group == g) for g in range(groups)]
+    clusters = min(n + int(known.sum()), MAX_CLUSTERS, len(x))
+    sample = np.random.default_rng(seed).permutation(len(x))[:MAX_FITTED]
+    with warnings.catch_warnings(), one_thread("openmp"):  # its threads would compete with torch's
+        warnings.simplefilter("ignore", ConvergenceWarning)  # raised for identical images
+        kmeans = KMeans(clusters, n_init=1, random_state=seed).fit(x[sample])
+        cluster = kmeans.predict(x)
+    members = [np.flatnonzero(cluster == k) for k in range(clusters)]
     order = sorted(members, key=lambda m: (int(known[m].sum()), -len(m)))
     ranked = [by_typicality(x, m[~known[m]]) for m in order]
     rounds = (r[i] for i in range(max(map(len, ranked))) for r in ranked if i < len(r))
@@ -48,7 +48,7 @@ def typical_and_diverse(features: np.ndarray, n: int, seed: int, labeled: np.nda
 
 
 def by_typicality(x: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Return members of a group, those first whose nearest neighbours within it are nearest."""
+    """Sort the members of a cluster by mean distance to their nearest neighbors within it, ascending."""
     from sklearn.neighbors import NearestNeighbors
 
     k = min(NEIGHBORS, len(members) - 1)
