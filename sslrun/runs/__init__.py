@@ -1,1 +1,1 @@
-"""The run directory: what is written where, resuming, and finding earlier runs."""
+"""The run directory: its files, resuming, and finding earlier runs."""

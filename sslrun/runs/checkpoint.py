@@ -1,9 +1,9 @@
-"""Checkpoints: atomic save, and a load that executes nothing and checks every byte and key.
+"""Checkpoints: saved atomically, loaded without executing code, with checksums and keys verified.
 
-last.pt          the newest, with the optimiser's state: a run goes on from it
-previous.pt      the one before, in case the newest is damaged
-best.pt          the weights that were best on validation
-step_000500.pt   every so many steps, if train.keep_every says so
+last.pt          the newest, with the optimizer state, for resuming
+previous.pt      the one before it, in case the newest is damaged
+best.pt          the weights with the best validation metric
+step_000500.pt   every `train.keep_every` steps, if set
 """
 
 import os
@@ -24,23 +24,23 @@ from sslrun.runs.find import LAST, PREVIOUS
 
 
 class Damaged(UserError):
-    """A file does not hold what was written into it."""
+    """A checkpoint is damaged or incomplete."""
 
 
-RESUMABLE_KEYS = {"model", "optimizer", "scaler", "step", "best", "metrics"}  # what a training goes on from
-OURS = "sslrun"  # the key under which a checkpoint of ours has the version
+RESUMABLE_KEYS = {"model", "optimizer", "scaler", "step", "best", "metrics"}  # required to resume a training
+OURS = "sslrun"  # key of the version, which only checkpoints of sslrun have
 
 
 def save(path: Path, content: dict[str, Any], before: Path | None = None) -> None:
-    """Write a checkpoint as a whole or not at all: temporary file, flush, fsync, rename.
+    """Save a checkpoint atomically: temporary file, flush, fsync, rename.
 
-    torch writes a checksum of each tensor, which `load` compares.
+    torch writes a checksum of each tensor, which `load` verifies.
 
     Args:
-        before: where the file that `path` was before goes; None drops it.
+        before: path that the previous file is moved to; None overwrites it.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written; the checkpoint before it is intact.
+        UserError: the disk is full or the folder is not writable; the previous checkpoint is intact.
     """
     try:
         with replacing(path, before) as temporary, temporary.open("wb") as file:
@@ -48,40 +48,42 @@ def save(path: Path, content: dict[str, Any], before: Path | None = None) -> Non
         _sync(path.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         reason = error.strerror if isinstance(error, OSError) else "is the disk full?"
-        raise UserError(f"cannot write {path} ({reason}); the checkpoint before it is kept, free some space") from None
+        raise UserError(f"cannot write {path} ({reason}); the previous checkpoint is kept, free some space") from None
 
 
 def _sync(folder: Path) -> None:
-    """Have a rename on the disk before anything else is done; Windows knows no such thing for folders."""
+    """Flush a rename in a folder to the disk. Windows does not support this."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         except OSError as error:
-            log.info("%s cannot be synchronised: %s", folder, error.strerror)  # some network drives
+            log.info("Cannot fsync %s: %s", folder, error.strerror)  # some network drives
         finally:
             os.close(handle)
 
 
 def newest_intact(directory: Path, resumable: bool = False) -> tuple[Path, dict[str, Any]]:
-    """Read the newest checkpoint of a run that is whole; a damaged one is passed over, and said.
+    """Load the newest intact checkpoint of a run; log a warning if the newest is damaged.
 
     Args:
-        resumable: it must hold the state of a training, not weights alone.
+        resumable: require the full state of a training, not only weights.
+
+    Returns:
+        Path and content.
 
     Raises:
-        UserError: none is whole.
+        UserError: no checkpoint is intact.
     """
     last, previous = directory / LAST, directory / PREVIOUS
 
     def loaded(path: Path) -> dict[str, Any]:
         content = load(path)
         if resumable and not content.keys() >= RESUMABLE_KEYS:
-            raise Damaged(
-                f"{path} has no {', '.join(sorted(RESUMABLE_KEYS - content.keys()))}: it is not of a training"
-            )
+            missing = ", ".join(sorted(RESUMABLE_KEYS - content.keys()))
+            raise Damaged(f"{path} is not the checkpoint of a training: it has no {missing}")
         if resumable and content["step"] < 0:
-            raise Damaged(f"{path} is damaged: it is of step {content['step']}")
+            raise Damaged(f"{path} is damaged: step is {content['step']}")
         return content
 
     reason = f"{last} is missing"  # a process was killed between two renames
@@ -93,33 +95,33 @@ def newest_intact(directory: Path, resumable: bool = False) -> tuple[Path, dict[
                 raise
             reason = str(error)
     content = loaded(previous)
-    log.warning("%s. The checkpoint before it is used, of step %s", reason, content.get("step"))
+    log.warning("%s. Using the previous checkpoint, of step %s", reason, content.get("step"))
     return previous, content
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours or a bare state dict, with `weights_only=True`: nothing in it can execute.
+    """Load a checkpoint of sslrun or a bare state dict, with `weights_only=True`, so that no code is executed.
 
     Raises:
-        Damaged: the file is not whole, or no file of weights.
-        UserError: no such file, it cannot be read, or it would call what is not ours.
+        Damaged: the file is damaged or not a checkpoint.
+        UserError: there is no such file, it cannot be read, or its config would call foreign code.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        if zipfile.is_zipfile(path):  # files of torch before 1.6 are none, and have no checksums
+        if zipfile.is_zipfile(path):  # files of torch < 1.6 are not zip archives and have no checksums
             with zipfile.ZipFile(path) as file:
                 wrong = file.testzip()
             if wrong:
-                raise zipfile.BadZipFile(f"wrong checksum of {wrong}")
+                raise zipfile.BadZipFile(f"wrong checksum in {wrong}")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError) as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'no memory is left'}") from None
-    except Exception as error:  # of many kinds, all of which mean bytes that are not a checkpoint
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'out of memory'}") from None
+    except Exception as error:  # torch raises many types for invalid files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Damaged(f"{path} is damaged or is not a file of weights: {reason[:150]}") from None
+        raise Damaged(f"{path} is damaged or not a checkpoint: {reason[:150]}") from None
     if not isinstance(content, dict) or not content:
-        raise Damaged(f"{path} holds {type(content).__name__}, not weights")
+        raise Damaged(f"{path} is not a checkpoint: expected a dict of weights, found {type(content).__name__}")
     if OURS in content:
         _check_entries(content, path)
         if "config" in content:
@@ -130,11 +132,11 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _check_entries(content: dict[str, Any], path: Path) -> None:
-    """Refuse a checkpoint whose parts are not what their names say, or whose config would call what is not ours."""
-    kinds = {"config": dict, "class_names": list, "step": int, "metrics": dict, "model": dict}
-    wrong = [k for k, kind in kinds.items() if k in content and not isinstance(content[k], kind)]
+    """Check the types of a checkpoint's entries, and that its config calls no foreign code."""
+    types = {"config": dict, "class_names": list, "step": int, "metrics": dict, "model": dict}
+    wrong = [k for k, type_ in types.items() if k in content and not isinstance(content[k], type_)]
     if not wrong and not all(isinstance(v, Tensor) for v in content.get("model", {}).values()):
         wrong = ["model"]
     if wrong:
-        raise Damaged(f"{path} is damaged: its {', '.join(wrong)} is something else")
+        raise Damaged(f"{path} is damaged: wrong type of {', '.join(wrong)}")
     refuse_foreign(renamed(content.get("config")), path)

@@ -1,4 +1,4 @@
-"""What a run logs while it works: numbers and images, as JSON lines and for TensorBoard."""
+"""Loggers of metrics and images: JSON lines and TensorBoard."""
 
 import json
 import os
@@ -12,30 +12,30 @@ from sslrun.base.files import disk_error, write_text
 from sslrun.config.nodes import flattened
 
 METRICS = "metrics.jsonl"
-HPARAMS = ("pretext", "init", "mode", "labels", "seeds")  # by which TensorBoard compares runs, besides their configs
+HPARAMS = ("pretext", "init", "mode", "labels", "seeds")  # for TensorBoard, in addition to the config
 
 
 class Logger(Protocol):
-    """One place that numbers and images are logged to."""
+    """Interface of a logger."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Log numbers of a step."""
+        """Log scalars of a step."""
 
     def image(self, name: str, png: Path) -> None:
-        """Log an image that lies in a file."""
+        """Log an image from a file."""
 
     def sync(self) -> None:
-        """Have what was logged on the disk."""
+        """Flush everything to the disk."""
 
     def forget_after(self, step: int) -> None:
-        """Drop what was logged of later steps, which a resumed run does again."""
+        """Drop the entries of later steps, which a resumed run repeats."""
 
     def close(self, summary: Mapping[str, Any] | None) -> None:
-        """End; the summary is that of a finished run."""
+        """Close the logger. `summary` is None if the run did not finish."""
 
 
 class JsonLines:
-    """Numbers in `metrics.jsonl`, one JSON object a line."""
+    """Scalars in `metrics.jsonl`, one JSON object per step."""
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.path = directory, directory / METRICS
@@ -47,10 +47,10 @@ class JsonLines:
             file.write(json.dumps(row) + "\n")
 
     def image(self, name: str, png: Path) -> None:
-        """Leave images to others."""
+        """Do nothing: images are not logged here."""
 
     def sync(self) -> None:
-        """Have the file on the disk, before a checkpoint that counts on it."""
+        """Flush the file to the disk, before a checkpoint that relies on it."""
         if self.path.exists():
             with self.path.open("a") as file:
                 os.fsync(file.fileno())
@@ -62,20 +62,20 @@ class JsonLines:
             write_text(self.path, "".join(json.dumps(r) + "\n" for r in rows))
 
     def close(self, summary: Mapping[str, Any] | None) -> None:
-        """Need nothing: the file is closed after every line."""
+        """Do nothing: the file is closed after every line."""
 
 
 class TensorBoard:
-    """Curves, images and settings for TensorBoard, whose writer is opened at first use."""
+    """Curves, images and hyperparameters for TensorBoard. The writer is created at the first use."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._opened: Any = None
-        self._purge: int | None = None  # the step from which on earlier curves are dropped
+        self._purge: int | None = None  # earlier curves are dropped from this step on
 
     @property
     def writer(self) -> Any:
-        """Return TensorBoard's own writer."""
+        """Return the `SummaryWriter`."""
         if self._opened is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -96,7 +96,7 @@ class TensorBoard:
             self.writer.add_image(name, np.asarray(opened.convert("RGB")), dataformats="HWC")
 
     def sync(self) -> None:
-        """Write what is buffered."""
+        """Flush the buffer."""
         if self._opened is not None:
             self._opened.flush()
 
@@ -108,7 +108,7 @@ class TensorBoard:
         self._purge = step + 1
 
     def close(self, summary: Mapping[str, Any] | None) -> None:
-        """Add the settings and scores of a finished run that has curves, and close the writer."""
+        """Add the hyperparameters and metrics of a finished run, and close the writer, if it is open."""
         if self._opened is None:
             return
         if summary is not None:
@@ -121,14 +121,14 @@ class TensorBoard:
 
 
 class Loggers:
-    """All loggers of a run as one."""
+    """All loggers of a run."""
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.tensorboard = directory, TensorBoard(directory)
         self._all: list[Logger] = [JsonLines(directory), self.tensorboard]
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Log numbers of a step.
+        """Log scalars of a step.
 
         Raises:
             UserError: the disk is full.
@@ -140,28 +140,28 @@ class Loggers:
             raise disk_error(self.directory, error) from None
 
     def image(self, name: str, png: Path) -> None:
-        """Log an image that lies in a file."""
+        """Log an image from a file."""
         for logger in self._all:
             logger.image(name, png)
 
     def sync(self) -> None:
-        """Have what was logged on the disk."""
+        """Flush everything to the disk."""
         for logger in self._all:
             logger.sync()
 
     def forget_after(self, step: int) -> None:
-        """Drop what was logged of later steps."""
+        """Drop the entries of later steps."""
         for logger in self._all:
             logger.forget_after(step)
 
     def close(self, summary: Mapping[str, Any] | None) -> None:
-        """End all of them; the summary is that of a finished run."""
+        """Close all loggers. `summary` is None if the run did not finish."""
         for logger in self._all:
             logger.close(summary)
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:
-    """Return the lines of `metrics.jsonl`, without those that are damaged, such as a last one that was cut off.
+    """Read the rows of `metrics.jsonl`; damaged lines, such as a truncated last one, are skipped with a warning.
 
     Raises:
         UserError: the file cannot be read.
@@ -179,5 +179,5 @@ def read_metrics(directory: Path) -> list[dict[str, float]]:
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
         else:
-            log.warning("Left out a damaged line of %s", path)
+            log.warning("Skipped a damaged line of %s", path)
     return rows

@@ -1,15 +1,15 @@
-"""The run directory: what is written where.
+"""The run directory.
 
     outputs/<command>/<time>/
-        config.yaml      the config with everything resolved
-        run.log          what was said on screen
-        metrics.jsonl    one JSON object a line
-        events.out.*     the same for TensorBoard
+        config.yaml      resolved config
+        run.log          log messages
+        metrics.jsonl    metrics, one JSON object per line
+        events.out.*     metrics for TensorBoard
         last.pt best.pt  checkpoints
-        summary.json     final numbers, times, versions, seeds, fingerprints
+        summary.json     final metrics, times, versions, seeds, fingerprints
         figures/         PNG
 
-A sweep has its jobs in folders 0, 1, 2, ... of one such directory.
+The jobs of a sweep are in folders 0, 1, 2, ... of one such directory.
 """
 
 import datetime
@@ -39,16 +39,16 @@ from sslrun.runs.find import read_summary
 from sslrun.runs.log import Loggers
 from sslrun.runs.resume import STUDY, Unchanged
 
-Stage = Callable[..., dict[str, Any]]  # of a run and the command's settings; what it returns goes into the summary
+Stage = Callable[..., dict[str, Any]]  # takes a run and the command's settings; the result goes into the summary
 
 
 @dataclass(frozen=True)
 class Stages:
-    """The commands, handed down to those that start runs of their own.
+    """All commands, for those that start other runs.
 
     Attributes:
-        named: returns a command's function.
-        job: what Hydra calls to run one.
+        named: returns the function of a command.
+        job: the function that Hydra calls to run a command.
     """
 
     named: Callable[[str], Stage]
@@ -56,23 +56,24 @@ class Stages:
 
 
 class Run:
-    """One run of one command, writing into a directory of its own.
+    """One run of a command and its directory.
 
     Args:
-        directory: made if it is not there.
-        stage: the command's name.
-        config: composed; its interpolations may still lack what only a checkpoint knows.
-        overrides: what stands on the command line, as key -> value.
-        resumed: go on in a directory that has a run already.
-        anew: start anew in a directory whose run, a job of a sweep, did not come to a checkpoint.
-        stages: the commands, for a run that starts others.
+        directory: created if missing.
+        stage: name of the command.
+        config: composed config; interpolations of values that only a checkpoint has may be unresolved.
+        overrides: overrides of the command line, key -> value.
+        resumed: resume the run in this directory.
+        restarted: restart a job of a sweep that stopped before its first checkpoint.
+        stages: all commands, for a run that starts others.
 
     Attributes:
-        log: of numbers and images.
-        in_sweep, in_study: whether it is a job of a sweep, or one of the runs of a study, which draws for them.
+        log: loggers of metrics and images.
+        in_sweep: whether this is a job of a sweep.
+        in_study: whether this is a run of a study; the study draws the figures.
 
     Raises:
-        UserError: the directory cannot be written, or has a run already.
+        UserError: the directory is not writable, or contains a run already.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Run:
         config: DictConfig,
         overrides: dict[str, str],
         resumed: bool = False,
-        anew: bool = False,
+        restarted: bool = False,
         stages: Stages | None = None,
     ) -> None:
         self.directory, self.stage, self.overrides, self.resumed = directory, stage, overrides, resumed
@@ -91,17 +92,17 @@ class Run:
         self.log = Loggers(directory)
         self._clock = time.monotonic()
         self._summary: dict[str, Any] = {}
-        self._unchanged = Unchanged(directory) if resumed else None  # until the run really goes on
+        self._unchanged = Unchanged(directory) if resumed else None  # to restore if resuming fails
         if resumed:
             self._summary = read_summary(directory)
             self._summary.pop("error", None)
-        elif (directory / "summary.json").exists() and not anew:
-            raise UserError(f"{directory} holds a run already; to go on with it say resume={directory}")
+        elif (directory / "summary.json").exists() and not restarted:
+            raise UserError(f"{directory} contains a run already; use resume={directory} to resume it")
         self._open()
-        if anew and not resumed:
+        if restarted and not resumed:
             self.log.forget_after(-1)
         self._before = self._summary.get("wall_time_seconds", 0.0)
-        self._summary |= self._begun()
+        self._summary |= self._first_entries()
         self.resolve()
 
     def _open(self) -> None:
@@ -114,9 +115,9 @@ class Run:
         self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self._file)
 
-    def _begun(self) -> dict[str, Any]:
-        """Return what the summary says from the beginning on."""
-        of_study = self._summary.get("resumable") == STUDY  # which keeps the command that makes all of it
+    def _first_entries(self) -> dict[str, Any]:
+        """Return the entries of the summary that are known at the beginning."""
+        of_study = self._summary.get("resumable") == STUDY  # keep the command of the whole study
         return {
             "stage": self.stage,
             "status": "running",
@@ -130,10 +131,13 @@ class Run:
         }
 
     def resolve(self, **nodes: Any) -> dict[str, Any]:
-        """Put what a checkpoint decided into the config, resolve it and keep it.
+        """Set nodes of the config, resolve it, and write it to `config.yaml` and the summary.
+
+        Args:
+            nodes: nodes that depend on a checkpoint.
 
         Returns:
-            The whole config, plain.
+            The resolved config as a plain dict.
         """
         OmegaConf.set_struct(self._config, False)
         for name, node in nodes.items():
@@ -145,59 +149,63 @@ class Run:
         return resolved
 
     def note(self, **entries: Any) -> None:
-        """Put entries into `summary.json`, now."""
+        """Add entries to the summary and write `summary.json`."""
         self._summary |= entries
         self._summary["wall_time_seconds"] = round(self._before + time.monotonic() - self._clock, 2)
         write_json(self.directory / "summary.json", self._summary)
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Return what `summary.json` holds."""
+        """Return the content of `summary.json`."""
         return self._summary
 
     @property
     def config(self) -> dict[str, Any]:
-        """Return the whole config, plain, as it was resolved last."""
+        """Return the resolved config as a plain dict."""
         config: dict[str, Any] = self._summary["config"]
         return config
 
     @property
     def command(self) -> str:
-        """Return the command that does the same again, when there are newer runs, too."""
+        """Return the command that repeats this run; a default `run=latest` is replaced by the run that was used."""
         command, run = str(self._summary["command"]), self.config.get("run")
         return command if run is None or "run" in self.overrides else f"{command} {shlex.quote(f'run={run}')}"
 
     @property
     def stages(self) -> Stages:
-        """Return the commands."""
-        assert self._stages is not None, "a run that starts others needs the commands"
+        """Return all commands."""
+        assert self._stages is not None, "a run that starts others needs `stages`"
         return self._stages
 
     def refuse_other_data(self, fingerprint: str, images: int) -> None:
-        """Let a resumed run go on with the pictures alone that it was started with.
+        """Check that a resumed run has the same data as before.
+
+        Args:
+            fingerprint: of the data.
+            images: number of images, for the message.
 
         Raises:
-            UserError: they are others, or have other labels.
+            UserError: images, labels or classes have changed.
         """
         was = self._summary.get("data_fingerprint")
         if self.resumed and was not in (None, fingerprint):
             raise UserError(
-                f"{self.directory} was started with other pictures, labels or classes than the {images} pictures that "
-                "are there now: bring those back, or start a new run"
+                f"{self.directory} was started with other images, labels or classes than those found now "
+                f"(images: {images}): restore the original data, or start a new run"
             )
 
     def keep_changes(self) -> None:
-        """Let a resumed run's new config stand: its checkpoint is read, and it takes steps."""
+        """Keep the new config of a resumed run, now that its checkpoint has been loaded."""
         self._unchanged = None
 
     def figure(self, name: str) -> Path:
-        """Return the path of a figure, whose folder exists."""
+        """Return the path of a figure; its folder is created."""
         path = self.directory / "figures" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         return path
 
     def close(self, status: str, **entries: Any) -> None:
-        """End the run as `finished`, `failed` or `interrupted`."""
+        """End the run with status `finished`, `failed` or `interrupted`, and release its directory."""
         try:
             if self._unchanged is not None and status != "finished":
                 self._unchanged.restore()
@@ -205,7 +213,7 @@ class Run:
                 self.note(status=status, **entries)
             self.log.close(self._summary if status == "finished" else None)
         except OSError as error:
-            log.error("The end of the run could not be written: %s", error)
+            log.error("Cannot write the final summary: %s", error)
         finally:
             log.removeHandler(self._file)
             self._file.close()
@@ -217,7 +225,7 @@ def _command_line(stage: str) -> str:
 
 
 def _with_later(overrides: list[str], later: dict[str, str]) -> list[str]:
-    """Return the overrides of a run, with those that were added when it was resumed."""
+    """Return the overrides of a run, updated by those given when it was resumed."""
     before = dict(o.split("=", 1) for o in overrides)
     return [f"{k}={v}" for k, v in (before | {k: v for k, v in later.items() if k != "resume"}).items()]
 
@@ -227,7 +235,7 @@ def _now() -> str:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the project that the command runs in, if there is one."""
+    """Return the git commit of the working directory, if there is one."""
     try:
         out = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
         return out.stdout.strip() or None
