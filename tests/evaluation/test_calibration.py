@@ -1,4 +1,4 @@
-"""Temperature, calibration error and the threshold, against plain computations and on made-up truths."""
+"""Temperature, calibration error and threshold, against plain computations and on synthetic data."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from sklearn.metrics import log_loss as sklearns_log_loss
 from sslrun.evaluation.calibration import calibration_error, fit_temperature, log_loss, reliability, tempered, threshold
 
 
-def made_up(n: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return probabilities that are too sure by a temperature, and labels drawn from the true ones."""
+def synthetic(n: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return overconfident probabilities (logits times `temperature`), and labels drawn from the true ones."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 2, (n, 4))
     labels = np.array([rng.choice(4, p=p) for p in softmax(logits, 1)])
@@ -25,75 +25,75 @@ def test_tempered_divides_the_logits() -> None:
 
 
 @pytest.mark.parametrize("true", [0.5, 1.0, 3.0])
-def test_the_temperature_is_found_again(true: float) -> None:
-    p, labels = made_up(20_000, true)
+def test_the_temperature_is_recovered(true: float) -> None:
+    p, labels = synthetic(20_000, true)
     assert fit_temperature(p, labels) == pytest.approx(true, rel=0.05)
     assert calibration_error(tempered(p, fit_temperature(p, labels)), labels) < 0.015
     assert fit_temperature(p[:0], labels[:0]) == 1.0
 
 
 def test_no_temperature_makes_the_labels_likelier() -> None:
-    p, labels = made_up(300, 2.0)
+    p, labels = synthetic(300, 2.0)
     best = log_loss(tempered(p, fit_temperature(p, labels)), labels)
     for t in np.geomspace(0.06, 19, 60):
         assert best <= log_loss(tempered(p, float(t)), labels) + 1e-3
 
 
-def test_a_few_pictures_that_are_all_right_do_not_make_it_sure_of_everything() -> None:
+def test_a_few_correct_predictions_do_not_lead_to_full_confidence() -> None:
     p = np.tile([0.8, 0.2], (10, 1))
-    sure = tempered(p, fit_temperature(p, np.zeros(10, int)))[0, 0]
-    assert sure == pytest.approx(1 - 1 / 12 / 2, abs=1e-3)  # Platt's smoothed target
+    confidence = tempered(p, fit_temperature(p, np.zeros(10, int)))[0, 0]
+    assert confidence == pytest.approx(1 - 1 / 12 / 2, abs=1e-3)  # Platt's smoothed target
 
 
-def test_log_loss_is_scikit_learns_and_survives_zeros() -> None:
-    p, labels = made_up(100, 1.0)
+def test_log_loss_equals_scikit_learns_and_is_finite_at_zero() -> None:
+    p, labels = synthetic(100, 1.0)
     assert log_loss(p, labels) == pytest.approx(sklearns_log_loss(labels, p, labels=range(4)))
     assert np.isfinite(log_loss(np.array([[1.0, 0.0]]), np.array([1])))
     assert np.isfinite(tempered(np.array([[1.0, 0.0]]), 0.05)).all()
 
 
 def test_calibration_error_against_a_plain_loop() -> None:
-    p, labels = made_up(500, 3.0)
-    sure, right = p.max(1), p.argmax(1) == labels
+    p, labels = synthetic(500, 3.0)
+    confidence, correct = p.max(1), p.argmax(1) == labels
     expected = 0.0
     for b in range(15):
-        inside = [i for i in range(500) if b / 15 < sure[i] <= (b + 1) / 15]
+        inside = [i for i in range(500) if b / 15 < confidence[i] <= (b + 1) / 15]
         if inside:
-            gap = np.mean([sure[i] for i in inside]) - np.mean([right[i] for i in inside])
+            gap = np.mean([confidence[i] for i in inside]) - np.mean([correct[i] for i in inside])
             expected += len(inside) / 500 * abs(gap)
     assert calibration_error(p, labels) == pytest.approx(expected)
     rows = reliability(p, labels)
     assert sum(r["images"] for r in rows) == 500
     assert all(r["low"] < r["confidence"] <= r["high"] for r in rows if r["images"])
-    assert calibration_error(np.eye(3), np.arange(3)) == 0.0  # sure of everything, and right
+    assert calibration_error(np.eye(3), np.arange(3)) == 0.0  # fully confident and correct
 
 
-def test_what_is_nearly_certain_is_tempered_as_its_logits_are() -> None:
+def test_probabilities_near_one_are_tempered_like_their_logits() -> None:
     logits = np.array([[60.0, 0.0, -5.0]])
     p = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     z = logits / 5 - (logits / 5).max()
     assert np.allclose(tempered(p.astype(np.float32), 5.0), np.exp(z) / np.exp(z).sum(), atol=1e-6)
 
 
-def test_the_threshold_is_the_lowest_that_keeps_its_promise() -> None:
-    p, labels = made_up(2000, 1.0)
+def test_the_threshold_is_the_lowest_that_reaches_95_percent() -> None:
+    p, labels = synthetic(2000, 1.0)
     t = threshold(p, labels)
     assert t is not None
-    sure, right = p.max(1), p.argmax(1) == labels
-    assert right[sure >= t].mean() >= 0.95
-    assert all(right[sure >= lower].mean() < 0.95 for lower in sure[sure < t])
-    assert threshold(np.full((100, 2), 0.5), np.zeros(100, int)) == 0.5  # all are right, and equally sure
-    assert threshold(np.full((100, 2), 0.5), np.ones(100, int)) is None  # none is
-    assert threshold(np.eye(3), np.arange(3)) is None  # three pictures show nothing
+    confidence, correct = p.max(1), p.argmax(1) == labels
+    assert correct[confidence >= t].mean() >= 0.95
+    assert all(correct[confidence >= lower].mean() < 0.95 for lower in confidence[confidence < t])
+    assert threshold(np.full((100, 2), 0.5), np.zeros(100, int)) == 0.5  # all correct with the same confidence
+    assert threshold(np.full((100, 2), 0.5), np.ones(100, int)) is None  # none correct
+    assert threshold(np.eye(3), np.arange(3)) is None  # too few images
 
 
 def of_confidence(*confidences: float) -> np.ndarray:
-    """Return probabilities of two classes, of which the first has these."""
+    """Return probabilities of two classes, given those of the first."""
     first = np.array(confidences)
     return np.stack([first, 1 - first], 1)
 
 
-def test_a_confidence_on_the_edge_of_two_bins_counts_in_the_lower_one() -> None:
+def test_a_confidence_on_the_edge_of_two_bins_is_in_the_lower_one() -> None:
     rows = reliability(of_confidence(0.5, 0.75, 0.75, 1.0), np.zeros(4, int), bins=4)
     assert [r["images"] for r in rows] == [0, 1, 2, 1]
     assert [r["confidence"] for r in rows] == [None, 0.5, 0.75, 1.0]
@@ -103,17 +103,17 @@ def test_a_confidence_on_the_edge_of_two_bins_counts_in_the_lower_one() -> None:
 
 
 @pytest.mark.parametrize("correct_first", [True, False])
-def test_equally_confident_predictions_are_trusted_all_or_none(correct_first: bool) -> None:
-    """Whichever of them happens to come first: of 60 at 0.9 only 30 are correct."""
-    sure = of_confidence(*[0.99] * 25, *[0.9] * 60)
+def test_equally_confident_predictions_are_all_above_the_threshold_or_none(correct_first: bool) -> None:
+    """In any order: of the 60 at 0.9 only 30 are correct."""
+    p = of_confidence(*[0.99] * 25, *[0.9] * 60)
     at_90 = [0] * 30 + [1] * 30 if correct_first else [1] * 30 + [0] * 30
-    assert threshold(sure, np.array([0] * 25 + at_90)) == 0.99
+    assert threshold(p, np.array([0] * 25 + at_90)) == 0.99
     assert threshold(of_confidence(*[0.9] * 60), np.array(at_90)) is None
 
 
-@pytest.mark.parametrize(("confidence", "shown"), [(0.91239, 0.9123), (0.91231, 0.9123), (0.99999, 0.9999)])
-def test_the_threshold_is_rounded_down_so_that_its_own_predictions_pass(confidence: float, shown: float) -> None:
-    assert threshold(of_confidence(*[confidence] * 40), np.zeros(40, int)) == shown
+@pytest.mark.parametrize(("confidence", "expected"), [(0.91239, 0.9123), (0.91231, 0.9123), (0.99999, 0.9999)])
+def test_the_threshold_is_rounded_down_so_that_its_own_predictions_pass(confidence: float, expected: float) -> None:
+    assert threshold(of_confidence(*[confidence] * 40), np.zeros(40, int)) == expected
 
 
 def test_the_threshold_needs_20_predictions() -> None:
@@ -122,6 +122,6 @@ def test_the_threshold_needs_20_predictions() -> None:
 
 
 def test_the_threshold_accepts_exactly_95_percent() -> None:
-    sure = of_confidence(*[0.8] * 100)
-    assert threshold(sure, np.array([1] * 5 + [0] * 95)) == 0.8
-    assert threshold(sure, np.array([1] * 6 + [0] * 94)) is None
+    p = of_confidence(*[0.8] * 100)
+    assert threshold(p, np.array([1] * 5 + [0] * 95)) == 0.8
+    assert threshold(p, np.array([1] * 6 + [0] * 94)) is None

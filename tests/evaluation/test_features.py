@@ -14,7 +14,7 @@ def test_features_do_not_depend_on_the_batch(pieces: Tensor) -> None:
     assert torch.allclose(features(net, images, device, 7), features(net, images, device, 60), atol=1e-5)
 
 
-def test_stage_features_are_the_means_of_the_maps() -> None:
+def test_map_features_are_the_means_of_the_maps() -> None:
     torch.manual_seed(0)
     encoder = build_encoder(
         {"_target_": "sslrun.models.backbones.resnet18.resnet18", "stem": "auto"}, 32, [0.5] * 3, [0.5] * 3, "grid"
@@ -30,4 +30,4 @@ def test_stage_features_are_the_means_of_the_maps() -> None:
     assert torch.allclose(result[0], one.mean((2, 3)), atol=1e-5)
     with torch.no_grad():
         assert torch.allclose(result[-1], net(x)[-1].mean((2, 3)), atol=1e-5)
-    assert not any(m._forward_hooks for n, m in net.named_modules() if n == "layer1")  # none is left behind
+    assert not any(m._forward_hooks for n, m in net.named_modules() if n == "layer1")  # no hook is left

@@ -14,7 +14,7 @@ from tests.helpers import named_values
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 30])
-def test_intervals_are_scipys(n: int) -> None:
+def test_intervals_equal_scipys(n: int) -> None:
     a, b = np.random.default_rng(n).normal([[0.7], [0.6]], 0.05, (2, n))
     expected = stats.ttest_1samp(a, 0).confidence_interval(0.95)
     result = mean_interval(a.tolist())
@@ -26,7 +26,7 @@ def test_intervals_are_scipys(n: int) -> None:
     assert (difference.low, difference.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_pairs_are_made_by_the_subset_and_not_by_the_order() -> None:
+def test_values_are_paired_by_subset_not_by_order() -> None:
     result = paired({"b": 0.7, "a": 0.5, "only here": 1.0}, {"a": 0.4, "b": 0.6, "only there": 0.0})
     assert result is not None
     assert (result.mean, result.n) == (pytest.approx(0.1), 2)
@@ -34,18 +34,18 @@ def test_pairs_are_made_by_the_subset_and_not_by_the_order() -> None:
     assert verdict_text(verdict(None)) == "nothing to compare with"
 
 
-def test_the_bootstrap_interval_is_about_the_normal_one_and_always_the_same() -> None:
-    right = np.random.default_rng(0).random(800) < 0.7
-    result = bootstrap_interval(right)
+def test_the_bootstrap_interval_is_close_to_the_normal_one_and_deterministic() -> None:
+    correct = np.random.default_rng(0).random(800) < 0.7
+    result = bootstrap_interval(correct)
     assert result is not None
-    half = 1.96 * right.std() / math.sqrt(800)
-    assert result == pytest.approx((right.mean() - half, right.mean() + half), abs=0.006)
-    assert bootstrap_interval(right) == result
+    half = 1.96 * correct.std() / math.sqrt(800)
+    assert result == pytest.approx((correct.mean() - half, correct.mean() + half), abs=0.006)
+    assert bootstrap_interval(correct) == result
     assert bootstrap_interval(np.ones(50, bool)) == (1.0, 1.0)
     assert bootstrap_interval(np.ones(1, bool)) is None
 
 
-def test_mcnemars_test_against_its_sum() -> None:
+def test_mcnemars_test_against_the_binomial_sum() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.random(200) < 0.8, rng.random(200) < 0.7
     result = paired_test(a, b)
@@ -82,7 +82,7 @@ def test_the_interval_of_a_paired_difference_covers_95_percent() -> None:
 
 
 def test_the_interval_over_runs_widens_with_few_runs() -> None:
-    """By Student's t, 4.303 and 1.984 standard errors for 3 and 100 values, and not by the normal's 1.960."""
+    """Student's t gives 4.303 and 1.984 standard errors for 3 and 100 values; the normal distribution 1.960."""
     for n, factor in ((3, 4.3027), (100, 1.9842)):
         values = np.random.default_rng(n).normal(0.7, 0.05, n)
         half = factor * values.std(ddof=1) / math.sqrt(n)

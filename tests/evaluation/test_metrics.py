@@ -8,7 +8,7 @@ from sklearn.metrics import classification_report, confusion_matrix
 from sslrun.evaluation.metrics import classification, embedding_health, has_collapsed, scored
 
 
-def test_case_61_the_alarm_fires_on_a_collapsed_embedding_and_not_on_a_healthy_one() -> None:
+def test_case_61_a_collapsed_embedding_is_detected_and_a_healthy_one_is_not() -> None:
     rng = torch.Generator().manual_seed(0)
     healthy = torch.randn(500, 64, generator=rng)
     point = torch.ones(500, 64) + 1e-4 * healthy
@@ -19,7 +19,7 @@ def test_case_61_the_alarm_fires_on_a_collapsed_embedding_and_not_on_a_healthy_o
     assert has_collapsed(embedding_health(torch.ones(500, 64)))
 
 
-def test_health_of_an_even_spread_is_one_and_of_a_plane_its_dimension() -> None:
+def test_spread_of_uniform_features_is_one_and_rank_is_the_dimension_of_their_plane() -> None:
     rng = torch.Generator().manual_seed(0)
     health = embedding_health(torch.randn(4000, 32, generator=rng))
     assert health["feature_spread"] == pytest.approx(1, abs=0.02)
@@ -42,14 +42,14 @@ def test_case_62_metrics_against_scikit_learn() -> None:
     assert ours["confusion_matrix"] == confusion_matrix(y, guess).tolist()
 
 
-def test_scores_have_top_5_and_both_calibrations() -> None:
+def test_scores_include_top_5_and_calibrated_metrics() -> None:
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.ones(8), 300)
     labels = rng.integers(0, 8, 300)
     result = scored(p, labels, list("abcdefgh"), 3.0)
     ranked = np.argsort(-p, 1)[:, :5]
     assert result["top5_accuracy"] == pytest.approx(np.mean([labels[i] in ranked[i] for i in range(300)]))
-    assert result["nll_calibrated"] < result["nll"]  # labels are drawn blindly: flatter is better
+    assert result["nll_calibrated"] < result["nll"]  # the labels are random: flatter is better
     assert sum(r["images"] for r in result["reliability_calibrated"]) == 300
     assert "top5_accuracy" not in scored(p[:, :4] / p[:, :4].sum(1, keepdims=True), labels % 4, list("abcd"), 1.0)
 
@@ -69,7 +69,7 @@ def test_health_does_not_depend_on_the_length_of_the_features(scale: float) -> N
     assert embedding_health(scale * features) == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_effective_rank_does_not_count_what_all_features_share() -> None:
+def test_the_effective_rank_does_not_count_the_mean_of_the_features() -> None:
     features = torch.randn(4000, 32, generator=torch.Generator().manual_seed(0)) + 3
     assert embedding_health(features)["effective_rank"] == pytest.approx(32, rel=0.02)
     assert not has_collapsed(embedding_health(features))
@@ -78,7 +78,7 @@ def test_the_effective_rank_does_not_count_what_all_features_share() -> None:
 CLASSES = ["a", "b", "c", "d"]
 
 
-def test_precision_recall_and_f1_are_scikit_learns() -> None:
+def test_precision_recall_and_f1_equal_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     labels = rng.choice(4, 200, p=[0.6, 0.2, 0.15, 0.05])
     predicted = np.where(rng.random(200) < 0.5, labels, rng.integers(0, 3, 200))  # class d is hardly ever predicted
@@ -102,7 +102,7 @@ def test_rows_of_the_confusion_matrix_are_the_true_classes() -> None:
     assert matrix == [[1, 2, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 
 
-def test_calibrated_scores_are_those_of_the_tempered_probabilities() -> None:
+def test_calibrated_scores_equal_those_of_the_tempered_probabilities() -> None:
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(0, 3, (300, 4)), rng.integers(0, 4, 300)
     result = scored(softmax(logits, 1), labels, CLASSES, 2.5)

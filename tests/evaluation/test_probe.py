@@ -1,4 +1,4 @@
-"""Logistic regression on frozen features, and what it chooses."""
+"""Logistic regression on frozen features, and the choice of C and pooling."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from sslrun.models.encoder import Encoder
 
 
 class Maps(nn.Module):
-    """Hands the pictures on as two maps: what a backbone is, without weights."""
+    """A backbone without weights that returns the images as two feature maps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ def of_rows(data: Dataset, labels: Tensor) -> Dataset:
 
 
 def halves(n: int, seed: int) -> Dataset:
-    """Pictures whose left or right half is light: their mean is the same."""
+    """Return images whose left or right half is brighter; the mean is the same for both classes."""
     rng = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % 2
     images = torch.randint(0, 100, (n, 3, 8, 8), generator=rng)
@@ -49,7 +49,7 @@ def halves(n: int, seed: int) -> Dataset:
 
 
 def shades(n: int, seed: int) -> Dataset:
-    """Pictures that are light or dark as a whole, with a bright spot anywhere: each field tells less than the mean."""
+    """Return light and dark images with a bright spot anywhere; the mean separates them better than the grid."""
     rng = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % 2
     images = torch.full((n, 3, 8, 8), 60) + 6 * labels.view(n, 1, 1, 1)
@@ -59,8 +59,8 @@ def shades(n: int, seed: int) -> Dataset:
     return of(images.to(torch.uint8), labels)
 
 
-def test_a_rare_class_takes_part_in_the_choice() -> None:
-    """Of 20,000 pictures two are of the rare class, which a draw of 5,000 would mostly miss."""
+def test_a_rare_class_is_included_in_the_choice() -> None:
+    """2 of 20,000 images are of the rare class, which a sample of 5,000 would mostly miss."""
     data = halves(20000, 0)
     assert data.labels is not None
     labels = torch.zeros(20000, dtype=torch.int64)
@@ -73,17 +73,17 @@ def test_a_rare_class_takes_part_in_the_choice() -> None:
 
 @pytest.mark.parametrize(("kind", "best"), [(halves, "grid"), (shades, "average")])
 @pytest.mark.parametrize("validation", [True, False])
-def test_the_readout_is_the_one_whose_features_tell_the_classes(kind: Any, best: str, validation: bool) -> None:
+def test_the_pooling_whose_features_separate_the_classes_is_chosen(kind: Any, best: str, validation: bool) -> None:
     encoder = Encoder(Maps(), [0.0] * 3, [1.0] * 3, image_size=8)
     device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
     data, val = kind(12, 0), kind(100, 1)
-    encoder.pooling, scores, strength = better_pooling(encoder, data, val if validation else None, device, seed=0)
+    encoder.pooling, scores, best_c = better_pooling(encoder, data, val if validation else None, device, seed=0)
     assert encoder.pooling == best == max(scores, key=lambda r: scores[r])
     assert encoder(torch.rand(2, 3, 8, 8)).shape == (2, encoder.feature_dim) == (2, {"average": 3, "grid": 24}[best])
     features, labels = labeled_features(encoder, data, device)
     val_features = labeled_features(encoder, val, device) if validation else None
-    searched, given = (regression(features, labels, val_features, 0, 2, c) for c in (None, strength))
-    assert searched[2] == strength
+    searched, given = (regression(features, labels, val_features, 0, 2, c) for c in (None, best_c))
+    assert searched[2] == best_c
     assert searched[0].equal(given[0])
 
 
@@ -99,7 +99,7 @@ class Pixels(nn.Module):
 
 
 def flat(shades: Tensor, labels: Tensor) -> Dataset:
-    """Return images that are of one shade each, of 255."""
+    """Return images of one shade each, of 255."""
     rows = shades.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 8, 8, 3).contiguous()
     return Dataset(Images([rows], np.zeros((len(rows), 16), np.uint8)), labels, ["dark", "light"], [""] * len(rows))
 
@@ -111,7 +111,7 @@ def pooling_scores(data: Dataset, val: Dataset | None) -> tuple[str, dict[str, f
 
 @pytest.mark.parametrize(("accuracy", "regularization"), [(1.0, "weakest"), (0.6, "some")])
 def test_of_equally_accurate_regressions_the_likelier_is_chosen(accuracy: float, regularization: str) -> None:
-    """Each C tells the two points apart; where 4 in 10 labels of validation are wrong, being sure is a mistake."""
+    """Every C separates the two points; if 4 in 10 validation labels are wrong, full confidence has a high loss."""
     x, y = torch.tensor([[-1.0], [1.0]]).repeat(20, 1), torch.tensor([0, 1]).repeat(20)
     val_y = torch.where(torch.arange(40) < 40 * accuracy, y, 1 - y)
     fitted = {c: LogisticRegression(C=c).fit(x.numpy(), y.numpy()) for c in C_VALUES}
@@ -122,7 +122,7 @@ def test_of_equally_accurate_regressions_the_likelier_is_chosen(accuracy: float,
 
 
 def test_of_equally_accurate_poolings_the_likelier_is_chosen() -> None:
-    """Where images are flat, a grid holds the same number 24 times: the same classes, by a weaker regularization."""
+    """In flat images the grid repeats the same number, so that its regularization is effectively weaker."""
     labels = torch.arange(40) % 2
     data = flat(100 + 60 * labels, labels)
     better, scores, _ = pooling_scores(data, data)
@@ -131,7 +131,7 @@ def test_of_equally_accurate_poolings_the_likelier_is_chosen() -> None:
 
 
 def test_validation_is_standardized_as_training_is() -> None:
-    """Of one class, with a mean and a deviation of its own."""
+    """The validation images are of one class, with a different mean and standard deviation."""
     rng = torch.Generator().manual_seed(0)
     labels = (torch.arange(80) % 4 == 0).long()
     shades = 100 + 60 * labels + 25 * torch.randn(80, generator=rng)
@@ -152,7 +152,7 @@ def test_validation_is_standardized_as_training_is() -> None:
 
 @pytest.mark.parametrize("informative", [True, False])
 def test_a_class_without_a_label_is_never_predicted(informative: bool) -> None:
-    """Not even where the features tell nothing and all others are equally likely, nor far from all that was seen."""
+    """Not even if the features are not informative, nor far away from the training data."""
     rng = torch.Generator().manual_seed(0)
     labels = torch.tensor([1, 2, 4]).repeat(20)
     x = torch.randn(60, 5, generator=rng) + labels[:, None] if informative else torch.zeros(60, 5)
@@ -164,7 +164,7 @@ def test_a_class_without_a_label_is_never_predicted(informative: bool) -> None:
     assert p.shape == (len(queries), 6)
 
 
-def test_two_labeled_classes_among_more_are_told_apart() -> None:
+def test_two_labeled_classes_among_more_are_separated() -> None:
     x, labels = torch.tensor([[-2.0], [2.0]]).repeat(20, 1), torch.tensor([1, 3]).repeat(20)
     weight, bias, c = regression(x, labels, None, seed=0, classes=5)
     p = (x @ weight.T + bias).softmax(1)

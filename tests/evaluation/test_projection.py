@@ -1,4 +1,4 @@
-"""Maps of embeddings depend on the directions of the features alone."""
+"""t-SNE depends only on the directions of the features."""
 
 import numpy as np
 
@@ -8,5 +8,5 @@ from sslrun.evaluation.projection import tsne
 def test_the_length_of_the_features_does_not_matter() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(12, 4))
-    scaled = x * 2.0 ** rng.integers(-4, 5, (12, 1))  # by powers of two, so that nothing is rounded
+    scaled = x * 2.0 ** rng.integers(-4, 5, (12, 1))  # powers of two are exact
     assert np.array_equal(tsne(x, seed=0), tsne(scaled, seed=0))

@@ -1,4 +1,4 @@
-"""Features that are kept between commands."""
+"""Features that are cached between commands."""
 
 import os
 import re
@@ -12,21 +12,21 @@ import sslrun
 from tests.helpers import NO_MAP, QUICK, Cli, runs
 
 
-def kept(answer: str) -> tuple[int, int]:
-    """Return how many features were kept from before, and of how many."""
-    result = re.search(r"features of (\d+) of (\d+) pictures were kept", answer)
+def cached(log: str) -> tuple[int, int]:
+    """Return how many features came from the cache, and of how many images."""
+    result = re.search(r"Cached features: (\d+) of (\d+) images", log)
     return (int(result[1]), int(result[2])) if result else (0, 0)
 
 
 def test_only_new_and_changed_files_go_through_the_network_again(in_world: Path, cli: Cli, few_photos: Path) -> None:
-    assert kept(cli("embed", str(few_photos), *NO_MAP).err) == (0, 0)
-    assert kept(cli("embed", str(few_photos), *NO_MAP).err) == (12, 12)
+    assert cached(cli("embed", str(few_photos), *NO_MAP).err) == (0, 0)
+    assert cached(cli("embed", str(few_photos), *NO_MAP).err) == (12, 12)
     shutil.copy(next(few_photos.rglob("temple*.jpg")), few_photos / "temple/new.jpg")
     changed = few_photos / "flower/flower 00.jpg"
     before = sslrun.load(device="cpu").embed([changed])
     Image.open(changed).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(changed)
-    answer = cli("search", str(changed), f"in={few_photos}", "format=json", *QUICK)  # shares what embed has kept
-    assert kept(answer.err) == (11, 13)
+    answer = cli("search", str(changed), f"in={few_photos}", "format=json", *QUICK)  # cached by embed
+    assert cached(answer.err) == (11, 13)
     assert cli("embed", str(few_photos), "out=after.npz", *NO_MAP).code == 0
     result = dict(zip(np.load("after.npz")["images"].tolist(), np.load("after.npz")["features"], strict=True))
     assert np.allclose(result[str(changed)], sslrun.load(device="cpu").embed([changed])[0], atol=1e-5)
@@ -39,10 +39,10 @@ def test_only_new_and_changed_files_go_through_the_network_again(in_world: Path,
         assert answer.code == 0, answer.err
         assert "damaged" in answer.err
     other = runs("pretrain")[-1]
-    assert kept(cli("embed", str(few_photos), f"run={other}", *NO_MAP).err) == (0, 0)
+    assert cached(cli("embed", str(few_photos), f"run={other}", *NO_MAP).err) == (0, 0)
 
 
-def test_two_files_that_changed_places_are_told_apart(in_world: Path, cli: Cli) -> None:
+def test_two_files_that_were_swapped_are_embedded_again(in_world: Path, cli: Cli) -> None:
     Path("two").mkdir()
     for name, color in (("a", "red"), ("b", "blue")):
         Image.new("RGB", (32, 32), color).save(f"two/{name}.bmp")

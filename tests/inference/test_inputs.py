@@ -47,7 +47,7 @@ def test_what_is_no_picture_and_no_number_is_said(in_world: Path) -> None:
 
 
 def test_no_device_and_no_names_are_said(in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="device=gpu: there are auto, cpu, cuda"):
+    with pytest.raises(UserError, match="device=gpu: no such device; expected one of auto, cpu, cuda"):
         sslrun.load(device="gpu")
     for stage in ("predict", "embed", "suggest"):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))

@@ -35,7 +35,7 @@ def test_a_script_without_a_guard_may_predict_many_files(in_world: Path, photo_f
     assert "predicting" not in done.stderr
 
 
-def test_more_views_say_the_same_of_a_picture_whatever_stands_beside_it(in_world: Path, photo_files: list[str]) -> None:
+def test_views_of_an_image_do_not_depend_on_the_rest_of_the_batch(in_world: Path, photo_files: list[str]) -> None:
     model = sslrun.load(device="cpu")
     together = model.probabilities(photo_files[:4], views=3)
     alone = np.concatenate([model.probabilities(f, views=3) for f in photo_files[:4]])
@@ -43,8 +43,8 @@ def test_more_views_say_the_same_of_a_picture_whatever_stands_beside_it(in_world
     assert not np.allclose(together, model.probabilities(photo_files[:4]), atol=1e-5)
 
 
-def test_sure_enough_is_as_sure_as_the_threshold(in_world: Path, photo_files: list[str]) -> None:
-    """All of them, where all are equally sure: the threshold is one of them."""
+def test_a_confidence_equal_to_the_threshold_is_not_unsure(in_world: Path, photo_files: list[str]) -> None:
+    """All confidences are equal, and the threshold is fitted to them."""
     from sslrun.evaluation.calibration import tempered, threshold
 
     model = sslrun.load(device="cpu")
@@ -54,7 +54,7 @@ def test_sure_enough_is_as_sure_as_the_threshold(in_world: Path, photo_files: li
     assert not any(g.unsure for g in model.predict(photo_files))
 
 
-def test_the_python_side_says_what_the_command_says(in_world: Path, cli: Cli, photo_files: list[str]) -> None:
+def test_the_python_api_predicts_the_same_as_the_command(in_world: Path, cli: Cli, photo_files: list[str]) -> None:
     rows = json.loads(cli("predict", *photo_files, "format=json", "figures=0", *QUICK).out)
     model = sslrun.load(runs("finetune")[0], device="cpu")
     result = model.predict(photo_files)
@@ -66,7 +66,7 @@ def test_the_python_side_says_what_the_command_says(in_world: Path, cli: Cli, ph
     assert [model.class_names[k] for k in p.argmax(1)] == [r["class"] for r in rows]
 
 
-def test_loading_leaves_the_random_state_as_it_was(in_world: Path) -> None:
+def test_loading_does_not_change_the_random_state(in_world: Path) -> None:
     for run in (runs("pretrain")[0], runs("finetune")[0]):
         before = torch.get_rng_state()
         sslrun.load(run, device="cpu")
@@ -83,7 +83,7 @@ def test_embeddings_of_any_stage(in_world: Path, photo_files: list[str]) -> None
         model.embed(photo_files, stage=3)
 
 
-def test_views_are_averaged_and_always_the_same(in_world: Path, photo_files: list[str]) -> None:
+def test_views_are_averaged_and_deterministic(in_world: Path, photo_files: list[str]) -> None:
     model = sslrun.load()
     once, nine = model.probabilities(photo_files), model.probabilities(photo_files, views=9)
     assert not np.allclose(once, nine, atol=1e-4)
@@ -106,7 +106,7 @@ class Pixels(nn.Module):
 
 
 class Darker:
-    """Makes half as bright, each image the same way."""
+    """Halves the brightness of every image."""
 
     def __call__(self, images: Tensor, rng: Rng) -> Tensor:
         return images / 2
@@ -159,7 +159,7 @@ def test_probabilities_and_confidences_are_calibrated(temperature: float) -> Non
 
 
 @pytest.mark.parametrize("views", [1, 2, 3, 6])
-def test_more_views_are_the_mean_over_the_whole_image_and_one_view_less(views: int) -> None:
+def test_probabilities_are_averaged_over_the_image_and_its_views(views: int) -> None:
     expected = [(light(b) + (views - 1) * light(b / 2)) / views for b in (40, 200)]
     assert model().probabilities(shades(40, 200), views=views)[:, 1] == pytest.approx(expected, abs=1e-5)
     confidence = model().predict(shades(200), views=views)[0].confidence
@@ -187,7 +187,7 @@ def test_the_mean_over_views_is_calibrated() -> None:
 def test_a_prediction_below_the_threshold_is_unsure(
     confidence_threshold: float | None, threshold: Any, unsure: list[bool]
 ) -> None:
-    """`auto` is the threshold that was found on validation."""
+    """`auto` is the threshold that was fitted on validation."""
     result = model(confidence_threshold=confidence_threshold).predict(shades(0, 100, 250), unsure=threshold)
     assert [p.confidence for p in result] == pytest.approx([0.8176, 0.5172, 0.9184], abs=1e-3)
     assert [p.unsure for p in result] == unsure
@@ -199,7 +199,7 @@ def test_a_prediction_below_the_threshold_is_unsure(
 def test_a_loaded_run_predicts_with_the_calibration_of_its_best_state(
     metrics: dict[str, float], temperature: float
 ) -> None:
-    """`last.pt` has another, and is not read."""
+    """`last.pt` has a different one, and is not read."""
     backbone = {"_target_": "sslrun.models.backbones.smallcnn.smallcnn", "widths": [4]}
     device = {"_target_": "sslrun.device.Device", "name": "cpu", "precision": "fp32", "memory_format": "contiguous"}
     config = {"backbone": backbone, "dataset": {"image_size": 8, "resize": "crop", "channels": "rgb"}, "device": device}

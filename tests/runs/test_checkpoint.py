@@ -1,6 +1,6 @@
-"""Faults injected for real: killed processes, full disks, damaged checkpoints.
+"""Fault injection: killed processes, full disks, damaged checkpoints.
 
-What random damage found once stands here as an `@example` for good.
+Cases that random damage has found are kept as an `@example`.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ def test_cases_14_and_19_damaged_and_malicious_checkpoints_are_refused(kind: str
         checkpoint.load(path)
 
 
-def test_case_13_a_write_that_is_refused_keeps_the_old_checkpoint_and_leaves_no_part() -> None:
+def test_case_13_a_failed_write_keeps_the_old_checkpoint_and_leaves_no_temporary_file() -> None:
     assert ended(spawn(save_too_much, folder="run")) == 0
     assert Path("output").read_text().startswith("cannot write x.pt")
     assert checkpoint.load(Path("run/x.pt"))["model"]["a"].tolist() == [1.0] * 10
@@ -73,7 +73,7 @@ def test_case_13_a_write_that_is_refused_keeps_the_old_checkpoint_and_leaves_no_
 
 
 def save_too_much() -> None:
-    """Be a process that may write no file above 50 kB."""
+    """Run in a process that cannot write files above 50 kB."""
     checkpoint.save(Path("x.pt"), {"model": {"a": torch.ones(10)}})
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
     try:
@@ -82,7 +82,7 @@ def save_too_much() -> None:
         print(error)
 
 
-def test_case_12_a_rename_that_fails_keeps_the_old_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_case_12_a_failed_rename_keeps_the_old_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save(Path("x.pt"), {"model": {"a": torch.ones(1)}})
 
     def refuse(*_: Any) -> None:
@@ -96,7 +96,7 @@ def test_case_12_a_rename_that_fails_keeps_the_old_checkpoint(monkeypatch: pytes
 
 
 def killed_until_done(kills: int, stage: tuple[str, ...], seed: int) -> None:
-    """Kill runs at random moments, go on with each, and compare every one that ends with one that was left alone."""
+    """Kill runs at random moments, resume them until they finish, and compare them with an uninterrupted run."""
     began = time.monotonic()
     run_forked(*stage, *OFTEN, folder="straight")
     longest = time.monotonic() - began
@@ -116,12 +116,12 @@ def killed_until_done(kills: int, stage: tuple[str, ...], seed: int) -> None:
             process.join()
             done += 1
             result = list(Path(folder, "outputs", stage[0]).glob("*/summary.json"))
-            begun = [p.parent for p in result if has_checkpoint(p.parent)]
-            if begun:
-                checkpoint.newest_intact(begun[0])  # the last good one loads
+            resumable = [p.parent for p in result if has_checkpoint(p.parent)]
+            if resumable:
+                checkpoint.newest_intact(resumable[0])  # the last good one loads
                 arguments = (stage[0], "resume=latest")
             else:
-                shutil.rmtree(Path(folder, "outputs"), ignore_errors=True)  # nothing to go on with: anew
+                shutil.rmtree(Path(folder, "outputs"), ignore_errors=True)  # nothing to resume: start again
         place = only_run(folder, stage[0])
         assert same(whole(place), whole(reference))
         assert logged(place) == logged(reference)
@@ -129,11 +129,11 @@ def killed_until_done(kills: int, stage: tuple[str, ...], seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [PRETRAIN, FINETUNE], ids=["pretrain", "finetune"])
-def test_case_11_a_run_killed_twenty_times_at_random_ends_as_if_it_had_not_been(stage: tuple[str, ...]) -> None:
+def test_case_11_a_run_killed_twenty_times_at_random_ends_like_an_uninterrupted_one(stage: tuple[str, ...]) -> None:
     killed_until_done(int(os.environ.get("SSLRUN_KILLS", "20")), stage, 1)
 
 
-def test_case_13_a_disk_that_fills_up_leaves_a_checkpoint_that_goes_on() -> None:
+def test_case_13_a_full_disk_leaves_a_checkpoint_to_resume_from() -> None:
     more = " ".join([*PRETRAIN, *OFTEN, "train.steps=2000", "train.keep_every=1", "backbone.widths=[8,16,64]"])
     done = in_a_mount("size=6m", f"cd disk; {SSLRUN} {more}; echo rc $?; cp -r outputs ../kept; find . -name '.*.part'")
     assert done.stdout.splitlines() == ["rc 1"], done.stdout + done.stderr
@@ -145,7 +145,7 @@ def test_case_13_a_disk_that_fills_up_leaves_a_checkpoint_that_goes_on() -> None
     assert "Going on" in run_forked("pretrain", "resume=latest", f"train.steps={content['step'] + 3}")
 
 
-def test_case_14_a_truncated_newest_falls_back_to_the_one_before_and_says_so(finished_run: Path, cli: Cli) -> None:
+def test_case_14_a_truncated_checkpoint_falls_back_to_the_previous_with_a_warning(finished_run: Path, cli: Cli) -> None:
     place = only_run()
     before, reference = logged(place), whole(place)
     last = place / LAST
@@ -153,13 +153,13 @@ def test_case_14_a_truncated_newest_falls_back_to_the_one_before_and_says_so(fin
     answer = cli("pretrain", "resume=latest")
     assert answer.code == 0
     assert "last.pt is damaged" in answer.err
-    assert "The checkpoint before it is used, of step 16" in answer.err
+    assert "Using the previous checkpoint, of step 16" in answer.err
     assert same(whole(place), reference)
     assert logged(place) == before
     assert (place / "damaged.pt").exists()
 
 
-def test_case_14_finetuning_falls_back_too_and_two_damaged_ones_are_an_error(finished_run: Path, cli: Cli) -> None:
+def test_case_14_finetune_falls_back_too_and_two_damaged_ones_are_an_error(finished_run: Path, cli: Cli) -> None:
     for name, code in ((LAST, 0), (PREVIOUS, 1)):
         (only_run() / name).write_bytes(b"PK")
         answer = cli("finetune", "mode=finetune", "label_fraction=0.5", "train.steps=2", *QUICK)
@@ -199,7 +199,7 @@ def test_case_16_retention_keeps_last_best_and_every_nth(cli: Cli) -> None:
 
 
 def test_case_22_a_checkpoint_from_a_gpu_loads_on_a_cpu() -> None:
-    """torch writes down where each tensor was; the file is changed as a GPU would have written it."""
+    """torch saves the device of each tensor; the file is changed to what a GPU would have written."""
 
     checkpoint.save(Path("cpu.pt"), {"model": {"a": torch.arange(4.0)}})
     with zipfile.ZipFile("cpu.pt") as old, zipfile.ZipFile("gpu.pt", "w") as new:
@@ -225,7 +225,7 @@ def checkpoint_bytes() -> bytes:
 
 @bounded(300)
 @given(CHANGES, CUT)
-def test_any_file_is_a_checkpoint_or_refused_in_words(changes: Changes, part: float | None) -> None:
+def test_any_file_is_a_checkpoint_or_refused_with_a_message(changes: Changes, part: float | None) -> None:
     data = checkpoint_bytes()
     Path("x.pt").write_bytes(changed(data, changes, part))
     try:
@@ -247,7 +247,7 @@ VALUES = st.recursive(
 
 @bounded(200)
 @given(st.dictionaries(st.sampled_from(["model", "config", "class_names", "step", "state_dict"]), VALUES))
-def test_any_content_is_a_checkpoint_or_refused_in_words(content: dict[str, object]) -> None:
+def test_any_content_is_a_checkpoint_or_refused_with_a_message(content: dict[str, object]) -> None:
     torch.save({checkpoint.OURS: "0.1.0", **content}, "x.pt")
     try:
         result = checkpoint.load(Path("x.pt"))
@@ -257,8 +257,8 @@ def test_any_content_is_a_checkpoint_or_refused_in_words(content: dict[str, obje
     assert all(isinstance(v, torch.Tensor) for v in result.get("model", {}).values())
 
 
-@pytest.mark.skipif(os.name != "posix", reason="only there a folder can be synchronized")
-def test_a_checkpoint_and_then_its_name_are_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(os.name != "posix", reason="folders cannot be synchronized elsewhere")
+def test_a_checkpoint_and_its_rename_are_flushed_to_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, int]] = []
     fsync, replace = os.fsync, os.replace
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from tests.helpers import QUICK, Cli, runs, summary
 
 
-def test_latest_passes_over_runs_that_did_not_finish(in_world: Path, cli: Cli) -> None:
+def test_latest_skips_runs_that_did_not_finish(in_world: Path, cli: Cli) -> None:
     newest = runs("pretrain")[-1]
     answer = summary(newest)
     (newest / "summary.json").write_text(json.dumps({**answer, "status": "running"}))

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.helpers import DIGITS, SMALL, ended, in_steps, start, wait_for
 
 
-def test_a_reader_that_goes_away_is_no_failure(photos: Path) -> None:
+def test_a_closed_pipe_is_no_error(photos: Path) -> None:
     where = ("data", "check", "dataset=folder", f"dataset.root={photos}", *SMALL, "format=json")
     read, write = os.pipe()
     os.close(read)

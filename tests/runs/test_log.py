@@ -24,10 +24,10 @@ def test_tensorboard_has_curves_views_and_hparams(world: Path) -> None:
     assert {"train/loss", "val/knn_accuracy"} <= set(events.Tags()["scalars"])
     assert "views" in events.Tags()["images"]
     assert any("session_end_info" in t for t in events.summary_metadata)
-    begun = events.summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data.content
-    hparams = metadata.parse_session_start_info_plugin_data(begun).hparams
+    start = events.summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data.content
+    hparams = metadata.parse_session_start_info_plugin_data(start).hparams
     assert {"pretext", "pretext.copies", "train.learning_rate", "seeds.training"} <= set(hparams)
-    assert events.Scalars("val/knn_accuracy")[-1].step == 0  # the score that stands beside the hyperparameters
+    assert events.Scalars("val/knn_accuracy")[-1].step == 0  # the score of the hyperparameters
 
 
 @pytest.mark.slow
@@ -66,10 +66,10 @@ def test_tensorboards_hparams_tab_compares_a_studys_classifiers(in_study: Path, 
     assert sorted(m["test/accuracy"] for m in metrics) == pytest.approx(sorted(kept), abs=1e-6)
 
 
-def test_damaged_lines_of_metrics_are_left_out(short_run: Path, cli: Cli) -> None:
+def test_damaged_lines_of_metrics_are_skipped(short_run: Path, cli: Cli) -> None:
     with (short_run / "metrics.jsonl").open("ab") as file:
         file.write(b'{"a": 1}\n5\n{"step": "x"}\n\xff\xfe\n')
     answer = cli("pretrain", f"resume={short_run}", "train.steps=10")
     assert answer.code == 0, answer.err
-    assert answer.err.count("Left out a damaged line") == 4
+    assert answer.err.count("Skipped a damaged line") == 4
     assert [r["step"] for r in map(json.loads, (short_run / "metrics.jsonl").read_text().splitlines())][-1] == 10

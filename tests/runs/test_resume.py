@@ -18,7 +18,7 @@ from sslrun.runs.resume import resumed_config
 from tests.helpers import SHORT, STEPS, TINY, Cli, only_run, runs, summary
 
 
-def test_case_8_a_resume_goes_on_in_the_same_directory_and_refuses_other_settings(cli: Cli) -> None:
+def test_case_8_resume_continues_in_the_same_directory_and_refuses_other_settings(cli: Cli) -> None:
     settings = ("dataset.max_images=100", *TINY, "train.steps=4", "train.evaluations=2")
     assert cli("pretrain", *settings).code == 0
     run = runs("pretrain")[0]
@@ -36,7 +36,7 @@ def test_case_8_a_resume_goes_on_in_the_same_directory_and_refuses_other_setting
     assert "is a pretrain run" in cli("finetune", f"resume={run}").err
 
 
-def test_case_7_resuming_a_finished_run_says_that_nothing_is_left(finished_run: Path, cli: Cli) -> None:
+def test_case_7_resuming_a_finished_run_reports_that_it_is_complete(finished_run: Path, cli: Cli) -> None:
     before = (only_run() / LAST).read_bytes()
     answer = cli("pretrain", "resume=latest")
     assert answer.code == 0
@@ -45,7 +45,7 @@ def test_case_7_resuming_a_finished_run_says_that_nothing_is_left(finished_run: 
 
 
 def files(short_run: Path) -> dict[str, bytes]:
-    """Return what a run is judged by, but for its log and curves."""
+    """Return the content of a run's files, except for its log and curves."""
     return {
         p.name: p.read_bytes()
         for p in short_run.iterdir()
@@ -71,7 +71,7 @@ def files(short_run: Path) -> dict[str, bytes]:
         (("dataset.root=nowhere", "train.steps=12", "seed=3"), "seed=3: the run was started with 0"),
     ],
 )
-def test_case_8_a_refused_change_is_named_and_leaves_the_run_as_it_was(
+def test_case_8_a_refused_change_is_reported_and_leaves_the_run_unchanged(
     short_run: Path, cli: Cli, overrides: tuple[str, ...], words: str
 ) -> None:
     before = files(short_run)
@@ -82,7 +82,7 @@ def test_case_8_a_refused_change_is_named_and_leaves_the_run_as_it_was(
     assert files(short_run) == before
 
 
-def test_case_8_a_choice_with_other_values_is_refused_and_the_same_again_is_not(cli: Cli) -> None:
+def test_case_8_a_choice_with_other_values_is_refused_and_the_same_choice_is_not(cli: Cli) -> None:
     Path("mine/pretext").mkdir(parents=True)
     mild = Path("mine/pretext/mild.yaml")
     mild.write_text("defaults: [simclr, _self_]\ntemperature: 0.4\n")
@@ -95,7 +95,7 @@ def test_case_8_a_choice_with_other_values_is_refused_and_the_same_again_is_not(
     assert summary(run)["config"]["pretext"]["temperature"] == 0.4
 
 
-def test_a_preset_may_be_said_again(cli: Cli) -> None:
+def test_a_preset_may_be_repeated(cli: Cli) -> None:
     assert cli("pretrain", "experiment=simclr_digits", *SHORT).code == 0
     (run,) = runs("pretrain")
     again = cli("pretrain", "experiment=simclr_digits", *SHORT, f"resume={run}")
@@ -105,7 +105,7 @@ def test_a_preset_may_be_said_again(cli: Cli) -> None:
 
 @pytest.mark.parametrize("change", ["removed", "renamed"])
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_other_pictures_than_it_was_started_with_are_refused(
+def test_a_run_is_not_resumed_with_other_images(
     stage: str, change: str, photos: Path, cli: Cli, tmp_path: Path
 ) -> None:
     shutil.copytree(photos, tmp_path / "mine")
@@ -118,15 +118,15 @@ def test_other_pictures_than_it_was_started_with_are_refused(
     else:
         (tmp_path / "mine/flower").rename(tmp_path / "mine/zinnia")
     if (stage, change) == ("pretrain", "renamed"):
-        return  # the same pictures: pretraining does not look at the names
+        return  # the images are the same: pretrain does not use the class names
     before = files(run)
     result = cli(stage, f"resume={run}", "train.steps=6")
-    assert "was started with other pictures" in result.err
+    assert "was started with other images" in result.err
     assert result.code == 1
     assert files(run) == before
 
 
-def test_a_typing_error_does_not_make_a_finished_run_a_failed_one(photos: Path, cli: Cli, tmp_path: Path) -> None:
+def test_a_typo_does_not_change_the_status_of_a_finished_run(photos: Path, cli: Cli, tmp_path: Path) -> None:
     shutil.copytree(photos, tmp_path / "mine")
     data = ("dataset=folder", "dataset.root=mine", "dataset.image_size=16", "train.steps=4", "train.evaluations=1")
     assert cli("pretrain", *data, *TINY).code == 0
@@ -148,8 +148,8 @@ def test_a_checkpoint_of_another_run_is_refused(short_run: Path, cli: Cli) -> No
     assert result.code == 1
 
 
-@pytest.mark.parametrize(("content", "words"), [("best.pt", "it is not of a training"), (-5, "it is of step -5")])
-def test_what_is_no_state_of_a_training_is_passed_over(
+@pytest.mark.parametrize(("content", "words"), [("best.pt", "is not the checkpoint of a training"), (-5, "step is -5")])
+def test_a_checkpoint_that_is_not_of_a_training_is_skipped(
     short_run: Path, cli: Cli, content: str | int, words: str
 ) -> None:
     if isinstance(content, str):
@@ -163,7 +163,7 @@ def test_what_is_no_state_of_a_training_is_passed_over(
 
 
 @pytest.mark.parametrize(("key", "value"), [("optimizer", {}), ("best", []), ("window", {})])
-def test_a_checkpoint_that_lacks_parts_is_refused_in_words(short_run: Path, cli: Cli, key: str, value: object) -> None:
+def test_an_incomplete_checkpoint_is_refused_with_a_message(short_run: Path, cli: Cli, key: str, value: object) -> None:
     content = checkpoint.load(short_run / "last.pt")
     torch.save({**content, key: value}, short_run / "last.pt")
     result = cli("pretrain", f"resume={short_run}", "train.steps=12")
@@ -175,7 +175,7 @@ def test_a_checkpoint_that_lacks_parts_is_refused_in_words(short_run: Path, cli:
 @pytest.mark.parametrize(
     "change", [{"config": None}, {"config": {}}, {"overrides": None}, {"overrides": ["a"]}, {"wall_time_seconds": "x"}]
 )
-def test_a_damaged_summary_is_said_in_a_line(short_run: Path, cli: Cli, change: dict[str, object]) -> None:
+def test_a_damaged_summary_is_reported_in_one_line(short_run: Path, cli: Cli, change: dict[str, object]) -> None:
     (short_run / "summary.json").write_text(json.dumps({**summary(short_run), **change}))
     result = cli("pretrain", f"resume={short_run}", "train.steps=10")
     assert result.lines() == [f"sslrun: {short_run / 'summary.json'} is not the summary of a run"]
@@ -213,10 +213,10 @@ def test_a_resumed_run_keeps_precision_and_memory_format(
         ({"device.memory_format": "contiguous"}, ("cpu", "bf16", "contiguous")),
     ],
 )
-def test_a_resumed_run_takes_the_mode_of_its_overrides(overrides: dict[str, str], used: tuple[str, str, str]) -> None:
+def test_a_resumed_run_uses_the_device_of_its_overrides(overrides: dict[str, str], used: tuple[str, str, str]) -> None:
     assert resumed_device(overrides, precision="bf16", memory_format="channels_last") == used
 
 
-def test_a_run_that_moves_to_another_device_is_measured_there() -> None:
+def test_autotuning_is_repeated_on_another_device() -> None:
     device = resumed_device({"device": "cpu"}, name="cuda", precision="fp16", memory_format="channels_last")
     assert device == ("cpu", "auto", "auto")

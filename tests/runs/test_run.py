@@ -14,7 +14,7 @@ from sslrun.base.errors import UserError
 from sslrun.runs.run import Run
 
 
-def test_a_run_directory_holds_what_it_should(world: Path) -> None:
+def test_the_files_and_entries_of_a_run_directory(world: Path) -> None:
     run = sorted((world / "outputs/pretrain").iterdir())[0]
     names = {p.name for p in run.iterdir()}
     assert {
@@ -50,14 +50,14 @@ def test_a_run_directory_holds_what_it_should(world: Path) -> None:
     assert "${" not in (run / "config.yaml").read_text()
 
 
-def test_no_run_writes_into_the_directory_of_another() -> None:
+def test_a_run_does_not_write_into_the_directory_of_another() -> None:
     Run(Path("a"), "pretrain", OmegaConf.create({}), {}).close("finished")
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="contains a run already"):
         Run(Path("a"), "pretrain", OmegaConf.create({}), {})
 
 
 class Clock:
-    """A clock that stands still unless it is moved."""
+    """A clock that only tests advance."""
 
     now = 1000.0
 
@@ -80,7 +80,7 @@ def summary() -> dict[str, Any]:
     return result
 
 
-def test_the_wall_time_of_a_resumed_run_counts_all_of_its_parts(clock: Clock) -> None:
+def test_the_wall_time_of_a_resumed_run_is_the_sum_of_its_sessions(clock: Clock) -> None:
     for resumed, status, seconds, total in (
         (False, "interrupted", 50, 50),
         (True, "failed", 20, 70),
@@ -109,7 +109,7 @@ def test_a_run_that_is_killed_has_the_wall_time_of_its_last_note(clock: Clock) -
 
 
 def test_a_resumed_run_keeps_its_start_and_its_overrides(clock: Clock) -> None:
-    begin(overrides={"train.steps": "8", "seed": "0"}).close("failed", error="no memory is left")
+    begin(overrides={"train.steps": "8", "seed": "0"}).close("failed", error="out of memory")
     before = summary()
     begin(True, {"train.steps": "12", "resume": "run"}).close("finished")
     assert summary()["started"] == before["started"]

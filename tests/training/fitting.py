@@ -1,4 +1,4 @@
-"""What tests of a training share: a network of two weights, and a training on a few small images."""
+"""Shared by tests of training: a network of two weights, and a training on a few small images."""
 
 import json
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
 
 
 class Slope(Task):
-    """Two weights, a slope of the loss for each, and a multiple of the learning rate for the encoder's."""
+    """A loss that is linear in two weights, with a multiple of the learning rate for the encoder."""
 
     def __init__(self, head: float = 3.0, encoder: float = 4.0, rate: float = 1.0, fails_in: int | None = None) -> None:
         super().__init__()
@@ -51,12 +51,12 @@ class Slope(Task):
         return {"loss": (self.slopes[0] * self.head.weight + self.slopes[1] * self.encoder.weight).sum()}
 
     def moved(self) -> tuple[float, float]:
-        """Return how far the weights went down."""
+        """Return by how much the weights have decreased."""
         return 1 - self.head.weight.item(), 1 - self.encoder.weight.item()
 
 
 def device(precision: Any = "fp32") -> Device:
-    """Return the CPU, which computes in fp16, too, although slowly."""
+    """Return the CPU, which also supports fp16, although slowly."""
     cpu = Device(name="cpu", precision="fp32", memory_format="channels_last", compile=None, threads=None)
     cpu.use(precision, "channels_last")
     return cpu
@@ -71,8 +71,8 @@ def fit_slope(
     optimizer: Node = PLAIN_SGD,
     **settings: Any,
 ) -> dict[str, float]:
-    """Train on 16 images of 8 px, two batches an epoch; `val/accuracy` is the next of the scores, if there are some."""
-    training, hardware, left = Training(**{**SETTINGS, **settings}), on or device(), iter(scores)
+    """Train on 16 images of 8 px, two batches an epoch; the scores, if given, are the successive `val/accuracy`."""
+    training, hardware, remaining = Training(**{**SETTINGS, **settings}), on or device(), iter(scores)
     run = Run(Path(where), "pretrain", OmegaConf.create({"seed": 0}), {}, resumed)
     try:
         images = torch.zeros(16, 3, 8, 8, dtype=torch.uint8)
@@ -80,7 +80,7 @@ def fit_slope(
         built = build_optimizer(optimizer, task, training.learning_rate)
         state = State(run, task, built, hardware, {}, "val/accuracy")
         return fit(
-            task, batches, built, training, hardware, state, lambda: {"val/accuracy": next(left)} if scores else {}
+            task, batches, built, training, hardware, state, lambda: {"val/accuracy": next(remaining)} if scores else {}
         )
     finally:
         run.close("finished")

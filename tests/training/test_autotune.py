@@ -1,4 +1,4 @@
-"""The fastest precision and memory format: measured, remembered, recorded."""
+"""Autotuning: measuring, caching and recording the fastest precision and memory format."""
 
 import json
 import os
@@ -21,21 +21,21 @@ EVERY = ["fp32 contiguous", "fp32 channels_last", "bf16 contiguous", "bf16 chann
 
 
 def rates(monkeypatch: pytest.MonkeyPatch, fastest: str) -> list[int]:
-    """Replace the clock's verdict; return a list that grows with every measurement."""
+    """Replace the measurement; return a list that grows with each."""
     sizes: list[int] = []
 
     def measured(
-        device: Device, backbone: Any, image_size: int, batch_size: int, of: list[Candidate]
+        device: Device, backbone: Any, image_size: int, batch_size: int, candidates: list[Candidate]
     ) -> dict[str, float]:
         sizes.append(image_size)
-        return {" ".join(m): 2.0 if " ".join(m) == fastest else 1.0 for m in of}
+        return {" ".join(m): 2.0 if " ".join(m) == fastest else 1.0 for m in candidates}
 
     monkeypatch.setattr(autotune, "measure", measured)
     return sizes
 
 
 @pytest.mark.parametrize("fastest", EVERY)
-def test_the_fastest_mode_is_taken_and_remembered(monkeypatch: pytest.MonkeyPatch, fastest: str) -> None:
+def test_the_fastest_candidate_is_chosen_and_cached(monkeypatch: pytest.MonkeyPatch, fastest: str) -> None:
     sizes = rates(monkeypatch, fastest)
     for _ in range(2):
         device = cpu()
@@ -52,7 +52,7 @@ def test_the_fastest_mode_is_taken_and_remembered(monkeypatch: pytest.MonkeyPatc
     assert sizes == [16, 32, 16]
 
 
-def test_what_was_named_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_given_precision_or_memory_format_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = rates(monkeypatch, "bf16 contiguous")
     device = cpu(precision="fp32", memory_format="channels_last")
     assert choose(device, NODE, 16, 64) == {
@@ -73,7 +73,7 @@ def test_what_was_named_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     "content", ["", "{", "[1]", "\0", '{"a": 1}', '{"a": {"fp32 contiguous": "fast"}}', "[" * 99999]
 )
-def test_a_damaged_memory_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
+def test_a_damaged_cache_is_rewritten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
     sizes = rates(monkeypatch, "bf16 contiguous")
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "autotune.json").write_text(content)
@@ -82,7 +82,7 @@ def test_a_damaged_memory_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert sizes == [16]
 
 
-def test_a_cache_that_cannot_be_written_stops_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sizes = rates(monkeypatch, "bf16 contiguous")
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "file"))
@@ -91,7 +91,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(monkeypatch: pytest.Monkey
 
 
 class Dropping(nn.Module):
-    """Draws random numbers when it is built and when it is used."""
+    """Draws random numbers in its constructor and in its forward pass."""
 
     def __init__(self, image_size: int) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Dropping(nn.Module):
 
 
 class Slow(Dropping):
-    """Takes its time under autocast."""
+    """Is slow under autocast."""
 
     steps: ClassVar[list[bool]] = []
 
@@ -115,7 +115,7 @@ class Slow(Dropping):
 
 
 class Busy(Dropping):
-    """Is quick once in five times, as on a busy machine."""
+    """Is fast once in five times, as on a busy machine."""
 
     calls: ClassVar[int] = 0
 
@@ -126,7 +126,7 @@ class Busy(Dropping):
 
 
 class Frozen(Dropping):
-    """Has nothing to learn."""
+    """Has no trainable parameters."""
 
     def __init__(self, image_size: int) -> None:
         super().__init__(image_size)
@@ -144,7 +144,7 @@ class Fussy(Dropping):
 
 
 class Narrow(Dropping):
-    """Has memory for two pictures."""
+    """Has memory for two images."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         if len(x) > 2:
@@ -152,8 +152,8 @@ class Narrow(Dropping):
         return super().forward(x)
 
 
-class Hopeless(Dropping):
-    """Fails always when it trains."""
+class Failing(Dropping):
+    """Always fails in training mode."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         assert not self.training
@@ -162,12 +162,12 @@ class Hopeless(Dropping):
 
 @pytest.fixture
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Believe the turns on a busy machine, too."""
-    monkeypatch.setattr(autotune, "AGREEING", 1e9)
+    """Accept noisy times, since the machine may be busy."""
+    monkeypatch.setattr(autotune, "MAX_NOISE", 1e9)
 
 
 @pytest.mark.usefixtures("_patient")
-def test_measuring_times_every_mode_and_uses_up_no_random_number() -> None:
+def test_every_candidate_is_timed_and_the_random_state_is_restored() -> None:
     device = cpu()
     random = torch.get_rng_state()
     choose(device, {"_target_": "tests.training.test_autotune.Dropping"}, 16, 64)
@@ -183,13 +183,13 @@ def measured_rates(name: str) -> dict[str, float]:
 
 
 @pytest.mark.usefixtures("_patient")
-def test_a_hopelessly_slow_mode_is_tried_once() -> None:
+def test_a_very_slow_candidate_is_tried_once() -> None:
     result = measured_rates("Slow")
     assert Slow.steps.count(True) == 2
     assert result["bf16 contiguous"] == result["bf16 channels_last"] == 0 < result["fp32 contiguous"]
 
 
-def test_a_measurement_whose_turns_disagree_is_not_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_noisy_measurement_is_not_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Busy, "calls", 0)
     monkeypatch.setattr(autotune, "SECONDS", 1.0)
     device = cpu()
@@ -200,19 +200,19 @@ def test_a_measurement_whose_turns_disagree_is_not_remembered(monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("_patient")
-def test_backbones_that_train_are_measured_or_left_alone() -> None:
+def test_candidates_that_fail_have_a_rate_of_zero() -> None:
     assert min(measured_rates("Frozen").values()) > 0
     result = measured_rates("Fussy")
     assert result["bf16 contiguous"] == result["bf16 channels_last"] == 0 < result["fp32 contiguous"]
-    assert max(measured_rates("Hopeless").values()) == 0
+    assert max(measured_rates("Failing").values()) == 0
     assert max(measured_rates("Narrow").values()) == 0
     device = cpu()
     default = device.precision, device.memory_format
-    choose(device, {"_target_": "tests.training.test_autotune.Hopeless"}, 8, 64)
+    choose(device, {"_target_": "tests.training.test_autotune.Failing"}, 8, 64)
     assert (device.precision, device.memory_format) == default
 
 
-def test_the_choice_is_recorded_and_kept_on_resume_and_by_what_follows(
+def test_the_choice_is_recorded_and_kept_by_resume_and_finetune(
     monkeypatch: pytest.MonkeyPatch, cli: Cli, tmp_path: Path
 ) -> None:
     small = ("backbone.widths=[8,16]", "train.batch_size=64", "train.evaluations=1", "device=cpu")
@@ -228,7 +228,7 @@ def test_the_choice_is_recorded_and_kept_on_resume_and_by_what_follows(
 
     assert recorded(run) == ("fp32", "contiguous")
     shutil.rmtree(tmp_path / "cache")
-    rates(monkeypatch, "bf16 channels_last")  # on another day another mode is fastest
+    rates(monkeypatch, "bf16 channels_last")  # another candidate is fastest now
     assert cli("pretrain", f"resume={run}", "train.steps=4").code == 0
     assert recorded(run) == ("fp32", "contiguous")
     assert cli("pretrain", f"resume={run}", "train.steps=6", "device=cpu").code == 0
@@ -250,7 +250,7 @@ def test_the_choice_is_recorded_and_kept_on_resume_and_by_what_follows(
     assert recorded(tuned) == ("bf16", "channels_last")
 
 
-def test_what_is_remembered_must_be_rates_of_all_modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_invalid_cached_rates_are_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sizes = rates(monkeypatch, "bf16 contiguous")
     choose(cpu(), NODE, 16, 64)
     path = tmp_path / "cache" / "autotune.json"

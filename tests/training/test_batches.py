@@ -1,4 +1,4 @@
-"""The order of images: every image once an epoch, the same after a resume."""
+"""Batches: every image once per epoch, in an order that is reproduced when resuming."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from sslrun.training.batches import Batches
 from tests.helpers import CPU, MeanTask, ramp, train
 
 
-def test_an_epoch_shows_every_picture_once_in_batches_of_nearly_equal_size() -> None:
+def test_an_epoch_has_every_image_once_in_batches_of_nearly_equal_size() -> None:
     model = MeanTask()
     train(model, ramp(27), "a", epochs=2, steps=None)
     assert [len(s) for s in model.seen] == [7, 7, 7, 6] * 2
@@ -22,8 +22,8 @@ def test_an_epoch_shows_every_picture_once_in_batches_of_nearly_equal_size() -> 
 
 
 @pytest.mark.parametrize("done", [0, 1, 3, 4, 7, 9, 10])
-def test_batches_after_some_steps_are_the_last_of_all_batches(done: int) -> None:
-    """Rows, labels and random numbers; 4 steps an epoch, and no step is gathered that is not needed."""
+def test_batches_after_some_steps_equal_those_of_an_uninterrupted_training(done: int) -> None:
+    """Rows, labels and random numbers, with 4 steps an epoch. Only the needed batches are gathered."""
     images, gathered = ramp(27), 0
 
     class Counted:
@@ -52,7 +52,7 @@ def test_batches_after_some_steps_are_the_last_of_all_batches(done: int) -> None
     assert gathered == 10 - done
 
 
-def test_case_4_after_a_resume_the_second_epoch_has_an_order_of_its_own() -> None:
+def test_case_4_after_resuming_the_second_epoch_has_a_new_order() -> None:
     class Stops(MeanTask):
         def after_step(self, step: int, total: int) -> None:
             if step == 3:

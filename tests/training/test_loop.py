@@ -10,7 +10,7 @@ from tests.helpers import FINETUNE, Cli, MeanTask, metric_rows, ramp, train
 from tests.training.fitting import Slope, device, fit_slope, metrics
 
 
-def test_case_9_same_seed_same_numbers_other_seed_others() -> None:
+def test_case_9_the_same_seed_gives_the_same_numbers_and_another_gives_others() -> None:
     models = [MeanTask() for _ in range(3)]
     for i, (model, seed) in enumerate(zip(models, (0, 0, 1), strict=True)):
         train(model, ramp(30), str(i), seed=seed)
@@ -61,7 +61,7 @@ def test_the_learning_rate_peaks_after_the_warmup_fraction_of_all_steps(steps: i
 def test_the_norm_of_the_whole_gradient_is_clipped(
     clip: float | None, gradient: tuple[float, float], precision: Any
 ) -> None:
-    """In fp16 the loss is scaled by 65,536, which the limit has nothing to do with."""
+    """In fp16 the loss is scaled by 65,536, which must not affect clipping."""
     task = Slope(head=3.0, encoder=4.0)
     fit_slope(task, on=device(precision), steps=1, learning_rate=0.1, gradient_clip=clip)
     assert task.moved() == pytest.approx([0.1 * g for g in gradient], rel=2e-3)

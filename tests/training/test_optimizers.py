@@ -40,7 +40,7 @@ def test_lars_against_its_formula() -> None:
     assert torch.allclose(w, value, atol=1e-6)
 
 
-def test_vectors_do_not_decay_and_parts_have_their_own_rate() -> None:
+def test_vectors_do_not_decay_and_prefixes_have_their_own_rate() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     groups = parameter_groups(net, 0.1, {"3.": 5.0})
     assert sum(len(g["params"]) for g in groups) == 6
@@ -57,7 +57,7 @@ def weights() -> nn.Parameter:
 
 
 def step(optimizer: torch.optim.Optimizer, w: nn.Parameter, gradient: float) -> torch.Tensor:
-    """Return the weights after a step with the same gradient for each."""
+    """Return the weights after a step in which all gradients are equal."""
     w.grad = torch.full_like(w, gradient)
     optimizer.step()
     return w.detach().clone()
@@ -74,7 +74,7 @@ def test_adamw_shrinks_weights_without_a_gradient_in_proportion() -> None:
 
 
 def test_adam_adds_weight_decay_to_the_gradient() -> None:
-    """Its first step is the learning rate towards zero, however large a weight is."""
+    """The first step moves every weight towards zero by the learning rate, regardless of its size."""
     w, before = weights(), weights().detach()
     optimizer = adam(groups(w), RATE, weight_decay=DECAY, betas=[0.9, 0.999])
     assert torch.allclose(step(optimizer, w, 0.0), before - RATE * before.sign(), atol=1e-5)
@@ -98,7 +98,7 @@ def test_lars_moves_a_matrix_by_trust_times_its_norm_and_a_vector_as_sgd() -> No
 
 @pytest.mark.parametrize("build", [adam, adamw])
 @pytest.mark.parametrize(("beta", "share"), [(0.0, 0.0), (0.9, 0.9 / 1.9)])
-def test_the_first_beta_is_how_long_a_gradient_is_remembered(build: Any, beta: float, share: float) -> None:
+def test_the_first_beta_is_the_decay_of_past_gradients(build: Any, beta: float, share: float) -> None:
     w = weights()
     optimizer = build(groups(w, 0.0), RATE, weight_decay=0.0, betas=[beta, 0.5])
     first = step(optimizer, w, 1.0)
@@ -107,7 +107,7 @@ def test_the_first_beta_is_how_long_a_gradient_is_remembered(build: Any, beta: f
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
-def test_momentum_goes_on_without_a_gradient(momentum: float) -> None:
+def test_momentum_continues_without_a_gradient(momentum: float) -> None:
     for optimizer_of in (
         lambda p: sgd(groups(p, 0.0), RATE, weight_decay=0.0, momentum=momentum, nesterov=False),
         lambda p: lars(groups(p, 0.0), RATE, weight_decay=0.0, momentum=momentum, trust=0.0),

@@ -21,7 +21,7 @@ def test_length_is_epochs_or_steps_whichever_ends_first() -> None:
         total_steps(100, None, None, 10)
 
 
-def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
+def test_the_learning_rate_rises_then_falls_to_zero() -> None:
     training = Training(**{**TRAINING, "learning_rate": 1.0, "warmup_fraction": 0.1})
     rates = [training.learning_rate_at(s, 100) for s in range(100)]
     assert rates[:10] == sorted(rates[:10])

@@ -1,4 +1,4 @@
-"""What is saved and restored, and what stops a training."""
+"""The state of a training: saved, restored, and checked for divergence."""
 
 import os
 import shutil
@@ -37,10 +37,10 @@ def test_case_63_a_smaller_batch_counts_by_its_size() -> None:
 
 
 class Teacher(Task):
-    """Has all that there is to restore: weights, batch norm, dropout, a moving average, a queue and its place."""
+    """Has all kinds of state: weights, batch norm, dropout, a moving average, a queue and its position."""
 
     queue: Tensor
-    place: Tensor
+    position: Tensor
 
     def __init__(self, stop_after: int | None = None) -> None:
         super().__init__()
@@ -49,20 +49,20 @@ class Teacher(Task):
         self.teacher = nn.Sequential(nn.Flatten(), nn.Linear(192, 8))
         self.teacher.requires_grad_(False)
         self.register_buffer("queue", torch.zeros(16, 8))
-        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("position", torch.zeros((), dtype=torch.int64))
         self.stop_after = stop_after
         self.rates: list[float] = []
 
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         images = batch["images"] + 0.1 * rng.rand(*batch["images"].shape)
         with torch.no_grad():
-            messages = self.teacher(images)
-            self.queue = torch.cat([messages, self.queue])[:16].clone()
-            self.place += len(messages)
-        return {"loss": (self.student(images) - messages - self.queue.mean(0)).pow(2).mean(), "sum": messages.sum()}
+            targets = self.teacher(images)
+            self.queue = torch.cat([targets, self.queue])[:16].clone()
+            self.position += len(targets)
+        return {"loss": (self.student(images) - targets - self.queue.mean(0)).pow(2).mean(), "sum": targets.sum()}
 
     def before_step(self, step: int, total: int) -> None:
-        if self.stop_after == 0:  # as by `kill -9`, with the state before the first step saved
+        if self.stop_after == 0:  # like `kill -9` after the state before the first step was saved
             raise signals.Stopped(signal.SIGKILL)
 
     def after_step(self, step: int, total: int) -> None:
@@ -77,8 +77,8 @@ class Teacher(Task):
     "stop_after", [0, 1, 2, 4, 8, 9], ids=["none", "first", "mid-epoch", "epoch-end", "second-end", "third"]
 )
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
-def test_cases_2_to_6_everything_is_restored_bit_for_bit_wherever_it_stops(stop_after: int, optimizer: str) -> None:
-    """Weights, optimiser, schedule, moving average, queue, batch norm, dropout and metrics; 4 steps an epoch."""
+def test_cases_2_to_6_everything_is_restored_bit_for_bit_from_any_step(stop_after: int, optimizer: str) -> None:
+    """Weights, optimizer, schedule, moving average, queue, batch norm, dropout and metrics; 4 steps an epoch."""
     node = compose_nodes("pretrain", "optimizer")[0] if optimizer == "adamw" else None
     node = node or OmegaConf.to_container(OmegaConf.load(CONF / "optimizer" / f"{optimizer}.yaml"))  # type: ignore[assignment]
     images = torch.randint(0, 256, (30, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
@@ -92,7 +92,7 @@ def test_cases_2_to_6_everything_is_restored_bit_for_bit_wherever_it_stops(stop_
     with pytest.raises(signals.Stopped):
         go(broken, "broken")
     assert checkpoint.load(Path("broken/last.pt"))["step"] == stop_after
-    torch.manual_seed(99)  # whatever it starts from, the checkpoint decides
+    torch.manual_seed(99)  # the initial weights must not matter
     with torch.no_grad():
         again.student[1].weight.add_(1)  # type: ignore[operator]
     go(again, "broken", True)
@@ -136,7 +136,7 @@ def test_case_1_k_steps_and_a_resume_equal_all_steps_bit_for_bit(pieces: Tensor)
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
 @pytest.mark.parametrize(("first", "second"), [("contiguous", "channels_last"), ("channels_last", "contiguous")])
-def test_a_resume_in_the_other_memory_format_goes_on_as_if_nothing_had_been(
+def test_a_run_can_be_resumed_in_the_other_memory_format(
     name: str, first: MemoryFormat, second: MemoryFormat, pieces: Tensor
 ) -> None:
     """The moments of the optimizer take the strides of the weights; the formats themselves round differently."""
@@ -165,8 +165,8 @@ def test_a_resume_in_the_other_memory_format_goes_on_as_if_nothing_had_been(
         assert (value - straight[key]).norm() < 1e-3 * moved, key
 
 
-def test_a_run_without_a_loss_scale_goes_on_with_one_and_the_other_way_round() -> None:
-    """The scaler of fp16 has a state, those of other precisions have none."""
+def test_a_run_can_be_resumed_in_another_precision() -> None:
+    """Only the scaler of fp16 has a state."""
     for first, second in (("fp32", "fp16"), ("fp16", "fp32")):
         for precision, resumed, steps in ((first, False, 4), (second, True, 6)):
             device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
@@ -176,7 +176,7 @@ def test_a_run_without_a_loss_scale_goes_on_with_one_and_the_other_way_round() -
         assert len(model.seen) == 2
 
 
-def test_a_checkpoint_is_made_by_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_also_saved_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = time.monotonic()
     monkeypatch.setattr("time.monotonic", lambda: clock)
 
@@ -193,7 +193,7 @@ def test_a_checkpoint_is_made_by_time_too(monkeypatch: pytest.MonkeyPatch) -> No
     assert checkpoint.load(Path("a/previous.pt"))["step"] == 0
 
 
-def test_a_checkpoint_of_before_there_was_a_window_goes_on() -> None:
+def test_a_checkpoint_of_an_older_version_without_window_can_be_resumed() -> None:
     train(MeanTask(), ramp(16), "a", steps=4)
     content = torch.load("a/last.pt", weights_only=True)
     del content["window"]
@@ -203,10 +203,10 @@ def test_a_checkpoint_of_before_there_was_a_window_goes_on() -> None:
     assert len(again.seen) == 2
 
 
-def test_weights_that_are_no_longer_finite_displace_no_checkpoint() -> None:
+def test_infinite_weights_do_not_overwrite_a_checkpoint() -> None:
     class Breaks(MeanTask):
         def after_step(self, step: int, total: int) -> None:
-            if step == 9:  # the last: no loss will tell
+            if step == 9:  # the last step: no later loss shows it
                 with torch.no_grad():
                     self.weight.fill_(float("inf"))
 
@@ -215,7 +215,7 @@ def test_weights_that_are_no_longer_finite_displace_no_checkpoint() -> None:
     assert checkpoint.load(Path("a/last.pt"))["step"] == 5
 
 
-def test_a_loss_that_explodes_is_told_once_and_one_that_falls_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exploding_loss_is_logged_once_and_a_falling_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     class Grows(MeanTask):
         factor = 1.0
 
@@ -233,7 +233,7 @@ def test_a_loss_that_explodes_is_told_once_and_one_that_falls_is_not(monkeypatch
     assert "train.gradient_clip=1" in messages[0]
 
 
-def test_best_is_the_state_of_the_highest_score_and_last_the_last() -> None:
+def test_best_is_the_state_with_the_highest_score_and_last_is_the_last() -> None:
     scores = iter([0.1, 0.9, 0.5])
     result = train(MeanTask(), ramp(16), "a", evaluate=lambda: {"val/accuracy": next(scores)})
     assert checkpoint.load(Path("a/best.pt"))["step"] == 5
@@ -241,7 +241,7 @@ def test_best_is_the_state_of_the_highest_score_and_last_the_last() -> None:
     assert result["best/step"] == 5
 
 
-def test_case_70_a_loss_that_is_not_a_number_stops_with_the_step_and_what_to_try() -> None:
+def test_case_70_a_nan_loss_stops_with_the_step_and_advice() -> None:
     class Breaks(MeanTask):
         def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
             out = super().forward(batch, rng)
@@ -264,7 +264,7 @@ def best() -> tuple[int, float]:
     [((0.1, 0.9, 0.5), 5), ((0.1, 0.9, 0.9), 10), ((0.9, 0.9, 0.5), 5), ((0.9, 0.1, 0.5), 0), ((), 10)],
     ids=["highest", "last two equal", "first two equal", "before training", "without scores"],
 )
-def test_best_is_the_latest_of_the_states_with_the_highest_score(scores: tuple[float, ...], step: int) -> None:
+def test_best_is_the_latest_state_with_the_highest_score(scores: tuple[float, ...], step: int) -> None:
     result = fit_slope(Slope(), scores=scores)
     assert best()[0] == result["best/step"] == step
 
@@ -286,7 +286,7 @@ def test_a_resumed_training_replaces_a_best_state_that_was_worse() -> None:
 
 
 def test_a_resumed_training_keeps_the_loss_scale_of_fp16() -> None:
-    """An infinite gradient halves the scale and moves nothing."""
+    """An infinite gradient halves the scale and changes no weights."""
     task, first, second = Slope(head=1e36, encoder=0.0), device("fp16"), device("fp16")
     assert first.scaler.get_scale() == 65536
     fit_slope(task, on=first, steps=1)
