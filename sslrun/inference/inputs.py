@@ -1,4 +1,4 @@
-"""What a network in use is given: names of files, PIL images, arrays and tensors, turned into pixels."""
+"""Inputs for inference: file names, PIL images, arrays and tensors are converted to pixels."""
 
 import os
 import sys
@@ -19,23 +19,23 @@ Block = tuple[list[str | None], Tensor, list[str]]
 
 
 def named_images(images: Sequence[str]) -> list[str]:
-    """Return the files that names stand for: files, pictures in and below folders, and `-`, names on standard input.
+    """Return the files for names of files, folders (searched recursively) and `-` (names on standard input).
 
     Raises:
-        UserError: nothing is named, or a folder has no picture.
+        UserError: no names, or a folder without images.
     """
     if not images:
-        raise UserError("no image named: say image.jpg, or a folder")
+        raise UserError("no images: name files or folders")
     names = [n for name in images for n in (_on_standard_input() if name == "-" else [name]) if n]
     if not names:
-        raise UserError("no picture named on standard input")
+        raise UserError("no images named on standard input")
     files: list[str] = []
     for name in names:
         path = Path(os.path.expanduser(name))
         if path.is_dir():
             inside = find_images(path)
             if not inside:
-                raise UserError(f"no pictures in {path} (looked for .jpg .png .webp .bmp .gif .tif)")
+                raise UserError(f"no images in {path} (looked for .jpg .png .webp .bmp .gif .tif)")
             files += inside
         else:
             files.append(str(path))
@@ -43,7 +43,7 @@ def named_images(images: Sequence[str]) -> list[str]:
 
 
 def _on_standard_input() -> list[str]:
-    """Return one file name a line, whatever its bytes are."""
+    """Read file names from standard input, one per line, in any encoding."""
     lines = os.fsdecode(sys.stdin.buffer.read()).split("\n")
     return [line.removesuffix("\r") for line in lines]
 
@@ -52,25 +52,25 @@ def to_tensor(block: np.ndarray) -> Tensor:
     return torch.from_numpy(block).permute(0, 3, 1, 2)
 
 
-def decoded_one(item: ImageLike, how: dict[str, Any]) -> tuple[np.ndarray, str]:
-    """Return a picture's pixels, `S x S x 3`, and why it could not be read."""
+def decoded_one(item: ImageLike, options: dict[str, Any]) -> tuple[np.ndarray, str]:
+    """Return the pixels of an image, `S x S x 3`, and the reason if it cannot be read, else an empty string."""
     if isinstance(item, str | Path):
-        block, (reason,) = decode_some([str(item)], **how)
+        block, (reason,) = decode_some([str(item)], **options)
         return block[0], reason
     try:
-        return to_array(_to_pil(item), **how), ""
-    except (OSError, ValueError) as error:  # of a picture that is read when it is needed, or is closed
-        return np.zeros((how["image_size"], how["image_size"], 3), np.uint8), f"damaged: {error}"
+        return to_array(_to_pil(item), **options), ""
+    except (OSError, ValueError) as error:  # a PIL image that is loaded lazily, or closed
+        return np.zeros((options["image_size"], options["image_size"], 3), np.uint8), f"damaged: {error}"
 
 
 def _to_pil(item: Image.Image | np.ndarray | Tensor) -> Image.Image:
     if isinstance(item, Image.Image):
-        return item.copy()  # the caller's stays as it is
+        return item.copy()  # the caller's image must not change
     if not isinstance(item, np.ndarray | Tensor):
-        raise UserError(f"{item!r} is no picture: give a path, a PIL picture, an array or a tensor")
+        raise UserError(f"{item!r} is not an image: expected a path, PIL image, array or tensor")
     if isinstance(item, Tensor):
         if item.is_floating_point() and not (item.numel() and bool(((item >= 0) & (item <= 1)).all())):
-            raise UserError("a tensor of floats must lie in [0, 1]; one of 0 to 255 must be uint8")
+            raise UserError("a float tensor must have values in [0, 1]; for 0 to 255 use uint8")
         x = (item * 255).round().clamp(0, 255).to(torch.uint8) if item.is_floating_point() else item
         item = x.permute(1, 2, 0).cpu().numpy() if x.ndim == 3 else x.cpu().numpy()
     if (
@@ -79,7 +79,6 @@ def _to_pil(item: Image.Image | np.ndarray | Tensor) -> Image.Image:
         or item.ndim not in (2, 3)
         or item.shape[2:] not in ((), (1,), (3,), (4,))
     ):
-        raise UserError(
-            f"an array of {item.dtype}, {' x '.join(map(str, item.shape))}, is no picture: give H x W x 3, uint8"
-        )
+        shape = " x ".join(map(str, item.shape))
+        raise UserError(f"an array of {item.dtype}, {shape}, is not an image: expected uint8, H x W x 3")
     return Image.fromarray(item[:, :, 0] if item.shape[2:] == (1,) else item)

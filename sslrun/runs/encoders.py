@@ -1,4 +1,4 @@
-"""The run or file that `init=` names. torch is not imported here, so that a missing one is reported at once."""
+"""Resolves the run or file that `init=` names. torch is not imported, so that errors are reported at once."""
 
 import os
 from pathlib import Path
@@ -12,21 +12,21 @@ from sslrun.config.nodes import short_name
 from sslrun.config.types import Node
 from sslrun.runs.find import FoundRun, has_checkpoint, newest
 
-SCRATCH, IMAGENET, LATEST = "scratch", "imagenet", "latest"  # values of init= that are no run and no file
-WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")  # suffixes of files, for the message
+SCRATCH, IMAGENET, LATEST = "scratch", "imagenet", "latest"  # values of init= other than runs and files
+WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")  # suffixes of files with weights
 
 
 def source_of(init: str, runs: list[FoundRun], backbone: Node, dataset: Node, config_dir: str | None = None) -> Path:
-    """Return the run directory or the file that the weights are taken from.
+    """Return the run directory or file with the initial weights.
 
     Args:
         init: `latest`, a pretext task's name (its latest run), a run directory, or a file.
-        runs: pretrainings, oldest first.
-        backbone, dataset: nodes as composed, which the run of `latest` or of a task must fit.
-        config_dir: the user's own config folder, with own tasks.
+        runs: pretrain runs, oldest first.
+        backbone, dataset: composed nodes, which the run of `latest` or of a task must match.
+        config_dir: the user's config folder, which may have further tasks.
 
     Raises:
-        UserError: no such run or file, or no such task.
+        UserError: there is no such run, file or task.
     """
     if os.path.isfile(init) or os.path.exists(os.path.join(init, "summary.json")):
         return Path(init)
@@ -38,7 +38,7 @@ def source_of(init: str, runs: list[FoundRun], backbone: Node, dataset: Node, co
     if init not in (LATEST, *tasks):
         hint = nearest(init, [*tasks, LATEST, SCRATCH, IMAGENET])
         raise UserError(
-            f"init={init}: no such pretext task, run or file{hint or '.'} Tasks: {', '.join(tasks)}; or say "
+            f"init={init}: no such pretext task, run or file{hint or '.'} Tasks: {', '.join(tasks)}; or use "
             f"{LATEST}, {SCRATCH}, {IMAGENET}, a run directory or a file"
         )
     run = newest_encoder(runs, backbone, dataset, None if init == LATEST else init)
@@ -48,7 +48,7 @@ def source_of(init: str, runs: list[FoundRun], backbone: Node, dataset: Node, co
 
 
 def newest_encoder(runs: list[FoundRun], backbone: Node, dataset: Node, pretext: str | None = None) -> FoundRun | None:
-    """Return the newest finished pretraining of this network, data set and task; an open one (None) fits all."""
+    """Return the newest finished pretrain run with this backbone, data set and task; unset ones match all."""
 
     def fits(path: Path, summary: dict[str, dict[str, Node]]) -> bool:
         config = summary["config"]
@@ -72,5 +72,5 @@ def _same_images(a: Node, b: Node) -> bool:
 def _no_run(init: str, runs: list[FoundRun], backbone: Node, dataset: Node) -> str:
     wanted = [short_name(n["_target_"]) for n in (backbone, dataset) if n.get("_target_")]
     kind = f"{'' if init == LATEST else init + ' '}run" + (f" of {' on '.join(wanted)}" if wanted else "")
-    there = f"{counted(len(runs), 'other run')} in outputs/pretrain" if runs else "no run in outputs/pretrain"
-    return f"init={init}: no pretrain {kind} here ({there}): start one with sslrun pretrain, or say init=scratch"
+    others = f"{counted(len(runs), 'other run')} in outputs/pretrain" if runs else "no run in outputs/pretrain"
+    return f"init={init}: no pretrain {kind} ({others}): start one with sslrun pretrain, or use init=scratch"

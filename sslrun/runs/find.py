@@ -1,4 +1,4 @@
-"""Finding and reading earlier runs; torch is not imported here."""
+"""Finding and reading earlier runs. torch is not imported here."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,13 +12,13 @@ from sslrun.config.commands import FOR_ENCODER, LISTED, WITH_CLASSIFIER, typed
 from sslrun.config.renames import FOLDERS, SUMMARY, renamed_keys, renamed_overrides
 
 OUTPUTS = Path("outputs")
-STUDY_RUNS = "study_runs"  # folder of the runs of studies and of mode=auto
+STUDY_RUNS = "study_runs"  # folder for runs of studies and of mode=auto
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 FoundRun = tuple[Path, dict[str, Any]]  # a run's directory and its summary
 
 
 def has_checkpoint(directory: Path) -> bool:
-    """Tell whether a run directory has a checkpoint to go on from."""
+    """Return whether a run directory has a checkpoint to resume from."""
     return (directory / LAST).is_file() or (directory / PREVIOUS).is_file()
 
 
@@ -32,12 +32,12 @@ def read_summary(directory: Path) -> dict[str, Any]:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except NotADirectoryError:
-        raise UserError(f"{directory} is a file: name the run's folder, {directory.parent}") from None
+        raise UserError(f"{directory} is a file: use the run's folder, {directory.parent}") from None
     except FileNotFoundError:
         jobs = sorted(p.parent.name for p in directory.glob("*/summary.json"))
         if jobs:
-            raise UserError(f"{directory} is a sweep of {len(jobs)} runs; name one: {directory / jobs[0]}") from None
-        raise UserError(f"{directory}: no run of sslrun there (it has no summary.json)") from None
+            raise UserError(f"{directory} is a sweep; use one of its runs, such as {directory / jobs[0]}") from None
+        raise UserError(f"{directory} is not a run of sslrun (it has no summary.json)") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     kinds = {"stage": str, "status": str, "config": dict, "overrides": list, "wall_time_seconds": int | float}
@@ -50,25 +50,25 @@ def read_summary(directory: Path) -> dict[str, Any]:
 
 
 def job_order(job: Path) -> tuple[int, str]:
-    """Return the key by which the jobs of a sweep are sorted."""
+    """Return the sort key of a job of a sweep."""
     return (int(job.name) if job.name.isdigit() else 0, job.name)
 
 
 def is_finished(directory: Path) -> bool:
-    """Tell whether a directory holds a run that came to its end."""
+    """Return whether a directory contains a finished run."""
     return (directory / "summary.json").is_file() and read_summary(directory)["status"] == "finished"
 
 
 def is_complete(directory: Path) -> bool:
-    """Tell whether a directory holds a run that came to its end and, if it is one for its encoder, has its weights."""
+    """Return whether a directory contains a finished run which, if it trains an encoder, has its checkpoint."""
     return is_finished(directory) and (read_summary(directory)["stage"] not in FOR_ENCODER or has_checkpoint(directory))
 
 
 def find(stages: Sequence[str] = LISTED, study_runs: bool = False) -> list[FoundRun]:
-    """Return all runs below `outputs/`, oldest first, as (directory, summary); damaged ones are left out.
+    """Return all runs in `outputs/`, oldest first, as (directory, summary); damaged ones are skipped with a warning.
 
     Args:
-        study_runs: those of a study, too.
+        study_runs: include the runs of studies.
     """
     runs = []
     for stage in stages:
@@ -78,17 +78,17 @@ def find(stages: Sequence[str] = LISTED, study_runs: bool = False) -> list[Found
             try:
                 runs.append((path.parent, read_summary(path.parent)))
             except UserError:
-                log.warning("Left out %s: it cannot be read.", path)
+                log.warning("Skipped %s: it cannot be read", path)
     return sorted(runs, key=lambda f: str(f[1].get("started")))
 
 
 def newest(runs: Sequence[FoundRun], fits: Callable[[Path, dict[str, Any]], bool] = lambda *_: True) -> FoundRun | None:
-    """Return the newest of runs, oldest first, that fits; None if none does."""
+    """Return the newest run for which `fits` is true, or None; runs are sorted, oldest first."""
     return next((run for run in reversed(runs) if fits(*run)), None)
 
 
 def score(summary: dict[str, Any]) -> tuple[str, float] | None:
-    """Return the name and value of the number that a run is judged by, if it has one."""
+    """Return name and value of a run's main metric, if it has one."""
     for name in ("test/accuracy", "val/accuracy", "val/knn_accuracy"):
         if isinstance(summary.get(name), int | float):
             return name, float(summary[name])
@@ -96,30 +96,33 @@ def score(summary: dict[str, Any]) -> tuple[str, float] | None:
 
 
 def find_run(run: str, stages: Sequence[str] = WITH_CLASSIFIER) -> Path:
-    """Return the directory of a run of one of these stages: the `latest` that finished, or the one named.
+    """Return the directory of a run of one of these stages.
+
+    Args:
+        run: a run directory, or `latest`, the newest finished run.
 
     Raises:
-        UserError: there is none, or it is of another stage.
+        UserError: there is no such run, or it is of another stage.
     """
     directory, summary = named_run(run, stages)
     if run == "latest":
         log.info("Using %s", directory)
     elif summary["status"] != "finished":
-        log.warning("%s did not finish (%s): its best checkpoint so far is used.", run, summary["status"])
+        log.warning("%s did not finish (%s): using its best checkpoint so far", run, summary["status"])
     return directory
 
 
 def named_run(run: str, stages: Sequence[str] = WITH_CLASSIFIER) -> FoundRun:
-    """Return what `find_run` does with its summary, and log nothing."""
+    """Return the directory and summary of a run, as `find_run` does, without logging."""
     if run == "latest":
         latest = newest(find(stages), lambda _, summary: summary["status"] == "finished")
         if latest is None:
-            raise UserError(f"no finished {' or '.join(stages)} run in outputs: {typed(stages[0])} makes one")
+            raise UserError(f"no finished {' or '.join(stages)} run in outputs: start one with {typed(stages[0])}")
         return latest
     summary = read_summary(Path(run))
     if summary["stage"] not in stages:
-        makes = f"{typed(WITH_CLASSIFIER[0])} init={run} makes one"
-        hint = makes if summary["stage"] in FOR_ENCODER else "name another run"
-        without = "network of its own" if set(FOR_ENCODER) <= set(stages) else "classifier"
-        raise UserError(f"{run} is a {summary['stage']} run, without a {without}: {hint}")
+        train_one = f"train one with {typed(WITH_CLASSIFIER[0])} init={run}"
+        hint = train_one if summary["stage"] in FOR_ENCODER else "use another run"
+        missing = "network of its own" if set(FOR_ENCODER) <= set(stages) else "classifier"
+        raise UserError(f"{run} is a {summary['stage']} run, without a {missing}: {hint}")
     return Path(run), summary

@@ -1,4 +1,4 @@
-"""One job: what Hydra calls, for every command, once or once for each point of a sweep."""
+"""A job: Hydra calls `execute` for every command, once or for each point of a sweep."""
 
 import errno
 import gc
@@ -33,22 +33,22 @@ IN_STUDY = "study_run"  # hydra.job.name of a run that belongs to a study
 
 
 class AnotherJob(UserError):
-    """The folder of a job holds what another one has done: the whole sweep is in the wrong place."""
+    """The directory of a job contains another job's run, which means that the sweep directory is wrong."""
 
 
 def execute(config: DictConfig, stages: Stages) -> float | None:
-    """Check the config, open the run directory, run the command's function, close the directory.
+    """Check the config, open the run directory, call the command's function, and close the run.
 
     Returns:
-        The run's score, for sweepers that optimise; None where there is none.
+        The run's main metric, for sweepers that optimize; None if there is none.
     """
-    _take_process()
+    _configure_process()
     hydra = HydraConfig.get()
     config = renamed_composed(config, hydra.overrides.task)
     in_sweep, in_study = hydra.mode == RunMode.MULTIRUN, hydra.job.name == IN_STUDY
     if in_sweep and not in_study:
         log.info("--- job %s: %s", hydra.job.num, " ".join(hydra.overrides.task) or "defaults")
-    opened: list[Run] = []  # and not closed yet
+    opened: list[Run] = []  # until closed
     try:
         with signals.handled(), quietly() if in_study else nullcontext():
             return _score(_executed(config, stages, hydra, opened))
@@ -59,10 +59,10 @@ def execute(config: DictConfig, stages: Stages) -> float | None:
         raise SystemExit(141) from None
     except signals.Stopped as stop:
         for run in opened:
-            with quietly() if in_study else nullcontext():  # the study says so on screen
+            with quietly() if in_study else nullcontext():  # the study reports it
                 (log.info if in_study else log.warning)("Stopped by %s.%s", stop, _resume_hint(run, hydra))
             run.close("interrupted")
-        raise SystemExit(128 + stop.number) from None  # as shells have it
+        raise SystemExit(128 + stop.number) from None  # the convention of shells
     except Exception as error:
         log.error("%s", explained(error))
         for run in opened:
@@ -70,33 +70,34 @@ def execute(config: DictConfig, stages: Stages) -> float | None:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         if in_sweep and not isinstance(error, AnotherJob):
-            return None  # the other jobs go on; the end of the sweep tells of this one
+            return None  # continue with the other jobs; failed ones are reported at the end of the sweep
         raise SystemExit(1) from None
     finally:
         if in_sweep:
             gc.collect()  # before the next job
 
 
-def _take_process() -> None:
-    """Change what a command needs changed of its process, but for what depends on the device: see `Device.claim`.
+def _configure_process() -> None:
+    """Configure this process for a command, except for the device (see `Device.claim`).
 
-    The Python interface does none of it.
+    The Python API does not call this.
     """
     start_logging()
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a user's own pretext.py beside her conf/ can be a _target_
+        sys.path.append(os.getcwd())  # so that modules in the working directory can be a _target_
     ignore_pillow_warnings()
     ensure_start_method()
 
 
 def _executed(config: DictConfig, stages: Stages, hydra: Any, opened: list[Run]) -> dict[str, Any]:
-    """Run a job, unless an earlier process has done it, and return its summary."""
+    """Run a job, unless it was finished by an earlier process, and return its summary."""
     in_sweep = hydra.mode == RunMode.MULTIRUN
     before = _job_before(hydra) if in_sweep else None
     in_study = hydra.job.name == IN_STUDY
-    whole = is_complete(Path(hydra.runtime.output_dir)) if in_study else True  # a pretraining may have lost its weights
-    if before is not None and before["status"] == "finished" and whole:
-        log.info("Finished before: %s", hydra.runtime.output_dir)
+    # The checkpoint of a pretrain run in a study may have been deleted.
+    complete = is_complete(Path(hydra.runtime.output_dir)) if in_study else True
+    if before is not None and before["status"] == "finished" and complete:
+        log.info("Already finished: %s", hydra.runtime.output_dir)
         return before
     run = _open(config, hydra, stages, before)
     opened.append(run)
@@ -119,30 +120,30 @@ def _score(summary: dict[str, Any]) -> float | None:
 
 
 def _resume_hint(run: Run, hydra: Any) -> str:
-    """Return the command that goes on with a run, or with the sweep that it is in; nothing if there is none."""
+    """Return a hint with the command that resumes a run or its sweep; empty if it cannot be resumed."""
     can_resume = run.summary.get("resumable") == STUDY or ("resume" in run.config and has_checkpoint(run.directory))
-    if hydra.job.name == IN_STUDY or not (run.in_sweep or can_resume):  # of a run in a study, the study says it
+    if hydra.job.name == IN_STUDY or not (run.in_sweep or can_resume):  # the study prints its own hint
         return ""
     place = hydra.sweep.dir if run.in_sweep else run.directory
-    return f" Go on with: {typed(run.stage)} {shlex.quote(f'resume={Path(place).as_posix()}')}"
+    return f" Resume with: {typed(run.stage)} {shlex.quote(f'resume={Path(place).as_posix()}')}"
 
 
 def explained(error: Exception) -> str:
-    """Return one line for what a user can mend, and the traceback for everything else."""
+    """Return one line for an error that the user can correct, and the traceback for any other."""
     if isinstance(error, UserError):
         return f"sslrun: {error}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-        return f"sslrun: {error.filename or 'the disk'}: {error.strerror}; what was written before is kept"
+        return f"sslrun: {error.filename or 'the disk'}: {error.strerror}; earlier files are kept"
     if isinstance(error, torch.OutOfMemoryError):
-        return "sslrun: the GPU's memory is full: try a smaller train.batch_size or batch_size"
+        return "sslrun: out of GPU memory: try a smaller train.batch_size or batch_size"
     return traceback.format_exc()
 
 
 def _job_before(hydra: Any) -> dict[str, Any] | None:
-    """Return the summary that this job of a sweep has from an earlier process, of which this one goes on.
+    """Return this job's summary from an earlier process, or None if there is none.
 
     Raises:
-        AnotherJob: the folder is not of this one.
+        AnotherJob: the directory contains another job.
     """
     directory = Path(hydra.runtime.output_dir)
     if not (directory / "summary.json").exists():
@@ -150,7 +151,7 @@ def _job_before(hydra: Any) -> dict[str, Any] | None:
     summary = read_summary(directory)
     overrides = [f"{k}={v}" for k, v in _overrides(hydra).items()]
     if fixed(summary["overrides"]) != fixed(overrides):
-        raise AnotherJob(f"{directory} is of another job ({' '.join(summary['overrides'])}): nothing is done")
+        raise AnotherJob(f"{directory} contains another job ({' '.join(summary['overrides'])}); nothing was changed")
     return summary
 
 
@@ -162,7 +163,7 @@ def _open(config: DictConfig, hydra: Any, stages: Stages, before: dict[str, Any]
     """Check the config and open the run directory.
 
     Args:
-        before: the summary of this job of a sweep from an earlier process.
+        before: this job's summary from an earlier process.
     """
     stage, overrides = str(hydra.job.config_name), _overrides(hydra)
     directory = Path(hydra.runtime.output_dir)
@@ -176,10 +177,10 @@ def _open(config: DictConfig, hydra: Any, stages: Stages, before: dict[str, Any]
         directory, config = Path(resumed), resumed_config(Path(resumed), stage, changes, config)
     elif directory.is_relative_to(Path.cwd()):
         directory = directory.relative_to(Path.cwd())
-    refuse_foreign(OmegaConf.to_container(config), "the config")  # sooner than when its checkpoint is read
+    refuse_foreign(OmegaConf.to_container(config), "the config")  # before its checkpoint is read
     mistakes = check(config, settings_of(stages.named(stage)))
     if mistakes:
         raise UserError("\n".join(mistakes))
     if resumed:
-        build(dict(config.device))  # before another device is written into the run: is it there?
+        build(dict(config.device))  # raises if the device is not available, before the run is changed
     return Run(directory, stage, config, overrides, bool(resumed), before is not None, stages)

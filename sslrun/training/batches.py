@@ -1,4 +1,4 @@
-"""Batches: their order, and gathering them ahead of the step that needs them."""
+"""Batches of a training: their order, and prefetching in a thread."""
 
 import itertools
 from collections import deque
@@ -16,12 +16,12 @@ from sslrun.training.settings import batches_per_epoch
 
 
 class Step(NamedTuple):
-    """What a step of training is fed.
+    """The input of a training step.
 
     Attributes:
-        step: its number, counted from 0.
-        batch: `images`, `N x 3 x S x S`, floats in [0, 1], and `labels`, N, where there are any; on the device.
-        rng: of its views.
+        step: number of the step, from 0.
+        batch: `images`, `N x 3 x S x S`, floats in [0, 1], and `labels`, N, if there are any; on the device.
+        rng: random numbers for the views.
         images: N.
     """
 
@@ -32,16 +32,16 @@ class Step(NamedTuple):
 
 
 class Batches:
-    """Batches of nearly equal size, every image once an epoch; drawn from (seed, epoch, step), not from history.
+    """Batches of nearly equal size, with every image once per epoch. They depend only on (seed, epoch, step).
 
     Args:
-        images: N of them, `3 x S x S`, uint8, on the device or not.
+        images: `N x 3 x S x S`, uint8, on any device.
         labels: N, or None.
-        batch_size: the largest.
-        total: steps of the whole training.
+        batch_size: maximum.
+        total: number of steps of the whole training.
 
     Attributes:
-        per_epoch: batches of an epoch.
+        per_epoch: number of batches per epoch.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class Batches:
         self.per_epoch = batches_per_epoch(len(images), batch_size)
 
     def after(self, done: int) -> Iterator[Step]:
-        """Yield the steps after the first `done`, each gathered in a thread while the one before is computed."""
+        """Yield the steps after the first `done`. The next batch is prefetched in a thread during each step."""
         with ThreadPoolExecutor(1) as thread:
-            coming = (thread.submit(self._gathered, rows) for rows in self._rows(done))
-            ahead: deque[Future[tuple[Tensor, Tensor]]] = deque(itertools.islice(coming, 1))
+            submitted = (thread.submit(self._gather, rows) for rows in self._rows(done))
+            prefetched: deque[Future[tuple[Tensor, Tensor]]] = deque(itertools.islice(submitted, 1))
             for step in range(done, self.total):
-                ahead.extend(itertools.islice(coming, 1))
-                rows, pixels = ahead.popleft().result()
+                prefetched.extend(itertools.islice(submitted, 1))
+                rows, pixels = prefetched.popleft().result()
                 batch = batch_of(pixels, self.labels, rows, self.device)
                 rng = Rng(generator(self.seed, VIEWS, *divmod(step, self.per_epoch)))
                 yield Step(step, batch, rng, len(rows))
@@ -73,16 +73,17 @@ class Batches:
         order = torch.randperm(len(self.images), generator=generator(self.seed, ORDER, epoch))
         return order.tensor_split(self.per_epoch)
 
-    def _gathered(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         return rows, self.images[rows]
 
 
 def batch_of(pixels: Tensor, labels: Tensor | None, rows: Tensor, device: Device) -> dict[str, Tensor]:
-    """Return the batch of some rows of the data, on the device.
+    """Return the batch of the given rows, on the device.
 
     Args:
-        pixels: of these rows, `N x 3 x S x S`, uint8.
-        labels: of all rows, or None.
+        pixels: images of these rows, `N x 3 x S x S`, uint8.
+        labels: labels of all rows, or None.
+        rows: N indices.
     """
     batch = {"images": device.floats(pixels)}
     if labels is not None:

@@ -1,4 +1,4 @@
-"""The only training loop there is."""
+"""The training loop."""
 
 from collections.abc import Callable
 
@@ -26,25 +26,25 @@ def fit(
     state: State,
     evaluate: Evaluation,
 ) -> dict[str, float]:
-    """Train a task, from the beginning or from the last checkpoint of a run that goes on.
+    """Train a task, from the beginning or, if the run is resumed, from its last checkpoint.
 
     Args:
-        evaluate: returns metrics; called before the first step and as often as `training` says, evenly spread.
+        evaluate: returns metrics; called before the first step and `training.evaluations` times, evenly spread.
 
     Returns:
-        The last evaluation's metrics, and `best/step`, `train/loss`, `images_per_second`.
+        Metrics of the last evaluation, `best/step`, `train/loss` and `images_per_second`.
 
     Raises:
-        UserError: the loss or a weight is not finite, or there is nothing to go on from.
-        Stopped: a signal came; the state after the last whole step is saved.
+        UserError: the loss or a weight is not finite, or the run cannot be resumed.
+        Stopped: on a signal, after the state of the last complete step has been saved.
     """
     run, window, total, stops = state.run, state.window, batches.total, training.evaluated_after(batches.total)
     start = state.restore() if run.resumed else 0
     if start > total:
-        raise UserError(f"{start} steps are done already, so it cannot end after {total}")
+        raise UserError(f"cannot end after {total} steps: {start} steps are done already")
     run.keep_changes()
     if start == total:
-        log.info("Nothing is left to do: all of its %d steps are done. More is train.steps= or train.epochs=", total)
+        log.info("Nothing to do: all %d steps are done. To train longer, set train.steps or train.epochs", total)
     if not run.resumed:
         state.evaluated(0, _evaluate(task, evaluate))
 
@@ -78,11 +78,11 @@ def fit(
 def train_step(
     task: Task, step: Step, total: int, optimizer: torch.optim.Optimizer, device: Device, gradient_clip: float | None
 ) -> dict[str, Tensor]:
-    """Update the weights once, and return what the task did, without gradients.
+    """Take one optimizer step and return the task's output, detached.
 
     Args:
-        total: steps of the whole training.
-        gradient_clip: largest norm of the gradient; None for none.
+        total: number of steps of the whole training.
+        gradient_clip: maximum norm of the gradient; None disables clipping.
     """
     task.train()
     task.before_step(step.step, total)

@@ -1,4 +1,4 @@
-"""What a training saves and goes on from, what it logs, and when it must stop."""
+"""The state of a training: checkpoints, logged metrics, and checks for divergence."""
 
 import math
 import os
@@ -19,14 +19,14 @@ from sslrun.runs.resume import differing_keys
 from sslrun.runs.run import Run
 from sslrun.tasks.task import Task
 
-EXPLODED = 2.0  # a loss that rises by so many times its start is worth a warning
+EXPLODED = 2.0  # a warning is logged if the loss rises by this multiple of its first value
 
 
 class Window:
-    """What the task returned since the last line of metrics; each batch counts by its size.
+    """The task's output since the last line of metrics; means are weighted by batch size.
 
     Attributes:
-        note: of the last line, for the progress bar.
+        note: loss of the last line, for the progress bar.
     """
 
     def __init__(self) -> None:
@@ -40,11 +40,11 @@ class Window:
         self.start_clock()
 
     def start_clock(self) -> None:
-        """Count the time from now on; that since the last step is no part of the speed."""
+        """Restart the clock, so that the time since the last step does not count."""
         self._began = time.perf_counter()
 
     def add(self, out: dict[str, Tensor], n: int) -> None:
-        """Take in what a step of n images returned, and the time since the one before."""
+        """Add the output of a step with n images, and the time since the previous one."""
         self.rows.append((out, n))
         self.images += n
         self._count_seconds()
@@ -54,7 +54,7 @@ class Window:
         self.start_clock()
 
     def close(self, steps: int, rate: float, run: Run) -> dict[str, float]:
-        """Return the means after so many steps; the device is waited for here and nowhere else."""
+        """Return the means since the last line and clear the window. Only this synchronizes with the device."""
         losses = torch.stack([out["loss"] for out, _ in self.rows]).float().cpu()
         self._count_seconds()
         if not losses.isfinite().all():
@@ -79,26 +79,26 @@ class Window:
         return {**self.last, "learning_rate": rate, "images_per_second": speed}
 
     def state(self) -> dict[str, Any]:
-        """Return what a resumed run needs to log the same means."""
+        """Return the state that a resumed run needs to log the same means."""
         rows = [({k: float(v) for k, v in out.items()}, n) for out, n in self.rows]
         kept = {"seconds": self.seconds, "last": self.last, "first": self.first, "warned": self.warned}
         return {"rows": rows, **kept}
 
     def restore(self, state: dict[str, Any], device: Device) -> None:
-        """Go on from what `state` returned."""
+        """Restore what `state` returned."""
         self.rows = [({k: torch.tensor(v, device=device.torch) for k, v in out.items()}, n) for out, n in state["rows"]]
         self.images, self.seconds = sum(n for _, n in self.rows), state["seconds"]
         self.last, self.first, self.warned = state["last"], state["first"], state["warned"]
 
     def summary(self) -> dict[str, float]:
-        """Return the last means, and the speed of all steps that were closed."""
+        """Return the last means, and the mean speed."""
         if not self.total_seconds:
             return self.last
         return {**self.last, "images_per_second": round(self.images / self.total_seconds, 1)}
 
 
 def diverged(what: str, step: int, rate: float, run: Run) -> UserError:
-    """Return the error for a loss or weight that is not finite: what, where, and what to try."""
+    """Return the error for a loss or weight that is not finite."""
     return UserError(
         f"{what} in step {step} at learning rate {rate:.3g}; try train.learning_rate={rate / 10:.1g}, "
         f"train.gradient_clip=1 or device.precision=fp32. The last good checkpoint is "
@@ -107,22 +107,22 @@ def diverged(what: str, step: int, rate: float, run: Run) -> UserError:
 
 
 def formatted(row: dict[str, float]) -> str:
-    """Return a row of metrics as people read it, with training and validation named apart."""
+    """Format a row of metrics for people, with the names of training and validation metrics in full."""
     shown = [metric(k, v) for k, v in row.items() if k not in ("learning_rate", "epoch", "images_per_second")]
     speed = [f"{row['images_per_second']:,.0f} images/s"] if "images_per_second" in row else []
     return "  ".join([*shown, *speed])
 
 
 class State:
-    """A training's weights, optimizer, scaler, best score and open rows of the log: saved, restored and logged.
+    """Saves, restores and logs a training: weights, optimizer, scaler, best score, metrics not logged yet.
 
     Args:
-        keep: goes into every checkpoint.
-        monitor: the metric of which the highest value makes `best.pt`; without it the last state does.
+        keep: entries for every checkpoint.
+        monitor: metric whose highest value determines `best.pt`; if it is missing, the last state is the best.
 
     Attributes:
-        metrics: of the last evaluation.
-        best: the highest value of `monitor`, and after how many steps.
+        metrics: metrics of the last evaluation.
+        best: highest value of `monitor`, and its step.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class State:
         return (time.monotonic() - self._saved_at) / 60
 
     def evaluated(self, step: int, metrics: dict[str, float], also: str | None = None) -> None:
-        """Log an evaluation and save `last.pt`, and `best.pt` if it is not below the best so far."""
+        """Log an evaluation and save `last.pt`, and `best.pt` if the score is at least the best so far."""
         self.metrics = metrics
         self.run.log.scalars(step, metrics)
         value = metrics.get(self.monitor, float(step))
@@ -165,7 +165,7 @@ class State:
         self.save(step, also)
 
     def save(self, step: int, also: str | None = None) -> None:
-        """Save the state after so many steps as `last.pt`; `also` is the name of a checkpoint that stays."""
+        """Save the state after this many steps as `last.pt`, and under the name `also`, if given."""
         trainer = {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.device.scaler.state_dict(),
@@ -177,7 +177,7 @@ class State:
             checkpoint.save(directory / also, content)
         checkpoint.save(directory / LAST, content, before=directory / PREVIOUS)
         self._saved_at = time.monotonic()
-        self.window.start_clock()  # evaluations and checkpoints are no part of the speed
+        self.window.start_clock()  # exclude evaluations and checkpoints from the speed
 
     def _content(self, step: int) -> dict[str, Any]:
         state = self.task.state_dict()
@@ -195,35 +195,35 @@ class State:
         }
 
     def restore(self) -> int:
-        """Go on from the newest checkpoint that is whole; return its step.
+        """Restore the newest intact checkpoint and return its step.
 
         Raises:
-            UserError: none is whole, or it is of another training.
+            UserError: no checkpoint is intact, or it belongs to another training.
         """
         path, content = checkpoint.newest_intact(self.run.directory, resumable=True)
         last = self.run.directory / LAST
         if path != last and last.exists():
-            os.replace(last, last.with_name("damaged.pt"))  # it must not displace the good one
+            os.replace(last, last.with_name("damaged.pt"))  # it must not overwrite the intact one
         others = differing_keys(self.keep.get("config", {}), content.get("config", {}))
         if others:
-            raise UserError(f"{path} was made with other settings than this run's: {', '.join(others)} differ")
+            raise UserError(f"{path} has other settings than this run: {', '.join(others)} differ")
         load_state(self.task, content["model"], path)
         try:
             self.optimizer.load_state_dict(content["optimizer"])
-            for p, state in self.optimizer.state.items():  # fused kernels take the strides of the weights for granted
+            for p, state in self.optimizer.state.items():  # fused kernels assume the strides of the weights
                 same = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == p.shape}
                 state |= {k: torch.empty_like(p).copy_(v) for k, v in same.items()}
-            if content["scaler"]:  # that of fp16 alone has a state
+            if content["scaler"]:  # only that of fp16 has a state
                 self.device.scaler.load_state_dict(content["scaler"])
             self.best, self.metrics = (content["best"][0], content["best"][1]), content["metrics"]
             if "window" in content:
                 self.window.restore(content["window"], self.device)
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path} does not hold the state of this training ({error!r}): start a new run") from None
+            raise UserError(f"{path} does not match this training ({error!r}): start a new run") from None
         self.run.log.forget_after(content["step"])
-        log.info("Going on after step %d", content["step"])
+        log.info("Resuming after step %d", content["step"])
         return content["step"]
 
     def summary(self) -> dict[str, float]:
-        """Return the last evaluation's metrics, `best/step`, and the last means and the speed."""
+        """Return the metrics of the last evaluation, `best/step`, the last means and the speed."""
         return {**self.metrics, "best/step": self.best[1], **self.window.summary()}
