@@ -89,7 +89,7 @@ def test_going_on_with_an_old_run_is_refused(cli: Cli, command: str, run: str) -
     answer = cli(command, f"resume=outputs/{run}", *(["train.steps=80"] if command != "compare" else []))
     assert answer.code == 1
     assert "was started with sslrun 0.1.0" in answer.err
-    assert "go on with that version, or start anew" in answer.err
+    assert "use that version, or start a new run" in answer.err
     assert (f"init=outputs/{run} takes its weights" in answer.err) == (command != "compare")
     assert "Traceback" not in answer.err
     assert {p: p.read_bytes() for p in before} == before

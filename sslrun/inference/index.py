@@ -17,6 +17,7 @@ from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.files import file_hash, replacing
 from sslrun.base.paths import home
+from sslrun.base.text import counted
 from sslrun.data.decode import VERSION
 from sslrun.inference.model import Model
 
@@ -53,7 +54,7 @@ def indexed(
     good = [f for f in files if f in embedded]
     if not good:
         name, reason = next(iter(bad.items()))
-        raise UserError(f"none of the images can be read; the first of {len(files)}: {name}: {reason}")
+        raise UserError(f"no image can be read ({counted(len(files), 'file')}); the first: {name}: {reason}")
     return good, np.stack([embedded[f] for f in good]), bad
 
 
@@ -65,7 +66,7 @@ def _embedded(
     embedded = {f: known[p][1] for f, p in paths.items() if p in known and known[p][0] == stamps[f]}
     new = [f for f in paths if f not in embedded]
     if len(new) < len(paths):
-        log.info("Cached features: %d of %d images", len(paths) - len(new), len(paths))
+        log.info("Cached features: %d of %s", len(paths) - len(new), counted(len(paths), "image"))
     if not new:
         return embedded, {}
     features, bad = model.embed_readable(new, stage, batch_size)

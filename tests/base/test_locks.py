@@ -16,4 +16,4 @@ def test_case_18_a_second_process_is_refused_and_a_killed_one_leaves_no_lock() -
     process.kill()
     process.join()
     step = checkpoint.newest_intact(place)[1]["step"]
-    assert f"Going on after step {step}" in run_forked("pretrain", f"resume={place}", f"train.steps={step + 2}")
+    assert f"Resuming after step {step}" in run_forked("pretrain", f"resume={place}", f"train.steps={step + 2}")

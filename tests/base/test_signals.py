@@ -70,9 +70,9 @@ def test_case_23_a_signal_saves_and_prints_the_command_that_goes_on(
     assert json.loads((place / "summary.json").read_text())["status"] == "interrupted"
     step = checkpoint.load(place / LAST)["step"]
     assert 1 < step < 400
-    command = re.search(r"Go on with: sslrun (\S+) (\S+)", answer)
+    command = re.search(r"Resume with: sslrun (\S+) (\S+)", answer)
     assert command is not None
-    assert f"Going on after step {step}" in run_forked(*command.groups())
+    assert f"Resuming after step {step}" in run_forked(*command.groups())
     assert (place / "run.log").read_text().count("Stopped by") == 1
     alone = only_run(straight(longer), stage[0])
     assert same(whole(place), whole(alone))
@@ -120,7 +120,7 @@ def test_case_24_a_second_signal_ends_at_once_and_a_repeated_one_is_the_same() -
     os.kill(process.pid, signal.SIGTERM)
     assert ended(process) == 128 + signal.SIGTERM
     assert time.monotonic() - began < 15  # the step would have gone on for longer
-    assert "Go on with" not in Path("output").read_text()
+    assert "Resume with" not in Path("output").read_text()
     checkpoint.load(only_run() / LAST)
 
 
@@ -137,7 +137,7 @@ def test_case_23_a_terminal_that_is_closed_loses_nothing() -> None:
     assert ended(process) == 128 + signal.SIGHUP
     assert json.loads((only_run() / "summary.json").read_text())["status"] == "interrupted"
     assert checkpoint.load(only_run() / LAST)["step"] > 1
-    assert "Stopped by SIGHUP. Go on with: sslrun pretrain resume=" in (only_run() / "run.log").read_text()
+    assert "Stopped by SIGHUP. Resume with: sslrun pretrain resume=" in (only_run() / "run.log").read_text()
 
 
 def test_case_25_a_signal_during_a_save() -> None:

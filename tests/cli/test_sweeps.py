@@ -65,7 +65,7 @@ def test_a_sweep_goes_on_where_it_stopped() -> None:
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
     assert ended(process) == 128 + signal.SIGTERM
-    command = re.search(r"Go on with: sslrun pretrain (\S+)", Path("output").read_text())
+    command = re.search(r"Resume with: sslrun pretrain (\S+)", Path("output").read_text())
     assert command is not None
     sweep = Path(command[1].removeprefix("resume="))
     first = (sweep / "0" / "summary.json").read_bytes()
@@ -73,8 +73,8 @@ def test_a_sweep_goes_on_where_it_stopped() -> None:
     assert ended(refused) == 1
     assert "a sweep goes on as it was started" in Path("output").read_text()
     result = run_forked("pretrain", "resume=latest")
-    assert result.count("Finished before") == 1
-    assert "Going on after step" in result
+    assert result.count("Already finished") == 1
+    assert "Resuming after step" in result
     assert (sweep / "0" / "summary.json").read_bytes() == first
     assert [json.loads((sweep / str(i) / "summary.json").read_text())["status"] for i in range(3)] == ["finished"] * 3
     assert len((sweep / "sweep.csv").read_text().splitlines()) == 4
@@ -100,7 +100,7 @@ def test_a_sweep_of_finetunings_goes_on_from_the_starts_that_it_named() -> None:
     os.kill(process.pid, signal.SIGTERM)
     assert ended(process) == 128 + signal.SIGTERM
     result = run_forked("finetune", "resume=latest")
-    assert "Going on after step" in result
+    assert "Resuming after step" in result
     (sweep,) = [p.parent for p in Path("outputs").glob("finetune/*/multirun.yaml")]
     summaries = [json.loads((sweep / str(i) / "summary.json").read_text()) for i in range(2)]
     assert [s["status"] for s in summaries] == ["finished"] * 2
@@ -111,7 +111,7 @@ def test_a_sweep_of_finetunings_goes_on_from_the_starts_that_it_named() -> None:
 def test_a_sweep_into_folders_of_other_jobs_does_nothing_to_them(cli: Cli) -> None:
     answer = cli("pretrain", "-m", "hydra.sweep.subdir=one", "seed=0,1", *PRETRAIN[1:])
     assert answer.code == 1
-    assert "is of another job" in answer.err
+    assert "contains another job" in answer.err
 
 
 def test_the_end_of_a_sweep_with_a_damaged_job_is_a_failure_with_a_table(finished_sweep: Path, cli: Cli) -> None:
@@ -133,7 +133,7 @@ def test_a_job_of_a_sweep_may_go_on_alone_for_longer_and_the_sweep_after_it(fini
     assert cli("pretrain", f"resume={sweep / '0'}", "train.steps=10", "device.threads=1").code == 0
     result = cli("pretrain", f"resume={sweep}")
     assert result.code == 0, result.err
-    assert result.err.count("Finished before") == 2
+    assert result.err.count("Already finished") == 2
 
 
 def test_a_finished_job_of_a_sweep_is_not_done_again_when_its_checkpoints_were_deleted(
@@ -145,7 +145,7 @@ def test_a_finished_job_of_a_sweep_is_not_done_again_when_its_checkpoints_were_d
     before = (sweep / "0/metrics.jsonl").read_bytes()
     answer = cli("pretrain", f"resume={sweep}")
     assert answer.code == 0
-    assert answer.err.count("Finished before") == 2
+    assert answer.err.count("Already finished") == 2
     assert (sweep / "0/metrics.jsonl").read_bytes() == before
     assert not [*(sweep / "0").glob("*.pt")]
 

@@ -15,9 +15,9 @@ from sslrun.base.errors import UserError
 from tests.helpers import QUICK, Cli
 
 
-def test_a_picture_that_is_given_stays_as_it_is(in_world: Path, photo_files: list[str], tmp_path: Path) -> None:
+def test_an_image_in_memory_is_not_changed(in_world: Path, photo_files: list[str], tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # to be rotated by 90 degrees
     large = Image.open(photo_files[0]).resize((600, 400))
     large.save("large.jpg", exif=exif)
     image = Image.open("large.jpg")
@@ -33,34 +33,34 @@ def test_a_picture_that_is_given_stays_as_it_is(in_world: Path, photo_files: lis
         model.embed([Image.open("cut.jpg")])
 
 
-def test_what_is_no_picture_and_no_number_is_said(in_world: Path) -> None:
+def test_invalid_images_and_arguments_are_reported(in_world: Path) -> None:
     model = sslrun.load(device="cpu")
     for bad in (np.zeros((0, 0, 3), np.uint8), np.zeros((5, 0), np.uint8), None, b"a.jpg", 3):
-        with pytest.raises(UserError, match="is no picture"):
+        with pytest.raises(UserError, match="is not an image"):
             model.predict([bad])  # type: ignore[list-item]
     for values in (torch.rand(3, 9, 9) * 255, torch.full((3, 9, 9), torch.nan)):
-        with pytest.raises(UserError, match=r"floats must lie in \[0, 1\]"):
+        with pytest.raises(UserError, match=r"float tensor must have values in \[0, 1\]"):
             model.predict([values])
     for key in ("top", "views", "batch_size"):
         with pytest.raises(UserError, match=f"{key}=0: must be a whole number"):
             model.predict([torch.rand(3, 9, 9)], **{key: 0})
 
 
-def test_no_device_and_no_names_are_said(in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_device_and_no_names_are_reported(in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="device=gpu: no such device; expected one of auto, cpu, cuda"):
         sslrun.load(device="gpu")
     for stage in ("predict", "embed", "suggest"):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
         answer = cli(stage, "-", *QUICK)
         assert answer.code == 1
-        assert "no picture named on standard input" in answer.err
+        assert "no image named on standard input" in answer.err
 
 
-def test_pictures_in_memory_are_as_good_as_files(in_world: Path, photos: Path) -> None:
+def test_images_in_memory_and_files_give_the_same_probabilities(in_world: Path, photos: Path) -> None:
     model = sslrun.load()
     file = sorted(photos.rglob("*.jpg"))[0]
     with Image.open(file) as opened:
-        image = opened.convert("RGB").resize((32, 32))  # so that no decoder shrinks it on the way
+        image = opened.convert("RGB").resize((32, 32))  # so that the decoder does not shrink it
     array = np.asarray(image)
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
     ways: list[Any] = [image, array, tensor, tensor.float() / 255]
@@ -73,5 +73,5 @@ def test_pictures_in_memory_are_as_good_as_files(in_world: Path, photos: Path) -
     assert [m.error for m in mixed] == [None, "no such file", None]
     with pytest.raises(UserError, match=r"nowhere\.jpg: no such file"):
         model.embed(["nowhere.jpg"])
-    with pytest.raises(UserError, match="is no picture: give H x W x 3"):
+    with pytest.raises(UserError, match="is not an image: expected uint8, H x W x 3"):
         model.predict(np.zeros((4, 4, 7), np.uint8))

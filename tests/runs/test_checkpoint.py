@@ -142,7 +142,7 @@ def test_case_13_a_full_disk_leaves_a_checkpoint_to_resume_from() -> None:
     shutil.move("kept", "outputs")
     content = checkpoint.newest_intact(only_run())[1]
     assert content["step"] > 0
-    assert "Going on" in run_forked("pretrain", "resume=latest", f"train.steps={content['step'] + 3}")
+    assert "Resuming after step" in run_forked("pretrain", "resume=latest", f"train.steps={content['step'] + 3}")
 
 
 def test_case_14_a_truncated_checkpoint_falls_back_to_the_previous_with_a_warning(finished_run: Path, cli: Cli) -> None:

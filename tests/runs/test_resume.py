@@ -24,7 +24,7 @@ def test_case_8_resume_continues_in_the_same_directory_and_refuses_other_setting
     run = runs("pretrain")[0]
     answer = cli("pretrain", f"resume={run}", "train.steps=6")
     assert answer.code == 0
-    assert "Going on after step 4" in answer.err
+    assert "Resuming after step 4" in answer.err
     assert runs("pretrain") == [run]
     assert len(list(Path("outputs/pretrain").iterdir())) == 1
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -40,7 +40,7 @@ def test_case_7_resuming_a_finished_run_reports_that_it_is_complete(finished_run
     before = (only_run() / LAST).read_bytes()
     answer = cli("pretrain", "resume=latest")
     assert answer.code == 0
-    assert f"Nothing is left to do: all of its {STEPS} steps are done" in answer.err
+    assert f"Nothing to do: all {STEPS} steps are done" in answer.err
     assert (only_run() / LAST).read_bytes() == before
 
 
@@ -65,7 +65,7 @@ def files(short_run: Path) -> dict[str, bytes]:
         (("pretext=nonesuch",), "pretext=nonesuch: no such pretext"),
         (("pretext=rotation",), "pretext=rotation: the run was started with other _target_"),
         (("dataset=null",), "dataset=null: no such dataset"),
-        (("train={learning_rate:5.0,steps:9}",), "say its keys one by one"),
+        (("train={learning_rate:5.0,steps:9}",), "set its keys one by one"),
         (("experiment=simclr_digits",), "the run was not started with it"),
         (("train.steps=4",), "8 steps are done already"),
         (("dataset.root=nowhere", "train.steps=12", "seed=3"), "seed=3: the run was started with 0"),
@@ -100,7 +100,7 @@ def test_a_preset_may_be_repeated(cli: Cli) -> None:
     (run,) = runs("pretrain")
     again = cli("pretrain", "experiment=simclr_digits", *SHORT, f"resume={run}")
     assert again.code == 0, again.err
-    assert "Nothing is left to do" in again.err
+    assert "Nothing to do" in again.err
 
 
 @pytest.mark.parametrize("change", ["removed", "renamed"])
@@ -144,7 +144,7 @@ def test_a_checkpoint_of_another_run_is_refused(short_run: Path, cli: Cli) -> No
     assert cli("pretrain", *SHORT, "seed=5", "train.learning_rate=0.1").code == 0
     shutil.copy(runs("pretrain")[1] / "last.pt", short_run / "last.pt")
     result = cli("pretrain", f"resume={short_run}", "train.steps=12")
-    assert "other settings than this run's: seed, train.learning_rate differ" in result.err
+    assert "has other settings than this run: seed, train.learning_rate differ" in result.err
     assert result.code == 1
 
 
@@ -158,7 +158,7 @@ def test_a_checkpoint_that_is_not_of_a_training_is_skipped(
         torch.save({**checkpoint.load(short_run / "last.pt"), "step": content}, short_run / "last.pt")
     result = cli("pretrain", f"resume={short_run}", "train.steps=12")
     assert words in result.err
-    assert "Going on after step 4" in result.err  # previous.pt
+    assert "Resuming after step 4" in result.err  # previous.pt
     assert result.code == 0
 
 

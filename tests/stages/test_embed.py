@@ -64,8 +64,8 @@ def test_what_cannot_be_read_is_named_and_the_exit_code_says_so(in_world: Path, 
     assert (answer.code, answer.out) == (1, "")
     assert "broken.jpg: not an image" in answer.err
     Path("empty").mkdir()
-    assert "no pictures in empty" in cli("embed", "empty").err
-    assert "no pictures in empty" in cli("search", str(few_photos / "flower/flower 00.jpg"), "in=empty").err
+    assert "no images in empty" in cli("embed", "empty").err
+    assert "no images in empty" in cli("search", str(few_photos / "flower/flower 00.jpg"), "in=empty").err
     assert "in: must be given, say in=..." in cli("search", str(few_photos / "flower/flower 00.jpg")).err
 
 

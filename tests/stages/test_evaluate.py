@@ -71,7 +71,7 @@ def test_without_the_training_pictures_there_are_no_probes_of_the_stages(
     assert "No probes of the stages" in result.err
     nowhere = cli("evaluate", "against=nowhere", *QUICK)
     assert nowhere.code == 1
-    assert "nowhere: no run of sslrun there" in nowhere.err
+    assert "nowhere is not a run of sslrun" in nowhere.err
 
 
 def test_case_52_test_is_unread_before_evaluate(cli: Cli, photos: Path) -> None:

@@ -32,7 +32,7 @@ def test_a_finetuning_resumes_and_a_probe_has_nothing_to_resume(in_world: Path, 
     assert set(before["poolings"]) == {"average", "grid"}
     answer = cli("finetune", f"resume={run}", "train.steps=24")
     assert answer.code == 0
-    assert "Going on after step 20" in answer.err
+    assert "Resuming after step 20" in answer.err
     assert summary(run)["config"]["pooling"] == before["config"]["pooling"] != "auto"
     assert summary(run)["poolings"] == before["poolings"]
     assert summary(run)["init"] == before["init"] == "simclr"

@@ -147,7 +147,7 @@ def test_predict_on_names_that_look_like_settings_and_bad_files(in_world: Path, 
     assert [r["error"] for r in rows] == [None, "not an image in a supported format", "no such file"]
     assert "2 of 3 could not be read" in answer.err
     Path("empty").mkdir()
-    assert "no pictures in empty" in cli("predict", "empty").err
+    assert "no images in empty" in cli("predict", "empty").err
 
 
 def test_predict_draws_pictures_and_prints_a_table(in_world: Path, cli: Cli, photos: Path) -> None:

@@ -24,7 +24,7 @@ def test_report_says_what_it_cannot_use(in_world: Path, cli: Cli) -> None:
     (classifier,) = runs("finetune")
     assert f"was not evaluated yet: sslrun evaluate run={classifier}" in cli("report", str(classifier)).err
     assert "is a pretrain run" in cli("report", str(runs("pretrain")[0])).err
-    assert "no run of sslrun there" in cli("report", "nowhere").err
+    assert "is not a run of sslrun" in cli("report", "nowhere").err
     assert cli("evaluate", *QUICK).code == 0
     answer = cli("report", str(classifier))
     assert answer.code == 0, answer.err

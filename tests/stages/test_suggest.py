@@ -71,7 +71,7 @@ def test_odd_files_among_the_pictures_and_the_labelled(in_world: Path, cli: Cli,
         (["classes=[a/b]"], "'a/b' is no name for a folder"),
         (["labeled=nowhere"], "labeled=nowhere: no folder with pictures"),
         (["n=0"], "n: must be at least 1"),
-        (["run=nowhere"], "no run of sslrun there"),
+        (["run=nowhere"], "is not a run of sslrun"),
     ],
 )
 def test_mistakes(in_world: Path, cli: Cli, photos: Path, changes: list[str], words: str) -> None:

@@ -84,9 +84,9 @@ def test_a_stopped_study_goes_on(studied: Path) -> None:
     process.terminate()
     assert ended(process) == 128 + signal.SIGTERM
     answer = Path("output").read_text()
-    command = re.search(r"Go on with: sslrun compare (resume=\S+)", answer)
+    command = re.search(r"Resume with: sslrun compare (resume=\S+)", answer)
     assert command is not None, answer
-    assert answer.count("Go on with") == 1
+    assert answer.count("Resume with") == 1
     (study,) = runs("compare")
     assert summary(study)["status"] == "interrupted"
     done = {
