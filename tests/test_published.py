@@ -261,7 +261,7 @@ def test_the_source_recipes_in_miniature(
              "train.evaluations=1", "finetune.train.steps=2", "finetune.train.evaluations=1", "seeds=1")  # fmt: skip
     answer = cli("compare", "-cd", "mine", f"experiment={preset}", f"dataset={name}_here", *small, *more, *QUICK)
     assert answer.code == 0, answer.err
-    assert "The report: outputs/compare/" in answer.err
+    assert "Report: outputs/compare/" in answer.err
     (pretrained,) = Path("outputs/pretrain/study_runs").glob("*/summary.json")
     config = json.loads(pretrained.read_text())["config"]
     preset_file: Any = OmegaConf.to_container(OmegaConf.load(REPOSITORY / "conf/experiment" / f"{preset}.yaml"))

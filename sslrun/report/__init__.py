@@ -1,1 +1,1 @@
-"""Figures, tables and pages; no network is loaded here."""
+"""Figures, tables and HTML pages; no network is loaded here."""

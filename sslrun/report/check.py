@@ -1,4 +1,4 @@
-"""What `sslrun data check` found, in sentences and as a table."""
+"""The findings of `sslrun data check` in sentences, and its table."""
 
 import math
 import os
@@ -8,23 +8,20 @@ from rich.console import Console
 from rich.text import Text
 
 from sslrun.base.output import new_table
-from sslrun.base.text import duration, percent
+from sslrun.base.text import counted, duration, percent
 
-SHOWN = 5  # of a list that may be long
-CUT = 0.3  # part of a picture that a crop to a square may cut away without a word
-NO_ORIENTATION, HALF_ORIENTATION, EASY_ORIENTATION = (
-    0.32,
-    0.8,
-    0.95,
-)  # of data.orientation.Orientation.turn; chance is 0.25, give or take 3 standard errors
-FLIPPED = 0.65  # of data.orientation.Orientation.mirror; chance is 0.5
-UNBALANCED = 10  # times as many pictures in the largest class as in the smallest
+MAX_LISTED = 5  # entries of a long list
+MAX_CROPPED = 0.3  # mean fraction of an image that a square crop may remove without advice
+# Accuracies of predicting the rotation (data.orientation.Orientation.rotation); chance is 0.25.
+NO_ORIENTATION, HALF_ORIENTATION, EASY_ORIENTATION = 0.32, 0.8, 0.95
+FLIP_DETECTED = 0.65  # accuracy of predicting a horizontal flip (Orientation.flip); chance is 0.5
+IMBALANCED = 10  # ratio of the largest to the smallest class
 CONVERTIBLE = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".raw", ".dng", ".cr2", ".nef", ".arw", ".psd")
 Finding = tuple[Literal["error", "warning", "advice"], str]
 
 
 def findings(report: dict[str, Any]) -> list[Finding]:
-    """Return what is worth saying: errors would stop a run, warnings spoil its numbers, advice helps to choose."""
+    """Return the findings, errors first: errors stop a run, warnings make metrics unreliable, advice is optional."""
     result = [
         *_files(report),
         *_duplicates(report["duplicates"]),
@@ -35,8 +32,8 @@ def findings(report: dict[str, Any]) -> list[Finding]:
     return sorted(result, key=lambda f: ("error", "warning", "advice").index(f[0]))
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:MAX_LISTED]) + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
 
 
 def _files(report: dict[str, Any]) -> list[Finding]:
@@ -46,44 +43,43 @@ def _files(report: dict[str, Any]) -> list[Finding]:
         bad = split["unreadable"]
         n = split["images"] + len(bad)
         if bad:
-            named = _some([f"{b['file']} ({b['reason']})" for b in bad])
+            named = _listed([f"{b['file']} ({b['reason']})" for b in bad])
             many = len(bad) > options["max_bad_fraction"] * n
             limit = f", more than dataset.max_bad_fraction={options['max_bad_fraction']:g}" if many else ""
-            out.append(
-                ("error" if many else "warning", f"{len(bad)} of {n} pictures of {name} cannot be read{limit}: {named}")
-            )
-        if options["resize"] == "crop" and split.get("cut_away_by_crop", 0) > CUT:
+            text = f"{len(bad)} of {counted(n, 'image')} of {name} cannot be read{limit}: {named}"
+            out.append(("error" if many else "warning", text))
+        if options["resize"] == "crop" and split.get("cut_away_by_crop", 0) > MAX_CROPPED:
             out.append(
                 (
                     "advice",
-                    f"dataset.resize=crop cuts away {percent(split['cut_away_by_crop'])} of a picture of {name} "
-                    "on average; dataset.resize=pad keeps all of it",
+                    f"dataset.resize=crop removes {percent(split['cut_away_by_crop'])} of an image of {name} on "
+                    "average; dataset.resize=pad keeps the whole image",
                 )
             )
     small = {name: split.get("smaller_than_image_size", 0) for name, split in report["splits"].items()}
     if any(small.values()):
         named = ", ".join(f"{n} of {report['splits'][name]['images']} of {name}" for name, n in small.items() if n)
         size = f"dataset.image_size={options['image_size']}"
-        out.append(("advice", f"pictures smaller than {size} are blown up, which adds no detail: {named}"))
+        out.append(("advice", f"images smaller than {size} are upsampled, which adds no detail: {named}"))
     others = {s: n for s, n in report["other_files"].items() if s in CONVERTIBLE}
     if others:
         named = ", ".join(f"{n} {s}" for s, n in others.items())
-        out.append(("warning", f"files that sslrun does not read: {named}; save them as JPEG or PNG to use them"))
+        out.append(("warning", f"files in formats that sslrun does not read: {named}; convert them to JPEG or PNG"))
     return out
 
 
 def _duplicates(result: dict[str, Any]) -> list[Finding]:
     counts = {kind: len(groups) for kind, groups in result.items() if isinstance(groups, list)}
     counts["train_and_test"] = result["test_images_in_training"]
-    leaked = "test accuracy will flatter: pictures of test that are in training too, exactly or nearly"
+    leaked = "test accuracy will be too high: test images with an exact or near duplicate in training"
     kinds: list[tuple[str, Literal["warning", "advice"], str]] = [
         ("train_and_test", "warning", leaked),
-        ("classes_differ", "warning", "pictures that are in more than one class, exactly or nearly"),
-        ("exact", "advice", "pictures that are there more than once"),
-        ("near", "advice", "pictures that are there more than once with small differences"),
+        ("classes_differ", "warning", "images with an exact or near duplicate in another class"),
+        ("exact", "advice", "exact duplicates"),
+        ("near", "advice", "near duplicates"),
     ]
     return [
-        (level, f"{text}: {counts[kind]}; the first: {_some(result[kind][0])}")
+        (level, f"{text}: {counts[kind]}; first group: {_listed(result[kind][0])}")
         for kind, level, text in kinds
         if result[kind]
     ]
@@ -92,46 +88,46 @@ def _duplicates(result: dict[str, Any]) -> list[Finding]:
 def _labels(report: dict[str, Any]) -> list[Finding]:
     result = report["labels"]
     if result is None:
-        return [("advice", "there are no labels: pretrain works, finetune needs a folder a class")]
+        return [("advice", "there are no labels: pretrain works, finetune needs one folder per class")]
     if result["classes"] < 2:
-        return [("warning", "there is one class: pretrain works, finetune needs two")]
+        return [("warning", "there is only one class: pretrain works, finetune needs at least two")]
     out: list[Finding] = []
     if result["too_few_for_validation"]:
         out.append(
             (
                 "error",
-                f"classes too small to carve validation from: "
-                f"{_some(result['too_few_for_validation'])}; dataset.val_fraction=0 does without",
+                f"classes too small for a validation split: {_listed(result['too_few_for_validation'])}; "
+                "add images, or set dataset.val_fraction=0 to train without validation",
             )
         )
-    few = _some([f"{name} ({n})" for name, n in result["too_few"].items()])
+    few = _listed([f"{name} ({n})" for name, n in result["too_few"].items()])
     if few and result["labels_per_class"]:
         out.append(
-            ("error", f"labels_per_class={result['labels_per_class']} is more than there are, validation apart: {few}")
+            ("error", f"labels_per_class={result['labels_per_class']} is more than the training split has: {few}")
         )
     elif few:
         out.append(
-            ("warning", f"label_fraction={result['label_fraction']:g} is less than one picture of {few}; one is taken")
+            ("warning", f"label_fraction={result['label_fraction']:g} is less than one image of {few}; one is used")
         )
     sizes = sorted(report["splits"]["train"]["classes"].items(), key=lambda c: c[1])
     (smallest, least), (largest, most) = sizes[0], sizes[-1]
-    if most >= UNBALANCED * least:
+    if most >= IMBALANCED * least:
         out.append(
             (
                 "warning",
-                f"{largest} has {most} pictures, {smallest} has {least}: accuracy hides small classes, "
-                "macro F1 does not",
+                f"imbalanced classes: {largest} has {counted(most, 'image')}, {smallest} has {least}; accuracy hides "
+                "errors on small classes, macro F1 does not",
             )
         )
     return out
 
 
 def advice(pixels: dict[str, Any], horizontal_flip: bool) -> list[str]:
-    """Return what the pixels say about the choice of a pretext task and its views.
+    """Return advice on the choice of a pretext task and its views.
 
     Args:
-        pixels: what `data.orientation.pixels` found.
-        horizontal_flip: whether views are mirrored.
+        pixels: as returned by `data.orientation.pixels`.
+        horizontal_flip: whether views are flipped horizontally.
     """
     return [text for _, text in _pixels(pixels, horizontal_flip)]
 
@@ -151,16 +147,16 @@ def _pixels(pixels: dict[str, Any] | None, horizontal_flip: bool) -> list[Findin
         out.append(
             (
                 "advice",
-                "the pictures are grey: saturation, hue and grayscale do nothing to their views; brightness "
-                "and contrast do",
+                "the images are gray: saturation, hue and grayscale do not change their views; brightness and "
+                "contrast do",
             )
         )
     elif pixels["gray"] > 0.05:
         out.append(
             (
                 "advice",
-                f"{percent(pixels['gray'])} of the pictures are grey, the others are not; if that goes with the "
-                "class, dataset.channels=gray keeps a network from going by it",
+                f"{percent(pixels['gray'])} of the images are gray, the others in color; if that depends on the "
+                "class, dataset.channels=gray keeps the network from using it as a shortcut",
             )
         )
     if pixels["orientation"]:
@@ -170,22 +166,22 @@ def _pixels(pixels: dict[str, Any] | None, horizontal_flip: bool) -> list[Findin
 
 def _orientation(result: dict[str, float], horizontal_flip: bool) -> list[Finding]:
     rotation, half = result["rotation"], result["errors_by_180"]
-    measured = f"a linear rule predicts the rotation with accuracy {percent(rotation)}, chance is 25 %"
+    measured = f"a linear classifier predicts the rotation with accuracy {percent(rotation)}, chance 25 %"
     if rotation < max(NO_ORIENTATION, 0.25 + 3 * math.sqrt(0.25 * 0.75 / result["images"])):
-        text = f"the pictures show no up ({measured}): pretext=rotation has little to learn from"
+        text = f"the images have no canonical orientation ({measured}): pretext=rotation has little to learn"
     elif rotation > EASY_ORIENTATION:
-        text = f"the pictures' up shows at once ({measured}): pretext=rotation may be too easy to teach much"
+        text = f"the images' orientation is obvious ({measured}): pretext=rotation may be too easy to be useful"
     elif half > 0.8 * (1 - rotation) and rotation < HALF_ORIENTATION:
-        text = f"the pictures have an axis, but hardly a top ({measured}): pretext=rotation can be learnt in part"
+        text = f"the images have an axis, but no clear top ({measured}): pretext=rotation can be learned in part"
     else:
-        text = f"the pictures have an up ({measured}): pretext=rotation can be learnt"
+        text = f"the images have a canonical orientation ({measured}): pretext=rotation can be learned"
     out: list[Finding] = [("advice", text)]
-    if horizontal_flip and result["flip"] > max(FLIPPED, 0.5 + 3 * math.sqrt(0.25 / result["images"])):
+    if horizontal_flip and result["flip"] > max(FLIP_DETECTED, 0.5 + 3 * math.sqrt(0.25 / result["images"])):
         out.append(
             (
                 "advice",
-                f"mirrored pictures are told from the others in {percent(result['flip'])} of cases, chance is 50 %: "
-                "if a mirrored one is not of its class, as with letters, say dataset.horizontal_flip=false",
+                f"a linear classifier detects horizontal flips with accuracy {percent(result['flip'])}, chance 50 %: "
+                "if a flip changes the class, as with letters, set dataset.horizontal_flip=false",
             )
         )
     return out
@@ -198,15 +194,16 @@ def _memory(report: dict[str, Any]) -> list[Finding]:
     return [
         (
             "warning",
-            f"a step on {result['batch_size']} pictures takes about {_bytes(result['training_bytes'])} of the "
-            f"{_bytes(result['memory_bytes'])} of memory: a smaller train.batch_size takes less",
+            f"a training step on {counted(result['batch_size'], 'image')} needs about "
+            f"{_bytes(result['training_bytes'])} of {_bytes(result['memory_bytes'])} of memory: reduce "
+            "train.batch_size",
         )
     ]
 
 
 def table(report: dict[str, Any]) -> str:
-    """Return the report for people."""
-    columns = ("", "images", "classes", "pictures a class", "formats", "width x height", "small", "unreadable")
+    """Return the report as text for a terminal."""
+    columns = ("", "images", "classes", "images per class", "formats", "width x height", "small", "unreadable")
     numbers = {"images", "classes", "small", "unreadable"}
     splits = new_table(columns, numbers, title=Text(report["dataset"]), title_justify="left")
     for name, split in report["splits"].items():
@@ -246,10 +243,10 @@ def _row(name: str, split: dict[str, Any]) -> list[str]:
 
 def _estimate(e: dict[str, Any]) -> str:
     speed = f"{e['images_per_second']:.0f} images/s on {e['device']}, {e['precision']}"
-    memory = f"{_bytes(e['training_bytes'])} for batches of {e['batch_size']}"
+    memory = f"{_bytes(e['training_bytes'])} at a batch size of {e['batch_size']}"
     return (
-        f"An epoch of {e['pretext']} with {e['backbone']} takes about {duration(e['epoch_seconds'])} here: {speed}.\n"
-        f"Memory: {memory}, and {_bytes(e['decoded_bytes'])} of decoded pictures on disk."
+        f"An epoch of {e['pretext']} with {e['backbone']} takes about {duration(e['epoch_seconds'])}: {speed}.\n"
+        f"Memory: {memory}; disk: {_bytes(e['decoded_bytes'])} of decoded images."
     )
 
 

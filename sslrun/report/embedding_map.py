@@ -1,4 +1,4 @@
-"""Pictures on a map: near each other where a network finds them alike. A PNG, and a page in which pictures show."""
+"""Maps of embeddings (t-SNE): a PNG, and a page that shows each image on hover."""
 
 import base64
 import io
@@ -12,19 +12,20 @@ from PIL import Image
 
 from sslrun.base.console import printable
 from sslrun.base.files import write_text
+from sslrun.base.text import counted
 from sslrun.data.cache import decode_all
 from sslrun.evaluation.projection import tsne
-from sslrun.report.html import rendered
+from sslrun.report.html import render
 from sslrun.report.style import COLORS, GRAY, new_figure, styled
 from sslrun.runs.run import Run
 
-SIDE = 64  # px of a picture
-GROUPS = 12  # folders with a colour; the others are grey
-APART = 0.045  # of the map's width, between the pictures that are drawn on the PNG
+SIDE = 64  # px of an image
+GROUPS = 12  # folders with a color of their own; the others are gray
+MIN_DISTANCE = 0.045  # between images on the PNG, as a fraction of the map's width
 
 
 def folders_of(files: Sequence[str]) -> list[str]:
-    """Return the folder of each file, as seen from the folder above all: where pictures lie by class, the class."""
+    """Return the folder of each file relative to their common parent: the class, if there is one folder per class."""
     folders = [os.path.dirname(os.path.abspath(f)) for f in files]
     top = os.path.commonpath(folders) if folders else ""
     return ["" if f == top else printable(os.path.relpath(f, top)) for f in folders]
@@ -34,9 +35,11 @@ def publish(own: Run, files: Sequence[str], features: np.ndarray, groups: Sequen
     """Draw `figures/map.png` and `map.html` in a run's directory.
 
     Args:
-        files: N pictures.
+        own: the run.
+        files: N image files.
         features: `N x D`.
-        groups: N, by which they are coloured.
+        groups: N group names, which determine the colors.
+        seed: of t-SNE.
 
     Returns:
         The path of the page.
@@ -45,14 +48,15 @@ def publish(own: Run, files: Sequence[str], features: np.ndarray, groups: Sequen
     points = (points - points.min(0)) / np.ptp(points, 0).max().clip(1e-12)
     height = float(points[:, 1].max().clip(0.2))
     small = decode_all(files, SIDE, "crop", "rgb").array
-    often = [g for g, _ in Counter(groups).most_common(GROUPS)] if len(set(groups)) > 1 else []
-    tint = {g: _color(i) for i, g in enumerate(sorted(often))}
+    frequent = [g for g, _ in Counter(groups).most_common(GROUPS)] if len(set(groups)) > 1 else []
+    tint = {g: _color(i) for i, g in enumerate(sorted(frequent))}
     _png(own.figure("map"), points, small, groups, tint)
     columns = int(np.ceil(len(files) ** 0.5))
-    text = rendered(
+    text = render(
         "map.html.jinja",
-        title=f"{len(files):,} pictures",
-        subtitle="Near each other where the network finds them alike (t-SNE). Point at one to see it.",
+        title=f"Embedding map of {counted(len(files), 'image')}",
+        subtitle="t-SNE of the features: images with similar features are close together. Hover over a point to see "
+        "its image.",
         images=[
             {
                 "x": round(float(x), 4),
@@ -81,7 +85,7 @@ def _color(i: int) -> str:
 
 
 def _sprite(small: np.ndarray, columns: int) -> str:
-    """Return all pictures on one JPEG, row by row, in base64."""
+    """Return all images as one JPEG sprite, row by row, in base64."""
     rows = -(-len(small) // columns)
     sheet = np.full((rows * columns, SIDE, SIDE, 3), 255, np.uint8)
     sheet[: len(small)] = small
@@ -93,21 +97,21 @@ def _sprite(small: np.ndarray, columns: int) -> str:
 
 @styled()
 def _png(path: Path, points: np.ndarray, small: np.ndarray, groups: Sequence[str], tint: dict[str, str]) -> None:
-    """Draw a dot for each picture, and those pictures that find a place of their own."""
+    """Draw a point per image, and thumbnails where they do not overlap."""
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     figure, ((axis,),) = new_figure(1, 1, (9, 9 + 0.25 * -(-len(tint) // 4)))
     axis.scatter(*points.T, s=14, c=[tint.get(g, GRAY) for g in groups], linewidths=0)
-    shown: list[int] = []
-    for i in np.random.default_rng(0).permutation(len(points)):  # or the first folder would have most of the places
-        if all(np.abs(points[j] - points[i]).max() > APART for j in shown):
-            shown.append(i)
+    thumbnails: list[int] = []
+    for i in np.random.default_rng(0).permutation(len(points)):  # a random order, so that no folder is preferred
+        if all(np.abs(points[j] - points[i]).max() > MIN_DISTANCE for j in thumbnails):
+            thumbnails.append(i)
             frame = {"edgecolor": tint.get(groups[i], GRAY), "linewidth": 1.5, "boxstyle": "square,pad=0"}
             axis.add_artist(AnnotationBbox(OffsetImage(small[i], zoom=0.4), points[i], bboxprops=frame, pad=0))
     axis.set_aspect("equal")
     axis.axis("off")
     for g, color in tint.items():
-        axis.scatter([], [], s=40, c=color, label=f"\u200b{g}")  # which may begin with _, and would be left out
+        axis.scatter([], [], s=40, c=color, label=f"\u200b{g}")  # labels that begin with _ are not shown
     if tint:
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False)
     figure.tight_layout(pad=0.5)

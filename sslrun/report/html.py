@@ -1,4 +1,4 @@
-"""Pages: a template with values."""
+"""HTML pages from Jinja templates."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ import jinja2
 from sslrun.base.text import percent
 
 
-def rendered(template: str, **values: Any) -> str:
-    """Return a page; what stands in it is text, unless it is marked up."""
+def render(template: str, **values: Any) -> str:
+    """Return a template filled with values; values are escaped unless they are `Markup`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

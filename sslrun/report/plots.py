@@ -1,4 +1,4 @@
-"""The figures of a comparison, each as PNG and as SVG; in the SVG, ink is the page's own colour."""
+"""Figures of evaluations and studies, each as PNG and as SVG for a page."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,62 +8,64 @@ import numpy as np
 
 from sslrun.base.text import percent
 from sslrun.evaluation.intervals import mean_interval
-from sslrun.report.style import COLORS, GRAY, INK, colors, inked, legend, saved, styled
+from sslrun.report.style import COLORS, GRAY, INK, colors, legend, page_figure, save_figure, styled
 from sslrun.runs.encoders import SCRATCH
 from sslrun.runs.log import read_metrics
-from sslrun.study.choice import PROBE, TUNED
+from sslrun.study.choice import KNN, PROBE, TUNED
 from sslrun.study.results import Entry, Row
 
-FROM_SCRATCH, RANDOM = "from scratch", "frozen random"
+FROM_SCRATCH = "from scratch"
+MODE_NAMES = {TUNED: "finetuned", PROBE: "linear probe", KNN: "k-NN"}
 
 
 def name_of(initialization: str, mode: str) -> str:
-    """Return how a network is called in tables and figures."""
+    """Return the name of a network in tables and figures: `from scratch`, `simclr, linear probe`."""
+    if (initialization, mode) == (SCRATCH, TUNED):
+        return FROM_SCRATCH
     if initialization == SCRATCH:
-        return {TUNED: FROM_SCRATCH, PROBE: RANDOM}.get(mode, f"untrained, {mode}")
-    return f"{initialization}, {'finetuned' if mode == TUNED else mode}"
+        initialization = "random initialization" if mode in (PROBE, KNN) else FROM_SCRATCH
+    return f"{initialization}, {MODE_NAMES.get(mode, mode)}"
 
 
 @styled()
-def efficiency(entries: Sequence[Entry], shown: Callable[[Entry], bool], folder: Path) -> str:
-    """Draw accuracy over the number of labels, with 95 % intervals; a little apart, so that none hides another."""
-    figure, ((axis,),) = inked(1, 1, (6.4, 4.0))
+def label_efficiency(entries: Sequence[Entry], selected: Callable[[Entry], bool], folder: Path) -> str:
+    """Draw test accuracy over the number of labels with 95 % CIs, shifted a little so that none hides another."""
+    figure, ((axis,),) = page_figure(1, 1, (6.4, 4.0))
     lines: dict[tuple[str, str], list[Entry]] = {}
     for e in entries:
-        if shown(e):
+        if selected(e):
             lines.setdefault((e.initialization, e.mode), []).append(e)
     tint = colors(list(dict.fromkeys(initialization for initialization, _ in lines)))
     for i, ((initialization, mode), points) in enumerate(lines.items()):
         offset = 1.012 ** (i - (len(lines) - 1) / 2)
         mean = np.array([100 * p.accuracy.mean for p in points])
         ends = np.array([[100 * p.accuracy.low, 100 * p.accuracy.high] for p in points]).T
-        frozen = (initialization, mode) == (SCRATCH, PROBE)
+        probe = (initialization, mode) == (SCRATCH, PROBE)
         axis.errorbar(
             [p.labels * offset for p in points], mean, np.nan_to_num(np.abs(ends - mean)),
             color=tint[initialization], label=name_of(initialization, mode), marker="o", markersize=4, capsize=3,
-            linewidth=1.6, linestyle=":" if frozen else "--" if initialization == SCRATCH else "-",
+            linewidth=1.6, linestyle=":" if probe else "--" if initialization == SCRATCH else "-",
         )  # fmt: skip
     axis.set_xscale("log")
     ticks = sorted({p.labels for points in lines.values() for p in points})
     axis.set_xticks(ticks, [f"{t:,}" for t in ticks])
     axis.minorticks_off()
-    axis.set_xlabel("labels")
-    axis.set_ylabel("test accuracy, %")
+    axis.set_xlabel("labeled images")
+    axis.set_ylabel("test accuracy (%), 95 % CI")
     legend(axis)
     figure.tight_layout()
-    return saved(figure, folder, "label_efficiency")
+    return save_figure(figure, folder, "label_efficiency")
 
 
 @styled()
 def learning_curves(rows: Sequence[Row], folder: Path) -> str:
-    """Draw validation accuracy over the steps of finetuning, a panel for each number of labels; means over seeds.
+    """Draw mean validation accuracy over the steps of finetuning, one panel per number of labels.
 
-    A search of the number of steps or of evaluations gives runs of one network different steps; then those that all of
-    them have are drawn.
+    If the runs of a network were evaluated at different steps, only the steps common to all are drawn.
     """
     tuned = [r for r in rows if r.mode == TUNED]
     labels = sorted({r.labels for r in tuned})
-    figure, (axes,) = inked(1, len(labels), (3.2 * len(labels) + 0.6, 3.0))
+    figure, (axes,) = page_figure(1, len(labels), (3.2 * len(labels) + 0.6, 3.0))
     tint = colors(list(dict.fromkeys(r.initialization for r in tuned)))
     for axis, n in zip(axes, labels, strict=True):
         for initialization, color in tint.items():
@@ -78,64 +80,70 @@ def learning_curves(rows: Sequence[Row], folder: Path) -> str:
                           label=name_of(initialization, TUNED))  # fmt: skip
         axis.set_title(f"{n:,} labels")
         axis.set_xlabel("step")
-    axes[0].set_ylabel("validation accuracy, %")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].set_ylabel("validation accuracy (%)")
     legend(axes[-1], fontsize=8)
     figure.tight_layout()
-    return saved(figure, folder, "learning_curves")
+    return save_figure(figure, folder, "learning_curves")
 
 
 @styled()
-def confusions(matrices: Mapping[str, np.ndarray], class_names: Sequence[str], title: str, folder: Path) -> str:
-    """Draw confusion matrices side by side, each row as parts of its class."""
+def confusion_matrices(matrices: Mapping[str, np.ndarray], class_names: Sequence[str], title: str, folder: Path) -> str:
+    """Draw confusion matrices side by side, normalized by true class."""
     n = len(class_names)
     side = min(5.0, max(2.2, 1.2 + 0.22 * n))
-    figure, (axes,) = inked(1, len(matrices), (side * len(matrices) + 0.9, side + 0.7))
+    names = 0.06 * max(map(len, class_names)) if n <= 30 else 0  # inches
+    figure, (axes,) = page_figure(1, len(matrices), (side * len(matrices) + 0.9 + names, side + 0.7 + names))
     for i, (axis, (name, counts)) in enumerate(zip(axes, matrices.items(), strict=True)):
         axis.imshow(counts / counts.sum(1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1)
         axis.set_title(name, fontsize=9)
-        axis.set_xlabel("predicted")
+        axis.set_xlabel("predicted class")
         if n <= 30:
             axis.set_xticks(range(n), class_names, rotation=90, fontsize=7)
             axis.set_yticks(range(n), class_names if i == 0 else [""] * n, fontsize=7)
         else:
             axis.set_xticks([])
             axis.set_yticks([])
-    axes[0].set_ylabel("true")
+    axes[0].set_ylabel("true class")
     figure.suptitle(title, color=INK, fontsize=9)
-    figure.tight_layout()
-    return saved(figure, folder, "confusion_matrices")
+    figure.set_layout_engine("constrained")  # tight_layout cuts off the labels of square axes
+    return save_figure(figure, folder, "confusion_matrices")
 
 
 @styled()
 def reliability(scores: dict[str, Any], folder: Path) -> str:
-    """Draw accuracy over confidence before and after calibration, as `metrics.scored` has them."""
-    figure, (axes,) = inked(1, 2, (6.6, 3.3))
-    for axis, suffix, name in zip(axes, ("", "_calibrated"), ("as trained", "calibrated"), strict=True):
+    """Draw reliability diagrams before and after temperature scaling.
+
+    Args:
+        scores: as returned by `metrics.scored`.
+    """
+    figure, (axes,) = page_figure(1, 2, (6.6, 3.3))
+    for axis, suffix, name in zip(axes, ("", "_calibrated"), ("uncalibrated", "calibrated"), strict=True):
         rows = [r for r in scores["reliability" + suffix] if r["images"]]
         total = sum(r["images"] for r in rows)
         axis.plot([0, 100], [0, 100], color=GRAY, linestyle=":", linewidth=1)
-        confidence, right = ([100 * r[k] for r in rows] for k in ("confidence", "accuracy"))
-        axis.plot(confidence, right, color=COLORS[0])
+        confidence, accuracy = ([100 * r[k] for r in rows] for k in ("confidence", "accuracy"))
+        axis.plot(confidence, accuracy, color=COLORS[0])
         areas = [8 + 300 * r["images"] / total for r in rows]
-        axis.scatter(confidence, right, s=areas, color=COLORS[0], alpha=0.5, linewidths=0)
-        axis.set_title(f"{name}: calibration error {percent(scores['ece' + suffix])}", fontsize=9)
-        axis.set_xlabel("confidence, %")
+        axis.scatter(confidence, accuracy, s=areas, color=COLORS[0], alpha=0.5, linewidths=0)
+        axis.set_title(f"{name}: ECE {percent(scores['ece' + suffix])}", fontsize=9)
+        axis.set_xlabel("confidence (%)")
         axis.set_xlim(0, 102)
         axis.set_ylim(0, 102)
-    axes[0].set_ylabel("right, %")
+    axes[0].set_ylabel("accuracy (%)")
     figure.tight_layout()
-    return saved(figure, folder, "reliability")
+    return save_figure(figure, folder, "reliability")
 
 
 @styled()
 def class_gains(gains: Mapping[str, np.ndarray], class_names: Sequence[str], title: str, folder: Path) -> str:
-    """Draw how much more of each class is recognised than from scratch, in points, with 95 % intervals.
+    """Draw the difference in recall from training from scratch for each class, in points, with 95 % CIs.
 
     Args:
-        gains: `subsets x classes` differences of recall by the network's name.
+        gains: differences in recall, `subsets x classes`, by name of the network.
     """
     n = len(class_names)
-    figure, (axes,) = inked(1, len(gains), (3.0 * len(gains) + 1.2, 0.9 + 0.22 * min(n, 60)))
+    figure, (axes,) = page_figure(1, len(gains), (3.0 * len(gains) + 1.2, 0.9 + 0.22 * min(n, 60)))
     tint = colors([SCRATCH, *gains])
     for i, (axis, (name, values)) in enumerate(zip(axes, gains.items(), strict=True)):
         intervals = [mean_interval((100 * values[:, k]).tolist()) for k in range(n)]
@@ -146,27 +154,27 @@ def class_gains(gains: Mapping[str, np.ndarray], class_names: Sequence[str], tit
         axis.set_yticks(range(n), class_names if i == 0 and n <= 60 else [""] * n, fontsize=7)
         axis.invert_yaxis()
         axis.set_title(name, fontsize=9)
-        axis.set_xlabel("points of recall")
+        axis.set_xlabel("difference in recall (points), 95 % CI")
     figure.suptitle(title, color=INK, fontsize=9)
     figure.tight_layout()
-    return saved(figure, folder, "class_gains")
+    return save_figure(figure, folder, "class_gains")
 
 
 @styled()
-def maps(places: Mapping[str, np.ndarray], labels: np.ndarray, class_names: Sequence[str], folder: Path) -> str:
-    """Draw embeddings in two dimensions, side by side, a colour for each class.
+def embeddings(points: Mapping[str, np.ndarray], labels: np.ndarray, class_names: Sequence[str], folder: Path) -> str:
+    """Draw two-dimensional embeddings side by side, colored by class.
 
     Args:
-        places: `N x 2` by the network's name.
-        labels: N.
+        points: `N x 2` by name of the network.
+        labels: N class indices.
     """
     import matplotlib
 
     few = len(class_names) <= 20
     shades = matplotlib.colormaps["tab10" if len(class_names) <= 10 else "tab20" if few else "hsv"]
     tint = [shades(k if few else k / len(class_names)) for k in range(len(class_names))]
-    figure, (axes,) = inked(1, len(places), (2.9 * len(places), 3.5 if few else 3.0))
-    for axis, (name, xy) in zip(axes, places.items(), strict=True):
+    figure, (axes,) = page_figure(1, len(points), (2.9 * len(points), 3.5 if few else 3.0))
+    for axis, (name, xy) in zip(axes, points.items(), strict=True):
         for k, class_name in enumerate(class_names):
             axis.scatter(*xy[labels == k].T, s=5, color=tint[k], linewidths=0, label=class_name)
         axis.set_title(name, fontsize=9)
@@ -176,7 +184,7 @@ def maps(places: Mapping[str, np.ndarray], labels: np.ndarray, class_names: Sequ
             spine.set_visible(False)
     if few:
         handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="lower center", ncols=min(len(names), 3 * len(places)), frameon=False,
+        figure.legend(handles, names, loc="lower center", ncols=min(len(names), 3 * len(points)), frameon=False,
                       labelcolor=INK, fontsize=7, markerscale=2)  # fmt: skip
     figure.tight_layout(rect=(0, 0.12 if few else 0, 1, 1))
-    return saved(figure, folder, "embeddings")
+    return save_figure(figure, folder, "embeddings")

@@ -1,4 +1,4 @@
-"""A study: its page, its table and its sentences."""
+"""Report of a study: its page, its table and its conclusions."""
 
 import base64
 import json
@@ -17,30 +17,31 @@ from rich.text import Text
 from sslrun.base.console import ERR, log
 from sslrun.base.files import write_text
 from sslrun.base.output import new_table, write_csv
-from sslrun.base.text import interval, percent
+from sslrun.base.text import counted, interval, percent
 from sslrun.report import plots
-from sslrun.report.html import rendered
+from sslrun.report.html import render
 from sslrun.report.plots import FROM_SCRATCH, name_of
 from sslrun.runs.encoders import SCRATCH
 from sslrun.runs.find import read_summary
 from sslrun.study.choice import AUTO, PROBE, TUNED
 from sslrun.study.results import Entry, Row, Verdict, compared, is_scratch
 
-SHOWS = {  # what a verdict is called; a difference is followed by its size
-    "helps": "helps",
-    "hurts": "hurts",
+RESULTS = {  # texts of verdicts in tables
+    "better": "better",
+    "worse": "worse",
     "none": "no difference shown",
-    "one subset": "one label subset shows nothing: more seeds are needed",
-    "nothing to compare with": "nothing to compare with",
+    "one subset": "undecided (one label subset)",
+    "no baseline": "no baseline",
 }
-STYLES = {"helps": "green", "hurts": "red"}  # of verdicts, in a terminal; classes of the same names in a page
-NUMBERS = ("test accuracy", "±", "against scratch")  # columns of the table
+STYLES = {"better": "green", "worse": "red"}  # of verdicts in a terminal; a page has CSS classes of these names
+NUMBERS = ("test accuracy", "± 95 % CI", "vs. scratch")  # numeric columns of the table
 Maps = tuple[Mapping[str, np.ndarray], np.ndarray]
 
 
 def table(entries: Sequence[Entry]) -> Table:
-    """Return the comparison for people."""
-    columns, caption = ("labels", "network", *NUMBERS, ""), "± and brackets: 95 % intervals over label subsets"
+    """Return the comparison as a table for a terminal."""
+    columns = ("labels", "network", *NUMBERS, "result")
+    caption = "95 % CI over label subsets; vs. scratch: paired difference in points (95 % CI)"
     out = new_table(columns, {"labels", *NUMBERS}, caption=caption, caption_justify="left")
     last = None
     for e in entries:
@@ -54,20 +55,20 @@ def table(entries: Sequence[Entry]) -> Table:
             percent(e.accuracy.mean),
             f"{100 * half:.1f}" if half == half else "",
             Text(difference_text(e.verdict), style=style),
-            Text(SHOWS[e.verdict.kind] if e.verdict else "", style=style),
+            Text(RESULTS[e.verdict.kind] if e.verdict else "", style=style),
         )
         last = e.labels
     return out
 
 
 def _name(entry: Entry) -> str:
-    """Return how a network is called, with what was chosen, most often first: `probe 3, scratch 2`."""
+    """Return the name of a network, with the choices of `mode=auto`, most frequent first: `probe 3, scratch 2`."""
     chosen = ", ".join(f"{c} {n}" for c, n in sorted(entry.chosen.items(), key=lambda x: -x[1]))
     return name_of(entry.initialization, entry.mode) + (f" ({chosen})" if chosen else "")
 
 
 def difference_text(verdict: Verdict | None) -> str:
-    """Return a paired difference in points: `+6.1 (4.0 to 8.2)`; nothing where there is none."""
+    """Return a paired difference in points with its 95 % CI: `+6.1 (4.0 to 8.2)`; empty if there is none."""
     if verdict is None or verdict.difference is None:
         return ""
     difference = verdict.difference
@@ -76,19 +77,26 @@ def difference_text(verdict: Verdict | None) -> str:
 
 
 def verdict_text(verdict: Verdict) -> str:
-    """Return a verdict in words: `helps by 6.1 points (4.0 to 8.2)`."""
-    word, difference = SHOWS[verdict.kind], verdict.difference
-    if verdict.kind not in ("helps", "hurts") or difference is None:
-        return word
-    ends = sorted(abs(100 * x) for x in (difference.low, difference.high))
-    return f"{word} by {abs(100 * difference.mean):.1f} points ({ends[0]:.1f} to {ends[1]:.1f})"
+    """Return a verdict as part of a sentence: `better than scratch by 6.1 points (95 % CI 4.0 to 8.2)`."""
+    difference = verdict.difference
+    if difference is None:
+        return "no network trained from scratch to compare with"
+    if verdict.kind == "one subset":
+        return "undecided: one label subset gives no confidence interval; increase seeds"
+    if verdict.kind == "none":
+        ends = interval(difference.low, difference.high)
+        return f"no difference shown: {100 * difference.mean:+.1f} points (95 % CI {ends})"
+    low, high = sorted(abs(x) for x in (difference.low, difference.high))
+    points = f"{abs(100 * difference.mean):.1f} points (95 % CI {interval(low, high)})"
+    return f"{verdict.kind} than scratch by {points}"
 
 
 def conclusions(entries: Sequence[Entry], mode: str) -> list[str]:
-    """Return a sentence for every pretraining and number of labels.
+    """Return a sentence for each pretraining and label budget.
 
     Args:
-        mode: of the classifiers that are judged.
+        entries: as returned by `compared`.
+        mode: of the classifiers that are compared with scratch.
     """
     return [_conclusion(e, e.verdict, entries) for e in _judged(entries, mode) if e.verdict]
 
@@ -98,45 +106,46 @@ def _judged(entries: Sequence[Entry], mode: str) -> list[Entry]:
 
 
 def _conclusion(e: Entry, verdict: Verdict, entries: Sequence[Entry]) -> str:
-    sentence = f"{e.initialization}, {e.labels} labels: {verdict_text(verdict)}"
+    sentence = f"{e.initialization}, {counted(e.labels, 'label')}: {verdict_text(verdict)}"
     if e.chosen == {SCRATCH: e.accuracy.n}:
-        sentence += " (scratch was chosen each time)"
-    elif verdict.kind == "helps" and e.labels_needed:
+        sentence += " (auto chose scratch on every label subset)"
+    elif verdict.kind == "better" and e.labels_needed:
         number, sign = e.labels_needed
         more = {"=": "about ", ">": "more than ", "<": "fewer than "}[sign]
-        sentence += f"; scratch would need {more}{number:.0f} labels for it"
+        sentence += f"; scratch needs {more}{number:,.0f} labels for the same accuracy"
     random = [
         r.accuracy.mean
         for r in entries
         if (r.initialization, r.mode, r.label_budget) == (SCRATCH, PROBE, e.label_budget)
     ]
     if random and random[0] >= e.accuracy.mean:
-        sentence += f"; but a probe of the untrained network reaches {percent(random[0])}"
+        sentence += f"; but a linear probe of the randomly initialized network reaches {percent(random[0])}"
     return sentence
 
 
 def publish(
-    directory: Path, rows: Sequence[Row], mode: str, places: Maps | None, about: dict[str, Any] | None
+    directory: Path, rows: Sequence[Row], mode: str, maps: Maps | None, about: dict[str, Any] | None
 ) -> list[str]:
-    """Write `results.csv`, `report.html` and `figures/` into a directory; show the table and what it says.
+    """Write `results.csv`, `report.html` and `figures/` to a directory; print the table and the conclusions.
 
     Args:
-        rows: classifiers.
-        mode: of those that are judged.
-        places: embeddings in two dimensions by the network's name, and their labels.
-        about: the summary of the study, if it is one.
+        directory: of the report.
+        rows: evaluated classifiers.
+        mode: of the classifiers that are compared with scratch.
+        maps: two-dimensional embeddings by name of the network, and their labels.
+        about: the summary of the study, if there is one.
 
     Returns:
-        A sentence for every pretraining and number of labels.
+        A sentence for each pretraining and label budget.
     """
     write_csv(directory / "results.csv", [asdict(r) for r in rows])
     entries = compared(rows)
     sentences = conclusions(entries, mode)
-    write_text(directory / "report.html", _page(directory / "figures", rows, entries, mode, places, about))
+    write_text(directory / "report.html", _page(directory / "figures", rows, entries, mode, maps, about))
     ERR.print(table(entries))
     for sentence in sentences:
         ERR.print(sentence, markup=False)
-    ERR.print(f"The report: {directory / 'report.html'}", markup=False)
+    ERR.print(f"Report: {directory / 'report.html'}", markup=False)
     return sentences
 
 
@@ -145,18 +154,18 @@ def _page(
     rows: Sequence[Row],
     entries: Sequence[Entry],
     mode: str,
-    places: Maps | None,
+    maps: Maps | None,
     about: dict[str, Any] | None,
 ) -> str:
     first, names, judged = rows[0], _class_names(rows[0]), _judged(entries, mode)
-    return rendered(
+    return render(
         "study.html.jinja",
-        title="Does pretraining help?",
-        subtitle=f"{first.dataset}, {first.backbone}; tested on {_tested(rows)} pictures",
+        title="Pretraining compared with training from scratch",
+        subtitle=f"{first.dataset}, {first.backbone}; {counted(_tested(rows), 'test image')}",
         conclusions=[
             {"text": text, "verdict": _css_class(e)} for text, e in zip(conclusions(entries, mode), judged, strict=True)
         ],
-        figures=[*_figures(folder, rows, entries, judged, mode, names), *_embeddings(folder, places, names)],
+        figures=[*_figures(folder, rows, entries, judged, mode, names), *_embeddings(folder, maps, names)],
         rows=list(_page_rows(entries)),
         runs=list(_page_runs(rows)),
         subsets=max(e.accuracy.n for e in entries),
@@ -171,11 +180,18 @@ def _page(
 def _figures(
     folder: Path, rows: Sequence[Row], entries: Sequence[Entry], judged: Sequence[Entry], mode: str, names: list[str]
 ) -> Iterator[dict[str, Any]]:
-    svg = plots.efficiency(entries, lambda e: e.initialization == SCRATCH or e.mode == mode, folder)
-    text = "Test accuracy and 95 % intervals over label subsets."
-    yield _figure("label_efficiency", "Accuracy over the number of labels", svg, text)
+    svg = plots.label_efficiency(entries, lambda e: e.initialization == SCRATCH or e.mode == mode, folder)
+    n = max(e.accuracy.n for e in entries)
+    text = (
+        f"Mean test accuracy; error bars: 95 % CI over {n} label subsets."
+        if n > 1
+        else "Test accuracy, one label subset."
+    )
+    yield _figure("label_efficiency", "Label efficiency", svg, text)
     if any(r.mode == TUNED for r in rows):
-        text = "Accuracy on validation while finetuning, means over label subsets. The best state of each run is kept."
+        text = (
+            "Validation accuracy during finetuning, mean over label subsets. The best checkpoint of each run is kept."
+        )
         yield _figure("learning_curves", "Learning curves", plots.learning_curves(rows, folder), text)
     if judged:
         fewest = min(e.labels for e in judged)
@@ -191,37 +207,40 @@ def _figures(
 def _by_class(
     folder: Path, base: Sequence[Row], own: Mapping[str, Sequence[Row]], names: list[str], labels: int
 ) -> Iterator[dict[str, Any]]:
-    """Yield the figures of classes and mistakes with one number of labels.
+    """Yield the per-class figures and the most confident errors at one number of labels.
 
     Args:
-        base: the classifiers from scratch.
-        own: those that are judged, by the network's name.
+        base: the classifiers trained from scratch.
+        own: the classifiers that are compared with them, by name of the network.
     """
-    title = f"{labels} labels"
+    title = counted(labels, "label")
     groups = {name: members for name, members in {FROM_SCRATCH: base, **own}.items() if members}
     counts = {name: [_report(r)["confusion_matrix"] for r in members] for name, members in groups.items()}
-    svg = plots.confusions({name: np.sum(c, axis=0) for name, c in counts.items()}, names, title, folder)
-    text = "Rows are true classes, columns what was said; all label subsets together."
-    yield _figure("confusion_matrices", "What is taken for what", svg, text)
+    svg = plots.confusion_matrices({name: np.sum(c, axis=0) for name, c in counts.items()}, names, title, folder)
+    text = "Rows: true classes, columns: predicted classes; sum over all label subsets, normalized by true class."
+    yield _figure("confusion_matrices", "Confusion matrix, normalized by true class", svg, text)
     gains = {name: _recalls(members, base) for name, members in own.items()}
     gains = {name: differences for name, differences in gains.items() if len(differences)}
     if gains:
         svg = plots.class_gains(gains, names, title, folder)
-        text = "How much more of each class is recognised than from scratch on the same labels, with 95 % intervals."
-        yield _figure("class_gains", "Gain by class", svg, text)
-    text = f"Wrong, and most sure of it; one label subset of {labels} labels. Are these labeled right?"
+        text = "Recall minus that of training from scratch on the same labels; error bars: 95 % CI over label subsets."
+        yield _figure("class_gains", "Difference in recall by class", svg, text)
+    text = (
+        f"Misclassified test images by confidence: predicted class, confidence, true class. One label subset, {title}."
+    )
     mistakes = [p for name, members in groups.items() for p in _mistakes(name, members)]
-    yield {"name": "mistakes", "heading": "The most confident mistakes", "svg": "", "caption": text,
+    yield {"name": "mistakes", "heading": "Most confident errors", "svg": "", "caption": text,
            "images": mistakes}  # fmt: skip
 
 
-def _embeddings(folder: Path, places: Maps | None, names: list[str]) -> Iterator[dict[str, Any]]:
-    if places:
+def _embeddings(folder: Path, maps: Maps | None, names: list[str]) -> Iterator[dict[str, Any]]:
+    if maps:
         text = (
-            f"Features of {len(places[1])} pictures that no network was trained on with labels, in two "
-            "dimensions (t-SNE). Neighbours are alike; distances between groups mean little."
+            f"t-SNE of the features of {counted(len(maps[1]), 'image')}, colored by class; the networks "
+            "were trained without labels. Nearby points have similar features; distances between clusters mean little."
         )
-        yield _figure("embeddings", "What the networks see, before and after", plots.maps(*places, names, folder), text)
+        svg = plots.embeddings(*maps, names, folder)
+        yield _figure("embeddings", "Embeddings before and after pretraining (t-SNE)", svg, text)
 
 
 def _figure(name: str, heading: str, svg: str, caption: str) -> dict[str, Any]:
@@ -238,7 +257,7 @@ def _class_names(row: Row) -> list[str]:
 
 
 def _recalls(rows: Sequence[Row], base: Sequence[Row]) -> np.ndarray:
-    """Return the differences of recall to scratch, `subsets x classes`, on the subsets that both have."""
+    """Return the differences in recall from scratch on the label subsets of both, `subsets x classes`."""
     scratch = {(r.subset, r.seed): r for r in base}
     pairs = [(r, scratch[r.subset, r.seed]) for r in rows if (r.subset, r.seed) in scratch]
     recall: Callable[[Row], np.ndarray] = lambda r: np.array([c["recall"] for c in _report(r)["classes"]])  # noqa: E731
@@ -248,7 +267,7 @@ def _recalls(rows: Sequence[Row], base: Sequence[Row]) -> np.ndarray:
 def _mistakes(name: str, members: Sequence[Row]) -> list[dict[str, str]]:
     sheet = Path(members[0].evaluated) / "figures" / "mistakes.png"
     if not sheet.is_file():
-        log.info("%s has no picture of mistakes: it makes none, or was evaluated by an older version", name)
+        log.info("No figure of errors for %s: it makes none, or was evaluated by an older version.", name)
         return []
     return [{"heading": name, "data": base64.b64encode(sheet.read_bytes()).decode()}]
 
@@ -272,7 +291,7 @@ def _page_rows(entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
             "accuracy": percent(e.accuracy.mean) + (f" ± {half:.1f}" if half == half else ""),
             "difference": difference_text(e.verdict),
             "verdict": _css_class(e),
-            "outcome": SHOWS[e.verdict.kind] if e.verdict else "",
+            "result": RESULTS[e.verdict.kind] if e.verdict else "",
             "needed": needed,
         }
         last = e.labels
@@ -297,13 +316,13 @@ def _cross_validated(rows: Sequence[Row]) -> bool:
     return any(r.cv_accuracy is not None for r in rows)
 
 
-def _chosen_on(rows: Sequence[Row], validation: int) -> str:
+def _selection(rows: Sequence[Row], validation: int) -> str:
     if _cross_validated(rows):
         return (
-            f"{validation} more are validation, which are few: what is best is chosen by parts of the labels, held out "
-            "in turns; the best state of a training is that on validation"
+            "classifiers and settings are chosen by k-fold cross-validation on the labeled images, as there are only "
+            f"{counted(validation, 'validation image')}; the best checkpoint of each training is chosen on these"
         )
-    return f"{validation} more labels are validation, on which every choice is made"
+    return f"all choices are made on {counted(validation, 'validation image')}"
 
 
 def _tested(rows: Sequence[Row]) -> int:
@@ -311,10 +330,10 @@ def _tested(rows: Sequence[Row]) -> int:
 
 
 def _precisions(rows: Sequence[Row]) -> str:
-    """Return in what the classifiers were trained: each in the mode that was measured to be the fastest."""
+    """Return precision and memory format of the classifiers, which autotuning may have chosen differently."""
     summaries = [read_summary(Path(run)) for run in dict.fromkeys(r.finetuned for r in rows)]
     used = Counter(f"{s['precision']} {s['memory_format']}" for s in summaries)
-    return ", ".join(f"{mode} ({n} of {used.total()})" if len(used) > 1 else mode for mode, n in used.most_common())
+    return ", ".join(f"{k} ({n} of {used.total()})" if len(used) > 1 else k for k, n in used.most_common())
 
 
 def _facts(rows: Sequence[Row], about: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -322,18 +341,21 @@ def _facts(rows: Sequence[Row], about: dict[str, Any] | None) -> list[tuple[str,
     test = read_summary(Path(rows[0].evaluated))
     tuned = [r.seconds for r in rows if r.mode == TUNED]
     facts = [
-        ("data", f"{made['dataset']}; training {made['data_fingerprint']}, test {test['data_fingerprint']}"),
-        ("labels", _chosen_on(rows, made["labels"]["validation"])),
-        ("seeds", ", ".join(map(str, sorted({r.seed for r in rows}))) + f"; split {made['seeds']['split']}"),
+        ("data", f"{made['dataset']}; fingerprints: train {made['data_fingerprint']}, test {test['data_fingerprint']}"),
+        ("model selection", _selection(rows, made["labels"]["validation"])),
+        (
+            "seeds",
+            ", ".join(map(str, sorted({r.seed for r in rows}))) + f"; validation split: {made['seeds']['split']}",
+        ),
         ("machine", f"{made['machine']}, {made['device']}; {_precisions(rows)}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in made["versions"].items())),
     ]
     if searched := Counter(r.setting for r in rows if r.setting and r.mode != AUTO):
         chosen = ", ".join(f"{s} ({n} of {searched.total()})" for s, n in searched.most_common())
-        judge = "labels held out in turns" if _cross_validated(rows) else "validation"
-        facts.append(("searched", f"for every trained network, from scratch, too, the best on {judge}: {chosen}"))
+        judge = "in cross-validation" if _cross_validated(rows) else "on validation"
+        facts.append(("settings", f"the best {judge} for each network, also from scratch: {chosen}"))
     if tuned:
-        facts.append(("finetuning", f"{np.mean(tuned):.0f} s each, {len(tuned)} runs"))
+        facts.append(("finetuning", f"{counted(len(tuned), 'run')}, {np.mean(tuned):.0f} s on average"))
     if about:
         facts += [(f"pretraining, {n}", f"{s:.0f} s") for n, s in about["pretraining_seconds"].items()]
         facts += [("commit", str(about["git_commit"]))] if about.get("git_commit") else []

@@ -1,49 +1,56 @@
-"""How figures look, and how they are saved."""
+"""Style of figures, and how they are saved."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-LOOK: dict[Any, Any] = {
+RC_PARAMS: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.dpi": 120,
-    "text.parse_math": False,  # a class may be called $1
+    "text.parse_math": False,  # class names may contain $
 }
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Give figures their look from the first axis to the file; a function that draws has this as its decorator."""
+    """Apply the style of figures; a decorator for functions that draw and save a figure."""
     import matplotlib
 
-    with matplotlib.rc_context(LOOK):
+    with matplotlib.rc_context(RC_PARAMS):
         yield
 
 
 def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    """Return an empty figure and its axes, `rows x columns`; without pyplot, which takes longer to import."""
+    """Return an empty figure and its axes, `rows x columns`, without pyplot, which is slow to import."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-INK = "#1a1a1b"  # black in a file, the text's colour in a page
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito 2008
+INK = "#1a1a1b"  # nearly black; replaced by the text color of a page
+COLORS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+)  # Okabe & Ito 2008, distinguishable with color blindness
 GRAY = "#8a8a8a"
 
 
 def colors(names: Sequence[str]) -> dict[str, str]:
-    """Return a colour for every start; scratch is grey."""
+    """Return a color for each initialization; scratch is gray."""
     others = [s for s in names if s != "scratch"]
     return {"scratch": GRAY, **{s: COLORS[i % len(COLORS)] for i, s in enumerate(others)}}
 
 
-def saved(figure: Any, folder: Path, name: str) -> str:
-    """Save a figure as PNG and SVG; return the SVG for a page, in the page's colours."""
+def save_figure(figure: Any, folder: Path, name: str) -> str:
+    """Save a figure as PNG and SVG; return the SVG for a page, with the text color of the page."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
@@ -55,8 +62,8 @@ def saved(figure: Any, folder: Path, name: str) -> str:
     return body.replace('id="', f'id="{name}-').replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
 
 
-def inked(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    """Return an empty figure and its axes with all ink in the page's colour."""
+def page_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """Return an empty figure for a page and its axes, `rows x columns`, on a transparent background."""
     figure, axes = new_figure(rows, columns, size)
     for axis in axes.flat:
         axis.tick_params(colors=INK, which="both")

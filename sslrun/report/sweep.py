@@ -1,4 +1,4 @@
-"""A sweep: `sweep.csv` and its table."""
+"""Results of a sweep: `sweep.csv` and a table."""
 
 import statistics
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from sslrun.runs.find import job_order, read_summary, score
 
 
 def sweep_rows(directory: Path) -> list[dict[str, Any]]:
-    """Return one row for every job of a sweep, in their order: what was varied, status and score."""
+    """Return one row per job of a sweep, in order: varied settings, status and score."""
     rows = []
     jobs = {p.parent for name in (".hydra", "summary.json") for p in directory.glob(f"*/{name}")}
     for job in sorted(jobs, key=job_order):
-        if not (job / "summary.json").exists():  # it failed before its run began
+        if not (job / "summary.json").exists():  # it failed before the run started
             rows.append({"job": job.name, "run": str(job), "status": "failed", "score": None})
             continue
         try:
@@ -44,32 +44,34 @@ def sweep_rows(directory: Path) -> list[dict[str, Any]]:
 
 
 def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Return mean and spread of the score over seeds, one row for everything else that was varied."""
+    """Return mean and SD of the score over seeds, one row per combination of the other settings."""
     ignored = {"job", "run", "of_run", "status", "score", "labels_train", "labels_validation"}
     sources: dict[str, set[str]] = {}
     for r in rows:
         sources.setdefault(str(r.get("init")), set()).add(str(r.get("source")))
     if all(len(s) == 1 for s in sources.values()):
-        ignored.add("source")  # `init` says enough
+        ignored.add("source")  # redundant with `init`
     done = [r for r in rows if r["status"] == "finished"] or rows
     columns = [k for k in dict.fromkeys(k for r in rows for k in r) if k not in ignored and "/" not in k]
     columns = [k for k in columns if not k.endswith("_seed")]
-    shown = [k for k in columns if k in ("label_fraction", "init") or len({str(r.get(k)) for r in done}) > 1]
-    shown = [k for k in shown if any(r.get(k) is not None for r in rows) and k != "score_name"]
+    keys = [k for k in columns if k in ("label_fraction", "init") or len({str(r.get(k)) for r in done}) > 1]
+    keys = [k for k in keys if any(r.get(k) is not None for r in rows) and k != "score_name"]
     grouped: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for r in rows:
-        grouped.setdefault(tuple(_cell(r.get(k)) for k in shown), []).append(r)
+        grouped.setdefault(tuple(_cell(r.get(k)) for k in keys), []).append(r)
     names = {r["score_name"] for r in rows if r.get("score_name")}
-    varied = [k.removeprefix("override ").replace("_", " ") for k in shown]
-    numbers = ("labels", ", ".join(words(n) for n in sorted(names)) or "score", "±", "runs")
+    varied = [k.removeprefix("override ").replace("_", " ") for k in keys]
+    numbers = ("labels", ", ".join(words(n) for n in sorted(names)) or "score", "SD", "runs")
     table = new_table((*varied, *numbers), {"label fraction", *numbers})
     for key, members in grouped.items():
         scores = [r["score"] for r in members if r["score"] is not None and r["status"] == "finished"]
         labels = _cell(members[0].get("labels_train"))
         mean = percent(statistics.mean(scores)) if scores else "failed"
-        spread = f"{100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+        deviation = f"{100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
         missing = len(members) - len(scores)
-        table.add_row(*map(Text, key), labels, mean, spread, f"{len(scores)}" + f", {missing} failed" * (missing > 0))
+        table.add_row(
+            *map(Text, key), labels, mean, deviation, f"{len(scores)}" + f", {missing} failed" * (missing > 0)
+        )
     return table
 
 
@@ -78,12 +80,12 @@ def _cell(value: Any) -> str:
 
 
 def finish_sweep(directory: Path) -> int:
-    """Print the table of a sweep, write `sweep.csv` beside its jobs, and return how many jobs failed."""
+    """Print the table of a sweep, write `sweep.csv` to its directory, and return the number of failed jobs."""
     rows = sweep_rows(directory)
     finished = [r for r in rows if r["status"] == "finished"]
-    if not rows or (finished and all(r["score"] is None for r in finished)):  # a stage whose runs have no score
+    if not rows or (finished and all(r["score"] is None for r in finished)):  # the stage has no score
         return len(rows) - len(finished)
     write_csv(directory / "sweep.csv", rows)
     ERR.print(sweep_table(rows))
-    log.info("± is the standard deviation over runs, in points. Every run: %s", directory / "sweep.csv")
+    log.info("SD: standard deviation over runs, in points. All runs: %s", directory / "sweep.csv")
     return len(rows) - len(finished)

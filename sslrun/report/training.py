@@ -1,4 +1,4 @@
-"""A training: the views that the network is shown, and its curves."""
+"""Figures of a training: views, figures of the task, and training curves."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sslrun.augment import Rng
+from sslrun.base.text import words
 from sslrun.data.images import Images
 from sslrun.device import Device
 from sslrun.report.sheets import whole_image
@@ -19,17 +20,17 @@ from sslrun.tasks.task import Task
 VIEWS_SHOWN = 8
 
 
-def some_of(images: Tensor | Images, seed: int) -> Tensor:
-    """Choose the pictures that a run draws with their views."""
+def sample_images(images: Tensor | Images, seed: int) -> Tensor:
+    """Return the images whose views are drawn for a run, chosen at random."""
     return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:VIEWS_SHOWN]]
 
 
 def views_figure(run: Run, task: Task, images: Tensor, seed: int, files: Sequence[str] = ()) -> Path | None:
-    """Draw pictures beside what the network is shown of them, as a figure and for TensorBoard.
+    """Draw images and their views to a figure and to TensorBoard.
 
     Args:
         images: `N x 3 x S x S`, uint8.
-        files: that they were decoded from, drawn beside them whole; none for arrays.
+        files: image files, which are also drawn uncropped; empty for arrays.
 
     Returns:
         The path of the figure; None for a task without views.
@@ -37,11 +38,11 @@ def views_figure(run: Run, task: Task, images: Tensor, seed: int, files: Sequenc
     originals = images.float() / 255
     with torch.no_grad():
         views = task.views(originals, Rng(torch.Generator().manual_seed(seed)))
-    return _drawn(run, "views", originals, views, files) if views else None
+    return _draw_columns(run, "views", originals, views, files) if views else None
 
 
 def task_figures(run: Run, task: Task, images: Tensor, seed: int, device: Device) -> None:
-    """Draw each figure of a trained task beside the pictures that it is of; most tasks have none.
+    """Draw each figure of a trained task next to its images; most tasks have none.
 
     Args:
         images: `N x 3 x S x S`, uint8.
@@ -49,24 +50,24 @@ def task_figures(run: Run, task: Task, images: Tensor, seed: int, device: Device
     task.eval()
     with torch.no_grad():
         figures = task.figures(device.floats(images), Rng(torch.Generator().manual_seed(seed)))
-    for name, made in figures.items():
-        _drawn(run, name, images.float() / 255, {name: made})
+    for name, drawn in figures.items():
+        _draw_columns(run, name, images.float() / 255, {name: drawn})
 
 
 @styled()
-def _drawn(
+def _draw_columns(
     run: Run, figure_name: str, originals: Tensor, columns: dict[str, Tensor], files: Sequence[str] = ()
 ) -> Path:
-    """Draw pictures in rows, each beside what belongs to it, and return the path."""
+    """Draw one row per image, with a column for each of `columns`; return the path of the figure."""
     columns = {f"{originals.shape[-1]} px": originals, **columns}
-    shown: dict[str, Any] = {
+    grid: dict[str, Any] = {
         name: [p.permute(1, 2, 0).clamp(0, 1).cpu().numpy() for p in images] for name, images in columns.items()
     }
     if files:
-        shown = {"file": [whole_image(f) for f in files], **shown}
-    size = (1.2 * len(shown), 1.2 * len(originals) + 0.3)
-    figure, axes = new_figure(len(originals), len(shown), size)
-    for j, (name, images) in enumerate(shown.items()):
+        grid = {"file": [whole_image(f) for f in files], **grid}
+    size = (1.2 * len(grid), 1.2 * len(originals) + 0.3)
+    figure, axes = new_figure(len(originals), len(grid), size)
+    for j, (name, images) in enumerate(grid.items()):
         axes[0][j].set_title(name)
         for i, image in enumerate(images):
             axes[i][j].imshow(image, interpolation="nearest")
@@ -80,22 +81,23 @@ def _drawn(
 
 @styled()
 def curves_figure(run: Run) -> None:
-    """Draw loss and accuracy over the steps from `metrics.jsonl`."""
+    """Draw loss and accuracy over the steps, read from `metrics.jsonl`."""
     rows = read_metrics(run.directory)
     figure, (axes,) = new_figure(1, 2, (9, 3.2))
-    for axis, word in zip(axes, ("loss", "accuracy"), strict=True):
-        names = sorted({k for r in rows for k in r if k.endswith(word)})
+    for axis, kind, scale in zip(axes, ("loss", "accuracy"), (1, 100), strict=True):
+        names = sorted({k for r in rows for k in r if k.endswith(kind)})
         for name in names:
-            points = [(r["step"], r[name]) for r in rows if name in r]
+            points = [(r["step"], scale * r[name]) for r in rows if name in r]
             axis.plot(
                 *zip(*points, strict=True),
-                label=name.replace("_", " "),
+                label=words(name),
                 marker="." if len(points) < 40 else None,
             )
         axis.set_xlabel("step")
-        axis.set_ylabel(word)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_ylabel(f"{kind} (%)" if scale == 100 else kind)
         if names:
             axis.legend(frameon=False)
-    axes[1].set_ylim(0, 1.02)
+    axes[1].set_ylim(0, 102)
     figure.tight_layout()
     figure.savefig(run.figure("curves"))

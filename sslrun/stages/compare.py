@@ -28,7 +28,7 @@ from sslrun.study import results
 from sslrun.study.budget import seconds_of, times_of
 from sslrun.study.choice import AUTO, score_of
 from sslrun.study.embeddings import embedding_maps
-from sslrun.study.launch import StudyRun, launch_all, launching
+from sslrun.study.launch import StudyRun, launch_all, launcher_overrides
 from sslrun.study.plan import Plan, StudyData, best_settings, load_data, plan_of
 from sslrun.study.settings import overrides_of
 from sslrun.tasks.task import TaskNode
@@ -134,7 +134,7 @@ def _choices(run: Run) -> tuple[dict[str, str], str | None]:
     hydra = HydraConfig.get()
     chosen = run.summary.get("choices") or {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra")}
     own = next((s.path for s in hydra.runtime.config_sources if s.provider == "command-line"), None)
-    run.note(choices=chosen, config_dir=own, launcher=launching())
+    run.note(choices=chosen, config_dir=own, launcher=launcher_overrides())
     return chosen, own
 
 
@@ -144,7 +144,7 @@ def _planned(
     """Plan the runs, fit their epochs into the budget, and say how long they will take."""
     to_be_fitted = limit is not None and "budget_epochs" not in run.summary
     plan = plan_of(run.stages, run.config, chosen, loaded, own)
-    times = times_of(plan, loaded, anew=to_be_fitted)
+    times = times_of(plan, loaded, new_epochs=to_be_fitted)
     if to_be_fitted:
         assert limit is not None
 

@@ -75,7 +75,7 @@ def evaluate(run: Run, settings: Evaluate) -> dict[str, Any]:
         page = evaluation.publish(run, scores, classifier.directory, describe(classifier.dataset), len(classifier.data))
     print_classification(scores, classifier.directory, table=not run.in_sweep)
     if rival:
-        log.info("%s", evaluation.rival_text(scores["against"]))
+        log.info("%s", evaluation.comparison_text(scores["against"]))
     if not run.in_study:
         log.info("The report: %s", page)
     of_run = read_summary(classifier.directory)

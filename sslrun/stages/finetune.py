@@ -22,7 +22,7 @@ from sslrun.evaluation.validation import classifier_metrics
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import BackboneNode, Encoder, Pooling
 from sslrun.models.initialization import Network, resolve
-from sslrun.report.training import curves_figure, some_of, views_figure
+from sslrun.report.training import curves_figure, sample_images, views_figure
 from sslrun.runs import checkpoint
 from sslrun.runs.encoders import SCRATCH
 from sslrun.runs.find import BEST, LAST
@@ -209,7 +209,7 @@ def _trained(
         backbone_rate=settings.backbone_rate if pretrained else 1.0,
     )
     if not run.in_study:
-        views_figure(run, task, some_of(data.images, settings.seed), settings.seed)
+        views_figure(run, task, sample_images(data.images, settings.seed), settings.seed)
     device.put(task)
     images, labels = data.images.on(device.torch), data.labels.to(device.torch)
     total = training.total_steps(len(images), quiet=False)

@@ -19,7 +19,7 @@ from sslrun.data.statistics import normalization
 from sslrun.device import Device
 from sslrun.evaluation.validation import encoder_metrics
 from sslrun.models.encoder import BackboneNode, Encoder, build_encoder
-from sslrun.report.training import curves_figure, some_of, task_figures, views_figure
+from sslrun.report.training import curves_figure, sample_images, task_figures, views_figure
 from sslrun.runs.resume import CHECKPOINT
 from sslrun.runs.run import Run
 from sslrun.tasks.task import Task, TaskNode, build_task
@@ -69,7 +69,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     mean, std = normalization(settings.dataset, data)
     encoder = build_encoder(settings.backbone, settings.dataset["image_size"], mean, std)
     task = build_task(settings.pretext, encoder, settings.dataset["image_size"])
-    views_figure(run, task, some_of(images, settings.seed), settings.seed)
+    views_figure(run, task, sample_images(images, settings.seed), settings.seed)
     fastest = choose(hardware, settings.backbone, settings.dataset["image_size"], training.batch_size)
     config = run.resolve(device=settings.device | fastest)
     hardware.put(task)
@@ -84,7 +84,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     metrics = partial(encoder_metrics, downstream, on_device, data, val, hardware)
     result = fit(task, batches, optimizer, training, hardware, state, metrics)
     curves_figure(run)
-    task_figures(run, task, some_of(images, settings.seed), settings.seed, hardware)
+    task_figures(run, task, sample_images(images, settings.seed), settings.seed, hardware)
     return result
 
 

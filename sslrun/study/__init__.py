@@ -1,1 +1,1 @@
-"""What is compared, the runs it takes, and what they show."""
+"""Studies: the compared classifiers, the runs that they need, and the results."""

@@ -1,4 +1,4 @@
-"""How long a study takes, and how many epochs of pretraining fit into a time."""
+"""Estimated duration of a study, and the number of pretraining epochs that fit a time budget."""
 
 import math
 import re
@@ -20,25 +20,25 @@ UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def seconds_of(budget: str) -> float:
-    """Return the seconds that `90s`, `30m` or `1.5h` stands for.
+    """Parse a time such as `90s`, `30m` or `1.5h`; return it in seconds.
 
     Raises:
-        UserError: it is none of these.
+        UserError: it is not a positive time in this format.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", budget.strip())
     if not match or float(match[1]) == 0:
-        raise UserError(f"budget={budget}: say a time such as 90s, 30m or 2h")
+        raise UserError(f"budget={budget}: expected a time such as 90s, 30m or 2h")
     return float(match[1]) * UNITS[match[2]]
 
 
 @dataclass
 class Times:
-    """About how long the unfinished runs of a study take on this machine, in seconds.
+    """Estimated times of the unfinished runs of a study on this machine.
 
     Attributes:
-        classifiers: all of them, with their evaluations.
-        epoch: of each pretraining, by name.
-        epochs: of each pretraining, by name; a part of one where its steps end sooner.
+        classifiers: seconds for all classifiers and their evaluations.
+        epoch: seconds per epoch of each pretraining, by name.
+        epochs: number of epochs of each pretraining, by name; a fraction if it has fewer steps than an epoch.
     """
 
     classifiers: float
@@ -46,64 +46,67 @@ class Times:
     epochs: dict[str, float]
 
     def epochs_within(self, limit: float) -> int:
-        """Return how many epochs of every pretraining fit into a time beside the classifiers.
+        """Return the number of epochs of each pretraining that fit a limit in seconds, after the classifiers.
 
         Raises:
-            UserError: not one.
+            UserError: less than one.
         """
         epochs = math.floor((limit - self.classifiers) / sum(self.epoch.values()))
         if epochs < 1:
             raise UserError(
-                f"budget: the classifiers take about {duration(self.classifiers)} and one epoch of every pretraining "
-                f"{duration(sum(self.epoch.values()))}: give more, or take fewer seeds or a lower finetune.train.steps"
+                f"budget is too small: the classifiers take about {duration(self.classifiers)}, one epoch of every "
+                f"pretraining {duration(sum(self.epoch.values()))}; increase it, or lower seeds or finetune.train.steps"
             )
         return epochs
 
     def describe(self, plan: Plan) -> str:
-        """Return the estimate in words, before the start."""
+        """Return the estimate as a sentence."""
         todo = {n: p for n, p in plan.pretrainings.items() if not p.finished()}
         each = {n: self.epochs[n] * self.epoch[n] for n in todo}
         every = [*plan.classifiers.values(), *(p for trials in plan.trials.values() for p in trials)]
         classifiers = sum(not p.finished() for p in every)
         texts = [f"{n} {self.epochs[n]:.3g} epochs, {duration(s)}" for n, s in each.items()]
-        whole = sum(each.values()) + self.classifiers
+        total = sum(each.values()) + self.classifiers
         if not todo and not classifiers:
             finished = all(plan.evaluations[c].finished() for c in best_settings(plan))
-            return "All runs of this study are finished." if finished else "To do: evaluations."
+            return "All runs of this study are finished." if finished else "To run: evaluations."
         pretrainings = f"{counted(len(todo), 'pretraining')} ({'; '.join(texts)})" if todo else ""
         trained = f"{counted(classifiers, 'classifier')} ({duration(self.classifiers)})" if classifiers else ""
-        doing = " and ".join(filter(None, [pretrainings, trained]))
-        return f"To do: {doing}; about {duration(whole)} in all, one after another."
+        parts = " and ".join(filter(None, [pretrainings, trained]))
+        return f"To run: {parts}; about {duration(total)} in total if run sequentially."
 
 
-def times_of(plan: Plan, loaded: StudyData, anew: bool = False) -> Times:
-    """Estimate the times of the runs that are not finished, by a few steps of each kind.
+def times_of(plan: Plan, loaded: StudyData, new_epochs: bool = False) -> Times:
+    """Estimate the times of the unfinished runs from a few steps of each kind.
 
     Args:
-        anew: the pretrainings will be others, and so the classifiers that start from there, finished or not.
+        plan: the runs of the study.
+        loaded: its data.
+        new_epochs: the number of pretraining epochs will change, so that classifiers of pretrained networks count
+            even if they are finished.
     """
     with quietly():
-        return _measured(plan, loaded, anew)
+        return _measured(plan, loaded, new_epochs)
 
 
-def _measured(plan: Plan, loaded: StudyData, anew: bool) -> Times:
+def _measured(plan: Plan, loaded: StudyData, new_epochs: bool) -> Times:
     times = Times(0.0, {}, {})
     for name, p in plan.pretrainings.items():
         c = plain(compose_config(PRETRAIN, list(p.overrides), None))
-        took = estimate.pretraining(
+        speed = estimate.pretraining(
             loaded.images, c["pretext"], c["backbone"], c["optimizer"], c["device"], c["dataset"]["image_size"],
             c["train"]["batch_size"],
         )  # fmt: skip
         n = min(len(loaded.images), c["dataset"]["max_images"] or len(loaded.images))
         training: Training = build(c["train"])
-        times.epoch[name] = n / took.images_per_second
+        times.epoch[name] = n / speed.images_per_second
         times.epochs[name] = training.total_steps(n) / batches_per_epoch(n, training.batch_size)
     configs: dict[str, Node] = {}
     measured: dict[float, tuple[int, estimate.ClassifierEstimate]] = {}
     data, val = plan.classified.data, plan.classified.val
     every = [*plan.classifiers.items(), *((c, p) for c, trials in plan.trials.items() for p in trials)]
     for cell, p in every:
-        if p.finished() and not (anew and cell.initialization in plan.pretrainings):
+        if p.finished() and not (new_epochs and cell.initialization in plan.pretrainings):
             continue
         if cell.setting not in configs:
             configs[cell.setting] = plain(compose_config(FINETUNE, list(p.overrides), None))

@@ -1,4 +1,4 @@
-"""Embeddings of a study's networks in two dimensions."""
+"""Two-dimensional embeddings (t-SNE) by the networks of a study."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,28 +15,29 @@ from sslrun.evaluation.projection import tsne
 from sslrun.models.encoder import build_encoder
 from sslrun.models.initialization import resolve
 
-SHOWN = 1000  # pictures of a map
+MAX_IMAGES = 1000  # per map
 
 
 def embedding_maps(
-    pretrained: Mapping[str, Path], backbone: Node, dataset: Node, device: Node, data: Dataset, shown: Dataset
+    pretrained: Mapping[str, Path], backbone: Node, dataset: Node, device: Node, data: Dataset, labeled: Dataset
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return t-SNE maps of some pictures by the untrained network and by each pretrained one.
+    """Return t-SNE maps of labeled images by the randomly initialized network and each pretrained one.
 
     Args:
         pretrained: run directories by name.
-        data: training, for the normalisation of the untrained network.
-        shown: labeled pictures; at most 1,000 of them are taken.
+        backbone, dataset, device: nodes of the config.
+        data: training data, for the normalization of the randomly initialized network.
+        labeled: labeled images; at most 1,000 are drawn at random.
 
     Returns:
-        `N x 2` by the network's name, `untrained` first, and the N labels.
+        `N x 2` by name of the network, `random initialization` first, and the N labels.
     """
-    rows = torch.randperm(len(shown), generator=torch.Generator().manual_seed(0))[:SHOWN].numpy()
-    some = shown.take(rows)
+    rows = torch.randperm(len(labeled), generator=torch.Generator().manual_seed(0))[:MAX_IMAGES].numpy()
+    some = labeled.take(rows)
     hardware = build(device)
-    hardware.claim()  # again: runs of the study in this process may have had other threads
+    hardware.claim()  # again, since runs of the study in this process may have changed the number of threads
     torch.manual_seed(0)
-    encoders = {"untrained": build_encoder(backbone, dataset["image_size"], *normalization(dataset, data))}
+    encoders = {"random initialization": build_encoder(backbone, dataset["image_size"], *normalization(dataset, data))}
     for name, directory in pretrained.items():
         encoders[name] = resolve(str(directory), backbone, dataset, {}).encoder(data)
     maps = {}

@@ -1,8 +1,8 @@
-"""The runs of a study: of other commands, each in a folder named by what it is made from, so none is done twice.
+"""The runs of a study: runs of other commands, each in a folder named by its inputs, so that none is repeated.
 
     outputs/<stage>/study_runs/<name>-<key>/    a run directory like any other
 
-The key is a hash of the settings, the data, the versions of torch and Python, and the code that makes numbers.
+The key is a hash of the settings, the data, the code that affects results, and the versions of Python and libraries.
 """
 
 import hashlib
@@ -35,11 +35,12 @@ from sslrun.runs.find import OUTPUTS, STUDY_RUNS, is_complete, read_summary, sco
 from sslrun.runs.job import IN_STUDY
 from sslrun.runs.run import Stages
 
-ROOMS = ("augment.py", "device.py", "data", "models", "tasks", "evaluation", "training")  # that numbers come from
-LAUNCHED = (PRETRAIN, FINETUNE, EVALUATE)  # commands, whose own files numbers come from, too
-# Settings that no weight depends on; the pictures' fingerprints stand for where they lie.
-OF_NO_WEIGHT = ("dataset.root", "unlabeled", "train.save_minutes", "train.keep_every")
-WATCH_SECONDS = 2.0  # between two looks at what other processes have finished
+# Code that affects results: parts of the package, and the files of these commands.
+ROOMS = ("augment.py", "device.py", "data", "models", "tasks", "evaluation", "training")
+LAUNCHED = (PRETRAIN, FINETUNE, EVALUATE)
+# Settings that do not affect the weights; the images are identified by their fingerprints, not by their location.
+IGNORED_KEYS = ("dataset.root", "unlabeled", "train.save_minutes", "train.keep_every")
+WATCH_SECONDS = 2.0  # between checks for runs that other processes have finished
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,10 @@ class StudyRun:
 
     Attributes:
         stage: the command.
-        name: of its folder, for people.
-        overrides: of the command, of which its settings are made.
-        key: of its folder: a hash of all that it is made from.
-        setting: of a search, to tell of.
+        name: readable part of the folder's name.
+        overrides: of the command.
+        key: rest of the folder's name: a hash of all inputs.
+        setting: of a search, for log messages.
     """
 
     stage: str
@@ -62,42 +63,45 @@ class StudyRun:
 
     @property
     def directory(self) -> Path:
-        """Return its run directory."""
+        """Return the run directory."""
         return OUTPUTS / self.stage / STUDY_RUNS / f"{self.name}-{self.key}"
 
     def finished(self) -> bool:
-        """Tell whether it came to its end, in this study or in another; of a pretraining, whether it has its weights.
+        """Return whether the run is finished, in this study or another; a pretraining also needs its weights.
 
         Raises:
-            UserError: its summary is damaged.
+            UserError: the summary is damaged.
         """
         try:
             return is_complete(self.directory)
         except UserError as error:
-            raise UserError(f"{error}; move {self.directory} away to have it made anew") from None
+            raise UserError(f"{error}; move {self.directory} away to repeat the run") from None
 
 
 def study_run(
     stages: Stages, stage: str, name: str, config: Node, overrides: Sequence[str], *data: str, setting: str = ""
 ) -> StudyRun:
-    """Name a run by what it is made from.
+    """Return a run, named by a hash of its inputs.
 
     Args:
         stages: the commands.
-        config: what the overrides come to; a setting is the same however it was said.
-        data: fingerprints of what it reads.
-        setting: of a search, to tell of.
+        stage: the command of this run.
+        name: readable part of the folder's name.
+        config: the composed config, so that the key does not depend on how overrides are written.
+        overrides: of the command.
+        data: fingerprints of the data and weights that it reads.
+        setting: of a search, for log messages.
     """
-    made_from = [stage, _canonical(config), data, code_version(stages), *_user_code(config)]
-    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
+    inputs = [stage, _canonical(config), data, code_version(stages), *_user_code(config)]
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
     plain = "".join(c if (c.isascii() and c.isalnum()) or c in "._-" else "_" for c in name)[:60]
     return StudyRun(stage, plain, tuple(overrides), key, setting)
 
 
 def _canonical(value: Any, prefix: str = "") -> Any:
-    """Return a config without what no weight depends on, and with 1 as 1.0, which are the same setting."""
+    """Return a config without ignored keys and with integers as floats, since 1 and 1.0 are the same setting."""
     if isinstance(value, dict):
-        kept = {k: v for k, v in value.items() if f"{prefix}{k}" not in OF_NO_WEIGHT}
+        kept = {k: v for k, v in value.items() if f"{prefix}{k}" not in IGNORED_KEYS}
         return {k: _canonical(v, f"{prefix}{k}.") for k, v in kept.items()}
     if isinstance(value, list):
         return [_canonical(v, f"{prefix}.") for v in value]
@@ -106,7 +110,7 @@ def _canonical(value: Any, prefix: str = "") -> Any:
 
 @cache
 def code_version(stages: Stages) -> str:
-    """Return a hash of the code that numbers come from, and of the versions of Python and of the libraries."""
+    """Return a hash of the code that affects results and of the versions of Python and the libraries."""
     libraries = [version(p) for p in ("torch", "torchvision", "numpy", "scikit-learn", "pillow")]
     digest = hashlib.sha256(" ".join([platform.python_version(), *libraries]).encode())
     for path in _code(stages):
@@ -115,7 +119,7 @@ def code_version(stages: Stages) -> str:
 
 
 def _code(stages: Stages) -> Iterator[Path]:
-    """Yield the files that numbers come from, always in the same order."""
+    """Yield the source files that affect results, in a fixed order."""
     package = Path(__file__).parents[1]
     for room in ROOMS:
         yield from sorted((package / room).rglob("*.py")) or [package / room]
@@ -124,7 +128,7 @@ def _code(stages: Stages) -> Iterator[Path]:
 
 
 def _user_code(node: Any) -> list[str]:
-    """Return the hashes of the user's own Python files that a config names."""
+    """Return hashes of the user's own Python files that a config refers to."""
     if isinstance(node, list):
         return [h for value in node for h in _user_code(value)]
     if not isinstance(node, dict):
@@ -137,15 +141,17 @@ def _user_code(node: Any) -> list[str]:
 
 
 def launch_all(runs: Sequence[StudyRun], stages: Stages) -> None:
-    """Do what is not finished, through Hydra's launcher: one after another, or as `hydra/launcher=...` spreads them.
+    """Launch the unfinished runs with Hydra's launcher: sequentially, or in parallel with `hydra/launcher=...`.
 
     Raises:
-        UserError: some failed; the others were finished all the same.
-        Stopped: a signal came.
+        UserError: some runs failed; the others were completed.
+        Stopped: the process received a signal.
     """
     todo = [r for r in dict.fromkeys(runs) if not r.finished()]
     if len(todo) < len(runs):
-        log.info("%d of %s finished earlier.", len(runs) - len(todo), counted(len(runs), f"{runs[0].stage} run"))
+        log.info(
+            "Skipping %d of %s: already finished.", len(runs) - len(todo), counted(len(runs), f"{runs[0].stage} run")
+        )
     if not todo:
         return
     hydra = launcher(todo[0].stage, stages.job)
@@ -155,41 +161,41 @@ def launch_all(runs: Sequence[StudyRun], stages: Stages) -> None:
         try:
             with nullcontext() if alone else progress.watched():
                 hydra.launch([_job(p) for p in group], initial_job_idx=i)
-        except SystemExit as end:  # the run has saved itself
+        except SystemExit as end:  # the run has saved its state
             if isinstance(end.code, int) and end.code > 128:
                 raise signals.Stopped(end.code - 128) from None
             raise
-        except OSError as error:  # of making the folder, before the run begins
+        except OSError as error:  # creating the folder failed, before the run started
             log.error("%s: %s", error.filename, error.strerror)
         progress.show()
     failed = [p for p in todo if not p.finished()]
     if failed:
         named = "\n".join(f"  {typed(p.stage)} {shlex.join(p.overrides)}" for p in failed[:3])
         raise UserError(
-            f"{len(failed)} of {len(todo)} {failed[0].stage} runs of the study failed, for the reasons above; "
-            f"the same command does these again, and no other:\n{named}"
+            f"{len(failed)} of {len(todo)} {failed[0].stage} runs of the study failed (see the errors above); "
+            f"the same command repeats only these:\n{named}"
         )
 
 
 class _Progress:
-    """Tells of every run that has come to its end, and how long the others will take."""
+    """Logs each finished run and the estimated time left."""
 
     def __init__(self, todo: Sequence[StudyRun]) -> None:
-        self.left, self.all, self.began = list(todo), len(todo), time.monotonic()
+        self.left, self.total, self.began = list(todo), len(todo), time.monotonic()
 
     def show(self) -> None:
-        """Log the runs that are finished and were not told of."""
+        """Log the runs that have finished since the last call."""
         for p in [p for p in self.left if p.finished()]:
             self.left.remove(p)
-            done = self.all - len(self.left)
+            done = self.total - len(self.left)
             left = (time.monotonic() - self.began) / done * len(self.left)
             log.info(
-                "%s %d/%d  %s%s", p.stage, done, self.all, _description(p), f"  {duration(left)} left" * (left > 0)
+                "%s %d/%d  %s%s", p.stage, done, self.total, _description(p), f"  {duration(left)} left" * (left > 0)
             )
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Tell of runs that other processes finish, as they do."""
+        """Log runs as other processes finish them."""
         ended = threading.Event()
 
         def watch() -> None:
@@ -205,8 +211,8 @@ class _Progress:
             thread.join()
 
 
-def launching() -> list[str]:
-    """Return what was said on the command line of Hydra's launcher, and of where it looks for configs."""
+def launcher_overrides() -> list[str]:
+    """Return the command-line overrides of Hydra's launcher and config search path."""
     kept = ("hydra/launcher", "hydra.launcher", "hydra.searchpath")
     return [o for o in HydraConfig.get().overrides.hydra if key_of(o).startswith(kept)]
 
@@ -217,9 +223,9 @@ def _description(p: StudyRun) -> str:
 
 
 def launcher(stage: str, job: Callable[[DictConfig], Any]) -> Any:
-    """Return the launcher that the command line asks for, for runs of a command.
+    """Return the launcher selected on the command line, for runs of a command.
 
-    Hydra has no public way to one inside a job; hence its private `Callbacks`.
+    Hydra has no public API for this inside a job, hence its private `Callbacks`.
     """
     from hydra._internal.callbacks import Callbacks
     from hydra.core.global_hydra import GlobalHydra
@@ -232,7 +238,7 @@ def launcher(stage: str, job: Callable[[DictConfig], Any]) -> Any:
         f"+hydra.job.name={IN_STUDY}",
         "hydra.mode=MULTIRUN",
     ]
-    master = loader.load_configuration(stage, [*launching(), *place], RunMode.MULTIRUN)
+    master = loader.load_configuration(stage, [*launcher_overrides(), *place], RunMode.MULTIRUN)
     context = HydraContext(config_loader=loader, callbacks=Callbacks())
     return Plugins.instance().instantiate_launcher(context, job, master)
 

@@ -1,10 +1,11 @@
-"""The plan of a study: what is compared, on which labels, and the runs that it takes."""
+"""The plan of a study: the compared classifiers, their label budgets, and the runs that they need."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
+from sslrun.base.text import counted
 from sslrun.config.commands import EVALUATE, FINETUNE, PRETRAIN
 from sslrun.config.compose import compose_config
 from sslrun.config.grammar import literal
@@ -27,10 +28,10 @@ class Cell:
     """One classifier of a study.
 
     Attributes:
-        initialization: a pretraining's name, `scratch` or `imagenet`.
+        initialization: name of a pretraining, `scratch` or `imagenet`.
         mode: `finetune` or `probe`.
-        budget: of labels; its seed is that of the training, too.
-        setting: that it is tried with, as an override, or ''; of each network the best setting is evaluated.
+        budget: the label budget; its seed is also that of the training.
+        setting: override of a search, or ''; only the best setting of each network is evaluated.
     """
 
     initialization: str
@@ -40,18 +41,18 @@ class Cell:
 
     @property
     def labels(self) -> dict[str, float]:
-        """Return how many labels it has, as a setting of finetune."""
+        """Return the label budget as a setting of finetune."""
         return {"label_fraction" if self.budget.per_class is None else "labels_per_class": self.budget.value}
 
 
 @dataclass
 class StudyData:
-    """What a study reads, apart from the test split, which only its evaluations read.
+    """The data of a study without the test split, which is read only by evaluations.
 
     Attributes:
-        data, val: training with its labels, and validation.
-        images: that are pretrained on: those of training and those without labels.
-        test: a hash of the test split's files by name, size and time.
+        data, val: labeled training and validation data.
+        images: for pretraining: training and unlabeled images.
+        test: hash of the names, sizes and times of the test files.
     """
 
     data: Dataset
@@ -62,10 +63,13 @@ class StudyData:
 
 @dataclass
 class Plan:
-    """The runs of a study: pretrainings by name, classifiers and their evaluations by cell.
+    """The runs of a study.
 
-    `trials` are classifiers without a part of their labels, by which is chosen where validation is small; `classified`
-    are the pictures of the classifiers, which may have a few of the study's classes, or joined ones.
+    Attributes:
+        classified: data of the classifiers, which may have fewer or merged classes.
+        pretrainings: by name.
+        classifiers, evaluations: by cell.
+        trials: runs of cross-validation by cell, each without one fold of the labels; none if validation is large.
     """
 
     classified: StudyData
@@ -76,17 +80,21 @@ class Plan:
 
 
 def load_data(dataset: Node, unlabeled: str | None) -> StudyData:
-    """Load the pictures of a study.
+    """Load the data of a study.
+
+    Args:
+        dataset: node of the config.
+        unlabeled: a folder of further images for pretraining.
 
     Raises:
-        UserError: they have no labels, or one class.
+        UserError: there are no labels, fewer than two classes, or no test split.
     """
     data, val = load_train(dataset)
     if data.labels is None or len(data.class_names) < 2:
-        raise UserError(f"{describe(dataset)} has no two classes of labeled pictures: there is nothing to compare on")
+        raise UserError(f"{describe(dataset)}: a study needs labeled images of at least two classes")
     test = listing_hash(dataset, "test")
     if not test:
-        raise UserError(f"{describe(dataset)} has no test split to compare on")
+        raise UserError(f"{describe(dataset)} has no test split, which a study needs")
     images = data.images
     for extra in load_unlabeled(dataset, unlabeled):
         images = images + extra.images
@@ -98,7 +106,12 @@ def plan_of(
 ) -> Plan:
     """Return the runs of a study.
 
-    Args, raises: as of `overrides_of`.
+    Args:
+        stages, config, chosen, config_dir: as in `overrides_of`.
+        loaded: the data.
+
+    Raises:
+        UserError: as in `overrides_of`; or there are no validation images and too few labels for cross-validation.
     """
     pretrained_by: dict[str, StudyRun] = {}
     pretrainings, common, settings = overrides_of(stages, config, chosen, config_dir)
@@ -109,11 +122,11 @@ def plan_of(
         if same is None:
             pretrained_by[name] = pretraining
         else:
-            log.info("pretexts: %s is the same as %s: it is taken once.", name, same)
+            log.info("pretexts: %s is the same as %s, so it is run only once.", name, same)
     composed_with = {s: plain(compose_config(FINETUNE, [*common, *filter(None, [s])], None)) for s in ["", *settings]}
     classified = _classified(composed_with[""]["dataset"], config["dataset"], loaded)
     evaluating = device_of(config, chosen, EVALUATE)
-    made, evaluated, trials = {}, {}, {}
+    classifiers, evaluations, trials = {}, {}, {}
     fingerprints = [d.fingerprint() if d else "" for d in (classified.data, classified.val)]
     for cell in _cells(config, list(pretrained_by), settings, _budgets(config, classified.data)):
         init = (
@@ -134,19 +147,19 @@ def plan_of(
             whole = composed_with[setting] | settings | {"subset_seed": settings["seed"]}
             return study_run(stages, FINETUNE, name, whole, all_overrides, *fingerprints, setting=setting)
 
-        made[cell] = classifier(name, own, cell.setting)
+        classifiers[cell] = classifier(name, own, cell.setting)
         if folds := _folds(cell, classified, len(settings), config["mode"]):
             trials[cell] = [classifier(f"{name}_without{k}", own | {"fold": [k, n]}, cell.setting) for k, n in folds]
-        reading = [f"run={literal(made[cell].directory.as_posix())}", *evaluating]
-        if "root" in config["dataset"]:  # where the pictures are now
+        reading = [f"run={literal(classifiers[cell].directory.as_posix())}", *evaluating]
+        if "root" in config["dataset"]:  # the current location of the images
             reading.append(f"dataset.root={literal(config['dataset']['root'])}")
-        read = {"run": made[cell].directory.as_posix(), "device": config["device"]}
-        evaluated[cell] = study_run(stages, EVALUATE, name, read, reading, loaded.test)
-    return Plan(classified, pretrained_by, made, evaluated, trials)
+        read = {"run": classifiers[cell].directory.as_posix(), "device": config["device"]}
+        evaluations[cell] = study_run(stages, EVALUATE, name, read, reading, loaded.test)
+    return Plan(classified, pretrained_by, classifiers, evaluations, trials)
 
 
 def best_settings(plan: Plan) -> list[Cell]:
-    """Return the classifiers that are evaluated: of each network the one whose setting was best where it was judged."""
+    """Return the classifiers to evaluate: each network with its best setting."""
     best: dict[Cell, Cell] = {}
     for cell in plan.classifiers:
         network = replace(cell, setting="")
@@ -160,7 +173,7 @@ def _score(plan: Plan, cell: Cell) -> tuple[float, float]:
 
 
 def _classified(dataset: Node, of_study: Node, loaded: StudyData) -> StudyData:
-    """Return the pictures that are classified, by the classifiers' own data set, which may have other classes."""
+    """Return the data of the classifiers, whose data set may have other classes than the study's."""
     if dataset == of_study:
         return loaded
     data, val = load_train(dataset)
@@ -168,10 +181,10 @@ def _classified(dataset: Node, of_study: Node, loaded: StudyData) -> StudyData:
 
 
 def _folds(cell: Cell, loaded: StudyData, settings: int, mode: str) -> list[list[int]]:
-    """Return the folds of a classifier's labels that are held out in turns.
+    """Return the folds for cross-validation of a classifier; none if validation is large enough.
 
-    There are none where validation is enough, and where nothing is to be chosen: with one setting, but for `mode=auto`.
-    With more than one, probes are judged like that, too, so that the best classifier of all can be named.
+    Without `mode=auto` and with a single setting, nothing is chosen and there are no folds. With several settings,
+    probes are cross-validated, too, so that they can be compared when the best classifier is named.
     """
     if (settings < 2 and mode != AUTO) or (cell.initialization, cell.mode) == (SCRATCH, PROBE):
         return []
@@ -179,13 +192,13 @@ def _folds(cell: Cell, loaded: StudyData, settings: int, mode: str) -> list[list
     if folds == [None] and not loaded.val:
         (label_budget,) = (f"{k}={v:g}" for k, v in cell.labels.items())
         raise UserError(
-            f"there is nothing to choose by, without validation and with {label_budget}: say mode=finetune search=[]"
+            f"cannot choose a classifier without validation images and with {label_budget}; set mode=finetune search=[]"
         )
     return [f for f in folds if f is not None]
 
 
 def _budgets(config: Node, data: Dataset) -> list[LabelBudget]:
-    """Return the amounts of labels, of those that come to the same subsets the first."""
+    """Return the label budgets; of those that give the same number of labels only the first."""
     per_class = config["labels_per_class"]
     if per_class is not None:
         budgets = [LabelBudget(per_class=n) for n in sorted(set(per_class))]
@@ -196,18 +209,18 @@ def _budgets(config: Node, data: Dataset) -> list[LabelBudget]:
         n = len(data.within(budget))
         if sizes.setdefault(n, budget) != budget:
             values = sizes[n].value, budget.value
-            log.info("%g and %g of the labels are the same %d: they are taken once.", *values, n)
+            log.info("Label budgets %g and %g both give %s; only the first is used.", *values, counted(n, "label"))
     return list(sizes.values())
 
 
 def _cells(
     config: Node, pretrained: Sequence[str], settings: Sequence[str], budgets: Sequence[LabelBudget]
 ) -> Iterator[Cell]:
-    """Yield the classifiers of a study: from scratch and frozen random always, the pretrained in each mode."""
+    """Yield the classifiers: from scratch, a probe of the randomly initialized network, and the pretrained ones."""
     network = (config["backbone"], config["dataset"]["image_size"])
     imagenet = imagenet_cached(*network) if config["imagenet"] == "auto" else config["imagenet"]
     if imagenet and not imagenet_weights(*network):
-        raise UserError("imagenet=true: there are no ImageNet weights for this backbone; resnet18 and mobilenetv2 have")
+        raise UserError("imagenet=true: no ImageNet weights for this backbone; use resnet18 or mobilenetv2")
     modes = [TUNED, PROBE] if config["mode"] == AUTO else [config["mode"]]
     for unseeded in budgets:
         for seed in range(config["seeds"]):

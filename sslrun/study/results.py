@@ -1,4 +1,4 @@
-"""From evaluated classifiers to the rows, the paired differences and the verdicts of a study."""
+"""Results of a study: rows of evaluated classifiers, paired differences from scratch, and verdicts."""
 
 import csv
 import itertools
@@ -19,23 +19,25 @@ from sslrun.evaluation.intervals import Interval, mean_interval, paired
 from sslrun.runs.encoders import IMAGENET, SCRATCH
 from sslrun.runs.find import find, job_order, read_summary
 from sslrun.study.choice import AUTO, KNN, PROBE, TUNED
-from sslrun.study.launch import OF_NO_WEIGHT
+from sslrun.study.launch import IGNORED_KEYS
 
-ORDER = (AUTO, TUNED, PROBE, KNN)  # of the modes, and which of them is judged where there are several
+ORDER = (AUTO, TUNED, PROBE, KNN)  # of the modes; a report compares the first one that it has with scratch
 Sign = Literal["=", "<", ">"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What is compared of one evaluated classifier: a line of `results.csv`, whose columns are these in this order.
+    """One evaluated classifier: a row of `results.csv`, which has these columns in this order.
 
     Attributes:
-        initialization: the name under which its network started: `scratch`, `imagenet`, or a pretraining's.
-        label_budget: of labels, as it was asked for.
-        subset: fingerprint of its label subset.
-        cv_accuracy, cv_loss: on parts of the labels, held out in turns, where validation is small.
-        chosen: by `mode=auto`, without its setting.
-        setting: that was chosen by a search, or ''.
+        initialization: `scratch`, `imagenet`, or the name of a pretraining.
+        labels: number of labels for training.
+        label_budget: the requested label budget in words.
+        subset: fingerprint of the label subset.
+        cv_accuracy, cv_loss: mean over the folds of k-fold cross-validation; None if validation is large enough.
+        chosen: the choice of `mode=auto`, without its setting.
+        setting: the best setting of a search, or ''.
+        seconds: wall time of the training.
         finetuned, evaluated: the run directories.
     """
 
@@ -61,34 +63,34 @@ class Row:
     evaluated: str
 
     @property
-    def merit(self) -> tuple[float, float] | None:
-        """Return accuracy and, to break ties, log-likelihood on what was held out or on validation; None without."""
+    def selection_score(self) -> tuple[float, float] | None:
+        """Return accuracy and, to break ties, log-likelihood in cross-validation or else on validation, or None."""
         judged = (self.cv_accuracy, self.cv_loss), (self.val_accuracy, self.val_loss)
         return next(((a, -loss) for a, loss in judged if a is not None and loss is not None), None)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a paired difference of accuracies, in [-1, 1], shows.
+    """Result of a paired comparison with training from scratch.
 
     Attributes:
-        kind: `none` where the interval has zero in it; `one subset` where there is no interval.
-        difference: to scratch on the same label subsets; None where there is nothing to compare with.
+        kind: `none` if the interval contains zero; `one subset` if there is no interval.
+        difference: of the accuracies, in [-1, 1], on the same label subsets; None without a baseline.
     """
 
-    kind: Literal["helps", "hurts", "none", "one subset", "nothing to compare with"]
+    kind: Literal["better", "worse", "none", "one subset", "no baseline"]
     difference: Interval | None
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One network with one number of labels.
+    """Results of one network at one label budget.
 
     Attributes:
-        accuracy: on test, over the label subsets.
-        verdict: against scratch; None of scratch itself.
-        labels_needed: by scratch for the same accuracy, as `labels_needed` has it; None where there is no scratch.
-        chosen: by `mode=auto`: what, and how often.
+        accuracy: mean test accuracy and its 95 % CI over label subsets.
+        verdict: the comparison with scratch; None for scratch itself.
+        labels_needed: by scratch for the same accuracy, as returned by `labels_needed`; None without a baseline.
+        chosen: counts of the choices of `mode=auto`.
     """
 
     initialization: str
@@ -102,24 +104,26 @@ class Entry:
 
 
 def verdict(difference: Interval | None) -> Verdict:
-    """Judge a paired difference of accuracies, in [-1, 1]."""
+    """Return the verdict on a paired difference of accuracies, in [-1, 1], with its 95 % CI."""
     if difference is None:
-        return Verdict("nothing to compare with", None)
+        return Verdict("no baseline", None)
     if difference.n < 2:
         return Verdict("one subset", difference)
     if not difference.excludes_zero():
         return Verdict("none", difference)
-    return Verdict("helps" if difference.mean > 0 else "hurts", difference)
+    return Verdict("better" if difference.mean > 0 else "worse", difference)
 
 
 def labels_needed(curve: Sequence[tuple[int, float]], accuracy: float) -> tuple[float, Sign]:
-    """Return with how many labels a curve reaches an accuracy: between its points linearly in log(labels).
+    """Return the number of labels at which a curve reaches an accuracy, interpolated linearly in log(labels).
 
     Args:
-        curve: (labels, accuracy) of the baseline, at least one.
+        curve: points (labels, accuracy) of the baseline, at least one.
+        accuracy: to be reached.
 
     Returns:
-        The number of labels and `"="`, or an end of the curve with `"<"` or `">"` where the accuracy lies beyond it.
+        The number of labels and `"="`; if the accuracy is outside the curve, its first number of labels and `"<"`, or
+        its last one and `">"`.
     """
     points = sorted(curve)
     if accuracy <= points[0][1]:
@@ -131,21 +135,25 @@ def labels_needed(curve: Sequence[tuple[int, float]], accuracy: float) -> tuple[
 
 
 def row_of(evaluated: Path, initialization: str, cv: tuple[float, float] | None = None, setting: str = "") -> Row:
-    """Return what is compared of one evaluated classifier.
+    """Return the row of one evaluated classifier.
 
     Args:
-        evaluated: an evaluation's run directory.
-        cv: accuracy and log-likelihood.
+        evaluated: run directory of the evaluation.
+        initialization: as in `Row`.
+        cv: accuracy and log-likelihood in cross-validation.
+        setting: as in `Row`.
     """
     test = read_summary(evaluated)
     directory = Path(test["of_run"])
     made = read_summary(directory)
-    share = made["label_fraction"]
+    fraction = made["label_fraction"]
     return Row(
         initialization=initialization,
         mode=made["mode"],
         labels=made["labels"]["train"],
-        label_budget=f"{share:.3g} of the labels" if share is not None else f"{made['labels_per_class']} per class",
+        label_budget=f"{fraction:.3g} of the labels"
+        if fraction is not None
+        else f"{made['labels_per_class']} per class",
         labels_validation=made["labels"]["validation"],
         seed=made["seeds"]["training"],
         subset=made["subset_fingerprint"],
@@ -166,25 +174,23 @@ def row_of(evaluated: Path, initialization: str, cv: tuple[float, float] | None 
 
 
 def with_auto(rows: Sequence[Row], initializations: Iterable[str]) -> list[Row]:
-    """Return rows `mode=auto`: of probe, finetuning and scratch on the same labels the one that is best on validation.
+    """Return rows of `mode=auto`: the best of probe, finetuning and scratch on the same labels, as in `finetune`.
 
-    Where validation is small, it is the best on labels that were held out in turns, as in `sslrun finetune mode=auto`.
-    The test split has no part in it.
+    The choice is made on validation, or in cross-validation where validation is small, never on test.
     """
     out = []
     for initialization in initializations:
         for row in rows:
             if row.initialization != initialization or row.mode != TUNED:
                 continue
-            rivals = [r for r in rows if _same_labels(r, row) and (r.initialization == initialization or is_scratch(r))]
-            if any(r.merit is None for r in rivals):
-                continue  # there is nothing to choose by
-            best = max(rivals, key=lambda r: r.merit or (0.0, 0.0))
-            out.append(
-                replace(
-                    best, initialization=initialization, mode=AUTO, chosen=SCRATCH if is_scratch(best) else best.mode
-                )
-            )
+            candidates = [
+                r for r in rows if _same_labels(r, row) and (r.initialization == initialization or is_scratch(r))
+            ]
+            if any(r.selection_score is None for r in candidates):
+                continue  # neither validation nor cross-validation
+            best = max(candidates, key=lambda r: r.selection_score or (0.0, 0.0))
+            chosen = SCRATCH if is_scratch(best) else best.mode
+            out.append(replace(best, initialization=initialization, mode=AUTO, chosen=chosen))
     return out
 
 
@@ -193,12 +199,12 @@ def _same_labels(a: Row, b: Row) -> bool:
 
 
 def is_scratch(network: Row | Entry) -> bool:
-    """Tell whether a network was trained from scratch: what all others are compared with."""
+    """Return whether a network was trained from scratch, the baseline of all comparisons."""
     return (network.initialization, network.mode) == (SCRATCH, TUNED)
 
 
 def compared(rows: Sequence[Row]) -> list[Entry]:
-    """Return one entry for every network and number of labels, in the order of the labels, then of the starts."""
+    """Return one entry per network and label budget, ordered by number of labels, then as in `rows`."""
     groups: dict[tuple[int, str, str, str], list[Row]] = {}
     initializations = list(dict.fromkeys(r.initialization for r in rows))
     for row in sorted(rows, key=lambda r: (r.labels, initializations.index(r.initialization), ORDER.index(r.mode))):
@@ -212,8 +218,8 @@ def compared(rows: Sequence[Row]) -> list[Entry]:
         chosen = [r.chosen for r in members if mode == AUTO and r.chosen]
         judged = None if own else verdict(paired(_by_subset(members), _by_subset(base)))
         needed = labels_needed(curve, accuracy.mean) if curve and not own else None
-        often = {c: chosen.count(c) for c in dict.fromkeys(chosen)}
-        out.append(Entry(initialization, mode, labels, label_budget, accuracy, judged, needed, often))
+        counts = {c: chosen.count(c) for c in dict.fromkeys(chosen)}
+        out.append(Entry(initialization, mode, labels, label_budget, accuracy, judged, needed, counts))
     return out
 
 
@@ -226,20 +232,24 @@ def _by_subset(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def best_classifier(rows: Sequence[Row]) -> Row | None:
-    """Return the best of the classifiers with the most labels, as `mode=auto` judges; None where nothing tells."""
+    """Return the best classifier at the largest label budget by selection score; None if there is no score."""
     most = max(r.labels for r in rows)
     cv = any(r.cv_accuracy is not None for r in rows)
-    of_these = [r for r in rows if r.mode != AUTO and r.labels == most]
-    judged = [(r.merit, r) for r in of_these if r.merit and (not cv or r.cv_accuracy is not None)]
-    return max(judged, key=lambda j: j[0])[1] if judged else None
+    largest = [r for r in rows if r.mode != AUTO and r.labels == most]
+    scores = [(r.selection_score, r) for r in largest if r.selection_score and (not cv or r.cv_accuracy is not None)]
+    return max(scores, key=lambda s: s[0])[1] if scores else None
 
 
 def rows_of(path: Path) -> list[Row]:
-    """Return the evaluated classifiers that a path stands for."""
+    """Return the rows of an evaluation, a finetuned run, a sweep of either, or a study.
+
+    Raises:
+        UserError: it is none of these, was not evaluated, or is unfinished.
+    """
     if not (path / "summary.json").is_file():
         jobs = sorted((p.parent for p in path.glob("*/summary.json")), key=job_order)
         if not jobs:
-            read_summary(path)  # which says what is wrong
+            read_summary(path)  # raises an error with the reason
         return [row for job in jobs if read_summary(job)["status"] == "finished" for row in rows_of(job)]
     stage = read_summary(path)["stage"]
     if stage == EVALUATE:
@@ -248,18 +258,20 @@ def rows_of(path: Path) -> list[Row]:
         finished = [(p, s) for p, s in find([EVALUATE], study_runs=True) if s["status"] == "finished"]
         evaluated = [p for p, s in finished if Path(s.get("of_run", "")).resolve() == path.resolve()]
         if not evaluated:
-            raise UserError(f"{path} was not evaluated yet: sslrun evaluate run={path}")
+            raise UserError(f"{path} has not been evaluated; run: sslrun evaluate run={path}")
         return [row_of(evaluated[-1], _initialization(evaluated[-1]))]
     if stage == COMPARE and (path / "results.csv").is_file():
         with (path / "results.csv").open(newline="", encoding="utf-8") as file:
             cells = [renamed_keys(row, COLUMNS) for row in csv.DictReader(file)]
         if not cells or not {"evaluated", "initialization", "mode"} <= set(cells[0]):
-            raise UserError(f"{path / 'results.csv'} is not as a study writes it: sslrun compare resume={path}")
+            raise UserError(
+                f"{path / 'results.csv'} is not a table of results; to write it again: sslrun compare resume={path}"
+            )
         cells = [r for r in cells if r["mode"] != AUTO]
         return [row_of(Path(r["evaluated"]), r["initialization"], _cv(r), r.get("setting") or "") for r in cells]
     if stage == COMPARE:
-        raise UserError(f"{path} is a study that has not come to its end: sslrun compare resume={path}")
-    raise UserError(f"{path} is a {stage} run: a report is on evaluated classifiers (sslrun evaluate), or on a study")
+        raise UserError(f"{path} is an unfinished study; to continue it: sslrun compare resume={path}")
+    raise UserError(f"{path} is a {stage} run; a report needs evaluated classifiers (sslrun evaluate) or a study")
 
 
 def _cv(row: dict[str, str]) -> tuple[float, float] | None:
@@ -271,15 +283,18 @@ def _initialization(evaluated: Path) -> str:
 
 
 def disambiguated(rows: Sequence[Row]) -> list[Row]:
-    """Tell apart networks of one pretext task that come from different runs, and runs with other settings than most."""
+    """Return rows with distinct names for networks from different pretraining runs and with different settings.
+
+    Settings that differ from those of most networks from scratch are appended to the name.
+    """
     sources: dict[str, dict[str, str]] = {}
     searched = {key_of(r.setting) for r in rows}
     configs = [_settings(r, searched) for r in rows]
-    usual = Counter(
+    common = Counter(
         json.dumps(c, sort_keys=True) for c, r in zip(configs, rows, strict=True) if r.initialization == SCRATCH
     )
-    usual = usual or Counter(json.dumps(c, sort_keys=True) for c in configs)
-    base = json.loads(usual.most_common(1)[0][0]) if rows else {}
+    common = common or Counter(json.dumps(c, sort_keys=True) for c in configs)
+    base = json.loads(common.most_common(1)[0][0]) if rows else {}
     out = []
     for r, config in zip(rows, configs, strict=True):
         source = str(read_summary(Path(r.finetuned))["source"])
@@ -292,15 +307,16 @@ def disambiguated(rows: Sequence[Row]) -> list[Row]:
 
 
 def _settings(row: Row, searched: set[str]) -> dict[str, Any]:
-    """Return the settings of a classifier that its name and its labels do not tell.
+    """Return the settings that distinguish a classifier from others of the same name and label budget.
 
     Args:
-        searched: keys that a study searched: they do not tell its networks apart.
+        row: the classifier.
+        searched: keys that a study searched, which do not distinguish its networks.
     """
     summary = read_summary(Path(row.finetuned))
     flat = flattened(summary["config"])
     ignored = {"init", "mode", "search", "seed", "subset_seed", "fold", "resume", "label_fraction", "labels_per_class",
-            "backbone.stem", *OF_NO_WEIGHT}  # fmt: skip
+            "backbone.stem", *IGNORED_KEYS}  # fmt: skip
     flat["pooling"] = "auto" if "poolings" in summary else flat.get("pooling", "average")  # older runs lack the key
     if row.mode != TUNED or row.setting:
         ignored |= searched

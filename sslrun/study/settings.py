@@ -1,4 +1,4 @@
-"""What a study's command line comes to: the settings of each of its pretrainings and of all of its classifiers."""
+"""The settings of a study: overrides of its pretrainings and classifiers."""
 
 import shlex
 from collections.abc import Callable, Mapping
@@ -18,34 +18,34 @@ from sslrun.data.options import PREPROCESSING
 from sslrun.runs.run import Stages
 from sslrun.study.choice import searched
 
-NODES = ("dataset", "backbone", "optimizer", "device")  # that a study and its pretrainings have in common
-OF_THE_STUDY = (  # keys of a classifier that cannot be set for all of them
+NODES = ("dataset", "backbone", "optimizer", "device")  # shared by a study and its pretrainings
+STUDY_KEYS = (  # keys of finetune that the study sets
     "init", "mode", "fold", "resume", "seed", "subset_seed", "label_fraction", "labels_per_class",
     "search", "backbone", "dataset", "dataset.root", "dataset.val_fraction", "dataset.split_seed",
     *(f"dataset.{k}" for k in PREPROCESSING),
 )  # fmt: skip
-OF_A_TASK = ("pretext", "train", "optimizer", "seed", "dataset.max_images")  # that tasks may differ in
+TASK_KEYS = ("pretext", "train", "optimizer", "seed", "dataset.max_images")  # keys that may differ between tasks
 
 
 def overrides_of(
     stages: Stages, config: Node, chosen: Mapping[str, str], config_dir: str | None
 ) -> tuple[dict[str, list[str]], list[str], list[str]]:
-    """Return the overrides of each pretraining by its name, those of all classifiers, and the settings to be searched.
+    """Return the overrides of each pretraining by name, the overrides common to all classifiers, and searched settings.
 
     Args:
         stages: the commands.
-        config: of the study, resolved.
-        chosen: the study's choice in each config group.
-        config_dir: the user's own config folder, if there is one.
+        config: the resolved config of the study.
+        chosen: the option of each config group.
+        config_dir: the user's config folder, if there is one.
 
     Raises:
-        UserError: an unknown task or setting, with a line for every mistake.
+        UserError: unknown tasks or invalid settings, one line for each.
     """
     mistakes: list[str] = []
 
-    def collected(look: Callable[[], Any]) -> Any:
+    def collected(function: Callable[[], Any]) -> Any:
         try:
-            return look()
+            return function()
         except UserError as error:
             mistakes.extend(str(error).splitlines())
 
@@ -59,7 +59,7 @@ def overrides_of(
 def _pretrainings(
     stages: Stages, config: Node, chosen: Mapping[str, str], config_dir: str | None
 ) -> dict[str, list[str]]:
-    """Return the overrides of each pretraining by its name."""
+    """Return the overrides of each pretraining by name."""
     out: dict[str, list[str]] = {}
     mistakes: list[str] = []
     for spec in config["pretexts"] or [chosen["pretext"]]:
@@ -75,7 +75,7 @@ def _pretrainings(
 def _pretraining(
     spec: str, stages: Stages, config: Node, chosen: Mapping[str, str], config_dir: str | None
 ) -> list[str]:
-    """Return the overrides of one pretraining, such as `simclr pretext.temperature=0.1`, on top of the study's."""
+    """Return the overrides of one pretraining, such as `simclr pretext.temperature=0.1`, with those of the study."""
     try:
         name, *settings = shlex.split(spec) or [""]
     except ValueError as error:
@@ -84,10 +84,10 @@ def _pretraining(
         raise UserError(f"no pretext {name!r}{nearest(name, known) or '.'} Choices: {', '.join(known)}")
     for s in settings:
         if key_of(s) in ("train.epochs", "train.steps") and config["budget"]:
-            raise UserError(f"budget= sets the epochs of every pretraining: leave {s} away")
-        if key_of(s) not in OF_A_TASK and key_of(s).split(".")[0] not in OF_A_TASK:
+            raise UserError(f"budget= sets the epochs of each pretraining; remove {s}")
+        if key_of(s) not in TASK_KEYS and key_of(s).split(".")[0] not in TASK_KEYS:
             raise UserError(
-                f"{s}: a study has one network and one data set; its tasks have pretext., train., optimizer."
+                f"{s}: cannot differ between the tasks of a study; use settings of pretext, train or optimizer"
             )
     overrides = [*(f"{n}={chosen[n]}" for n in NODES), f"pretext={name}"]
     nodes = (*NODES, "train", "unlabeled", "seed", *(["pretext"] if name == chosen["pretext"] else []))
@@ -97,17 +97,17 @@ def _pretraining(
 
 
 def _common(stages: Stages, config: Node, chosen: Mapping[str, str]) -> list[str]:
-    """Return the overrides that all classifiers have in common."""
-    fixed = [s for s in config["finetune"] if key_of(s) in OF_THE_STUDY or key_of(s).startswith("backbone.")]
+    """Return the overrides common to all classifiers."""
+    fixed = [s for s in config["finetune"] if key_of(s) in STUDY_KEYS or key_of(s).startswith("backbone.")]
     if fixed:
-        raise UserError(f"finetune.{fixed[0]}: the study sets {fixed[0].partition('=')[0]} itself: leave it away")
+        raise UserError(f"finetune.{fixed[0]}: the study sets {fixed[0].partition('=')[0]} itself; remove it")
     overrides = [f"{n}={chosen[n]}" for n in ("dataset", "backbone")]
-    for n in ("dataset", "backbone"):  # all keys, since what is not said is taken from the newest pretraining
+    for n in ("dataset", "backbone"):  # all keys, since the defaults come from the newest pretraining
         overrides += [f"{n}.{k}={literal(v)}" for k, v in config[n].items() if k != "_target_"]
     overrides += [*device_of(config, chosen, FINETUNE), *config["finetune"]]
     try:
         composed = compose_config(FINETUNE, overrides, None)
-    except Exception as error:  # Hydra's and OmegaConf's, of many kinds
+    except Exception as error:  # Hydra and OmegaConf raise many types
         raise UserError(f"finetune: {str(error).splitlines()[0]}") from None
     mistakes = check(composed, settings_of(stages.named(FINETUNE)))
     if mistakes:
@@ -116,10 +116,11 @@ def _common(stages: Stages, config: Node, chosen: Mapping[str, str]) -> list[str
 
 
 def device_of(config: Node, chosen: Mapping[str, str], stage: str) -> list[str]:
+    """Return the overrides of the device for a command."""
     choice = f"device={chosen['device']}"
     return [choice, *differing({"device": config["device"]}, plain(compose_config(stage, [choice], None)))]
 
 
 def _settings(stages: Stages, config: Node) -> list[str]:
-    """Return the settings that every trained network is tried with; one that changes nothing, if none is searched."""
+    """Return the settings to try for each trained network; `[""]`, which changes nothing, if none is searched."""
     return searched(stages, config["search"], [key_of(s) for s in config["finetune"]]) or [""]

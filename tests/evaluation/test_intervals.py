@@ -31,7 +31,7 @@ def test_values_are_paired_by_subset_not_by_order() -> None:
     assert result is not None
     assert (result.mean, result.n) == (pytest.approx(0.1), 2)
     assert paired({"a": 1.0}, {"b": 1.0}) is None
-    assert verdict_text(verdict(None)) == "nothing to compare with"
+    assert verdict_text(verdict(None)) == "no network trained from scratch to compare with"
 
 
 def test_the_bootstrap_interval_is_close_to_the_normal_one_and_deterministic() -> None:

@@ -1,4 +1,4 @@
-"""The findings of `sslrun data check` in words."""
+"""The findings of `sslrun data check` in sentences."""
 
 from dataclasses import asdict
 from typing import Any
@@ -25,43 +25,43 @@ def report(**pixels: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("turn", "half", "words"),
+    ("rotation", "half", "text"),
     [
-        (0.26, 0.2, "show no up"),
-        (0.5, 0.48, "have an axis, but hardly a top"),
-        (0.6, 0.15, "have an up"),
-        (0.9, 0.1, "have an up"),
-        (0.99, 0.0, "shows at once"),
+        (0.26, 0.2, "no canonical orientation"),
+        (0.5, 0.48, "have an axis, but no clear top"),
+        (0.6, 0.15, "have a canonical orientation"),
+        (0.9, 0.1, "have a canonical orientation"),
+        (0.99, 0.0, "orientation is obvious"),
     ],
 )
-def test_advice_on_rotation(turn: float, half: float, words: str) -> None:
-    result = findings(report(orientation={"rotation": turn, "errors_by_180": half, "flip": 0.5, "images": 500}))
+def test_advice_on_rotation(rotation: float, half: float, text: str) -> None:
+    result = findings(report(orientation={"rotation": rotation, "errors_by_180": half, "flip": 0.5, "images": 500}))
     assert len(result) == 1
-    assert words in result[0][1]
+    assert text in result[0][1]
 
 
 @pytest.mark.parametrize("n", [50, 100, 300])
-def test_noise_is_not_said_to_have_an_up_however_few_pictures_there_are(n: int) -> None:
+def test_noise_has_no_canonical_orientation_at_any_sample_size(n: int) -> None:
     for seed in range(12):
         noise = torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
-        (answer,) = findings(report(orientation=asdict(orientation(noise))))
-        assert "show no up" in answer[1]
+        (finding,) = findings(report(orientation=asdict(orientation(noise))))
+        assert "no canonical orientation" in finding[1]
 
 
-def test_advice_on_mirroring_only_where_pictures_are_mirrored() -> None:
-    messages = report(orientation={"rotation": 0.6, "errors_by_180": 0.1, "flip": 0.9, "images": 500})
-    assert "horizontal_flip=false" in findings(messages)[-1][1]
-    messages["options"]["horizontal_flip"] = False
-    assert not any("horizontal_flip" in text for _, text in findings(messages))
+def test_advice_on_flips_requires_horizontal_flip() -> None:
+    data = report(orientation={"rotation": 0.6, "errors_by_180": 0.1, "flip": 0.9, "images": 500})
+    assert "horizontal_flip=false" in findings(data)[-1][1]
+    data["options"]["horizontal_flip"] = False
+    assert not any("horizontal_flip" in text for _, text in findings(data))
 
 
 def test_a_batch_that_does_not_fit_is_a_warning() -> None:
     big = report() | {"estimate": {"batch_size": 512, "training_bytes": 30e9, "memory_bytes": 24e9}}
     assert findings(big) == [
-        ("warning", "a step on 512 pictures takes about 30.0 GB of the 24.0 GB of memory: "
-         "a smaller train.batch_size takes less")
+        ("warning", "a training step on 512 images needs about 30.0 GB of 24.0 GB of memory: "
+         "reduce train.batch_size")
     ]  # fmt: skip
 
 
-def test_nothing_to_say_about_good_data() -> None:
+def test_no_findings_for_good_data() -> None:
     assert findings(report()) == []

@@ -12,7 +12,7 @@ from sslrun.report.embedding_map import folders_of
 from tests.helpers import CHROMIUM, QUICK, Cli, runs
 
 
-def test_the_map_says_what_each_picture_is(in_world: Path, cli: Cli, few_photos: Path) -> None:
+def test_the_map_shows_each_image_with_its_name(in_world: Path, cli: Cli, few_photos: Path) -> None:
     (few_photos / "flower/flower 00.jpg").rename(few_photos / "flower/<b>&'\" 00.jpg")
     assert cli("embed", str(few_photos), "map=10", "projector=0", *QUICK).code == 0
     run = runs("embed")[-1]
@@ -25,28 +25,28 @@ def test_the_map_says_what_each_picture_is(in_world: Path, cli: Cli, few_photos:
     assert len({p["color"] for p in shown}) == 2
     assert all(0 <= p["x"] <= 1 and 0 <= p["y"] <= 1 for p in shown)
     assert not re.findall(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", page)
-    assert f"run={runs('finetune')[-1]}" in page.split("<pre>")[1]  # however many runs there will be
+    assert f"run={runs('finetune')[-1]}" in page.split("<pre>")[1]  # not run=latest, so that it stays valid
     assert (run / "figures/map.png").stat().st_size > 5000
     if CHROMIUM is None:
         pytest.skip("there is no Chromium here")
     point = """<script>
-    const p = pictures[4], [x, y] = at(p), event = new PointerEvent("pointermove");
+    const p = images[4], [x, y] = at(p), event = new PointerEvent("pointermove");
     canvas.dispatchEvent(Object.defineProperties(event, {offsetX: {value: x}, offsetY: {value: y}}));
-    const told = [getComputedStyle(shown).display, text.textContent, view.style.backgroundPosition];
-    document.title = told.join("|");</script>"""
+    const values = [getComputedStyle(shown).display, text.textContent, view.style.backgroundPosition];
+    document.title = values.join("|");</script>"""
     probe = Path("probe.html")
     probe.write_text(page.replace("</body>", point + "</body>"))
     done = subprocess.run(
         [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom", probe.resolve().as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
-    messages = re.search(r"<title>(.*?)</title>", done.stdout)[1]  # type: ignore[index]
-    assert messages.split("|")[0] == "block"
-    assert Path(shown[4]["name"]).name.split(" ")[-1] in messages
-    assert messages.endswith("0px -128px")  # the fifth of ten on a sheet of four a row
+    title = re.search(r"<title>(.*?)</title>", done.stdout)[1]  # type: ignore[index]
+    assert title.split("|")[0] == "block"
+    assert Path(shown[4]["name"]).name.split(" ")[-1] in title
+    assert title.endswith("0px -128px")  # the fifth of ten images, four per row
 
 
-def test_pictures_that_are_all_alike_and_too_few_for_a_map(in_world: Path, cli: Cli, few_photos: Path) -> None:
+def test_identical_images_and_too_few_for_a_map(in_world: Path, cli: Cli, few_photos: Path) -> None:
     one = next(few_photos.rglob("*.jpg"))
     for i in range(5):
         Path("same").mkdir(exist_ok=True)
@@ -59,7 +59,7 @@ def test_pictures_that_are_all_alike_and_too_few_for_a_map(in_world: Path, cli: 
     assert "No map of fewer than 3 pictures" in answer.err
 
 
-def test_folders_are_seen_from_the_one_above_all() -> None:
+def test_folders_are_relative_to_their_common_parent() -> None:
     assert folders_of(["a/x/1.jpg", "a/y/z/2.jpg"]) == ["x", "y/z"]
     assert folders_of(["a/1.jpg", "a/y/2.jpg"]) == ["", "y"]
     assert folders_of(["1.jpg"]) == [""]

@@ -1,4 +1,4 @@
-"""The figures of a report."""
+"""Figures of studies."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from sslrun.report import plots
 from tests.helpers import row
 
 
-def test_learning_curves_show_the_steps_that_all_runs_of_a_network_have(
+def test_learning_curves_show_the_steps_common_to_all_runs_of_a_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[list[int], list[float]]] = []

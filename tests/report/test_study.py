@@ -1,4 +1,4 @@
-"""The page of a study and its sentences."""
+"""The page of a study and its conclusions."""
 
 import csv
 import html
@@ -19,42 +19,40 @@ from tests.helpers import CHROMIUM, row, summary
 
 
 @pytest.mark.parametrize(
-    ("values", "kind", "words"),
+    ("values", "kind", "text"),
     [
-        ([0.06, 0.062, 0.061], "helps", r"helps by 6\.1 points \(5\.9 to 6\.3\)"),
-        ([-0.06, -0.062, -0.061], "hurts", r"hurts by 6\.1 points \(5\.9 to 6\.3\)"),
-        ([0.06, -0.06, 0.01], "none", "no difference shown"),
+        ([0.06, 0.062, 0.061], "better", r"better than scratch by 6\.1 points \(95 % CI 5\.9 to 6\.3\)"),
+        ([-0.06, -0.062, -0.061], "worse", r"worse than scratch by 6\.1 points \(95 % CI 5\.9 to 6\.3\)"),
+        ([0.06, -0.06, 0.01], "none", r"no difference shown: \+0\.3 points \(95 % CI -14\.6 to 15\.3\)"),
         ([0.0, 0.0, 0.0], "none", "no difference shown"),
-        ([0.06], "one subset", "one label subset shows nothing"),
+        ([0.06], "one subset", "undecided: one label subset"),
     ],
 )
-def test_verdicts_in_words(values: list[float], kind: str, words: str) -> None:
-    import re
-
+def test_verdict_texts(values: list[float], kind: str, text: str) -> None:
     zero = {str(i): 0.0 for i in range(len(values))}
     result = verdict(paired({str(i): v for i, v in enumerate(values)}, zero))
     assert result.kind == kind
-    assert re.match(words, verdict_text(result))
+    assert re.match(text, verdict_text(result))
 
 
-def test_a_gain_that_random_features_have_too_is_not_praised_alone() -> None:
+def test_a_gain_that_random_features_reach_is_qualified() -> None:
     def rows(initialization: str, mode: str, test: float) -> list[Row]:
         return [row(initialization, mode, test_accuracy=test + 0.001 * n, subset=str(n), seed=n) for n in range(3)]
 
     pretrained = [*rows("scratch", "finetune", 0.5), *rows("simclr", "finetune", 0.7)]
-    (answer,) = conclusions(results.compared([*pretrained, *rows("scratch", "probe", 0.72)]), "finetune")
-    assert "helps by 20.0 points" in answer
-    assert answer.endswith("but a probe of the untrained network reaches 72.1 %")
-    (answer,) = conclusions(results.compared([*pretrained, *rows("scratch", "probe", 0.6)]), "finetune")
-    assert "untrained" not in answer
+    (sentence,) = conclusions(results.compared([*pretrained, *rows("scratch", "probe", 0.72)]), "finetune")
+    assert "better than scratch by 20.0 points" in sentence
+    assert sentence.endswith("but a linear probe of the randomly initialized network reaches 72.1 %")
+    (sentence,) = conclusions(results.compared([*pretrained, *rows("scratch", "probe", 0.6)]), "finetune")
+    assert "randomly initialized" not in sentence
 
 
-def test_the_page_holds_all_it_shows(in_study: Path) -> None:
+def test_the_page_is_self_contained(in_study: Path) -> None:
     text = (in_study / "report.html").read_text()
     assert not re.search(r"(src|href)=\"(?!data:|#)", text)
     assert not re.search(r"@import|url\((?!#)", text)
-    for heading in ("number of labels", "Learning curves", "taken for what", "Gain by class", "confident mistakes",
-                    "before and after", "What was run"):  # fmt: skip
+    for heading in ("Label efficiency", "Learning curves", "Confusion matrix", "recall by class", "confident errors",
+                    "before and after", "Experimental setup"):  # fmt: skip
         assert heading in text
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
@@ -77,7 +75,7 @@ def test_the_page_holds_all_it_shows(in_study: Path) -> None:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 @pytest.mark.parametrize("width", [400, pytest.param(1200, marks=pytest.mark.slow)])
-def test_a_browser_shows_it_without_the_network(in_study: Path, width: int) -> None:
+def test_a_browser_renders_it_offline(in_study: Path, width: int) -> None:
     assert CHROMIUM is not None
     page = in_study.resolve() / "report.html"
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
@@ -103,7 +101,7 @@ def test_a_browser_shows_it_without_the_network(in_study: Path, width: int) -> N
     title = re.search(r"<title>(.*?)</title>", done.stdout, re.S)
     assert title is not None
     result: dict[str, Any] = json.loads(title[1].replace("&quot;", '"'))
-    assert result["wide"] <= result["seen"]  # nothing sticks out of the page
+    assert result["wide"] <= result["seen"]  # no horizontal overflow
     assert result["figures"] >= 6
     assert "ERR_" not in done.stderr
     assert "Uncaught" not in done.stderr

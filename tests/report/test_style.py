@@ -3,8 +3,8 @@ import sys
 from pathlib import Path
 
 
-def test_the_look_of_figures_is_nobody_elses(tmp_path: Path) -> None:
-    """In a process of its own: importing and drawing leaves matplotlib's settings as they are."""
+def test_the_style_of_figures_leaves_rc_params_unchanged(tmp_path: Path) -> None:
+    """In a separate process: importing and drawing do not change matplotlib's settings."""
     script = """
 import matplotlib
 import matplotlib.figure
@@ -17,13 +17,13 @@ drawn = []
 
 class Figure(matplotlib.figure.Figure):
     def savefig(self, *args, **kwargs):
-        drawn.append({k: matplotlib.rcParams[k] for k in style.LOOK})
+        drawn.append({k: matplotlib.rcParams[k] for k in style.RC_PARAMS})
         super().savefig(*args, **kwargs)
 
 matplotlib.figure.Figure = Figure
-plots.confusions({"a network": np.eye(2)}, ["$1", "b"], "30 labels", Path("figures"))
-plots.maps({"a network": np.eye(2)}, np.array([0, 1]), ["$1", "b"], Path("figures"))
-assert drawn == [style.LOOK] * 4, drawn  # an SVG and a PNG each
+plots.confusion_matrices({"a network": np.eye(2)}, ["$1", "b"], "30 labels", Path("figures"))
+plots.embeddings({"a network": np.eye(2)}, np.array([0, 1]), ["$1", "b"], Path("figures"))
+assert drawn == [style.RC_PARAMS] * 4, drawn  # an SVG and a PNG each
 assert dict(matplotlib.rcParams) == before
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)

@@ -6,8 +6,8 @@ from pathlib import Path
 from tests.helpers import QUICK, Cli, summary
 
 
-def test_a_sweep_keeps_apart_what_was_varied(in_world: Path, cli: Cli) -> None:
-    """Seeds are averaged over; learning rates and the runs that a network started from are not."""
+def test_a_sweep_averages_over_seeds_only(in_world: Path, cli: Cli) -> None:
+    """Not over learning rates, nor over initial weights from different runs."""
     rates = ("train.learning_rate=0.001,0.01", "seed=0,1", "train.steps=2", "train.evaluations=1")
     assert cli("finetune", "-m", "mode=finetune", *rates, *QUICK).code == 0
     sweep = next(Path("outputs/finetune").glob("*/sweep.csv")).parent

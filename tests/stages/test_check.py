@@ -57,11 +57,11 @@ def test_check_finds_what_is_wrong_with_a_folder(messy: Path, cli: Cli) -> None:
     assert d["near"] == [["recompressed.jpg", "temple 05.jpg"]]
     assert d["classes_differ"] == [["flower 01.jpg", "flower.jpg"]]
     warnings = result(answer, "warning")
-    assert "1 of 53 pictures of train cannot be read: set/train/flower/broken.jpg (damaged" in warnings
-    assert "in training too, exactly or nearly: 2; the first: set/t" in warnings
-    assert "pictures that are in more than one class, exactly or nearly: 1;" in warnings
+    assert "1 of 53 images of train cannot be read: set/train/flower/broken.jpg (damaged" in warnings
+    assert "exact or near duplicate in training: 2; first group: set/t" in warnings
+    assert "images with an exact or near duplicate in another class: 1;" in warnings
     assert "1 .heic" in warnings
-    assert "label_fraction=0.02 is less than one picture of flower (23), temple (23)" in warnings
+    assert "label_fraction=0.02 is less than one image of flower (23), temple (23)" in warnings
     assert json.loads(next(Path("outputs/check").glob("*/check.json")).read_text()) == report
 
 
@@ -71,7 +71,9 @@ def test_the_table_says_the_same_for_people(messy: Path, cli: Cli) -> None:
     row = next(line for line in answer.out.splitlines() if line.strip().startswith("train "))
     assert row.split() == ["train", "52", "2", "26", "52", "JPEG", "40x40", "0", "1"]
     assert "An epoch of simclr with smallcnn takes about" in answer.out
-    assert "warning  test accuracy will flatter: pictures of test that are in training too" in answer.out
+    assert (
+        "warning  test accuracy will be too high: test images with an exact or near duplicate in training" in answer.out
+    )
 
 
 def test_what_would_stop_a_run_is_an_error_after_the_report(messy: Path, cli: Cli) -> None:
@@ -79,7 +81,7 @@ def test_what_would_stop_a_run_is_an_error_after_the_report(messy: Path, cli: Cl
     assert answer.code == 1
     errors = result(answer, "error")
     assert "more than dataset.max_bad_fraction=0.01" in errors
-    assert "labels_per_class=25 is more than there are, validation apart: flower (23), temple (23)" in errors
+    assert "labels_per_class=25 is more than the training split has: flower (23), temple (23)" in errors
     assert "sslrun: a run would stop" in answer.err
     assert "Traceback" not in answer.err
 
@@ -91,12 +93,12 @@ def test_case_45_classes_of_one_picture_and_only_one_class(photos: Path, cli: Cl
     shutil.copytree(photos, "set/test")
     answer = check(cli, "format=json")
     assert answer.code == 1
-    assert "classes too small to carve validation from: rare" in result(answer, "error")
+    assert "classes too small for a validation split: rare" in result(answer, "error")
     answer = check(cli, "format=json", "dataset.val_fraction=0")
     assert answer.code == 0
-    assert "has 30 pictures, rare has 1" in result(answer, "warning")
+    assert "has 30 images, rare has 1" in result(answer, "warning")
     answer = check(cli, "format=json", "dataset.classes=[flower]")
-    assert "there is one class" in result(answer, "warning")
+    assert "there is only one class" in result(answer, "warning")
 
 
 def test_a_folder_in_which_nothing_can_be_read(cli: Cli) -> None:
@@ -107,7 +109,7 @@ def test_a_folder_in_which_nothing_can_be_read(cli: Cli) -> None:
     answer = check(cli, "format=json")
     assert answer.code == 1
     assert json.loads(answer.out)["splits"]["train"]["images"] == 0
-    assert "4 of 4 pictures of train cannot be read" in result(answer, "error")
+    assert "4 of 4 images of train cannot be read" in result(answer, "error")
 
 
 def test_a_pile_without_labels(photos: Path, cli: Cli) -> None:
@@ -123,7 +125,7 @@ def test_unlabelled_pictures_beside_are_looked_at_too(photos: Path, cli: Cli) ->
     report = json.loads(answer.out)
     assert report["splits"]["unlabeled=pile"]["images"] == 30
     assert len(report["duplicates"]["exact"]) == 30
-    assert "in training too, exactly or nearly: 6;" in result(answer, "warning")
+    assert "exact or near duplicate in training: 6;" in result(answer, "warning")
 
 
 def test_small_wide_and_grey_pictures(cli: Cli) -> None:
@@ -133,9 +135,9 @@ def test_small_wide_and_grey_pictures(cli: Cli) -> None:
             piece(40, 2 * i + (c == "b")).convert("L").crop((0, 0, 40, 16)).save(f"set/{c}/{i}.png")
     answer = check(cli, "format=json")
     advice = result(answer, "advice")
-    assert "pictures smaller than dataset.image_size=32 are blown up, which adds no detail: 48 of 48 of train" in advice
-    assert "dataset.resize=crop cuts away 60.0 % of a picture of train" in advice
-    assert "the pictures are grey" in advice
+    assert "images smaller than dataset.image_size=32 are upsampled, which adds no detail: 48 of 48 of train" in advice
+    assert "dataset.resize=crop removes 60.0 % of an image of train" in advice
+    assert "the images are gray" in advice
     assert "resize=crop" not in result(check(cli, "format=json", "dataset.resize=pad"), "advice")
 
 
@@ -156,7 +158,7 @@ def test_a_leak_that_was_saved_in_another_format_is_found(cli: Cli) -> None:
     piece(40, 77).save("set/test/a/other.png")
     answer = check(cli, "format=json")
     assert json.loads(answer.out)["duplicates"]["test_images_in_training"] == 4
-    assert "in training too, exactly or nearly: 4;" in result(answer, "warning")
+    assert "exact or near duplicate in training: 4;" in result(answer, "warning")
 
 
 def test_copies_of_one_picture_in_test_are_counted_each(photos: Path, cli: Cli) -> None:
@@ -164,7 +166,7 @@ def test_copies_of_one_picture_in_test_are_counted_each(photos: Path, cli: Cli) 
     for i in range(7):
         Path("set/test/flower").mkdir(parents=True, exist_ok=True)
         shutil.copy(photos / "flower/flower 00.jpg", f"set/test/flower/{i}.jpg")
-    assert "exactly or nearly: 7; the first" in result(check(cli, "format=json"), "warning")
+    assert "near duplicate in training: 7; first group" in result(check(cli, "format=json"), "warning")
 
 
 def test_amounts_of_labels_that_finetune_refuses_are_refused(photos: Path, cli: Cli) -> None:

@@ -30,7 +30,7 @@ def test_a_report_of_one_classifier(in_world: Path, cli: Cli) -> None:
     assert all(0 <= s["probe_accuracy"] <= 1 and 0 <= s["knn_accuracy"] <= 1 for s in actual["stages"])
     page = (run / "report.html").read_text()
     assert not re.search(r"(src|href)=\"(?!data:|#)", page)
-    for heading in ("confidence can be believed", "taken for what", "Classes", "each stage"):
+    for heading in ("Calibration (reliability diagram)", "Confusion matrix", "Metrics by class", "by backbone stage"):
         assert heading in page
     for figure in ("reliability.png", "reliability.svg", "confusion_matrix.png", "confusion_matrices.svg"):
         assert (run / "figures" / figure).is_file()

@@ -22,13 +22,13 @@ def test_report_makes_the_same_of_runs_that_are_there(in_study: Path, cli: Cli) 
 
 def test_report_says_what_it_cannot_use(in_world: Path, cli: Cli) -> None:
     (classifier,) = runs("finetune")
-    assert f"was not evaluated yet: sslrun evaluate run={classifier}" in cli("report", str(classifier)).err
+    assert f"has not been evaluated; run: sslrun evaluate run={classifier}" in cli("report", str(classifier)).err
     assert "is a pretrain run" in cli("report", str(runs("pretrain")[0])).err
     assert "is not a run of sslrun" in cli("report", "nowhere").err
     assert cli("evaluate", *QUICK).code == 0
     answer = cli("report", str(classifier))
     assert answer.code == 0, answer.err
-    assert "nothing to compare with" in answer.err
+    assert "no network trained from scratch to compare with" in answer.err
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from tests.helpers import SMALL_STUDY, Cli, runs, summary
 
 
 @pytest.mark.slow
-def test_a_budget_sets_the_epochs_and_is_said_before_the_start(cli: Cli) -> None:
+def test_a_budget_sets_the_epochs_and_is_logged_before_the_start(cli: Cli) -> None:
     quick = ("labels_per_class=[2]", "seeds=1", "mode=probe", "budget=20s")
     answer = cli("compare", *(s for s in SMALL_STUDY if not s.startswith("train.steps")), *quick)
     assert answer.code == 0, answer.err

@@ -1,4 +1,4 @@
-"""`mode=auto` and `search=`: what is tried, and by what it is chosen."""
+"""`mode=auto` and `search=`: the candidates, and how one is chosen."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from sslrun.study.launch import StudyRun
 from tests.helpers import QUICK, SMALL_STUDY, STUDY_DATA, Cli, runs, study_runs, study_table, summary
 
 
-def test_auto_takes_the_best_on_validation_and_says_why(in_world: Path, cli: Cli) -> None:
+def test_auto_chooses_the_best_on_validation_and_logs_the_scores(in_world: Path, cli: Cli) -> None:
     answer = cli(
         "finetune", "label_fraction=0.5", "train.steps=6", "train.evaluations=2", "dataset.val_fraction=0.5", *QUICK
     )
@@ -31,7 +31,7 @@ def test_auto_takes_the_best_on_validation_and_says_why(in_world: Path, cli: Cli
     for name, accuracy in run["candidates"].items():
         assert f"{name} {100 * accuracy:.1f} %" in answer.err
     assert set(run["candidates"]) == {"finetune", "probe", "scratch"}
-    assert len(study_runs("finetune")) == 3 * 3 + 1  # held-out thirds of the few labels, then all of them
+    assert len(study_runs("finetune")) == 3 * 3 + 1  # 3-fold cross-validation, then a training on all labels
     assert (runs("finetune")[-1] / "best.pt").is_file()
     test = cli("evaluate", *QUICK)
     assert test.code == 0, test.err
@@ -46,14 +46,16 @@ def test_auto_takes_the_best_on_validation_and_says_why(in_world: Path, cli: Cli
 
 
 def test_auto_tries_each_setting_of_a_search(in_world: Path, cli: Cli) -> None:
-    tried = 'search=["augment.probability=0.5","augment.probability=0"]'
-    answer = cli("finetune", "labels_per_class=2", tried, "train.steps=3", "train.evaluations=1", *QUICK)
+    search = 'search=["augment.probability=0.5","augment.probability=0"]'
+    answer = cli("finetune", "labels_per_class=2", search, "train.steps=3", "train.evaluations=1", *QUICK)
     assert answer.code == 0, answer.err
     (run,) = [s for p in runs("finetune") if (s := summary(p))["mode"] == "auto"]
     names = {"probe", *(f"{n} augment.probability={p}" for n in ("finetune", "scratch") for p in ("0.5", "0"))}
     assert set(run["candidates"]) == names
     assert run["candidates"][run["chosen"]] == max(run["candidates"].values())
-    assert len(study_runs("finetune")) == 5 * 2 + 1  # halves of two labels a class, then all of them
+    assert (
+        len(study_runs("finetune")) == 5 * 2 + 1
+    )  # 2-fold cross-validation with two labels per class, then all labels
     probabilities = [summary(Path("outputs/finetune/study_runs", p))["config"]["augment"]["probability"]
                      for p in study_runs("finetune") if p.startswith("scratch")]  # fmt: skip
     assert {0.5, 0} <= set(probabilities)
@@ -62,31 +64,33 @@ def test_auto_tries_each_setting_of_a_search(in_world: Path, cli: Cli) -> None:
     assert not setting or final["config"]["augment"]["probability"] == float(setting.partition("=")[2])
     assert (final["config"]["init"] == "scratch") == (name == "scratch")
     before = study_runs("finetune")
-    same = ("labels_per_class=2", tried, "train.steps=3", "train.evaluations=1", *QUICK)
+    same = ("labels_per_class=2", search, "train.steps=3", "train.evaluations=1", *QUICK)
     scratch = cli("finetune", "init=scratch", *same)
     assert scratch.code == 0, scratch.err
     alone = summary(runs("finetune")[-1])
     assert set(alone["candidates"]) == {n for n in names if n.startswith("scratch")}
     assert {k: run["candidates"][k] for k in alone["candidates"]} == alone["candidates"]
-    assert len(study_runs("finetune")) - len(before) <= 1  # its two candidates were there; perhaps not on all labels
+    assert (
+        len(study_runs("finetune")) - len(before) <= 1
+    )  # its two candidates exist already, but perhaps not trained on all labels
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("overrides", "text"),
     [
         (["mode=finetune", 'search=["augment.probability=0"]'], "search= is of mode=auto"),
-        (['search=["optimizer=sgd"]'], "search: optimizer=sgd: say a setting of the training"),
+        (['search=["optimizer=sgd"]'], "search: optimizer=sgd: expected a training setting"),
         (['search=["device.threads=1","train.save_minutes=1","hydra/launcher=basic"]'], "search: train.save_minutes=1"),
     ],
 )
-def test_what_cannot_be_searched(in_world: Path, cli: Cli, overrides: list[str], words: str) -> None:
+def test_invalid_searches(in_world: Path, cli: Cli, overrides: list[str], text: str) -> None:
     wrong = cli("finetune", "label_fraction=0.5", *overrides, *QUICK)
     assert wrong.code == 1
-    assert words in wrong.err
+    assert text in wrong.err
     assert "Traceback" not in wrong.err
 
 
-def test_auto_from_scratch_has_nothing_to_choose(in_world: Path, cli: Cli) -> None:
+def test_auto_from_scratch_without_search_is_finetune(in_world: Path, cli: Cli) -> None:
     answer = cli("finetune", "init=scratch", "label_fraction=0.5", "train.steps=4", "train.evaluations=1", *QUICK)
     assert answer.code == 0, answer.err
     assert summary(runs("finetune")[-1])["mode"] == "finetune"
@@ -95,7 +99,7 @@ def test_auto_from_scratch_has_nothing_to_choose(in_world: Path, cli: Cli) -> No
 
 @pytest.mark.slow
 def test_auto_with_another_optimizer_and_joined_classes(cli: Cli) -> None:
-    """Its candidates get the whole config by overrides: of groups whose keys differ, and of mappings."""
+    """Candidates get the whole config as overrides, also from other groups and of mappings."""
     joined = 'dataset.classes={low ones: ["0","1","2"], high: ["8","9"]}'
     steps = ("train.steps=3", "train.evaluations=1", "train.batch_size=16")
     assert cli("pretrain", *STUDY_DATA, joined, *steps).code == 0
@@ -107,25 +111,25 @@ def test_auto_with_another_optimizer_and_joined_classes(cli: Cli) -> None:
     before = study_runs("finetune")
     assert cli("pretrain", f"resume={runs('pretrain')[0]}", "train.steps=5").code == 0
     assert cli("finetune", "optimizer=sgd", "label_fraction=0.3", *steps, *QUICK).code == 0
-    assert len(study_runs("finetune")) > len(before)  # the weights are others now, in the same place
+    assert len(study_runs("finetune")) > len(before)  # the same path with other weights
 
 
-def test_auto_says_when_there_is_nothing_to_choose_by(in_world: Path, cli: Cli) -> None:
+def test_auto_needs_validation_or_two_labels_per_class(in_world: Path, cli: Cli) -> None:
     answer = cli("finetune", "labels_per_class=1", "dataset.val_fraction=0", *QUICK)
-    assert "mode=auto has nothing to choose by" in answer.err
+    assert "mode=auto cannot choose a classifier" in answer.err
     assert answer.code == 1
     nothing = cli("compare", *SMALL_STUDY, "dataset.val_fraction=0", "labels_per_class=[1]", "seeds=1")
-    assert "nothing to choose by, without validation and with labels_per_class=1" in nothing.err
+    assert "cannot choose a classifier without validation images and with labels_per_class=1" in nothing.err
     assert "the study sets seed itself" in cli("compare", *SMALL_STUDY, "finetune.seed=3").err
     assert "labels_per_class=5000 is more than available" in cli("compare", *SMALL_STUDY, "labels_per_class=[5000]").err
 
 
-def test_every_trained_network_is_tried_with_each_setting_and_the_best_on_validation_is_tested(cli: Cli) -> None:
-    tried = 'search=["train.learning_rate=0.002","train.learning_rate=1e-7"]'
+def test_a_search_tries_each_setting_and_evaluates_the_best_on_validation(cli: Cli) -> None:
+    search = 'search=["train.learning_rate=0.002","train.learning_rate=1e-7"]'
     short = [s for s in SMALL_STUDY if s != "search=[]"]
-    answer = cli("compare", *short, tried, "pretexts=[rotation]", "labels_per_class=[3]", "seeds=1")
+    answer = cli("compare", *short, search, "pretexts=[rotation]", "labels_per_class=[3]", "seeds=1")
     assert answer.code == 0, answer.err
-    assert len(study_runs("finetune")) == 2 * 2 + 2  # scratch and rotation with both, two probes with none
+    assert len(study_runs("finetune")) == 2 * 2 + 2  # scratch and rotation with both settings, two probes
     assert len(study_runs("evaluate")) == 4
     made = {p: summary(Path("outputs/finetune/study_runs", p)) for p in study_runs("finetune")}
     (study,) = runs("compare")
@@ -144,21 +148,21 @@ def test_every_trained_network_is_tried_with_each_setting_and_the_best_on_valida
         assert scores[chosen] == max(scores.values())
         assert summary(Path(r["finetuned"]))["config"]["train"]["learning_rate"] == chosen
     assert re.search(rf"{trained[0]['setting']} \([12] of 2\)", (study / "report.html").read_text())
-    own = cli("report", str(study))  # in which nothing is named apart for what was searched
+    own = cli("report", str(study))  # names do not contain the searched settings
     assert "from scratch " in own.err
     assert "learning_rate" not in own.err
-    for given, said_of in (
-        ('search=["seed=3"]', "search: seed=3: say a setting of the training"),
+    for given, text in (
+        ('search=["seed=3"]', "search: seed=3: expected a training setting"),
         ('search=["train.steps=many"]', "search: train.steps"),
         ('search=["train.lerning_rate=1"]', "no such key; did you mean train.learning_rate?"),
     ):
         wrong = cli("compare", *short, given, "pretexts=[rotation]")
         assert wrong.code == 1
-        assert said_of in wrong.err
+        assert text in wrong.err
         assert "Traceback" not in wrong.err
 
 
-def test_what_the_user_sets_is_not_searched() -> None:
+def test_settings_of_the_user_are_not_searched() -> None:
     from sslrun.stages.table import stage
     from sslrun.study.choice import searched
 
@@ -170,14 +174,13 @@ def test_what_the_user_sets_is_not_searched() -> None:
 
 
 @pytest.mark.slow
-def test_with_little_validation_auto_chooses_on_labels_that_are_held_out_in_turns(cli: Cli) -> None:
+def test_auto_uses_cross_validation_if_validation_is_small(cli: Cli) -> None:
     answer = cli(
         "compare", *SMALL_STUDY, "pretexts=[rotation]", "labels_per_class=[3]", "seeds=1", "dataset.val_fraction=0.1"
     )
     assert answer.code == 0, answer.err
-    assert (
-        len(study_runs("finetune")) == 4 + 3 * 3
-    )  # scratch, frozen, finetuned, probe; all but frozen without each third
+    # From scratch, finetuned and two probes; 3 folds of all but the probe of the randomly initialized network.
+    assert len(study_runs("finetune")) == 4 + 3 * 3
     val = [p for p in study_runs("finetune") if "without" in p]
     result = {n: summary(Path("outputs/finetune/study_runs", n)) for n in val}
     assert all(s["labels"]["train"] == 20 and s["labels"]["validation"] > 10 for s in result.values())
@@ -191,10 +194,10 @@ def test_with_little_validation_auto_chooses_on_labels_that_are_held_out_in_turn
 
 
 @pytest.mark.slow
-def test_with_little_validation_settings_are_chosen_on_labels_that_are_held_out_in_turns(cli: Cli) -> None:
-    tried = 'search=["train.learning_rate=0.002","train.learning_rate=1e-7"]'
+def test_a_search_uses_cross_validation_if_validation_is_small(cli: Cli) -> None:
+    search = 'search=["train.learning_rate=0.002","train.learning_rate=1e-7"]'
     few = [s for s in SMALL_STUDY if s != "search=[]"] + ["pretexts=[rotation]", "labels_per_class=[3]", "seeds=1"]
-    answer = cli("compare", *few, "dataset.val_fraction=0.1", "mode=probe", tried)
+    answer = cli("compare", *few, "dataset.val_fraction=0.1", "mode=probe", search)
     assert answer.code == 0, answer.err
     made = {p: summary(Path("outputs/finetune/study_runs", p)) for p in study_runs("finetune")}
     val: dict[tuple[str, float], list[float]] = {}
@@ -214,7 +217,7 @@ def test_with_little_validation_settings_are_chosen_on_labels_that_are_held_out_
     assert float(probe["cv_accuracy"]) == pytest.approx(mean["rotation", 0.002])
     best = max((scratch, probe), key=lambda r: float(r["cv_accuracy"]))
     assert summary(runs("compare")[0])["best_classifier"] == best["finetuned"]
-    own = cli("report", str(runs("compare")[0]))  # of probes alone
+    own = cli("report", str(runs("compare")[0]))  # only probes
     assert own.code == 0, own.err
     assert re.search(r"rotation, 3\d? labels: ", own.err + own.out)
     before = study_runs("finetune")
@@ -222,16 +225,16 @@ def test_with_little_validation_settings_are_chosen_on_labels_that_are_held_out_
         "compare", *few, "dataset.val_fraction=0.1", "mode=probe", "search=[]", "finetune.train.learning_rate=2e-3"
     )
     assert same.code == 0, same.err
-    assert study_runs("finetune") == before  # a setting is the same however it is said
+    assert study_runs("finetune") == before  # notation does not matter
 
 
 @pytest.mark.slow
-def test_what_is_chosen_by_depends_on_the_pictures_of_the_classifiers(cli: Cli) -> None:
+def test_cross_validation_depends_on_the_validation_images_of_the_classifiers(cli: Cli) -> None:
     answer = cli("compare", *SMALL_STUDY, "dataset.max_images=600", "dataset.val_fraction=0.2", "pretexts=[rotation]",
                "labels_per_class=[4]", "seeds=1", 'finetune.dataset.classes=["1","7"]')  # fmt: skip
     assert answer.code == 0, answer.err
     made = [summary(Path("outputs/finetune/study_runs", p)) for p in study_runs("finetune")]
-    assert any("fold" in s["config"] and s["config"]["fold"] for s in made)  # 57 of validation, not 120
+    assert any("fold" in s["config"] and s["config"]["fold"] for s in made)  # 57 validation images, not 120
     assert {s["labels"]["train"] for s in made if not s["config"]["fold"]} == {8}
 
 

@@ -1,4 +1,4 @@
-"""Runs of a study: named by their content, never done twice."""
+"""Runs of a study: named by a hash of their inputs, never repeated."""
 
 import importlib.util
 import json
@@ -41,7 +41,7 @@ from tests.helpers import (
 
 
 @pytest.mark.slow
-def test_what_is_finished_is_never_done_again(in_study: Path, cli: Cli) -> None:
+def test_finished_runs_are_not_repeated(in_study: Path, cli: Cli) -> None:
     before = {s: study_runs(s) for s in ("pretrain", "finetune", "evaluate")}
     answer = cli(*STUDY)
     assert answer.code == 0, answer.err
@@ -50,19 +50,19 @@ def test_what_is_finished_is_never_done_again(in_study: Path, cli: Cli) -> None:
     assert [r["test_accuracy"] for r in study_table(runs("compare")[1])] == [
         r["test_accuracy"] for r in study_table(in_study)
     ]
-    more = cli(*STUDY[:-1], "seeds=3")  # another subset: only its runs
+    more = cli(*STUDY[:-1], "seeds=3")  # another label subset: only its runs
     assert more.code == 0, more.err
     assert len(study_runs("pretrain")) == 2
     assert len(study_runs("finetune")) == STUDY_RUNS * 3 // 2
     assert all(study_runs(s)[k] == v for s, old in before.items() for k, v in old.items())
-    other = cli(*STUDY, "finetune.label_smoothing=0.2")  # another recipe: all classifiers, no pretraining
+    other = cli(*STUDY, "finetune.label_smoothing=0.2")  # another setting: all classifiers, no pretraining
     assert other.code == 0, other.err
     assert len(study_runs("pretrain")) == 2
     assert len(study_runs("finetune")) == STUDY_RUNS * 3 // 2 + STUDY_RUNS
 
 
 @pytest.mark.slow
-def test_joblib_spreads_the_parts_and_finds_the_same(in_study: Path, cli: Cli) -> None:
+def test_joblib_runs_in_parallel_with_the_same_results(in_study: Path, cli: Cli) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     there = study_table(in_study)
     shutil.rmtree("outputs")
@@ -73,12 +73,12 @@ def test_joblib_spreads_the_parts_and_finds_the_same(in_study: Path, cli: Cli) -
     assert len(study_runs("evaluate")) == STUDY_RUNS
     messages = re.findall(
         rf"finetune (\d+)/{STUDY_RUNS} .*?(left)?$", answer.err, re.M
-    )  # while the others were at work
+    )  # logged while the others were running
     assert messages == [(str(i + 1), "left" * (i + 1 < STUDY_RUNS)) for i in range(STUDY_RUNS)]
 
 
 @pytest.mark.slow
-def test_a_stopped_study_goes_on(studied: Path) -> None:
+def test_an_interrupted_study_can_be_resumed(studied: Path) -> None:
     process = start(*STUDY)
     wait_for(process, lambda: len(list(Path("outputs/finetune/study_runs").glob("*/best.pt"))) > 3)
     process.terminate()
@@ -102,7 +102,7 @@ def test_a_stopped_study_goes_on(studied: Path) -> None:
     assert [r["test_accuracy"] for r in study_table(study)] == [r["test_accuracy"] for r in study_table(there)]
 
 
-def test_failed_parts_are_named_and_the_same_command_does_them_alone(
+def test_failed_runs_are_listed_and_only_they_are_repeated(
     in_study: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     victim = sorted(Path("outputs/finetune/study_runs").glob("scratch_finetune*"))[0]
@@ -117,13 +117,12 @@ def test_failed_parts_are_named_and_the_same_command_does_them_alone(
     monkeypatch.setattr(console, "QUIET_EVERY", 0.0)
     again = cli(*STUDY)
     assert again.code == 0
-    assert re.search(r"^finetune step \d+/\d+, [\d,]+ images/s", again.err, re.M)  # a part, too, tells how far it is
+    # runs of a study log their progress, too
+    assert re.search(r"^finetune step \d+/\d+, [\d,]+ images/s", again.err, re.M)
 
 
 @pytest.mark.slow
-def test_parts_are_found_again_wherever_the_pictures_lie_and_however_often_they_were_saved(
-    cli: Cli, tmp_path: Path
-) -> None:
+def test_runs_do_not_depend_on_the_location_of_images_and_on_save_minutes(cli: Cli, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for i in range(48):
         place = Path("photos", ("train", "test")[i % 4 == 0], "ab"[i % 2])
@@ -138,7 +137,7 @@ def test_parts_are_found_again_wherever_the_pictures_lie_and_however_often_they_
     answer = cli("compare", *overrides, "dataset.root=pictures", "train.save_minutes=1")
     assert answer.code == 0, answer.err
     assert {s: study_runs(s) for s in before} == before
-    for stage in ("finetune", "evaluate"):  # what is done again reads the pictures where they are now
+    for stage in ("finetune", "evaluate"):  # repeated runs read the images from their current location
         shutil.rmtree(next(Path("outputs", stage, "study_runs").glob("rotation*")))
     answer = cli("compare", *overrides, "dataset.root=pictures")
     assert answer.code == 0, answer.err
@@ -146,7 +145,7 @@ def test_parts_are_found_again_wherever_the_pictures_lie_and_however_often_they_
 
 
 @pytest.mark.slow
-def test_a_study_with_a_task_of_ones_own_goes_on_without_saying_where_it_lies(cli: Cli) -> None:
+def test_a_study_with_a_custom_task_resumes_without_its_config_dir(cli: Cli) -> None:
     Path("mine/pretext").mkdir(parents=True)
     ours = (REPOSITORY / "conf/pretext/rotation.yaml").read_text()
     Path("mine/pretext/turned.yaml").write_text(ours.replace("copies: 4", "copies: 1"))
@@ -159,7 +158,7 @@ def test_a_study_with_a_task_of_ones_own_goes_on_without_saying_where_it_lies(cl
     (study / "summary.json").write_text(json.dumps(result | {"status": "interrupted"}))
     answer = cli("compare", f"resume={study}")
     assert answer.code == 0, answer.err
-    assert "turned, probe" in answer.err
+    assert "turned, linear probe" in answer.err
     Path("mine").rename("ours")
     answer = cli("compare", f"resume={study}")
     assert answer.code == 1
@@ -167,7 +166,7 @@ def test_a_study_with_a_task_of_ones_own_goes_on_without_saying_where_it_lies(cl
 
 
 def copy_of_the_package(folder: Path) -> Stages:
-    """Copy the code into a folder, and return the commands as they stand there."""
+    """Copy the package into a folder, and return the commands of the copy."""
     shutil.copytree(REPOSITORY / "sslrun", folder, ignore=shutil.ignore_patterns("__pycache__", "conf"))
 
     def named(name: str) -> Stage:
@@ -205,12 +204,12 @@ def copy_of_the_package(folder: Path) -> Stages:
         ("base/console.py", False),
     ],
 )
-def test_a_study_is_run_anew_when_code_that_makes_numbers_has_changed(
+def test_keys_change_with_code_that_affects_results(
     changed: str, matters: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def key() -> str:
         launch.code_version.cache_clear()
-        return launch.study_run(stages, "pretrain", "simclr", {"seed": 0}, ["seed=0"], "pictures").key
+        return launch.study_run(stages, "pretrain", "simclr", {"seed": 0}, ["seed=0"], "images").key
 
     stages = copy_of_the_package(tmp_path / "sslrun")
     monkeypatch.setattr(launch, "__file__", str(tmp_path / "sslrun/study/launch.py"))
@@ -221,8 +220,8 @@ def test_a_study_is_run_anew_when_code_that_makes_numbers_has_changed(
     assert (key() != before) == matters
 
 
-def test_a_job_is_launched_by_what_hydra_keeps_to_itself() -> None:
-    """Pinned: `hydra._internal.callbacks.Callbacks` is there, and a launcher that is built with it runs a job."""
+def test_the_private_api_of_hydra_launches_a_job() -> None:
+    """`hydra._internal.callbacks.Callbacks` exists, and a launcher that is built with it runs a job."""
     from hydra._internal.callbacks import Callbacks
 
     assert Callbacks() is not None

@@ -7,16 +7,16 @@ from tests.helpers import SMALL_STUDY, Cli, runs, study_runs, study_table, summa
 
 
 @pytest.mark.slow
-def test_what_is_the_same_is_taken_once_and_what_is_lost_is_made_anew(cli: Cli) -> None:
+def test_duplicates_run_once_and_lost_weights_are_trained_again(cli: Cli) -> None:
     twice = ('pretexts=[rotation,"rotation  train.steps=4"]', "label_fractions=[0.01,0.02]", "mode=finetune", "seeds=1")
     answer = cli("compare", *SMALL_STUDY, *twice)
     assert answer.code == 0, answer.err
-    assert "0.01 and 0.02 of the labels are the same 10: they are taken once." in answer.err
-    assert "rotation  train.steps=4 is the same as rotation: it is taken once." in answer.err
+    assert "Label budgets 0.01 and 0.02 both give 10 labels; only the first is used." in answer.err
+    assert "rotation  train.steps=4 is the same as rotation, so it is run only once." in answer.err
     assert (len(study_runs("pretrain")), len(study_runs("finetune"))) == (1, 3)
     (study,) = runs("compare")
     assert len(study_table(study)) == 3
-    own = cli("report", str(study))  # in which nothing chooses, since no probe was asked for
+    own = cli("report", str(study))  # without auto, since there is no pretrained probe
     assert own.code == 0, own.err
     assert "auto" not in own.out + own.err
     (weights,) = {p.parent for p in Path("outputs/pretrain/study_runs").glob("*/*.pt")}
@@ -31,10 +31,10 @@ def test_what_is_the_same_is_taken_once_and_what_is_lost_is_made_anew(cli: Cli) 
     (damaged / "summary.json").write_text("{")
     wrong = cli("compare", *SMALL_STUDY, *twice)
     assert wrong.code == 1
-    assert f"move {damaged} away to have it made anew" in wrong.err
+    assert f"move {damaged} away to repeat the run" in wrong.err
     (study / "results.csv").write_text("begin,mode\n1,2\n")
-    for there, words in ((study, "is not as a study writes it"), (runs("compare")[-1], "has not come to its end")):
-        wrong = cli("report", str(there))
+    for path, text in ((study, "is not a table of results"), (runs("compare")[-1], "is an unfinished study")):
+        wrong = cli("report", str(path))
         assert wrong.code == 1
-        assert words in wrong.err
+        assert text in wrong.err
         assert "Traceback" not in wrong.err

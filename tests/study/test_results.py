@@ -1,4 +1,4 @@
-"""Verdicts by simulation, and the choice on validation alone."""
+"""Verdicts in simulations, rows of results, and the choice of `mode=auto`."""
 
 import csv
 import json
@@ -19,44 +19,44 @@ from tests.helpers import named_values, row
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
-def test_an_arm_that_equals_scratch_shows_no_difference_in_95_of_100_trials(seeds: int) -> None:
+def test_the_false_positive_rate_is_5_percent(seeds: int) -> None:
     rng = np.random.default_rng(0)
-    answer = []
+    texts = []
     for _ in range(2000):
-        subset = rng.normal(0, 0.05, seeds)  # that it is a good or a bad one is common to both
+        subset = rng.normal(0, 0.05, seeds)  # the effect of the subset is common to both
         a, b = 0.7 + subset + rng.normal(0, 0.01, (2, seeds))
-        answer.append(verdict_text(verdict(paired(dict(named_values(a)), dict(named_values(b))))))
-    none = answer.count("no difference shown") / len(answer)
+        texts.append(verdict_text(verdict(paired(dict(named_values(a)), dict(named_values(b))))))
+    none = sum(t.startswith("no difference shown") for t in texts) / len(texts)
     assert abs(none - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 2000)
-    assert sum(s.startswith("helps") for s in answer) == pytest.approx(
-        sum(s.startswith("hurts") for s in answer), abs=45
+    assert sum(t.startswith("better") for t in texts) == pytest.approx(
+        sum(t.startswith("worse") for t in texts), abs=45
     )
 
 
-def test_a_true_gain_is_found_because_it_is_paired() -> None:
+def test_pairing_gives_power() -> None:
     rng = np.random.default_rng(1)
     result = unpaired = 0
     for _ in range(200):
         subset = rng.normal(0, 0.05, 5)
         a, b = 0.75 + subset + rng.normal(0, 0.01, 5), 0.7 + subset + rng.normal(0, 0.01, 5)
-        answer = verdict_text(verdict(paired(dict(named_values(a)), dict(named_values(b)))))
-        result += answer.startswith("helps by")
+        text = verdict_text(verdict(paired(dict(named_values(a)), dict(named_values(b)))))
+        result += text.startswith("better than scratch by")
         unpaired += stats.ttest_ind(a, b).pvalue < 0.05
     assert result > 195
     assert unpaired < 120
 
 
-def test_labels_needed_reads_the_curve_both_ways() -> None:
+def test_labels_needed_interpolates_the_curve() -> None:
     curve = [(1000, 0.9), (10, 0.5), (100, 0.7)]
     for n, accuracy in curve:
         assert labels_needed(curve, accuracy) == (pytest.approx(n), "=")
     assert labels_needed(curve, 0.6) == (pytest.approx(math.sqrt(10 * 100)), "=")
     assert labels_needed(curve, 0.95) == (1000, ">")
     assert labels_needed(curve, 0.4) == (10, "<")
-    assert labels_needed([(10, 0.5), (100, 0.45), (1000, 0.9)], 0.5)[0] == pytest.approx(10)  # a dip is no way back
+    assert labels_needed([(10, 0.5), (100, 0.45), (1000, 0.9)], 0.5)[0] == pytest.approx(10)  # not after the dip
 
 
-def test_auto_never_looks_at_the_test_split() -> None:
+def test_auto_does_not_use_test_accuracy() -> None:
     def tested(initialization: str, mode: str, val: float, test: float) -> Row:
         return row(initialization, mode, val_accuracy=val, val_loss=1.0, test_accuracy=test)
 
@@ -71,14 +71,14 @@ def test_auto_never_looks_at_the_test_split() -> None:
     assert results.with_auto(rows, ["simclr"])[0].chosen == "scratch"
 
 
-def test_where_there_is_nothing_to_choose_by_nothing_is_chosen() -> None:
+def test_without_validation_nothing_is_chosen() -> None:
     def judged(initialization: str, mode: str, val: float | None, val_features: float | None = None) -> Row:
         return row(initialization, mode, val_accuracy=val, val_loss=1.0, cv_accuracy=val_features, cv_loss=1.0)
 
     rows = [judged("scratch", "finetune", None), judged("simclr", "finetune", None), judged("simclr", "probe", None)]
     assert results.with_auto(rows, ["simclr"]) == []
     assert results.best_classifier(rows) is None
-    # what was held out and what was not cannot be compared: a few pictures of validation flatter
+    # cross-validation and a small validation split, which is optimistic, cannot be compared
     val_features = [
         judged("scratch", "probe", 0.99),
         judged("scratch", "finetune", 0.9, 0.7),
@@ -89,7 +89,7 @@ def test_where_there_is_nothing_to_choose_by_nothing_is_chosen() -> None:
     assert best.finetuned == "simclr probe"
 
 
-def test_scratch_is_scratch_whatever_setting_it_was_chosen_with(tmp_path: Path) -> None:
+def test_a_choice_of_scratch_is_recognized_with_any_setting(tmp_path: Path) -> None:
     run, test = tmp_path / "run", tmp_path / "test"
     for folder in (run, test):
         folder.mkdir()
@@ -102,7 +102,7 @@ def test_scratch_is_scratch_whatever_setting_it_was_chosen_with(tmp_path: Path) 
     (test / "summary.json").write_text(json.dumps(own | scores))
     rows = [results.row_of(test, "simclr")]
     assert conclusions(results.compared(rows), "auto") == [
-        "simclr, 9 labels: nothing to compare with (scratch was chosen each time)"
+        "simclr, 9 labels: no network trained from scratch to compare with (auto chose scratch on every label subset)"
     ]
 
 
@@ -139,7 +139,7 @@ def test_a_row_has_validation_and_training_from_the_classifier_and_test_from_its
 
 def test_a_row_of_a_classifier_without_validation_has_no_validation_accuracy() -> None:
     row = row_of(written(**{"val/accuracy": None, "val/loss": None}), "simclr")
-    assert row.val_accuracy is row.val_loss is row.merit is None
+    assert row.val_accuracy is row.val_loss is row.selection_score is None
     assert row.test_accuracy == 0.72
 
 
@@ -152,7 +152,7 @@ def test_a_classifier_and_its_evaluation_are_the_same_row() -> None:
 @pytest.mark.parametrize("cv", [(0.55, -0.9), None])
 def test_classifiers_are_compared_by_cross_validation_where_there_is_one(cv: tuple[float, float] | None) -> None:
     row = row_of(written(), "simclr", cv)
-    assert row.merit == (cv or (0.61, -1.23))
+    assert row.selection_score == (cv or (0.61, -1.23))
     assert (row.cv_accuracy, row.cv_loss) == ((0.55, 0.9) if cv else (None, None))
 
 
