@@ -107,12 +107,14 @@ def composed_configs(
     try:
         compose(next(_trials(good, config_dir)), in_stage)
     except (HydraException, OmegaConfBaseException):
-        good = _existing(good, compose, in_stage, mistakes)
+        missing = _missing(next(_trials(good, config_dir)), compose, in_stage, mistakes)
+        good = [o for o in good if o not in missing]
     for trial in _trials(good, config_dir):
         try:
             config = compose(trial, in_stage)
         except (HydraException, OmegaConfBaseException) as error:
-            mistakes.append(_first_lines(error))
+            if not _missing(trial, compose, in_stage, mistakes):
+                mistakes.append(_first_lines(error))
             break
         mistakes += [*shapes.mistakes(config), *also(config)]
         configs.append(config)
@@ -165,16 +167,15 @@ def check_resumed(stage: str, overrides: Sequence[str], config: dict[str, Any], 
         raise UserError("\n".join(mistakes))
 
 
-def _existing(
-    overrides: Sequence[Override], compose: _Composer, in_stage: Container[str], mistakes: list[str]
-) -> list[Override]:
-    """Return the overrides without those of keys that do not exist."""
-    chosen = [o for o in overrides if _is_group(o, in_stage) or _is_hydra(o)]
+def _missing(trial: _Trial, compose: _Composer, in_stage: Container[str], mistakes: list[str]) -> list[Override]:
+    """Return the overrides of keys that do not exist with the groups of a trial."""
+    chosen = [(o, line) for o, line in trial if _is_group(o, in_stage) or _is_hydra(o)]
     try:
-        base = compose(next(_trials(chosen, compose.config_dir)), in_stage)
+        base = compose(chosen, in_stage)
     except (HydraException, OmegaConfBaseException):
-        return list(overrides)
-    return [o for o in overrides if o in chosen or _check_key(o, base, mistakes)]
+        return []
+    keys = [o for o, _ in trial if not (_is_group(o, in_stage) or _is_hydra(o))]
+    return [o for o in keys if not _check_key(o, base, mistakes)]
 
 
 def _first_lines(error: Exception) -> str:
