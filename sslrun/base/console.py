@@ -1,4 +1,4 @@
-"""What is shown while a command works, on standard error; standard output is for results alone."""
+"""Logging and progress on standard error; standard output is reserved for results."""
 
 import logging
 import sys
@@ -24,12 +24,12 @@ from sslrun.base.text import duration
 
 log = logging.getLogger("sslrun")
 PLAIN_EVERY = 15.0  # seconds between lines of progress where there is no terminal
-QUIET_EVERY = 60.0  # the same of a part of a study
+QUIET_EVERY = 60.0  # the same for runs of a study
 ERR = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr and sys.stderr.isatty() else 160)
 
 
 class _ToConsole(logging.Handler):
-    """Prints above a progress bar, if one is shown; when quiet, warnings, errors and progress alone."""
+    """Prints above an active progress bar; if `quiet`, only warnings, errors and progress."""
 
     quiet = False
 
@@ -41,17 +41,17 @@ class _ToConsole(logging.Handler):
 
 
 def start_logging() -> None:
-    """Show what is logged on standard error; calling it again changes nothing."""
+    """Log to standard error; repeated calls have no effect."""
     log.setLevel(logging.INFO)
     log.propagate = False
-    logging.raiseExceptions = False  # a log on a full disk is no reason for a traceback
+    logging.raiseExceptions = False  # no traceback if the log's disk is full
     if not any(isinstance(h, _ToConsole) for h in log.handlers):
         log.addHandler(_ToConsole())
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Show warnings, errors and progress alone for a while; a run's log gets everything all the same."""
+    """Show only warnings, errors and progress within the context; the run's log still gets everything."""
     before, _ToConsole.quiet = _ToConsole.quiet, True
     try:
         yield
@@ -70,7 +70,7 @@ def silently() -> Iterator[None]:
 
 
 def printable(name: str) -> str:
-    """Return a file's or a folder's name on one line, and as text whatever its bytes are."""
+    """Return a file name as text on one line, with undecodable bytes escaped."""
     return " ".join(name.encode("utf-8", "backslashreplace").decode().split())
 
 
@@ -86,17 +86,17 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress(what: str, total: int, unit: str, before: int = 0, per: float = 1.0) -> Iterator[Callable[..., None]]:
-    """Show a bar with the rate and the time left, or plain lines now and then where there is no terminal.
+    """Show a progress bar with rate and remaining time, or plain lines at intervals without a terminal.
 
     Args:
-        what: is done.
-        total: number, 0 if it is not known.
+        what: description of the work.
+        total: number of units, 0 if unknown.
         unit: of the rate; `B` is bytes.
-        before: were done before, by an earlier run.
+        before: units done by an earlier run.
         per: how many of the unit one of the total is, such as the images of a step.
 
     Yields:
-        A function `advance(n, note="")` to be called when `n` more of `total` are done.
+        A function `advance(n, note="")`, to be called after every `n` units.
     """
     if ERR.is_terminal:
         counts = (DownloadColumn(), TransferSpeedColumn()) if unit == "B" else (MofNCompleteColumn(), _Rate(unit, per))

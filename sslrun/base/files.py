@@ -1,4 +1,4 @@
-"""Files that are made whole or not at all, and places that take nothing away from what is there."""
+"""Atomic writes, and new files and folders that overwrite nothing."""
 
 import hashlib
 import os
@@ -11,16 +11,16 @@ from sslrun.base.errors import UserError
 
 
 def new_file(key: str, path: Path) -> Path:
-    """Make sure, before any work is done, that a file can be made; its folder is made.
+    """Check that a file can be created, before any work is done; its folder is created.
 
     Raises:
-        UserError: it is there already, or its folder cannot be made.
+        UserError: it exists, or its folder cannot be created.
     """
     refuse_file(key, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{key}={path}: {path.parent} cannot be made: {error.strerror}") from None
+        raise UserError(f"{key}={path}: {path.parent} cannot be created: {error.strerror}") from None
     return path
 
 
@@ -31,7 +31,7 @@ def refuse_file(key: str, path: Path) -> None:
         UserError: the file is there already.
     """
     if os.path.lexists(path):
-        raise UserError(f"{key}={path} is there already: name a new file")
+        raise UserError(f"{key}={path} already exists: choose a new file")
 
 
 def refuse_folder(key: str, path: Path) -> None:
@@ -41,34 +41,34 @@ def refuse_folder(key: str, path: Path) -> None:
         UserError: the folder is there already and not empty.
     """
     if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{key}={path} is there already and not empty: name a new folder")
+        raise UserError(f"{key}={path} already exists and is not empty: choose a new folder")
 
 
 def new_folder(key: str, path: Path) -> Path:
-    """Make a folder to write into, or take an empty one.
+    """Create a folder, or use an empty one.
 
     Raises:
-        UserError: it is there already and not empty, or cannot be made.
+        UserError: it exists and is not empty, or it cannot be created.
     """
     refuse_folder(key, path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{key}={path}: cannot be made: {error.strerror}") from None
+        raise UserError(f"{key}={path}: cannot be created: {error.strerror}") from None
     return path
 
 
 @contextmanager
 def replacing(path: Path, before: Path | None = None) -> Iterator[Path]:
-    """Yield the path of a temporary file; when all is written, and on the disk, it takes the place of `path`.
+    """Yield the path of a temporary file, which is flushed to disk and replaces `path` when the context ends.
 
-    If anything goes wrong, `path` is as it was, and nothing is left beside it.
+    On an error `path` is unchanged and the temporary file is removed.
 
     Args:
-        before: where the file goes that `path` was before; None drops it.
+        before: path to which the previous file is moved; None discards it.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.part")
     try:
@@ -79,19 +79,19 @@ def replacing(path: Path, before: Path | None = None) -> Iterator[Path]:
             os.replace(path, before)
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)  # it is there if something went wrong, or a signal came
+        temporary.unlink(missing_ok=True)  # left over after an error or a signal
 
 
 @contextmanager
 def creating(path: Path, key: str, suffix: str) -> Iterator[Path]:
-    """Yield the path of a temporary file; when the block ends, it is put in place under a name of its own.
+    """Yield the path of a temporary file, which is renamed to `path` when the context ends, unless that exists by then.
 
     Args:
-        key: of the config, for the message.
-        suffix: of the temporary file.
+        key: config key, for the message.
+        suffix: suffix of the temporary file.
 
     Raises:
-        UserError: another has taken the name.
+        UserError: `path` was created in the meantime.
     """
     temporary = path.with_name(f".part_{os.getpid()}{suffix}")
     try:
@@ -103,28 +103,28 @@ def creating(path: Path, key: str, suffix: str) -> Iterator[Path]:
 
 
 def put_in_place(temporary: Path, path: Path, key: str) -> None:
-    """Give a file that is whole its name, which no other has taken meanwhile.
+    """Rename a complete file to `path` without overwriting.
 
     Raises:
-        UserError: another has; the file keeps the name that it has.
+        UserError: `path` exists; the file keeps its temporary name.
     """
     try:
-        os.link(temporary, path)  # where a rename would replace
+        os.link(temporary, path)  # fails if `path` exists, unlike a rename
     except FileExistsError:
-        raise UserError(f"{key}={path} was made by somebody else meanwhile: this one is {temporary}") from None
+        raise UserError(f"{key}={path} was created meanwhile; the result is in {temporary}") from None
     except OSError:  # a file system without links
         if os.path.lexists(path):
-            raise UserError(f"{key}={path} was made by somebody else meanwhile: this one is {temporary}") from None
+            raise UserError(f"{key}={path} was created meanwhile; the result is in {temporary}") from None
         os.replace(temporary, path)
         return
     temporary.unlink()
 
 
 def file_hash(path: str | Path, algorithm: str | Callable[[], Any]) -> Any:
-    """Return hashlib's object with the content of a file in it.
+    """Return a hashlib object updated with the content of a file.
 
     Args:
-        algorithm: its name, or what makes a new one.
+        algorithm: a name, or a constructor.
 
     Raises:
         OSError: the file cannot be read.
@@ -134,10 +134,10 @@ def file_hash(path: str | Path, algorithm: str | Callable[[], Any]) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all.
+    """Write a text file atomically.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written.
+        UserError: the disk is full, or the folder is not writable.
     """
     try:
         with replacing(path) as temporary:
@@ -147,5 +147,5 @@ def write_text(path: Path, text: str) -> None:
 
 
 def disk_error(path: Path, error: OSError) -> UserError:
-    """Return in words what went wrong while a file was written."""
-    return UserError(f"cannot write {path}: {error.strerror}; what was written before is kept")
+    """Return a `UserError` for an error while writing a file."""
+    return UserError(f"cannot write {path}: {error.strerror}; files written before are kept")

@@ -1,42 +1,42 @@
-"""Numbers as people read them; files for programs keep plain numbers."""
+"""Formatting of numbers for people; files for programs keep plain numbers."""
 
 SHARES = ("accuracy", "precision", "precision_macro", "recall", "recall_macro", "f1", "f1_macro", "confidence",
           "confidence_threshold")  # fmt: skip
 
 
 def percent(fraction: float) -> str:
-    """Return an accuracy, a recall or a confidence in percent with one decimal: `83.1 %`."""
+    """Format a fraction, such as an accuracy, as percent with one decimal: `83.1 %`."""
     return f"{100 * fraction:.1f} %"
 
 
 def is_share(metric: str) -> bool:
-    """Tell whether a metric, such as `val/accuracy`, is a part of a whole, which people read in percent."""
+    """Return whether a metric, such as `val/accuracy`, is a fraction that is shown as percent."""
     return metric.endswith(SHARES)
 
 
 def metric(name: str, value: float) -> str:
-    """Return a metric with its name: `val accuracy 83.1 %`, `train loss 0.52`."""
+    """Format a metric with its name: `val accuracy 83.1 %`, `train loss 0.52`."""
     return f"{words(name)} {percent(value) if is_share(name) else format(value, '.4g')}"
 
 
 def words(name: str) -> str:
-    """Return the name of a metric or of a setting as words: `val/knn_accuracy` -> `val knn accuracy`."""
+    """Return the name of a metric or setting as words: `val/knn_accuracy` -> `val knn accuracy`."""
     return name.replace("/", " ").replace("_", " ")
 
 
 def interval(low: float, high: float) -> str:
-    """Return the ends of an interval of fractions in percent: `80.2 to 85.7`."""
+    """Format an interval of fractions as percent: `80.2 to 85.7`."""
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def counted(n: int, noun: str) -> str:
-    """Return a number with its noun in the singular or plural: `1 image`, `2,000 images`, `3 batches`."""
+    """Format a count with its noun, singular or plural: `1 image`, `2,000 images`, `3 batches`."""
     plural = noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
     return f"{n:,} {noun if n == 1 else plural}"
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the unit that suits it: `0.03 s`, `40 s`, `12 min`, `2.5 h`."""
+    """Format a duration: `0.03 s`, `40 s`, `12 min`, `2.5 h`."""
     if seconds < 1:
         return f"{max(seconds, 0.001):.1g} s"
     if seconds < 100:
@@ -45,6 +45,6 @@ def duration(seconds: float) -> str:
 
 
 def speed(n: int, unit: str, seconds: float) -> str:
-    """Return a time, and a rate where there is enough to measure one: `12 s, 340 images/s`."""
+    """Format a duration, with a rate if it is measurable: `12 s, 340 images/s`."""
     rate = f", {n / seconds:,.0f} {unit}/s" if n > 1 and seconds >= 0.1 else ""
     return f"{duration(seconds)}{rate}"

@@ -45,10 +45,10 @@ def test_nothing_that_is_there_is_overwritten(cli: Cli) -> None:
         Path(folder).mkdir()
         Path(folder, "note.txt").write_text("mine")
     answer = cli("predict", "photos", "save=there", "sort_into=there/note.txt")
-    assert "save=there is there already and not empty" in answer.err
+    assert "save=there already exists and is not empty" in answer.err
     answer = cli("embed", "photos", "out=there/note.txt")
-    assert "out=there/note.txt is there already" in answer.err
-    assert "out=there is there already and not empty" in cli("suggest", "photos", "out=there").err
+    assert "out=there/note.txt already exists" in answer.err
+    assert "out=there already exists and is not empty" in cli("suggest", "photos", "out=there").err
 
 
 def test_images_that_lack_are_reported_after_those_that_do_not(in_world: Path, cli: Cli, photos: Path) -> None:

@@ -33,7 +33,7 @@ def test_every_format_holds_the_features_of_the_python_side(in_world: Path, cli:
     assert np.array_equal(np.array(table["features"], np.float32), features)
     answer = cli("embed", str(few_photos), "out=out/features.npz", *NO_MAP)
     assert answer.code == 1
-    assert "is there already" in answer.err
+    assert "already exists" in answer.err
 
 
 def test_a_pretrained_network_embeds_by_any_stage_and_names_nothing(in_world: Path, cli: Cli, few_photos: Path) -> None:

@@ -47,7 +47,7 @@ def test_onnx_says_what_the_classifier_says_for_any_number_of_pictures(in_world:
         assert np.abs(result - expected[:n]).max() < 1e-4
     again = cli("export", "out=mine/flowers.onnx")
     assert again.code == 1
-    assert "out=mine/flowers.onnx is there already" in again.err
+    assert "out=mine/flowers.onnx already exists" in again.err
 
 
 def test_the_example_of_the_docs_says_what_predict_says(in_world: Path, cli: Cli, photos: Path) -> None:

@@ -78,7 +78,7 @@ def test_copies_are_sorted_into_classes_and_nothing_is_overwritten(
     for key in ("sort_into=sorted", "save=drawn", f"save={twin}"):
         again = cli("predict", *photo_files, key, *QUICK)
         assert again.code == 1
-        assert "is there already and not empty" in again.err
+        assert "already exists and is not empty" in again.err
     doubts = cli("predict", *photo_files, "sort_into=doubts", "unsure=1.0", *QUICK)
     assert doubts.code == 0, doubts.err
     assert len(list(Path("doubts/_unsure").iterdir())) == len(photo_files)

@@ -67,7 +67,7 @@ def test_odd_files_among_the_pictures_and_the_labelled(in_world: Path, cli: Cli,
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["out=outputs"], "is there already and not empty"),
+        (["out=outputs"], "already exists and is not empty"),
         (["classes=[a/b]"], "'a/b' is no name for a folder"),
         (["labeled=nowhere"], "labeled=nowhere: no folder with pictures"),
         (["n=0"], "n: must be at least 1"),
