@@ -73,7 +73,7 @@ def _mistakes_of_hydra(command: str, arguments: Sequence[str]) -> list[str]:
         return []
     out = [f"{flag}: no such flag" for flag in typed.flags if flag not in {*FLAGS, "-cd", typed.config_dir}]
     if typed.others and not COMMANDS[command].images:
-        out.append(f"unexpected: {' '.join(typed.others)}")
+        out.append(f"unexpected argument: {' '.join(typed.others)}")
     overrides = [o for o in typed.overrides if not is_resume(o) and not (typed.config_dir and _is_own_choice(o))]
     if command == COMPARE:
         of_classifiers = [o.removeprefix("finetune.") for o in overrides if o.startswith("finetune.")]
@@ -169,10 +169,10 @@ def test_every_relative_link_on_a_page_resolves(page: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_a_page_with_its_defaults(command: str) -> None:
-    of_data = COMMANDS[command].of_data
-    text = PAGES[f"docs/{'data' if of_data else command}.md"].read_text(encoding="utf-8")
-    assert f"sslrun {'data ' if of_data else ''}{command}" in text
-    if not of_data:
+    is_data = COMMANDS[command].is_data
+    text = PAGES[f"docs/{'data' if is_data else command}.md"].read_text(encoding="utf-8")
+    assert f"sslrun {'data ' if is_data else ''}{command}" in text
+    if not is_data:
         assert wrong_defaults(command, text) == []
     elif command == "check":  # whose table is of the keys of a data set
         assert wrong_defaults(command, text, "dataset=folder") == []
@@ -190,13 +190,13 @@ def test_every_page_is_linked() -> None:
         ("sslrun data chekc", "chekc: no such command"),
         ("sslrun pretrain train.epoch=3", "train.epoch: no such key"),
         ("sslrun pretrain pretext=simcrl", "no such pretext"),
-        ("sslrun pretrain photos/", "unexpected: photos/"),
+        ("sslrun pretrain photos/", "unexpected argument: photos/"),
         ("sslrun finetune label_fraction=0.1,0.2", "put -m before it"),
         ("sslrun predict -n image.jpg", "-n: no such flag"),
         ("$ find . | sslrun predict - formt=csv | head  # names", "formt: no such key"),
         ("sslrun compare finetune.train.step=3", "train.step: no such key"),
         ("sslrun compare 'pretexts=[simclr,\"simclr pretext.temp=0.5\"]'", "pretext.temp: no such key"),
-        ("sslrun compare dataset=folder", "dataset.root: must be given"),
+        ("sslrun compare dataset=folder", "dataset.root: required"),
         ("sslrun runs --fromat csv", "No such option"),
     ],
 )

@@ -57,7 +57,7 @@ def test_an_old_classifier_is_evaluated(cli: Cli, golden: dict[str, Any]) -> Non
     summary = json.loads((newest("evaluate") / "summary.json").read_text())
     for name, value in golden["test"].items():
         assert summary[name] == pytest.approx(value, abs=1e-4), name
-    assert "No probes of the stages" not in answer.err
+    assert "Skipped the probes of the stages" not in answer.err
     assert len(json.loads((newest("evaluate") / "report.json").read_text())["stages"]) == 2
 
 

@@ -1,1 +1,1 @@
-"""What is typed: the Typer app, and the way from the command line to Hydra. No torch is imported here."""
+"""The command line: the Typer app, and launching Hydra. torch is not imported here."""

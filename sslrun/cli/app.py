@@ -1,4 +1,4 @@
-"""The command line. It imports no torch, and hands what follows a command's name to Hydra."""
+"""The command line: Typer commands that pass their arguments to Hydra. torch is not imported here."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from sslrun.cli.launch import guarded, run_command
 from sslrun.config.commands import COMMANDS
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Fetch, check and look at data sets.")
+data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Download, check and preview data sets.")
 TO_HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -24,13 +24,15 @@ def _version(requested: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """Self-supervised learning of image classifiers: pretrain without labels, finetune with a few."""
 
 
 def _register(name: str, group: typer.Typer) -> None:
-    """Make one of Hydra's commands known to Typer."""
+    """Register a command that Hydra runs with Typer."""
 
     @group.command(name, context_settings=TO_HYDRA, help=COMMANDS[name].about)
     def command(ctx: typer.Context) -> None:
@@ -38,16 +40,16 @@ def _register(name: str, group: typer.Typer) -> None:
 
 
 for _name, _command in COMMANDS.items():
-    _register(_name, data if _command.of_data else app)
+    _register(_name, data if _command.is_data else app)
 app.add_typer(data, name="data")
 
 
 @app.command()
 def runs(
-    stage: Annotated[str | None, typer.Argument(help="pretrain, finetune, evaluate, ...; all by default")] = None,
+    stage: Annotated[str | None, typer.Argument(help="pretrain, finetune, evaluate, ...; default: all")] = None,
     format: Annotated[str, typer.Option(help="table, json or csv")] = "table",
 ) -> None:
-    """List what is in outputs/."""
+    """List the runs in outputs/."""
     from sslrun.cli.listing import print_runs
 
     guarded(lambda: print_runs(stage, format))
@@ -55,9 +57,9 @@ def runs(
 
 @app.command()
 def report(
-    runs: Annotated[list[str], typer.Argument(help="evaluated classifiers, sweeps of them, or studies")],
+    runs: Annotated[list[str], typer.Argument(help="directories of finetune or evaluate runs, sweeps or studies")],
 ) -> None:
-    """Compare runs that are there already, on a page."""
+    """Compare existing runs in an HTML report."""
 
     def action() -> None:
         from sslrun.cli.places import refuse_missing_runs
@@ -72,10 +74,10 @@ def report(
 
 @app.command()
 def demo(
-    epochs: Annotated[int, typer.Option(help="epochs of pretraining")] = 32,
-    seeds: Annotated[int, typer.Option(help="label subsets")] = 3,
+    epochs: Annotated[int, typer.Option(help="pretraining epochs")] = 32,
+    seeds: Annotated[int, typer.Option(help="number of label subsets")] = 3,
 ) -> None:
-    """Run the main job on scikit-learn's digits: does pretraining help with 30 labels?"""
+    """Run a demo on digits: does pretraining help with 30 labels?"""
     from sslrun.cli.demo import demo as run_demo
 
     guarded(lambda: run_demo(epochs, seeds))
@@ -85,11 +87,11 @@ def main() -> None:
     """Run the command line."""
     if sys.stdout is None:  # `sslrun runs >&-`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no text
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may not be valid UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
-    except KeyboardInterrupt:  # before or after a run, which ends itself in order
+    except KeyboardInterrupt:  # outside a run; a run handles it itself
         sys.exit(130)
     except BrokenPipeError:  # `sslrun runs | head`
         sys.stderr.close()

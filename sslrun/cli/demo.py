@@ -1,4 +1,4 @@
-"""`sslrun demo`: the main job, as anyone would type it, on the digits that come with scikit-learn."""
+"""`sslrun demo`: the whole workflow, as a user would type it, on scikit-learn's digits."""
 
 import json
 import shlex
@@ -16,17 +16,17 @@ from sslrun.cli.launch import run_command
 from sslrun.runs.find import OUTPUTS, find, newest
 
 LABELS = 0.02
-NUMBERS = ("test accuracy", "±", "label subsets")  # columns of the table
+NUMBERS = ("test accuracy", "±", "label subsets")  # right-aligned columns
 FEW_LABELS = (
     "mode=finetune",
     "freeze_fraction=0.2",
     "backbone_rate=0.3",
     "freeze_batch_norm_below=500",
-)  # as suits so few labels
+)  # settings for few labels
 
 
 def demo(epochs: int, seeds: int) -> None:
-    """Pretrain, finetune beside training from scratch on the same labels, evaluate both, predict one picture.
+    """Pretrain, finetune and train from scratch on the same labels, evaluate both, and predict one image.
 
     Raises:
         UserError: one of the commands failed.
@@ -56,18 +56,18 @@ def demo(epochs: int, seeds: int) -> None:
         evaluated,
         {"pretrained": pretrained, "classifiers": sweep, "evaluated": evaluated, "predicted": predicted},
     )
-    ERR.print(f"The whole took {time.monotonic() - began:.0f} s.")
+    ERR.print(f"Finished in {time.monotonic() - began:.0f} s.")
 
 
 def sslrun(command: str, *arguments: str) -> None:
-    """Show a command and run it, in this process: that saves importing torch five times."""
+    """Print a command and run it in this process, so that torch is imported only once."""
     ERR.print(f"\n$ {shlex.join(['sslrun', command, *arguments])}", style="bold", markup=False)
     before = sys.argv
     try:
         run_command(command, list(arguments))
     except SystemExit as end:
         if end.code:
-            raise UserError("the demo stopped because the command above failed") from None
+            raise UserError("the demo stopped: the command above failed") from None
     finally:
         sys.argv = before
 
@@ -79,7 +79,7 @@ def _newest(command: str) -> Path:
 
 
 def _test_image(folder: Path) -> Path:
-    """Write a digit of the test split as a picture file."""
+    """Write an image of the test split to a PNG file, and return its path."""
     import numpy as np
     from PIL import Image
 
@@ -89,10 +89,10 @@ def _test_image(folder: Path) -> Path:
     assert test is not None
     assert isinstance(test.items, np.ndarray)
     assert test.labels is not None
-    which = int(np.flatnonzero(test.labels == 4)[0])
+    index = int(np.flatnonzero(test.labels == 4)[0])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "four.png"
-    image = Image.fromarray(test.items[which][..., 0])
+    image = Image.fromarray(test.items[index][..., 0])
     image.resize((128, 128), Image.Resampling.NEAREST).save(path)
     return path
 
@@ -103,18 +103,18 @@ def _print_results(evaluated: Path, directories: dict[str, Path]) -> None:
     title = f"Digits, {runs[0]['labels']['train']} labels of 10 classes"
     table = new_table(("network", *NUMBERS), NUMBERS, title=title)
     rows: dict[str, list[float]] = {}
-    for name, shown in (("simclr", "pretrained with SimCLR"), ("scratch", "from scratch")):
+    for name, label in (("simclr", "pretrained with SimCLR"), ("scratch", "from scratch")):
         rows[name] = [r["test/accuracy"] for r in arms[name]]
         spread = f"{100 * statistics.stdev(rows[name]):.1f}" if len(rows[name]) > 1 else ""
-        table.add_row(shown, percent(statistics.mean(rows[name])), spread, str(len(rows[name])))
+        table.add_row(label, percent(statistics.mean(rows[name])), spread, str(len(rows[name])))
     gain = statistics.mean(rows["simclr"]) - statistics.mean(rows["scratch"])
     table.add_section()
     table.add_row("gain", f"{100 * gain:+.1f}", "", "")
     write_json(evaluated / "demo.json", {"test_accuracy": rows, "gain": gain})
     ERR.print()
     ERR.print(table)
-    for what, path in directories.items():
-        ERR.print(f"{what:<12} {path}", markup=False)
+    for name, path in directories.items():
+        ERR.print(f"{name:<12} {path}", markup=False)
     figure = next((directories["evaluated"] / "0" / "figures").glob("*.png"), None)
     if figure:
         ERR.print(f"{'a figure':<12} {figure}", markup=False)

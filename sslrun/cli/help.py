@@ -1,4 +1,4 @@
-"""What `sslrun COMMAND --help` prints. It imports neither torch nor Hydra, and so answers at once."""
+"""`sslrun COMMAND --help`. Neither torch nor Hydra is imported here, so that it prints at once."""
 
 from pathlib import Path
 
@@ -6,16 +6,21 @@ from sslrun.base.paths import CONF
 from sslrun.config.commands import COMMANDS, FROM_CHECKPOINT, typed
 
 
-def print_help(stage: str, own: str | None) -> None:
-    """Print a command's groups with their choices, and its keys with their defaults and what they mean."""
-    folders = [CONF, *([Path(own)] if own else [])]
+def print_help(stage: str, config_dir: str | None) -> None:
+    """Print a command's config groups with their choices, and its keys with their defaults and comments.
+
+    Args:
+        stage: the command.
+        config_dir: the user's own config folder.
+    """
+    folders = [CONF, *([Path(config_dir)] if config_dir else [])]
     lines = (CONF / f"{stage}.yaml").read_text(encoding="utf-8").splitlines()
-    about = [line.removeprefix("#").strip() for line in lines if line.startswith("# ")]
+    about = [line.removeprefix("#")[1:] for line in lines if line.startswith("#")]
     defaults, keys = _of_stage(stage)
     print(
         f"Usage: {typed(stage)} [flags] {'[IMAGE or FOLDER ...] ' if COMMANDS[stage].images else ''}[key=value ...]\n"
     )
-    print("\n".join(f"  {line}" for line in about))
+    print("\n".join(f"  {line}".rstrip() for line in about))
     chosen: list[tuple[str, str]] = []
     print("\nGroups (group=choice, then group.key=value):")
     for line in defaults:
@@ -33,27 +38,30 @@ def print_help(stage: str, own: str | None) -> None:
             print(f"  {group}:  # {default}")
             print("\n".join(f"    {line}" for line in _keys(folders, group, default)))
     print(
-        "\nFlags: -m sweeps over values with commas, --cfg job shows the config, -cd DIR adds config files of your own;"
-        "\nmore with --hydra-help. Put flags before key=value."
+        "\nFlags (put them before key=value):"
+        "\n  -m             run a sweep over comma-separated values"
+        "\n  --cfg job      print the config and exit"
+        "\n  -cd DIR        add a folder with your own config files"
+        "\n  --hydra-help   show all flags"
     )
 
 
 def _of_stage(stage: str) -> tuple[list[str], list[str]]:
-    """Return the lines of a stage's file: its defaults, and its keys; with those of the stage that it builds on."""
+    """Return the lines of a command's defaults list and of its keys, with those of the command that it extends."""
     lines = (CONF / f"{stage}.yaml").read_text(encoding="utf-8").splitlines()
     body = [line for line in lines if not line.startswith("#")]
     start = body.index("defaults:") + 1
     end = next((i for i in range(start, len(body)) if not body[i].startswith(" ")), len(body))
     defaults, keys = body[start:end], body[end:]
-    for under in [line.strip(" -") for line in defaults]:
-        if under != "_base" and (CONF / f"{under}.yaml").is_file():
-            more = _of_stage(under)
+    for parent in [line.strip(" -") for line in defaults]:
+        if parent != "_base" and (CONF / f"{parent}.yaml").is_file():
+            more = _of_stage(parent)
             defaults, keys = [*defaults, *more[0]], [*keys, *more[1]]
     return defaults, keys
 
 
 def _keys(folders: list[Path], group: str, choice: str) -> list[str]:
-    """Return the lines of a group's file, over those of its `_shared.yaml`."""
+    """Return the lines of a choice's file, merged over those of the group's `_shared.yaml`."""
     lines: dict[str, str] = {}
     for name in ("_shared", choice):
         file = next((f / group / f"{name}.yaml" for f in folders if (f / group / f"{name}.yaml").is_file()), None)

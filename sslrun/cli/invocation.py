@@ -1,4 +1,4 @@
-"""What was typed after a command's name."""
+"""The parsed arguments of a command."""
 
 import os
 from collections.abc import Iterable
@@ -7,20 +7,20 @@ from pathlib import Path
 
 WITH_VALUE = {"-cd", "--config-dir", "-cp", "--config-path", "-cn", "--config-name", "-p", "--package", "-c", "--cfg",
               "--experimental-rerun"}  # fmt: skip
-SHOWING = {"-c", "--cfg", "-i", "--info", "--hydra-help"}  # these show something and start nothing
+SHOWING = {"-c", "--cfg", "-i", "--info", "--hydra-help"}  # flags that only print something
 INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 
 
 @dataclass(frozen=True)
 class Invocation:
-    """What was typed, sorted; the steps of `launch` make one of another.
+    """The parsed arguments of a command; each step of `launch` returns a modified copy.
 
     Attributes:
-        command: the command's name.
-        flags: Hydra's.
-        overrides: `key=value`, `~key`.
-        others: what is neither, which are names of pictures.
-        sweep: the folder of a stopped sweep that goes on.
+        command: name of the command.
+        flags: Hydra's flags, with their values.
+        overrides: `key=value` and `~key`.
+        others: the remaining arguments, which are paths of images.
+        sweep: folder of the sweep that is resumed.
     """
 
     command: str
@@ -31,17 +31,17 @@ class Invocation:
 
     @property
     def multirun(self) -> bool:
-        """Tell whether it is a sweep."""
+        """Whether this is a sweep."""
         return "-m" in self.flags or "--multirun" in self.flags
 
     @property
     def shows_only(self) -> bool:
-        """Tell whether Hydra is to show something and to start nothing."""
+        """Whether Hydra only prints something and starts no run."""
         return bool(SHOWING & {f.split("=")[0] for f in self.flags})
 
     @property
     def config_dir(self) -> str | None:
-        """Return the folder that `-cd DIR` or `--config-dir=DIR` names."""
+        """The folder given by `-cd DIR` or `--config-dir=DIR`."""
         for i, flag in enumerate(self.flags):
             if flag in ("-cd", "--config-dir") and i + 1 < len(self.flags):
                 return self.flags[i + 1]
@@ -50,20 +50,20 @@ class Invocation:
         return None
 
     def with_overrides(self, overrides: Iterable[str]) -> "Invocation":
-        """Return it with other overrides."""
+        """Return a copy with these overrides."""
         return replace(self, overrides=tuple(overrides))
 
     def with_flags(self, *flags: str) -> "Invocation":
-        """Return it with more flags."""
+        """Return a copy with more flags."""
         return replace(self, flags=(*self.flags, *flags))
 
     def as_sweep(self) -> "Invocation":
-        """Return it as a sweep."""
+        """Return a copy with `-m`."""
         return self if self.multirun else self.with_flags("-m")
 
 
 def parsed(command: str, args: Iterable[str]) -> Invocation:
-    """Sort the arguments of a command into Hydra's flags, overrides, and others."""
+    """Parse the arguments of a command into Hydra's flags, overrides, and others."""
     flags: list[str] = []
     overrides: list[str] = []
     others: list[str] = []
@@ -73,9 +73,9 @@ def parsed(command: str, args: Iterable[str]) -> Invocation:
             flags += [arg, *([v] if (v := next(rest, None)) is not None else [])]
         elif flags and flags[-1] in ("-i", "--info") and arg in INFO:
             flags.append(arg)
-        elif os.path.exists(arg):  # whatever its name looks like
+        elif os.path.exists(arg):  # even if its name looks like a flag or an override
             others.append(arg)
-        elif arg.startswith("-") and arg != "-":  # which is standard input
+        elif arg.startswith("-") and arg != "-":  # `-` is standard input
             flags.append(arg)
         elif arg.startswith("~") or "=" in arg:
             overrides.append(arg)

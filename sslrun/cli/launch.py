@@ -1,4 +1,4 @@
-"""From what was typed to Hydra, in small steps; all mistakes are told of before anything starts."""
+"""From the arguments of a command to Hydra, in small steps; all mistakes are reported before anything starts."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from sslrun.config.commands import COMMANDS, COMPARE, EVALUATE, FINETUNE, typed
 
 
 def run_command(command: str, args: list[str]) -> None:
-    """Run one of Hydra's commands, or print its help."""
+    """Run a command with Hydra, or print its help."""
     invocation = parsed(command, args)
     if "-h" in invocation.flags or "--help" in invocation.flags:
         from sslrun.cli.help import print_help
@@ -25,7 +25,7 @@ def run_command(command: str, args: list[str]) -> None:
 
 
 def guarded(action: Callable[[], object]) -> None:
-    """Show a user's mistake as plain lines; `HYDRA_FULL_ERROR=1` shows where it was found."""
+    """Print a `UserError` without a traceback and exit with 1; `HYDRA_FULL_ERROR=1` shows the traceback."""
     from sslrun.base.console import start_logging
     from sslrun.base.errors import UserError
 
@@ -40,10 +40,10 @@ def guarded(action: Callable[[], object]) -> None:
 
 
 def launch(invocation: Invocation) -> None:
-    """Check what was typed, and hand it to Hydra.
+    """Check an invocation, and run it with Hydra.
 
     Raises:
-        UserError: with a line for every mistake.
+        UserError: one line for each mistake.
     """
     import hydra
 
@@ -56,10 +56,10 @@ def launch(invocation: Invocation) -> None:
     invocation = _with_images(invocation)
     sys.path.append(str(Path.cwd()))
     if invocation.command == EVALUATE:
-        invocation = sweeps.of_finished_jobs(invocation)
+        invocation = sweeps.over_finished_jobs(invocation)
     if invocation.command == COMPARE:
         invocation = _with_settings_of_classifiers(invocation)
-    invocation = resume.sweep_as_started(resume.newest_named(invocation))
+    invocation = resume.restored_sweep(resume.with_latest_run(invocation))
     invocation = _resumed_or_checked(invocation)
     if invocation.multirun and invocation.sweep is None:
         sweeps.refuse_used_folder(invocation)
@@ -68,28 +68,28 @@ def launch(invocation: Invocation) -> None:
     sys.argv = [typed(invocation.command), *invocation.flags, *invocation.overrides]
     from sslrun.stages.table import job
 
-    with ExitStack() as ended:
+    with ExitStack() as stack:
         if invocation.sweep is not None:
-            ended.callback(locked(invocation.sweep).release)
+            stack.callback(locked(invocation.sweep).release)
         hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name=invocation.command)(job)()
 
 
 def _refuse_others(invocation: Invocation) -> None:
-    """Refuse a config folder that is not there, and words that are no settings where no pictures are named."""
+    """Raise if the config folder does not exist, or if a command that takes no images has arguments left over."""
     from sslrun.base.errors import UserError
     from sslrun.config.compose import choices, groups
 
-    own, others = invocation.config_dir, invocation.others
-    if own is not None and not Path(own).is_dir():
-        raise UserError(f"{own}: no such folder (-cd)")
+    config_dir, others = invocation.config_dir, invocation.others
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise UserError(f"{config_dir}: no such folder (-cd)")
     if others and not COMMANDS[invocation.command].images:
-        hints = [f"{g}={a}" for a in others for g in groups(own) if a in choices(g, own)]
-        hint = f"; did you mean {hints[0]}?" if hints else "; settings look like key=value"
-        raise UserError(f"unexpected: {' '.join(others)}{hint}")
+        hints = [f"{g}={a}" for a in others for g in groups(config_dir) if a in choices(g, config_dir)]
+        hint = f"; did you mean {hints[0]}?" if hints else "; settings are given as key=value"
+        raise UserError(f"unexpected argument: {' '.join(others)}{hint}")
 
 
 def _with_images(invocation: Invocation) -> Invocation:
-    """Turn names of pictures into `images=[...]`."""
+    """Convert paths of images into `images=[...]`."""
     from sslrun.base.errors import UserError
     from sslrun.config.grammar import quoted
 
@@ -97,70 +97,69 @@ def _with_images(invocation: Invocation) -> Invocation:
     if not others:
         return invocation
     if any(v.startswith("images=") for v in invocation.overrides):
-        raise UserError("name the pictures as they are or as images=[...], not both ways")
+        raise UserError("give the images as arguments or as images=[...], not both")
     if "-" in others and invocation.multirun:
-        raise UserError("-: standard input can be read once, not by every job of a sweep: leave -m away")
+        raise UserError("-: the jobs of a sweep cannot all read standard input; remove -m")
     return invocation.with_overrides([*invocation.overrides, f"images=[{','.join(map(quoted, others))}]"])
 
 
 def _with_settings_of_classifiers(invocation: Invocation) -> Invocation:
-    """Check `finetune.KEY=VALUE` as settings of finetune, and gather them in the study's list."""
+    """Collect `finetune.KEY=VALUE` in the study's list `finetune=[...]`."""
     from sslrun.base.errors import UserError
     from sslrun.config.grammar import quoted
 
     if invocation.multirun:
-        raise UserError("a study is a sweep of its own: leave -m away")
+        raise UserError("compare runs its own sweeps; remove -m")
     values = invocation.overrides
     of_classifiers = [v.removeprefix("finetune.") for v in values if v.startswith("finetune.")]
     if not of_classifiers:
         return invocation
     if any(v.startswith("finetune=") for v in values):
-        raise UserError("say finetune=[...] or finetune.KEY=VALUE, not both")
-    gathered = f"finetune=[{','.join(map(quoted, of_classifiers))}]"
-    return invocation.with_overrides([*(v for v in values if not v.startswith("finetune.")), gathered])
+        raise UserError("use finetune=[...] or finetune.KEY=VALUE, not both")
+    collected = f"finetune=[{','.join(map(quoted, of_classifiers))}]"
+    return invocation.with_overrides([*(v for v in values if not v.startswith("finetune.")), collected])
 
 
 def _resumed_or_checked(invocation: Invocation) -> Invocation:
-    """Check the overrides: those of a run that goes on against its own config, the others against the defaults."""
+    """Check the overrides: of a resumed run against its own config, otherwise against the defaults."""
     from sslrun.base.errors import UserError
     from sslrun.cli import resume
 
-    command, place = invocation.command, resume.named(invocation.overrides)
-    if place is not None and COMMANDS[command].one_go and invocation.sweep is None:
-        raise UserError(f"sslrun {command} has nothing to go on with: start it again, without resume=")
-    if place is not None and invocation.multirun:
-        raise UserError("resume= goes on with one run: leave -m away")
-    if place is None:
+    command, directory = invocation.command, resume.resumed_directory(invocation.overrides)
+    if directory is not None and COMMANDS[command].one_shot and invocation.sweep is None:
+        raise UserError(f"sslrun {command} cannot be resumed; run it again without resume=")
+    if directory is not None and invocation.multirun:
+        raise UserError("resume= resumes one run; remove -m")
+    if directory is None:
         _check(invocation)
         return invocation
-    return resume.checked(invocation, place)
+    return resume.checked(invocation, directory)
 
 
 def _check(invocation: Invocation) -> None:
-    """Check what the config alone shows, without torch; only if that is right, what signatures say, which need it."""
+    """Check the config without torch first, so that most mistakes are reported at once; then against signatures."""
     from sslrun.cli import places, study
     from sslrun.config.overrides import check_signatures, composed_configs
 
-    command, own = invocation.command, invocation.config_dir
-
+    command, config_dir = invocation.command, invocation.config_dir
     seen: set[str] = set()
 
     def more(config: Any) -> list[str]:
-        lines = [] if invocation.shows_only else places.mistakes(command, config, own, seen)
-        return lines + (study.mistakes(config, own) if command == COMPARE else [])
+        lines = [] if invocation.shows_only else places.mistakes(command, config, config_dir, seen)
+        return lines + (study.mistakes(config, config_dir) if command == COMPARE else [])
 
-    configs = composed_configs(command, invocation.overrides, own, invocation.multirun, more)
+    configs = composed_configs(command, invocation.overrides, config_dir, invocation.multirun, more)
 
     from sslrun.stages.table import settings
 
     check_signatures(configs, settings(command))
     if command == COMPARE:
         for config in configs:
-            study.check_classifiers(config, settings(FINETUNE), own)
+            study.check_classifiers(config, settings(FINETUNE), config_dir)
 
 
 def _refuse_unwritable_outputs(command: str) -> None:
-    """Find out before anything starts whether outputs/ can be written."""
+    """Raise if outputs/ is not writable, before anything starts."""
     from sslrun.base.errors import UserError
     from sslrun.runs.find import OUTPUTS
 
@@ -170,4 +169,4 @@ def _refuse_unwritable_outputs(command: str) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x")
     except OSError as error:
-        raise UserError(f"cannot write into {folder} below {Path.cwd()}: {error.strerror}") from None
+        raise UserError(f"cannot write to {folder} in {Path.cwd()}: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""`sslrun runs`: a table of what is in `outputs/`."""
+"""`sslrun runs`: a table of the runs in `outputs/`."""
 
 import sys
 from typing import Any
@@ -23,7 +23,7 @@ def print_runs(stage: str | None, format: str) -> None:
         UserError: no such stage or format.
     """
     if stage is not None and stage not in LISTED:
-        raise UserError(f"{stage}: no such stage{nearest(stage, LISTED) or '.'} There are {', '.join(LISTED)}")
+        raise UserError(f"{stage}: no such stage{nearest(stage, LISTED) or '.'} Stages: {', '.join(LISTED)}")
     if format not in ("table", "json", "csv"):
         raise UserError(f"--format {format}: must be one of table, json, csv")
     rows = [_row(str(path), s) for path, s in find([stage] if stage else LISTED)]
@@ -33,7 +33,7 @@ def print_runs(stage: str | None, format: str) -> None:
     elif format == "csv":
         sys.stdout.write(as_csv(plain, COLUMNS))
     elif not rows:
-        print("No runs in outputs/ yet: sslrun pretrain makes one.", file=sys.stderr)
+        print("No runs in outputs/ yet; start one with sslrun pretrain.", file=sys.stderr)
     else:
         _print_table(rows)
 
@@ -57,8 +57,8 @@ def _row(path: str, summary: dict[str, Any]) -> dict[str, Any]:
 def _print_table(rows: list[dict[str, Any]]) -> None:
     table = new_table(COLUMNS, {"fraction", "duration"}, fold=True)
     for row in rows:
-        shown = {**row, "score": row["score"] and metric(*row["score"])}
-        cells = ["" if shown[c] is None else str(shown[c]) for c in COLUMNS[:-1]]
+        formatted = {**row, "score": row["score"] and metric(*row["score"])}
+        cells = ["" if formatted[c] is None else str(formatted[c]) for c in COLUMNS[:-1]]
         minutes, seconds = divmod(round(row["duration"]), 60)
         table.add_row(*map(Text, cells), f"{minutes}:{seconds:02d}", style="red" if row["status"] == "failed" else "")
     Console(width=None if sys.stdout.isatty() else 200).print(table)

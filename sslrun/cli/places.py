@@ -1,4 +1,4 @@
-"""Files, folders and runs that a config names: what is not there is found before torch is imported."""
+"""Checks of the files, folders and runs that a config names, before torch is imported."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -17,86 +17,86 @@ from sslrun.config.types import Node
 from sslrun.runs.encoders import IMAGENET, SCRATCH, newest_encoder, source_of
 from sslrun.runs.find import find, named_run, read_summary
 
-READ = ("unlabeled", "labeled", "in")  # keys of folders that are read
-NEW_FOLDERS = ("save", "sort_into")  # keys of folders that are made
+READ = ("unlabeled", "labeled", "in")  # keys of folders to read
+NEW_FOLDERS = ("save", "sort_into")  # keys of folders to create
 NAMING = (*READ, *NEW_FOLDERS, "images", "out", "run", "against", "init", "what", "dataset", "backbone")
 STDIN = "-"
 
 
 def mistakes(command: str, config: DictConfig, config_dir: str | None, seen: set[str]) -> list[str]:
-    """Return one line for each file, folder or run that is not there, and for each that would be overwritten.
+    """Return one line for each file, folder or run that is missing, and for each that would be overwritten.
 
     Args:
-        config: of the command, composed.
+        config: composed config of the command.
         config_dir: the user's own config folder.
-        seen: what earlier configs of a sweep named; what this one names is added.
+        seen: paths of earlier configs of a sweep, which are not checked again; those of this one are added.
     """
     try:
         values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException:
-        return []  # which was reported
+        return []  # reported by the check of the config
     named = repr({k: v for k, v in values.items() if k in NAMING})
     if named in seen:
         return []
     seen.add(named)
     run: list[Node] = []
     out: list[str] = []
-    for look in (
+    for check in (
         lambda: _images(command, values),
         lambda: _folders(values),
         lambda: run.append(_run(command, values, config_dir)),
-        lambda: _rival(values),
+        lambda: _against(values),
         lambda: _root(values, run[0] if run else {}),
         lambda: _new(command, values),
     ):
-        out += _line(look)
+        out += _message(check)
     return out
 
 
 def refuse_missing_root(config: DictConfig) -> None:
-    """Refuse a config, with everything resolved, of a data set whose folder is not there.
+    """Raise if the folder of the data set in a resolved config does not exist.
 
     Raises:
-        UserError: it is not there.
+        UserError: it does not exist.
     """
     _root(plain(config), {})
 
 
 def refuse_missing_runs(paths: Sequence[str]) -> None:
-    """Refuse paths that are neither runs nor folders of runs.
+    """Raise if a path is neither a run nor a folder of runs.
 
     Raises:
-        UserError: with a line for each.
+        UserError: one line for each such path.
     """
     runs = [Path(p) for p in paths if not any(Path(p).glob("*/summary.json"))]
-    lines = [line for run in runs for line in _line(lambda run=run: read_summary(run))]  # type: ignore[misc]
+    lines = [line for run in runs for line in _message(lambda run=run: read_summary(run))]  # type: ignore[misc]
     if lines:
         raise UserError("\n".join(lines))
 
 
-def _line(look: Callable[[], object]) -> list[str]:
+def _message(check: Callable[[], object]) -> list[str]:
     try:
-        with silently():  # what is found is logged when it is used
-            look()
+        with silently():  # the command itself logs the run it uses
+            check()
     except UserError as error:
         return [str(error)]
     return []
 
 
-def _there(path: str) -> bool:
+def _exists(path: str) -> bool:
     return os.path.exists(os.path.expanduser(path))
 
 
 def _images(command: str, values: Node) -> None:
-    """Refuse images that are not there: all of them, or one that is searched for; others are reported at the end."""
+    """Raise if no image exists, or if a query image does not; other missing images are reported at the end."""
     names = values.get("images")
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         return
     if not names:
         if COMMANDS[command].images:
-            raise UserError("no image named: say image.jpg, or a folder")
+            raise UserError("no image named: give files or folders")
         return
-    missing = [n for n in names if n != STDIN and not _there(n)]
+    missing = [n for n in names if n != STDIN and not _exists(n)]
     if missing and (len(missing) == len(names) or "in" in values):
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UserError(f"{missing[0]}: no such image or folder{more}")
@@ -110,7 +110,7 @@ def _folders(values: Node) -> None:
 
 
 def _run(command: str, values: Node, config_dir: str | None) -> Node:
-    """Return the config of the run that the network is taken from; an empty one where there is none."""
+    """Return the config of the run that provides the network; an empty one if there is none."""
     if command == FINETUNE and isinstance(values["init"], str):
         init, backbone, dataset = values["init"], values["backbone"], values["dataset"]
         runs = find(FOR_ENCODER, study_runs=True)
@@ -118,8 +118,8 @@ def _run(command: str, values: Node, config_dir: str | None) -> Node:
             latest = newest_encoder(runs, backbone, dataset) or newest_encoder(runs, {}, dataset)
             return latest[1]["config"] if latest else {}
         path = source_of(init, runs, backbone, dataset, config_dir)
-        inside = path if path.is_dir() else path.parent
-        return read_summary(inside)["config"] if path.is_dir() or (inside / "summary.json").is_file() else {}
+        directory = path if path.is_dir() else path.parent
+        return read_summary(directory)["config"] if path.is_dir() or (directory / "summary.json").is_file() else {}
     if not isinstance(values.get("run"), str):
         return {}
     classifier = command in (EVALUATE, PREDICT) or values.get("what") == "classifier"
@@ -127,21 +127,21 @@ def _run(command: str, values: Node, config_dir: str | None) -> Node:
     return config
 
 
-def _rival(values: Node) -> None:
+def _against(values: Node) -> None:
     if isinstance(values.get("against"), str):
         named_run(values["against"])
 
 
 def _root(values: Node, run: Node) -> None:
-    """Refuse a data set's folder that is not there; published data sets are fetched into theirs."""
+    """Raise if the folder of an own data set does not exist; published data sets are downloaded."""
     node = values.get("dataset")
     if not isinstance(node, dict):
         return
-    has = run.get("dataset", {}) if node.get("_target_") is None else {}
-    target, root = node.get("_target_") or has.get("_target_"), node.get("root") or has.get("root")
+    used = run.get("dataset", {}) if node.get("_target_") is None else {}
+    target, root = node.get("_target_") or used.get("_target_"), node.get("root") or used.get("root")
     is_folder = isinstance(target, str) and short_name(target) == "folder"
-    if is_folder and isinstance(root, str) and root != "???" and not _there(root):
-        moved = "" if node.get("root") else "; if it has moved, say dataset.root=..."
+    if is_folder and isinstance(root, str) and root != "???" and not _exists(root):
+        moved = "" if node.get("root") else "; if it has moved, set dataset.root=..."
         raise UserError(f"dataset.root={root}: no such folder{moved}")
 
 

@@ -1,4 +1,4 @@
-"""The lists of settings in a study's config, checked as the commands will take them that they are for."""
+"""Checks of the settings in a study's config against the commands that they are passed to."""
 
 import shlex
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from sslrun.config.compose import choices
 from sslrun.config.names import nearest
 from sslrun.config.overrides import check_overrides, composed_configs
 
-Check = Callable[[str, list[str]], object]  # of a command and its overrides
+Check = Callable[[str, list[str]], object]  # called with a command and its overrides
 
 
 def mistakes(config: DictConfig, config_dir: str | None) -> list[str]:
-    """Return one line for each mistake in a study's lists that is seen without torch."""
+    """Return one line for each mistake in a study's lists of settings that can be seen without torch."""
 
     def check(command: str, overrides: list[str]) -> object:
         return composed_configs(command, overrides, config_dir, multirun=False)
@@ -28,13 +28,13 @@ def mistakes(config: DictConfig, config_dir: str | None) -> list[str]:
 
 
 def check_classifiers(config: DictConfig, settings: type, config_dir: str | None) -> None:
-    """Check the settings that all classifiers of a study have against their signatures.
+    """Check the settings shared by all classifiers of a study against signatures.
 
     Args:
-        settings: the dataclass of a classifier's settings.
+        settings: settings class of finetune.
 
     Raises:
-        UserError: with a line for every mistake.
+        UserError: one line for each mistake.
     """
     try:
         check_overrides(FINETUNE, settings, _texts(config, "finetune"), config_dir, False)

@@ -1,4 +1,4 @@
-"""Sweeps: over the finished jobs of an earlier one, into a folder of their own, and their table at the end."""
+"""Sweeps: over the finished jobs of an earlier sweep, into an empty folder, and the table at the end."""
 
 from pathlib import Path
 from typing import Any
@@ -8,22 +8,23 @@ from omegaconf import DictConfig
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
+from sslrun.base.text import counted
 from sslrun.cli.invocation import Invocation
 from sslrun.config.grammar import quoted
 from sslrun.runs.find import is_finished, job_order
 
 
 def refuse_used_folder(invocation: Invocation) -> None:
-    """Refuse a sweep into the folder of an earlier one, which would mix their jobs."""
+    """Raise if the folder of a sweep is not empty, since the jobs of two sweeps would mix."""
     for value in invocation.overrides:
         key, _, text = value.partition("=")
         folder = Path(text.strip("'\""))
         if key == "hydra.sweep.dir" and folder.is_dir() and any(folder.iterdir()):
-            raise UserError(f"{folder} is not empty: a sweep needs a folder of its own")
+            raise UserError(f"hydra.sweep.dir={folder} is not empty; use a new folder")
 
 
-def of_finished_jobs(invocation: Invocation) -> Invocation:
-    """Turn `run=SWEEP` into a sweep over its finished jobs."""
+def over_finished_jobs(invocation: Invocation) -> Invocation:
+    """Convert `run=SWEEP` into a sweep over its finished jobs."""
     values = invocation.overrides
     for i, value in enumerate(values):
         key, _, text = value.partition("=")
@@ -31,9 +32,11 @@ def of_finished_jobs(invocation: Invocation) -> Invocation:
         if key == "run" and folder.is_dir() and not (folder / "summary.json").exists():
             every = [p.parent for p in folder.glob("*/config.yaml")]
             jobs = [p for p in every if is_finished(p)]
-            left_out = sorted(p.name for p in every if p not in jobs)
-            if left_out:
-                log.warning("%d of %d jobs did not finish and are left out: %s", len(left_out), len(every), left_out)
+            skipped = sorted(p.name for p in every if p not in jobs)
+            if skipped:
+                log.warning(
+                    "Skipping %d of %d jobs, which did not finish: %s", len(skipped), len(every), ", ".join(skipped)
+                )
             if jobs:
                 named = "run=" + ",".join(quoted(str(p)) for p in sorted(jobs, key=job_order))
                 return invocation.with_overrides([*values[:i], named, *values[i + 1 :]]).as_sweep()
@@ -41,19 +44,19 @@ def of_finished_jobs(invocation: Invocation) -> Invocation:
 
 
 class SweepTable(Callback):
-    """Hydra's callback at the end of a sweep: the table, the CSV, and the exit code."""
+    """Hydra callback that ends a sweep with a table, a CSV file, and the exit code."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Report on all jobs, whichever launcher ran them."""
+        """Report on all jobs, whichever launcher ran them; exit with 1 if one failed."""
         from sslrun.report.sweep import finish_sweep
         from sslrun.runs.job import explained
 
         directory = Path(config.hydra.sweep.dir)
         try:
             failed = finish_sweep(directory)
-        except Exception as error:  # of which Hydra would make a warning
+        except Exception as error:  # Hydra would turn it into a warning
             log.error("%s", explained(error))
             raise SystemExit(1) from None
         if failed:
-            log.error("%d of the jobs failed; the reasons stand above and in each job's run.log", failed)
+            log.error("%s failed; see above and the run.log of each", counted(failed, "job"))
             raise SystemExit(1)

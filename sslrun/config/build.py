@@ -1,8 +1,8 @@
-"""From nodes of the config to objects.
+"""Building objects from nodes of the config.
 
-A config node with a `_target_` is built by calling that function or class. The node's keys are the target's
-keyword-only parameters, no more and no fewer; what sslrun itself supplies (a network, a device) comes first, by
-position. Types and ranges stand in the signature, as annotations, and nowhere else.
+A config node with a `_target_` is built by calling that function or class. The node's keys are exactly the target's
+keyword-only parameters; what sslrun itself supplies (a network, a device) is passed first, by position. Types and
+ranges are defined by the annotations of the signature, and nowhere else.
 """
 
 import functools
@@ -19,7 +19,7 @@ from sslrun.base.paths import CONF
 from sslrun.config.renames import renamed_config
 from sslrun.config.types import Node
 
-# What runs and checkpoints of 0.1.0 name in their configs, and what it is called now.
+# `_target_` in configs of runs and checkpoints of 0.1.0 -> its name now.
 RENAMED = {
     "sslrun.train.fit": "sslrun.training.settings.Training",
     "sslrun.views.Augment": "sslrun.augment.Augment",
@@ -36,7 +36,7 @@ RENAMED = {
 
 
 def renamed(config: Any) -> Any:
-    """Return the config of a run or a checkpoint with the names of 0.1.0 replaced by those of today."""
+    """Return the config of a run or a checkpoint with names of 0.1.0 replaced by current ones."""
     return renamed_config(_with_targets(config)) if isinstance(config, dict) else config
 
 
@@ -49,19 +49,19 @@ def _with_targets(node: Any) -> Any:
 
 
 def locate(path: str) -> Callable[..., Any]:
-    """Import the function or class that a `_target_` names.
+    """Import the function or class of a `_target_`.
 
     Raises:
-        UserError: there is no such module or name.
+        UserError: it cannot be imported, or is not callable.
     """
     module, _, name = path.rpartition(".")
-    now = f"; it is called {RENAMED[path]} now" if path in RENAMED else ""
+    hint = f"; it is now called {RENAMED[path]}" if path in RENAMED else ""
     try:
         target: Any = getattr(importlib.import_module(module), name)
-    except Exception as error:  # of any kind: the module may be the user's
-        raise UserError(f"_target_ {path!r} cannot be imported: {_reason(error, path)}{now}") from error
+    except Exception as error:  # of any type: the module may be the user's own
+        raise UserError(f"_target_ {path!r} cannot be imported: {_reason(error, path)}{hint}") from error
     if not callable(target):
-        raise UserError(f"_target_ {path!r} is no function or class{now}")
+        raise UserError(f"_target_ {path!r} is not a function or class{hint}")
     located: Callable[..., Any] = target
     return located
 
@@ -74,19 +74,23 @@ def _reason(error: Exception, path: str) -> str:
 
 
 def refuse_foreign(node: Any, source: Path | str) -> None:
-    """Let a config that was read from a file call nothing but what our config files name, and the user's code here.
+    """Raise if a config read from a file has a `_target_` that is neither in our config files nor in the user's folder.
 
-    A checkpoint or a run may come from anybody, and a `_target_` in it could be any function of any package.
+    A checkpoint or run from somebody else could otherwise call any function of any package.
+
+    Args:
+        node: the config, or a part of it.
+        source: the file or run, for the message.
 
     Raises:
-        UserError: it names something else.
+        UserError: it has such a `_target_`.
     """
     if isinstance(node, dict):
         target = node.get("_target_")
         if target is not None and not (isinstance(target, str) and (target in _our_targets() or _is_here(target))):
             raise UserError(
-                f"{source} would call {target}, which is neither sslrun's nor in a Python file of this folder: refused."
-                f" If it is yours, run sslrun in the folder that has {str(target).split('.')[0]}.py"
+                f"{source} has the _target_ {target}, which is neither in sslrun nor in a Python file of this folder; "
+                f"if it is yours, run sslrun in the folder that has {str(target).split('.')[0]}.py"
             )
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         refuse_foreign(value, source)
@@ -99,7 +103,7 @@ def _our_targets() -> set[str]:
 
 
 def _is_here(target: str) -> bool:
-    """Tell whether a target is in a module of the working directory, which is the user's own."""
+    """Return whether a target is in a module of the working directory, i.e. the user's own."""
     first = target.split(".")[0]
     return any(p.is_file() for p in (Path(f"{first}.py"), Path(first) / "__init__.py")) and first != "sslrun"
 
@@ -107,7 +111,7 @@ def _is_here(target: str) -> bool:
 def parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     """Return the keyword-only parameters of a function or class as name -> (annotation, default).
 
-    A key that Python keeps for itself is a parameter with an underscore behind it: `in_`.
+    A key that is a Python keyword has a trailing underscore as a parameter: `in_`.
     """
     function = target.__init__ if inspect.isclass(target) else target
     hints = typing.get_type_hints(function, include_extras=True)
@@ -120,17 +124,21 @@ def parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def function(node: Node) -> Callable[..., Any]:
-    """Return the target of a node with the node's keys filled in; nested nodes are built."""
+    """Return the target of a node as a partial function with the node's keys; nested nodes are built."""
     from hydra.utils import instantiate
 
     return instantiate(node, _partial_=True, _convert_="all")
 
 
 def build(node: Node, *supplied: Any) -> Any:
-    """Build what a node describes; `supplied` are the arguments that come from sslrun, by position.
+    """Build the object of a node.
+
+    Args:
+        node: has a `_target_`.
+        supplied: positional arguments from sslrun.
 
     Raises:
-        UserError: the constructor refuses the values (its `ValueError`, in its words).
+        UserError: the constructor raised a `ValueError`; the message is kept.
     """
     try:
         return function(node)(*supplied)
@@ -139,12 +147,12 @@ def build(node: Node, *supplied: Any) -> Any:
 
 
 def settings_of(stage: Callable[..., Any]) -> type:
-    """Return the dataclass of a command's settings, the second parameter of its function."""
+    """Return the settings class of a command: the type of its function's second parameter."""
     second = list(inspect.signature(stage).parameters)[1]
     settings: type = typing.get_type_hints(stage)[second]
     return settings
 
 
 def built_settings(settings: type, config: Node) -> Any:
-    """Return a command's settings with the values of a config."""
+    """Return an instance of a command's settings class with the values of a config."""
     return settings(**{k + "_" * iskeyword(k): v for k, v in config.items()})

@@ -1,4 +1,4 @@
-"""What may stand in the config: types and ranges of the signatures that it will call, and nothing else."""
+"""Checking a config against the signatures of what it builds: keys, types and ranges."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,10 +15,11 @@ from sslrun.config.types import Also, FromCheckpoint, Node, Supplied
 
 
 def check(config: DictConfig, settings: type) -> list[str]:
-    """Hold a composed config against the signatures that it will call; return one line for each mistake.
+    """Check a composed config against the signatures that it will call; return one line for each mistake.
 
     Args:
-        settings: the dataclass of the command's settings.
+        config: composed config of a command.
+        settings: settings class of the command.
     """
     try:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
@@ -49,10 +50,10 @@ def _check_call(
             mistakes += _check_node(value, raw[key], annotation, (*where, key))
             fields[key] = (Any, None)
         if value == "???":
-            mistakes.append(f"{_dotted((*where, key))}: must be given, say {_dotted((*where, key))}=...")
+            mistakes.append(f"{_dotted((*where, key))}: required; set {_dotted((*where, key))}=...")
             fields[key] = (Any, None)
         if value is None and isinstance(raw[key], str) and raw[key].startswith("${"):
-            continue  # known only once the checkpoint is read
+            continue  # known once the checkpoint is loaded
         mine[key] = value
     known_later = {k for k in values if k not in mine and k != "_target_"}
     model = create_model(  # type: ignore[call-overload]
@@ -83,7 +84,7 @@ def _check_node(value: dict[str, Any], raw: Any, annotation: Any, where: tuple[s
     also = mark and mark.of
     if value.get("_target_") is None:
         if "_target_" not in value or not any(isinstance(m, FromCheckpoint) for m in marks):
-            return [f"{_dotted(where)}: has no _target_, so there is nothing to build"]
+            return [f"{_dotted(where)}: no _target_; name the function or class to build"]
         if mark is None:
             return []
         given = {k: v for k, v in value.items() if v is not None and k not in mark.without}
@@ -106,7 +107,7 @@ def _dotted(where: Sequence[Any]) -> str:
 
 
 def _sentences(error: ValidationError, where: tuple[str, ...], names: list[str]) -> list[str]:
-    """Turn pydantic's errors into our lines; the branches of a union become one line."""
+    """Convert pydantic's errors to lines of ours; the branches of a union become one line."""
     lines: dict[str, list[str]] = {}
     for e in error.errors():
         key = str(e["loc"][0]).removeprefix("f_")
@@ -114,16 +115,16 @@ def _sentences(error: ValidationError, where: tuple[str, ...], names: list[str])
         if e["type"] == "extra_forbidden":
             lines.setdefault(f"{dotted}: no such key{key_hint(dotted, [_dotted((*where, n)) for n in names])}", [])
         elif e["type"] == "missing":
-            lines.setdefault(f"{dotted}: must be given, say {dotted}=...", [])
+            lines.setdefault(f"{dotted}: required; set {dotted}=...", [])
         else:
-            lines.setdefault(dotted, []).append(_wanted(e))
+            lines.setdefault(dotted, []).append(_expected(e))
             lines[dotted + "\0"] = [f", found {_shown_value(error, e, key)}"]
     out = []
-    for head, wanted in lines.items():
+    for head, expected in lines.items():
         if head.endswith("\0"):
             continue
         tail = lines.get(head + "\0", [""])[0]
-        out.append(f"{head}: must be {' or '.join(dict.fromkeys(wanted))}{tail}" if wanted else head)
+        out.append(f"{head}: must be {' or '.join(dict.fromkeys(expected))}{tail}" if expected else head)
     return out
 
 
@@ -134,13 +135,13 @@ def _shown_value(error: ValidationError, e: Any, key: str) -> str:
     return f"{text!s}{nearest(text, choices) if isinstance(value, str) and any(choices) else ''}"
 
 
-def _wanted(e: Any) -> str:
+def _expected(e: Any) -> str:
     words = {
-        "int_type": "a whole number",
-        "int_from_float": "a whole number",
+        "int_type": "an integer",
+        "int_from_float": "an integer",
         "float_type": "a number",
         "bool_type": "true or false",
-        "string_type": "text, a number in quotes",
+        "string_type": "text (put a number in quotes)",
         "list_type": "a list",
         "dict_type": "a mapping",
         "none_required": "null",

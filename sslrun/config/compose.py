@@ -1,4 +1,4 @@
-"""Where config files lie, and composing them as Hydra does."""
+"""The config files, and composing them with Hydra."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,12 +16,12 @@ from sslrun.config.types import Node
 
 
 def folders(config_dir: str | None = None) -> list[Path]:
-    """Return the folders that hold config files, in Hydra's order: ours, and the user's own, if one was named."""
+    """Return the folders of config files in Hydra's order: ours, then the user's own if there is one."""
     return [CONF, *([Path(config_dir)] if config_dir else [])]
 
 
 def choices(group: str, config_dir: str | None = None) -> list[str]:
-    """Return the options of a config group by the names of its files."""
+    """Return the choices of a config group, which are the names of its files."""
     names = {p.stem for d in folders(config_dir) for p in (d / group).glob("*.yaml")}
     return sorted(n for n in names if not n.startswith("_"))
 
@@ -32,10 +32,15 @@ def groups(config_dir: str | None = None) -> list[str]:
 
 
 def compose_config(stage: str, overrides: list[str], config_dir: str | None) -> DictConfig:
-    """Compose a stage's config as Hydra does, with the user's own config folder if there is one.
+    """Compose the config of a command with Hydra.
+
+    Args:
+        stage: the command.
+        overrides: as on the command line.
+        config_dir: the user's own config folder.
 
     Raises:
-        UserError: a YAML file would have Hydra change the working directory.
+        UserError: a YAML file sets `hydra.job.chdir`.
         HydraException: it cannot be composed.
     """
     if config_dir:
@@ -43,20 +48,20 @@ def compose_config(stage: str, overrides: list[str], config_dir: str | None) -> 
     inside = GlobalHydra.instance().is_initialized()
     with nullcontext() if inside else initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         config = compose(config_name=stage, overrides=overrides, return_hydra_config=True)
-    if config.hydra.job.chdir:  # in a YAML file of the user's
-        raise UserError(f"hydra.job.chdir=true: {CHDIR}: leave it away")
+    if config.hydra.job.chdir:  # set in a YAML file of the user
+        raise UserError(f"hydra.job.chdir=true: {CHDIR}; remove it")
     with open_dict(config):
         del config["hydra"]
     return renamed_composed(config, overrides)
 
 
 def compose_nodes(stage: str, *names: str) -> list[Node]:
-    """Return some nodes of a stage's default config."""
+    """Return nodes of a command's default config by name."""
     config: dict[str, Any] = OmegaConf.to_container(compose_config(stage, [], None), resolve=True)  # type: ignore[assignment]
     return [config[n] for n in names]
 
 
 def choice_node(group: str, choice: str) -> Node:
-    """Return the node that a choice in one of our config groups stands for."""
+    """Return the node of a choice in one of our config groups."""
     node: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{choice}.yaml"), resolve=True)
     return node

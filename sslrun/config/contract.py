@@ -1,4 +1,4 @@
-"""What a user's own task, backbone or data set must fulfill, and the line that says where it does not."""
+"""Checks of a user's own task, backbone or data set, with one line for whatever is missing or wrong."""
 
 import inspect
 import sys
@@ -12,14 +12,14 @@ from sslrun.config.build import locate, parameters
 
 
 class Contract:
-    """The function or class that a config names, while it is checked.
+    """A function or class that a config names, and the checks of it.
 
     Args:
-        group: of the config: `pretext`, `backbone` or `dataset`.
-        target: its dotted name.
+        group: config group: `pretext`, `backbone` or `dataset`.
+        target: dotted name of the function or class.
 
     Attributes:
-        ours: it is sslrun's own.
+        ours: whether it is part of sslrun.
 
     Raises:
         UserError: it cannot be imported.
@@ -30,14 +30,14 @@ class Contract:
         self.ours = target.startswith("sslrun.")
 
     def broken(self, what: str) -> UserError:
-        """Return the error that names the target, its file, what is wrong, and the page on how to write one."""
+        """Return an error with the target, its file, what is wrong, and the page on extending sslrun."""
         file = getattr(sys.modules[self.target.rpartition(".")[0]], "__file__", None)
-        place = f" ({shown(Path(file))})" if file else ""
-        return UserError(f"{self.group}: {self.target}{place}: {what}; see {shown(EXTENDING)}")
+        location = f" ({shown(Path(file))})" if file else ""
+        return UserError(f"{self.group}: {self.target}{location}: {what}; see {shown(EXTENDING)}")
 
     @contextmanager
     def running(self, call: str) -> Iterator[None]:
-        """Turn an error of the user's own code into one line; `HYDRA_FULL_ERROR=1` shows its traceback, too."""
+        """Convert an error in the user's own code to one line; `HYDRA_FULL_ERROR=1` also shows the traceback."""
         try:
             yield
         except UserError:
@@ -49,15 +49,18 @@ class Contract:
             raise self.broken(f"{call} raised {described(error)}; {hint}") from error
 
     def check_parameters(self, supplied: tuple[str, ...]) -> None:
-        """Check that what sslrun supplies comes first, and that nothing else has to be given by position.
+        """Check that the arguments from sslrun come first, and that no other positional parameter is required.
+
+        Args:
+            supplied: names of the arguments from sslrun.
 
         Raises:
-            UserError: it does not, or an annotation names what there is not.
+            UserError: the parameters differ, or an annotation cannot be resolved.
         """
         try:
             signature = inspect.signature(self.callable)
             parameters(self.callable)
-        except Exception as error:  # of any kind: annotations may be strings of the user's
+        except Exception as error:  # of any type: the user's annotations may be strings
             raise self.broken(f"its annotations cannot be read: {described(error)}") from error
         kinds = [p.kind for p in signature.parameters.values()]
         names = [n for n, p in signature.parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -1,4 +1,4 @@
-"""Saying a config in overrides: Hydra's grammar of `key=value`."""
+"""Writing config values in Hydra's override grammar (`key=value`)."""
 
 import re
 from typing import Any
@@ -14,13 +14,13 @@ def key_of(override: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Quote any text for Hydra's override grammar; OmegaConf must not take `${` for an interpolation."""
+    """Quote any text for Hydra's override grammar, and escape `${`, which OmegaConf would interpolate."""
     plain = re.sub(r"(\\*)\$\{", lambda before: 2 * before[1] + r"\${", text)
     return str(QuotedString(text=plain, quote=Quote.single).with_quotes())
 
 
 def literal(value: Any) -> str:
-    """Return a value as Hydra's override grammar has it."""
+    """Return a value in Hydra's override grammar."""
     if isinstance(value, str):
         return quoted(value)
     if isinstance(value, list):
@@ -31,12 +31,12 @@ def literal(value: Any) -> str:
 
 
 def _escaped(key: str) -> str:
-    """Return a key of a mapping, which the grammar does not let stand in quotes."""
+    """Return a key of a mapping, escaped, since the grammar does not allow quotes there."""
     return "".join(f"\\{c}" if c in "\\()[]{}:=, \t" else c for c in key)
 
 
 def differing(wanted: Node, base: Node, prefix: str = "") -> list[str]:
-    """Return the overrides that make one config, with everything resolved, of another."""
+    """Return the overrides that turn the resolved config `base` into `wanted`."""
     out = []
     if wanted.get("_target_") != base.get("_target_"):
         out += [f"~{prefix}{key}" for key in base if key not in wanted]

@@ -1,11 +1,11 @@
-"""Hydra's own keys: those that sslrun sets itself, and the packages that others come with."""
+"""Hydra's own keys: those that sslrun sets itself, and plugins that need a package."""
 
 import importlib.util
 
 from hydra.core.override_parser.types import Override
 
-CHDIR = "relative paths start from the folder in which the command is typed"
-# Keys of Hydra that must stay as they are -> why.
+CHDIR = "relative paths start from the folder in which the command is run"
+# Keys of Hydra that cannot be set -> reason.
 FIXED = {
     "hydra.job.chdir": CHDIR,
     "hydra.job.name": "it marks the runs of a study",
@@ -15,7 +15,7 @@ FIXED = {
     "hydra.mode": "-m makes a sweep",
     "hydra.runtime": "Hydra fills it in",
 }
-PACKAGES = {  # of Hydra's plugins, by the beginning of what they are called
+PACKAGES = {  # of Hydra's plugins, by the prefix of a choice
     "hydra/launcher": {
         "joblib": "hydra-joblib-launcher",
         "submitit": "hydra-submitit-launcher",
@@ -33,20 +33,20 @@ PACKAGES = {  # of Hydra's plugins, by the beginning of what they are called
 
 
 def check(o: Override, mistakes: list[str]) -> bool:
-    """Tell whether an override is none of Hydra's, or one that can be kept; else add a line to the mistakes."""
+    """Return whether an override is not one of Hydra's or may be set; otherwise add a line to `mistakes`."""
     key, value = o.key_or_group.replace("@", ".").split(":")[0], str(o.value())
     for fixed, reason in FIXED.items():
         if key == fixed or key.startswith(f"{fixed}."):
             if key == "hydra.job.chdir" and value.lower() == "false":
                 return True
-            mistakes.append(f"{o.input_line}: {reason}: leave it away")
+            mistakes.append(f"{o.input_line}: {reason}; remove it")
             return False
     if key == "hydra.sweep.subdir" and ("/" in value or "\\" in value):
-        mistakes.append(f"{o.input_line}: the jobs of a sweep lie directly in its folder: give a name without slashes")
+        mistakes.append(f"{o.input_line}: jobs must be directly in the folder of the sweep; use a name without slashes")
         return False
     package = next((p for start, p in PACKAGES.get(key, {}).items() if value.startswith(start)), None)
     if package and not _installed(package):
-        mistakes.append(f"{o.input_line} needs the package {package}: pip install {package}")
+        mistakes.append(f"{o.input_line}: needs the package {package}; install it with pip install {package}")
         return False
     return True
 
@@ -54,5 +54,5 @@ def check(o: Override, mistakes: list[str]) -> bool:
 def _installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(f"hydra_plugins.{package.replace('-', '_')}") is not None
-    except ModuleNotFoundError:  # no plugin at all
+    except ModuleNotFoundError:  # no plugin is installed
         return False

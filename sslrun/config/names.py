@@ -1,10 +1,9 @@
-"""The nearest valid name for one that is not: by its letters, or because other tools call it so."""
+"""Suggestions for an unknown name: the most similar key, or our name for a setting of another tool."""
 
 import difflib
 from collections.abc import Collection, Sequence
 
-# What a setting is called here -> what other tools call it. Of several keys with one name elsewhere, the first that a
-# command has is meant.
+# Key -> its names in other tools. If a name stands for several keys, the first that the command has is suggested.
 ELSEWHERE = {
     "train.learning_rate": "lr learning_rate base_lr max_lr lr0 init_lr",
     "train.batch_size": "bs batch batchsize batch_size train_batch_size",
@@ -40,20 +39,20 @@ ELSEWHERE = {
     "out": "output output_file save_to outfile file output_dir out_dir outdir save_dir",
     "hydra.run.dir": "output_dir out_dir outdir save_dir log_dir logdir workdir work_dir",
 }
-# What other tools have, and sslrun does not need.
+# Settings of other tools that sslrun does not need -> reason.
 WITHOUT = {
-    "num_workers workers n_workers dataloader_num_workers": "images are decoded once, on all cores: leave it away",
-    "num_classes n_classes nc": "the classes are those of the data set: leave it away",
-    "pin_memory persistent_workers prefetch_factor": "there is no data loader: leave it away",
+    "num_workers workers n_workers dataloader_num_workers": "images are decoded once, on all cores; remove it",
+    "num_classes n_classes nc": "the classes are those of the data set; remove it",
+    "pin_memory persistent_workers prefetch_factor": "there is no data loader; remove it",
 }
-PRINTED = ("out", "output", "output_file", "save_to", "outfile", "file")  # keys that stand for a file of results
+PRINTED = ("out", "output", "output_file", "save_to", "outfile", "file")  # names of a file for results in other tools
 
 
-ALIASES = {"gpu": "cuda", "nvidia": "cuda", "metal": "mps", "apple": "mps"}  # of choices
+ALIASES = {"gpu": "cuda", "nvidia": "cuda", "metal": "mps", "apple": "mps"}  # of choices of `device`
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """Return `"; did you mean X?"` for the most similar name, in upper or lower case, or the empty string."""
+    """Return `"; did you mean X?"` for the most similar name, ignoring case, or an empty string."""
     by_case = {n.casefold(): n for n in reversed(names)}
     name = ALIASES[name] if ALIASES.get(name) in names else name
     matches = difflib.get_close_matches(name.casefold(), list(by_case), n=1, cutoff=0.5)
@@ -65,12 +64,12 @@ def nearest(name: str, names: Sequence[str]) -> str:
 
 
 def key_hint(key: str, keys: Collection[str], value: str = "") -> str:
-    """Return what to say instead of a key that a command does not have; the empty string if nothing comes close.
+    """Return a hint for a key that a command does not have, or an empty string if nothing is similar.
 
     Args:
-        key: as it was typed, dotted.
-        keys: that the command has, with its config groups.
-        value: as it was typed.
+        key: dotted, as typed.
+        keys: keys and config groups of the command.
+        value: as typed.
     """
     leaf = key.casefold().rsplit(".", 1)[-1].replace("-", "_")
     needless = next((reason for names, reason in WITHOUT.items() if leaf in names.split()), None)
@@ -80,5 +79,5 @@ def key_hint(key: str, keys: Collection[str], value: str = "") -> str:
         if leaf in names.split() and (here.partition("=")[0] in keys or here.startswith("hydra.")):
             return f"; did you mean {here}?"
     if leaf in PRINTED and "format" in keys:
-        return f"; results go to standard output: append > {value or 'FILE'}"
+        return f"; results are printed to standard output; append > {value or 'FILE'}"
     return nearest(key, list(keys))

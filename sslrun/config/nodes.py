@@ -9,13 +9,13 @@ from sslrun.config.types import Node
 
 
 def plain(config: DictConfig) -> Node:
-    """Return a config as a plain mapping, resolved, with what is missing as `???`."""
+    """Return a config as a plain, resolved mapping; missing values are `???`."""
     values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     return values
 
 
 def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested config as one mapping with dotted keys."""
+    """Return a nested config as a flat mapping with dotted keys."""
     out: dict[str, Any] = {}
     for key, value in config.items():
         out |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -23,7 +23,7 @@ def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def short_name(target: str) -> str:
-    """Return the name on the command line of what a `_target_` builds.
+    """Return the name of a `_target_` on the command line.
 
     `sslrun.tasks.pretext.simclr.SimCLR` -> `simclr`.
     """
@@ -32,7 +32,14 @@ def short_name(target: str) -> str:
 
 
 def overlaid(group: str, node: Node, requested: Node, overrides: Mapping[str, str]) -> Node:
-    """Return a node with the keys that were asked for on the command line, or beside `from_checkpoint`."""
+    """Return a node with values replaced by those given on the command line or along with `from_checkpoint`.
+
+    Args:
+        group: config group of the node.
+        node: of a checkpoint.
+        requested: the node as composed.
+        overrides: of the command line, by key.
+    """
     from_checkpoint = requested.get("_target_") is None
     wins = {k for k, v in requested.items() if f"{group}.{k}" in overrides or (from_checkpoint and v is not None)}
     return {**node, **{k: requested[k] for k in wins}}

@@ -1,4 +1,4 @@
-"""Checking what stands on the command line before anything starts, all of it, in plain words."""
+"""Checking the overrides of a command before anything starts; all mistakes are reported together."""
 
 import copy
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -20,41 +20,44 @@ from sslrun.config.names import key_hint, nearest
 from sslrun.config.shape import Shapes
 from sslrun.config.types import Node
 
-_Trial = list[tuple[Override, str]]  # overrides, each with a line of one value
+_Trial = list[tuple[Override, str]]  # overrides, each with its text for one value of a sweep
 
 
 def check_overrides(
     stage: str, settings: type, overrides: Sequence[str], config_dir: str | None, multirun: bool
 ) -> None:
-    """Check everything that was asked for on the command line and in YAML, before anything starts.
+    """Check the overrides and YAML files of a command.
 
     Args:
         stage: the command.
-        settings: the dataclass of its settings.
+        settings: settings class of the command.
+        overrides: as on the command line.
+        config_dir: the user's own config folder.
+        multirun: whether the values of sweeps are allowed.
 
     Raises:
-        UserError: with a line for every mistake.
+        UserError: one line for each mistake.
     """
     check_signatures(composed_configs(stage, overrides, config_dir, multirun), settings)
 
 
 def check_signatures(configs: Sequence[DictConfig], settings: type) -> None:
-    """Check composed configs against the signatures that they will call, which has torch imported.
+    """Check composed configs against the signatures that they will call; this imports torch.
 
     Args:
-        settings: the dataclass of the command's settings.
+        settings: settings class of the command.
 
     Raises:
-        UserError: with a line for every mistake.
+        UserError: one line for each mistake.
     """
     _refuse([line for config in configs for line in check(config, settings)])
 
 
 def check_shape(stage: str, config: DictConfig, config_dir: str | None) -> None:
-    """Check a config as far as it shows mistakes without a signature.
+    """Check a config against our YAML files, without torch.
 
     Raises:
-        UserError: with a line for every mistake.
+        UserError: one line for each mistake.
     """
     _refuse(_shapes(stage, config_dir).mistakes(config))
 
@@ -70,16 +73,15 @@ def composed_configs(
     multirun: bool,
     also: Callable[[DictConfig], list[str]] = lambda _: [],
 ) -> list[DictConfig]:
-    """Return configs in which each value of every sweep stands at least once, checked as far as they show mistakes.
-
-    Nothing here imports torch: keys and choices that do not exist, values that are missing or of another type.
+    """Compose configs in which each value of every sweep occurs at least once, and check them without torch.
 
     Args:
         stage: the command.
-        also: returns more mistakes of a config.
+        overrides, config_dir, multirun: see `check_overrides`.
+        also: returns further mistakes in a config.
 
     Raises:
-        UserError: with a line for every mistake.
+        UserError: one line for each mistake.
     """
     mistakes: list[str] = []
     parsed = list(_parse(overrides, mistakes))
@@ -92,15 +94,15 @@ def composed_configs(
     good = [o for o in good if hydra_keys.check(o, mistakes)]
     if not multirun:
         for o in [o for o in good if o.is_sweep_override()]:
-            mistakes.append(f"{o.input_line}: several values make a sweep; put -m before it")
+            mistakes.append(f"{o.input_line}: several values need a sweep; put -m before it")
             good.remove(o)
 
     for o in [o for o in good if isinstance(o.value(), Glob) and o.key_or_group not in in_stage]:
-        mistakes.append(f"{o.input_line}: glob() chooses among the files of a group, and {o.key_or_group} is a key")
+        mistakes.append(f"{o.input_line}: glob() is for config groups, and {o.key_or_group} is a key")
         good.remove(o)
 
     for o in [o for o in good if isinstance(s := o.value(), ChoiceSweep) and any(isinstance(v, Sweep) for v in s.list)]:
-        mistakes.append(f"{o.input_line}: a sweep inside a list of values; give either")
+        mistakes.append(f"{o.input_line}: a list of values cannot contain a sweep")
         good.remove(o)
     shapes, configs = _shapes(stage, config_dir), []
     compose = _Composer(stage, config_dir)
@@ -123,7 +125,7 @@ def composed_configs(
 
 
 class _Composer:
-    """Composes the configs of a sweep: once for its groups, to which the values of its keys are added."""
+    """Composes the configs of a sweep: once for each choice of groups; values of keys are then updated."""
 
     def __init__(self, stage: str, config_dir: str | None) -> None:
         self.stage, self.config_dir = stage, config_dir
@@ -146,13 +148,13 @@ def _refuse(mistakes: Sequence[str]) -> None:
 
 
 def check_resumed(stage: str, overrides: Sequence[str], config: dict[str, Any], config_dir: str | None) -> None:
-    """Check what is asked for when a run goes on: whether there are such keys and choices.
+    """Check that the keys and choices in the overrides of a resumed run exist.
 
     Args:
-        config: of the run.
+        config: config of the run.
 
     Raises:
-        UserError: with a line for every mistake.
+        UserError: one line for each mistake.
     """
     mistakes: list[str] = []
     in_stage, all_groups = _stage_groups(stage, config_dir), groups(config_dir)
@@ -160,7 +162,7 @@ def check_resumed(stage: str, overrides: Sequence[str], config: dict[str, Any], 
         if _is_hydra(o) or not _check_choice(o, stage, in_stage, all_groups, config_dir, mistakes):
             continue
         if o.is_delete() or o.is_sweep_override() or "${" in str(o.value()):
-            mistakes.append(f"{o.input_line}: a run that goes on takes plain values alone")
+            mistakes.append(f"{o.input_line}: a resumed run takes only plain values")
         elif not _is_group(o, in_stage):
             _check_key(o, OmegaConf.create(config), mistakes)
     if mistakes:
@@ -168,7 +170,7 @@ def check_resumed(stage: str, overrides: Sequence[str], config: dict[str, Any], 
 
 
 def _missing(trial: _Trial, compose: _Composer, in_stage: Container[str], mistakes: list[str]) -> list[Override]:
-    """Return the overrides of keys that do not exist with the groups of a trial."""
+    """Return the overrides of keys that do not exist with the groups of a trial, and add them to `mistakes`."""
     chosen = [(o, line) for o, line in trial if _is_group(o, in_stage) or _is_hydra(o)]
     try:
         base = compose(chosen, in_stage)
@@ -194,14 +196,12 @@ def _parse(overrides: Sequence[str], mistakes: list[str]) -> Iterator[Override]:
             yield parser.parse_override(text)
         except HydraException as error:
             reason = str(error).splitlines()[0].split(chr(39) + text)[0]
-            mistakes.append(
-                f"{text}: cannot be read ({reason}); put odd characters into quotes, as in 'key=\"a value\"'"
-            )
+            mistakes.append(f"{text}: cannot be parsed ({reason}); quote special characters, as in 'key=\"a value\"'")
 
 
 @dataclass(frozen=True)
 class _Group:
-    """A config group of a command: its default choice, and whether it may be null."""
+    """A config group of a command, with its default choice and whether it may be null."""
 
     default: str | None
     optional: bool
@@ -213,8 +213,8 @@ def _stage_groups(stage: str, config_dir: str | None) -> dict[str, _Group]:
     defaults = OmegaConf.to_container(OmegaConf.load(path))["defaults"]  # type: ignore[call-overload,index]
     named = [next(iter(d.items())) for d in defaults if isinstance(d, dict)]
     out = {n.removeprefix("optional "): _Group(choice, n.startswith("optional ")) for n, choice in named}
-    for under in [d for d in defaults if isinstance(d, str) and not d.startswith("_")]:  # a command that it builds on
-        out |= _stage_groups(under, config_dir)
+    for parent in [d for d in defaults if isinstance(d, str) and not d.startswith("_")]:  # the command it extends
+        out |= _stage_groups(parent, config_dir)
     return out
 
 
@@ -242,7 +242,7 @@ def _check_choice(
     if group not in all_groups or _is_hydra(o):
         return True
     if group not in in_stage:
-        hint = f"; say init={o.value()} to start from the newest {o.value()} run" if group == TASKS else ""
+        hint = f"; use init={o.value()} to start from the newest {o.value()} run" if group == TASKS else ""
         mistakes.append(f"{o.input_line}: {stage} has no {group}{hint}")
         return False
     options = choices(group, config_dir)
@@ -252,11 +252,11 @@ def _check_choice(
     bad = [v for v in values if v not in [*options, *(["None", "null"] if in_stage[group].optional else [])]]
     after_pretraining = in_stage[group].default == FROM_CHECKPOINT
     for v in bad:
-        shown = [o for o in options if after_pretraining or o != FROM_CHECKPOINT]
+        valid = [o for o in options if after_pretraining or o != FROM_CHECKPOINT]
         v = "null" if v == "None" else v
-        mistakes.append(f"{group}={v}: no such {group}{nearest(v, shown) or '.'} Choices: {', '.join(shown)}")
+        mistakes.append(f"{group}={v}: no such {group}{nearest(v, valid) or '.'} Choices: {', '.join(valid)}")
     if not after_pretraining and FROM_CHECKPOINT in values:
-        mistakes.append(f"{group}={FROM_CHECKPOINT}: {stage} starts from no checkpoint")
+        mistakes.append(f"{group}={FROM_CHECKPOINT}: {stage} does not start from a checkpoint")
         return False
     return not bad
 
@@ -269,19 +269,19 @@ def _swept(o: Override, config_dir: str | None) -> list[str]:
 
 
 def _trials(overrides: Sequence[Override], config_dir: str | None) -> Iterator[_Trial]:
-    """Yield sets of overrides in which each value of every sweep stands at least once."""
+    """Yield sets of overrides in which each value of every sweep occurs at least once."""
     sweeps = {}
     for o in overrides:
         if o.is_sweep_override() and o.is_discrete_sweep():
             key = o.get_key_element()
             sweeps[str(o.input_line)] = [f"{key}={v}" for v in _swept(o, config_dir)]
-    rounds = max((len(v) for v in sweeps.values()), default=1)
-    for i in range(rounds):
+    n = max((len(v) for v in sweeps.values()), default=1)
+    for i in range(n):
         trial = []
         for o in overrides:
             values = sweeps.get(str(o.input_line))
             if values is None and o.is_sweep_override():
-                continue  # an interval: the sweeper draws from it
+                continue  # an interval, from which the sweeper draws
             trial.append((o, values[i % len(values)] if values else str(o.input_line)))
         yield trial
 
@@ -290,12 +290,12 @@ def _check_key(o: Override, config: DictConfig, mistakes: list[str]) -> bool:
     if o.is_add() or o.is_delete():
         return True
     plain: Any = OmegaConf.to_container(config, resolve=False)
-    key, passed, node = o.key_or_group, 0, plain
+    key, depth, node = o.key_or_group, 0, plain
     for name in key.split("."):
         if isinstance(node, dict) and name in node:
-            passed, node = passed + 1, node[name]
+            depth, node = depth + 1, node[name]
             continue
-        if passed and node == {}:
+        if depth and node == {}:
             return True  # a free mapping, such as dataset.classes
         mistakes.append(f"{key}: no such key{key_hint(key, _leaves(plain), str(o.value()))}")
         return False

@@ -1,6 +1,6 @@
-"""What 0.1.0 called otherwise: config keys, and what its runs wrote. See also `RENAMED` in build.py for `_target_`.
+"""Names of 0.1.0 that have changed: config keys, and keys in files of its runs. For `_target_` see build.py.
 
-Old config keys are understood until 0.2.0, with a notice; what old runs wrote is read without one.
+Old config keys are accepted until 0.2.0, with a notice; files of old runs are read without one.
 """
 
 import re
@@ -12,14 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 from sslrun.base.console import log
 from sslrun.config.types import Node
 
-KEYS = {  # as they stand in a config and in overrides; of `compare` also behind `finetune.`
+KEYS = {  # in configs and overrides; in those of `compare` also after `finetune.`
     "readout": "pooling",
     "labelled": "labeled",
     "augment.tilt": "augment.degrees",
     "pretext.augment.tilt": "pretext.augment.degrees",
 }
-AUGMENT = {"tilt": "degrees"}  # in every node that is built by our Augment, whatever its name
-HOLD_OVERRIDES = ("search", "finetune", "pretexts")  # keys whose values are overrides, or text with overrides in it
+AUGMENT = {"tilt": "degrees"}  # in every node with our Augment as the target, whatever its name
+HOLD_OVERRIDES = ("search", "finetune", "pretexts")  # keys whose values contain overrides
 
 SUMMARY = {"readouts": "poolings", "val/sure_above": "val/confidence_threshold"}  # also keys of a checkpoint's metrics
 COLUMNS = {  # of results.csv
@@ -39,26 +39,26 @@ _noted: set[str] = set()
 
 
 def renamed_keys(mapping: Node, table: dict[str, str]) -> Node:
-    """Return a mapping with the keys of a table replaced."""
+    """Return a mapping with its keys renamed by a table."""
     return {table.get(k, k): v for k, v in mapping.items()}
 
 
 def renamed_overrides(overrides: Iterable[str], notice: bool = False) -> list[str]:
-    """Return overrides with today's keys.
+    """Return overrides with current keys.
 
     Args:
-        notice: tell the user of every old key.
+        notice: log a notice for every old key.
     """
     return [_renamed_override(o, notice) for o in overrides]
 
 
 def renamed_config(config: Node, overrides: Iterable[str] = (), notice: bool = False) -> Node:
-    """Return a command's config with today's keys. An old key's value goes before the default of the new one.
+    """Return a command's config with current keys. The value of an old key overrides the default of the new one.
 
     Args:
-        config: plain, `_target_` by today's names.
-        overrides: which go before old keys in YAML files.
-        notice: tell the user of every old key.
+        config: a plain mapping, with current names in `_target_`.
+        overrides: take precedence over old keys in YAML files.
+        notice: log a notice for every old key.
     """
     given = {o.lstrip("+").partition("=")[0] for o in overrides}
     config = _renamed_node(config, (), given, notice)
@@ -69,7 +69,7 @@ def renamed_config(config: Node, overrides: Iterable[str] = (), notice: bool = F
 
 
 def renamed_composed(config: DictConfig, overrides: Iterable[str]) -> DictConfig:
-    """Return a config that Hydra composed, with today's keys, and a notice for every old one in a YAML file."""
+    """Return a config composed by Hydra with current keys, and log a notice for every old key in a YAML file."""
     plain: Any = OmegaConf.to_container(config, resolve=False)
     now = renamed_config(plain, overrides, notice=True)
     if now == plain:
@@ -99,7 +99,7 @@ def _renamed_override(override: str, notice: bool) -> str:
     if match := _OVERRIDE.match(override):
         old = match["key"]
         _note(old, KEYS[old], notice)
-        # A user's own YAML file may have the old key alone, so the new one may have to be added.
+        # If a user's own YAML file has only the old key, the new one has to be added.
         sign = match["sign"] or ("++" if old.endswith("augment.tilt") and not match["study"] and match["rest"] else "")
         return f"{sign}{match['study'] or ''}{KEYS[old]}{match['rest'] or ''}"
     key, equals, value = override.partition("=")
@@ -124,4 +124,4 @@ def _note(old: str, new: str, notice: bool) -> None:
     old, new = old.rpartition(".")[2], new.rpartition(".")[2]
     if notice and old not in _noted:
         _noted.add(old)
-        log.warning("Note: %s is now called %s; the old name is understood until 0.2.0.", old, new)
+        log.warning("%s is now called %s; the old name is accepted until 0.2.0.", old, new)

@@ -1,7 +1,7 @@
-"""What our YAML files alone show of a config: unknown keys, missing values, values of another type.
+"""Checking a config against our YAML files: unknown keys, missing values, values of another type.
 
-It needs no signature, and so no torch: these mistakes are reported at once. Ranges and choices stand in signatures
-alone; see `check`.
+This needs no signatures and therefore no torch, so these mistakes are reported at once. Ranges and choices are in
+signatures; see `check`.
 """
 
 import functools
@@ -15,16 +15,16 @@ from sslrun.config.compose import choices, compose_config
 from sslrun.config.names import key_hint
 from sslrun.config.types import Node
 
-LISTS = {"a whole number": "whole numbers", "a number": "numbers", "text": "text", "a list": "lists"}
-OPEN = (None, "auto", "???")  # defaults that do not show the type
+LISTS = {"an integer": "integers", "a number": "numbers", "text": "text", "a list": "lists"}
+OPEN = (None, "auto", "???")  # defaults that say nothing about the type
 
 
 class Shapes:
-    """The configs of a command as our files have them, by the targets of its groups.
+    """The reference configs of a command, from our YAML files.
 
     Args:
         stage: the command.
-        groups: its config groups.
+        groups: config groups of the command.
     """
 
     def __init__(self, stage: str, groups: list[str]) -> None:
@@ -40,7 +40,7 @@ class Shapes:
         return _compared(values, OmegaConf.to_container(config, resolve=False), self.like(values), "")
 
     def like(self, values: Node) -> Node:
-        """Return our config of the same targets; a node with a target that is not ours as it is."""
+        """Return our config with the same targets; nodes with the user's own targets are unchanged."""
         chosen, own = [], []
         for group, by_target in self._targets.items():
             node = values.get(group)
@@ -55,7 +55,7 @@ class Shapes:
 
 @functools.cache
 def _ours(stage: str, *chosen: str) -> Node:
-    """Return the config of a command with these choices, from our files."""
+    """Return the config of a command with these choices from our files."""
     config = compose_config(stage, list(chosen), None)
     values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     return {k: _completed(k, v) for k, v in values.items()}
@@ -69,7 +69,7 @@ def _file(group: str, choice: str) -> Node:
 
 
 def _completed(group: str, node: Any) -> Any:
-    """Return a node with the values that all choices of its group share where its own are null."""
+    """Return a node with its null values replaced by those of the group's `_shared.yaml`."""
     if not isinstance(node, dict):
         return node
     shared = _file(group, "_shared")
@@ -85,32 +85,32 @@ def _compared(values: Node, raw: Any, like: Node, prefix: str) -> list[str]:
         if name not in like:
             out.append(f"{key}: no such key{key_hint(key, [f'{prefix}{n}' for n in like if n != '_target_'])}")
         elif value == "???":
-            out.append(f"{key}: must be given, say {key}=...")
+            out.append(f"{key}: required; set {key}=...")
         elif isinstance(value, dict) and isinstance(default, dict):
             if "_target_" in default and value.get("_target_") == default["_target_"]:
                 out += _compared(value, raw[name], default, f"{key}.")
         elif isinstance(raw[name], str) and raw[name].startswith("${"):
-            continue  # the key that it is taken from has the mistake
-        elif (wanted := _wanted(value, default)) is not None:
-            out.append(f"{key}: must be {wanted}, found {_shown(value)}")
+            continue  # reported for the key that it refers to
+        elif (expected := _expected(value, default)) is not None:
+            out.append(f"{key}: must be {expected}, found {_shown(value)}")
     return out
 
 
-def _wanted(value: Any, default: Any) -> str | None:
-    """Return the type that a value must have in words; None if it has it, or if the default does not show it."""
+def _expected(value: Any, default: Any) -> str | None:
+    """Return the expected type in words; None if the value has it, or if the default does not show it."""
     if value in (None, "auto") or default in OPEN:
         return None
     if isinstance(value, list) and isinstance(default, list):
         kinds = {_kind(v) for v in default}
-        wrong = len(kinds) == 1 and any(_wanted(v, default[0]) for v in value)
+        wrong = len(kinds) == 1 and any(_expected(v, default[0]) for v in value)
         return f"a list of {LISTS.get(kind := kinds.pop(), kind)}" if wrong else None
-    whole = isinstance(default, float) and _kind(value) == "a whole number"
+    whole = isinstance(default, float) and _kind(value) == "an integer"
     return None if whole or _kind(value) == _kind(default) else _kind(default)
 
 
 def _kind(value: Any) -> str:
     """Return the type of a value in words."""
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
+    kinds = {bool: "true or false", int: "an integer", float: "a number", str: "text", list: "a list"}
     return kinds.get(type(value), "a mapping")
 
 

@@ -118,7 +118,7 @@ class Model:
         """
         for key, value in (("top", top), ("views", views), ("batch_size", batch_size)):
             if not isinstance(value, int) or value < 1:
-                raise UserError(f"{key}={value!r}: must be a whole number, at least 1")
+                raise UserError(f"{key}={value!r}: must be an integer of at least 1")
         threshold = (self.confidence_threshold or 0.0) if unsure == "auto" else unsure or 0.0
         out: list[Prediction] = []
         for names, pixels, reasons in self._blocks(images, batch_size, "predicting"):
@@ -191,7 +191,7 @@ class Model:
             UserError: no such stage.
         """
         if stage is not None and not isinstance(stage, int):
-            raise UserError(f"stage={stage!r}: must be a whole number or None")
+            raise UserError(f"stage={stage!r}: must be an integer or None")
         stages = map_features(self.network.encoder, pixels, self.device)
         if stage is not None and not 1 <= stage <= len(stages):
             raise UserError(f"stage={stage}: this backbone has stages 1 to {len(stages)}")

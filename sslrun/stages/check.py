@@ -1,4 +1,4 @@
-"""`sslrun data check`: look a data set over before anything is trained on it."""
+"""`sslrun data check`: check a data set before training on it."""
 
 import os
 import statistics
@@ -38,7 +38,18 @@ SPLITS: tuple[SplitName, ...] = ("train", "unlabeled", "test")
 
 
 class CheckedSplit:
-    """One split, or the pictures of `unlabeled=`: as they lie on disk and decoded."""
+    """The files and decoded images of a split, or of `unlabeled=`.
+
+    Args:
+        name: `train`, `unlabeled`, `test` or `unlabeled=FOLDER`.
+        listing: the files.
+        decoded: the images.
+
+    Attributes:
+        good: positions of the readable images in `listing`; the methods take indices into it.
+        headers: of the files; empty for a data set without files.
+        labels: of the readable files; None if there are none.
+    """
 
     def __init__(self, name: str, listing: Listing, decoded: Decoded) -> None:
         self.name, self.listing, self.decoded = name, listing, decoded
@@ -47,24 +58,24 @@ class CheckedSplit:
         self.labels = None if listing.labels is None else listing.labels[self.good]
 
     def path(self, i: int) -> str:
-        """Return the path of a picture, or its name where it is not a file, by its position among the readable."""
-        at = self.good[i]
-        return str(self.listing.items[at]) if self.headers else f"{self.name}: {self.listing.names[at]}"
+        """Return the path of the i-th readable image, or its name if it is not a file."""
+        index = self.good[i]
+        return str(self.listing.items[index]) if self.headers else f"{self.name}: {self.listing.names[index]}"
 
     def digests(self) -> list[bytes]:
-        """Return a hash of each readable file's bytes, or of its pixels where it is not a file."""
+        """Return a hash of the bytes of each readable file, or of the pixels if there are no files."""
         if self.headers:
             return [self.headers[i].digest for i in self.good]
         return [d.tobytes() for d in self.images.digests[self.images.index.numpy()]]
 
     def class_of(self, i: int) -> str | None:
-        """Return the class of a picture by its position among the readable."""
+        """Return the class of the i-th readable image; None without labels."""
         return None if self.labels is None else self.listing.class_names[self.labels[i]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Settings of a check; what they mean stands in conf/check.yaml."""
+    """Settings of `sslrun data check`, documented in conf/check.yaml."""
 
     dataset: DatasetNode
     unlabeled: str | None
@@ -79,16 +90,16 @@ class Check:
 
 
 def check(run: Run, settings: Check) -> dict[str, Any]:
-    """Report on a data set, on standard output and in `check.json`; nothing is trained.
+    """Report on a data set on standard output and in `check.json`; nothing is trained.
 
-    Test pictures are counted, and compared with the others; no label of theirs and no number about their pixels goes
-    into the advice.
+    Test images are counted and compared with the others; neither their labels nor statistics of their pixels are used
+    for advice.
 
     Returns:
-        What goes into the summary.
+        Entries of the run's summary.
 
     Raises:
-        UserError: something would stop a run (after the report).
+        UserError: a run would stop with an error (raised after the report).
     """
     budget = LabelBudget(settings.label_fraction, settings.labels_per_class)
     budget.check(run.overrides)
@@ -111,10 +122,10 @@ def check(run: Run, settings: Check) -> dict[str, Any]:
     text = as_json(report)
     write_text(run.directory / "check.json", text)
     print(text if settings.format == "json" else table(report), end="")
-    log.info("Written to %s", run.directory / "check.json")
+    log.info("Report written to %s", run.directory / "check.json")
     errors = [text for level, text in all_findings if level == "error"]
     if errors:
-        raise UserError("a run would stop: " + "; ".join(errors))
+        raise UserError("training would fail: " + "; ".join(errors))
     return {
         "dataset": describe(settings.dataset),
         "images": len(images),
@@ -128,7 +139,7 @@ def _splits(dataset: Node, unlabeled: str | None) -> Iterator[CheckedSplit]:
         listings.insert(1, (f"unlabeled={unlabeled}", unlabeled_folder(Path(os.path.expanduser(unlabeled)))))
     for name, listing in listings:
         if listing is not None:
-            log.info("Looking at %s of %s", counted(len(listing.names), "image"), name)
+            log.info("Checking %s of %s", counted(len(listing.names), "image"), name)
             yield CheckedSplit(name, listing, decoded(listing, shared(dataset)))
 
 
@@ -156,7 +167,7 @@ def _split(split: CheckedSplit, options: Options) -> dict[str, Any]:
         "classes": {name: sizes.get(c, 0) for c, name in enumerate(names)} if split.labels is not None else None,
         "formats": formats,
         "modes": modes,
-        "unreadable": [{"file": str(items[i]), "reason": why} for i, why in split.decoded.bad.items()],
+        "unreadable": [{"file": str(items[i]), "reason": reason} for i, reason in split.decoded.bad.items()],
     }
     if shapes:
         widths, heights = zip(*shapes, strict=True)
@@ -174,31 +185,31 @@ def _other_files(dataset: Node) -> dict[str, int]:
 
 
 def _duplicates(splits: list[CheckedSplit]) -> dict[str, Any]:
-    """Return groups of paths: the same bytes, nearly the same, across training and test, and in several classes."""
-    where = [(p, i) for p in splits for i in range(len(p.good))]
+    """Return groups of paths: exact and near duplicates, those in both training and test, those in several classes."""
+    images = [(p, i) for p in splits for i in range(len(p.good))]
     exact = exact_duplicates([d for p in splits for d in p.digests()])
-    in_test = np.array([p.name == "test" for p, _ in where])
+    in_test = np.array([p.name == "test" for p, _ in images])
     known = [set(g) for g in exact]
     near = [g for g in near_duplicates(_joined(splits), in_test) if not any(k.issuperset(g) for k in known)]
-    both = [g for g in exact + near if len({where[i][0].name == "test" for i in g}) > 1]
-    mixed = [g for g in exact + near if len({where[i][0].class_of(where[i][1]) for i in g} - {None}) > 1]
+    both = [g for g in exact + near if len({images[i][0].name == "test" for i in g}) > 1]
+    mixed = [g for g in exact + near if len({images[i][0].class_of(images[i][1]) for i in g} - {None}) > 1]
     named = {"exact": exact, "near": near, "train_and_test": both, "classes_differ": mixed}
-    paths = {kind: [[where[i][0].path(where[i][1]) for i in g] for g in groups] for kind, groups in named.items()}
+    paths = {kind: [[images[i][0].path(images[i][1]) for i in g] for g in groups] for kind, groups in named.items()}
     return paths | {"test_images_in_training": len({i for g in both for i in g if in_test[i]})}
 
 
 def _labels(split: CheckedSplit, options: Options, budget: LabelBudget) -> dict[str, Any] | None:
-    """Say for which classes there are too few pictures; None where there are no labels."""
+    """Return the classes with too few images for validation or for the label budget; None without labels."""
     if split.labels is None:
         return None
     names, sizes = split.listing.class_names, counts(split.labels)
-    taken = validation_sizes(sizes, options.val_fraction)
-    available = {c: n - taken[c] for c, n in sizes.items()}
+    val_sizes = validation_sizes(sizes, options.val_fraction)
+    available = {c: n - val_sizes[c] for c, n in sizes.items()}
     return {
         "label_fraction": budget.fraction,
         "labels_per_class": budget.per_class,
         "classes": len(sizes),
-        "too_few_for_validation": [names[c] for c, n in sizes.items() if taken[c] >= n],
+        "too_few_for_validation": [names[c] for c, n in sizes.items() if val_sizes[c] >= n],
         "too_few": {names[c]: available[c] for c in budget.too_small(available, sizes)},
     }
 

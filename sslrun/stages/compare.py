@@ -1,4 +1,4 @@
-"""`sslrun compare`: does pretraining help on these pictures, and from how many labels on?"""
+"""`sslrun compare`: does pretraining help on these images, and at which label budgets?"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from pydantic import Field
 
 from sslrun.base.console import ERR, log
+from sslrun.base.text import counted
 from sslrun.config.commands import COMPARE
 from sslrun.config.grammar import key_of
 from sslrun.config.types import Count, Node, Positive, PositiveInt
@@ -38,7 +39,7 @@ NotEmpty = Field(min_length=1)
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
-    """Settings of a study; what they mean stands in conf/compare.yaml."""
+    """Settings of `sslrun compare`, documented in conf/compare.yaml."""
 
     pretexts: Annotated[list[str], NotEmpty] | None
     label_fractions: Annotated[list[Positive], NotEmpty]
@@ -61,13 +62,13 @@ class Compare:
 
 
 def compare(run: Run, settings: Compare) -> dict[str, Any]:
-    """Pretrain once with each task; train classifiers from there, from scratch and frozen on the same label subsets.
+    """Pretrain once with each task; train classifiers from it and from scratch on the same label subsets.
 
-    Every classifier is evaluated on the test split; choices (`mode=auto`, the best epoch) are made on validation, or,
-    where it is small, on labeled pictures that are held out in turns.
+    Every classifier is evaluated on the test split. Choices (`mode=auto`, the best epoch) are made on validation, or by
+    k-fold cross-validation on the labeled images if validation is small.
 
     Returns:
-        What goes into the summary.
+        Entries of the run's summary.
 
     Raises:
         UserError: no labels, a task or setting that does not exist, a budget that is too small, or runs that failed.
@@ -76,14 +77,14 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
     for fraction in settings.label_fractions:
         LabelBudget(fraction).check(run.overrides)
     limit = None if settings.budget is None else seconds_of(settings.budget)
-    chosen, own = _choices(run)
-    overrides_of(run.stages, run.config, chosen, own)  # mistakes are found before the pictures are read
+    chosen, config_dir = _choices(run)
+    overrides_of(run.stages, run.config, chosen, config_dir)  # reports mistakes before images are decoded
     loaded = load_data(settings.dataset, settings.unlabeled)
     advice = check.advice(pixels(sample(loaded.images)), settings.dataset["horizontal_flip"])
     for sentence in advice:
         log.info("Advice: %s.", sentence)
     run.refuse_other_data(loaded.data.fingerprint(), len(loaded.data))
-    plan = _planned(run, chosen, own, loaded, limit, settings.train)
+    plan = _planned(run, chosen, config_dir, loaded, limit, settings.train)
     run.note(
         pretext=", ".join(plan.pretrainings),
         backbone=run.summary["choices"]["backbone"],
@@ -101,12 +102,12 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
     best = results.best_classifier(rows)
     if best:
         name = name_of(best.initialization, best.mode)
-        ERR.print(f"The best classifier ({name}): sslrun predict image.jpg run={best.finetuned}", markup=False)
+        ERR.print(f"Use the best classifier ({name}): sslrun predict image.jpg run={best.finetuned}", markup=False)
     return {"conclusions": conclusions, "best_classifier": best and best.finetuned}
 
 
 def _evaluated(run: Run, plan: Plan, mode: str) -> list[results.Row]:
-    """Do the runs of a study, and return what is compared: of each network the best setting."""
+    """Launch the runs of a study, and return one row for each classifier, with its best setting."""
     launched: set[StudyRun] = set()
     for runs in (plan.pretrainings.values(), plan.classifiers.values(), chain.from_iterable(plan.trials.values())):
         fresh = [r for r in runs if r not in launched]
@@ -122,35 +123,35 @@ def _evaluated(run: Run, plan: Plan, mode: str) -> list[results.Row]:
 
 
 def _maps(settings: Compare, pretrained: Mapping[str, Path], loaded: StudyData) -> Maps | None:
-    """Return the maps of validation; None where the classifiers have other classes than the study."""
+    """Return maps of the validation images; None if the classifiers may have other classes than the study."""
     if any(key_of(s).startswith("dataset.") for s in settings.finetune):
         return None
-    shown = loaded.val or loaded.data
-    return embedding_maps(pretrained, settings.backbone, settings.dataset, settings.device, loaded.data, shown)
+    mapped = loaded.val or loaded.data
+    return embedding_maps(pretrained, settings.backbone, settings.dataset, settings.device, loaded.data, mapped)
 
 
 def _choices(run: Run) -> tuple[dict[str, str], str | None]:
-    """Return the choice in each config group, and the user's own config folder, if there is one."""
+    """Return the choice of each config group, and the user's own config folder if there is one."""
     hydra = HydraConfig.get()
     chosen = run.summary.get("choices") or {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra")}
-    own = next((s.path for s in hydra.runtime.config_sources if s.provider == "command-line"), None)
-    run.note(choices=chosen, config_dir=own, launcher=launcher_overrides())
-    return chosen, own
+    config_dir = next((s.path for s in hydra.runtime.config_sources if s.provider == "command-line"), None)
+    run.note(choices=chosen, config_dir=config_dir, launcher=launcher_overrides())
+    return chosen, config_dir
 
 
 def _planned(
-    run: Run, chosen: dict[str, str], own: str | None, loaded: StudyData, limit: float | None, train: Node
+    run: Run, chosen: dict[str, str], config_dir: str | None, loaded: StudyData, limit: float | None, train: Node
 ) -> Plan:
-    """Plan the runs, fit their epochs into the budget, and say how long they will take."""
+    """Plan the runs, fit the number of epochs to the time budget, and log how long they will take."""
     to_be_fitted = limit is not None and "budget_epochs" not in run.summary
-    plan = plan_of(run.stages, run.config, chosen, loaded, own)
+    plan = plan_of(run.stages, run.config, chosen, loaded, config_dir)
     times = times_of(plan, loaded, new_epochs=to_be_fitted)
     if to_be_fitted:
         assert limit is not None
 
         def with_epochs(epochs: int) -> Plan:
             config = {**run.config, "train": {**train, "epochs": epochs, "steps": None}}
-            return plan_of(run.stages, config, chosen, loaded, own)
+            return plan_of(run.stages, config, chosen, loaded, config_dir)
 
         epochs = _epochs_before(run, with_epochs) or times.epochs_within(limit)
         run.resolve(train={**train, "epochs": epochs, "steps": None})
@@ -158,23 +159,23 @@ def _planned(
         plan = with_epochs(epochs)
         times = times_of(plan, loaded)
         budget = run.config["budget"]
-        log.info("budget=%s leaves room for %d epochs of each pretraining.", budget, epochs)
+        log.info("budget=%s allows %s of each pretraining.", budget, counted(epochs, "epoch"))
     log.info("%s", times.describe(plan))
     return plan
 
 
 def _epochs_before(run: Run, with_epochs: Callable[[int], Plan]) -> int | None:
-    """Return the epochs that a study with the same settings had, if there are pretrainings of it to be used again."""
-    wanted = _but_for_epochs(run.config)
+    """Return the number of epochs of an earlier study with the same settings whose pretrainings can be reused."""
+    wanted = _without_epochs(run.config)
     for directory, summary in reversed(find([COMPARE])):
-        if "budget_epochs" in summary and _but_for_epochs(summary["config"]) == wanted:
+        if "budget_epochs" in summary and _without_epochs(summary["config"]) == wanted:
             epochs = int(summary["budget_epochs"])
             if any(p.directory.is_dir() for p in with_epochs(epochs).pretrainings.values()):
-                log.info("The same study was run before, in %s: so many epochs again.", directory)
+                log.info("Using the number of epochs of the same study in %s, to reuse its pretrainings.", directory)
                 return epochs
     return None
 
 
-def _but_for_epochs(config: Node) -> Node:
+def _without_epochs(config: Node) -> Node:
     train = {k: v for k, v in config["train"].items() if k not in ("epochs", "steps")}
     return {**config, "train": train, "resume": None}

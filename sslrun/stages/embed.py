@@ -1,4 +1,4 @@
-"""`sslrun embed`: turn pictures into features."""
+"""`sslrun embed`: extract features of images."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ from sslrun.inference.model import open_model
 from sslrun.report import embedding_map
 from sslrun.runs.run import Run
 
-PROJECTED_SIDE = 32  # px of a picture in TensorBoard's projector
+PROJECTED_SIDE = 32  # px; size of images in TensorBoard's projector
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embed:
-    """Settings of an embedding; what they mean stands in conf/embed.yaml."""
+    """Settings of `sslrun embed`, documented in conf/embed.yaml."""
 
     images: list[str]
     run: str
@@ -42,17 +42,17 @@ class Embed:
 
 
 def embed(run: Run, settings: Embed) -> dict[str, Any]:
-    """Write the features of pictures into a file, and draw them on a map.
+    """Write the features of images to a file, and draw a map of them.
 
     Returns:
-        What goes into the summary.
+        Entries of the run's summary.
 
     Raises:
-        UserError: nothing to embed, a file that is there already, a package that is missing, or some pictures could
-            not be read (after the features of the others were written).
+        UserError: no images, a file that exists already, a missing package, or some images could not be read (raised
+            after the features of the others are written).
     """
     if settings.format == "parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise UserError("format=parquet needs pyarrow: pip install pyarrow")
+        raise UserError("format=parquet needs pyarrow; install it with pip install pyarrow")
     named = named_images(settings.images)
     path = new_file("out", Path(settings.out) if settings.out else run.directory / f"embeddings.{settings.format}")
     run.resolve(out=str(path))
@@ -65,20 +65,20 @@ def embed(run: Run, settings: Embed) -> dict[str, Any]:
     order = np.random.default_rng(settings.seed).permutation(len(files))
     rows = np.sort(order[: settings.map])
     if settings.map and len(rows) < 3:
-        log.info("No map of fewer than 3 pictures.")
+        log.info("No map: it needs at least 3 images.")
     elif settings.map:
         page = embedding_map.publish(
             run, [files[i] for i in rows], features[rows], [groups[i] for i in rows], settings.seed
         )
-        log.info("The map: %s", page)
+        log.info("Map: %s", page)
     if settings.projector:
         rows = np.sort(order[: settings.projector])
         _project(run, [files[i] for i in rows], features[rows], [groups[i] for i in rows])
-        log.info("TensorBoard's projector: tensorboard --logdir %s", run.directory)
+        log.info("TensorBoard projector: tensorboard --logdir %s", run.directory)
     print(path, flush=True)
-    log.info("%d features of %s", features.shape[1], counted(len(files), "image"))
+    log.info("Extracted %d features of %s.", features.shape[1], counted(len(files), "image"))
     if bad:
-        raise UserError(f"{len(bad)} of {len(named)} pictures could not be read; {path} has the others")
+        raise UserError(f"{len(bad)} of {counted(len(named), 'image')} could not be read; {path} contains the others")
     return {
         "images": len(files),
         "features": features.shape[1],
@@ -107,10 +107,10 @@ def _parquet(path: Path, files: Sequence[str], features: np.ndarray) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"image": names, "features": column}), path)
 
 
-def _project(own: Run, files: Sequence[str], features: np.ndarray, groups: Sequence[str]) -> None:
-    """Write what TensorBoard's projector shows: features, names, folders, and small pictures."""
+def _project(run: Run, files: Sequence[str], features: np.ndarray, groups: Sequence[str]) -> None:
+    """Write the data of TensorBoard's projector: features, file names, folders, and thumbnails."""
     pixels = decode_all(files, PROJECTED_SIDE, "crop", "rgb").array
-    own.log.tensorboard.writer.add_embedding(
+    run.log.tensorboard.writer.add_embedding(
         torch.from_numpy(features),
         metadata=[[printable(g), printable(f)] for g, f in zip(groups, files, strict=True)],
         metadata_header=["folder", "image"],

@@ -1,4 +1,4 @@
-"""`sslrun evaluate`: read the test split, once, and report on a finetuned classifier."""
+"""`sslrun evaluate`: evaluate a classifier on the test split, which no other command reads."""
 
 import time
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import numpy as np
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.output import write_csv, write_json
+from sslrun.base.text import counted
 from sslrun.config.nodes import overlaid
 from sslrun.config.types import Node, PositiveInt
 from sslrun.data.dataset import Dataset, load_test, load_train
@@ -33,7 +34,7 @@ KEPT = ("init", "mode", "backbone", "label_fraction", "labels_per_class", "label
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Settings of an evaluation; what they mean stands in conf/evaluate.yaml."""
+    """Settings of `sslrun evaluate`, documented in conf/evaluate.yaml."""
 
     run: str
     against: str | None
@@ -44,26 +45,26 @@ class Evaluate:
 
 
 def evaluate(run: Run, settings: Evaluate) -> dict[str, Any]:
-    """Evaluate a run's best classifier on the test split of the data that it was trained on, or of other data.
+    """Evaluate the best classifier of a run on the test split of its data set, or of another one.
 
     Returns:
-        What goes into the summary.
+        Entries of the run's summary.
 
     Raises:
-        UserError: no such run, no test labels, or other classes or pictures.
+        UserError: no such run, no test labels, other classes, or `against` has other test images.
     """
     if settings.against:
-        find_run(settings.against)  # before anything is computed
-    classifier = _tested(settings.run, settings, run.overrides)
-    rival = _tested(settings.against, settings, run.overrides) if settings.against else None
+        find_run(settings.against)  # raises before anything is computed
+    classifier = _evaluated(settings.run, settings, run.overrides)
+    against = _evaluated(settings.against, settings, run.overrides) if settings.against else None
     run.resolve(
-        run=str(classifier.directory), dataset=classifier.dataset, against=str(rival.directory) if rival else None
+        run=str(classifier.directory), dataset=classifier.dataset, against=str(against.directory) if against else None
     )
     scores = scored(
         classifier.probabilities, classifier.labels, classifier.data.class_names, classifier.trained.temperature
     )
-    if rival:
-        scores["against"] = _compared(classifier, rival)
+    if against:
+        scores["against"] = _compared(classifier, against)
     if settings.stages and not run.in_study and isinstance(classifier.trained.classifier, Classifier):
         scores["stages"] = _map_probes(classifier, settings.batch_size)
     _write(run, classifier, scores)
@@ -74,10 +75,10 @@ def evaluate(run: Run, settings: Evaluate) -> dict[str, Any]:
         confusion_figure(run, scores["confusion_matrix"], classifier.data.class_names)
         page = evaluation.publish(run, scores, classifier.directory, describe(classifier.dataset), len(classifier.data))
     print_classification(scores, classifier.directory, table=not run.in_sweep)
-    if rival:
+    if against:
         log.info("%s", evaluation.comparison_text(scores["against"]))
     if not run.in_study:
-        log.info("The report: %s", page)
+        log.info("Report: %s", page)
     of_run = read_summary(classifier.directory)
     names = ("accuracy", "precision_macro", "recall_macro", "f1_macro", "top5_accuracy", "nll", "ece", "ece_calibrated")
     metrics = {f"test/{k}": scores[k] for k in names if k in scores}
@@ -98,8 +99,15 @@ def evaluate(run: Run, settings: Evaluate) -> dict[str, Any]:
 
 
 @dataclass
-class Tested:
-    """A classifier and what it said of the test pictures, `N x classes`."""
+class Evaluated:
+    """A classifier and its predictions on the test images.
+
+    Attributes:
+        directory: of its run.
+        dataset: node of the config.
+        probabilities: `N x classes`, uncalibrated.
+        seconds: inference time.
+    """
 
     directory: Path
     trained: Trained
@@ -111,73 +119,73 @@ class Tested:
 
     @property
     def labels(self) -> np.ndarray:
-        """Return the N labels."""
+        """The N labels."""
         assert self.data.labels is not None
         return self.data.labels.numpy()
 
 
-def _tested(run: str, settings: Evaluate, overrides: dict[str, str]) -> Tested:
+def _evaluated(run: str, settings: Evaluate, overrides: dict[str, str]) -> Evaluated:
     directory = find_run(run)
     trained = load_classifier(directory)
-    hardware = inference_device(settings.device, trained.config["device"])
-    dataset, has = settings.dataset, trained.config["dataset"]
-    base = dataset if dataset.get("_target_") else has
-    node = preprocessing_of(overlaid("dataset", base, dataset, overrides), has, overrides, trained.path)
+    device = inference_device(settings.device, trained.config["device"])
+    dataset, trained_on = settings.dataset, trained.config["dataset"]
+    base = dataset if dataset.get("_target_") else trained_on
+    node = preprocessing_of(overlaid("dataset", base, dataset, overrides), trained_on, overrides, trained.path)
     data = load_test(node)
     if data.class_names != trained.class_names:
         raise UserError(
             f"{describe(node)} has the classes {', '.join(data.class_names[:10])}, but {trained.path} was trained "
             f"for {', '.join(trained.class_names[:10])}"
         )
-    log.info("Evaluating %s on %d test pictures of %s", directory, len(data), describe(node))
+    log.info("Evaluating %s on %s of %s", directory, counted(len(data), "test image"), describe(node))
     assert trained.classifier is not None
-    hardware.put(trained.classifier)
+    device.put(trained.classifier)
     began = time.perf_counter()
-    p = probabilities(trained.classifier, data.images, hardware, settings.batch_size).numpy()
-    return Tested(directory, trained, node, data, hardware, p, time.perf_counter() - began)
+    p = probabilities(trained.classifier, data.images, device, settings.batch_size).numpy()
+    return Evaluated(directory, trained, node, data, device, p, time.perf_counter() - began)
 
 
-def _compared(classifier: Tested, rival: Tested) -> dict[str, Any]:
-    """Compare two classifiers picture by picture.
+def _compared(classifier: Evaluated, against: Evaluated) -> dict[str, Any]:
+    """Compare two classifiers on the same images with a paired test.
 
     Raises:
-        UserError: they were not tested on the same pictures.
+        UserError: they were evaluated on different images.
     """
-    same = classifier.data.names == rival.data.names and np.array_equal(classifier.labels, rival.labels)
-    if not same or classifier.data.class_names != rival.data.class_names:
+    same = classifier.data.names == against.data.names and np.array_equal(classifier.labels, against.labels)
+    if not same or classifier.data.class_names != against.data.class_names:
         raise UserError(
-            f"{classifier.directory} and {rival.directory} have other test pictures or classes: only what was tested "
-            "on the same ones can be compared"
+            f"{classifier.directory} and {against.directory} have different test images or classes; they can only be "
+            "compared on the same ones"
         )
-    right = [t.probabilities.argmax(1) == t.labels for t in (classifier, rival)]
-    return {"run": str(rival.directory), "accuracy": float(right[1].mean()), **paired_test(*right)}
+    correct = [e.probabilities.argmax(1) == e.labels for e in (classifier, against)]
+    return {"run": str(against.directory), "accuracy": float(correct[1].mean()), **paired_test(*correct)}
 
 
-def _map_probes(classifier: Tested, batch_size: int) -> list[dict[str, Any]]:
-    """Probe the maps of the backbone with the labeled pictures of the run; nothing where these are gone."""
+def _map_probes(classifier: Evaluated, batch_size: int) -> list[dict[str, Any]]:
+    """Train linear probes on the feature maps of the backbone; empty if the labeled images of the run are gone."""
     config = classifier.trained.config
-    node, tested = config["dataset"], classifier.dataset
-    moved = tested["_target_"] == node["_target_"] and node.get("root") and not Path(node["root"]).exists()
-    node = node | {"root": tested["root"]} if moved else node
+    node, evaluated_on = config["dataset"], classifier.dataset
+    moved = evaluated_on["_target_"] == node["_target_"] and node.get("root") and not Path(node["root"]).exists()
+    node = node | {"root": evaluated_on["root"]} if moved else node
     try:
         data, val = load_train(node)
         budget = LabelBudget(config["label_fraction"], config["labels_per_class"], config["subset_seed"])
         chosen = data.labeled(budget, describe(node))
         if config["fold"] is None and chosen.fingerprint() != read_summary(classifier.directory)["subset_fingerprint"]:
-            raise UserError("the labeled pictures are not those of the run")
+            raise UserError("the labeled images are not those of the run")
     except UserError as error:
-        log.info("No probes of the stages: %s", error)
+        log.info("Skipped the probes of the stages: %s", error)
         return []
     return map_probes(
         classifier.trained.encoder, chosen, val, classifier.data, classifier.device, config["seed"], batch_size
     )
 
 
-def _write(own: Run, classifier: Tested, scores: dict[str, Any]) -> None:
-    write_json(own.directory / "report.json", scores)
-    write_csv(own.directory / "classes.csv", scores["classes"])
+def _write(run: Run, classifier: Evaluated, scores: dict[str, Any]) -> None:
+    write_json(run.directory / "report.json", scores)
+    write_csv(run.directory / "classes.csv", scores["classes"])
     np.savez_compressed(
-        own.directory / "predictions.npz",
+        run.directory / "predictions.npz",
         probabilities=classifier.probabilities.astype(np.float16),
         labels=classifier.labels,
         names=np.array(classifier.data.names),

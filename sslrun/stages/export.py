@@ -1,4 +1,4 @@
-"""`sslrun export`: take a classifier, or its backbone, to where sslrun is not."""
+"""`sslrun export`: export a classifier or its backbone for use without sslrun."""
 
 import importlib.util
 import json
@@ -32,19 +32,19 @@ from sslrun.models.trained import load_network
 from sslrun.runs.find import find_run
 from sslrun.runs.run import Run
 
-CHECKED, BATCH = 500, 50  # pictures that an export is checked on, and so many at once
+CHECKED, BATCH = 500, 50  # images to check an export on, and their batch size
 TOLERANCE = 1e-4
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
-METADATA = "sslrun.json"  # of a torch_export file
+METADATA = "sslrun.json"  # extra file in a torch_export archive
 
 
 class Exported(nn.Module):
-    """What is exported: uint8 pictures, `N x 3 x S x S`, to probabilities or features.
+    """The exported network: maps uint8 images, `N x 3 x S x S`, to probabilities or features.
 
     Args:
         encoder: in fp32 on the CPU.
-        head: of the classifier; None for the backbone alone.
-        temperature: of the calibration.
+        head: head of the classifier; None for the backbone only.
+        temperature: of the calibration (temperature scaling).
     """
 
     def __init__(self, encoder: Encoder, head: nn.Module | None, temperature: float) -> None:
@@ -61,7 +61,7 @@ class Exported(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Settings of an export; what they mean stands in conf/export.yaml."""
+    """Settings of `sslrun export`, documented in conf/export.yaml."""
 
     run: str
     what: Literal["classifier", "backbone"]
@@ -71,14 +71,14 @@ class Export:
 
 
 def export(run: Run, settings: Export) -> dict[str, Any]:
-    """Write a network as a file for others, with all that is needed to use it, and check that it says the same.
+    """Write a network to a file with all the metadata needed to use it, and check that its outputs are the same.
 
     Returns:
-        What goes into the summary.
+        Entries of the run's summary.
 
     Raises:
-        UserError: no classifier, nearest neighbours, a file that is there already, a package that is missing, no
-            pictures to check it on, or an exported network that says something else.
+        UserError: no classifier, a kNN classifier, a file that exists already, a missing package, no images to check
+            the export on, or an exported network with different outputs.
     """
     _installed(settings.format)
     network = load_network(find_run(settings.run, WITH_ENCODER if settings.what == "backbone" else WITH_CLASSIFIER))
@@ -86,19 +86,19 @@ def export(run: Run, settings: Export) -> dict[str, Any]:
     if settings.what == "classifier":
         if not isinstance(network.classifier, Classifier):
             raise UserError(
-                f"{network.path.parent} is of nearest neighbours, which have no head: export a probe instead"
+                f"{network.path.parent} is a kNN classifier, which has no head to export; train one with mode=probe"
             )
         head = network.classifier.head
-    hardware = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
+    device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
     path = new_file(
         "out", Path(settings.out) if settings.out else run.directory / f"{settings.what}{SUFFIXES[settings.format]}"
     )
     run.resolve(run=str(network.path.parent), out=str(path))
-    model = Model(network, hardware, command=True)
+    model = Model(network, device, command=True)
     images = _images_to_check(model, settings.images)
     module = Exported(network.encoder, head, model.temperature).eval()
-    if network.classifier and head is not None:  # what predict says
-        p = probabilities(network.classifier, images, hardware).numpy()
+    if network.classifier and head is not None:  # as `sslrun predict` computes it
+        p = probabilities(network.classifier, images, device).numpy()
         expected = calibration.tempered(p, model.temperature)
     else:
         expected = _outputs(module, images)
@@ -111,15 +111,15 @@ def export(run: Run, settings: Export) -> dict[str, Any]:
         if not gap <= allowed:
             wrong = Path(shutil.move(temporary, run.directory / f"wrong{SUFFIXES[settings.format]}"))
             raise UserError(
-                f"the exported network differs by {gap:.2g} on {counted(len(images), 'image')}: it lies in {wrong}"
+                f"outputs of the exported network differ by {gap:.2g} on {counted(len(images), 'image')}; see {wrong}"
             )
-    log.info("Written to %s, %.1f MB; on %s it differs by %.1g at most.", path, path.stat().st_size / 1e6,
+    log.info("Written to %s, %.1f MB; on %s its outputs differ by at most %.1g.", path, path.stat().st_size / 1e6,
              counted(len(images), "image"), gap)  # fmt: skip
     return {"file": str(path), "images": len(images), "largest_difference": gap, "of_run": str(network.path.parent)}
 
 
 def _example(images: Tensor) -> Tensor:
-    """Return two pictures to trace with; of one the number would be taken for fixed."""
+    """Return a batch of two images to trace with; a batch of one would fix the batch size."""
     return torch.zeros(2, *images.shape[1:], dtype=torch.uint8)
 
 
@@ -132,22 +132,22 @@ def _installed(format: str) -> None:
     needed = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}.get(format, ())
     missing = [p for p in needed if importlib.util.find_spec(p) is None]
     if missing:
-        raise UserError(f"format={format} needs {', '.join(missing)}: pip install {' '.join(missing)}")
+        raise UserError(f"format={format} needs {', '.join(missing)}; install with pip install {' '.join(missing)}")
 
 
 def _images_to_check(model: Model, images: list[str]) -> Tensor:
-    """Return pictures to check an export on, `N x 3 x S x S` uint8: those that are named, or some of training."""
+    """Return images to check an export on, `N x 3 x S x S` uint8: the given ones, or some training images."""
     if images:
         return torch.cat(list(model.pixels(named_images(images))))
     try:
         data, _ = load_train(model.network.config["dataset"])
     except UserError as error:
-        raise UserError(f"{error}\nname pictures to check the export on: images=[a.jpg,folder]") from None
+        raise UserError(f"{error}\ngive images to check the export on: images=[a.jpg,folder]") from None
     return data.images[torch.linspace(0, len(data) - 1, min(CHECKED, len(data))).long()].contiguous()
 
 
 def _about(model: Model, what: str) -> dict[str, Any]:
-    """Return what somebody needs to know who has the file alone."""
+    """Return the metadata needed to use the file on its own."""
     dataset = model.network.config["dataset"]
     classifier = {
         "class_names": model.class_names,
@@ -191,7 +191,7 @@ def _onnx(module: Exported, images: Tensor, path: Path, about: dict[str, Any]) -
 def _torch_export(module: Exported, images: Tensor, path: Path, about: dict[str, Any]) -> np.ndarray:
     batch = {"images": {0: torch.export.Dim("batch")}}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about itself
+        warnings.simplefilter("ignore")  # torch warns about its own code
         program = torch.export.export(module, (_example(images),), dynamic_shapes=batch)
         extra = {METADATA: json.dumps(about, ensure_ascii=False)}
         torch.export.save(program, str(path), extra_files=extra)
@@ -199,7 +199,7 @@ def _torch_export(module: Exported, images: Tensor, path: Path, about: dict[str,
 
 
 def _safetensors(module: Exported, images: Tensor, path: Path, about: dict[str, Any]) -> np.ndarray:
-    """Write weights alone: of a backbone under torchvision's names, of a classifier as `encoder.` and `head.`."""
+    """Write weights only: of a backbone with torchvision's names, of a classifier with `encoder.` and `head.`."""
     from safetensors.torch import load_file, save_file
 
     kept: nn.Module = module.encoder.backbone if module.head is None else module

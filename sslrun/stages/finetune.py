@@ -1,4 +1,4 @@
-"""`sslrun finetune`: make a classifier from few labels."""
+"""`sslrun finetune`: train a classifier on few labels."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -40,7 +40,7 @@ from sslrun.training.state import State
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune:
-    """Settings of a classifier's training; what they mean stands in conf/finetune.yaml."""
+    """Settings of `sslrun finetune`, documented in conf/finetune.yaml."""
 
     init: str
     mode: Literal["auto", "finetune", "probe", "knn"]
@@ -65,42 +65,42 @@ class Finetune:
 
     @property
     def budget(self) -> LabelBudget:
-        """Return the labels that may be used."""
+        """The label budget."""
         return LabelBudget(self.label_fraction, self.labels_per_class, self.subset_seed)
 
 
 def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
-    """Train a classifier on a stratified subset of the labels, and choose the best of its states on validation.
+    """Train a classifier on a stratified subset of the labels, and keep the state with the best validation accuracy.
 
     Returns:
-        What goes into the summary.
+        Entries of the run's summary.
 
     Raises:
-        UserError: nothing to start from, one class, or more labels asked for than there are.
+        UserError: no initial weights, a single class, or a label budget larger than the data set.
     """
     network, settings = _resolved(run, settings)
-    hardware = build(settings.device)
+    device = build(settings.device)
     data, chosen, val = _labeled(settings)
     torch.manual_seed(settings.seed)
     encoder = network.encoder(data, "average" if settings.pooling == "auto" else settings.pooling)
-    fastest = autotune.choose(hardware, settings.backbone, settings.dataset["image_size"], settings.train["batch_size"])
-    if settings.mode == "auto":  # its encoder was for one thing: weights that do not fit are an error now, and one
+    fastest = autotune.choose(device, settings.backbone, settings.dataset["image_size"], settings.train["batch_size"])
+    if settings.mode == "auto":  # the encoder above only serves to report weights that do not fit now, and once
         run.resolve(device=settings.device | fastest)
-        return _best(run, network, hardware, data, chosen, val)
-    hardware.put(encoder)
-    inverse_regularization = None  # of the logistic regression: searched for when it is fitted
+        return _best(run, network, device, data, chosen, val)
+    device.put(encoder)
+    inverse_regularization = None  # of logistic regression: chosen when it is fitted
     if settings.pooling == "auto":
-        encoder.pooling, scores, inverse_regularization = better_pooling(encoder, chosen, val, hardware, settings.seed)
+        encoder.pooling, scores, inverse_regularization = better_pooling(encoder, chosen, val, device, settings.seed)
         run.resolve(pooling=encoder.pooling)
         run.note(poolings=scores)
     config = run.resolve(device=settings.device | fastest)
-    hardware.compile(encoder)
-    _begin(run, network, hardware, data, chosen, val)
+    device.compile(encoder)
+    _begin(run, network, device, data, chosen, val)
     keep = {"stage": run.stage, "config": config, "class_names": data.class_names}
     if settings.mode == "finetune":
-        return _trained(run, settings, encoder, chosen, val, hardware, keep, inverse_regularization)
-    classifier = _without_training(settings, encoder, chosen, val, hardware, inverse_regularization)
-    metrics = classifier_metrics(classifier, val, hardware)
+        return _trained(run, settings, encoder, chosen, val, device, keep, inverse_regularization)
+    classifier = _on_frozen_features(settings, encoder, chosen, val, device, inverse_regularization)
+    metrics = classifier_metrics(classifier, val, device)
     state = {f"classifier.{k}": v for k, v in classifier.state_dict().items()}
     content = {**keep, "downstream": Finetuning.downstream, "step": 0, "metrics": metrics, "model": state}
     for name in (LAST, BEST):
@@ -110,19 +110,19 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
 
 
 def _resolved(run: Run, settings: Finetune) -> tuple[Network, Finetune]:
-    """Find where the network starts, and fill in what it decides."""
+    """Resolve the initial weights, and the settings that depend on them."""
     if settings.mode == "auto":
-        run.note(resumable=STUDY)  # from the beginning on
+        run.note(resumable=STUDY)  # as early as possible, in case of an interruption
     settings.budget.check(run.overrides)
     if run.resumed and settings.mode not in ("auto", "finetune"):
-        raise UserError(f"mode={settings.mode} has no steps to go on with: run it anew")
+        raise UserError(f"mode={settings.mode} has no steps to resume; run it again without resume=")
     resumed_summary = run.summary if run.resumed and settings.mode == "finetune" else None
     network = resolve(settings.init, settings.backbone, settings.dataset, run.overrides, resumed_summary)
     search, mode = searched(run.stages, settings.search, []), settings.mode
     if search and mode != "auto":
-        raise UserError(f"search= is of mode=auto, which chooses among its settings: leave mode={mode} or search= away")
+        raise UserError(f"search= needs mode=auto, found mode={mode}; remove one of them")
     if network.kind == "scratch" and mode == "auto" and not search:
-        mode = "finetune"  # there is nothing to choose among
+        mode = "finetune"  # the only candidate
     init = settings.init if run.resumed else network.init
     config = run.resolve(backbone=network.backbone, dataset=network.dataset, init=init, mode=mode, search=search)
     run.note(**{"auto": {"resumable": STUDY}, "finetune": {"resumable": CHECKPOINT}}.get(mode, {}))
@@ -130,7 +130,7 @@ def _resolved(run: Run, settings: Finetune) -> tuple[Network, Finetune]:
 
 
 def _labeled(settings: Finetune) -> tuple[Dataset, Dataset, Dataset | None]:
-    """Return training, those of its pictures whose labels are used, and validation."""
+    """Return the training split, its labeled subset, and validation."""
     data, val = load_train(settings.dataset)
     chosen = data.labeled(settings.budget, describe(settings.dataset))
     if settings.fold is not None:
@@ -143,7 +143,7 @@ def _labeled(settings: Finetune) -> tuple[Dataset, Dataset, Dataset | None]:
 def _best(
     run: Run, network: Network, device: Device, data: Dataset, chosen: Dataset, val: Dataset | None
 ) -> dict[str, Any]:
-    """Have the study choose among the modes."""
+    """Choose the best mode and settings by a study."""
     _begin(run, network, device, data, chosen, val)
     weights = file_hash(network.path, "sha256").hexdigest() if network.path else network.name
     fingerprints = [data.fingerprint(), val.fingerprint() if val else ""]
@@ -151,14 +151,14 @@ def _best(
 
 
 def _begin(run: Run, network: Network, device: Device, data: Dataset, chosen: Dataset, val: Dataset | None) -> None:
-    """Say what is about to be done, and put it into the summary; a resumed run needs the pictures that it had."""
+    """Log and note what will be trained; raise if a resumed run has other data."""
     run.refuse_other_data(data.fingerprint(), len(data))
     config = run.config
     used = {"train": len(chosen), "validation": len(val) if val else 0}
-    doing = {"auto": "The best", "finetune": "Finetuning", "probe": "Linear probe", "knn": "Nearest neighbours"}
+    titles = {"auto": "Best classifier", "finetune": "Finetuning", "probe": "Linear probe", "knn": "kNN classifier"}
     log.info(
-        "%s of %s from %s on %s of %s (%d more for validation); %s, %s, %s",
-        doing[config["mode"]], short_name(config["backbone"]["_target_"]), config["init"],
+        "%s of %s from %s on %s of %s (plus %d for validation); %s, %s, %s",
+        titles[config["mode"]], short_name(config["backbone"]["_target_"]), config["init"],
         counted(used["train"], "label"), describe(config["dataset"]), used["validation"], device.describe(),
         device.precision, device.memory_format,
     )  # fmt: skip
@@ -190,7 +190,7 @@ def _trained(
     keep: dict[str, Any],
     inverse_regularization: float | None,
 ) -> dict[str, Any]:
-    """Start the head from logistic regression where the features are pretrained; then train everything."""
+    """Initialize the head by logistic regression if the features are pretrained; then finetune the network."""
     assert data.labels is not None
     classifier = Classifier(encoder, len(data.class_names))
     training: Training = build(settings.train)
@@ -223,7 +223,7 @@ def _trained(
     return result | best["metrics"]
 
 
-def _without_training(
+def _on_frozen_features(
     settings: Finetune,
     encoder: Encoder,
     data: Dataset,
@@ -231,13 +231,14 @@ def _without_training(
     device: Device,
     inverse_regularization: float | None,
 ) -> Classifier | KNNClassifier:
+    """Fit a linear probe or a kNN classifier on the features of the frozen encoder."""
     bank, labels = labeled_features(encoder, data, device)
     if settings.mode == "knn":
-        nearest = KNNClassifier(encoder, len(data.class_names), len(bank))
-        nearest.bank.copy_(bank)
-        nearest.labels.copy_(labels)
-        device.put(nearest)
-        return nearest
+        knn = KNNClassifier(encoder, len(data.class_names), len(bank))
+        knn.bank.copy_(bank)
+        knn.labels.copy_(labels)
+        device.put(knn)
+        return knn
     classifier = Classifier(encoder, len(data.class_names))
     val_features = labeled_features(encoder, val, device) if val else None
     fit_head(classifier, bank, labels, val_features, settings.seed, inverse_regularization)

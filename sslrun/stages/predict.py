@@ -1,4 +1,4 @@
-"""`sslrun predict`: name what is on pictures."""
+"""`sslrun predict`: classify images."""
 
 import shutil
 import sys
@@ -20,12 +20,12 @@ from sslrun.inference.model import Model, Prediction, open_model
 from sslrun.report.sheets import prediction_figures
 from sslrun.runs.run import Run
 
-UNSURE = "_unsure"  # the folder of `sort_into` for what is below the threshold
+UNSURE = "_unsure"  # folder in `sort_into` for images below the threshold
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Settings of predictions; what they mean stands in conf/predict.yaml."""
+    """Settings of `sslrun predict`, documented in conf/predict.yaml."""
 
     images: list[str]
     run: str
@@ -41,17 +41,17 @@ class Predict:
 
 
 def predict(run: Run, settings: Predict) -> dict[str, Any]:
-    """Predict pictures, and those in folders; the answer goes to standard output, and nothing else does.
+    """Classify images and those in folders; only the results are printed to standard output.
 
     Returns:
-        What goes into the summary.
+        Entries of the run's summary.
 
     Raises:
-        UserError: nothing to predict, a folder to write into that is not empty, or some pictures could not be read
-            (after the answer for the others).
+        UserError: no images, an output folder that is not empty, or some images could not be read (raised after the
+            results of the others are printed).
     """
     if settings.save and settings.sort_into and Path(settings.save).resolve() == Path(settings.sort_into).resolve():
-        raise UserError(f"save= and sort_into= both name {settings.save}: each wants a folder of its own")
+        raise UserError(f"save= and sort_into= are both {settings.save}; use two folders")
     files = named_images(settings.images)
     for key, folder in (("save", settings.save), ("sort_into", settings.sort_into)):
         if folder:
@@ -74,17 +74,17 @@ def predict(run: Run, settings: Predict) -> dict[str, Any]:
     sys.stdout.write(text)
     sys.stdout.flush()
     log.info("%s in %s; written to %s", counted(len(rows), "image"), speed(len(rows), "images", seconds), run.directory)
-    doubts = sum(r["unsure"] for r in rows)
-    if doubts:
-        log.info("%d of %d are unsure: below %s.", doubts, len(rows), _threshold_text(model, settings.unsure))
+    unsure = sum(r["unsure"] for r in rows)
+    if unsure:
+        log.info("%d of %d are unsure: below %s.", unsure, len(rows), _threshold_text(model, settings.unsure))
     elif settings.unsure == "auto" and model.confidence_threshold is None:
-        log.info("None is called unsure: on validation there is no confidence from which on 95 % were right.")
+        log.info("None is marked unsure: no confidence threshold gives an accuracy of 95 % on validation.")
     bad = [r for r in rows if r["error"]]
     if bad:
         raise UserError(f"{len(bad)} of {len(rows)} could not be read; the first: {bad[0]['image']}: {bad[0]['error']}")
     return {
         "images": len(rows),
-        "unsure": doubts,
+        "unsure": unsure,
         "device": model.device.describe(),
         "precision": model.device.precision,
         "images_per_second": round(len(rows) / seconds, 1),
@@ -99,50 +99,50 @@ def _row(p: Prediction) -> Row:
 
 def _threshold_text(model: Model, unsure: str | float | None) -> str:
     if unsure == "auto" and model.confidence_threshold is not None:
-        return f"{percent(model.confidence_threshold)} confidence, from which on 95 % were right on validation"
+        return f"{percent(model.confidence_threshold)} confidence (accuracy of 95 % above it on validation)"
     return f"{unsure}"
 
 
 def _sort(rows: Sequence[Row], folder: Path, class_names: Sequence[str]) -> None:
-    """Copy pictures into a folder a class; those that are unsure into one of their own. Nothing is moved."""
-    places = _folders(class_names)
+    """Copy images into one folder per class, and unsure ones into another; originals stay where they are."""
+    folders = _folders(class_names)
     for row in rows:
         if row["error"]:
             continue
-        place = folder / (UNSURE if row["unsure"] else places[row["class"]])
-        place.mkdir(parents=True, exist_ok=True)
-        name, n = Path(row["image"]), 1
-        target = place / name.name
-        while target.exists():  # another folder's picture of the same name
+        directory = folder / (UNSURE if row["unsure"] else folders[row["class"]])
+        directory.mkdir(parents=True, exist_ok=True)
+        source, n = Path(row["image"]), 1
+        target = directory / source.name
+        while target.exists():  # an image of the same name in another folder
             n += 1
-            target = place / f"{name.stem}_{n}{name.suffix}"
-        shutil.copy2(name, target)
-    log.info("Copied into %s", folder)
+            target = directory / f"{source.stem}_{n}{source.suffix}"
+        shutil.copy2(source, target)
+    log.info("Copied to %s", folder)
 
 
 def _folders(class_names: Sequence[str]) -> dict[str, str]:
-    """Return a name for the folder of each class, each its own."""
+    """Return a unique and valid folder name for each class."""
     taken: dict[str, str] = {}
     for name in class_names:
         plain = "".join("_" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in name).strip()
         plain = plain if plain.strip(".") and plain != UNSURE else f"_{plain}"
-        n, own = 1, plain
-        while own in taken.values():
+        n, unique = 1, plain
+        while unique in taken.values():
             n += 1
-            own = f"{plain}_{n}"
-        taken[name] = own
+            unique = f"{plain}_{n}"
+        taken[name] = unique
     return taken
 
 
 def _flat(rows: Sequence[Row]) -> list[Row]:
-    """Return rows with a column for each guess; a picture that could not be read has them empty."""
-    deepest = max((len(r["top"]) for r in rows), default=0)
+    """Return rows with columns for each of the top classes, which are empty for unreadable images."""
+    k = max((len(r["top"]) for r in rows), default=0)
     flat = []
     for r in rows:
         cells: Row = {"image": r["image"]}
-        for i in range(deepest):
-            guess = r["top"][i] if i < len(r["top"]) else {"class": None, "confidence": None}
-            cells |= {f"class_{i + 1}": guess["class"], f"confidence_{i + 1}": guess["confidence"]}
+        for i in range(k):
+            p = r["top"][i] if i < len(r["top"]) else {"class": None, "confidence": None}
+            cells |= {f"class_{i + 1}": p["class"], f"confidence_{i + 1}": p["confidence"]}
         flat.append({**cells, "unsure": r["unsure"], "error": r["error"]})
     return flat
 
@@ -158,6 +158,6 @@ def _table(rows: Sequence[Row]) -> str:
             lines.append([r["image"], Text(r["error"], style="red"), ""])
             continue
         others = ", ".join(f"{g['class']} {percent(g['confidence'])}" for g in r["top"][1:])
-        sure = Text(r["class"] + (", unsure" if r["unsure"] else ""), style="dim" if r["unsure"] else "")
-        lines.append([r["image"], sure, percent(r["confidence"]), *[others] * several])
+        name = Text(r["class"] + (", unsure" if r["unsure"] else ""), style="dim" if r["unsure"] else "")
+        lines.append([r["image"], name, percent(r["confidence"]), *[others] * several])
     return as_table(columns, lines, {"confidence"})

@@ -1,4 +1,4 @@
-"""`sslrun pretrain`: learn features from pictures without their labels."""
+"""`sslrun pretrain`: pretrain a network on images, without labels."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,7 @@ from sslrun.training.state import State
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain:
-    """Settings of a pretraining; what they mean stands in conf/pretrain.yaml."""
+    """Settings of `sslrun pretrain`, documented in conf/pretrain.yaml."""
 
     pretext: TaskNode
     backbone: BackboneNode
@@ -47,49 +47,52 @@ class Pretrain:
 
 
 def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
-    """Train a backbone on a pretext task, on the training split less validation, and on unlabelled pictures if any.
+    """Train a backbone on a pretext task, on the training split without validation, plus unlabeled images if given.
 
     Returns:
-        What goes into the summary.
+        Entries of the run's summary.
+
+    Raises:
+        UserError: the batch size is too small, or there are fewer than 2 images.
     """
     run.note(resumable=CHECKPOINT)
     training: Training = build(settings.train)
     if training.batch_size < SMALLEST_BATCH:
         raise UserError(f"train.batch_size: must be at least {SMALLEST_BATCH} to pretrain, found {training.batch_size}")
-    hardware = build(settings.device)
+    device = build(settings.device)
     data, val = load_train(settings.dataset)
     images = data.images
     for extra in load_unlabeled(settings.dataset, settings.unlabeled):
         images = images + extra.images
     if len(images) < 2:
         raise UserError(
-            f"{describe(settings.dataset)} has {len(images)} picture for pretraining; at least 2 are needed"
+            f"{describe(settings.dataset)} has {counted(len(images), 'image')} for pretraining; at least 2 are needed"
         )
     torch.manual_seed(settings.seed)
     mean, std = normalization(settings.dataset, data)
     encoder = build_encoder(settings.backbone, settings.dataset["image_size"], mean, std)
     task = build_task(settings.pretext, encoder, settings.dataset["image_size"])
     views_figure(run, task, sample_images(images, settings.seed), settings.seed)
-    fastest = choose(hardware, settings.backbone, settings.dataset["image_size"], training.batch_size)
+    fastest = choose(device, settings.backbone, settings.dataset["image_size"], training.batch_size)
     config = run.resolve(device=settings.device | fastest)
-    hardware.put(task)
-    hardware.compile(encoder)
-    _begin(run, settings, task, images, hardware)
-    on_device = images.on(hardware.torch)
+    device.put(task)
+    device.compile(encoder)
+    _begin(run, settings, task, images, device)
+    on_device = images.on(device.torch)
     total = training.total_steps(len(on_device), quiet=False)
-    batches = Batches(on_device, None, training.batch_size, total, settings.seed, hardware)
+    batches = Batches(on_device, None, training.batch_size, total, settings.seed, device)
     optimizer = build_optimizer(settings.optimizer, task, training.learning_rate)
-    state = State(run, task, optimizer, hardware, {"stage": run.stage, "config": config}, "val/knn_accuracy")
-    downstream = cast(Encoder, task.get_submodule(task.downstream))  # may be a teacher's
-    metrics = partial(encoder_metrics, downstream, on_device, data, val, hardware)
-    result = fit(task, batches, optimizer, training, hardware, state, metrics)
+    state = State(run, task, optimizer, device, {"stage": run.stage, "config": config}, "val/knn_accuracy")
+    downstream = cast(Encoder, task.get_submodule(task.downstream))  # may be that of a teacher
+    metrics = partial(encoder_metrics, downstream, on_device, data, val, device)
+    result = fit(task, batches, optimizer, training, device, state, metrics)
     curves_figure(run)
-    task_figures(run, task, sample_images(images, settings.seed), settings.seed, hardware)
+    task_figures(run, task, sample_images(images, settings.seed), settings.seed, device)
     return result
 
 
 def _begin(run: Run, settings: Pretrain, task: Task, images: Images, device: Device) -> None:
-    """Say what is about to be done, and put it into the summary; a resumed run needs the images that it had."""
+    """Log and note what will be trained; raise if a resumed run has other data."""
     log.info(
         "Pretraining %s with %s%s on %s of %s at %d px; %s, %s, %s",
         short_name(settings.backbone["_target_"]), short_name(settings.pretext["_target_"]),

@@ -1,4 +1,4 @@
-"""`sslrun data preview`: draw what a network is shown."""
+"""`sslrun data preview`: draw the views that a pretext task makes of training images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from sslrun.tasks.task import TaskNode, build_task
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """Settings of a preview; what they mean stands in conf/preview.yaml."""
+    """Settings of `sslrun data preview`, documented in conf/preview.yaml."""
 
     dataset: DatasetNode
     pretext: TaskNode
@@ -31,13 +31,13 @@ class Preview:
 
 
 def preview(run: Run, settings: Preview) -> dict[str, Any]:
-    """Draw some training pictures as they lie on disk, as they are decoded, and as the pretext task turns them.
+    """Draw some training images: the original files, the decoded images, and the views of the pretext task.
 
     Returns:
-        What goes into the summary.
+        Entries of the run's summary.
 
     Raises:
-        UserError: no picture could be read, or the pretext task has no views.
+        UserError: no image could be read, or the pretext task has no views.
     """
     listing = listed(settings.dataset, "train")
     assert listing is not None
@@ -57,13 +57,13 @@ def preview(run: Run, settings: Preview) -> dict[str, Any]:
             if len(decoded) == settings.images:
                 break
         if not decoded:
-            raise UserError(f"no picture of {describe(settings.dataset)} can be read")
+            raise UserError(f"no image of {describe(settings.dataset)} can be read")
         chosen = np.stack(decoded)
     encoder = build_encoder(settings.backbone, options.image_size, [0.5] * 3, [0.5] * 3)
     task = build_task(settings.pretext, encoder, options.image_size)
     batch = torch.from_numpy(chosen).permute(0, 3, 1, 2)
     path = views_figure(run, task, batch, settings.seed, files)
     if path is None:
-        raise UserError(f"{settings.pretext['_target_']} has no views to draw: define views(images, rng) in it")
+        raise UserError(f"{settings.pretext['_target_']} has no views to draw; define views(images, rng)")
     print(path)
     return {"dataset": describe(settings.dataset), "images": len(batch), "figure": str(path)}

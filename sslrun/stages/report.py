@@ -1,4 +1,4 @@
-"""`sslrun report`: the page of a comparison for runs and sweeps that are there already."""
+"""`sslrun report`: an HTML report that compares existing runs and sweeps."""
 
 import datetime
 from collections.abc import Sequence
@@ -13,13 +13,17 @@ from sslrun.study.results import ORDER, Row, disambiguated, rows_of, with_auto
 
 
 def report_on(paths: Sequence[str], outputs: Path = OUTPUTS) -> Path:
-    """Write a report on classifiers, named by their evaluations, by their own runs, by sweeps of either or by studies.
+    """Write a report that compares classifiers.
+
+    Args:
+        paths: directories of evaluations, of finetuned runs, of sweeps of either, or of studies.
+        outputs: the report is written to a new folder in `outputs/report`.
 
     Returns:
-        The page's path, in a folder of its own.
+        The path of the HTML page.
 
     Raises:
-        UserError: a run is none of these or was not evaluated, or they were tested on different pictures.
+        UserError: a run is none of these or was not evaluated, or they were evaluated on different images.
     """
     rows: dict[str, Row] = {}
     for path in paths:
@@ -27,11 +31,12 @@ def report_on(paths: Sequence[str], outputs: Path = OUTPUTS) -> Path:
             rows.setdefault(row.evaluated, row)
     compared = disambiguated(list(rows.values()))
     if not compared:
-        raise UserError(f"{' '.join(paths)}: no finished run there")
+        raise UserError(f"{' '.join(paths)}: no finished run")
     tests = {read_summary(Path(r.evaluated))["data_fingerprint"] for r in compared}
     if len(tests) > 1:
         raise UserError(
-            f"these classifiers were tested on {len(tests)} different sets of pictures: compare one at a time"
+            f"these classifiers were evaluated on {len(tests)} different sets of images; only those with the same test "
+            "images can be compared"
         )
     modes = {r.mode for r in compared}
     mode = next(m for m in ORDER if m in modes)

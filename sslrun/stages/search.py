@@ -1,4 +1,4 @@
-"""`sslrun search`: find the pictures that look most like one."""
+"""`sslrun search`: find the images most similar to a query image."""
 
 import sys
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ SHEET = 20  # queries on the contact sheet
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Settings of a search; what they mean stands in conf/search.yaml."""
+    """Settings of `sslrun search`, documented in conf/search.yaml."""
 
     images: list[str]
     in_: str
@@ -36,23 +36,23 @@ class Search:
 
 
 def search(run: Run, settings: Search) -> dict[str, Any]:
-    """Print the pictures of a folder whose features are nearest to those of others, by cosine similarity.
+    """Print the images of a folder that are most similar to query images, by cosine similarity of their features.
 
     Returns:
-        What goes into the summary.
+        Entries of the run's summary.
 
     Raises:
-        UserError: nothing to look for, no pictures to search, or a picture to look for that cannot be read.
+        UserError: no query image, one that cannot be read, or no images to search.
     """
     queries = named_images(settings.images)
     if not Path(settings.in_).is_dir():
         raise UserError(f"in={settings.in_}: no such folder")
-    among = named_images([settings.in_])
+    candidates = named_images([settings.in_])
     model = open_model(settings.run, settings.device)
     run.resolve(run=str(model.network.path.parent))
-    wanted = model.embed(queries, settings.stage, settings.batch_size)
-    files, features, _ = indexed(model, among, settings.stage, settings.batch_size)
-    rows = _nearest(queries, wanted, files, features, settings.n)
+    query_features = model.embed(queries, settings.stage, settings.batch_size)
+    files, features, _ = indexed(model, candidates, settings.stage, settings.batch_size)
+    rows = _nearest(queries, query_features, files, features, settings.n)
     sys.stdout.write({"table": _table, "json": as_json, "jsonl": as_jsonl, "csv": as_csv}[settings.format](rows))
     sys.stdout.flush()
     write_text(run.directory / "neighbors.csv", as_csv(rows))
@@ -60,19 +60,19 @@ def search(run: Run, settings: Search) -> dict[str, Any]:
     for query in queries[:SHEET]:
         own_rows = [r for r in rows if r["query"] == query]
         captions = [f"{r['rank']}  {r['similarity']:.3f}" for r in own_rows]
-        tiles.append([(query, "looked for"), *((r["image"], c) for r, c in zip(own_rows, captions, strict=True))])
+        tiles.append([(query, "query"), *((r["image"], c) for r, c in zip(own_rows, captions, strict=True))])
     sheet = run.figure("neighbors")
     contact_sheet(tiles).save(sheet)
-    log.info("%s searched; the nearest as a figure: %s", counted(len(files), "image"), sheet)
+    log.info("Searched %s; contact sheet: %s", counted(len(files), "image"), sheet)
     return {"images": len(files), "queries": len(queries), "of_run": str(model.network.path.parent)}
 
 
-def _nearest(queries: Sequence[str], wanted: Any, files: Sequence[str], features: Any, n: int) -> list[Row]:
-    """Return for each picture that is looked for the n nearest, but for itself."""
+def _nearest(queries: Sequence[str], query_features: Any, files: Sequence[str], features: Any, n: int) -> list[Row]:
+    """Return a row for each of the n nearest neighbors of each query, without the query itself."""
     from sklearn.neighbors import NearestNeighbors
 
-    most = min(n + 1, len(files))
-    distances, indices = NearestNeighbors(n_neighbors=most, metric="cosine").fit(features).kneighbors(wanted)
+    knn = NearestNeighbors(n_neighbors=min(n + 1, len(files)), metric="cosine").fit(features)
+    distances, indices = knn.kneighbors(query_features)
     rows = []
     for query, near, ids in zip(queries, distances, indices, strict=True):
         others = [(d, files[i]) for d, i in zip(near, ids, strict=True) if not _same_file(query, files[i])]
@@ -87,4 +87,4 @@ def _same_file(a: str, b: str) -> bool:
 
 def _table(rows: Sequence[Row]) -> str:
     lines = [[r["query"], str(r["rank"]), f"{r['similarity']:.3f}", r["image"]] for r in rows]
-    return as_table(["looked for", "rank", "similarity", "image"], lines, {"rank", "similarity"})
+    return as_table(["query", "rank", "similarity", "image"], lines, {"rank", "similarity"})

@@ -1,4 +1,4 @@
-"""`sslrun suggest`: which pictures to label first."""
+"""`sslrun suggest`: suggest which images to label first."""
 
 import os
 import shlex
@@ -25,12 +25,12 @@ from sslrun.report.sheets import contact_sheet
 from sslrun.runs.run import Run
 
 COLUMNS = 10  # of the contact sheet
-LONGEST = 200  # bytes of a copy's name, before its number is put in front; file systems take 255
+LONGEST = 200  # bytes of the name of a copy, without its number; file systems allow 255
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suggest:
-    """Settings of a suggestion; what they mean stands in conf/suggest.yaml."""
+    """Settings of `sslrun suggest`, documented in conf/suggest.yaml."""
 
     images: list[str]
     n: PositiveInt
@@ -45,27 +45,27 @@ class Suggest:
 
 
 def suggest(run: Run, settings: Suggest) -> dict[str, Any]:
-    """Choose pictures that are worth a label, and copy them to where they can be sorted into classes.
+    """Choose typical and diverse images, and copy them into a folder in which they can be sorted into classes.
 
     Returns:
-        What goes into the summary.
+        Entries of the run's summary.
 
     Raises:
-        UserError: no pictures, a folder that is not empty, or a class that no folder can be named after.
+        UserError: no images, an output folder that is not empty, or a class that is not a valid folder name.
     """
-    place = Path(settings.out) if settings.out else run.directory / "to_label"
-    strange = [c for c in settings.classes if Path(c).name != c or c.startswith(".") or not c.strip()]
-    if strange:
-        raise UserError(f"classes: {strange[0]!r} is no name for a folder")
+    folder = Path(settings.out) if settings.out else run.directory / "to_label"
+    invalid = [c for c in settings.classes if Path(c).name != c or c.startswith(".") or not c.strip()]
+    if invalid:
+        raise UserError(f"classes: {invalid[0]!r} is not a valid folder name")
     named = list({os.path.realpath(f): f for f in named_images(settings.images)}.values())
     done = find_images(settings.labeled) if settings.labeled and Path(settings.labeled).is_dir() else []
     if settings.labeled and not done:
-        raise UserError(f"labeled={settings.labeled}: no folder with pictures")
-    run.resolve(out=str(place))
+        raise UserError(f"labeled={settings.labeled}: no folder with images")
+    run.resolve(out=str(folder))
     model = open_model(settings.run, settings.device)
     run.resolve(run=str(model.network.path.parent))
     source = str(model.network.path.parent)
-    new_folder("out", place)
+    new_folder("out", folder)
     files, features, _ = indexed(model, named, settings.stage, settings.batch_size)
     done, known = indexed(model, done, settings.stage, settings.batch_size)[:2] if done else (done, features[:0])
     copied, elsewhere = _copies(files, done)
@@ -73,42 +73,44 @@ def suggest(run: Run, settings: Suggest) -> dict[str, Any]:
     has_label = np.array([*copied, *range(len(files), len(files) + len(known))], dtype=int)
     chosen = typical_and_diverse(np.concatenate([features, known]), settings.n, settings.seed, has_label)
     if not len(chosen):
-        raise UserError(f"all of {len(files)} pictures have labels already")
+        raise UserError(f"all of the {counted(len(files), 'image')} are labeled already")
     rows = [files[i] for i in chosen]
-    copies = _lay_out(rows, place, settings.classes)
+    copies = _lay_out(rows, folder, settings.classes)
     table = [{"rank": i + 1, "image": f, "copy": c.name} for i, (f, c) in enumerate(zip(rows, copies, strict=True))]
     write_csv(run.directory / "suggestions.csv", table)
     tiles = [(f, f"{i + 1}") for i, f in enumerate(rows)]
     sheet = run.figure("suggestions")
     contact_sheet([tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]).save(sheet)
     print("\n".join(rows), flush=True)
-    log.info("%d of %s, as a figure: %s", len(rows), counted(len(files), "image"), sheet)
-    then = ["sslrun", "finetune", f"init={source}", "dataset=folder", f"dataset.root={place}"]
-    log.info("Move each from %s into a folder of its class in %s; then: %s", place / "to_sort", place / "train",
-             shlex.join(then))  # fmt: skip
+    log.info("Suggested %d of %s; contact sheet: %s", len(rows), counted(len(files), "image"), sheet)
+    command = ["sslrun", "finetune", f"init={source}", "dataset=folder", f"dataset.root={folder}"]
+    log.info(
+        "Move each image from %s to the folder of its class in %s; then run: %s",
+        folder / "to_sort", folder / "train", shlex.join(command),
+    )  # fmt: skip
     return {"images": len(files), "suggested": len(rows), "of_run": source}
 
 
 def _copies(files: Sequence[str], labeled: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Return the positions of files that have a labeled copy, and of the labeled ones that are copies of none."""
+    """Return the indices of files that have a labeled copy, and of labeled files that are copies of no file."""
     sizes = {os.path.getsize(f) for f in labeled}
     digests = {i: file_hash(f, "blake2b").digest() for i, f in enumerate(files) if os.path.getsize(f) in sizes}
-    known, there = [file_hash(f, "blake2b").digest() for f in labeled], set(digests.values())
-    copied = [i for i, d in digests.items() if d in set(known)]
-    return copied, [i for i, d in enumerate(known) if d not in there]
+    labeled_digests, own = [file_hash(f, "blake2b").digest() for f in labeled], set(digests.values())
+    copied = [i for i, d in digests.items() if d in set(labeled_digests)]
+    return copied, [i for i, d in enumerate(labeled_digests) if d not in own]
 
 
-def _lay_out(files: Sequence[str], place: Path, classes: Sequence[str]) -> list[Path]:
-    """Copy pictures into `to_sort`, with their ranks in front of their names, beside `train` with a folder a class."""
-    for folder in ("to_sort", "train", *(f"train/{name}" for name in classes)):
-        (place / folder).mkdir(exist_ok=True)
+def _lay_out(files: Sequence[str], folder: Path, classes: Sequence[str]) -> list[Path]:
+    """Copy images to `to_sort`, with their ranks as prefixes, and create `train` with one folder per class."""
+    for name in ("to_sort", "train", *(f"train/{c}" for c in classes)):
+        (folder / name).mkdir(exist_ok=True)
     width = len(str(len(files)))
-    copies = [place / "to_sort" / f"{i + 1:0{width}d}_{_shortened(Path(f).name)}" for i, f in enumerate(files)]
+    copies = [folder / "to_sort" / f"{i + 1:0{width}d}_{_shortened(Path(f).name)}" for i, f in enumerate(files)]
     for file, copy in zip(files, copies, strict=True):
         shutil.copy2(file, copy)
     return copies
 
 
 def _shortened(name: str) -> str:
-    """Return a file's name with its start cut off if it is too long to have a number in front."""
+    """Return the last `LONGEST` bytes of a file name, so that a number can be put in front."""
     return os.fsdecode(os.fsencode(name)[-LONGEST:])

@@ -1,4 +1,4 @@
-"""The commands' functions by name, and what Hydra calls to run one. Lower rooms are handed both."""
+"""The functions of the commands by name, and the job that Hydra runs. Both are passed to lower packages."""
 
 import importlib
 
@@ -10,16 +10,16 @@ from sslrun.runs.run import Stage, Stages
 
 
 def stage(name: str) -> Stage:
-    """Return the function of a command: `name` in the file of that name, imported when it is needed."""
+    """Return the function of a command, which has the name of its file; the file is imported when it is needed."""
     function: Stage = getattr(importlib.import_module(f"{__package__}.{name}"), name)
     return function
 
 
 def settings(name: str) -> type:
-    """Return the dataclass of a command's settings."""
+    """Return the settings class of a command."""
     return settings_of(stage(name))
 
 
 def job(config: DictConfig) -> float | None:
-    """Run one job; launchers pickle this function by its name."""
+    """Run one job; launchers pickle this function by name."""
     return execute(config, Stages(stage, job))

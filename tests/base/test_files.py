@@ -76,9 +76,9 @@ def test_places_that_cannot_be_written_are_said_before_the_work(
         assert answer.err.splitlines()[-1].startswith(f"sslrun: {key}=mine.txt/x"), answer.err
         assert "Traceback" not in answer.err
     assert Path("mine.txt").read_text() == "kept"
-    assert "each wants a folder of its own" in cli("predict", *photo_files, "save=both", "sort_into=both", *QUICK).err
-    assert "nothing to go on with" in cli("embed", *photo_files, "resume=outputs/pretrain/x").err
-    assert "leave -m away" in cli("predict", "-m", "-", "top=1,2").err
+    assert "; use two folders" in cli("predict", *photo_files, "save=both", "sort_into=both", *QUICK).err
+    assert "cannot be resumed" in cli("embed", *photo_files, "resume=outputs/pretrain/x").err
+    assert "remove -m" in cli("predict", "-m", "-", "top=1,2").err
 
 
 @pytest.fixture

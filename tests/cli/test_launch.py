@@ -22,9 +22,9 @@ def test_cfg_shows_the_config_and_starts_nothing(cli: Cli) -> None:
     ("arguments", "words"),
     [
         (["pretrain", "simclr"], "did you mean pretext=simclr?"),
-        (["pretrain", "dataset=folder"], "dataset.root: must be given"),
-        (["pretrain", "dataset=from_checkpoint"], "no checkpoint"),
-        (["finetune", "pretext=rotation"], "say init=rotation"),
+        (["pretrain", "dataset=folder"], "dataset.root: required; set dataset.root=..."),
+        (["pretrain", "dataset=from_checkpoint"], "does not start from a checkpoint"),
+        (["finetune", "pretext=rotation"], "use init=rotation"),
         (["finetune", "init=scratch", "label_fraction=0"], "label_fraction: must be greater than 0"),
         (["finetune", "init=scratch", "label_fraction=1.5"], "at most 1"),
         (["pretrain", "pretext.augment.crop_scale=[0.2]"], "pretext.augment.crop_scale: must be a list of at least 2"),
@@ -34,7 +34,7 @@ def test_cfg_shows_the_config_and_starts_nothing(cli: Cli) -> None:
         (["pretrain", "-m", "seed=0,one"], "found one"),
         (["pretrain", "-m", "pretext=simclr,simclear"], "no such pretext; did you mean simclr?"),
         (["pretrain", "-cd", "nowhere"], "nowhere: no such folder"),
-        (["pretrain", "seed=[1"], "cannot be read"),
+        (["pretrain", "seed=[1"], "cannot be parsed"),
         (["pretrain", "+train.foo=1"], "train.foo: no such key"),
         (["pretrain", "device=cuda"], "no CUDA GPU"),
         (["pretrain", "device.precision=fp16", "device=cpu"], "needs a GPU"),
@@ -73,7 +73,7 @@ def test_an_outputs_folder_that_cannot_be_written(cli: Cli) -> None:
     Path("outputs").write_text("a file in the way")
     answer = cli("pretrain")
     assert answer.code == 1
-    assert answer.err.startswith("sslrun: cannot write into outputs/pretrain below")
+    assert answer.err.startswith("sslrun: cannot write to outputs/pretrain in")
     assert len(answer.lines()) == 1
 
 
@@ -87,7 +87,7 @@ def test_case_17_a_folder_that_cannot_be_written() -> None:
     done = in_a_mount("ro", f"cd disk; {SSLRUN} {' '.join(PRETRAIN)}")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "cannot write into outputs/pretrain below" in done.stderr
+    assert "cannot write to outputs/pretrain in" in done.stderr
     assert "Read-only file system" in done.stderr
 
 
@@ -96,12 +96,12 @@ def test_case_17_a_folder_that_cannot_be_written() -> None:
     [
         (("check", "format=xml"), "format: must be one of table or json, found xml"),
         (("check", "dataset=flower"), "dataset=flower: no such dataset; did you mean flowers"),
-        (("check", "dataset=from_checkpoint"), "check starts from no checkpoint"),
+        (("check", "dataset=from_checkpoint"), "check does not start from a checkpoint"),
         (("check", "batch_size=1"), "batch_size: must be at least 4, found 1"),
         (("preview", "images=0"), "images: must be at least 1, found 0"),
         (("preview", "label_fraction=1"), "label_fraction: no such key"),
         (("fetch", "pretext=simclr"), "fetch has no pretext"),
-        (("fetch", "cifar10"), "unexpected: cifar10; did you mean dataset=cifar10?"),
+        (("fetch", "cifar10"), "unexpected argument: cifar10; did you mean dataset=cifar10?"),
     ],
 )
 def test_mistakes_are_one_line(arguments: tuple[str, ...], words: str, cli: Cli) -> None:

@@ -16,7 +16,7 @@ def test_mistakes_in_all_lists_are_reported_together(cli: Cli) -> None:
         "pretexts: simclr pretext.temprature=1: pretext.temprature: no such key; did you mean pretext.temperature?",
         "search: augment.probabilty: no such key; did you mean augment.probability?",
         "finetune.train.stepz: no such key; did you mean train.steps?",
-        "seeds: must be a whole number, found many",
+        "seeds: must be an integer, found many",
     ):
         assert words in answer.err
     assert len(answer.lines()) == 5

@@ -45,7 +45,7 @@ def test_a_sweep_ends_with_a_table_and_a_csv_and_names_its_failures(in_world: Pa
     answer = cli("finetune", "-m", "init=nowhere,simclr", "mode=knn", *QUICK)
     assert answer.code == 1
     assert "init=nowhere: no pretrain nowhere run" in answer.err
-    assert "1 of the jobs failed" in answer.err
+    assert "1 job failed" in answer.err
     assert "finished" in (max(Path("outputs/finetune").glob("*/sweep.csv"))).read_text()
 
 
@@ -71,7 +71,7 @@ def test_a_sweep_goes_on_where_it_stopped() -> None:
     first = (sweep / "0" / "summary.json").read_bytes()
     refused = start("pretrain", command[1], "seed=5")
     assert ended(refused) == 1
-    assert "a sweep goes on as it was started" in Path("output").read_text()
+    assert "a sweep is resumed with its own settings" in Path("output").read_text()
     result = run_forked("pretrain", "resume=latest")
     assert result.count("Already finished") == 1
     assert "Resuming after step" in result
@@ -120,7 +120,7 @@ def test_the_end_of_a_sweep_with_a_damaged_job_is_a_failure_with_a_table(finishe
     result = cli("pretrain", f"resume={sweep}")
     assert result.code == 1
     assert "cannot be read" in result.err
-    assert "1 of the jobs failed" in result.err
+    assert "1 job failed" in result.err
     (sweep / "sweep.csv").unlink()
     (sweep / "sweep.csv").mkdir()
     result = cli("pretrain", f"resume={sweep}")

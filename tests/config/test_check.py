@@ -12,10 +12,10 @@ def test_cases_65_to_67_all_mistakes_at_once_with_the_nearest_name(cli: Cli) -> 
     assert answer.code == 1
     result = answer.err
     assert "pretext.temprature: no such key; did you mean pretext.temperature?" in result
-    assert "train.batch_size: must be a whole number, found many" in result
+    assert "train.batch_size: must be an integer, found many" in result
     assert "optimizer=adamv: no such optimizer; did you mean adam? Choices: adam, adamw, lars, sgd" in result
     assert "epochs: no such key; did you mean train.epochs?" in result
-    assert "seed: must be a whole number, found 1.5" in result
+    assert "seed: must be an integer, found 1.5" in result
     assert len(answer.lines()) == 5
     answer = cli("pretrain", "train.epochs=0", "device.precision=bf17")  # which signatures alone know
     assert answer.code == 1
@@ -36,7 +36,7 @@ def test_a_typo_inside_a_yaml_file_is_caught(cli: Cli) -> None:
     answer = cli("pretrain", "-cd", "mine", "dataset=mine", "experiment=mine")
     assert answer.code == 1
     assert "dataset.image_sise: no such key; did you mean dataset.image_size?" in answer.err
-    assert "dataset.image_size: must be a whole number, found big" in answer.err
+    assert "dataset.image_size: must be an integer, found big" in answer.err
     assert "train.epochz: no such key; did you mean train.epochs?" in answer.err
     assert "sed: no such key; did you mean seed?" in answer.err
     assert len(answer.lines()) == 4

@@ -14,7 +14,7 @@ from tests.helpers import QUICK, Cli
 
 HERE = Path(__file__).parents[2]
 TINY = ("backbone=smallcnn", "backbone.widths=[4]", "dataset=digits", "dataset.image_size=16", "dataset.max_images=200")
-NOTICE = re.compile(r"^Note: (\w+) is now called (\w+); the old name is understood until 0\.2\.0\.$", re.M)
+NOTICE = re.compile(r"^(\w+) is now called (\w+); the old name is accepted until 0\.2\.0\.$", re.M)
 
 
 @pytest.fixture(autouse=True)

@@ -65,8 +65,8 @@ def test_what_a_signature_takes_is_never_refused_before(command: str) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("train.batch_size=many", "train.batch_size: must be a whole number, found many"),
-        ("train.batch_size=1.5", "train.batch_size: must be a whole number, found 1.5"),
+        ("train.batch_size=many", "train.batch_size: must be an integer, found many"),
+        ("train.batch_size=1.5", "train.batch_size: must be an integer, found 1.5"),
         ("train.learning_rate=fast", "train.learning_rate: must be a number, found fast"),
         ("train.learning_rate=[0.1]", "train.learning_rate: must be a number, found [0.1]"),
         ("train.learning_rate=true", "train.learning_rate: must be a number, found true"),
@@ -74,7 +74,7 @@ def test_what_a_signature_takes_is_never_refused_before(command: str) -> None:
         ("dataset.horizontal_flip=1", "dataset.horizontal_flip: must be true or false, found 1"),
         ("optimizer.betas=0.9", "optimizer.betas: must be a list, found 0.9"),
         ("optimizer.betas=[a,b]", "optimizer.betas: must be a list of numbers, found ['a', 'b']"),
-        ("backbone.widths=[8.5,16]", "backbone.widths: must be a list of whole numbers, found [8.5, 16]"),
+        ("backbone.widths=[8.5,16]", "backbone.widths: must be a list of integers, found [8.5, 16]"),
         ("train=5", "train: must be a mapping, found 5"),
         ("train.lr=5", "train.lr: no such key; did you mean train.learning_rate?"),
         ("+train.momentun=5", "train.momentun: no such key"),

@@ -42,7 +42,7 @@ def test_invalid_images_and_arguments_are_reported(in_world: Path) -> None:
         with pytest.raises(UserError, match=r"float tensor must have values in \[0, 1\]"):
             model.predict([values])
     for key in ("top", "views", "batch_size"):
-        with pytest.raises(UserError, match=f"{key}=0: must be a whole number"):
+        with pytest.raises(UserError, match=f"{key}=0: must be an integer"):
             model.predict([torch.rand(3, 9, 9)], **{key: 0})
 
 

@@ -56,7 +56,7 @@ def test_identical_images_and_too_few_for_a_map(in_world: Path, cli: Cli, few_ph
     assert (runs("embed")[-1] / "map.html").is_file()
     answer = cli("embed", str(few_photos), "map=1", "projector=0", *QUICK)
     assert answer.code == 0, answer.err
-    assert "No map of fewer than 3 pictures" in answer.err
+    assert "No map: it needs at least 3 images" in answer.err
 
 
 def test_folders_are_relative_to_their_common_parent() -> None:

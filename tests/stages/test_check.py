@@ -82,7 +82,7 @@ def test_what_would_stop_a_run_is_an_error_after_the_report(messy: Path, cli: Cl
     errors = result(answer, "error")
     assert "more than dataset.max_bad_fraction=0.01" in errors
     assert "labels_per_class=25 is more than the training split has: flower (23), temple (23)" in errors
-    assert "sslrun: a run would stop" in answer.err
+    assert "sslrun: training would fail" in answer.err
     assert "Traceback" not in answer.err
 
 

@@ -67,7 +67,7 @@ def test_accuracies_are_those_of_the_evaluations_and_auto_is_chosen_on_validatio
         (("budget=soon",), "budget=soon: expected a time such as 90s, 30m or 2h"),
         (("budget=3s",), "one epoch of every pretraining"),
         (("mode=knn",), "mode: must be one of"),
-        (("-m", "seeds=1,2"), "a study is a sweep of its own"),
+        (("-m", "seeds=1,2"), "compare runs its own sweeps"),
         (('dataset.classes=["1"]',), "needs labeled images of at least two classes"),
         (('pretexts=["simclr backbone=resnet18"]',), "backbone=resnet18: cannot differ between the tasks of a study"),
         (('pretexts=["simclr train.epochs=3"]', "budget=9m"), "budget= sets the epochs of each pretraining"),

@@ -57,7 +57,7 @@ def test_what_cannot_be_read_is_named_and_the_exit_code_says_so(in_world: Path, 
     assert answer.code == 1
     assert "broken.jpg: not an image" in answer.err
     assert "empty.jpg: the file is empty" in answer.err
-    assert "2 of 14 pictures could not be read; rest.npz has the others" in answer.err
+    assert "2 of 14 images could not be read; rest.npz contains the others" in answer.err
     assert len(np.load("rest.npz")["images"]) == 12
     assert cli("search", str(few_photos / "flower/flower 00.jpg"), f"in={few_photos}", *QUICK).code == 0
     answer = cli("search", str(few_photos / "flower/broken.jpg"), f"in={few_photos}", *QUICK)
@@ -66,7 +66,7 @@ def test_what_cannot_be_read_is_named_and_the_exit_code_says_so(in_world: Path, 
     Path("empty").mkdir()
     assert "no images in empty" in cli("embed", "empty").err
     assert "no images in empty" in cli("search", str(few_photos / "flower/flower 00.jpg"), "in=empty").err
-    assert "in: must be given, say in=..." in cli("search", str(few_photos / "flower/flower 00.jpg")).err
+    assert "in: required; set in=..." in cli("search", str(few_photos / "flower/flower 00.jpg")).err
 
 
 def test_the_projector_has_names_folders_and_pictures(in_world: Path, cli: Cli, few_photos: Path) -> None:

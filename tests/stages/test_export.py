@@ -131,6 +131,6 @@ def test_what_cannot_be_exported_is_said(in_world: Path, cli: Cli, monkeypatch: 
     pretrained = runs("pretrain")[0]
     assert "without a classifier: sslrun finetune init=" in cli("export", f"run={pretrained}").err
     assert cli("finetune", "mode=knn", "label_fraction=0.5", *QUICK).code == 0
-    assert "nearest neighbours, which have no head" in cli("export").err
+    assert "a kNN classifier, which has no head to export" in cli("export").err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "format=onnx needs onnx, onnxscript, onnxruntime: pip install" in cli("export").err
+    assert "format=onnx needs onnx, onnxscript, onnxruntime; install with pip install" in cli("export").err

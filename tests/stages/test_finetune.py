@@ -40,7 +40,7 @@ def test_a_finetuning_resumes_and_a_probe_has_nothing_to_resume(in_world: Path, 
     assert cli("finetune", "mode=probe", *QUICK).code == 0
     probe = runs("finetune")[-1]
     weights = (probe / "best.pt").read_bytes()
-    assert "no steps to go on with" in cli("finetune", f"resume={probe}").err
+    assert "no steps to resume" in cli("finetune", f"resume={probe}").err
     assert (probe / "best.pt").read_bytes() == weights
 
 

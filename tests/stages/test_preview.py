@@ -39,7 +39,7 @@ def test_preview_skips_what_it_cannot_read_and_reads_no_test(photos: Path, cli: 
     Path("set/train/a/good.jpg").unlink()
     answer = cli("data", "preview", *where)
     assert answer.code == 1
-    assert answer.lines()[-1] == "sslrun: no picture of folder set can be read"
+    assert answer.lines()[-1] == "sslrun: no image of folder set can be read"
 
 
 def test_a_sweep_of_previews(cli: Cli) -> None:

@@ -13,11 +13,11 @@ def test_a_budget_sets_the_epochs_and_is_logged_before_the_start(cli: Cli) -> No
     assert answer.code == 0, answer.err
     epochs = summary(runs("compare")[0])["config"]["train"]["epochs"]
     assert epochs >= 1
-    assert f"budget=20s leaves room for {epochs} epochs" in answer.err
+    assert f"budget=20s allows {epochs} epoch" in answer.err
     assert answer.err.index("about") < answer.err.index("pretrain 1/1")
     (pretrained,) = Path("outputs/pretrain/study_runs").glob("*/summary.json")
     assert json.loads(pretrained.read_text())["config"]["train"]["epochs"] == epochs
     again = cli("compare", *(s for s in SMALL_STUDY if not s.startswith("train.steps")), *quick)
     assert again.code == 0, again.err
-    assert "The same study was run before" in again.err
+    assert "the same study in outputs/compare/" in again.err
     assert "All runs of this study are finished." in again.err

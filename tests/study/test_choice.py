@@ -78,7 +78,7 @@ def test_auto_tries_each_setting_of_a_search(in_world: Path, cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (["mode=finetune", 'search=["augment.probability=0"]'], "search= is of mode=auto"),
+        (["mode=finetune", 'search=["augment.probability=0"]'], "search= needs mode=auto, found mode=finetune"),
         (['search=["optimizer=sgd"]'], "search: optimizer=sgd: expected a training setting"),
         (['search=["device.threads=1","train.save_minutes=1","hydra/launcher=basic"]'], "search: train.save_minutes=1"),
     ],

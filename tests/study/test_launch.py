@@ -162,7 +162,7 @@ def test_a_study_with_a_custom_task_resumes_without_its_config_dir(cli: Cli) -> 
     Path("mine").rename("ours")
     answer = cli("compare", f"resume={study}")
     assert answer.code == 1
-    assert "which is not there: say -cd" in answer.err
+    assert "which does not exist; give its new path with -cd" in answer.err
 
 
 def copy_of_the_package(folder: Path) -> Stages:
