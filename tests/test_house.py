@@ -470,6 +470,7 @@ ABOUT_ALL: dict[str, str] = {  # tests of the repository as a whole, at the top 
     "test_package.py": "the wheel and the lock file",
     "test_published.py": "the published data sets, from fetching to evaluation",
     "test_readme.py": "README and the pages on reliability and measurements",
+    "test_words.py": "the words of code, configs and docs",
 }
 
 
