@@ -27,7 +27,7 @@ try() {  # NAME COMMAND...: time a command, keep its output, and report its exit
   printf '%-24s exit %d  %3d.%03d s\n' "$name" $code $((ms / 1000)) $((ms % 1000)) | tee -a "$out/commands.txt"
 }
 sslrun() { local name=$1; shift; try "$name" "$python" -m sslrun "$@"; }
-newest() { ls -d "outputs/$1"/*/ | tail -n 1; }
+newest() { ls -d "outputs/$1"/2*/ | tail -n 1; }
 
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "torch sees no CUDA GPU")' || exit 1
 [ "$what" = speed ] && exec "$python" "$here/gpu.py" speed
