@@ -20,15 +20,15 @@ from tests.helpers import Cli, runs
         (["finetune", "init=moco"], ["init=moco: no such pretext task, run or file. Tasks: jigsaw, rotation, simclr;"]),
         (["finetune", "init=simcrl"], ["init=simcrl: no such pretext task, run or file; did you mean simclr?"]),
         (["finetune", "-m", "init=scratch,moco,nowhere/x.pt"], ["init=moco: no such", "init=nowhere/x.pt: no such"]),
-        (["finetune", "resume=nowhere"], ["nowhere: no run of sslrun there"]),
-        (["evaluate", "run=nowhere", "against=elsewhere"], ["nowhere: no run", "elsewhere: no run"]),
+        (["finetune", "resume=nowhere"], ["nowhere is not a run of sslrun"]),
+        (["evaluate", "run=nowhere", "against=elsewhere"], ["nowhere is not a run", "elsewhere is not a run"]),
         (["predict", "x.jpg", "y.jpg"], ["x.jpg: no such image or folder (and 1 more)", "no finished finetune run"]),
         (["predict"], ["no image named: give files or folders", "no finished finetune run"]),
         (["embed", "x.jpg"], ["x.jpg: no such image or folder", "no finished pretrain or finetune run"]),
         (["search", "x.jpg", "in=nowhere"], ["x.jpg: no such image", "in=nowhere: no such folder", "no finished"]),
         (["suggest", "x", "labeled=nowhere"], ["x: no such image", "labeled=nowhere: no such folder", "no finished"]),
         (["export", "what=backbone"], ["no finished pretrain or finetune run"]),
-        (["report", "nowhere", "elsewhere"], ["nowhere: no run of sslrun there", "elsewhere: no run of sslrun there"]),
+        (["report", "nowhere", "elsewhere"], ["nowhere is not a run of sslrun", "elsewhere is not a run of sslrun"]),
     ],
 )  # fmt: skip
 def test_what_is_not_there_is_a_line_each(cli: Cli, arguments: list[str], words: list[str]) -> None:
@@ -65,6 +65,6 @@ def test_a_folder_of_images_that_moved_is_named(in_world: Path, cli: Cli, photos
         text = (run / name).read_text()
         (run / name).write_text(text.replace(str(photos), "/moved"))
     answer = cli("evaluate")
-    assert answer.err == "sslrun: dataset.root=/moved: no such folder; if it has moved, say dataset.root=...\n"
+    assert answer.err == "sslrun: dataset.root=/moved: no such folder; if it has moved, set dataset.root=...\n"
     assert cli("evaluate", "dataset.root=nowhere").err == "sslrun: dataset.root=nowhere: no such folder\n"
     assert not Path("outputs/evaluate").exists()

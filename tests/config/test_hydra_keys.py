@@ -10,7 +10,7 @@ from tests.helpers import PRETRAIN, Cli
 @pytest.mark.parametrize(
     ("override", "reason"),
     [
-        ("hydra.job.chdir=true", "relative paths start from the folder in which the command is typed"),
+        ("hydra.job.chdir=true", "relative paths start from the folder in which the command is run"),
         ("++hydra.job.chdir=True", "relative paths start from"),
         ("hydra.job.name=mine", "it marks the runs of a study"),
         ("hydra.job.config_name=finetune", "it is the name of the command"),
@@ -54,7 +54,7 @@ def test_keys_that_break_nothing_are_taken(cli: Cli) -> None:
 def test_a_plugin_that_is_not_installed_is_named_with_its_package(cli: Cli, override: str, package: str) -> None:
     answer = cli("pretrain", "-m", override, "seed=0,1")
     assert answer.code == 1
-    assert answer.err == f"sslrun: {override} needs the package {package}: pip install {package}\n"
+    assert answer.err == f"sslrun: {override}: needs the package {package}; install it with pip install {package}\n"
 
 
 def test_a_plugin_that_there_is_not_has_its_nearest(cli: Cli) -> None:

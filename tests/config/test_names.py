@@ -39,7 +39,7 @@ def test_what_is_not_needed_is_said() -> None:
 
 
 def test_results_are_redirected_where_a_command_prints_them() -> None:
-    assert key_hint("out", {"format", "images"}, "x.csv") == "; results go to standard output: append > x.csv"
+    assert key_hint("out", {"format", "images"}, "x.csv") == "; results are printed to standard output; append > x.csv"
     assert key_hint("output_file", {"format", "out"}) == "; did you mean out?"
 
 

@@ -40,10 +40,12 @@ def shape_mistakes(command: str, config: Any) -> str:
 
 
 def configs(command: str) -> list[list[str]]:
-    """The defaults, and of one command each choice of each group."""
+    """The defaults, and of one command sets in which each choice of each group stands."""
     if command != "pretrain":
         return [[]]
-    return [[], *([f"{g}={c}"] for g in GROUPS for c in choices(g) if c != "from_checkpoint")]
+    groups = {g: [c for c in choices(g) if c != "from_checkpoint"] for g in GROUPS}
+    rounds = range(max(map(len, groups.values())))
+    return [[f"{g}={names[i % len(names)]}" for g, names in groups.items()] for i in rounds]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
