@@ -118,7 +118,7 @@ class Model:
         """
         for key, value in (("top", top), ("views", views), ("batch_size", batch_size)):
             if not isinstance(value, int) or value < 1:
-                raise UserError(f"{key}={value!r}: must be an integer of at least 1")
+                raise UserError(f"{key}={value!r}: must be an integer, at least 1")
         threshold = (self.confidence_threshold or 0.0) if unsure == "auto" else unsure or 0.0
         out: list[Prediction] = []
         for names, pixels, reasons in self._blocks(images, batch_size, "predicting"):

@@ -19,9 +19,7 @@ def test_the_demo_shows_a_gain(cli: Cli) -> None:
     assert len(result["test_accuracy"]["scratch"]) == 3
 
 
-def test_the_demo_in_miniature_types_four_commands_and_ends_with_a_table(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_small_demo_runs_four_commands_and_prints_a_table(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def smaller(command: str, arguments: list[str]) -> None:
         short = [a.replace("train.steps=150", "train.steps=10") for a in arguments]
         run_command(command, [*short, *QUICK, *(["backbone.widths=[8,16]"] if command == "pretrain" else [])])

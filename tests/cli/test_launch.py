@@ -77,7 +77,7 @@ def test_an_outputs_folder_that_cannot_be_written(cli: Cli) -> None:
     assert len(answer.lines()) == 1
 
 
-def test_mistakes_in_a_process_of_its_own_exit_with_1() -> None:
+def test_mistakes_in_a_separate_process_exit_with_1() -> None:
     answer = process("pretrain", "train.epochs=0")
     assert (answer.code, answer.out) == (1, "")
     assert answer.err == "sslrun: train.epochs: must be at least 1, found 0\n"
@@ -165,7 +165,7 @@ report nowhere"""
     assert not Path("outputs").exists()
 
 
-def test_a_run_that_goes_on_is_checked_before_torch_is_imported(in_world: Path) -> None:
+def test_a_resumed_run_is_checked_before_torch_is_imported(in_world: Path) -> None:
     run = runs("pretrain")[0]
     lines = [
         f"pretrain resume={run} {o}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.helpers import Cli
 
 
-def test_runs_lists_everything(in_world: Path, cli: Cli) -> None:
+def test_runs_lists_all_runs(in_world: Path, cli: Cli) -> None:
     rows = json.loads(cli("runs", "--format", "json").out)
     assert [r["stage"] for r in rows] == ["pretrain", "pretrain", "finetune"]
     assert [r["pretext"] for r in rows] == ["rotation", "simclr", "simclr"]

@@ -1,4 +1,4 @@
-"""Files, folders and runs that are not there: one line each, before anything starts."""
+"""Missing files, folders and runs: one line each, before anything starts."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from tests.helpers import Cli, runs
         (["report", "nowhere", "elsewhere"], ["nowhere is not a run of sslrun", "elsewhere is not a run of sslrun"]),
     ],
 )  # fmt: skip
-def test_what_is_not_there_is_a_line_each(cli: Cli, arguments: list[str], words: list[str]) -> None:
+def test_each_missing_path_is_one_line(cli: Cli, arguments: list[str], words: list[str]) -> None:
     of_data = ["data"] if arguments[0] in ("check", "preview") else []
     answer = cli(*of_data, *arguments)
     assert answer.code == 1
@@ -40,7 +40,7 @@ def test_what_is_not_there_is_a_line_each(cli: Cli, arguments: list[str], words:
     assert not Path("outputs").exists()
 
 
-def test_nothing_that_is_there_is_overwritten(cli: Cli) -> None:
+def test_existing_paths_are_not_overwritten(cli: Cli) -> None:
     for folder in ("photos", "there"):
         Path(folder).mkdir()
         Path(folder, "note.txt").write_text("mine")
@@ -51,7 +51,7 @@ def test_nothing_that_is_there_is_overwritten(cli: Cli) -> None:
     assert "out=there already exists and is not empty" in cli("suggest", "photos", "out=there").err
 
 
-def test_images_that_lack_are_reported_after_those_that_do_not(in_world: Path, cli: Cli, photos: Path) -> None:
+def test_missing_images_are_reported_after_the_results_of_the_others(in_world: Path, cli: Cli, photos: Path) -> None:
     there = str(photos / "flower/flower 01.jpg")
     answer = cli("predict", there, "missing.jpg", "format=csv", "device=cpu")
     assert answer.code == 1

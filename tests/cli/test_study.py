@@ -1,4 +1,4 @@
-"""The lists of a study: each mistake in them with the list that it stands in."""
+"""Mistakes in the lists of a study are reported with the name of the list."""
 
 from pathlib import Path
 
@@ -23,6 +23,6 @@ def test_mistakes_in_all_lists_are_reported_together(cli: Cli) -> None:
     assert not Path("outputs").exists()
 
 
-def test_ranges_of_settings_of_classifiers_are_checked_after_that(cli: Cli) -> None:
+def test_ranges_of_classifier_settings_are_checked_later(cli: Cli) -> None:
     answer = cli("compare", "finetune.train.steps=0")
     assert answer.err == "sslrun: finetune.train.steps: must be at least 1, found 0\n"

@@ -49,7 +49,7 @@ def test_a_sweep_ends_with_a_table_and_a_csv_and_names_its_failures(in_world: Pa
     assert "finished" in (max(Path("outputs/finetune").glob("*/sweep.csv"))).read_text()
 
 
-def test_case_10_a_job_of_a_sweep_gives_the_numbers_of_the_job_alone(cli: Cli) -> None:
+def test_case_10_a_job_of_a_sweep_has_the_same_numbers_as_a_single_run(cli: Cli) -> None:
     settings = ("pretext=rotation", "dataset.max_images=100", *TINY, "train.steps=3")
     assert cli("pretrain", "-m", "seed=0,1", *settings).code == 0
     assert cli("pretrain", "seed=1", *settings).code == 0
@@ -58,7 +58,7 @@ def test_case_10_a_job_of_a_sweep_gives_the_numbers_of_the_job_alone(cli: Cli) -
     assert a["train/loss"] == b["train/loss"]
 
 
-def test_a_sweep_goes_on_where_it_stopped() -> None:
+def test_an_interrupted_sweep_resumes() -> None:
     seeds = "seed=0,1,2"
     process = start("pretrain", "-m", *(a.replace(f"={STEPS}", "=150") for a in PRETRAIN[1:]), seeds)
     wait_for(process, lambda: in_steps("*/*/1"))
@@ -82,8 +82,8 @@ def test_a_sweep_goes_on_where_it_stopped() -> None:
     assert same(whole(sweep / "1"), whole(only_run("straight")))
 
 
-def test_a_sweep_of_finetunings_goes_on_from_the_starts_that_it_named() -> None:
-    """Each job was told `init=simclr` and noted which run that was."""
+def test_a_resumed_sweep_of_finetuning_keeps_its_initial_weights() -> None:
+    """Each job has `init=simclr` and has noted which run that was."""
     run_forked(*PRETRAIN)
     jobs = (
         "finetune",
@@ -108,13 +108,13 @@ def test_a_sweep_of_finetunings_goes_on_from_the_starts_that_it_named() -> None:
     assert summaries[0]["overrides"][0] == "init=simclr"
 
 
-def test_a_sweep_into_folders_of_other_jobs_does_nothing_to_them(cli: Cli) -> None:
+def test_a_sweep_does_not_touch_folders_of_other_jobs(cli: Cli) -> None:
     answer = cli("pretrain", "-m", "hydra.sweep.subdir=one", "seed=0,1", *PRETRAIN[1:])
     assert answer.code == 1
     assert "contains another job" in answer.err
 
 
-def test_the_end_of_a_sweep_with_a_damaged_job_is_a_failure_with_a_table(finished_sweep: Path, cli: Cli) -> None:
+def test_a_sweep_with_a_damaged_job_fails_after_its_table(finished_sweep: Path, cli: Cli) -> None:
     sweep = finished_sweep
     (sweep / "0/summary.json").write_text("")
     result = cli("pretrain", f"resume={sweep}")
@@ -128,7 +128,7 @@ def test_the_end_of_a_sweep_with_a_damaged_job_is_a_failure_with_a_table(finishe
     assert result.code == 1
 
 
-def test_a_job_of_a_sweep_may_go_on_alone_for_longer_and_the_sweep_after_it(finished_sweep: Path, cli: Cli) -> None:
+def test_a_job_of_a_sweep_can_be_resumed_alone_and_then_the_sweep(finished_sweep: Path, cli: Cli) -> None:
     sweep = finished_sweep
     assert cli("pretrain", f"resume={sweep / '0'}", "train.steps=10", "device.threads=1").code == 0
     result = cli("pretrain", f"resume={sweep}")
@@ -136,9 +136,7 @@ def test_a_job_of_a_sweep_may_go_on_alone_for_longer_and_the_sweep_after_it(fini
     assert result.err.count("Already finished") == 2
 
 
-def test_a_finished_job_of_a_sweep_is_not_done_again_when_its_checkpoints_were_deleted(
-    finished_sweep: Path, cli: Cli
-) -> None:
+def test_a_finished_job_is_not_repeated_when_its_checkpoints_are_deleted(finished_sweep: Path, cli: Cli) -> None:
     sweep = finished_sweep
     for file in (sweep / "0").glob("*.pt"):
         file.unlink()
@@ -150,7 +148,7 @@ def test_a_finished_job_of_a_sweep_is_not_done_again_when_its_checkpoints_were_d
     assert not [*(sweep / "0").glob("*.pt")]
 
 
-def test_a_sweep_goes_on_in_one_process_at_a_time(finished_sweep: Path, cli: Cli) -> None:
+def test_a_sweep_is_resumed_by_one_process_at_a_time(finished_sweep: Path, cli: Cli) -> None:
     sweep = finished_sweep
     lock = locked(sweep)
     result = cli("pretrain", f"resume={sweep}")

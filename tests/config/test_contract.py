@@ -1,4 +1,4 @@
-"""What a user's own task, backbone or data set must fulfill is checked when it is built, and said in one line."""
+"""A user's own task, backbone or data set is checked when it is built; errors are one line."""
 
 import json
 import re
@@ -247,7 +247,7 @@ SOURCE_LINES = {
 
 @pytest.fixture(autouse=True)
 def _modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the modules TASKS, BACKBONES and SOURCES in the current folder."""
+    """Write the modules TASKS, BACKBONES and SOURCES to the current folder."""
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("TASKS", "BACKBONES", "SOURCES"):
         Path(f"{name}.py").write_text(globals()[name])
@@ -258,8 +258,8 @@ def encoder() -> Encoder:
     return build_encoder(SMALLCNN, 16, [0.5] * 3, [0.25] * 3)
 
 
-def said(error: Any, group: str, target: str) -> str:
-    """Return what a refusal says between the name of the target with its file and the page."""
+def reason(error: Any, group: str, target: str) -> str:
+    """Return the part of a message between the target with its file and the page."""
     line = str(error.value)
     assert "\n" not in line
     found = re.fullmatch(rf"{group}: {target} \({target.split('.')[0]}\.py\): (.*); see (.*)", line)
@@ -269,10 +269,10 @@ def said(error: Any, group: str, target: str) -> str:
 
 
 @pytest.mark.parametrize("name", TASK_LINES)
-def test_what_is_wrong_with_a_task_is_said_when_it_is_built(name: str) -> None:
+def test_errors_in_a_task_are_reported_when_it_is_built(name: str) -> None:
     with pytest.raises(UserError) as error:
         build_task({"_target_": f"TASKS.{name}"}, encoder(), 16)
-    assert TASK_LINES[name] in said(error, "pretext", f"TASKS.{name}")
+    assert TASK_LINES[name] in reason(error, "pretext", f"TASKS.{name}")
 
 
 def test_trying_a_task_changes_neither_it_nor_the_random_state() -> None:
@@ -292,7 +292,7 @@ def test_trying_a_task_changes_neither_it_nor_the_random_state() -> None:
     assert all(m.training for m in task.modules())
 
 
-def test_a_task_that_cannot_be_copied_is_built_all_the_same() -> None:
+def test_a_task_that_cannot_be_copied_is_still_built() -> None:
     Path("TASKS.py").write_text(TASKS + "\nclass Locked(Sound):\n    lock = None\n"
         "    def __init__(self, encoder, image_size):\n        super().__init__(encoder, image_size)\n"
         "        self.lock = __import__('threading').Lock()\n")  # fmt: skip
@@ -300,20 +300,20 @@ def test_a_task_that_cannot_be_copied_is_built_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("name", BACKBONE_LINES)
-def test_what_is_wrong_with_a_backbone_is_said_when_it_is_built(name: str) -> None:
+def test_errors_in_a_backbone_are_reported_when_it_is_built(name: str) -> None:
     with pytest.raises(UserError) as error:
         build_encoder({"_target_": f"BACKBONES.{name}"}, 16, [0.5] * 3, [0.25] * 3)
-    assert BACKBONE_LINES[name] in said(error, "backbone", f"BACKBONES.{name}")
+    assert BACKBONE_LINES[name] in reason(error, "backbone", f"BACKBONES.{name}")
 
 
 @pytest.mark.parametrize("name", SOURCE_LINES)
-def test_what_is_wrong_with_a_listing_is_said(name: str) -> None:
+def test_errors_in_a_listing_are_reported(name: str) -> None:
     with pytest.raises(UserError) as error:
         listed({"_target_": f"SOURCES.{name}", "image_size": 8}, "train")
-    assert SOURCE_LINES[name] in said(error, "dataset", f"SOURCES.{name}")
+    assert SOURCE_LINES[name] in reason(error, "dataset", f"SOURCES.{name}")
 
 
-def test_a_class_may_be_without_test_images_and_lists_are_as_good_as_arrays() -> None:
+def test_classes_without_test_images_and_lists_are_accepted() -> None:
     test = listed({"_target_": "SOURCES.empty_class", "image_size": 8}, "test")
     assert test is not None
     assert test.class_names == ("x", "y")
@@ -353,7 +353,7 @@ def test_a_signature_is_checked_before_anything_starts(cli: Cli, group: str, tar
     assert not Path("outputs").exists()
 
 
-def test_an_error_in_a_file_of_ones_own_is_one_line_with_its_place(cli: Cli) -> None:
+def test_an_error_in_user_code_is_one_line_with_file_and_line(cli: Cli) -> None:
     Path("broken_import.py").write_text("import torch\n\nnet = torch.Linear(1, 2)\n")
     answer = pretrained(cli, "pretext", "broken_import.Net")
     assert answer.err.strip() == (
@@ -367,7 +367,7 @@ def test_an_error_in_a_file_of_ones_own_is_one_line_with_its_place(cli: Cli) -> 
     assert answer.err.strip().endswith("; run sslrun in the folder that has moved_away.py")
 
 
-def test_the_traceback_of_ones_own_code_can_be_seen(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_traceback_of_user_code_can_be_shown(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = pretrained(cli, "pretext", "TASKS.Labels")
     assert answer.code == 1
     assert len(answer.lines()) == 1 + answer.err.count("Using 40 of")
@@ -379,7 +379,7 @@ def test_the_traceback_of_ones_own_code_can_be_seen(cli: Cli, monkeypatch: pytes
     assert error.value.__cause__.__traceback__ is not None
 
 
-def test_the_metrics_of_a_pretraining_are_of_the_encoder_that_goes_on(cli: Cli) -> None:
+def test_pretraining_metrics_are_of_the_downstream_encoder(cli: Cli) -> None:
     Path("TASKS.py").write_text(TASKS + "\nclass Teacher(Sound):\n    downstream = 'teacher'\n")
     assert pretrained(cli, "pretext", "TASKS.Teacher").code == 0
     (run,) = Path("outputs/pretrain").iterdir()
@@ -389,7 +389,7 @@ def test_the_metrics_of_a_pretraining_are_of_the_encoder_that_goes_on(cli: Cli) 
     assert len(set(spread)) == 1  # the teacher stays as it is, and the student does not
 
 
-def test_the_page_quotes_what_is_said() -> None:
+def test_the_page_quotes_the_messages() -> None:
     table = EXTENDING.read_text().split("| message | what to do |")[1]
     quoted = re.findall(r"^\| `([^`]*)` \|", table, re.M)
     assert len(quoted) == len(re.findall(r"^\| [^-]", table, re.M)) > 10
@@ -402,6 +402,6 @@ def test_the_page_quotes_what_is_said() -> None:
 
 
 def _same(quoted: str, line: str) -> bool:
-    """Whether a quotation stands in a line, whatever stands for `...` and for numbers and files."""
+    """Return whether a line contains a quotation, with anything in place of `...`, numbers and files."""
     wild = re.sub(r"\\\.\\\.\\\.", ".*", re.escape(re.sub(r"\d+|\w+\.py", "0", quoted)))
     return re.search(wild, re.sub(r"\d+|\w+\.py", "0", line)) is not None

@@ -1,4 +1,4 @@
-"""Overrides that make one config of another."""
+"""Overrides that turn one config into another."""
 
 import pytest
 
@@ -29,8 +29,8 @@ def composed(overrides: list[str]) -> Node:
         ],
     ],
 )
-def test_the_overrides_of_a_config_make_it_again(overrides: list[str]) -> None:
-    """Also where a group's other choice has other keys, and where text has odd characters."""
+def test_overrides_reproduce_a_config(overrides: list[str]) -> None:
+    """Also if another choice of a group has other keys, and if text has special characters."""
     wanted, base = composed(overrides), composed([])
     arguments = differing(wanted, base)
     assert composed(arguments) == wanted
@@ -44,7 +44,7 @@ def test_keys_that_the_other_choice_does_not_have_are_removed() -> None:
     assert result == ["~optimizer.betas", "optimizer._target_='sgd'", "+optimizer.momentum=0.9"]
 
 
-def test_any_text_is_the_same_text_again() -> None:
+def test_any_text_survives_quoting() -> None:
     texts = ["", "a b", "it's", '"', "\\", "a\\", "${oops}", "\\${x}", "null", "1", "true", "[a]", "ü 花"]
     wanted: Node = {"search": texts, "dataset": {"classes": {f"key {i}": [t] for i, t in enumerate(texts)}}}
     config = composed(["dataset=digits", *differing(wanted, {"search": [], "dataset": {"classes": None}})])

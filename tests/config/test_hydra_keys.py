@@ -28,7 +28,7 @@ def test_a_key_that_would_break_paths_is_one_line(cli: Cli, override: str, reaso
     assert not Path("outputs").exists()
 
 
-def test_a_yaml_file_cannot_change_the_folder_either(cli: Cli) -> None:
+def test_a_yaml_file_cannot_change_the_working_directory(cli: Cli) -> None:
     Path("mine/experiment").mkdir(parents=True)
     Path("mine/experiment/mine.yaml").write_text("# @package _global_\nhydra:\n  job:\n    chdir: true\n")
     answer = cli("pretrain", "-cd", "mine", "experiment=mine")
@@ -37,7 +37,7 @@ def test_a_yaml_file_cannot_change_the_folder_either(cli: Cli) -> None:
     assert len(answer.lines()) == 1
 
 
-def test_keys_that_break_nothing_are_taken(cli: Cli) -> None:
+def test_harmless_keys_are_accepted(cli: Cli) -> None:
     assert cli(*PRETRAIN, "hydra.job.chdir=false", "hydra.run.dir=here/my run").code == 0
     assert Path("here/my run/summary.json").is_file()
 
@@ -57,7 +57,7 @@ def test_a_plugin_that_is_not_installed_is_named_with_its_package(cli: Cli, over
     assert answer.err == f"sslrun: {override}: needs the package {package}; install it with pip install {package}\n"
 
 
-def test_a_plugin_that_there_is_not_has_its_nearest(cli: Cli) -> None:
+def test_an_unknown_plugin_gets_a_suggestion(cli: Cli) -> None:
     answer = cli("pretrain", "-m", "hydra/launcher=bassic", "seed=0,1")
     assert answer.code == 1
     assert "hydra/launcher=bassic: no such choice; did you mean basic? Choices: basic" in answer.err

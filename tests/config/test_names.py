@@ -1,4 +1,4 @@
-"""The nearest valid name, and the names that other tools have."""
+"""The nearest valid name, and names in other tools."""
 
 from itertools import chain
 
@@ -28,11 +28,11 @@ KEYS = {"seed", "dataset", "dataset.root", "dataset.image_size", "optimizer", "o
         ("train.learning_rat", "train.learning_rate"), ("sed", "seed"),
     ],
 )  # fmt: skip
-def test_a_key_of_another_tool_leads_to_ours(key: str, here: str) -> None:
+def test_a_key_of_another_tool_suggests_ours(key: str, here: str) -> None:
     assert key_hint(key, KEYS) == f"; did you mean {here}?"
 
 
-def test_what_is_not_needed_is_said() -> None:
+def test_needless_keys_get_a_reason() -> None:
     assert "decoded once" in key_hint("num_workers", KEYS)
     assert "decoded once" in key_hint("dataset.num_workers", KEYS)
     assert key_hint("zzz", KEYS) == ""
@@ -54,16 +54,16 @@ def test_results_are_redirected_where_a_command_prints_them() -> None:
         ("daisy", ["Daisy", "Rose"], "Daisy"),
     ],
 )
-def test_the_nearest_of_some_names(name: str, names: list[str], here: str) -> None:
+def test_nearest(name: str, names: list[str], here: str) -> None:
     assert nearest(name, names) == f"; did you mean {here}?"
 
 
-def test_nothing_near_is_no_advice() -> None:
+def test_no_suggestion_without_a_similar_name() -> None:
     assert nearest("moco", ["jigsaw", "rotation", "simclr"]) == ""
     assert nearest("x", []) == ""
 
 
-def test_every_setting_that_is_advised_exists() -> None:
+def test_every_suggested_setting_exists() -> None:
     """A key that is renamed must be renamed in the table of other tools' names, too."""
     keys = {"hydra.run.dir", *groups()}
     for command in COMMANDS:
@@ -73,6 +73,6 @@ def test_every_setting_that_is_advised_exists() -> None:
     assert not {n for n in others if n != n.casefold()}
 
 
-def test_a_class_that_is_not_there_has_its_nearest(cli: Cli) -> None:
+def test_an_unknown_class_gets_a_suggestion(cli: Cli) -> None:
     answer = cli("pretrain", "dataset.classes={flat: ['0'], b: [sevn]}")
     assert "dataset.classes: no class sevn" in answer.err

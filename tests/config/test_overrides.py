@@ -48,7 +48,7 @@ WORDS = [
 @example(["dataset.root=${oc.env:X}"])
 @example(["seed=[1,{a:2}]", "~seed"])
 @example(["train={}"])
-def test_any_override_is_taken_or_refused_in_words(overrides: list[str]) -> None:
+def test_any_override_is_accepted_or_gets_a_message(overrides: list[str]) -> None:
     for multirun in (False, True):
         try:
             check_overrides("pretrain", settings_named("pretrain"), overrides, None, multirun)
@@ -68,24 +68,24 @@ def mistakes(*overrides: str) -> str:
     "sweep",
     ["train.steps=few,1", "train.steps=1,few", "train.steps=1,few,2", "seed=0,1,2,3,few", "pretext=simclr,few"],
 )
-def test_a_wrong_value_of_a_sweep_is_named_wherever_it_stands(sweep: str) -> None:
+def test_a_wrong_value_anywhere_in_a_sweep_is_reported(sweep: str) -> None:
     (line,) = mistakes(sweep).splitlines()
     assert line.startswith(sweep.partition("=")[0])
     assert "few" in line
 
 
-def test_a_sweep_of_right_values_is_accepted() -> None:
+def test_a_sweep_of_valid_values_is_accepted() -> None:
     assert not mistakes("train.steps=1,2,3", "pretext=simclr,rotation", "seed=range(3)")
 
 
-def test_wrong_values_of_two_sweeps_of_different_length_are_all_named() -> None:
+def test_wrong_values_in_two_sweeps_of_different_length_are_all_reported() -> None:
     lines = mistakes("seed=0,1,2,last", "train.epochs=5,some,10").splitlines()
     assert len(lines) == 2
     assert {line.partition(":")[0] for line in lines} == {"seed", "train.epochs"}
 
 
 def test_a_key_is_checked_with_every_choice_of_a_swept_group() -> None:
-    """The temperature is SimCLR's alone."""
+    """Only SimCLR has a temperature."""
     assert not mistakes("pretext=simclr", "pretext.temperature=0.2")
     for choices in ("simclr,rotation", "rotation,simclr"):
         assert "pretext.temperature: no such key" in mistakes(f"pretext={choices}", "pretext.temperature=0.2")

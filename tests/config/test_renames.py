@@ -1,4 +1,4 @@
-"""Old names of 0.1.0: config keys in every spelling, with one notice each, and what old runs wrote."""
+"""Old names of 0.1.0: config keys in every spelling, with one notice each, and files of old runs."""
 
 import json
 import re
@@ -83,7 +83,7 @@ def test_every_new_key_exists_and_no_old_one_does() -> None:
         assert not re.search(rf"^\s*{old.rpartition('.')[2]}:", text, re.M), old
 
 
-def test_on_the_command_line_with_one_notice_a_key(cli: Cli) -> None:
+def test_old_keys_on_the_command_line_get_one_notice_each(cli: Cli) -> None:
     once = (
         "init=scratch",
         "mode=finetune",
@@ -99,10 +99,10 @@ def test_on_the_command_line_with_one_notice_a_key(cli: Cli) -> None:
     now = OmegaConf.create(config("finetune"))
     assert (now.pooling, now.augment.degrees) == ("grid", 3)
     assert "readout" not in now
-    assert not NOTICE.findall(cli("finetune", "readout=grid", *once).err)  # told before, in this process
+    assert not NOTICE.findall(cli("finetune", "readout=grid", *once).err)  # logged before, in this process
 
 
-def test_in_a_sweep(cli: Cli) -> None:
+def test_old_keys_in_a_sweep(cli: Cli) -> None:
     answer = cli(
         "finetune", "-m", "init=scratch", "mode=probe", "readout=average,grid", "label_fraction=0.2", *TINY, *QUICK
     )
@@ -115,7 +115,7 @@ def test_in_a_sweep(cli: Cli) -> None:
     assert made == ["average", "grid"]
 
 
-def test_wrong_old_keys_and_values_are_refused_by_their_new_names(cli: Cli) -> None:
+def test_mistakes_in_old_keys_are_reported_with_new_names(cli: Cli) -> None:
     assert (
         "pooling: must be one of average or grid or one of auto"
         in cli("finetune", "readout=mean", "init=scratch", "dataset=digits", "backbone=smallcnn", *QUICK).err
@@ -124,7 +124,7 @@ def test_wrong_old_keys_and_values_are_refused_by_their_new_names(cli: Cli) -> N
     assert "pretext.augment.degrees: must be at most 45" in cli("pretrain", "pretext.augment.tilt=99", *QUICK).err
 
 
-def test_in_yaml_files_of_ones_own(cli: Cli) -> None:
+def test_old_keys_in_user_yaml_files(cli: Cli) -> None:
     shutil.copytree(HERE / "conf/pretext", "mine/pretext")
     own = Path("mine/pretext/tilted.yaml")
     own.write_text(Path("mine/pretext/rotation.yaml").read_text().replace("degrees: 0.0", "tilt: 10.0"))

@@ -1,4 +1,4 @@
-"""What the YAML files alone show of a config: it is never stricter than the signatures."""
+"""The check of a config against the YAML files, which is never stricter than the signatures."""
 
 import copy
 from typing import Any
@@ -40,7 +40,7 @@ def shape_mistakes(command: str, config: Any) -> str:
 
 
 def configs(command: str) -> list[list[str]]:
-    """The defaults, and of one command sets in which each choice of each group stands."""
+    """The defaults, and for one command configs that contain each choice of each group."""
     if command != "pretrain":
         return [[]]
     groups = {g: [c for c in choices(g) if c != "from_checkpoint"] for g in GROUPS}
@@ -49,7 +49,7 @@ def configs(command: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_a_signature_takes_is_never_refused_before(command: str) -> None:
+def test_values_that_a_signature_accepts_pass_the_early_check(command: str) -> None:
     signature = settings(command)
     for overrides in configs(command):
         base = compose_config(command, overrides, None)
@@ -94,5 +94,5 @@ def test_a_value_of_another_type_is_one_line(cli: Cli, override: str, words: str
     ["train.learning_rate=1", "train.epochs=null", "pretext.augment.blur=0.5", "dataset.classes=[a,b]",
      "device.threads=2", "dataset.mean=[0.5,0.5,0.5]", "pretext.augment.degrees=30", "seed=${train.log_every}"],
 )  # fmt: skip
-def test_a_value_of_a_type_that_fits_is_taken(override: str) -> None:
+def test_a_value_of_a_matching_type_is_accepted(override: str) -> None:
     assert shape_mistakes("pretrain", compose_config("pretrain", [override], None)) == ""

@@ -25,7 +25,7 @@ def result(answer: Answer, level: str) -> str:
 
 @pytest.fixture
 def messy(photos: Path) -> Path:
-    """A folder with everything that goes wrong in folders."""
+    """A folder with all the usual problems."""
     for split in ("train", "test"):
         for name in ("flower", "temple"):
             Path("set", split, name).mkdir(parents=True)
@@ -65,7 +65,7 @@ def test_check_finds_what_is_wrong_with_a_folder(messy: Path, cli: Cli) -> None:
     assert json.loads(next(Path("outputs/check").glob("*/check.json")).read_text()) == report
 
 
-def test_the_table_says_the_same_for_people(messy: Path, cli: Cli) -> None:
+def test_the_table_has_the_same_findings(messy: Path, cli: Cli) -> None:
     answer = check(cli, "dataset.max_bad_fraction=0.1")
     assert answer.code == 0, answer.err
     row = next(line for line in answer.out.splitlines() if line.strip().startswith("train "))
@@ -76,7 +76,7 @@ def test_the_table_says_the_same_for_people(messy: Path, cli: Cli) -> None:
     )
 
 
-def test_what_would_stop_a_run_is_an_error_after_the_report(messy: Path, cli: Cli) -> None:
+def test_errors_are_raised_after_the_report(messy: Path, cli: Cli) -> None:
     answer = check(cli, "labels_per_class=25", "format=json")
     assert answer.code == 1
     errors = result(answer, "error")
@@ -86,7 +86,7 @@ def test_what_would_stop_a_run_is_an_error_after_the_report(messy: Path, cli: Cl
     assert "Traceback" not in answer.err
 
 
-def test_case_45_classes_of_one_picture_and_only_one_class(photos: Path, cli: Cli) -> None:
+def test_case_45_classes_of_one_image_and_only_one_class(photos: Path, cli: Cli) -> None:
     Path("set/train/rare").mkdir(parents=True)
     shutil.copytree(photos, "set/train", dirs_exist_ok=True)
     shutil.copy(photos / "flower/flower 00.jpg", "set/train/rare/one.jpg")
@@ -101,7 +101,7 @@ def test_case_45_classes_of_one_picture_and_only_one_class(photos: Path, cli: Cl
     assert "there is only one class" in result(answer, "warning")
 
 
-def test_a_folder_in_which_nothing_can_be_read(cli: Cli) -> None:
+def test_a_folder_without_readable_images(cli: Cli) -> None:
     for c in ("a", "b"):
         for i in range(3):
             Path("set", c).mkdir(parents=True, exist_ok=True)
@@ -112,23 +112,23 @@ def test_a_folder_in_which_nothing_can_be_read(cli: Cli) -> None:
     assert "4 of 4 images of train cannot be read" in result(answer, "error")
 
 
-def test_a_pile_without_labels(photos: Path, cli: Cli) -> None:
+def test_an_unlabeled_folder(photos: Path, cli: Cli) -> None:
     answer = check(cli, "format=json", root=photos / "flower")
     assert answer.code == 0
     assert "there are no labels" in result(answer, "advice")
     assert json.loads(answer.out)["labels"] is None
 
 
-def test_unlabelled_pictures_beside_are_looked_at_too(photos: Path, cli: Cli) -> None:
-    shutil.copytree(photos / "temple", "pile")
-    answer = check(cli, "format=json", "unlabeled=pile", root=photos)
+def test_additional_unlabeled_images_are_checked(photos: Path, cli: Cli) -> None:
+    shutil.copytree(photos / "temple", "unlabeled")
+    answer = check(cli, "format=json", "unlabeled=unlabeled", root=photos)
     report = json.loads(answer.out)
-    assert report["splits"]["unlabeled=pile"]["images"] == 30
+    assert report["splits"]["unlabeled=unlabeled"]["images"] == 30
     assert len(report["duplicates"]["exact"]) == 30
     assert "exact or near duplicate in training: 6;" in result(answer, "warning")
 
 
-def test_small_wide_and_grey_pictures(cli: Cli) -> None:
+def test_small_wide_and_gray_images(cli: Cli) -> None:
     for c in ("a", "b"):
         Path("set", c).mkdir(parents=True)
         for i in range(30):
@@ -150,7 +150,7 @@ def test_the_estimate_of_memory_grows_with_the_batch_and_the_network(photos: Pat
     assert 1.3 < sizes[2] / sizes[1] < 2.5
 
 
-def test_a_leak_that_was_saved_in_another_format_is_found(cli: Cli) -> None:
+def test_a_leaked_image_in_another_format_is_found(cli: Cli) -> None:
     for i in range(12):
         for split, suffix in (("train", "png"), *([("test", "bmp")] if i < 4 else [])):
             Path("set", split, "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ def test_a_leak_that_was_saved_in_another_format_is_found(cli: Cli) -> None:
     assert "exact or near duplicate in training: 4;" in result(answer, "warning")
 
 
-def test_copies_of_one_picture_in_test_are_counted_each(photos: Path, cli: Cli) -> None:
+def test_each_copy_of_an_image_in_test_is_counted(photos: Path, cli: Cli) -> None:
     shutil.copytree(photos, "set/train")
     for i in range(7):
         Path("set/test/flower").mkdir(parents=True, exist_ok=True)
@@ -169,12 +169,12 @@ def test_copies_of_one_picture_in_test_are_counted_each(photos: Path, cli: Cli) 
     assert "near duplicate in training: 7; first group" in result(check(cli, "format=json"), "warning")
 
 
-def test_amounts_of_labels_that_finetune_refuses_are_refused(photos: Path, cli: Cli) -> None:
+def test_label_budgets_that_finetune_refuses_are_refused(photos: Path, cli: Cli) -> None:
     assert "label_fraction must be at most 1" in check(cli, "label_fraction=10", root=photos).err
     assert "not both" in check(cli, "label_fraction=0.1", "labels_per_class=1", root=photos).err
 
 
-def test_a_name_that_is_no_text_is_printed(photos: Path) -> None:
+def test_a_file_name_that_is_not_utf8_is_printed(photos: Path) -> None:
     for c in ("a", "b"):
         Path("set", c).mkdir(parents=True)
         for i in range(3):
@@ -188,12 +188,12 @@ def test_a_name_that_is_no_text_is_printed(photos: Path) -> None:
 
 
 def strictly(*arguments: str) -> int:
-    """Be a process whose standard output takes nothing but text."""
+    """Run a command with a standard output that accepts only valid text."""
     sys.stdout.reconfigure(encoding="utf-8", errors="strict")  # type: ignore[union-attr]
     return run_here(*arguments)
 
 
-def test_case_52_check_takes_no_advice_from_test(photos: Path, cli: Cli) -> None:
+def test_case_52_check_gives_no_advice_from_test_images(photos: Path, cli: Cli) -> None:
     shutil.copytree(photos, "set/train")
     shutil.copytree(photos, "set/test")
     before = json.loads(check(cli, "format=json").out)

@@ -8,7 +8,7 @@ import pytest
 from tests.helpers import SMALL_STUDY, STUDY_RUNS, Cli, study_runs, study_table, summary
 
 
-def test_a_study_has_every_network_on_the_same_subsets_and_all_that_is_promised(in_study: Path) -> None:
+def test_a_study_has_all_networks_on_the_same_subsets_and_all_outputs(in_study: Path) -> None:
     assert len(study_runs("pretrain")) == 2
     assert len(study_runs("finetune")) == len(study_runs("evaluate")) == STUDY_RUNS
     rows = study_table(in_study)
@@ -32,7 +32,7 @@ def test_a_study_has_every_network_on_the_same_subsets_and_all_that_is_promised(
     assert Path(answer["best_classifier"], "best.pt").is_file()
 
 
-def test_accuracies_are_those_of_the_evaluations_and_auto_is_chosen_on_validation_alone(in_study: Path) -> None:
+def test_accuracies_are_those_of_the_evaluations_and_auto_uses_validation_only(in_study: Path) -> None:
     rows = study_table(in_study)
     for r in rows:
         predicted = np.load(Path(r["evaluated"]) / "predictions.npz")

@@ -14,7 +14,7 @@ from sslrun.base.errors import UserError
 from tests.helpers import NO_MAP, QUICK, Cli, runs
 
 
-def test_every_format_holds_the_features_of_the_python_side(in_world: Path, cli: Cli, few_photos: Path) -> None:
+def test_every_format_has_the_features_of_the_python_api(in_world: Path, cli: Cli, few_photos: Path) -> None:
     for name in ("npz", "csv", "parquet"):
         answer = cli("embed", str(few_photos), f"format={name}", f"out=out/features.{name}", *NO_MAP)
         assert (answer.code, answer.out) == (0, f"out/features.{name}\n"), answer.err
@@ -36,7 +36,9 @@ def test_every_format_holds_the_features_of_the_python_side(in_world: Path, cli:
     assert "already exists" in answer.err
 
 
-def test_a_pretrained_network_embeds_by_any_stage_and_names_nothing(in_world: Path, cli: Cli, few_photos: Path) -> None:
+def test_a_pretrained_network_embeds_with_any_stage_and_has_no_classes(
+    in_world: Path, cli: Cli, few_photos: Path
+) -> None:
     run = runs("pretrain")[-1]
     model = sslrun.load(run, device="cpu")
     files = sorted(map(str, few_photos.rglob("*.jpg")))
@@ -50,8 +52,8 @@ def test_a_pretrained_network_embeds_by_any_stage_and_names_nothing(in_world: Pa
     assert "stages 1 to 2" in answer.err
 
 
-def test_what_cannot_be_read_is_named_and_the_exit_code_says_so(in_world: Path, cli: Cli, few_photos: Path) -> None:
-    (few_photos / "flower/broken.jpg").write_text("no picture")
+def test_unreadable_images_are_reported_with_exit_code_1(in_world: Path, cli: Cli, few_photos: Path) -> None:
+    (few_photos / "flower/broken.jpg").write_text("not an image")
     (few_photos / "temple/empty.jpg").write_text("")
     answer = cli("embed", str(few_photos), "out=rest.npz", *NO_MAP)
     assert answer.code == 1
@@ -69,7 +71,7 @@ def test_what_cannot_be_read_is_named_and_the_exit_code_says_so(in_world: Path, 
     assert "in: required; set in=..." in cli("search", str(few_photos / "flower/flower 00.jpg")).err
 
 
-def test_the_projector_has_names_folders_and_pictures(in_world: Path, cli: Cli, few_photos: Path) -> None:
+def test_the_projector_has_names_folders_and_images(in_world: Path, cli: Cli, few_photos: Path) -> None:
     assert cli("embed", str(few_photos), "map=0", *QUICK).code == 0
     run = runs("embed")[-1]
     config = (run / "projector_config.pbtxt").read_text()
@@ -81,4 +83,4 @@ def test_the_projector_has_names_folders_and_pictures(in_world: Path, cli: Cli, 
     with np.load(run / "embeddings.npz") as result:
         assert np.allclose(vectors, result["features"], atol=1e-4)
         assert [r[1] for r in rows[1:]] == result["images"].tolist()
-    assert Image.open(folder / "sprite.png").size == (128, 128)  # 12 pictures of 32 px on 4 x 4 places
+    assert Image.open(folder / "sprite.png").size == (128, 128)  # 12 images of 32 px in a grid of 4 x 4

@@ -36,7 +36,7 @@ def test_a_report_of_one_classifier(in_world: Path, cli: Cli) -> None:
         assert (run / "figures" / figure).is_file()
 
 
-def test_two_classifiers_are_compared_picture_by_picture(in_world: Path, cli: Cli) -> None:
+def test_two_classifiers_are_compared_image_by_image(in_world: Path, cli: Cli) -> None:
     (classifier,) = runs("finetune")
     assert cli("finetune", "mode=knn", "label_fraction=0.5", *QUICK).code == 0
     rival = runs("finetune")[-1]
@@ -54,9 +54,7 @@ def test_two_classifiers_are_compared_picture_by_picture(in_world: Path, cli: Cl
 
 
 @pytest.mark.slow
-def test_without_the_training_pictures_there_are_no_probes_of_the_stages(
-    in_world: Path, cli: Cli, photos: Path
-) -> None:
+def test_without_the_training_images_the_stages_are_not_probed(in_world: Path, cli: Cli, photos: Path) -> None:
     shutil.copytree(photos, "mine")
     assert cli("finetune", "mode=probe", "dataset.root=mine", *QUICK).code == 0
     Path("mine").rename("moved")
@@ -74,7 +72,7 @@ def test_without_the_training_pictures_there_are_no_probes_of_the_stages(
     assert "nowhere is not a run of sslrun" in nowhere.err
 
 
-def test_case_52_test_is_unread_before_evaluate(cli: Cli, photos: Path) -> None:
+def test_case_52_only_evaluate_reads_test_images(cli: Cli, photos: Path) -> None:
     shutil.copytree(photos, "set/train")
     shutil.copytree(photos, "set/test")
     for path in Path("set/test").glob("*/*"):
@@ -88,14 +86,14 @@ def test_case_52_test_is_unread_before_evaluate(cli: Cli, photos: Path) -> None:
     assert "60 of 60 images cannot be read" in answer.err
 
 
-def test_evaluate_on_other_pictures_of_the_same_classes(in_world: Path, cli: Cli, photos: Path) -> None:
+def test_evaluate_on_other_images_of_the_same_classes(in_world: Path, cli: Cli, photos: Path) -> None:
     shutil.copytree(photos, "more/train")
     shutil.copytree(photos, "more/test")
     assert cli("evaluate", "dataset=folder", "dataset.root=more", *QUICK).code == 0
     assert summary(runs("evaluate")[-1])["images"] == 60
     assert (
         len(json.loads((runs("evaluate")[-1] / "report.json").read_text())["stages"]) == 2
-    )  # probed on its own labels
+    )  # the probes use the labels of the run
     shutil.move("more/train/temple", "more/train/castle")
     shutil.move("more/test/temple", "more/test/castle")
     answer = cli("evaluate", "dataset=folder", "dataset.root=more", *QUICK)

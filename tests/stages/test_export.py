@@ -1,4 +1,4 @@
-"""Exported networks, used as somebody would who does not have sslrun."""
+"""Exported networks, used without sslrun."""
 
 import json
 import subprocess
@@ -22,13 +22,13 @@ FILES = {"onnx": "classifier.onnx", "torch_export": "classifier.pt2", "safetenso
 
 
 def without_sslrun(photos: Path, size: int) -> tuple[list[str], np.ndarray]:
-    """Return files and their pixels, `N x 3 x S x S` uint8, by Pillow alone."""
+    """Return files and their pixels, `N x 3 x S x S` uint8, decoded by Pillow only."""
     files = sorted(photos.rglob("*.jpg"))[::7]
     squares = [np.asarray(Image.open(f).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)) for f in files]
     return [str(f) for f in files], np.stack(squares).transpose(0, 3, 1, 2)
 
 
-def test_onnx_says_what_the_classifier_says_for_any_number_of_pictures(in_world: Path, cli: Cli, photos: Path) -> None:
+def test_onnx_has_the_outputs_of_the_classifier_for_any_batch_size(in_world: Path, cli: Cli, photos: Path) -> None:
     answer = cli("export", "out=mine/flowers.onnx")
     assert answer.code == 0, answer.err
     about = {p.key: p.value for p in onnx.load("mine/flowers.onnx").metadata_props}
@@ -40,7 +40,7 @@ def test_onnx_says_what_the_classifier_says_for_any_number_of_pictures(in_world:
     files, pixels = without_sslrun(photos, 32)
     expected = model.probabilities(files)
     (result,) = session.run(None, {"images": pixels})
-    assert np.abs(result - expected).max() < 0.02  # JPEGs are decoded small by us, and these are not
+    assert np.abs(result - expected).max() < 0.02  # sslrun decodes JPEGs at a reduced size, and these are not
     exact = torch.cat(list(model.pixels(files))).numpy()
     for n in (1, 2, 5):
         (result,) = session.run(["probabilities"], {"images": exact[:n]})
@@ -50,12 +50,12 @@ def test_onnx_says_what_the_classifier_says_for_any_number_of_pictures(in_world:
     assert "out=mine/flowers.onnx already exists" in again.err
 
 
-def test_the_example_of_the_docs_says_what_predict_says(in_world: Path, cli: Cli, photos: Path) -> None:
-    answer = cli("export", "out=classifier.onnx", f"images=['{next(photos.rglob('*.jpg'))}']")  # one picture is enough
+def test_the_example_in_the_docs_has_the_outputs_of_predict(in_world: Path, cli: Cli, photos: Path) -> None:
+    answer = cli("export", "out=classifier.onnx", f"images=['{next(photos.rglob('*.jpg'))}']")  # one image is enough
     assert answer.code == 0, answer.err
     photo = Image.open(sorted(photos.rglob("*.jpg"))[3]).convert("RGBA").resize((50, 40))
     photo.putalpha(Image.linear_gradient("L").resize(photo.size))
-    photo.save("image.jpg", "PNG")  # whatever its name says
+    photo.save("image.jpg", "PNG")  # in spite of its name
     page = (REPOSITORY / "docs/export.md").read_text()
     example = page.split("```python\n")[1].split("```")[0]
     done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=True)
@@ -66,7 +66,7 @@ def test_the_example_of_the_docs_says_what_predict_says(in_world: Path, cli: Cli
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["torch_export", "safetensors"])
-def test_other_formats_hold_the_same(in_world: Path, cli: Cli, photos: Path, format: str) -> None:
+def test_other_formats_have_the_same_outputs(in_world: Path, cli: Cli, photos: Path, format: str) -> None:
     answer = cli("export", f"format={format}")
     assert answer.code == 0, answer.err
     file = next(Path("outputs/export").glob(f"*/{FILES[format]}"))
@@ -127,7 +127,7 @@ def test_the_backbone_of_a_pretrained_network_is_exported_without_a_classifier(i
         assert "class_names" not in opened.metadata()
 
 
-def test_what_cannot_be_exported_is_said(in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_errors_are_one_line(in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrained = runs("pretrain")[0]
     assert "without a classifier: sslrun finetune init=" in cli("export", f"run={pretrained}").err
     assert cli("finetune", "mode=knn", "label_fraction=0.5", *QUICK).code == 0

@@ -5,7 +5,7 @@ from pathlib import Path
 from tests.helpers import Cli
 
 
-def test_fetch_of_what_is_there_says_so(photos: Path, cli: Cli) -> None:
+def test_fetch_of_an_existing_data_set(photos: Path, cli: Cli) -> None:
     answer = cli("data", "fetch")
     assert answer.code == 0
     assert "digits: 1,438 training images, 10 classes" in answer.err

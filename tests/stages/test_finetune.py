@@ -13,7 +13,7 @@ from sslrun.tasks.finetuning.supervised import Finetuning
 from tests.helpers import QUICK, Cli, runs, summary
 
 
-def test_finetune_takes_everything_from_the_newest_run_and_names_it(world: Path) -> None:
+def test_finetune_starts_from_the_newest_run_and_logs_it(world: Path) -> None:
     run = next((world / "outputs/finetune").iterdir())
     newest = sorted((world / "outputs/pretrain").iterdir())[-1]
     result = json.loads((run / "summary.json").read_text())
@@ -26,7 +26,7 @@ def test_finetune_takes_everything_from_the_newest_run_and_names_it(world: Path)
     assert "test/accuracy" not in result
 
 
-def test_a_finetuning_resumes_and_a_probe_has_nothing_to_resume(in_world: Path, cli: Cli) -> None:
+def test_finetuning_resumes_and_a_probe_does_not(in_world: Path, cli: Cli) -> None:
     run = runs("finetune")[-1]
     before = summary(run)
     assert set(before["poolings"]) == {"average", "grid"}
@@ -44,15 +44,15 @@ def test_a_finetuning_resumes_and_a_probe_has_nothing_to_resume(in_world: Path, 
     assert (probe / "best.pt").read_bytes() == weights
 
 
-def test_defaults_of_the_command_line_do_not_displace_the_checkpoint(in_world: Path, cli: Cli) -> None:
-    """dataset=folder has 64 px by default, the checkpoint 32: the checkpoint's is used."""
+def test_defaults_do_not_override_the_checkpoint(in_world: Path, cli: Cli) -> None:
+    """dataset=folder has 64 px by default, the checkpoint 32, which is used."""
     root = summary(runs("pretrain")[-1])["config"]["dataset"]["root"]
     assert cli("finetune", "dataset=folder", f"dataset.root={root}", "mode=knn", *QUICK).code == 0
     assert summary(runs("finetune")[-1])["config"]["dataset"]["image_size"] == 32
 
 
 @pytest.mark.parametrize("mode", ["probe", "knn", "finetune"])
-def test_every_mode_makes_a_classifier_that_evaluate_and_predict_read(
+def test_every_mode_gives_a_classifier_for_evaluate_and_predict(
     in_world: Path, cli: Cli, photos: Path, mode: str
 ) -> None:
     assert cli("finetune", f"mode={mode}", "train.steps=20", *QUICK).code == 0
@@ -74,7 +74,7 @@ def test_every_mode_makes_a_classifier_that_evaluate_and_predict_read(
     assert all(sum(g["confidence"] for g in r["top"]) == pytest.approx(1, abs=1e-3) for r in rows)
 
 
-def test_validation_can_be_left_out(in_world: Path, cli: Cli) -> None:
+def test_finetuning_without_validation(in_world: Path, cli: Cli) -> None:
     assert (
         cli("finetune", "mode=finetune", "dataset.val_fraction=0", "labels_per_class=4", "train.steps=3", *QUICK).code
         == 0
@@ -86,7 +86,7 @@ def test_validation_can_be_left_out(in_world: Path, cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("init", ["latest", "scratch"])
-def test_the_freeze_and_the_backbone_rate_are_for_pretrained_networks_alone(
+def test_freezing_and_the_backbone_rate_apply_to_pretrained_networks_only(
     init: str, in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks: list[Finetuning] = []

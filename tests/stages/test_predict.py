@@ -1,4 +1,4 @@
-"""`sslrun predict`: formats, uncertain predictions, sorted copies, strange input."""
+"""`sslrun predict`: formats, uncertain predictions, sorted copies, odd input."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from sslrun.runs import checkpoint
 from tests.helpers import QUICK, Cli, ended, run_here, spawn
 
 
-def test_every_format_says_the_same(in_world: Path, cli: Cli, photo_files: list[str]) -> None:
+def test_every_format_has_the_same_predictions(in_world: Path, cli: Cli, photo_files: list[str]) -> None:
     result = {
         f: cli("predict", *photo_files, f"format={f}", "figures=0", *QUICK) for f in ("json", "jsonl", "csv", "table")
     }
@@ -45,7 +45,7 @@ def test_names_on_standard_input(
     assert [json.loads(line)["image"] for line in answer.out.splitlines()] == photo_files
 
 
-def test_below_the_threshold_a_picture_is_unsure(in_world: Path, cli: Cli, photo_files: list[str]) -> None:
+def test_an_image_below_the_threshold_is_unsure(in_world: Path, cli: Cli, photo_files: list[str]) -> None:
     def unsure(value: str) -> list[bool]:
         result = cli("predict", *photo_files, "format=json", f"unsure={value}", "figures=0", *QUICK)
         assert result.code == 0, result.err
@@ -84,7 +84,7 @@ def test_copies_are_sorted_into_classes_and_nothing_is_overwritten(
     assert len(list(Path("doubts/_unsure").iterdir())) == len(photo_files)
 
 
-def test_odd_class_names_make_plain_folders_each_its_own() -> None:
+def test_odd_class_names_get_valid_and_unique_folders() -> None:
     from sslrun.stages.predict import _folders
 
     names = ("rose", "a/b", "..", "", "_unsure", "x\n", "ü 花", "a:b", "a_b", "__unsure")
@@ -95,7 +95,7 @@ def test_odd_class_names_make_plain_folders_each_its_own() -> None:
 
 
 @pytest.mark.slow
-def test_any_name_comes_through_standard_input_and_csv(in_world: Path, photo_files: list[str]) -> None:
+def test_any_file_name_survives_standard_input_and_csv(in_world: Path, photo_files: list[str]) -> None:
     names = [
         "ff\x0c.jpg",
         "ls\u2028.jpg",
@@ -125,20 +125,20 @@ def test_any_name_comes_through_standard_input_and_csv(in_world: Path, photo_fil
 
 
 def test_predict_on_names_that_look_like_settings_and_bad_files(in_world: Path, cli: Cli, photos: Path) -> None:
-    strange = [
+    odd = [
         "a=b.jpg",
-        "it's, a [picture] {x}.jpg",
+        "it's, an [image] {x}.jpg",
         "tab\tü.jpg",
         "-dash.jpg",
         "back\\slash.jpg",
         "$dollar ${x}.jpg",
     ]
-    for name in strange:
+    for name in odd:
         shutil.copy(photos / "temple/temple 00.jpg", name)
-    answer = cli("predict", "format=csv", "top=1", *QUICK, "--", *strange)
+    answer = cli("predict", "format=csv", "top=1", *QUICK, "--", *odd)
     assert answer.code == 0
     rows = list(csv.DictReader(io.StringIO(answer.out)))
-    assert [r["image"] for r in rows] == strange
+    assert [r["image"] for r in rows] == odd
     assert len({(r["class_1"], r["confidence_1"]) for r in rows}) == 1
     Path("text.jpg").write_text("hello")
     answer = cli("predict", "a=b.jpg", "text.jpg", "missing.jpg", "format=json", *QUICK)
@@ -150,7 +150,7 @@ def test_predict_on_names_that_look_like_settings_and_bad_files(in_world: Path, 
     assert "no images in empty" in cli("predict", "empty").err
 
 
-def test_predict_draws_pictures_and_prints_a_table(in_world: Path, cli: Cli, photos: Path) -> None:
+def test_predict_draws_images_and_prints_a_table(in_world: Path, cli: Cli, photos: Path) -> None:
     answer = cli("predict", str(photos / "flower/flower 01.jpg"), *QUICK)
     assert "flower 01.jpg" in answer.out
     assert re.search(r" \d+\.\d % .* \d+\.\d %", answer.out)
@@ -159,7 +159,7 @@ def test_predict_draws_pictures_and_prints_a_table(in_world: Path, cli: Cli, pho
     assert len(figures) == 1
 
 
-def test_predict_in_a_process_writes_nothing_but_the_answer_to_stdout(in_world: Path, photos: Path) -> None:
+def test_predict_writes_only_results_to_stdout(in_world: Path, photos: Path) -> None:
     process = spawn(run_here, "predict", str(photos / "flower"), "format=json", out="answer", err="messages")
     assert ended(process) == 0
     assert len(json.loads(Path("answer").read_text())) == 30

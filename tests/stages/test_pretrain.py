@@ -27,7 +27,7 @@ def test_case_53_permuted_labels_leave_pretrained_weights_unchanged(cli: Cli) ->
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
 
-def test_the_loss_of_simclr_stands_in_the_first_line(cli: Cli) -> None:
+def test_the_first_line_has_the_loss_of_simclr(cli: Cli) -> None:
     data = ("dataset=digits", "dataset.max_images=40", "dataset.image_size=16", *TINY, "train.steps=1")
     lines = cli("pretrain", *data).err
     assert "Pretraining smallcnn with simclr (loss DCL, temperature 0.2) on " in lines
@@ -36,7 +36,7 @@ def test_the_loss_of_simclr_stands_in_the_first_line(cli: Cli) -> None:
     assert "Pretraining smallcnn with rotation on " in cli("pretrain", *data, "pretext=rotation").err
 
 
-def test_unlabelled_pictures_are_added_to_pretraining(cli: Cli, photos: Path) -> None:
+def test_unlabeled_images_are_added_to_pretraining(cli: Cli, photos: Path) -> None:
     data = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=16", *TINY, "train.steps=2")
     assert cli("pretrain", *data).code == 0
     assert cli("pretrain", *data, f"unlabeled={photos / 'flower'}").code == 0
@@ -44,7 +44,7 @@ def test_unlabelled_pictures_are_added_to_pretraining(cli: Cli, photos: Path) ->
     assert b == a + 30
 
 
-def test_case_47_a_pile_pretrains_and_finetuning_on_it_is_a_clear_error(cli: Cli, photos: Path) -> None:
+def test_case_47_an_unlabeled_folder_pretrains_and_finetuning_on_it_is_a_clear_error(cli: Cli, photos: Path) -> None:
     data = ("dataset=folder", f"dataset.root={photos / 'flower'}", "dataset.image_size=16")
     assert cli("pretrain", *data, *TINY, "train.steps=2").code == 0
     result = summary(runs("pretrain")[-1])

@@ -10,7 +10,7 @@ from tests.helpers import Cli
 
 
 @pytest.mark.parametrize(("pretext", "columns"), [("rotation", 6), ("simclr", 4), ("jigsaw", 3)])
-def test_preview_draws_the_file_the_picture_and_its_views(pretext: str, columns: int, photos: Path, cli: Cli) -> None:
+def test_preview_draws_the_file_the_image_and_its_views(pretext: str, columns: int, photos: Path, cli: Cli) -> None:
     where = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=32")
     answer = cli("data", "preview", *where, f"pretext={pretext}", "images=4")
     assert answer.code == 0, answer.err
@@ -20,12 +20,12 @@ def test_preview_draws_the_file_the_picture_and_its_views(pretext: str, columns:
         assert len(image.convert("RGB").getcolors(1 << 24) or []) > 1000
 
 
-def test_preview_of_arrays_of_one_seed_is_the_same_and_of_another_is_not(cli: Cli) -> None:
+def test_previews_of_arrays_depend_on_the_seed_only(cli: Cli) -> None:
     drawn = [Path(cli("data", "preview", f"seed={s}").out.strip()).read_bytes() for s in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_preview_skips_what_it_cannot_read_and_reads_no_test(photos: Path, cli: Cli) -> None:
+def test_preview_skips_unreadable_files_and_reads_no_test_images(photos: Path, cli: Cli) -> None:
     Path("set/train/a").mkdir(parents=True)
     Path("set/train/a/bad.jpg").write_text("x")
     shutil.copy(photos / "flower/flower 00.jpg", "set/train/a/good.jpg")
@@ -46,5 +46,5 @@ def test_a_sweep_of_previews(cli: Cli) -> None:
     answer = cli("data", "preview", "-m", "pretext=rotation,simclr", "images=2")
     assert answer.code == 0, answer.err
     assert len(answer.out.split()) == 2
-    assert "failed" not in answer.err  # runs without a score are no failures
+    assert "failed" not in answer.err  # runs without a score have not failed
     assert all(Path(p).is_file() for p in answer.out.split())

@@ -7,7 +7,7 @@ import pytest
 from tests.helpers import QUICK, Cli, runs, study_table
 
 
-def test_report_makes_the_same_of_runs_that_are_there(in_study: Path, cli: Cli) -> None:
+def test_report_of_existing_runs_equals_that_of_the_study(in_study: Path, cli: Cli) -> None:
     answer = cli("report", str(in_study))
     assert answer.code == 0, answer.err
     (report,) = Path("outputs/report").iterdir()
@@ -20,7 +20,7 @@ def test_report_makes_the_same_of_runs_that_are_there(in_study: Path, cli: Cli) 
     assert "rotation, auto" in answer.err
 
 
-def test_report_says_what_it_cannot_use(in_world: Path, cli: Cli) -> None:
+def test_report_names_unusable_runs(in_world: Path, cli: Cli) -> None:
     (classifier,) = runs("finetune")
     assert f"has not been evaluated; run: sslrun evaluate run={classifier}" in cli("report", str(classifier)).err
     assert "is a pretrain run" in cli("report", str(runs("pretrain")[0])).err
@@ -32,7 +32,7 @@ def test_report_says_what_it_cannot_use(in_world: Path, cli: Cli) -> None:
 
 
 @pytest.mark.slow
-def test_report_tells_runs_with_other_settings_apart(in_world: Path, cli: Cli) -> None:
+def test_report_distinguishes_runs_with_other_settings(in_world: Path, cli: Cli) -> None:
     short = ("mode=finetune", "label_fraction=0.5", "train.evaluations=1", *QUICK)
     assert cli("finetune", "-m", "init=scratch,simclr", "train.steps=2", *short).code == 0
     assert cli("finetune", "train.steps=3", *short).code == 0

@@ -12,7 +12,7 @@ import sslrun
 from tests.helpers import QUICK, Cli, runs, summary
 
 
-def test_search_finds_the_nearest_but_not_the_picture_itself(in_world: Path, cli: Cli, few_photos: Path) -> None:
+def test_search_finds_the_nearest_but_not_the_query(in_world: Path, cli: Cli, few_photos: Path) -> None:
     queries = [str(few_photos / "flower/flower 00.jpg"), str(few_photos / "temple/temple 01.jpg")]
     answer = {
         f: cli("search", *queries, f"in={few_photos}", "n=4", f"format={f}", *QUICK) for f in ("json", "csv", "table")

@@ -1,4 +1,4 @@
-"""`sslrun suggest`, and the folders that it leaves to be filled."""
+"""`sslrun suggest`, and the folders that it creates for sorting."""
 
 import csv
 import os
@@ -13,7 +13,7 @@ from tests.helpers import QUICK, Cli, runs
 
 def test_from_suggestion_to_classifier(in_world: Path, cli: Cli, photos: Path) -> None:
     """As a user does it: choose, sort into folders, finetune, choose more."""
-    unlabeled_folder = Path("pile")
+    unlabeled_folder = Path("unlabeled")
     unlabeled_folder.mkdir()
     for file in photos.rglob("*.jpg"):
         shutil.copy(file, unlabeled_folder)
@@ -45,7 +45,7 @@ def test_from_suggestion_to_classifier(in_world: Path, cli: Cli, photos: Path) -
     assert len(answer.out.splitlines()) == 60 - 24
 
 
-def test_odd_files_among_the_pictures_and_the_labelled(in_world: Path, cli: Cli, photos: Path) -> None:
+def test_odd_files_among_the_images_and_the_labeled_ones(in_world: Path, cli: Cli, photos: Path) -> None:
     labeled = Path("labeled/flower")
     labeled.mkdir(parents=True)
     first = sorted(photos.rglob("*.jpg"))[0]
