@@ -67,7 +67,7 @@ def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[], No
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder a class of real colour pictures: 40 px pieces of two photographs, 30 of a temple and 30 of a flower."""
+    """One folder per class of real color images: 40 px crops of two photographs, 30 of a temple and 30 of a flower."""
 
     def make() -> None:
         rng = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pieces(photos: Path) -> torch.Tensor:
-    """The same pictures as a batch, `60 x 3 x 32 x 32` in [0, 1]."""
+    """The same images as a batch, `60 x 3 x 32 x 32` in [0, 1]."""
     files = sorted(photos.glob("*/*.jpg"))
     arrays = [np.asarray(Image.open(f).resize((32, 32))) for f in files]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255

@@ -108,7 +108,7 @@ def row(initialization: str, mode: str, **known: Any) -> Row:
 
 
 class Served:
-    """A local HTTP server over a folder, which can be told to misbehave.
+    """A local HTTP server over a folder, with faults on request.
 
     Attributes:
         folder: what is served.
@@ -305,7 +305,7 @@ CPU = Device(name="cpu", precision="fp32", memory_format="channels_last", compil
 
 
 class MeanTask(Task):
-    """Predicts the mean brightness of its pictures; remembers what it was shown."""
+    """Predicts the mean brightness of its images; remembers its batches."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -61,14 +61,14 @@ def test_every_key_has_an_effect(pieces: Tensor, key: str) -> None:
     assert not torch.allclose(with_one, pieces, atol=1e-3)
 
 
-def test_jitter_probability_is_the_share_of_jittered_pictures(pieces: Tensor) -> None:
+def test_jitter_probability_is_the_share_of_jittered_images(pieces: Tensor) -> None:
     many = pieces[:1].repeat(2000, 1, 1, 1)
     views = Augment(**{**IDENTITY, "color_jitter": [0.4, 0.4, 0.4, 0.1], "jitter_probability": 0.3})(many, rng())
     changed = ((views - many).abs().amax((1, 2, 3)) > 1e-3).float().mean()
     assert changed == pytest.approx(0.3, abs=0.04)
 
 
-def test_probability_is_the_share_of_changed_pictures_and_the_others_are_mirrored_at_most(pieces: Tensor) -> None:
+def test_probability_is_the_share_of_augmented_images_and_the_others_are_flipped_at_most(pieces: Tensor) -> None:
     many = pieces[:1].repeat(1000, 1, 1, 1)
     for share in (0.0, 0.3):
         views = Augment(**{**STRONG, "probability": share})(many, rng())
@@ -87,7 +87,7 @@ def test_crop_of_a_quarter_is_that_quarter(pieces: Tensor) -> None:
     assert torch.allclose(top_left[:, :, 2:-2, 2:-2], naive[:, :, 2:-2, 2:-2], atol=1e-4)
 
 
-def test_crop_of_everything_is_the_picture_and_a_negative_width_its_mirror(pieces: Tensor) -> None:
+def test_a_full_crop_is_the_identity_and_a_negative_width_flips(pieces: Tensor) -> None:
     n = len(pieces)
     assert torch.allclose(crop(pieces, ones(n, 0), ones(n, 0), ones(n), ones(n), ones(n, 0)), pieces, atol=1e-5)
     assert torch.allclose(
@@ -102,7 +102,7 @@ def test_a_tilt_of_a_quarter_turn_is_rot90(pieces: Tensor) -> None:
 
 
 @pytest.mark.parametrize("factor", [0.6, 1.0, 1.4])
-def test_colours_against_torchvision(pieces: Tensor, factor: float) -> None:
+def test_color_jitter_equals_torchvision(pieces: Tensor, factor: float) -> None:
     n = len(pieces)
     one, zero = ones(n), ones(n, 0)
     f = ones(n, factor)
@@ -117,7 +117,7 @@ def test_no_saturation_is_grey_and_a_whole_turn_of_hue_is_none(pieces: Tensor) -
     assert torch.allclose(gray, tv.rgb_to_grayscale(pieces, num_output_channels=3), atol=2e-3)
     assert torch.allclose(recolor(pieces, one, one, one, one), pieces, atol=1e-4)
     third = recolor(torch.tensor([0.5, 0.3, 0.3]).view(1, 3, 1, 1), ones(1), ones(1), ones(1), ones(1, 1 / 3))
-    assert int(third.argmax()) != 0  # red has become another colour
+    assert int(third.argmax()) != 0  # red has become another color
 
 
 def test_blur_against_torchvision(pieces: Tensor) -> None:

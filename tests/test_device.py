@@ -41,7 +41,7 @@ def test_a_classifier_computes_as_it_was_trained(trained: str, overrides: str, u
     assert (device.precision, device.memory_format) == (used, "contiguous")
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc gives memory back, and can be told not to")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc gives memory back, and can be configured not to")
 def test_freed_memory_is_kept() -> None:
     resource = pytest.importorskip("resource")
     cpu().claim()

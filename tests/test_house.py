@@ -3,7 +3,7 @@
 The code is read, never imported. Each check is a pure function over {path below sslrun/: source} that returns one
 sentence a fault, so that the last tests can hand it a made-up tree and see it fail.
 
-A *room* is a direct child of sslrun/: a folder with Python files at any depth, or a module beside the folders
+A *room* is a direct child of sslrun/: a folder with Python files at any depth, or a module next to the folders
 (`augment.py`, `__init__.py`). Packages inside a room (data/sources, models/backbones, tasks/pretext) belong to it.
 Where rooms are counted, benchmarks/ is one more. Documentation that draws the tree is not checked.
 """
@@ -525,7 +525,7 @@ SOUND: dict[str, str] = {
     "stages/embed.py": STAGE,
     "stages/table.py": 'STAGES = {"embed": "sslrun.stages.embed"}',
 }
-LONG = "def f():\n    '''Said.\n    '''\n" + "    x = 1\n" * LONGEST_FUNCTION
+LONG = "def f():\n    '''Doc.\n    '''\n" + "    x = 1\n" * LONGEST_FUNCTION
 WIDE = f"def f({', '.join(f'a{i}' for i in range(MOST_PARAMETERS))}, *, last): ..."
 FAULTS: list[tuple[Check, dict[str, str], str]] = [
     (rooms_out_of_order, {"attic/old.py": ""}, "sslrun/attic is no room"),

@@ -36,7 +36,7 @@ from tests.helpers import (
 
 
 def stopped(number: int, stage: tuple[str, ...]) -> tuple[Path, str]:
-    """Stop a run by a signal as soon as it takes steps; return its directory and what it said."""
+    """Stop a run by a signal as soon as it takes steps; return its directory and its output."""
     process = start(*stage)
     wait_for(process, lambda: in_steps("*/*"))
     assert process.pid is not None

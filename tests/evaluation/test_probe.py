@@ -151,7 +151,7 @@ def test_validation_is_standardized_as_training_is() -> None:
 
 
 @pytest.mark.parametrize("informative", [True, False])
-def test_a_class_without_a_label_is_never_predicted(informative: bool) -> None:
+def test_classes_without_a_label_are_never_predicted(informative: bool) -> None:
     """Not even if the features are not informative, nor far away from the training data."""
     rng = torch.Generator().manual_seed(0)
     labels = torch.tensor([1, 2, 4]).repeat(20)

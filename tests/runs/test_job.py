@@ -25,7 +25,7 @@ def test_a_study_that_is_stopped_says_so_once() -> None:
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
     assert ended(process) == 128 + signal.SIGTERM
-    answer = Path("said").read_text()
+    answer = Path("output").read_text()
     assert answer.count("Stopped by SIGTERM") == 1
     assert "Go on with: sslrun finetune resume=" in answer
     (log,) = Path("outputs/finetune/study_runs").glob("*/run.log")

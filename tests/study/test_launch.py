@@ -133,13 +133,13 @@ def test_runs_do_not_depend_on_the_location_of_images_and_on_save_minutes(cli: C
                  *QUICK)  # fmt: skip
     assert cli("compare", *overrides, "dataset.root=photos").code == 0
     before = {s: study_runs(s) for s in ("pretrain", "finetune", "evaluate")}
-    Path("photos").rename("pictures")
-    answer = cli("compare", *overrides, "dataset.root=pictures", "train.save_minutes=1")
+    Path("photos").rename("moved")
+    answer = cli("compare", *overrides, "dataset.root=moved", "train.save_minutes=1")
     assert answer.code == 0, answer.err
     assert {s: study_runs(s) for s in before} == before
     for stage in ("finetune", "evaluate"):  # repeated runs read the images from their current location
         shutil.rmtree(next(Path("outputs", stage, "study_runs").glob("rotation*")))
-    answer = cli("compare", *overrides, "dataset.root=pictures")
+    answer = cli("compare", *overrides, "dataset.root=moved")
     assert answer.code == 0, answer.err
     assert {s: set(study_runs(s)) for s in before} == {s: set(b) for s, b in before.items()}
 
