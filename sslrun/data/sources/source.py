@@ -60,12 +60,14 @@ def checked(listing: Any, contract: Contract, split: SplitName) -> Listing | Non
     wrong = _wrong_items(listing) or _wrong_names(listing)
     if wrong:
         raise contract.broken(f"{wrong}, in split {split}")
+    listing = replace(listing, names=list(listing.names))
     if listing.labels is None:
         return listing
     labels, names = np.asarray(listing.labels), list(listing.class_names)
     wrong = _wrong_labels(labels, len(listing.items), names)
     if not wrong and split == "train":
-        without = [n for i, n in enumerate(names) if i not in set(labels.tolist())]
+        present = set(labels.tolist())
+        without = [n for i, n in enumerate(names) if i not in present]
         wrong = f"each class must have images, found none of {', '.join(without[:5])}" if without else None
     if wrong:
         raise contract.broken(f"{wrong}, in split {split}")
@@ -122,8 +124,10 @@ def as_published(name: str, top: Path) -> Iterator[None]:
         raise UserError(f"{top} does not match the published {name} ({e}): remove it to download it again") from None
 
 
-def take_split(listing: Listing, split: SplitName) -> Listing:
-    """Return the train or test split of a data set that has none, see `hashed_train_test_split`."""
-    assert listing.labels is not None
-    train, test = hashed_train_test_split(listing.names, listing.labels)
-    return listing.take(train if split == "train" else test)
+def take_split(listing: Listing, split: SplitName) -> Listing | None:
+    """Return the train or test split of a data set that has none, see `hashed_train_test_split`; None for unlabeled."""
+    if split == "unlabeled":
+        return None  # never the test images
+    labels = np.asarray(listing.labels)
+    train, test = hashed_train_test_split(listing.names, labels)
+    return replace(listing, labels=labels).take(train if split == "train" else test)
