@@ -96,8 +96,9 @@ def _example_maps(backbone: nn.Module, image_size: int) -> list[Tensor]:
         UserError: the backbone does not fulfill its contract.
     """
     channels: Any = getattr(backbone, "channels", None)
-    if not (isinstance(channels, list) and channels and all(isinstance(c, int) for c in channels)):
+    if not (isinstance(channels, list | tuple) and channels and all(isinstance(c, int) for c in channels)):
         raise UserError("a backbone must have `channels`, a list with the number of channels of each map")
+    channels = list(channels)
     was_training = {module: module.training for module in backbone.modules()}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -3,13 +3,16 @@
 import copy
 import difflib
 import inspect
+import itertools
 from abc import ABC, abstractmethod
 from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sslrun.augment import Rng
+from sslrun.base.errors import UserError
 from sslrun.base.paths import EXTENDING, shown
 from sslrun.config.build import build
 from sslrun.config.contract import Contract
@@ -26,7 +29,8 @@ METHODS = {
     "figures": ("images", "rng"),
 }
 HOOKS = ("downstream", *METHODS)
-TRIAL_IMAGES, TRIAL_STEPS = 4, 100  # batch size and total steps when a user's task is tried
+# A user's task is tried with a batch of the first size and, if that fails, of the second: some need more images.
+TRIAL_BATCHES, TRIAL_STEPS = (4, 16), 100
 CUTOFF = 0.8  # names at least this similar to a hook's are taken for misspellings
 
 
@@ -115,19 +119,29 @@ def build_task(node: Node, encoder: Encoder, image_size: int) -> Task:
         raise contract.broken(f"a task must derive from sslrun.tasks.task.Task, as in class {name}(Task)")
     if not contract.ours:
         _check_methods(task, contract)
-        _try(task, contract, image_size)
+        try:
+            _try(task, contract, image_size, TRIAL_BATCHES[0])
+        except UserError as error:
+            try:
+                _try(task, contract, image_size, TRIAL_BATCHES[1])
+            except UserError:
+                raise error from error.__cause__
     return task
 
 
 def _check_methods(task: Task, contract: Contract) -> None:
     """Check a task without running it."""
     for name, arguments in METHODS.items():
-        signature = inspect.signature(getattr(type(task), name))
         try:
-            signature.bind(task, *arguments)
+            inspect.signature(getattr(task, name)).bind(*arguments)
         except TypeError:
             expected = f"{name}({', '.join(('self', *arguments))})"
-            raise contract.broken(f"a task must define {expected}, found {name}{signature}") from None
+            found = f"{name}{inspect.signature(getattr(type(task), name))}"
+            raise contract.broken(f"a task must define {expected}, found {found}") from None
+    lazy = [n for n, p in itertools.chain(task.named_parameters(), task.named_buffers()) if is_lazy(p)]
+    if lazy:
+        raise contract.broken(f"all weights must have a shape when a task is built, found lazy ones: {lazy[0]}; "
+                              "encoder.feature_dim and encoder.channels give the input of a layer")  # fmt: skip
     encoders = [n for n, m in task.named_modules(remove_duplicate=False) if isinstance(m, Encoder)]
     if task.downstream not in encoders:
         available = ", ".join(encoders) or "no encoder"
@@ -135,13 +149,13 @@ def _check_methods(task: Task, contract: Contract) -> None:
                               f"the task has {available}")  # fmt: skip
 
 
-def _try(task: Task, contract: Contract, image_size: int) -> None:
-    """Run a step of a copy of the task on random images; neither the task nor torch's random state changes."""
+def _try(task: Task, contract: Contract, image_size: int, n: int) -> None:
+    """Run a step of a copy of the task on n random images; neither the task nor torch's random state changes."""
     try:
         task = copy.deepcopy(task).train()
     except Exception:  # some modules cannot be copied; they first run in training
         return
-    images = torch.rand(TRIAL_IMAGES, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(n, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     rng = Rng(torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]):
         with contract.running("before_step(step, total)"):
@@ -158,7 +172,7 @@ def _try(task: Task, contract: Contract, image_size: int) -> None:
             task.train(name == "views")  # as in a run
             with contract.running(f"{name}(images, rng)"), torch.no_grad():
                 result = getattr(task, name)(images.clone(), rng)
-            _check_images(name, result, contract)
+            _check_images(name, result, n, contract)
 
 
 def _check_output(out: Any, contract: Contract) -> None:
@@ -181,13 +195,13 @@ def _check_rates(rates: Any, task: Task, contract: Contract) -> None:
             raise contract.broken(f"learning_rates must name prefixes of parameters, found {prefix!r}")
 
 
-def _check_images(name: str, images: Any, contract: Contract) -> None:
+def _check_images(name: str, images: Any, n: int, contract: Contract) -> None:
     if not isinstance(images, dict):
         raise contract.broken(f"{name} must return a dict of images by name, found {type(images).__name__}")
     for key, value in images.items():
         fits = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 4
-        if not fits or value.shape[:2] != (TRIAL_IMAGES, 3):
+        if not fits or value.shape[:2] != (n, 3):
             found = f"{list(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             raise contract.broken(
-                f"{name} must return N x 3 x H x W floats in [0, 1], found {key!r} of {TRIAL_IMAGES} images: {found}"
+                f"{name} must return N x 3 x H x W floats in [0, 1], found {key!r} of {n} images: {found}"
             )

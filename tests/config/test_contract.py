@@ -85,6 +85,11 @@ class Labels(Sound):
 class FailingHook(Sound):
     def after_step(self, step, total): self.average.lerp_(1, 0.5)
 
+class Lazy(Sound):
+    def __init__(self, encoder, image_size):
+        super().__init__(encoder, image_size)
+        self.lazy = nn.LazyLinear(4)
+
 class Nowhere(Sound):
     downstream = "student.encoder"
 
@@ -125,6 +130,7 @@ TASK_LINES = {
     "Detached": "`loss` must depend on the weights, found one that does not require grad",
     "Labels": "forward(batch, rng) raised KeyError: 'labels' (TASKS.py:63); HYDRA_FULL_ERROR=1 shows the traceback",
     "FailingHook": "after_step(step, total) raised AttributeError: 'FailingHook' object has no attribute 'average' (",
+    "Lazy": "all weights must have a shape when a task is built, found lazy ones: lazy.weight; encoder.feature_dim",
     "Nowhere": "must be the path of an encoder, found 'student.encoder'; the task has encoder, teacher",
     "ViewsList": "views must return a dict of images by name, found list",
     "ViewsOfFeatures": "views must return N x 3 x H x W floats in [0, 1], found 'features' of 4 images: [4, 8],",
@@ -297,6 +303,26 @@ def test_a_task_that_cannot_be_copied_is_still_built() -> None:
         "    def __init__(self, encoder, image_size):\n        super().__init__(encoder, image_size)\n"
         "        self.lock = __import__('threading').Lock()\n")  # fmt: skip
     assert build_task({"_target_": "TASKS.Locked"}, encoder(), 16).downstream == "encoder"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def forward(self, batch, rng): return {'loss': self.losses(batch).flatten().topk(8).values.mean()}",
+        "@staticmethod\n    def views(images, rng): return {'all': images}",
+        "@classmethod\n    def learning_rates(cls): return {'head.': 10.0}",
+        "def after_step(self, *args): self.queue += 1",
+        "downstream = 'teacher'",
+    ],
+)
+def test_unusual_but_valid_tasks_are_accepted(code: str) -> None:
+    Path("TASKS.py").write_text(f"{TASKS}\nclass Unusual(Sound):\n    {code}\n")
+    assert build_task({"_target_": "TASKS.Unusual"}, encoder(), 16).training
+
+
+def test_channels_may_be_a_tuple() -> None:
+    Path("BACKBONES.py").write_text(f"{BACKBONES}\nclass Tuple(Net):\n    channels = (4, 8)\n")
+    assert build_encoder({"_target_": "BACKBONES.Tuple"}, 16, [0.5] * 3, [0.25] * 3).channels == [4, 8]
 
 
 @pytest.mark.parametrize("name", BACKBONE_LINES)
