@@ -104,20 +104,21 @@ def _with_images(invocation: Invocation) -> Invocation:
 
 
 def _with_settings_of_classifiers(invocation: Invocation) -> Invocation:
-    """Collect `finetune.KEY=VALUE` in the study's list `finetune=[...]`."""
+    """Collect `finetune.KEY=VALUE` in the study's list `finetune=[...]`; a sign before it is kept."""
     from sslrun.base.errors import UserError
-    from sslrun.config.grammar import quoted
+    from sslrun.config.grammar import key_of, quoted
 
     if invocation.multirun:
         raise UserError("compare runs its own sweeps; remove -m")
     values = invocation.overrides
-    of_classifiers = [v.removeprefix("finetune.") for v in values if v.startswith("finetune.")]
+    is_of_classifiers = {v: key_of(v).startswith(f"{FINETUNE}.") for v in values}
+    of_classifiers = [v.replace(f"{FINETUNE}.", "", 1) for v in values if is_of_classifiers[v]]
     if not of_classifiers:
         return invocation
     if any(v.startswith("finetune=") for v in values):
         raise UserError("use finetune=[...] or finetune.KEY=VALUE, not both")
     collected = f"finetune=[{','.join(map(quoted, of_classifiers))}]"
-    return invocation.with_overrides([*(v for v in values if not v.startswith("finetune.")), collected])
+    return invocation.with_overrides([*(v for v in values if not is_of_classifiers[v]), collected])
 
 
 def _resumed_or_checked(invocation: Invocation) -> Invocation:
@@ -146,7 +147,9 @@ def _check(invocation: Invocation) -> None:
 
     def more(config: Any) -> list[str]:
         lines = [] if invocation.shows_only else places.mistakes(command, config, config_dir, seen)
-        return lines + (study.mistakes(config, config_dir) if command == COMPARE else [])
+        return lines + (
+            study.mistakes(config, invocation.overrides, config_dir) if command in (COMPARE, FINETUNE) else []
+        )
 
     configs = composed_configs(command, invocation.overrides, config_dir, invocation.multirun, more)
 

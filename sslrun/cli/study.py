@@ -1,27 +1,37 @@
 """Checks of the settings in a study's config against the commands that they are passed to."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from sslrun.base.errors import UserError
-from sslrun.config.commands import FINETUNE, PRETRAIN, TASKS
-from sslrun.config.compose import choices
+from sslrun.config.commands import COMPARE, FINETUNE, PRETRAIN, TASKS
+from sslrun.config.compose import choices, chosen
+from sslrun.config.grammar import key_of
 from sslrun.config.names import nearest
 from sslrun.config.overrides import check_overrides, composed_configs
 
+OPTIMIZER = "optimizer"  # config group whose keys may differ between pretext tasks, and depend on its choice
 Check = Callable[[str, list[str]], object]  # called with a command and its overrides
 
 
-def mistakes(config: DictConfig, config_dir: str | None) -> list[str]:
-    """Return one line for each mistake in a study's lists of settings that can be seen without torch."""
+def mistakes(config: DictConfig, overrides: Sequence[str], config_dir: str | None) -> list[str]:
+    """Return one line for each mistake in lists of settings that can be seen without torch.
+
+    Args:
+        config: composed config of a study, or of finetune, which has `search`.
+        overrides: of the command.
+        config_dir: the user's own config folder.
+    """
 
     def check(command: str, overrides: list[str]) -> object:
         return composed_configs(command, overrides, config_dir, multirun=False)
 
     return [
-        *(line for spec in _texts(config, "pretexts") for line in _pretext(spec, check, config_dir)),
+        *(line for spec in _texts(config, "pretexts") for line in _pretext(spec, overrides, check, config_dir)),
         *(line for s in _texts(config, "search") if "=" in s for line in _lines("search: ", check, FINETUNE, [s])),
         *(_lines("finetune.", check, FINETUNE, own) if (own := _texts(config, "finetune")) else []),
     ]
@@ -47,7 +57,7 @@ def _texts(config: DictConfig, key: str) -> list[str]:
     return [v for v in values or [] if isinstance(v, str)] if not isinstance(values, str | int | float) else []
 
 
-def _pretext(spec: str, check: Check, config_dir: str | None) -> list[str]:
+def _pretext(spec: str, overrides: Sequence[str], check: Check, config_dir: str | None) -> list[str]:
     try:
         name, *settings = shlex.split(spec) or [""]
     except ValueError as error:
@@ -55,7 +65,12 @@ def _pretext(spec: str, check: Check, config_dir: str | None) -> list[str]:
     known = choices(TASKS, config_dir)
     if name not in known:
         return [f"pretexts: {spec}: no pretext {name!r}{nearest(name, known) or '.'} Choices: {', '.join(known)}"]
-    return _lines(f"pretexts: {spec}: ", check, PRETRAIN, [f"{TASKS}={name}", *settings])
+    shared = [o for o in overrides if key_of(o) in ("experiment", OPTIMIZER)]
+    try:
+        optimizer = chosen(COMPARE, OPTIMIZER, shared, config_dir)
+    except (HydraException, OmegaConfBaseException):
+        return []  # reported by the check of the config
+    return _lines(f"pretexts: {spec}: ", check, PRETRAIN, [f"{OPTIMIZER}={optimizer}", f"{TASKS}={name}", *settings])
 
 
 def _lines(prefix: str, check: Check, command: str, overrides: list[str]) -> list[str]:

@@ -124,7 +124,8 @@ def _sentences(error: ValidationError, where: tuple[str, ...], names: list[str])
         if head.endswith("\0"):
             continue
         tail = lines.get(head + "\0", [""])[0]
-        out.append(f"{head}: must be {' or '.join(dict.fromkeys(expected))}{tail}" if expected else head)
+        joined = " or ".join(dict.fromkeys(expected)).replace(" or one of ", " or ")
+        out.append(f"{head}: must be {joined}{tail}" if expected else head)
     return out
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from sslrun.base.errors import UserError
 from sslrun.base.paths import CONF
@@ -43,16 +45,32 @@ def compose_config(stage: str, overrides: list[str], config_dir: str | None) -> 
         UserError: a YAML file sets `hydra.job.chdir`.
         HydraException: it cannot be composed.
     """
-    if config_dir:
-        overrides = [*overrides, f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]
-    inside = GlobalHydra.instance().is_initialized()
-    with nullcontext() if inside else initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        config = compose(config_name=stage, overrides=overrides, return_hydra_config=True)
+    config = _composed(stage, overrides, config_dir)
     if config.hydra.job.chdir:  # set in a YAML file of the user
         raise UserError(f"hydra.job.chdir=true: {CHDIR}; remove it")
     with open_dict(config):
         del config["hydra"]
     return renamed_composed(config, overrides)
+
+
+def chosen(stage: str, group: str, overrides: list[str], config_dir: str | None) -> str:
+    """Return the choice of a config group; see `compose_config` for the rest."""
+    choice: str = _composed(stage, overrides, config_dir).hydra.runtime.choices[group]
+    return choice
+
+
+def _composed(stage: str, overrides: list[str], config_dir: str | None) -> DictConfig:
+    """Return a composed config with Hydra's own node."""
+    if config_dir:
+        overrides = [*overrides, f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]
+    inside = GlobalHydra.instance().is_initialized()
+    try:
+        with nullcontext() if inside else initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+            return compose(config_name=stage, overrides=overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException):
+        raise
+    except (AssertionError, AttributeError, TypeError, ValueError) as error:  # Hydra does not check all overrides
+        raise HydraException(f"the config cannot be composed: {error}") from error
 
 
 def compose_nodes(stage: str, *names: str) -> list[Node]:

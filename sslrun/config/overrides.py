@@ -16,8 +16,9 @@ from sslrun.config import hydra_keys
 from sslrun.config.check import check
 from sslrun.config.commands import FROM_CHECKPOINT, TASKS
 from sslrun.config.compose import choices, compose_config, folders, groups
+from sslrun.config.grammar import key_of
 from sslrun.config.names import key_hint, nearest
-from sslrun.config.shape import Shapes
+from sslrun.config.shape import Shapes, required_key
 from sslrun.config.types import Node
 
 _Trial = list[tuple[Override, str]]  # overrides, each with its text for one value of a sweep
@@ -104,6 +105,7 @@ def composed_configs(
     for o in [o for o in good if isinstance(s := o.value(), ChoiceSweep) and any(isinstance(v, Sweep) for v in s.list)]:
         mistakes.append(f"{o.input_line}: a list of values cannot contain a sweep")
         good.remove(o)
+    dropped = {key_of(text) for text in overrides} - {o.key_or_group for o in good}
     shapes, configs = _shapes(stage, config_dir), []
     compose = _Composer(stage, config_dir)
     try:
@@ -120,7 +122,8 @@ def composed_configs(
             break
         mistakes += [*shapes.mistakes(config), *also(config)]
         configs.append(config)
-    _refuse(mistakes)
+    required = {required_key(key) for key in dropped}  # not required: there is a mistake in what was given
+    _refuse([m for m in mistakes if m not in required])
     return configs
 
 
@@ -176,8 +179,10 @@ def _missing(trial: _Trial, compose: _Composer, in_stage: Container[str], mistak
         base = compose(chosen, in_stage)
     except (HydraException, OmegaConfBaseException):
         return []
+    swept = [line for o, line in chosen if o.is_sweep_override()]
+    with_choices = f" with {' '.join(swept)}" if swept else ""
     keys = [o for o, _ in trial if not (_is_group(o, in_stage) or _is_hydra(o))]
-    return [o for o in keys if not _check_key(o, base, mistakes)]
+    return [o for o in keys if not _check_key(o, base, mistakes, with_choices)]
 
 
 def _first_lines(error: Exception) -> str:
@@ -195,7 +200,7 @@ def _parse(overrides: Sequence[str], mistakes: list[str]) -> Iterator[Override]:
         try:
             yield parser.parse_override(text)
         except HydraException as error:
-            reason = str(error).splitlines()[0].split(chr(39) + text)[0]
+            reason = str(error).splitlines()[0].split(chr(39) + text)[0].split(" expecting ")[0]
             mistakes.append(f"{text}: cannot be parsed ({reason}); quote special characters, as in 'key=\"a value\"'")
 
 
@@ -223,7 +228,7 @@ def _is_hydra(o: Override) -> bool:
 
 
 def _is_plain(o: Override, in_stage: Container[str]) -> bool:
-    return not (o.is_add() or o.is_delete() or _is_hydra(o) or _is_group(o, in_stage))
+    return not (o.is_add() or o.is_force_add() or o.is_delete() or _is_hydra(o) or _is_group(o, in_stage))
 
 
 def _is_group(o: Override, in_stage: Container[str]) -> bool:
@@ -241,20 +246,26 @@ def _check_choice(
     group = o.key_or_group
     if group not in all_groups or _is_hydra(o):
         return True
+    if group not in in_stage and o.is_add():
+        return True  # a group of the user's own
     if group not in in_stage:
         hint = f"; use init={o.value()} to start from the newest {o.value()} run" if group == TASKS else ""
         mistakes.append(f"{o.input_line}: {stage} has no {group}{hint}")
         return False
-    options = choices(group, config_dir)
-    if isinstance(o.value(), Glob):
+    if o.is_add():
+        mistakes.append(f"{o.input_line}: the config has a choice of {group} already; remove the +")
+        return False
+    if isinstance(o.value(), Glob) or (o.is_delete() and in_stage[group].optional):
         return True
+    options = choices(group, config_dir)
     values = list(o.sweep_string_iterator()) if o.is_sweep_override() else [str(o.value())]
-    bad = [v for v in values if v not in [*options, *(["None", "null"] if in_stage[group].optional else [])]]
+    bad = [v for v in values if v not in options]
     after_pretraining = in_stage[group].default == FROM_CHECKPOINT
     for v in bad:
         valid = [o for o in options if after_pretraining or o != FROM_CHECKPOINT]
         v = "null" if v == "None" else v
-        mistakes.append(f"{group}={v}: no such {group}{nearest(v, valid) or '.'} Choices: {', '.join(valid)}")
+        hint = "; leave it out for none." if v == "null" and in_stage[group].optional else nearest(v, valid) or "."
+        mistakes.append(f"{group}={v}: no such {group}{hint} Choices: {', '.join(valid)}")
     if not after_pretraining and FROM_CHECKPOINT in values:
         mistakes.append(f"{group}={FROM_CHECKPOINT}: {stage} does not start from a checkpoint")
         return False
@@ -286,7 +297,7 @@ def _trials(overrides: Sequence[Override], config_dir: str | None) -> Iterator[_
         yield trial
 
 
-def _check_key(o: Override, config: DictConfig, mistakes: list[str]) -> bool:
+def _check_key(o: Override, config: DictConfig, mistakes: list[str], with_choices: str = "") -> bool:
     if o.is_add() or o.is_delete():
         return True
     plain: Any = OmegaConf.to_container(config, resolve=False)
@@ -297,7 +308,8 @@ def _check_key(o: Override, config: DictConfig, mistakes: list[str]) -> bool:
             continue
         if depth and node == {}:
             return True  # a free mapping, such as dataset.classes
-        mistakes.append(f"{key}: no such key{key_hint(key, _leaves(plain), str(o.value()))}")
+        hint = key_hint(key, _leaves(plain), str(o.value()))
+        mistakes.append(f"{key or o.input_line}: no such key{with_choices}{hint}")
         return False
     return True
 

@@ -53,6 +53,11 @@ class Shapes:
         return {**_ours(self.stage, *chosen), **{g: values[g] for g in own}}
 
 
+def required_key(key: str) -> str:
+    """Return the line for a key without a value."""
+    return f"{key}: required; set {key}=..."
+
+
 @functools.cache
 def _ours(stage: str, *chosen: str) -> Node:
     """Return the config of a command with these choices from our files."""
@@ -85,7 +90,7 @@ def _compared(values: Node, raw: Any, like: Node, prefix: str) -> list[str]:
         if name not in like:
             out.append(f"{key}: no such key{key_hint(key, [f'{prefix}{n}' for n in like if n != '_target_'])}")
         elif value == "???":
-            out.append(f"{key}: required; set {key}=...")
+            out.append(required_key(key))
         elif isinstance(value, dict) and isinstance(default, dict):
             if "_target_" in default and value.get("_target_") == default["_target_"]:
                 out += _compared(value, raw[name], default, f"{key}.")
@@ -115,4 +120,6 @@ def _kind(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else repr(value)
+    if isinstance(value, str) and not value[:1].isdigit():
+        return value
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
+from sslrun.cli.study import mistakes
+from sslrun.config.compose import compose_config
 from tests.helpers import Cli
 
 
@@ -26,3 +30,27 @@ def test_mistakes_in_all_lists_are_reported_together(cli: Cli) -> None:
 def test_ranges_of_classifier_settings_are_checked_later(cli: Cli) -> None:
     answer = cli("compare", "finetune.train.steps=0")
     assert answer.err == "sslrun: finetune.train.steps: must be at least 1, found 0\n"
+
+
+def test_settings_of_a_task_may_be_those_of_the_chosen_optimizer() -> None:
+    spec = 'pretexts=["simclr optimizer.momentum=0.8"]'
+    assert not found(spec, "optimizer=sgd")
+    assert found(spec) == [
+        "pretexts: simclr optimizer.momentum=0.8: optimizer.momentum: no such key; did you mean optimizer.betas?"
+    ]
+
+
+def found(*overrides: str) -> list[str]:
+    return mistakes(compose_config("compare", list(overrides), None), overrides, None)
+
+
+@pytest.mark.parametrize("sign", ["", "++"])
+def test_settings_of_classifiers_may_have_signs(cli: Cli, sign: str) -> None:
+    answer = cli("compare", f"{sign}finetune.pooling=grid", "finetune.train.stepz=3")
+    assert answer.err == "sslrun: finetune.train.stepz: no such key; did you mean train.steps?\n"
+
+
+def test_settings_searched_by_finetune_are_checked_before_its_network(cli: Cli) -> None:
+    answer = cli("finetune", "init=scratch", 'search=["augment.probabilty=1"]')
+    assert answer.err == "sslrun: search: augment.probabilty: no such key; did you mean augment.probability?\n"
+    assert not Path("outputs").exists()

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sslrun.base.errors import UserError
-from sslrun.config.overrides import check_overrides
+from sslrun.config.overrides import check_overrides, composed_configs
 from sslrun.stages.table import settings
 from sslrun.stages.table import settings as settings_named
 from tests.helpers import TINY, Cli, bounded, runs, summary
@@ -88,4 +88,45 @@ def test_a_key_is_checked_with_every_choice_of_a_swept_group() -> None:
     """Only SimCLR has a temperature."""
     assert not mistakes("pretext=simclr", "pretext.temperature=0.2")
     for choices in ("simclr,rotation", "rotation,simclr"):
-        assert "pretext.temperature: no such key" in mistakes(f"pretext={choices}", "pretext.temperature=0.2")
+        line = mistakes(f"pretext={choices}", "pretext.temperature=0.2")
+        assert line.startswith("pretext.temperature: no such key with pretext=rotation")
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("experiment=null", "experiment=null: no such experiment; leave it out for none. Choices: "),
+        ("experiment=null,simclr_digits", "experiment=null: no such experiment; leave it out for none. Choices: "),
+        ("+pretext=simclr", "+pretext=simclr: the config has a choice of pretext already; remove the +"),
+        ("=3", "=3: no such key"),
+        ("pretext==simclr", "pretext==simclr: cannot be parsed (extraneous input '='); quote special characters"),
+        ("hydra.sweeper.params.seed=1,2", "the config cannot be composed: "),
+        ('seed="1"', "seed: must be an integer, found '1'"),
+    ],
+)
+def test_an_override_that_hydra_does_not_understand_is_one_line(override: str, line: str) -> None:
+    assert mistakes(override).startswith(line)
+    assert len(mistakes(override).splitlines()) == 1
+
+
+def test_no_experiment_may_be_chosen() -> None:
+    assert not mistakes("~experiment")
+
+
+@pytest.mark.parametrize("root", ["~/photos", "a,b"])
+def test_a_key_with_a_mistake_in_its_value_is_not_required_as_well(root: str) -> None:
+    with pytest.raises(UserError) as error:
+        check_overrides("pretrain", settings("pretrain"), ["dataset=folder", f"dataset.root={root}"], None, False)
+    assert str(error.value).startswith(f"dataset.root={root}: ")
+    assert "required" not in str(error.value)
+
+
+def test_keys_and_groups_of_the_user_can_be_added(tmp_path: Path) -> None:
+    (tmp_path / "pretext").mkdir()
+    (tmp_path / "pretext/own.yaml").write_text("_target_: own.Own\n")
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe/short.yaml").write_text("# @package _global_\ntrain: {steps: 3}\n")
+    for sign in ("+", "++"):
+        overrides = ["pretext=own", f"{sign}pretext.width=1,2", "+recipe=short"]
+        configs = composed_configs("pretrain", overrides, str(tmp_path), True)
+        assert [(c.pretext.width, c.train.steps) for c in configs] == [(1, 3), (2, 3)]

@@ -117,7 +117,7 @@ def test_old_keys_in_a_sweep(cli: Cli) -> None:
 
 def test_mistakes_in_old_keys_are_reported_with_new_names(cli: Cli) -> None:
     assert (
-        "pooling: must be one of average or grid or one of auto"
+        "pooling: must be one of average or grid or auto"
         in cli("finetune", "readout=mean", "init=scratch", "dataset=digits", "backbone=smallcnn", *QUICK).err
     )
     assert "pooling: no such key" in cli("pretrain", "readout=grid", *QUICK).err
