@@ -252,7 +252,7 @@ def _check_choice(
         hint = f"; use init={o.value()} to start from the newest {o.value()} run" if group == TASKS else ""
         mistakes.append(f"{o.input_line}: {stage} has no {group}{hint}")
         return False
-    if o.is_add():
+    if o.is_add() and o.package is None:
         mistakes.append(f"{o.input_line}: the config has a choice of {group} already; remove the +")
         return False
     if isinstance(o.value(), Glob) or (o.is_delete() and in_stage[group].optional):

@@ -36,6 +36,11 @@ class Shapes:
         try:
             values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
         except OmegaConfBaseException as error:
+            if (
+                OmegaConf.is_dict(node := config.get("dataset"))
+                and not node.keys() & _file("dataset", "_shared").keys()
+            ):
+                return ["dataset: its YAML lacks the keys of every data set; begin it with defaults: [_shared, _self_]"]
             return [f"{error.full_key or 'config'}: {str(error).splitlines()[0]}"]
         return _compared(values, OmegaConf.to_container(config, resolve=False), self.like(values), "")
 

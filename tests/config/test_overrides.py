@@ -130,3 +130,13 @@ def test_keys_and_groups_of_the_user_can_be_added(tmp_path: Path) -> None:
         overrides = ["pretext=own", f"{sign}pretext.width=1,2", "+recipe=short"]
         configs = composed_configs("pretrain", overrides, str(tmp_path), True)
         assert [(c.pretext.width, c.train.steps) for c in configs] == [(1, 3), (2, 3)]
+
+
+def test_a_data_set_without_the_shared_keys_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset/own.yaml").write_text("_target_: own.listed\nroot: images\n")
+    with pytest.raises(UserError) as error:
+        composed_configs("pretrain", ["dataset=own"], str(tmp_path), False)
+    assert str(error.value) == (
+        "dataset: its YAML lacks the keys of every data set; begin it with defaults: [_shared, _self_]"
+    )
