@@ -40,7 +40,7 @@ def test_a_new_file_takes_no_name_that_is_taken_and_a_failure_leaves_nothing() -
     with pytest.raises(UserError, match="created meanwhile") as caught, creating(Path("a.npz"), "out", ".npz") as part:
         part.write_text("mine")
     assert Path("a.npz").read_text() == "theirs"
-    assert Path(str(caught.value).split("this one is ")[1]).read_text() == "mine"
+    assert Path(str(caught.value).split("the result is in ")[1]).read_text() == "mine"
 
 
 def test_a_hash_of_a_file() -> None:

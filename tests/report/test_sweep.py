@@ -13,7 +13,7 @@ def test_a_sweep_averages_over_seeds_only(in_world: Path, cli: Cli) -> None:
     sweep = next(Path("outputs/finetune").glob("*/sweep.csv")).parent
     answer = cli("evaluate", f"run={sweep}", "stages=false", *QUICK)
     table = [line.split() for line in answer.err.splitlines() if line.split() and line.split()[-1] == "2"]
-    assert re.search(r"test accuracy +± ", answer.err)
+    assert re.search(r"test accuracy +SD ", answer.err)
     assert all(re.fullmatch(r"\d+\.\d", line[-4]) and line[-3] == "%" for line in table)
     assert {r for line in table for r in line if r in ("0.001", "0.01")} == {"0.001", "0.01"}
     rows = list(csv.DictReader(next(Path("outputs/evaluate").glob("*/sweep.csv")).open()))
