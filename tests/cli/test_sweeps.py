@@ -37,14 +37,17 @@ def test_a_sweep_ends_with_a_table_and_a_csv_and_names_its_failures(in_world: Pa
     ]  # fmt: skip
     table = [line.split() for line in answer.err.splitlines() if line.strip().startswith(("simclr", "0."))]
     mean = (float(rows[0]["val/accuracy"]) + float(rows[1]["val/accuracy"])) / 2
-    assert any(f"{mean:.4f}" in line and "0.2" in line for line in table)
+    assert any(f"{100 * mean:.1f}" in line and "0.2" in line for line in table)
     answer = cli("evaluate", f"run={sweep}", *QUICK)
     assert answer.code == 0
     evaluated = next(Path("outputs/evaluate").glob("*/sweep.csv"))
     assert len(list(csv.DictReader(evaluated.open()))) == 4
     answer = cli("finetune", "-m", "init=nowhere,simclr", "mode=knn", *QUICK)
     assert answer.code == 1
-    assert "init=nowhere: no pretrain nowhere run" in answer.err
+    assert "init=nowhere: no such pretext task, run or file" in answer.err
+    answer = cli("finetune", "-m", "labels_per_class=5000,2", "mode=knn", *QUICK)
+    assert answer.code == 1
+    assert "labels_per_class=5000 is more than available" in answer.err
     assert "1 job failed" in answer.err
     assert "finished" in (max(Path("outputs/finetune").glob("*/sweep.csv"))).read_text()
 

@@ -27,6 +27,6 @@ def test_a_study_that_is_stopped_says_so_once() -> None:
     assert ended(process) == 128 + signal.SIGTERM
     answer = Path("output").read_text()
     assert answer.count("Stopped by SIGTERM") == 1
-    assert "Go on with: sslrun finetune resume=" in answer
+    assert "Resume with: sslrun finetune resume=" in answer
     (log,) = Path("outputs/finetune/study_runs").glob("*/run.log")
     assert log.read_text().count("Stopped by SIGTERM") == 1
