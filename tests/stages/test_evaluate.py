@@ -21,7 +21,7 @@ def test_a_report_of_one_classifier(in_world: Path, cli: Cli) -> None:
     assert actual["accuracy"] == pytest.approx(right.mean(), abs=1e-6)
     assert actual["accuracy_interval"][0] <= actual["accuracy"] <= actual["accuracy_interval"][1]
     low, high = (100 * x for x in actual["accuracy_interval"])
-    assert f"test accuracy {100 * actual['accuracy']:.1f} % (95 % CI {low:.1f} to {high:.1f}) of " in result.err
+    assert f"test accuracy {100 * actual['accuracy']:.1f} % (95 % CI {low:.1f} to {high:.1f})" in result.err
     assert sum(r["images"] for r in actual["reliability"]) == len(right)
     classifier = summary(runs("finetune")[0])
     assert actual["temperature"] == pytest.approx(classifier["val/temperature"])

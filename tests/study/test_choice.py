@@ -239,7 +239,7 @@ def test_cross_validation_depends_on_the_validation_images_of_the_classifiers(cl
 
 
 def finished(name: str, accuracy: float, loss: float) -> StudyRun:
-    """Return a run of a study that there is, with these results on validation."""
+    """Write and return a finished run of a study with these validation results."""
     run = StudyRun("finetune", name, (), "0")
     run.directory.mkdir(parents=True)
     summary = {"stage": "finetune", "status": "finished", "config": {"seed": 0}, "overrides": [],
@@ -248,19 +248,19 @@ def finished(name: str, accuracy: float, loss: float) -> StudyRun:
     return run
 
 
-def test_of_equally_accurate_candidates_the_one_with_the_smaller_loss_is_better() -> None:
-    unsure, sure = [finished("probe", 0.8, 0.9)], [finished("finetune", 0.8, 0.4)]
-    assert score_of(sure) > score_of(unsure)
-    assert score_of([finished("scratch", 0.81, 2.0)]) > score_of(sure)
+def test_ties_in_accuracy_are_broken_by_loss() -> None:
+    high, low = [finished("probe", 0.8, 0.9)], [finished("finetune", 0.8, 0.4)]
+    assert score_of(low) > score_of(high)
+    assert score_of([finished("scratch", 0.81, 2.0)]) > score_of(low)
 
 
-def test_folds_count_equally() -> None:
+def test_the_score_is_the_mean_over_folds() -> None:
     folds = [finished("probe_without0", 0.5, 1.0), finished("probe_without1", 0.9, 0.2), finished("c", 0.7, 0.3)]
     assert score_of(folds) == (pytest.approx(0.7), pytest.approx(-0.5))
 
 
-def test_the_best_candidate_leaves_its_best_and_its_last_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The candidates are not trained here, but written as if they had been."""
+def test_the_checkpoints_of_the_best_candidate_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With candidates whose summaries and checkpoints are written by the test."""
     accuracies = {"finetune": 0.6, "probe": 0.8, "scratch": 0.7}
 
     def trained(runs: Sequence[StudyRun], stages: Stages) -> None:

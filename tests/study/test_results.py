@@ -161,7 +161,7 @@ def validated(initialization: str, mode: str, accuracy: float, loss: float, **kn
 
 
 @pytest.mark.parametrize("by", ["validation", "folds"])
-def test_of_equal_accuracy_the_smaller_loss_is_chosen(by: str) -> None:
+def test_ties_in_accuracy_are_broken_by_loss(by: str) -> None:
     def judged(initialization: str, mode: str, loss: float) -> Row:
         if by == "validation":
             return validated(initialization, mode, 0.8, loss)
@@ -177,8 +177,8 @@ def test_of_equal_accuracy_the_smaller_loss_is_chosen(by: str) -> None:
         assert (best.initialization, best.mode) == smallest
 
 
-def test_only_networks_with_the_same_labels_and_seed_are_chosen_among() -> None:
-    """A better one with another seed, subset or number of labels is no rival."""
+def test_auto_chooses_among_networks_with_the_same_labels_and_seed() -> None:
+    """Better ones with another seed, subset or label budget are not candidates."""
     ours = [validated("simclr", "finetune", 0.7, 1.0), validated("simclr", "probe", 0.6, 1.0)]
     for other in ({"seed": 1}, {"subset": "b"}, {"label_budget": "0.5 of the labels"}):
         (chosen,) = with_auto([*ours, validated("simclr", "probe", 0.9, 1.0, **other)], ["simclr"])
@@ -186,7 +186,7 @@ def test_only_networks_with_the_same_labels_and_seed_are_chosen_among() -> None:
 
 
 def test_runs_of_two_seeds_on_the_same_labels_are_two_pairs() -> None:
-    """As with all labels, where the seed draws no other subset."""
+    """As with all labels, where the subset does not depend on the seed."""
     accuracies = {"scratch": (0.50, 0.60), "simclr": (0.55, 0.69)}
     rows = [row(s, "finetune", seed=n, test_accuracy=a) for s, both in accuracies.items() for n, a in enumerate(both)]
     for given in (rows, rows[::-1]):
@@ -197,7 +197,7 @@ def test_runs_of_two_seeds_on_the_same_labels_are_two_pairs() -> None:
         assert verdict.difference.mean == pytest.approx(0.07)
 
 
-def test_pairs_are_of_the_same_subset() -> None:
+def test_differences_are_paired_by_subset() -> None:
     rows = [row("scratch", "finetune", subset=s, test_accuracy=a) for s, a in (("a", 0.4), ("b", 0.6), ("c", 0.9))]
     rows += [row("simclr", "finetune", subset=s, test_accuracy=a) for s, a in (("b", 0.7), ("a", 0.5), ("d", 0.1))]
     verdict = next(e.verdict for e in compared(rows) if e.initialization == "simclr")
@@ -207,7 +207,7 @@ def test_pairs_are_of_the_same_subset() -> None:
 
 
 def test_the_best_classifier_has_the_most_labels() -> None:
-    """However well one with few labels did on its validation."""
+    """Even if one with fewer labels has a higher validation accuracy."""
     few = [validated("simclr", "probe", 0.95, 0.1, labels=30), validated("scratch", "finetune", 0.9, 0.1, labels=30)]
     many = [validated("simclr", "probe", 0.8, 0.5, labels=300), validated("simclr", "finetune", 0.7, 0.5, labels=300)]
     for rows in ([*few, *many], [*many, *few]):
@@ -216,7 +216,7 @@ def test_the_best_classifier_has_the_most_labels() -> None:
         assert (best.labels, best.mode) == (300, "probe")
 
 
-def test_a_study_is_read_back_as_it_was_written() -> None:
+def test_rows_of_a_study_are_read_back() -> None:
     evaluated = written()
     rows = [row_of(evaluated, "simclr", (0.7, -0.3)), row_of(evaluated, "simclr", setting="augment.probability=0.5")]
     study = Path("study")
