@@ -251,7 +251,7 @@ def test_without_a_terminal_progress_is_plain_lines_with_rate_and_time_left(
     get(served, packed)
     answer = capfd.readouterr().err
     assert f"Downloading {served.address}/a.tar.gz" in answer
-    assert re.search(r"a\.tar\.gz \d+/\d+, \d+ MB/s, \d+ s left", answer)
+    assert re.search(r"a\.tar\.gz \d+/\d+, \d+ MB/s, [\d.]+ s left", answer)
     assert re.search(r"unpacking 8, \d+ files/s", answer)
 
 

@@ -129,7 +129,7 @@ def test_the_backbone_of_a_pretrained_network_is_exported_without_a_classifier(i
 
 def test_export_errors_are_one_line(in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrained = runs("pretrain")[0]
-    assert "without a classifier: sslrun finetune init=" in cli("export", f"run={pretrained}").err
+    assert "without a classifier: train one with sslrun finetune init=" in cli("export", f"run={pretrained}").err
     assert cli("finetune", "mode=knn", "label_fraction=0.5", *QUICK).code == 0
     assert "a kNN classifier, which has no head to export" in cli("export").err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
