@@ -192,7 +192,7 @@ def _call(
     os.chdir(folder)
     for stream, output in enumerate(outputs, 1):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # no longer seekable
+    sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # noqa: SIM115
     code = function(*arguments)
     sys.stdout.flush()
     sys.stderr.flush()
