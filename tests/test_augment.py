@@ -120,6 +120,13 @@ def test_no_saturation_is_grey_and_a_whole_turn_of_hue_is_none(pieces: Tensor) -
     assert int(third.argmax()) != 0  # red has become another color
 
 
+def test_brightness_and_contrast_together_equal_torchvisions_one_after_the_other(pieces: Tensor) -> None:
+    dim = 0.3 + 0.3 * pieces  # nothing is cut off at 0 or 1
+    n = len(dim)
+    expected = tv.adjust_brightness(tv.adjust_contrast(dim, 1.4), 0.6)
+    assert torch.allclose(recolor(dim, ones(n, 0.6), ones(n, 1.4), ones(n), ones(n, 0)), expected, atol=2e-3)
+
+
 def test_blur_against_torchvision(pieces: Tensor) -> None:
     sigma = 1.3
     ours = gaussian_blur(pieces, torch.ones(len(pieces), dtype=torch.bool), ones(len(pieces), sigma))

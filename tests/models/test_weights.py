@@ -67,6 +67,7 @@ def test_imagenet_weights_of_torchvision_match_every_key(
     net = build_encoder(for_imagenet(BACKBONES[name], image_size), image_size, [0.5] * 3, [0.25] * 3)
     load_imagenet(net)
     assert net.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert net.std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
     if image_size == 128:  # the network is torchvision's, so the features are equal
         original.eval()
         x = torch.rand(2, 3, 128, 128)

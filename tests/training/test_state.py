@@ -306,6 +306,12 @@ def test_a_resumed_training_keeps_the_momentum() -> None:
     assert torch.equal(resumed.head.weight, straight.head.weight)
 
 
+def test_a_finished_training_that_is_resumed_reports_its_last_validation_accuracy_again() -> None:
+    once = train(MeanTask(), ramp(16), "a", evaluate=lambda: {"val/accuracy": 0.75})
+    again = train(MeanTask(), ramp(16), "a", resumed=True, evaluate=lambda: {"val/accuracy": 0.5})
+    assert again["val/accuracy"] == once["val/accuracy"] == 0.75
+
+
 def test_best_holds_the_weights_and_metrics_of_its_step() -> None:
     fit_slope(Slope(), scores=(0.1, 0.9, 0.5), keep_every=5)
     best, kept, last = (checkpoint.load(Path("run", f"{name}.pt")) for name in ("best", "step_000005", "last"))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from sslrun.base.console import start_logging
 from sslrun.base.errors import UserError
-from sslrun.data.dataset import load, load_test, load_train
+from sslrun.data.dataset import listed, load, load_test, load_train
 from sslrun.data.decode import find_images
 from tests.helpers import folder_node, source_node
 
@@ -41,6 +41,18 @@ def test_train_and_test_folders(photos: Path, test_name: str) -> None:
     Path(f"set/{test_name}/temple").rename(f"set/{test_name}/castle")
     with pytest.raises(UserError, match="castle"):
         load_test(source_node("folder", "set"))
+
+
+def test_of_a_test_and_a_val_folder_the_test_folder_is_the_test_split() -> None:
+    for split, n in (("train", 4), ("val", 3), ("test", 2)):
+        for name in ("cat", "dog"):
+            Path(f"mine/{split}/{name}").mkdir(parents=True)
+            for i in range(n):
+                Path(f"mine/{split}/{name}/{i}.png").touch()
+    listing = listed(folder_node("mine"), "test")
+    assert listing is not None
+    assert len(listing.names) == 4
+    assert all("/test/" in f for f in listing.items)
 
 
 def test_case_47_unlabeled_folders_flat_and_nested(photos: Path) -> None:

@@ -23,6 +23,14 @@ def test_tiles_without_a_gap_are_the_cells_row_by_row(pieces: Tensor) -> None:
     assert torch.equal(tiles[:, 3], pieces[:, :, 16:, 16:])
 
 
+def test_tiles_of_an_image_whose_size_is_no_multiple_of_the_grid_are_the_cells_row_by_row() -> None:
+    images = torch.rand(2, 3, 32, 32)
+    tiles = cut(images, torch.arange(9).expand(2, -1), 3, 10, 10, rng())
+    for t in range(9):
+        y, x = t // 3 * 10, t % 3 * 10
+        assert torch.equal(tiles[:, t], images[:, :, y : y + 10, x : x + 10])
+
+
 def test_tiles_with_a_gap_are_at_independent_positions_in_their_cells(pieces: Tensor) -> None:
     place = torch.arange(32 * 32.0).view(1, 1, 32, 32).expand(50, 3, -1, -1)
     tiles = cut(place, row_by_row(place), 2, 16, 12, rng())

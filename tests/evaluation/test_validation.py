@@ -1,0 +1,34 @@
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sslrun.data.dataset import Dataset
+from sslrun.data.images import Images
+from sslrun.evaluation.validation import encoder_metrics
+from sslrun.models.encoder import Encoder
+from tests.helpers import CPU
+
+
+class Pixels(nn.Module):
+    """A backbone that returns the images as its only map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = [3]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x]
+
+
+def red_and_blue(n: int) -> Dataset:
+    labels = torch.arange(n) % 2
+    pixels = torch.randint(0, 40, (n, 8, 8, 3))
+    pixels[torch.arange(n), :, :, 2 * labels] += 200
+    images = Images([pixels.to(torch.uint8)], np.zeros((n, 16), np.uint8))
+    return Dataset(images, labels, ["red", "blue"], [str(i) for i in range(n)])
+
+
+def test_the_knn_accuracy_of_pretraining_is_1_if_colors_separate_the_classes() -> None:
+    data, val = red_and_blue(60), red_and_blue(40)
+    encoder = Encoder(Pixels(), [0.0] * 3, [1.0] * 3, image_size=8)
+    assert encoder_metrics(encoder, data.images, data, val, CPU)["val/knn_accuracy"] == 1
