@@ -9,7 +9,11 @@ import numpy as np
 from PIL import Image
 
 import sslrun
-from tests.helpers import NO_MAP, QUICK, Cli, runs
+from sslrun.data.decode import find_images
+from sslrun.inference.index import indexed
+from sslrun.inference.model import Model
+from sslrun.models.trained import Trained
+from tests.helpers import CPU, NO_MAP, QUICK, Cli, runs, small_encoder
 
 
 def cached(log: str) -> tuple[int, int]:
@@ -53,3 +57,13 @@ def test_two_files_that_were_swapped_are_embedded_again(in_world: Path, cli: Cli
     Path("two/c.bmp").rename("two/b.bmp")
     assert cli("embed", "two", "out=after.npz", *NO_MAP).code == 0
     assert np.allclose(np.load("before.npz")["features"], np.load("after.npz")["features"][::-1])
+
+
+def test_each_stage_has_features_of_its_own_in_the_cache(few_photos: Path) -> None:
+    Path("best.pt").write_bytes(b"weights")
+    config = {"dataset": {"image_size": 32, "resize": "crop", "channels": "rgb"}}
+    model = Model(Trained(small_encoder((4, 8)), config, Path("best.pt")), CPU)
+    files = find_images(few_photos)
+    for _ in range(2):  # the second time from the cache
+        for stage, width in ((1, 4), (2, 8)):
+            assert indexed(model, files, stage, 8)[1].shape == (12, width)

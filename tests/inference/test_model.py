@@ -5,7 +5,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -170,6 +170,24 @@ def test_the_mean_over_views_is_calibrated() -> None:
     mean = (light(200) + light(100)) / 2
     expected = 1 / (1 + ((1 - mean) / mean) ** (1 / 3))
     assert model(3.0).probabilities(shades(200), views=2)[0, 1] == pytest.approx(expected, abs=1e-5)
+
+
+class Drawing:
+    """Changes nothing, and remembers the random numbers of each view."""
+
+    draws: ClassVar[list[float]] = []
+
+    def __call__(self, images: Tensor, rng: Rng) -> Tensor:
+        self.draws.append(float(rng.rand()))
+        return images
+
+
+def test_each_random_view_of_an_image_is_drawn_anew() -> None:
+    drawing = model()
+    drawing.network.config["augment"] = {"_target_": f"{__name__}.Drawing"}
+    Drawing.draws.clear()
+    drawing.probabilities(shades(40), views=5)
+    assert len(set(Drawing.draws)) == len(Drawing.draws) == 4
 
 
 @pytest.mark.parametrize(

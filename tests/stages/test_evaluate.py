@@ -4,10 +4,13 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from sslrun.stages import evaluate
 from tests.helpers import QUICK, TINY, Cli, runs, summary
 
 
@@ -51,6 +54,18 @@ def test_two_classifiers_are_compared_image_by_image(in_world: Path, cli: Cli) -
     assert "stages" not in actual
     same = cli("evaluate", f"run={classifier}", f"against={classifier}", "stages=false", *QUICK)
     assert "no difference shown: +0.0 points" in same.err
+
+
+def test_the_accuracy_of_against_is_that_of_the_other_classifier() -> None:
+    labels, names = np.array([0, 1, 1, 0]), ["a", "b", "c", "d"]
+
+    def evaluated(name: str, *predicted: int) -> Any:
+        data = SimpleNamespace(names=names, class_names=["flower", "temple"])
+        return SimpleNamespace(directory=Path(name), data=data, labels=labels, probabilities=np.eye(2)[list(predicted)])
+
+    result = evaluate._compared(evaluated("this", 0, 1, 1, 1), evaluated("other", 0, 0, 0, 1))
+    assert (result["run"], result["accuracy"], result["difference"]) == ("other", 0.25, 0.5)
+    assert (result["only_this"], result["only_rival"]) == (2, 0)
 
 
 @pytest.mark.slow

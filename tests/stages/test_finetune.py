@@ -3,14 +3,16 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sslrun.base.errors import UserError
+from sslrun.data.labels import LabelBudget
 from sslrun.stages import finetune
 from sslrun.tasks.finetuning.supervised import Finetuning
-from tests.helpers import QUICK, Cli, runs, summary
+from tests.helpers import QUICK, Cli, runs, source_node, summary
 
 
 def test_finetune_starts_from_the_newest_run_and_logs_it(world: Path) -> None:
@@ -83,6 +85,19 @@ def test_finetuning_without_validation(in_world: Path, cli: Cli) -> None:
     assert result["labels"] == {"train": 8, "validation": 0}
     assert result["best/step"] == 3
     assert cli("evaluate", *QUICK).code == 0
+
+
+@pytest.mark.parametrize("val_fraction", [0.0, 0.2])
+def test_without_a_fold_of_the_labels_validation_has_the_fold_as_well(val_fraction: float) -> None:
+    node = source_node("digits", None, max_images=120, val_fraction=val_fraction)
+    settings: Any = SimpleNamespace(dataset=node, budget=LabelBudget(), fold=None, subset_seed=0)
+    _, every, val = finetune._labeled(settings)
+    settings.fold = [0, 3]
+    _, chosen, more = finetune._labeled(settings)
+    before = val.names if val else []
+    assert more is not None
+    assert len(chosen) == pytest.approx(2 / 3 * len(every), abs=1)
+    assert sorted(more.names) == sorted([*before, *(set(every.names) - set(chosen.names))])
 
 
 @pytest.mark.parametrize("init", ["latest", "scratch"])

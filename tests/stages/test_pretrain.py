@@ -1,11 +1,16 @@
 """`sslrun pretrain`."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.helpers import QUICK, REPOSITORY, TINY, Cli, runs, summary
+from sslrun.base.errors import UserError
+from sslrun.data.dataset import listed
+from sslrun.data.images import Images
+from sslrun.stages import pretrain
+from tests.helpers import QUICK, REPOSITORY, TINY, Cli, folder_node, runs, summary
 
 
 def test_case_53_permuted_labels_leave_pretrained_weights_unchanged(cli: Cli) -> None:
@@ -42,6 +47,24 @@ def test_unlabeled_images_are_added_to_pretraining(cli: Cli, photos: Path) -> No
     assert cli("pretrain", *data, f"unlabeled={photos / 'flower'}").code == 0
     a, b = (summary(p)["images"] for p in runs("pretrain"))
     assert b == a + 30
+
+
+def test_pretraining_uses_both_the_unlabeled_split_and_the_unlabeled_folder(
+    cli: Cli, photos: Path, few_photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(few_photos, "set/train")
+    shutil.copytree(photos / "flower", "set/unlabeled")
+    seen: list[int] = []
+
+    def sampled(images: Images, seed: int) -> None:
+        seen.append(len(images))
+        raise UserError("no training here")
+
+    monkeypatch.setattr(pretrain, "sample_images", sampled)
+    data = ("dataset=folder", "dataset.root=set", "dataset.image_size=16", "dataset.val_fraction=0", *TINY)
+    cli("pretrain", *data, f"unlabeled={photos / 'temple'}")
+    train = len(listed(folder_node("set"), "train").names)  # type: ignore[union-attr]
+    assert seen == [train + 30 + 30]
 
 
 def test_case_47_an_unlabeled_folder_pretrains_and_finetuning_on_it_is_a_clear_error(cli: Cli, photos: Path) -> None:

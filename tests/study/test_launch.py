@@ -21,6 +21,7 @@ from sslrun.base import console
 from sslrun.base.paths import CONF
 from sslrun.runs.run import Stage, Stages
 from sslrun.stages.table import job
+from sslrun.stages.table import stage as named_stage
 from sslrun.study import launch
 from tests.helpers import (
     QUICK,
@@ -218,6 +219,16 @@ def test_keys_change_with_code_that_affects_results(
     with (tmp_path / "sslrun" / changed).open("a") as file:
         file.write("# one more line\n")
     assert (key() != before) == matters
+
+
+def test_a_run_of_a_study_is_repeated_if_images_settings_or_stage_change_and_not_for_other_overrides() -> None:
+    stages = Stages(named_stage, job)
+
+    def key(command: str = "finetune", seed: float = 0, overrides: str = "seed=0", data: str = "images") -> str:
+        return launch.study_run(stages, command, "simclr", {"seed": seed}, [overrides], data, "validation").key
+
+    assert key() == key(seed=0.0) == key(overrides="++seed=0")
+    assert len({key(), key(data="other images"), key(seed=1), key("pretrain")}) == 4
 
 
 def test_the_private_api_of_hydra_launches_a_job() -> None:

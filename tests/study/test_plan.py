@@ -3,6 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from sslrun.base.output import write_json
+from sslrun.data.labels import LabelBudget
+from sslrun.study.launch import StudyRun
+from sslrun.study.plan import Cell, Plan, StudyData, best_settings
 from tests.helpers import SMALL_STUDY, Cli, runs, study_runs, study_table, summary
 
 
@@ -38,3 +42,26 @@ def test_duplicates_run_once_and_lost_weights_are_trained_again(cli: Cli) -> Non
         assert wrong.code == 1
         assert text in wrong.err
         assert "Traceback" not in wrong.err
+
+
+def finished(name: str, accuracy: float) -> StudyRun:
+    """Return a run of a study that there is, with this accuracy on validation."""
+    run = StudyRun("finetune", name, (), "0")
+    run.directory.mkdir(parents=True)
+    summary = {"stage": "finetune", "status": "finished", "config": {"seed": 0}, "overrides": [],
+               "wall_time_seconds": 1.0, "val/accuracy": accuracy, "val/loss": 1.0}  # fmt: skip
+    write_json(run.directory / "summary.json", summary)
+    return run
+
+
+@pytest.mark.parametrize("folds", [True, False])
+def test_a_search_chooses_by_cross_validation_and_without_it_by_validation(folds: bool) -> None:
+    slow, fast = (Cell("simclr", "finetune", LabelBudget(0.1), f"train.learning_rate={r}") for r in (0.001, 0.1))
+    classifiers = {slow: finished("slow", 0.6), fast: finished("fast", 0.7)}
+    trials = {
+        slow: [finished("slow_without0", 0.9), finished("slow_without1", 0.7)],
+        fast: [finished("fast_without0", 0.5), finished("fast_without1", 0.8)],
+    }
+    data = StudyData(None, None, None, "")  # type: ignore[arg-type]
+    plan = Plan(data, {}, classifiers, {}, trials if folds else {})
+    assert best_settings(plan) == [slow if folds else fast]
