@@ -7,6 +7,7 @@ import numpy as np
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
+from sslrun.config.names import nearest
 from sslrun.data.decode import find_images, is_image, relative
 from sslrun.data.sources.source import Listing, SplitName, take_split
 
@@ -38,7 +39,8 @@ def folder(split: SplitName, *, root: str) -> Listing | None:
     if split == "test" and classes:
         unknown = sorted(set(class_folders(test)) - set(classes))
         if unknown:
-            raise UserError(f"{test} has classes that are missing in {train}: {', '.join(unknown[:5])}")
+            hint = nearest(unknown[0], classes)
+            raise UserError(f"{test} has classes that are missing in {train}: {', '.join(unknown[:5])}{hint}")
     return _labeled(test if split == "test" else train, classes)
 
 

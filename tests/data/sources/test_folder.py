@@ -105,3 +105,11 @@ def test_images_of_every_kind_in_one_folder(photos: Path) -> None:
                 image.save(Path("set", c, f"x.{suffix}"))
     assert len(find_images("set")) == 18
     assert len(load_train(folder_node("set"))[0]) == 18 - 2 * round(0.2 * 9)
+
+
+def test_unknown_test_classes_get_the_nearest_name(tmp_path: Path) -> None:
+    for name in ("train/flat", "train/house", "test/flatt", "test/house"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
+    with pytest.raises(UserError, match=r"classes that are missing in .*train: flatt; did you mean flat\?$"):
+        load_test(source_node("folder", tmp_path))
