@@ -135,7 +135,7 @@ def test_a_task_without_views_gets_no_figure_of_them_and_what_is_no_task_is_refu
     wrong = cli("pretrain", *short, "pretext=elsewhere")
     assert wrong.code == 1
     assert wrong.err.splitlines()[-1] == (
-        "sslrun: pretext: plain.Elsewhere (plain.py): `downstream` must be the path of the encoder that goes on, "
+        "sslrun: pretext: plain.Elsewhere (plain.py): `downstream` must be the path of an encoder, "
         f"found 'teacher'; the task has encoder; see {EXTENDING}"
     )
     shutil.rmtree("outputs")
