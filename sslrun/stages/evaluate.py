@@ -1,4 +1,4 @@
-"""`sslrun evaluate`: evaluate a classifier on the test split, which no other command reads."""
+"""`sslrun evaluate`: evaluate a classifier on the test split, which training and model selection never use."""
 
 import time
 from dataclasses import dataclass
