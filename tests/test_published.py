@@ -229,7 +229,7 @@ def test_case_52_training_reads_nothing_of_test(served: Served) -> None:
 def test_license_and_source_are_in_the_yaml_and_in_the_docs(name: str) -> None:
     text = (REPOSITORY / "conf" / "dataset" / f"{name}.yaml").read_text()
     assert "# Source: http" in text
-    assert "Licence: " in text
+    assert "License: " in text
     assert f"| `{name}` |" in (REPOSITORY / "docs/data.md").read_text()
 
 

@@ -28,7 +28,7 @@ def _main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Self-supervised learning of image classifiers: pretrain without labels, finetune with a few."""
+    """Self-supervised learning of image classifiers: pretrain without labels, finetune with few labels."""
 
 
 def _register(name: str, group: typer.Typer) -> None:
@@ -77,7 +77,7 @@ def demo(
     epochs: Annotated[int, typer.Option(help="pretraining epochs")] = 32,
     seeds: Annotated[int, typer.Option(help="number of label subsets")] = 3,
 ) -> None:
-    """Run a demo on digits: does pretraining help with 30 labels?"""
+    """Run a demo on digits: pretraining compared with training from scratch on 30 labels."""
     from sslrun.cli.demo import demo as run_demo
 
     guarded(lambda: run_demo(epochs, seeds))

@@ -94,7 +94,7 @@ def _images(command: str, values: Node) -> None:
         return
     if not names:
         if COMMANDS[command].images:
-            raise UserError("no image named: give files or folders")
+            raise UserError("no images given: name files or folders")
         return
     missing = [n for n in names if n != STDIN and not _exists(n)]
     if missing and (len(missing) == len(names) or "in" in values):

@@ -69,7 +69,7 @@ def restored_sweep(invocation: Invocation) -> Invocation:
         return invocation
     others = [v for v in invocation.overrides if not is_resume(v)]
     if others:
-        raise UserError(f"{' '.join(others)}: a sweep is resumed with its own settings; remove this")
+        raise UserError(f"{' '.join(others)}: a sweep is resumed with its own settings; remove the overrides")
     try:
         hydra = OmegaConf.load(sweep / SWEEP).hydra
         started, settings, command = list(hydra.overrides.task), list(hydra.overrides.hydra), hydra.job.config_name
@@ -82,7 +82,7 @@ def restored_sweep(invocation: Invocation) -> Invocation:
         refuse_older(sweep, summary)
     kept = [o for o in settings if not o.startswith(("hydra.sweep.dir=", "hydra.mode="))]
     if any("_target_" in o for o in kept):
-        raise UserError(f"{sweep / SWEEP} has a _target_ in Hydra's settings, which is refused; start a new sweep")
+        raise UserError(f"{sweep / SWEEP} has a _target_ in Hydra's settings, which is not allowed; start a new sweep")
     if folders and invocation.config_dir is None:
         invocation = invocation.with_flags("-cd", folders[0])
     overrides = [*renamed_overrides(started), *kept, f"hydra.sweep.dir={quoted(str(sweep))}"]

@@ -32,14 +32,14 @@ COMMANDS = {
     FINETUNE: Command("Train a classifier on few labels.", trains="classifier"),
     EVALUATE: Command("Evaluate a classifier on the test split."),
     PREDICT: Command("Classify images.", images=True, one_shot=True),
-    "embed": Command("Extract features of images, with a map of them.", images=True, one_shot=True),
+    "embed": Command("Extract features of images, and draw a map of them.", images=True, one_shot=True),
     "search": Command("Find the images most similar to a query image.", images=True, one_shot=True),
     "suggest": Command("Suggest which images to label first.", images=True, one_shot=True),
     "export": Command("Export a classifier or its backbone for use without sslrun.", one_shot=True),
-    COMPARE: Command("Does pretraining help, and at which label budgets?"),
+    COMPARE: Command("Compare pretraining with training from scratch over label budgets."),
     "fetch": Command("Download a published data set.", is_data=True),
     "check": Command("Check a data set before training on it.", is_data=True),
-    "preview": Command("Draw the views that a pretext task makes of images.", is_data=True),
+    "preview": Command("Draw the augmented views of a pretext task.", is_data=True),
 }
 LISTED = tuple(name for name, c in COMMANDS.items() if not c.is_data)
 FOR_ENCODER = tuple(name for name, c in COMMANDS.items() if c.trains == "encoder")

@@ -25,10 +25,10 @@ def named_images(images: Sequence[str]) -> list[str]:
         UserError: no names, or a folder without images.
     """
     if not images:
-        raise UserError("no image named: give files or folders")
+        raise UserError("no images given: name files or folders")
     names = [n for name in images for n in (_on_standard_input() if name == "-" else [name]) if n]
     if not names:
-        raise UserError("no image named on standard input")
+        raise UserError("no images named on standard input")
     files: list[str] = []
     for name in names:
         path = Path(os.path.expanduser(name))

@@ -46,19 +46,19 @@ def _files(report: dict[str, Any]) -> list[Finding]:
             named = _listed([f"{b['file']} ({b['reason']})" for b in bad])
             many = len(bad) > options["max_bad_fraction"] * n
             limit = f", more than dataset.max_bad_fraction={options['max_bad_fraction']:g}" if many else ""
-            text = f"{len(bad)} of {counted(n, 'image')} of {name} cannot be read{limit}: {named}"
+            text = f"{len(bad)} of {counted(n, 'image')} in {name} cannot be read{limit}: {named}"
             out.append(("error" if many else "warning", text))
         if options["resize"] == "crop" and split.get("cut_away_by_crop", 0) > MAX_CROPPED:
             out.append(
                 (
                     "advice",
-                    f"dataset.resize=crop removes {percent(split['cut_away_by_crop'])} of an image of {name} on "
+                    f"dataset.resize=crop removes {percent(split['cut_away_by_crop'])} of an image in {name} on "
                     "average; dataset.resize=pad keeps the whole image",
                 )
             )
     small = {name: split.get("smaller_than_image_size", 0) for name, split in report["splits"].items()}
     if any(small.values()):
-        named = ", ".join(f"{n} of {report['splits'][name]['images']} of {name}" for name, n in small.items() if n)
+        named = ", ".join(f"{n} of {report['splits'][name]['images']} in {name}" for name, n in small.items() if n)
         size = f"dataset.image_size={options['image_size']}"
         out.append(("advice", f"images smaller than {size} are upsampled, which adds no detail: {named}"))
     others = {s: n for s, n in report["other_files"].items() if s in CONVERTIBLE}

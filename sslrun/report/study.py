@@ -267,7 +267,7 @@ def _recalls(rows: Sequence[Row], base: Sequence[Row]) -> np.ndarray:
 def _mistakes(name: str, members: Sequence[Row]) -> list[dict[str, str]]:
     sheet = Path(members[0].evaluated) / "figures" / "mistakes.png"
     if not sheet.is_file():
-        log.info("No figure of errors for %s: it makes none, or was evaluated by an older version.", name)
+        log.info("No figure of errors for %s: it makes no errors, or was evaluated by an older version.", name)
         return []
     return [{"heading": name, "data": base64.b64encode(sheet.read_bytes()).decode()}]
 

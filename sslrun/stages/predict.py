@@ -78,10 +78,11 @@ def predict(run: Run, settings: Predict) -> dict[str, Any]:
     if unsure:
         log.info("%d of %d are unsure: below %s.", unsure, len(rows), _threshold_text(model, settings.unsure))
     elif settings.unsure == "auto" and model.confidence_threshold is None:
-        log.info("None is marked unsure: no confidence threshold gives an accuracy of 95 % on validation.")
+        log.info("No prediction is marked unsure: no confidence threshold gives an accuracy of 95 % on validation.")
     bad = [r for r in rows if r["error"]]
     if bad:
-        raise UserError(f"{len(bad)} of {len(rows)} could not be read; the first: {bad[0]['image']}: {bad[0]['error']}")
+        unreadable, first = f"{len(bad)} of {counted(len(rows), 'image')}", bad[0]
+        raise UserError(f"{unreadable} could not be read; the first: {first['image']}: {first['error']}")
     return {
         "images": len(rows),
         "unsure": unsure,

@@ -23,7 +23,7 @@ from tests.helpers import Cli, runs
         (["finetune", "resume=nowhere"], ["nowhere is not a run of sslrun"]),
         (["evaluate", "run=nowhere", "against=elsewhere"], ["nowhere is not a run", "elsewhere is not a run"]),
         (["predict", "x.jpg", "y.jpg"], ["x.jpg: no such image or folder (and 1 more)", "no finished finetune run"]),
-        (["predict"], ["no image named: give files or folders", "no finished finetune run"]),
+        (["predict"], ["no images given: name files or folders", "no finished finetune run"]),
         (["embed", "x.jpg"], ["x.jpg: no such image or folder", "no finished pretrain or finetune run"]),
         (["search", "x.jpg", "in=nowhere"], ["x.jpg: no such image", "in=nowhere: no such folder", "no finished"]),
         (["suggest", "x", "labeled=nowhere"], ["x: no such image", "labeled=nowhere: no such folder", "no finished"]),

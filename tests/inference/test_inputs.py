@@ -53,7 +53,7 @@ def test_an_unknown_device_and_no_names_are_reported(in_world: Path, cli: Cli, m
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
         answer = cli(stage, "-", *QUICK)
         assert answer.code == 1
-        assert "no image named on standard input" in answer.err
+        assert "no images named on standard input" in answer.err
 
 
 def test_images_in_memory_and_files_give_the_same_probabilities(in_world: Path, photos: Path) -> None:

@@ -57,7 +57,7 @@ def test_check_finds_what_is_wrong_with_a_folder(messy: Path, cli: Cli) -> None:
     assert d["near"] == [["recompressed.jpg", "temple 05.jpg"]]
     assert d["classes_differ"] == [["flower 01.jpg", "flower.jpg"]]
     warnings = result(answer, "warning")
-    assert "1 of 53 images of train cannot be read: set/train/flower/broken.jpg (damaged" in warnings
+    assert "1 of 53 images in train cannot be read: set/train/flower/broken.jpg (damaged" in warnings
     assert "exact or near duplicate in training: 2; first group: set/t" in warnings
     assert "images with an exact or near duplicate in another class: 1;" in warnings
     assert "1 .heic" in warnings
@@ -109,7 +109,7 @@ def test_a_folder_without_readable_images(cli: Cli) -> None:
     answer = check(cli, "format=json")
     assert answer.code == 1
     assert json.loads(answer.out)["splits"]["train"]["images"] == 0
-    assert "4 of 4 images of train cannot be read" in result(answer, "error")
+    assert "4 of 4 images in train cannot be read" in result(answer, "error")
 
 
 def test_an_unlabeled_folder(photos: Path, cli: Cli) -> None:
@@ -135,8 +135,8 @@ def test_small_wide_and_gray_images(cli: Cli) -> None:
             piece(40, 2 * i + (c == "b")).convert("L").crop((0, 0, 40, 16)).save(f"set/{c}/{i}.png")
     answer = check(cli, "format=json")
     advice = result(answer, "advice")
-    assert "images smaller than dataset.image_size=32 are upsampled, which adds no detail: 48 of 48 of train" in advice
-    assert "dataset.resize=crop removes 60.0 % of an image of train" in advice
+    assert "images smaller than dataset.image_size=32 are upsampled, which adds no detail: 48 of 48 in train" in advice
+    assert "dataset.resize=crop removes 60.0 % of an image in train" in advice
     assert "the images are gray" in advice
     assert "resize=crop" not in result(check(cli, "format=json", "dataset.resize=pad"), "advice")
 

@@ -145,7 +145,7 @@ def test_predict_on_names_that_look_like_settings_and_bad_files(in_world: Path, 
     assert answer.code == 1
     rows = json.loads(answer.out)
     assert [r["error"] for r in rows] == [None, "not an image in a supported format", "no such file"]
-    assert "2 of 3 could not be read" in answer.err
+    assert "2 of 3 images could not be read" in answer.err
     Path("empty").mkdir()
     assert "no images in empty" in cli("predict", "empty").err
 
