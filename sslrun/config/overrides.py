@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -265,6 +266,8 @@ def _check_choice(
         valid = [o for o in options if after_pretraining or o != FROM_CHECKPOINT]
         v = "null" if v == "None" else v
         hint = "; leave it out for none." if v == "null" and in_stage[group].optional else nearest(v, valid) or "."
+        own = Path("conf", group, f"{v}.yaml")
+        hint = f"; for {own} add -cd conf." if config_dir is None and own.is_file() else hint
         mistakes.append(f"{group}={v}: no such {group}{hint} Choices: {', '.join(valid)}")
     if not after_pretraining and FROM_CHECKPOINT in values:
         mistakes.append(f"{group}={FROM_CHECKPOINT}: {stage} does not start from a checkpoint")

@@ -421,6 +421,7 @@ def test_the_page_quotes_the_messages() -> None:
     assert len(quoted) == len(re.findall(r"^\| [^-]", table, re.M)) > 10
     lines = [*TASK_LINES.values(), *SIGNATURE_LINES.values(), *BACKBONE_LINES.values(), *SOURCE_LINES.values()]
     assert [q for q in quoted if not any(_same(q, line) for line in lines)] == [
+        "no such backbone; for conf/backbone/widenet.yaml add -cd conf",
         "no such key; did you mean ...?",
         "no such hook of a task; did you mean ...?",
         "run sslrun in the folder that has widenet.py",

@@ -140,3 +140,10 @@ def test_a_data_set_without_the_shared_keys_is_one_line(tmp_path: Path) -> None:
     assert str(error.value) == (
         "dataset: its YAML lacks the keys of every data set; begin it with defaults: [_shared, _self_]"
     )
+
+
+def test_a_choice_of_ones_own_needs_its_folder() -> None:
+    Path("conf/backbone").mkdir(parents=True)
+    Path("conf/backbone/widenet.yaml").write_text("_target_: widenet.widenet\n")
+    assert "no such backbone; for conf/backbone/widenet.yaml add -cd conf. Choices: " in mistakes("backbone=widenet")
+    assert "no such backbone; did you mean smallcnn?" in mistakes("backbone=smalcnn")
