@@ -244,7 +244,7 @@ def test_a_run_from_before_a_data_set_had_an_address_is_refused_in_words(served:
     [
         pytest.param("rotation_flowers", "flowers", ("label_fractions=[0.1]", "mode=finetune"), marks=pytest.mark.slow),
         pytest.param("simclr_cifar10", "cifar10", ("labels_per_class=[2]", "mode=probe"), marks=pytest.mark.slow),
-        ("rotation_cifar10", "cifar10", ("labels_per_class=[2]", "mode=finetune")),
+        ("rotation_cifar10", "cifar10", ("labels_per_class=[2]", "mode=finetune", "search=[]")),
         pytest.param(
             "rotation_tinyimagenet",
             "tinyimagenet",

@@ -123,7 +123,7 @@ for line in sys.stdin.read().splitlines():
 """
 
 
-def test_case_28_what_the_config_shows_is_reported_before_torch_is_imported(tmp_path: Path) -> None:
+def test_what_the_config_shows_is_reported_before_torch_is_imported(tmp_path: Path) -> None:
     """Importing torch takes seconds. Every command, and every value of a sweep."""
     lines = """\
 pretrain pretext=simcrl
