@@ -251,8 +251,8 @@ def test_without_a_terminal_progress_is_plain_lines_with_rate_and_time_left(
     get(served, packed)
     answer = capfd.readouterr().err
     assert f"Downloading {served.address}/a.tar.gz" in answer
-    assert re.search(r"a\.tar\.gz \d+/\d+, \d+ MB/s, [\d.]+ s left", answer)
-    assert re.search(r"unpacking 8, \d+ files/s", answer)
+    assert re.search(r"a\.tar\.gz \d+/\d+, [\d,]+ MB/s, [\d.]+ s left", answer)
+    assert re.search(r"unpacking 8, [\d,]+ files/s", answer)
 
 
 @pytest.mark.parametrize("url", ["example.com/a.tar.gz", "http://127.0.0.1/ü/a.tar.gz"])
