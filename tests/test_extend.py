@@ -94,7 +94,9 @@ def test_a_toy_of_each_outside_the_package(cli: Cli) -> None:
     wrong = cli("pretrain", "-cd", "conf", *names, "backbone.width=four")
     assert "backbone.width: must be an integer, found four" in wrong.err
     Path("conf/pretext/brightness.yaml").write_text("_target_: toys.Brightnes\n")
-    assert "pretext: _target_ 'toys.Brightnes' cannot be imported" in cli("pretrain", "-cd", "conf", *names).err
+    answer = cli("pretrain", "-cd", "conf", *names)
+    assert "pretext: _target_ 'toys.Brightnes' cannot be imported" in answer.err
+    assert "did you mean Brightness?" in answer.err
 
 
 PLAIN = """

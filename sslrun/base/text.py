@@ -1,5 +1,10 @@
 """Formatting of numbers for people; files for programs keep plain numbers."""
 
+import re
+
+from sslrun.base.errors import UserError
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}  # of a duration as it is given
 SHARES = ("accuracy", "precision", "precision_macro", "recall", "recall_macro", "f1", "f1_macro", "confidence",
           "confidence_threshold")  # fmt: skip
 
@@ -48,3 +53,15 @@ def speed(n: int, unit: str, seconds: float) -> str:
     """Format a duration, with a rate if it is measurable: `12 s, 340 images/s`."""
     rate = f", {n / seconds:,.0f} {unit}/s" if n > 1 and seconds >= 0.1 else ""
     return f"{duration(seconds)}{rate}"
+
+
+def seconds_of(key: str, value: str) -> float:
+    """Parse the value of a key, a duration such as `90s`, `30m` or `1.5h`; return it in seconds.
+
+    Raises:
+        UserError: it is not a positive duration in this format.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", value.strip())
+    if not match or float(match[1]) == 0:
+        raise UserError(f"{key}={value}: expected a time such as 90s, 30m or 2h")
+    return float(match[1]) * UNITS[match[2]]

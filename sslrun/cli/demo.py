@@ -66,6 +66,8 @@ def sslrun(command: str, *arguments: str) -> None:
     try:
         run_command(command, list(arguments))
     except SystemExit as end:
+        if isinstance(end.code, int) and end.code > 128:  # stopped by a signal, which the command has reported
+            raise
         if end.code:
             raise UserError("the demo stopped: the command above failed") from None
     finally:

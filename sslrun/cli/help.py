@@ -32,7 +32,7 @@ def print_help(stage: str, config_dir: str | None) -> None:
             print(f"  {group + '=' + default:<27}{' | '.join(sorted(names))}")
             chosen.append((group, default))
     print("\nKeys and their defaults:")
-    print("\n".join(f"  {line}" for line in keys if line.strip()))
+    print("\n".join(f"  {line}" for line in keys if line.strip() and not _is_target(line)))
     for group, default in chosen:
         if default not in ("null", FROM_CHECKPOINT):
             print(f"  {group}:  # {default}")
@@ -66,6 +66,10 @@ def _keys(folders: list[Path], group: str, choice: str) -> list[str]:
     for name in ("_shared", choice):
         file = next((f / group / f"{name}.yaml" for f in folders if (f / group / f"{name}.yaml").is_file()), None)
         for line in file.read_text(encoding="utf-8").splitlines() if file else []:
-            if line.strip() and not line.startswith(("#", "_target_", "defaults:")):
+            if line.strip() and not (_is_target(line) or line.startswith(("#", "defaults:"))):
                 lines[line.split(":")[0]] = line
     return list(lines.values())
+
+
+def _is_target(line: str) -> bool:
+    return line.strip().startswith("_target_:")

@@ -8,6 +8,8 @@ from pathlib import Path
 WITH_VALUE = {"-cd", "--config-dir", "-cp", "--config-path", "-cn", "--config-name", "-p", "--package", "-c", "--cfg",
               "--experimental-rerun"}  # fmt: skip
 SHOWING = {"-c", "--cfg", "-i", "--info", "--hydra-help"}  # flags that only print something
+FLAGS = WITH_VALUE | SHOWING | {"-m", "--multirun", "-r", "--run", "--resolve", "-sc", "--shell-completion", "-h",
+                                "--help", "--version"}  # fmt: skip
 INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 
 
@@ -48,6 +50,16 @@ class Invocation:
             if flag.startswith("--config-dir="):
                 return flag.split("=", 1)[1]
         return None
+
+    @property
+    def unknown_flags(self) -> list[str]:
+        """The flags that Hydra does not have."""
+        values = {i + 1 for i, flag in enumerate(self.flags) if flag in WITH_VALUE}
+        return [
+            f
+            for i, f in enumerate(self.flags)
+            if f.startswith("-") and i not in values and f.split("=")[0] not in FLAGS
+        ]
 
     def with_overrides(self, overrides: Iterable[str]) -> "Invocation":
         """Return a copy with these overrides."""

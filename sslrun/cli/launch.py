@@ -3,7 +3,7 @@
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -75,17 +75,35 @@ def launch(invocation: Invocation) -> None:
 
 
 def _refuse_others(invocation: Invocation) -> None:
-    """Raise if the config folder does not exist, or if a command that takes no images has arguments left over."""
+    """Raise if the config folder does not exist, or at an argument that the command does not have."""
     from sslrun.base.errors import UserError
-    from sslrun.config.compose import choices, groups
+    from sslrun.config.names import key_hint
+    from sslrun.config.overrides import keys_of
 
-    config_dir, others = invocation.config_dir, invocation.others
+    command, config_dir, others = invocation.command, invocation.config_dir, invocation.others
     if config_dir is not None and not Path(config_dir).is_dir():
         raise UserError(f"{config_dir}: no such folder (-cd)")
-    if others and not COMMANDS[invocation.command].images:
-        hints = [f"{g}={a}" for a in others for g in groups(config_dir) if a in choices(g, config_dir)]
+    if invocation.unknown_flags:
+        flag = invocation.unknown_flags[0]
+        hint = key_hint(flag.lstrip("-").split("=")[0], keys_of(command, config_dir))
+        raise UserError(f"{flag}: no such flag; settings are given as key=value{hint}")
+    if others and not COMMANDS[command].images:
+        hints = [h for a in others for h in _meant(a, keys_of(command, config_dir), config_dir)]
         hint = f"; did you mean {hints[0]}?" if hints else "; settings are given as key=value"
         raise UserError(f"unexpected argument: {' '.join(others)}{hint}")
+
+
+def _meant(argument: str, keys: list[str], config_dir: str | None) -> Iterator[str]:
+    """Yield the settings that an argument may stand for: a choice of a group, a run, or a folder of images."""
+    from sslrun.config.compose import choices, groups
+
+    path = Path(argument)
+    yield from (f"{g}={argument}" for g in groups(config_dir) if argument in choices(g, config_dir))
+    if "run" in keys and path.is_dir():
+        runs = [path] if (path / "summary.json").is_file() else sorted(p.parent for p in path.glob("*/summary.json"))
+        yield from (f"run={run}" for run in runs[-1:])
+    if "dataset.root" in keys and path.is_dir():
+        yield f"dataset=folder dataset.root={argument}"
 
 
 def _with_images(invocation: Invocation) -> Invocation:

@@ -3,13 +3,15 @@
 import shlex
 from collections.abc import Callable, Sequence
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sslrun.base.errors import UserError
+from sslrun.base.text import seconds_of
 from sslrun.config.commands import COMPARE, FINETUNE, PRETRAIN, TASKS
-from sslrun.config.compose import choices, chosen
+from sslrun.config.compose import choices, chosen, group_choices
 from sslrun.config.grammar import key_of
 from sslrun.config.names import nearest
 from sslrun.config.overrides import check_overrides, composed_configs
@@ -30,11 +32,29 @@ def mistakes(config: DictConfig, overrides: Sequence[str], config_dir: str | Non
     def check(command: str, overrides: list[str]) -> object:
         return composed_configs(command, overrides, config_dir, multirun=False)
 
+    own = _texts(config, "finetune")
+    swept = [o for o in own if _is_sweep(o)]
+    own = [o for o in own if o not in swept]
+    groups = group_choices(overrides if "finetune" not in config else own, config_dir)  # which searched keys depend on
     return [
         *(line for spec in _texts(config, "pretexts") for line in _pretext(spec, overrides, check, config_dir)),
-        *(line for s in _texts(config, "search") if "=" in s for line in _lines("search: ", check, FINETUNE, [s])),
-        *(_lines("finetune.", check, FINETUNE, own) if (own := _texts(config, "finetune")) else []),
+        *_budget(config.get("budget")),
+        *(
+            line
+            for s in _texts(config, "search")
+            if "=" in s
+            for line in _lines("search: ", check, FINETUNE, [*groups, s])
+        ),
+        *(_lines("finetune.", check, FINETUNE, own) if own else []),
+        *(f"finetune.{o}: expected one value; to try several, use search=[...]" for o in swept),
     ]
+
+
+def _is_sweep(override: str) -> bool:
+    try:
+        return bool(OverridesParser.create().parse_override(override).is_sweep_override())
+    except HydraException:
+        return False  # reported by the check of the config
 
 
 def check_classifiers(config: DictConfig, settings: type, config_dir: str | None) -> None:
@@ -50,6 +70,15 @@ def check_classifiers(config: DictConfig, settings: type, config_dir: str | None
         check_overrides(FINETUNE, settings, _texts(config, "finetune"), config_dir, False)
     except UserError as error:
         raise UserError("\n".join(f"finetune.{line}" for line in str(error).splitlines())) from None
+
+
+def _budget(value: object) -> list[str]:
+    try:
+        if isinstance(value, str | int | float):
+            seconds_of("budget", str(value))
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _texts(config: DictConfig, key: str) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from sslrun.base.errors import UserError, described
 from sslrun.base.paths import CONF
+from sslrun.config.names import nearest
 from sslrun.config.renames import renamed_config
 from sslrun.config.types import Node
 
@@ -55,10 +56,13 @@ def locate(path: str) -> Callable[..., Any]:
         UserError: it cannot be imported, or is not callable.
     """
     module, _, name = path.rpartition(".")
+    imported = None
     hint = f"; it is now called {RENAMED[path]}" if path in RENAMED else ""
     try:
-        target: Any = getattr(importlib.import_module(module), name)
+        imported = importlib.import_module(module)
+        target: Any = getattr(imported, name)
     except Exception as error:  # of any type: the module may be the user's own
+        hint = hint or (nearest(name, [n for n in vars(imported) if not n.startswith("_")]) if imported else "")
         raise UserError(f"_target_ {path!r} cannot be imported: {_reason(error, path)}{hint}") from error
     if not callable(target):
         raise UserError(f"_target_ {path!r} is not a function or class{hint}")

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 from sslrun.base.errors import UserError
 from sslrun.config.build import locate, parameters
 from sslrun.config.contract import Contract
-from sslrun.config.names import key_hint, nearest
+from sslrun.config.names import key_hint, list_hint, nearest
 from sslrun.config.types import Also, FromCheckpoint, Node, Supplied
 
 
@@ -118,7 +118,8 @@ def _sentences(error: ValidationError, where: tuple[str, ...], names: list[str])
             lines.setdefault(f"{dotted}: required; set {dotted}=...", [])
         else:
             lines.setdefault(dotted, []).append(_expected(e))
-            lines[dotted + "\0"] = [f", found {_shown_value(error, e, key)}"]
+            hint = list_hint(dotted, e["input"]) if e["type"] == "list_type" else ""
+            lines[dotted + "\0"] = [f", found {_shown_value(error, e, key)}{hint}"]
     out = []
     for head, expected in lines.items():
         if head.endswith("\0"):

@@ -1,5 +1,6 @@
 """The config files, and composing them with Hydra."""
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sslrun.base.errors import UserError
 from sslrun.base.paths import CONF
+from sslrun.config.grammar import key_of
 from sslrun.config.hydra_keys import CHDIR
 from sslrun.config.renames import renamed_composed
 from sslrun.config.types import Node
@@ -31,6 +33,12 @@ def choices(group: str, config_dir: str | None = None) -> list[str]:
 def groups(config_dir: str | None = None) -> list[str]:
     """Return the names of the config groups."""
     return sorted({p.name for d in folders(config_dir) for p in d.iterdir() if p.is_dir() and p.name != "hydra"})
+
+
+def group_choices(overrides: Iterable[str], config_dir: str | None) -> list[str]:
+    """Return the overrides that choose from a config group, such as `optimizer=sgd`."""
+    names = groups(config_dir)
+    return [o for o in overrides if key_of(o) in names]
 
 
 def compose_config(stage: str, overrides: list[str], config_dir: str | None) -> DictConfig:

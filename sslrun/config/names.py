@@ -63,6 +63,11 @@ def nearest(name: str, names: Sequence[str]) -> str:
     return f"; did you mean {by_case[matches[0]]}?" if matches else ""
 
 
+def list_hint(key: str, value: object) -> str:
+    """Return how to write a single value where a list is expected: `; write seeds=[3]`."""
+    return "" if isinstance(value, list | dict | None) else f"; write {key}=[{value}]"
+
+
 def key_hint(key: str, keys: Collection[str], value: str = "") -> str:
     """Return a hint for a key that a command does not have, or an empty string if nothing is similar.
 

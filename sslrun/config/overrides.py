@@ -317,6 +317,12 @@ def _check_key(o: Override, config: DictConfig, mistakes: list[str], with_choice
     return True
 
 
+def keys_of(stage: str, config_dir: str | None) -> list[str]:
+    """Return the keys of a command's default config, dotted."""
+    config: Any = OmegaConf.to_container(compose_config(stage, [], config_dir), resolve=False)
+    return _leaves(config)
+
+
 def _leaves(config: Node, prefix: str = "") -> list[str]:
     out = []
     for key, value in config.items():

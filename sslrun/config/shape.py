@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sslrun.base.paths import CONF
 from sslrun.config.compose import choices, compose_config
-from sslrun.config.names import key_hint
+from sslrun.config.names import key_hint, list_hint
 from sslrun.config.types import Node
 
 LISTS = {"an integer": "integers", "a number": "numbers", "text": "text", "a list": "lists"}
@@ -102,7 +102,8 @@ def _compared(values: Node, raw: Any, like: Node, prefix: str) -> list[str]:
         elif isinstance(raw[name], str) and raw[name].startswith("${"):
             continue  # reported for the key that it refers to
         elif (expected := _expected(value, default)) is not None:
-            out.append(f"{key}: must be {expected}, found {_shown(value)}")
+            hint = list_hint(key, value) if isinstance(default, list) else ""
+            out.append(f"{key}: must be {expected}, found {_shown(value)}{hint}")
     return out
 
 

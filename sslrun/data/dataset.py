@@ -110,7 +110,7 @@ def load_train(node: Node) -> tuple[Dataset, Dataset | None]:
     assert data is not None
     if data.labels is None or options.val_fraction == 0:
         return data, None
-    train, val = validation(data.labels.numpy(), options.val_fraction, options.split_seed)
+    train, val = validation(data.labels.numpy(), data.class_names, options.val_fraction, options.split_seed)
     return data.take(train), data.take(val)
 
 
@@ -237,12 +237,9 @@ def _choose_classes(listing: Listing, wanted: list[str] | dict[str, list[str]]) 
     if unknown:
         from sslrun.config.names import nearest
 
-        known = list(position)
-        raise UserError(
-            "\n".join(
-                f"dataset.classes: no class {c}{nearest(c, known) or '.'} There are {len(known)}" for c in unknown
-            )
-        )
+        known, n = list(position), len(listing.class_names)
+        lines = [f"dataset.classes: no class {c}{nearest(c, known) or '.'} There are {n} classes" for c in unknown]
+        raise UserError("\n".join(lines))
     new = np.full(len(listing.class_names), -1)
     for i, members in enumerate(groups.values()):
         for member in members:

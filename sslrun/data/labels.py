@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sslrun.base.errors import UserError
+from sslrun.base.text import counted
 
 
 def hashed_train_test_split(
@@ -38,8 +39,13 @@ def validation_sizes(sizes: dict[int, int], fraction: float) -> dict[int, int]:
     return {c: max(1, round(fraction * n)) if fraction > 0 else 0 for c, n in sizes.items()}
 
 
-def validation(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def validation(
+    labels: np.ndarray, class_names: Sequence[str], fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Split off a stratified validation set from training.
+
+    Args:
+        class_names: for the message.
 
     Returns:
         Sorted positions of the remaining training images and of validation.
@@ -51,8 +57,8 @@ def validation(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
     for c, n in counts(labels).items():
         if sizes[c] >= n:
             raise UserError(
-                f"a class has only {n} training image{'s' * (n > 1)}, too few to split off a validation set: add "
-                "images to it, exclude it with dataset.classes, or set dataset.val_fraction=0"
+                f"class {class_names[c]} has only {counted(n, 'training image')}, too few to split off a validation "
+                "set: add images to it, exclude it with dataset.classes, or set dataset.val_fraction=0"
             )
     permutation = np.random.default_rng([seed, 1]).permutation(len(labels))
     val = _prefixes(permutation, labels, sizes)

@@ -47,6 +47,7 @@ def paired_test(correct: np.ndarray, rival: np.ndarray) -> dict[str, Any]:
 
 
 LEVEL = 0.95
+MIN_VALUES = 3  # for an interval: that of two values would be their mean +- 9 SD (Student's t)
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Interval:
 
     Attributes:
         mean: of the values.
-        low, high: bounds of the interval, in the unit of the values; NaN for a single value.
+        low, high: bounds of the interval, in the unit of the values; NaN for fewer than three values.
         n: number of values.
     """
 
@@ -63,6 +64,11 @@ class Interval:
     low: float
     high: float
     n: int
+
+    @property
+    def known(self) -> bool:
+        """Whether there are enough values for an interval."""
+        return self.n >= MIN_VALUES
 
     def excludes_zero(self) -> bool:
         """Return whether the whole interval is on one side of 0."""
@@ -80,7 +86,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
     from scipy.stats import ttest_1samp
 
     mean, n = statistics.fmean(values), len(values)
-    if n < 2:
+    if n < MIN_VALUES:
         return Interval(mean, math.nan, math.nan, n)
     if len(set(values)) == 1:
         return Interval(mean, mean, mean, n)

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from sslrun.base.output import new_table
 from sslrun.base.text import counted, duration, percent
+from sslrun.study.choice import MIN_VALIDATION
 
 MAX_LISTED = 5  # entries of a long list
 MAX_CROPPED = 0.3  # mean fraction of an image that a square crop may remove without advice
@@ -108,6 +109,14 @@ def _labels(report: dict[str, Any]) -> list[Finding]:
     elif few:
         out.append(
             ("warning", f"label_fraction={result['label_fraction']:g} is less than one image of {few}; one is used")
+        )
+    if 0 < result["validation"] < MIN_VALIDATION:
+        out.append(
+            (
+                "advice",
+                f"only {counted(result['validation'], 'validation image')}: validation accuracy is imprecise, and "
+                "classifiers are chosen by k-fold cross-validation on the labeled images, too",
+            )
         )
     sizes = sorted(report["splits"]["train"]["classes"].items(), key=lambda c: c[1])
     (smallest, least), (largest, most) = sizes[0], sizes[-1]

@@ -154,7 +154,7 @@ def class_gains(gains: Mapping[str, np.ndarray], class_names: Sequence[str], tit
         axis.set_yticks(range(n), class_names if i == 0 and n <= 60 else [""] * n, fontsize=7)
         axis.invert_yaxis()
         axis.set_title(name, fontsize=9)
-        axis.set_xlabel("difference in recall (points), 95 % CI")
+        axis.set_xlabel("difference in recall (points)" + ", 95 % CI" * intervals[0].known)
     figure.suptitle(title, color=INK, fontsize=9)
     figure.tight_layout()
     return save_figure(figure, folder, "class_gains")

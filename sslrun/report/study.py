@@ -18,6 +18,7 @@ from sslrun.base.console import ERR, log
 from sslrun.base.files import write_text
 from sslrun.base.output import new_table, write_csv
 from sslrun.base.text import counted, interval, percent
+from sslrun.evaluation.intervals import MIN_VALUES
 from sslrun.report import plots
 from sslrun.report.html import render
 from sslrun.report.plots import FROM_SCRATCH, name_of
@@ -30,7 +31,7 @@ RESULTS = {  # texts of verdicts in tables
     "better": "better",
     "worse": "worse",
     "none": "no difference shown",
-    "one subset": "undecided (one label subset)",
+    "too few subsets": "undecided (too few label subsets)",
     "no baseline": "no baseline",
 }
 STYLES = {"better": "green", "worse": "red"}  # of verdicts in a terminal; a page has CSS classes of these names
@@ -72,7 +73,7 @@ def difference_text(verdict: Verdict | None) -> str:
     if verdict is None or verdict.difference is None:
         return ""
     difference = verdict.difference
-    ends = f" ({interval(difference.low, difference.high)})" if difference.n > 1 else ""
+    ends = f" ({interval(difference.low, difference.high)})" if difference.known else ""
     return f"{100 * difference.mean:+.1f}{ends}"
 
 
@@ -81,8 +82,9 @@ def verdict_text(verdict: Verdict) -> str:
     difference = verdict.difference
     if difference is None:
         return "no network trained from scratch to compare with"
-    if verdict.kind == "one subset":
-        return "undecided: one label subset gives no confidence interval; increase seeds"
+    if verdict.kind == "too few subsets":
+        subsets = counted(difference.n, "label subset")
+        return f"undecided: {subsets}, too few for a confidence interval; set seeds={MIN_VALUES} or more"
     if verdict.kind == "none":
         ends = interval(difference.low, difference.high)
         return f"no difference shown: {100 * difference.mean:+.1f} points (95 % CI {ends})"
@@ -184,8 +186,8 @@ def _figures(
     n = max(e.accuracy.n for e in entries)
     text = (
         f"Mean test accuracy; error bars: 95 % CI over {n} label subsets."
-        if n > 1
-        else "Test accuracy, one label subset."
+        if n >= MIN_VALUES
+        else f"Mean test accuracy over {counted(n, 'label subset')}, too few for a 95 % CI."
     )
     yield _figure("label_efficiency", "Label efficiency", svg, text)
     if any(r.mode == TUNED for r in rows):
@@ -223,7 +225,9 @@ def _by_class(
     gains = {name: differences for name, differences in gains.items() if len(differences)}
     if gains:
         svg = plots.class_gains(gains, names, title, folder)
-        text = "Recall minus that of training from scratch on the same labels; error bars: 95 % CI over label subsets."
+        text = "Recall minus that of training from scratch on the same labels."
+        if all(len(differences) >= MIN_VALUES for differences in gains.values()):
+            text += " Error bars: 95 % CI over label subsets."
         yield _figure("class_gains", "Difference in recall by class", svg, text)
     text = (
         f"Misclassified test images by confidence: predicted class, confidence, true class. One label subset, {title}."

@@ -48,7 +48,7 @@ def save(path: Path, content: dict[str, Any], before: Path | None = None) -> Non
         _sync(path.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         reason = error.strerror if isinstance(error, OSError) else "is the disk full?"
-        raise UserError(f"cannot write {path} ({reason}); the previous checkpoint is kept, free some space") from None
+        raise UserError(f"cannot write {path} ({reason}); the previous checkpoint is kept") from None
 
 
 def _sync(folder: Path) -> None:

@@ -36,9 +36,10 @@ def source_of(init: str, runs: list[FoundRun], backbone: Node, dataset: Node, co
         return Path(init)
     tasks = sorted({*choices(TASKS, config_dir), *(short_name(s["config"]["pretext"]["_target_"]) for _, s in runs)})
     if init not in (LATEST, *tasks):
+        trained = ", ".join(sorted({short_name(s["config"]["pretext"]["_target_"]) for _, s in runs}))
         hint = nearest(init, [*tasks, LATEST, SCRATCH, IMAGENET])
         raise UserError(
-            f"init={init}: no such pretext task, run or file{hint or '.'} Tasks: {', '.join(tasks)}; or use "
+            f"init={init}: no such pretext task, run or file{hint or '.'} Pretrained here: {trained or 'none'}; or use "
             f"{LATEST}, {SCRATCH}, {IMAGENET}, a run directory or a file"
         )
     run = newest_encoder(runs, backbone, dataset, None if init == LATEST else init)
@@ -73,4 +74,5 @@ def _no_run(init: str, runs: list[FoundRun], backbone: Node, dataset: Node) -> s
     wanted = [short_name(n["_target_"]) for n in (backbone, dataset) if n.get("_target_")]
     kind = f"{'' if init == LATEST else init + ' '}run" + (f" of {' on '.join(wanted)}" if wanted else "")
     others = f"{counted(len(runs), 'other run')} in outputs/pretrain" if runs else "no run in outputs/pretrain"
-    return f"init={init}: no pretrain {kind} ({others}): start one with sslrun pretrain, or use init=scratch"
+    task = "" if init == LATEST else f" {TASKS}={init}"
+    return f"init={init}: no pretrain {kind} ({others}); pretrain with sslrun pretrain{task}, or use init=scratch"

@@ -209,6 +209,7 @@ def _labels(split: CheckedSplit, options: Options, budget: LabelBudget) -> dict[
         "label_fraction": budget.fraction,
         "labels_per_class": budget.per_class,
         "classes": len(sizes),
+        "validation": sum(val_sizes.values()),
         "too_few_for_validation": [names[c] for c, n in sizes.items() if val_sizes[c] >= n],
         "too_few": {names[c]: available[c] for c in budget.too_small(available, sizes)},
     }

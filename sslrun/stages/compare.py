@@ -10,8 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from pydantic import Field
 
 from sslrun.base.console import ERR, log
-from sslrun.base.text import counted
-from sslrun.config.commands import COMPARE
+from sslrun.base.text import counted, seconds_of
+from sslrun.config.commands import COMPARE, FINETUNE, PRETRAIN
 from sslrun.config.grammar import key_of
 from sslrun.config.types import Count, Node, Positive, PositiveInt
 from sslrun.data.labels import LabelBudget
@@ -26,10 +26,10 @@ from sslrun.runs.find import find, read_summary
 from sslrun.runs.resume import STUDY
 from sslrun.runs.run import Run
 from sslrun.study import results
-from sslrun.study.budget import seconds_of, times_of
+from sslrun.study.budget import times_of
 from sslrun.study.choice import AUTO, score_of
 from sslrun.study.embeddings import embedding_maps
-from sslrun.study.launch import StudyRun, launch_all, launcher_overrides
+from sslrun.study.launch import StudyRun, launch_all, launcher_overrides, user_config_dir
 from sslrun.study.plan import Plan, StudyData, best_settings, load_data, plan_of
 from sslrun.study.settings import overrides_of
 from sslrun.tasks.task import TaskNode
@@ -76,7 +76,7 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
     run.note(resumable=STUDY)
     for fraction in settings.label_fractions:
         LabelBudget(fraction).check(run.overrides)
-    limit = None if settings.budget is None else seconds_of(settings.budget)
+    limit = None if settings.budget is None else seconds_of("budget", settings.budget)
     chosen, config_dir = _choices(run)
     overrides_of(run.stages, run.config, chosen, config_dir)  # reports mistakes before images are decoded
     loaded = load_data(settings.dataset, settings.unlabeled)
@@ -102,16 +102,23 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
     best = results.best_classifier(rows)
     if best:
         name = name_of(best.initialization, best.mode)
-        ERR.print(f"Use the best classifier ({name}): sslrun predict image.jpg run={best.finetuned}", markup=False)
+        by = "cross-validation" if best.cv_accuracy is not None else "validation"
+        ERR.print(f"Best classifier at {counted(best.labels, 'label')} by {by} accuracy: {name}", markup=False)
+        ERR.print(f"To use it: sslrun predict image.jpg run={best.finetuned}", markup=False)
     return {"conclusions": conclusions, "best_classifier": best and best.finetuned}
 
 
 def _evaluated(run: Run, plan: Plan, mode: str) -> list[results.Row]:
     """Launch the runs of a study, and return one row for each classifier, with its best setting."""
     launched: set[StudyRun] = set()
-    for runs in (plan.pretrainings.values(), plan.classifiers.values(), chain.from_iterable(plan.trials.values())):
+    trials = chain.from_iterable(plan.trials.values())
+    for title, runs in (
+        (PRETRAIN, plan.pretrainings.values()),
+        (FINETUNE, plan.classifiers.values()),
+        ("fold", trials),
+    ):
         fresh = [r for r in runs if r not in launched]
-        launch_all(fresh, run.stages)
+        launch_all(fresh, run.stages, title)
         launched.update(fresh)
     evaluated = {c: plan.evaluations[c] for c in best_settings(plan)}
     launch_all(list(evaluated.values()), run.stages)
@@ -134,7 +141,7 @@ def _choices(run: Run) -> tuple[dict[str, str], str | None]:
     """Return the choice of each config group, and the user's own config folder if there is one."""
     hydra = HydraConfig.get()
     chosen = run.summary.get("choices") or {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra")}
-    config_dir = next((s.path for s in hydra.runtime.config_sources if s.provider == "command-line"), None)
+    config_dir = user_config_dir()
     run.note(choices=chosen, config_dir=config_dir, launcher=launcher_overrides())
     return chosen, config_dir
 

@@ -11,6 +11,7 @@ from sslrun.base.errors import UserError
 from sslrun.base.files import file_hash
 from sslrun.base.text import counted
 from sslrun.config.build import build, built_settings
+from sslrun.config.compose import group_choices
 from sslrun.config.nodes import short_name
 from sslrun.config.types import Count, Fraction, FromCheckpoint, Node, Positive, PositiveInt
 from sslrun.data.dataset import Dataset, load_train
@@ -29,13 +30,14 @@ from sslrun.runs.find import BEST, LAST
 from sslrun.runs.resume import CHECKPOINT, STUDY
 from sslrun.runs.run import Run
 from sslrun.study.choice import choose, searched
+from sslrun.study.launch import user_config_dir
 from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.training import autotune
 from sslrun.training.batches import Batches
 from sslrun.training.loop import fit
 from sslrun.training.optimizers import build_optimizer
 from sslrun.training.settings import Training
-from sslrun.training.state import State
+from sslrun.training.state import State, formatted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,7 @@ def _resolved(run: Run, settings: Finetune) -> tuple[Network, Finetune]:
         raise UserError(f"mode={settings.mode} has no steps to resume; run it again without resume=")
     resumed_summary = run.summary if run.resumed and settings.mode == "finetune" else None
     network = resolve(settings.init, settings.backbone, settings.dataset, run.overrides, resumed_summary)
-    search, mode = searched(run.stages, settings.search, []), settings.mode
+    search, mode = _searched(run, settings), settings.mode
     if search and mode != "auto":
         raise UserError(f"search= needs mode=auto, found mode={mode}; remove one of them")
     if network.kind == "scratch" and mode == "auto" and not search:
@@ -127,6 +129,13 @@ def _resolved(run: Run, settings: Finetune) -> tuple[Network, Finetune]:
     config = run.resolve(backbone=network.backbone, dataset=network.dataset, init=init, mode=mode, search=search)
     run.note(**{"auto": {"resumable": STUDY}, "finetune": {"resumable": CHECKPOINT}}.get(mode, {}))
     return network, built_settings(Finetune, config)
+
+
+def _searched(run: Run, settings: Finetune) -> list[str]:
+    """Return the settings to try; their keys may depend on the run's config groups, such as the optimizer."""
+    config_dir = user_config_dir()
+    groups = group_choices(run.summary["overrides"], config_dir)
+    return searched(run.stages, settings.search, groups, config_dir)
 
 
 def _labeled(settings: Finetune) -> tuple[Dataset, Dataset, Dataset | None]:
@@ -220,6 +229,10 @@ def _trained(
     if not run.in_study:
         curves_figure(run)
     best = checkpoint.load(run.directory / BEST)
+    if val:
+        unchanged = ", the linear probe: finetuning did not improve on it" if pretrained and best["step"] == 0 else ""
+        kept = f"step {best['step']} of {total}{unchanged}"
+        log.info("Best state by validation accuracy: %s (%s)", kept, formatted(best["metrics"]))
     return result | best["metrics"]
 
 

@@ -1,7 +1,6 @@
 """Estimated duration of a study, and the number of pretraining epochs that fit a time budget."""
 
 import math
-import re
 from dataclasses import dataclass
 
 from sslrun.base.console import quietly
@@ -15,20 +14,6 @@ from sslrun.config.types import Node
 from sslrun.study.plan import Plan, StudyData, best_settings
 from sslrun.training import estimate
 from sslrun.training.settings import Training, batches_per_epoch
-
-UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def seconds_of(budget: str) -> float:
-    """Parse a time such as `90s`, `30m` or `1.5h`; return it in seconds.
-
-    Raises:
-        UserError: it is not a positive time in this format.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", budget.strip())
-    if not match or float(match[1]) == 0:
-        raise UserError(f"budget={budget}: expected a time such as 90s, 30m or 2h")
-    return float(match[1]) * UNITS[match[2]]
 
 
 @dataclass
@@ -51,11 +36,13 @@ class Times:
         Raises:
             UserError: less than one.
         """
-        epochs = math.floor((limit - self.classifiers) / sum(self.epoch.values()))
+        each = sum(self.epoch.values())
+        epochs = math.floor((limit - self.classifiers) / each)
         if epochs < 1:
             raise UserError(
                 f"budget is too small: the classifiers take about {duration(self.classifiers)}, one epoch of every "
-                f"pretraining {duration(sum(self.epoch.values()))}; increase it, or lower seeds or finetune.train.steps"
+                f"pretraining {duration(each)}; set budget={math.ceil((self.classifiers + each) / 60)}m or more, or "
+                "lower seeds or finetune.train.steps"
             )
         return epochs
 

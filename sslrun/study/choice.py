@@ -2,7 +2,7 @@
 
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from sslrun.base.errors import UserError
 from sslrun.base.text import counted, percent
 from sslrun.config.build import settings_of
 from sslrun.config.commands import FINETUNE
-from sslrun.config.compose import compose_config
+from sslrun.config.compose import compose_config, group_choices
 from sslrun.config.grammar import differing, key_of
 from sslrun.config.nodes import plain
 from sslrun.config.overrides import check_overrides
@@ -77,7 +77,7 @@ def choose(run: Run, images: Sequence[str], weights: str, validation: int, fewes
 
     tried = {c: [trained(c, f) for f in folds] for c in _candidates(run.config)}
     run.keep_changes()
-    launch_all([r for runs in tried.values() for r in runs], run.stages)
+    launch_all([r for runs in tried.values() for r in runs], run.stages, "candidate" if folds == [None] else "fold")
     scores = {c: score_of(runs) for c, runs in tried.items()}
     best = max(scores, key=lambda c: scores[c])
     accuracies = {str(c): round(s[0], 6) for c, s in scores.items()}
@@ -87,7 +87,7 @@ def choose(run: Run, images: Sequence[str], weights: str, validation: int, fewes
     log.info("Accuracy on %s%s: %s. Chosen: %s.", counted(validation, "validation image"), how, text, best)
     final = trained(best, None)
     if final not in tried[best]:
-        launch_all([final], run.stages)
+        launch_all([final], run.stages, "final training")
     return {
         **_copy_result(run, final),
         "chosen": str(best),
@@ -110,18 +110,20 @@ def _copy_result(run: Run, final: StudyRun) -> dict[str, Any]:
     return metrics
 
 
-def searched(stages: Stages, search: Sequence[str], fixed: Iterable[str]) -> list[str]:
-    """Return the settings of a search, without those of fixed keys.
+def searched(stages: Stages, search: Sequence[str], given: Sequence[str], config_dir: str | None) -> list[str]:
+    """Return the settings of a search, without those that are given.
 
     Args:
         stages: the commands.
         search: settings of finetune, such as `augment.probability=0.5`.
-        fixed: keys set by the user for all classifiers.
+        given: settings of all classifiers; keys of the search may depend on the config groups chosen here.
+        config_dir: the user's own config folder.
 
     Raises:
         UserError: some are not valid settings, or have keys that cannot be searched; one line for each.
     """
     mistakes = []
+    chosen = group_choices(given, config_dir)
     nodes = {k for k, v in plain(compose_config(FINETUNE, [], None)).items() if isinstance(v, dict)} if search else {}
     for s in search:
         first = re.split(r"[./]", key := key_of(s))[0]
@@ -130,12 +132,13 @@ def searched(stages: Stages, search: Sequence[str], fixed: Iterable[str]) -> lis
             mistakes.append(f"search: {s}: expected a training setting such as augment.probability=0.5{hint}")
             continue
         try:
-            check_overrides(FINETUNE, settings_of(stages.named(FINETUNE)), [s], None, False)
+            check_overrides(FINETUNE, settings_of(stages.named(FINETUNE)), [*chosen, s], config_dir, False)
         except UserError as error:
             mistakes += [f"search: {line}" for line in str(error).splitlines()]
     if mistakes:
         raise UserError("\n".join(mistakes))
-    return [s for s in search if key_of(s) not in fixed]
+    keys = {key_of(s) for s in given}
+    return [s for s in search if key_of(s) not in keys]
 
 
 def _study_run(
@@ -147,7 +150,7 @@ def _study_run(
     overrides = [*common, *differing(own, dict.fromkeys(own)), *([candidate.setting] if candidate.setting else [])]
     composed = plain(compose_config(FINETUNE, overrides, None))
     label_budget = config["labels_per_class"] or f"{config['label_fraction'] or 1.0:g}"
-    title = f"{candidate.name}_{label_budget}_seed{config['seed']}" + (f"_without{fold[0]}" if fold else "")
+    title = f"{candidate.name}_{label_budget}_seed{config['seed']}" + (f"_fold{fold[0] + 1}of{fold[1]}" if fold else "")
     return study_run(run.stages, FINETUNE, title, composed, overrides, *fingerprints, setting=candidate.setting)
 
 

@@ -140,8 +140,11 @@ def _user_code(node: Any) -> list[str]:
     return [hashlib.sha256(source).hexdigest(), *inner]
 
 
-def launch_all(runs: Sequence[StudyRun], stages: Stages) -> None:
+def launch_all(runs: Sequence[StudyRun], stages: Stages, title: str = "") -> None:
     """Launch the unfinished runs with Hydra's launcher: sequentially, or in parallel with `hydra/launcher=...`.
+
+    Args:
+        title: for lines of progress; the name of the command by default.
 
     Raises:
         UserError: some runs failed; the others were completed.
@@ -156,7 +159,7 @@ def launch_all(runs: Sequence[StudyRun], stages: Stages) -> None:
         return
     hydra = launcher(todo[0].stage, stages.job)
     alone = type(hydra).__name__ == "BasicLauncher"
-    progress = _Progress(todo)
+    progress = _Progress(todo, title or todo[0].stage)
     for i, group in enumerate([[p] for p in todo] if alone else [todo]):
         try:
             with nullcontext() if alone else progress.watched():
@@ -180,7 +183,8 @@ def launch_all(runs: Sequence[StudyRun], stages: Stages) -> None:
 class _Progress:
     """Logs each finished run and the estimated time left."""
 
-    def __init__(self, todo: Sequence[StudyRun]) -> None:
+    def __init__(self, todo: Sequence[StudyRun], title: str) -> None:
+        self.title = title
         self.left, self.total, self.began = list(todo), len(todo), time.monotonic()
 
     def show(self) -> None:
@@ -190,7 +194,7 @@ class _Progress:
             done = self.total - len(self.left)
             left = (time.monotonic() - self.began) / done * len(self.left)
             log.info(
-                "%s %d/%d  %s%s", p.stage, done, self.total, _description(p), f"  {duration(left)} left" * (left > 0)
+                "%s %d/%d  %s%s", self.title, done, self.total, _description(p), f"  {duration(left)} left" * (left > 0)
             )
 
     @contextmanager
@@ -215,6 +219,12 @@ def launcher_overrides() -> list[str]:
     """Return the command-line overrides of Hydra's launcher and config search path."""
     kept = ("hydra/launcher", "hydra.launcher", "hydra.searchpath")
     return [o for o in HydraConfig.get().overrides.hydra if key_of(o).startswith(kept)]
+
+
+def user_config_dir() -> str | None:
+    """Return the user's own config folder, given as `-cd DIR`, or None."""
+    sources = HydraConfig.get().runtime.config_sources
+    return next((str(s.path) for s in sources if s.provider == "command-line"), None)
 
 
 def _description(p: StudyRun) -> str:

@@ -149,7 +149,9 @@ def plan_of(
 
         classifiers[cell] = classifier(name, own, cell.setting)
         if folds := _folds(cell, classified, len(settings), config["mode"]):
-            trials[cell] = [classifier(f"{name}_without{k}", own | {"fold": [k, n]}, cell.setting) for k, n in folds]
+            trials[cell] = [
+                classifier(f"{name}_fold{k + 1}of{n}", own | {"fold": [k, n]}, cell.setting) for k, n in folds
+            ]
         reading = [f"run={literal(classifiers[cell].directory.as_posix())}", *evaluating]
         if "root" in config["dataset"]:  # the current location of the images
             reading.append(f"dataset.root={literal(config['dataset']['root'])}")

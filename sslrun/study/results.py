@@ -74,11 +74,11 @@ class Verdict:
     """Result of a paired comparison with training from scratch.
 
     Attributes:
-        kind: `none` if the interval contains zero; `one subset` if there is no interval.
+        kind: `none` if the interval contains zero; `too few subsets` if there is no interval.
         difference: of the accuracies, in [-1, 1], on the same label subsets; None without a baseline.
     """
 
-    kind: Literal["better", "worse", "none", "one subset", "no baseline"]
+    kind: Literal["better", "worse", "none", "too few subsets", "no baseline"]
     difference: Interval | None
 
 
@@ -107,8 +107,8 @@ def verdict(difference: Interval | None) -> Verdict:
     """Return the verdict on a paired difference of accuracies, in [-1, 1], with its 95 % CI."""
     if difference is None:
         return Verdict("no baseline", None)
-    if difference.n < 2:
-        return Verdict("one subset", difference)
+    if not difference.known:
+        return Verdict("too few subsets", difference)
     if not difference.excludes_zero():
         return Verdict("none", difference)
     return Verdict("better" if difference.mean > 0 else "worse", difference)

@@ -50,7 +50,10 @@ def overrides_of(
             mistakes.extend(str(error).splitlines())
 
     pretrainings = collected(lambda: _pretrainings(stages, config, chosen, config_dir))
-    common, settings = collected(lambda: _common(stages, config, chosen)), collected(lambda: _settings(stages, config))
+    common, settings = (
+        collected(lambda: _common(stages, config, chosen)),
+        collected(lambda: _settings(stages, config, config_dir)),
+    )
     if mistakes:
         raise UserError("\n".join(mistakes))
     return pretrainings, common, settings
@@ -121,6 +124,6 @@ def device_of(config: Node, chosen: Mapping[str, str], stage: str) -> list[str]:
     return [choice, *differing({"device": config["device"]}, plain(compose_config(stage, [choice], None)))]
 
 
-def _settings(stages: Stages, config: Node) -> list[str]:
+def _settings(stages: Stages, config: Node, config_dir: str | None) -> list[str]:
     """Return the settings to try for each trained network; `[""]`, which changes nothing, if none is searched."""
-    return searched(stages, config["search"], [key_of(s) for s in config["finetune"]]) or [""]
+    return searched(stages, config["search"], config["finetune"], config_dir) or [""]

@@ -52,7 +52,10 @@ def choose(device: Device, backbone: Node, image_size: int, batch_size: int) -> 
         best = max(rates.values(), default=0.0)
         device.use(*(next(m for m in candidates if rates[" ".join(m)] >= EQUAL * best) if best else default))
         texts = [f"{name} {rate:.0f}" for name, rate in sorted(rates.items(), key=lambda r: -r[1]) if rate]
-        log.info("Autotuning (images/s, forward and backward pass): %s", ", ".join(texts) or "no result")
+        if not rates:
+            log.warning("Autotuning: the times vary too much (is the machine busy?); using %s", " ".join(default))
+        elif texts:
+            log.info("Autotuning (images/s, forward and backward pass): %s", ", ".join(texts))
     return {"name": device.torch.type, "precision": device.precision, "memory_format": device.memory_format}
 
 
@@ -143,8 +146,6 @@ def _cached_rates(
                 timings = measure(device, backbone, image_size, batch_size, candidates)
                 if timings:
                     _write(cached.path, known | {key: timings})
-                else:
-                    log.warning("Autotuning failed, because the machine is too busy; using the default precision.")
             return timings
     except OSError as error:  # the folder or the lock file cannot be created
         log.warning("Cannot cache the result of autotuning in %s: %s", cached.path, error.strerror)

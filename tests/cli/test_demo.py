@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sslrun.cli import demo
-from sslrun.cli.launch import run_command
+from sslrun.cli.launch import guarded, run_command
 from tests.helpers import QUICK, Cli
 
 
@@ -35,3 +35,17 @@ def test_a_small_demo_runs_four_commands_and_prints_a_table(cli: Cli, monkeypatc
             assert Path(line.split()[1]).is_dir()
     assert "four.png" in answer.out
     assert "at least 1" in cli("demo", "--epochs", "0").err
+
+
+@pytest.mark.parametrize(("code", "reported"), [(130, 130), (1, 1)])
+def test_a_stopped_demo_ends_with_the_code_of_its_command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], code: int, reported: int
+) -> None:
+    def stopped(command: str, arguments: list[str]) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(demo, "run_command", stopped)
+    with pytest.raises(SystemExit) as end:
+        guarded(lambda: demo.demo(1, 1))
+    assert end.value.code == reported
+    assert ("the command above failed" in capfd.readouterr().err) == (code == 1)

@@ -17,7 +17,7 @@ from tests.helpers import Cli, runs
         (["preview", "dataset=folder", "dataset.root=nowhere"], ["dataset.root=nowhere: no such folder"]),
         (["finetune", "init=nowhere/best.pt"], ["init=nowhere/best.pt: no such run or file"]),
         (["finetune", "init=weights.safetensors"], ["init=weights.safetensors: no such run or file"]),
-        (["finetune", "init=moco"], ["init=moco: no such pretext task, run or file. Tasks: jigsaw, rotation, simclr;"]),
+        (["finetune", "init=moco"], ["init=moco: no such pretext task, run or file. Pretrained here: none; or"]),
         (["finetune", "init=simcrl"], ["init=simcrl: no such pretext task, run or file; did you mean simclr?"]),
         (["finetune", "-m", "init=scratch,moco,nowhere/x.pt"], ["init=moco: no such", "init=nowhere/x.pt: no such"]),
         (["finetune", "resume=nowhere"], ["nowhere is not a run of sslrun"]),

@@ -54,3 +54,11 @@ def test_settings_searched_by_finetune_are_checked_before_its_network(cli: Cli) 
     answer = cli("finetune", "init=scratch", 'search=["augment.probabilty=1"]')
     assert answer.err == "sslrun: search: augment.probabilty: no such key; did you mean augment.probability?\n"
     assert not Path("outputs").exists()
+
+
+def test_searched_keys_may_be_those_of_the_chosen_optimizer() -> None:
+    search = 'search=["optimizer.momentum=0.5"]'
+    assert found(search) == ["search: optimizer.momentum: no such key; did you mean optimizer.betas?"]
+    assert not found(search, 'finetune=["optimizer=sgd"]')
+    config = compose_config("finetune", ["optimizer=sgd", search], None)
+    assert not mistakes(config, ["optimizer=sgd", search], None)

@@ -8,13 +8,14 @@ import pytest
 from sslrun.base.errors import UserError
 from sslrun.data.labels import LabelBudget, counts, fold_rows, hashed_train_test_split, validation, validation_sizes
 
+CLASSES = ["daisy", "tulip", "rose"]
 LABELS = np.repeat([0, 1, 2], [100, 50, 10])
 NAMES = [f"class {c}/{i}.jpg" for i, c in enumerate(LABELS)]
 
 
 def test_case_50_train_validation_and_test_are_disjoint_and_complete() -> None:
     train, test = hashed_train_test_split(NAMES, LABELS)
-    keep, val = validation(LABELS[train], 0.2, 0)
+    keep, val = validation(LABELS[train], CLASSES, 0.2, 0)
     parts = [set(test.tolist()), set(train[keep].tolist()), set(train[val].tolist())]
     assert set.union(*parts) == set(range(160))
     assert sum(map(len, parts)) == 160
@@ -23,7 +24,7 @@ def test_case_50_train_validation_and_test_are_disjoint_and_complete() -> None:
 def test_splits_are_stratified() -> None:
     train, test = hashed_train_test_split(NAMES, LABELS)
     assert counts(LABELS[test]) == {0: 20, 1: 10, 2: 2}
-    _, val = validation(LABELS[train], 0.1, 0)
+    _, val = validation(LABELS[train], CLASSES, 0.1, 0)
     assert counts(LABELS[train][val]) == {0: 8, 1: 4, 2: 1}
 
 
@@ -57,27 +58,27 @@ def test_case_51_subsets_are_nested_and_stratified(seed: int) -> None:
 
 def test_seeds_change_subsets_and_validation() -> None:
     assert LabelBudget(0.1, seed=0).rows(LABELS).tolist() != LabelBudget(0.1, seed=1).rows(LABELS).tolist()
-    assert validation(LABELS, 0.1, 0)[1].tolist() != validation(LABELS, 0.1, 1)[1].tolist()
+    assert validation(LABELS, CLASSES, 0.1, 0)[1].tolist() != validation(LABELS, NAMES, 0.1, 1)[1].tolist()
 
 
 def test_a_fraction_refers_to_the_whole_training_set() -> None:
-    keep, _ = validation(LABELS, 0.2, 0)
+    keep, _ = validation(LABELS, CLASSES, 0.2, 0)
     subset = LabelBudget(0.5).rows(LABELS[keep], class_sizes=counts(LABELS))
     assert counts(LABELS[keep][subset]) == {0: 50, 1: 25, 2: 5}
 
 
 def test_case_45_more_labels_than_available() -> None:
     with pytest.raises(UserError, match="rose has 10"):
-        LabelBudget(per_class=11).rows(LABELS, class_names=["daisy", "tulip", "rose"])
-    with pytest.raises(UserError, match="too few to split off a validation set"):
-        validation(np.array([0, 0, 0, 1]), 0.1, 0)
+        LabelBudget(per_class=11).rows(LABELS, class_names=CLASSES)
+    with pytest.raises(UserError, match="class dog has only 1 training image, too few to split off a validation set"):
+        validation(np.array([0, 0, 0, 1]), ["cat", "dog"], 0.1, 0)
 
 
 def test_the_classes_reported_as_too_small_are_those_refused() -> None:
     """`data check` and training use the same numbers."""
     sizes = counts(LABELS)
     taken = validation_sizes(sizes, 0.1)
-    keep, _ = validation(LABELS, 0.1, 0)
+    keep, _ = validation(LABELS, CLASSES, 0.1, 0)
     assert counts(LABELS[keep]) == {c: n - taken[c] for c, n in sizes.items()}
     assert LabelBudget(per_class=10).too_small(counts(LABELS[keep]), sizes) == [2]
     with pytest.raises(UserError, match="more than available: 2 has 9 "):

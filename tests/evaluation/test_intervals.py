@@ -13,7 +13,7 @@ from sslrun.study.results import verdict
 from tests.helpers import named_values
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 30])
+@pytest.mark.parametrize("n", [3, 5, 30])
 def test_intervals_equal_scipys(n: int) -> None:
     a, b = np.random.default_rng(n).normal([[0.7], [0.6]], 0.05, (2, n))
     expected = stats.ttest_1samp(a, 0).confidence_interval(0.95)
@@ -88,3 +88,13 @@ def test_the_interval_over_runs_widens_with_few_runs() -> None:
         half = factor * values.std(ddof=1) / math.sqrt(n)
         result = mean_interval(values.tolist())
         assert (result.low, result.high) == pytest.approx((values.mean() - half, values.mean() + half), rel=1e-4)
+
+
+def test_two_values_have_no_interval() -> None:
+    """Student's t would give 282 points for accuracies of 50 and 94.4 %."""
+    result = mean_interval([0.5, 0.944])
+    assert result.mean == pytest.approx(0.722)
+    assert math.isnan(result.low)
+    assert math.isnan(result.high)
+    assert not result.excludes_zero()
+    assert not result.known

@@ -19,7 +19,13 @@ def report(**pixels: Any) -> dict[str, Any]:
             **{k: [] for k in ("exact", "near", "train_and_test", "classes_differ")},
             "test_images_in_training": 0,
         },
-        "labels": {"classes": 2, "too_few_for_validation": [], "too_few": {}, "labels_per_class": None},
+        "labels": {
+            "classes": 2,
+            "validation": 200,
+            "too_few_for_validation": [],
+            "too_few": {},
+            "labels_per_class": None,
+        },
         "pixels": {"gray": 0.0, "blank": 0.0, "orientation": None, **pixels},
     }
 
@@ -65,3 +71,9 @@ def test_a_batch_that_does_not_fit_is_a_warning() -> None:
 
 def test_no_findings_for_good_data() -> None:
     assert findings(report()) == []
+
+
+def test_few_validation_images_are_reported() -> None:
+    few = report()
+    few["labels"]["validation"] = 12
+    assert [(level, text[:30]) for level, text in findings(few)] == [("advice", "only 12 validation images: val")]

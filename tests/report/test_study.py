@@ -25,7 +25,12 @@ from tests.helpers import CHROMIUM, row, summary
         ([-0.06, -0.062, -0.061], "worse", r"worse than scratch by 6\.1 points \(95 % CI 5\.9 to 6\.3\)"),
         ([0.06, -0.06, 0.01], "none", r"no difference shown: \+0\.3 points \(95 % CI -14\.6 to 15\.3\)"),
         ([0.0, 0.0, 0.0], "none", "no difference shown"),
-        ([0.06], "one subset", "undecided: one label subset"),
+        (
+            [0.06],
+            "too few subsets",
+            "undecided: 1 label subset, too few for a confidence interval; set seeds=3",
+        ),
+        ([0.06, 0.1], "too few subsets", "undecided: 2 label subsets, too few"),
     ],
 )
 def test_verdict_texts(values: list[float], kind: str, text: str) -> None:

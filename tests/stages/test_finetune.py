@@ -26,6 +26,8 @@ def test_finetune_starts_from_the_newest_run_and_logs_it(world: Path) -> None:
     assert result["labels"] == {"train": 24, "validation": 10}
     assert result["val/accuracy"] > 0.6
     assert "test/accuracy" not in result
+    kept = f"Best state by validation accuracy: step {result['best/step']} of 20"
+    assert kept in (run / "run.log").read_text()
 
 
 def test_finetuning_resumes_and_a_probe_does_not(in_world: Path, cli: Cli) -> None:

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from sslrun.base.errors import UserError
+from sslrun.study.budget import Times
 from tests.helpers import SMALL_STUDY, Cli, runs, summary
 
 
@@ -21,3 +23,10 @@ def test_a_budget_sets_the_epochs_and_is_logged_before_the_start(cli: Cli) -> No
     assert again.code == 0, again.err
     assert "the same study in outputs/compare/" in again.err
     assert "All runs of this study are finished." in again.err
+
+
+def test_a_budget_that_is_too_small_names_the_smallest_one() -> None:
+    times = Times(classifiers=100.0, epoch={"rotation": 20.0, "simclr": 30.0}, epochs={})
+    with pytest.raises(UserError, match="set budget=3m or more"):
+        times.epochs_within(149.0)
+    assert times.epochs_within(180.0) == 1  # which is 3m

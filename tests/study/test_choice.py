@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sslrun.base.errors import UserError
 from sslrun.base.output import write_json
 from sslrun.config.compose import compose_config
 from sslrun.runs import checkpoint
@@ -169,8 +170,12 @@ def test_settings_of_the_user_are_not_searched() -> None:
     stages = Stages(stage, job)
 
     both = ["augment.probability=0.5", "augment.probability=0"]
-    assert searched(stages, both, []) == both
-    assert searched(stages, [*both, "label_smoothing=0"], ["augment.probability"]) == ["label_smoothing=0"]
+    assert searched(stages, both, [], None) == both
+    assert searched(stages, [*both, "label_smoothing=0"], ["augment.probability=0.2"], None) == ["label_smoothing=0"]
+    momentum = ["optimizer.momentum=0.5"]
+    assert searched(stages, momentum, ["optimizer=sgd"], None) == momentum
+    with pytest.raises(UserError, match=r"search: optimizer\.momentum: no such key"):
+        searched(stages, momentum, [], None)
 
 
 @pytest.mark.slow
@@ -255,7 +260,7 @@ def test_ties_in_accuracy_are_broken_by_loss() -> None:
 
 
 def test_the_score_is_the_mean_over_folds() -> None:
-    folds = [finished("probe_without0", 0.5, 1.0), finished("probe_without1", 0.9, 0.2), finished("c", 0.7, 0.3)]
+    folds = [finished("probe_fold1of2", 0.5, 1.0), finished("probe_fold2of2", 0.9, 0.2), finished("c", 0.7, 0.3)]
     assert score_of(folds) == (pytest.approx(0.7), pytest.approx(-0.5))
 
 
@@ -263,7 +268,7 @@ def test_the_checkpoints_of_the_best_candidate_are_copied(monkeypatch: pytest.Mo
     """With candidates whose summaries and checkpoints are written by the test."""
     accuracies = {"finetune": 0.6, "probe": 0.8, "scratch": 0.7}
 
-    def trained(runs: Sequence[StudyRun], stages: Stages) -> None:
+    def trained(runs: Sequence[StudyRun], stages: Stages, title: str = "") -> None:
         for run in runs:
             accuracy = accuracies[run.name.split("_")[0]]
             run.directory.mkdir(parents=True, exist_ok=True)

@@ -14,4 +14,4 @@ def test_two_settings_of_one_task_are_two_networks(cli: Cli) -> None:
     result = [json.loads(p.read_text())["config"] for p in Path("outputs/pretrain/study_runs").glob("*/summary.json")]
     assert sorted((c["pretext"]["temperature"], c["train"]["steps"]) for c in result) == [(0.2, 4), (0.5, 3)]
     assert {r["initialization"] for r in study_table(runs("compare")[0])} == {"scratch", "simclr", two.split('"')[1]}
-    assert "undecided: one label subset" in answer.err
+    assert "undecided: 1 label subset" in answer.err
