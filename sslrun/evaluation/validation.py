@@ -23,7 +23,7 @@ def encoder_metrics(
     Args:
         images: images of the pretraining; about 1,024 of them are used for `embedding_health`.
         data, val: training and validation data; a kNN classifier of 5,000 training images is evaluated on 2,000
-            validation images.
+            validation images; both are drawn at random if there are more.
 
     Returns:
         `val/feature_spread` and `val/effective_rank` (see `embedding_health`), and `val/knn_accuracy` if there are
@@ -40,11 +40,15 @@ def encoder_metrics(
     metrics = {f"val/{k}": v for k, v in health.items()}
     if val is None or val.labels is None or data.labels is None or len(data.class_names) < 2:
         return metrics
-    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:KNN_BANK]
-    bank = features(encoder, data.images[rows], device)
-    queries = features(encoder, val.images[:KNN_QUERIES], device)
+    rows, of_val = _drawn(len(data), KNN_BANK), _drawn(len(val), KNN_QUERIES).sort().values
+    bank, queries = features(encoder, data.images[rows], device), features(encoder, val.images[of_val], device)
     predicted = knn_probabilities(queries, bank, data.labels[rows], len(data.class_names)).argmax(1)
-    return {**metrics, "val/knn_accuracy": float((predicted == val.labels[:KNN_QUERIES]).float().mean())}
+    return {**metrics, "val/knn_accuracy": float((predicted == val.labels[of_val]).float().mean())}
+
+
+def _drawn(n: int, most: int) -> torch.Tensor:
+    """Return the positions of at most this many of n images, drawn at random, since images may be listed by class."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:most]
 
 
 def classifier_metrics(classifier: Classifier | KNNClassifier, val: Dataset | None, device: Device) -> dict[str, float]:

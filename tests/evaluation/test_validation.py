@@ -1,9 +1,11 @@
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images
+from sslrun.evaluation import validation
 from sslrun.evaluation.validation import encoder_metrics
 from sslrun.models.encoder import Encoder
 from tests.helpers import CPU
@@ -32,3 +34,14 @@ def test_the_knn_accuracy_of_pretraining_is_1_if_colors_separate_the_classes() -
     data, val = red_and_blue(60), red_and_blue(40)
     encoder = Encoder(Pixels(), [0.0] * 3, [1.0] * 3, image_size=8)
     assert encoder_metrics(encoder, data.images, data, val, CPU)["val/knn_accuracy"] == 1
+
+
+def test_knn_queries_are_of_all_classes_even_if_images_are_listed_by_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of validation sorted by class, the second half is labeled wrongly, and not all images are classified."""
+    monkeypatch.setattr(validation, "KNN_QUERIES", 20)
+    data, val = red_and_blue(60), red_and_blue(80)
+    assert val.labels is not None
+    by_class = val.take(val.labels.argsort(stable=True).numpy())
+    by_class.labels = torch.zeros(80, dtype=torch.int64)
+    encoder = Encoder(Pixels(), [0.0] * 3, [1.0] * 3, image_size=8)
+    assert 0.2 < encoder_metrics(encoder, data.images, data, by_class, CPU)["val/knn_accuracy"] < 0.8
