@@ -315,3 +315,10 @@ def test_everything_random_about_a_view_is_drawn_independently(monkeypatch: pyte
     correlation = torch.corrcoef(torch.stack(list(drawn.values()))).fill_diagonal_(0)
     assert len(correlation) == 14
     assert correlation.abs().max() < 0.06
+
+
+def test_without_saturation_no_rotation_of_the_hue_gives_a_color() -> None:
+    """A view that is both grayscale and jittered is gray."""
+    images, one = torch.rand(6, 3, 4, 4), torch.ones(6)
+    gray = recolor(images, one, one, torch.zeros(6), torch.linspace(-0.5, 0.5, 6))
+    assert (gray.amax(1) - gray.amin(1)).max() < 1e-6

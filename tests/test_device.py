@@ -66,3 +66,9 @@ def test_compiled_training_gives_the_same_losses(cli: Cli) -> None:
         losses.append([line["train/loss"] for line in lines if "train/loss" in line])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_the_description_has_the_number_of_threads_in_use() -> None:
+    assert cpu().describe() == f"cpu ({torch.get_num_threads()} threads)"
+    white = cpu().floats(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
+    assert white.min() == white.max() == 1

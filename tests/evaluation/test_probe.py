@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images
 from sslrun.device import Device
+from sslrun.evaluation import probe
 from sslrun.evaluation.probe import C_VALUES, better_pooling, labeled_features, regression
 from sslrun.models.encoder import Encoder
 
@@ -171,3 +172,10 @@ def test_two_labeled_classes_among_more_are_separated() -> None:
     theirs = make_pipeline(StandardScaler(), LogisticRegression(C=c, tol=1e-3)).fit(x.numpy(), labels.numpy())
     assert p[:, [1, 3]].numpy() == pytest.approx(theirs.predict_proba(x.numpy()), abs=1e-3)
     assert p[:, [0, 2, 4]].max() < 1e-3
+
+
+def test_c_is_that_of_the_chosen_pooling(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches = iter([{0.1: (0.9, -1.0), 1.0: (0.8, -1.0)}, {1.0: (0.4, -1.0), 10.0: (0.5, -1.0)}])  # average, grid
+    monkeypatch.setattr(probe, "_search", lambda *_: next(searches))
+    pooling, scores, c = pooling_scores(halves(12, 0), None)
+    assert (pooling, scores, c) == ("average", {"average": 0.9, "grid": 0.5}, 0.1)

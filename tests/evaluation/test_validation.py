@@ -5,8 +5,9 @@ from torch import Tensor, nn
 
 from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images
-from sslrun.evaluation import validation
-from sslrun.evaluation.validation import encoder_metrics
+from sslrun.evaluation import calibration, validation
+from sslrun.evaluation.validation import classifier_metrics, encoder_metrics
+from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import Encoder
 from tests.helpers import CPU
 
@@ -45,3 +46,18 @@ def test_knn_queries_are_of_all_classes_even_if_images_are_listed_by_class(monke
     by_class.labels = torch.zeros(80, dtype=torch.int64)
     encoder = Encoder(Pixels(), [0.0] * 3, [1.0] * 3, image_size=8)
     assert 0.2 < encoder_metrics(encoder, data.images, data, by_class, CPU)["val/knn_accuracy"] < 0.8
+
+
+def test_the_confidence_threshold_is_one_of_calibrated_confidences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 200 images with a confidence of 0.99, 2 are wrong; of 100 with 0.9, half."""
+    p = np.array([[0.99, 0.01]] * 200 + [[0.9, 0.1]] * 100, dtype=np.float32)
+    labels = np.array([0] * 198 + [1] * 2 + [0, 1] * 50)
+    monkeypatch.setattr(validation, "probabilities", lambda *_: torch.from_numpy(p))
+    val = red_and_blue(300)
+    val.labels = torch.from_numpy(labels)
+    encoder = Encoder(Pixels(), [0.0] * 3, [1.0] * 3, image_size=8)
+    result = classifier_metrics(Classifier(encoder, 2), val, CPU)
+    assert result["val/temperature"] != pytest.approx(1, abs=0.05)
+    calibrated = calibration.tempered(p, result["val/temperature"])
+    assert result["val/confidence_threshold"] == calibration.threshold(calibrated, labels)
+    assert result["val/confidence_threshold"] != calibration.threshold(p, labels)

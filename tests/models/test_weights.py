@@ -9,6 +9,7 @@ from torch import nn
 from sslrun.base.errors import UserError
 from sslrun.models.backbones.stem import for_imagenet
 from sslrun.models.encoder import build_encoder
+from sslrun.models.weights import encoder_of as encoder_of_checkpoint
 from sslrun.models.weights import load_imagenet, load_state, strip_prefix
 from sslrun.runs import checkpoint
 from sslrun.runs.find import LAST
@@ -84,3 +85,11 @@ def test_without_network_the_imagenet_weight_file_is_named(monkeypatch: pytest.M
         load_imagenet(encoder_of("resnet18", 32))
     with pytest.raises(UserError, match="no ImageNet weights"):
         load_imagenet(encoder_of("smallcnn", 32))
+
+
+def test_the_weights_are_those_of_the_encoder_that_the_checkpoint_names() -> None:
+    """A task with a teacher has an encoder of this name, too: the student."""
+    state = {"encoder.w": torch.zeros(1), "teacher.w": torch.ones(1)}
+    assert encoder_of_checkpoint({"model": state, "downstream": "teacher"})["w"] == 1
+    assert encoder_of_checkpoint({"model": state, "downstream": "encoder"})["w"] == 0
+    assert encoder_of_checkpoint({"model": state})["w"] == 0  # as of older versions

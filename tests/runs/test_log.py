@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sslrun.runs.log import JsonLines, read_metrics
 from tests.helpers import STUDY_RUNS, Cli, study_table
 
 
@@ -73,3 +74,11 @@ def test_damaged_lines_of_metrics_are_skipped(short_run: Path, cli: Cli) -> None
     assert answer.code == 0, answer.err
     assert answer.err.count("Skipped a damaged line") == 4
     assert [r["step"] for r in map(json.loads, (short_run / "metrics.jsonl").read_text().splitlines())][-1] == 10
+
+
+def test_a_resumed_run_keeps_the_metrics_of_the_step_of_its_checkpoint(tmp_path: Path) -> None:
+    log = JsonLines(tmp_path)
+    for step in (0, 10, 10, 20):
+        log.scalars(step, {"train/loss": 1.0})
+    log.forget_after(10)
+    assert [r["step"] for r in read_metrics(tmp_path)] == [0, 10, 10]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -125,3 +126,42 @@ def test_freezing_and_the_backbone_rate_apply_to_pretrained_networks_only(
     assert task.freeze_batch_norm == pretrained
     assert task.backbone_rate == (0.2 if pretrained else 1)
     assert set(rates) == ({0.2, 1} if pretrained else {1})
+
+
+def test_the_summary_has_the_metrics_of_the_best_state_not_of_the_last(in_world: Path, cli: Cli) -> None:
+    """With a very high learning rate, training only makes the probe worse."""
+    answer = cli("finetune", "mode=finetune", "train.steps=6", "train.learning_rate=1", "train.evaluations=2", *QUICK)
+    assert answer.code == 0, answer.err
+    run = runs("finetune")[-1]
+    logged = {
+        r["step"]: r for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "val/loss" in r
+    }
+    result, best = summary(run), logged[summary(run)["best/step"]]
+    assert best["val/loss"] != logged[6]["val/loss"]
+    assert {k: round(v, 6) for k, v in result.items() if k.startswith("val/")} == {
+        k: v for k, v in best.items() if k.startswith("val/")
+    }
+    assert f"step {result['best/step']} of 6" in answer.err
+
+
+def test_the_pooling_is_chosen_on_the_label_budget(in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    def choice(encoder: Any, data: Any, *_: Any) -> None:
+        used.append(len(data))
+        raise UserError("no choice here")
+
+    monkeypatch.setattr(finetune, "better_pooling", choice)
+    assert cli("finetune", "mode=probe", "pooling=auto", "labels_per_class=3", *QUICK).code == 1
+    assert used == [6]
+
+
+def test_init_finds_the_pretraining_of_a_study(in_world: Path, cli: Cli) -> None:
+    for run in runs("pretrain")[:-1]:
+        shutil.rmtree(run)
+    of_study = Path("outputs/pretrain/study_runs/simclr-0123456789ab")
+    of_study.parent.mkdir()
+    runs("pretrain")[-1].rename(of_study)
+    answer = cli("finetune", "mode=probe", "pooling=average", *QUICK)
+    assert answer.code == 0, answer.err
+    assert f"Initializing from {of_study}" in answer.err

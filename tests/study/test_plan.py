@@ -1,10 +1,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from sslrun.base.output import write_json
+from sslrun.data.dataset import Dataset
+from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget
+from sslrun.study import plan
 from sslrun.study.launch import StudyRun
 from sslrun.study.plan import Cell, Plan, StudyData, best_settings
 from tests.helpers import SMALL_STUDY, Cli, runs, study_runs, study_table, summary
@@ -65,3 +70,13 @@ def test_a_search_chooses_by_cross_validation_and_without_it_by_validation(folds
     data = StudyData(None, None, None, "")  # type: ignore[arg-type]
     plan = Plan(data, {}, classifiers, {}, trials if folds else {})
     assert best_settings(plan) == [slow if folds else fast]
+
+
+@pytest.mark.parametrize(("per_class", "folds"), [(1, 0), (2, 2), (3, 3), (6, 3)])
+def test_the_number_of_folds_follows_the_label_budget(per_class: int, folds: int) -> None:
+    """The training split has 40 images a class, validation has 20."""
+    data = Dataset(Images([torch.zeros(80, 2, 2, 3, dtype=torch.uint8)], np.zeros((80, 16), np.uint8)),
+                   torch.arange(80) % 2, ["a", "b"], [str(i) for i in range(80)], {0: 40, 1: 40})  # fmt: skip
+    cell = Cell("simclr", "finetune", LabelBudget(per_class=per_class))
+    found = plan._folds(cell, StudyData(data, data.take(np.arange(20)), data.images, ""), 1, "auto")
+    assert found == [[k, folds] for k in range(folds)]

@@ -227,3 +227,19 @@ def test_rows_of_a_study_are_read_back() -> None:
         writer.writeheader()
         writer.writerows(map(asdict, rows))
     assert rows_of(study) == rows
+
+
+def test_of_several_evaluations_of_a_run_the_newest_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def written(path: str, stage: str, started: str, **more: Any) -> Path:
+        directory = Path("outputs", path)
+        directory.mkdir(parents=True)
+        summary = {"stage": stage, "status": "finished", "config": {"seed": 0}, "overrides": [],
+                   "wall_time_seconds": 1.0, "started": started, "init": "scratch", **more}  # fmt: skip
+        (directory / "summary.json").write_text(json.dumps(summary))
+        return directory
+
+    run = written("finetune/a", "finetune", "2026-01-01")
+    written("evaluate/z", "evaluate", "2026-01-02", of_run=str(run))
+    newest = written("evaluate/a", "evaluate", "2026-01-03", of_run=str(run))
+    monkeypatch.setattr(results, "row_of", lambda evaluated, initialization: (evaluated, initialization))
+    assert rows_of(run) == [(newest, "scratch")]

@@ -3,6 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from sslrun.config.compose import compose_config
+from sslrun.config.nodes import plain
+from sslrun.runs.run import Stages
+from sslrun.stages.table import job, stage
+from sslrun.study.settings import overrides_of
 from tests.helpers import SMALL_STUDY, Cli, runs, study_table
 
 
@@ -15,3 +20,11 @@ def test_two_settings_of_one_task_are_two_networks(cli: Cli) -> None:
     assert sorted((c["pretext"]["temperature"], c["train"]["steps"]) for c in result) == [(0.2, 4), (0.5, 3)]
     assert {r["initialization"] for r in study_table(runs("compare")[0])} == {"scratch", "simclr", two.split('"')[1]}
     assert "undecided: 1 label subset" in answer.err
+
+
+def test_a_pretraining_has_the_seed_and_the_shared_settings_of_its_study() -> None:
+    config = plain(compose_config("compare", ["seed=3", "train.epochs=7", "dataset=digits", "unlabeled=more"], None))
+    chosen = {"pretext": "simclr", "backbone": "smallcnn", "dataset": "digits", "optimizer": "adamw", "device": "auto"}
+    pretrainings, _, _ = overrides_of(Stages(stage, job), config, chosen, None)
+    (overrides,) = pretrainings.values()
+    assert {"seed=3", "train.epochs=7", "unlabeled='more'"} <= set(overrides)

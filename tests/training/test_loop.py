@@ -81,3 +81,8 @@ def test_rows_name_training_and_validation_apart_and_progress_counts_steps(
     assert re.search(r"  [\d,]+ images/s$", row)
     assert re.search(r"^finetune step 23/24, [\d,]+ images/s, [\d.]+ s left  train loss [\d.]+$", answer.err, re.M)
     assert "finished earlier" not in answer.err
+
+
+def test_checkpoints_are_kept_at_steps_with_and_without_an_evaluation() -> None:
+    train(MeanTask(), ramp(32), "run", steps=8, evaluations=2, keep_every=2)
+    assert sorted(p.name for p in Path("run").glob("step_*.pt")) == [f"step_{n:06d}.pt" for n in (2, 4, 6, 8)]

@@ -5,14 +5,13 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from sslrun.config.build import build
 from sslrun.config.compose import compose_config
 from sslrun.training.optimizers import LARS, adam, adamw, lars, parameter_groups, sgd
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
 def test_every_optimizer_lowers_a_loss(name: str) -> None:
-    from sslrun.config.build import build
-
     node: Any = OmegaConf.to_container(compose_config("pretrain", [f"optimizer={name}"], None).optimizer)
     net = nn.Linear(4, 1)
     optimizer = build(node, parameter_groups(net, node["weight_decay"], {}), 0.5 if name == "lars" else 0.01)
@@ -116,3 +115,18 @@ def test_momentum_continues_without_a_gradient(momentum: float) -> None:
         optimizer = optimizer_of(vector)
         first = step(optimizer, vector, 1.0)
         assert torch.allclose(first - step(optimizer, vector, 0.0), torch.full((3,), RATE * momentum))
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
+def test_a_learning_rate_set_later_is_used(name: str) -> None:
+    """Schedules set the rate of each group; with a rate of 0 nothing moves."""
+    node: Any = OmegaConf.to_container(compose_config("pretrain", [f"optimizer={name}"], None).optimizer)
+    net = nn.Linear(4, 1)
+    optimizer = build(node, parameter_groups(net, node["weight_decay"], {}), 0.5)
+    for rate, moves in ((0.0, False), (0.1, True)):
+        before = net.weight.detach().clone()
+        net.weight.grad, net.bias.grad = torch.ones_like(net.weight), torch.ones_like(net.bias)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        assert net.weight.equal(before) != moves
