@@ -125,3 +125,16 @@ def test_the_threshold_accepts_exactly_95_percent() -> None:
     p = of_confidence(*[0.8] * 100)
     assert threshold(p, np.array([1] * 5 + [0] * 95)) == 0.8
     assert threshold(p, np.array([1] * 6 + [0] * 94)) is None
+
+
+@pytest.mark.parametrize("true", [0.08, 15.0])
+def test_extreme_temperatures_are_recovered(true: float) -> None:
+    p, labels = synthetic(5000, true)
+    assert fit_temperature(p, labels) == pytest.approx(true, rel=0.1)
+
+
+def test_the_calibration_error_depends_on_the_number_of_bins() -> None:
+    """In one bin the gaps of 0.6 and 0.7 cancel out: the mean confidence is 0.65, the accuracy 0.5."""
+    p, labels = of_confidence(*[0.6] * 10, *[0.7] * 10), np.array([0] * 10 + [1] * 10)
+    assert calibration_error(p, labels, bins=1) == pytest.approx(0.15)
+    assert calibration_error(p, labels) == pytest.approx((0.4 + 0.7) / 2)

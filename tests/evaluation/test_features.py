@@ -1,10 +1,12 @@
+import pytest
 import torch
 from torch import Tensor
 
 from sslrun.device import Device
-from sslrun.evaluation.features import features, map_features
-from sslrun.models.encoder import build_encoder
-from tests.helpers import encoder_of
+from sslrun.evaluation.features import features, map_features, probabilities
+from sslrun.models.classifier import Classifier
+from sslrun.models.encoder import Pooling, build_encoder
+from tests.helpers import CPU, encoder_of, small_encoder
 
 
 def test_features_do_not_depend_on_the_batch(pieces: Tensor) -> None:
@@ -31,3 +33,37 @@ def test_map_features_are_the_means_of_the_maps() -> None:
     with torch.no_grad():
         assert torch.allclose(result[-1], net(x)[-1].mean((2, 3)), atol=1e-5)
     assert not any(m._forward_hooks for n, m in net.named_modules() if n == "layer1")  # no hook is left
+
+
+def photos(n: int) -> Tensor:
+    return (torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
+
+
+@pytest.mark.parametrize("pooling", ["average", "grid"])
+@torch.no_grad()
+def test_features_are_those_of_the_encoder_in_evaluation_mode_with_the_given_pooling(pooling: Pooling) -> None:
+    encoder, images = small_encoder((4, 8)), photos(7)
+    encoder.train()
+    given = features(encoder, images, CPU, 3, pooling)
+    assert not encoder.training
+    encoder.pooling = pooling
+    assert torch.allclose(features(encoder, images, CPU, 3), given)
+    assert torch.allclose(encoder(images / 255), given, atol=1e-5)
+    assert given.shape == (7, encoder.feature_dim)
+
+
+def test_in_half_precision_features_and_probabilities_are_still_of_32_bits() -> None:
+    device = Device(name="cpu", precision="bf16", memory_format="contiguous", compile=None, threads=None)
+    encoder, images = small_encoder((4, 8)), photos(3)
+    assert features(encoder, images, device).dtype == torch.float32
+    assert [m.dtype for m in map_features(encoder, images, device)] == [torch.float32] * 2
+    assert probabilities(Classifier(encoder, 3), images, device).dtype == torch.float32
+    assert not torch.equal(features(encoder, images, device), features(encoder, images, CPU))
+
+
+@torch.no_grad()
+def test_probabilities_are_those_of_the_classifier_in_evaluation_mode() -> None:
+    classifier, images = Classifier(small_encoder((4, 8)), 3).train(), photos(7)
+    result = probabilities(classifier, images, CPU, 2)
+    assert not classifier.training
+    assert torch.allclose(result, classifier.head(classifier.encoder(images / 255)).softmax(1), atol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from scipy.stats import norm
 
-from sslrun.evaluation.intervals import bootstrap_interval, mean_interval, paired, paired_test
+from sslrun.evaluation.intervals import Interval, bootstrap_interval, mean_interval, paired, paired_test
 from sslrun.report.study import verdict_text
 from sslrun.study.results import verdict
 from tests.helpers import named_values
@@ -98,3 +98,27 @@ def test_two_values_have_no_interval() -> None:
     assert math.isnan(result.high)
     assert not result.excludes_zero()
     assert not result.known
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "excluded"), [(0.1, 0.3, True), (-0.3, -0.1, True), (-0.1, 0.3, False), (0.0, 0.3, False)]
+)
+def test_an_interval_excludes_zero_if_it_is_on_one_side(low: float, high: float, excluded: bool) -> None:
+    interval = Interval(0.1, low, high, 3)
+    assert interval.excludes_zero() == excluded
+    assert interval.known
+    assert not Interval(0.1, low, high, 2).known
+
+
+def test_equal_values_have_an_interval_of_width_zero_and_no_values_are_an_error() -> None:
+    assert mean_interval([0.7] * 4) == Interval(0.7, 0.7, 0.7, 4)
+    with pytest.raises(ValueError, match="at least one value"):
+        mean_interval([])
+
+
+def test_the_interval_of_a_difference_has_its_sign_and_counts_are_of_disagreements() -> None:
+    this, rival = np.array([True] * 8 + [False] * 2), np.array([True] * 3 + [False] * 6 + [True])
+    result = paired_test(this, rival)
+    assert (result["only_this"], result["only_rival"], result["difference"]) == (5, 1, pytest.approx(0.4))
+    assert result["p"] == pytest.approx(2 * (1 + 6) / 2**6)
+    assert -0.2 <= result["interval"][0] < 0.4 < result["interval"][1] <= 1

@@ -5,6 +5,7 @@ from scipy.special import softmax
 from sklearn import metrics
 from sklearn.metrics import classification_report, confusion_matrix
 
+from sslrun.evaluation.intervals import bootstrap_interval
 from sslrun.evaluation.metrics import classification, embedding_health, has_collapsed, scored
 
 
@@ -116,3 +117,33 @@ def test_calibrated_scores_equal_those_of_the_tempered_probabilities() -> None:
         )
     assert [r["images"] for r in result["reliability"]] != [r["images"] for r in plain["reliability"]]
     assert result["temperature"] == 2.5
+
+
+def test_the_top_5_accuracy_is_of_more_than_five_classes_of_which_some_may_be_missing() -> None:
+    p = np.eye(7)[[0, 1, 2]] * 0.4 + np.linspace(0.06, 0.0, 7)
+    p /= p.sum(1, keepdims=True)
+    names = list("abcdefg")
+    assert scored(p, np.array([4, 4, 6]), names, 1.0)["top5_accuracy"] == pytest.approx(2 / 3)
+    assert scored(p, np.array([5, 6, 6]), names, 1.0)["top5_accuracy"] == 0
+    assert "top5_accuracy" not in scored(np.eye(5), np.arange(5), names[:5], 1.0)
+    assert "top5_accuracy" in scored(np.eye(6), np.arange(6), names[:6], 1.0)
+
+
+def test_the_interval_of_the_accuracy_is_its_bootstrap_interval() -> None:
+    p, labels = np.eye(2)[np.zeros(50, int)], np.array([0] * 40 + [1] * 10)
+    result = scored(p, labels, ["a", "b"], 1.0)
+    assert result["accuracy"] == 0.8
+    assert result["accuracy_interval"] == bootstrap_interval(labels == 0)
+    assert result["nll"] == pytest.approx(-0.2 * np.log(1e-12), rel=1e-3)
+    assert result["ece"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("spread", "rank", "collapsed"), [(0.051, 2.1, False), (0.049, 50.0, True), (1.0, 1.9, True), (0.01, 1.0, True)]
+)
+def test_a_small_spread_or_a_small_rank_is_a_collapse(spread: float, rank: float, collapsed: bool) -> None:
+    assert has_collapsed({"feature_spread": spread, "effective_rank": rank}) == collapsed
+
+
+def test_the_health_of_one_image_is_finite() -> None:
+    assert embedding_health(torch.ones(1, 4)) == {"feature_spread": 0.0, "effective_rank": 1.0}

@@ -15,8 +15,10 @@ from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images
 from sslrun.device import Device
 from sslrun.evaluation import probe
-from sslrun.evaluation.probe import C_VALUES, better_pooling, labeled_features, regression
+from sslrun.evaluation.probe import C_VALUES, better_pooling, fit_head, labeled_features, regression
+from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import Encoder
+from tests.helpers import CPU
 
 
 class Maps(nn.Module):
@@ -179,3 +181,139 @@ def test_c_is_that_of_the_chosen_pooling(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(probe, "_search", lambda *_: next(searches))
     pooling, scores, c = pooling_scores(halves(12, 0), None)
     assert (pooling, scores, c) == ("average", {"average": 0.9, "grid": 0.5}, 0.1)
+
+
+def test_a_head_is_set_to_the_regression_also_for_classes_without_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(30) % 2
+    x = torch.randn(30, 3, generator=rng) + labels[:, None]
+    encoder = Encoder(Maps(), [0.0] * 3, [1.0] * 3, image_size=8)
+    for given, classes in ((None, 2), (0.01, 4)):
+        classifier = Classifier(encoder, classes)
+        c = fit_head(classifier, x, labels, None, 0, given)
+        weight, bias, expected = regression(x, labels, None, 0, classes, given)
+        assert c == expected == (given or c)
+        assert torch.equal(classifier.head.weight, weight)
+        assert torch.equal(classifier.head.bias, bias)
+        assert bias.abs().min() > 0
+
+
+class TwoMaps(nn.Module):
+    """A backbone whose first map shows all three colors and whose second only green."""
+
+    channels = (3, 1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x, x[:, 1:2]]
+
+
+def colored(labels: Tensor, seed: int) -> Dataset:
+    """Return noisy images that differ between classes only in red."""
+    rng = torch.Generator().manual_seed(seed)
+    rows = torch.randint(0, 40, (len(labels), 8, 8, 3), generator=rng)
+    rows[..., 0] += 100 * labels.view(-1, 1, 1)
+    images = Images([rows.to(torch.uint8)], np.zeros((len(rows), 16), np.uint8))
+    return Dataset(images, labels, ["a", "b", "c"], [""] * len(rows))
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_each_map_is_probed_on_test_images_with_c_chosen_on_validation(
+    validation: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first map shows red; of the test images, the last four are labeled wrongly."""
+    encoder = Encoder(TwoMaps(), [0.0] * 3, [1.0] * 3, image_size=8)
+    data, val = colored(torch.arange(30) % 2, 0), colored(torch.arange(12) % 2, 1)
+    test = colored((torch.arange(20) // 2) % 2, 2)
+    assert test.labels is not None
+    test.labels[-4:] = 2
+    seen = []
+
+    def recorded(*arguments: Any) -> Any:
+        seen.append(arguments[2:])
+        return regression(*arguments)
+
+    monkeypatch.setattr(probe, "regression", recorded)
+    results = probe.map_probes(encoder, data, val if validation else None, test, CPU, 5, 7)
+    assert [(r["stage"], r["features"]) for r in results] == [(1, 3), (2, 1)]
+    assert results[0]["probe_accuracy"] == results[0]["knn_accuracy"] == 0.8
+    assert results[1]["probe_accuracy"] < 0.8
+    assert results[1]["knn_accuracy"] < 0.8
+    for (given, seed, classes), feature_map in zip(seen, (slice(0, 3), slice(1, 2)), strict=True):
+        assert (seed, classes) == (5, 3)
+        if not validation:
+            assert given is None
+            continue
+        means = val.images[:].float().div(255).mean((2, 3))[:, feature_map]
+        assert torch.allclose(given[0], means, atol=1e-5)
+        assert torch.equal(given[1], val.labels)
+
+
+def test_at_most_10000_images_drawn_at_random_are_probed() -> None:
+    rows = probe._subset(25_000)
+    assert len(rows) == len(set(rows)) == 10_000
+    assert rows.tolist() == sorted(rows)
+    assert rows.max() > 24_900
+    assert probe._subset(7).tolist() == list(range(7))
+
+
+def test_the_search_of_c_is_over_seven_powers_of_ten_on_at_most_5000_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(C_VALUES) == pytest.approx([1e-4, 1e-3, 1e-2, 0.1, 1, 10, 100])
+    labels = torch.zeros(6000, dtype=torch.int64)
+    labels[:3] = torch.tensor([1, 1, 1])
+    samples = [probe._sample(labels, probe.SEARCHED, seed) for seed in range(3)]
+    for sample in samples:
+        assert 5000 <= len(sample) == len(set(sample)) <= 5002
+        assert int(labels[torch.from_numpy(sample)].sum()) >= 2
+    assert samples[0].tolist() != samples[1].tolist()
+    given: list[int] = []
+    monkeypatch.setattr(probe, "_cross_validation", lambda x, y, seed: (given.append(len(x)), (x, y, []))[1])
+    assert probe._search(torch.randn(6000, 1), labels, None, 0) == {1.0: (0.0, 0.0)}
+    assert given[0] <= 5002
+
+
+def test_folds_are_five_or_as_many_as_the_smallest_class_has_images() -> None:
+    """Of classes of 9, 3 and 1 images, the last cannot be in both parts."""
+    y = np.array([0] * 9 + [1] * 3 + [2])
+    x = np.arange(13.0)[:, None]
+    kept, labels, folds = probe._cross_validation(x, y, seed=0)
+    assert kept[:, 0].tolist() == list(range(12))
+    assert labels.tolist() == y[:12].tolist()
+    assert [np.bincount(labels[test]).tolist() for _, test in folds] == [[3, 1]] * 3
+    assert all(sorted([*train, *test]) == list(range(12)) for train, test in folds)
+    other = probe._cross_validation(x, y, seed=1)[2]
+    assert [t.tolist() for _, t in folds] != [t.tolist() for _, t in other]
+    assert len(probe._cross_validation(np.zeros((40, 1)), np.arange(40) % 2, 0)[2]) == 5
+    assert probe._cross_validation(x[:10], np.array([0] * 9 + [1]), 0)[2] == []
+
+
+def test_scores_of_a_regression_count_classes_without_training_labels_as_wrong() -> None:
+    model = LogisticRegression().fit(np.array([[-1.0], [1.0]] * 5), np.array([2, 5] * 5))
+    x, y = np.array([[-1.0], [1.0], [1.0]]), np.array([2, 5, 3])
+    p = model.predict_proba(x)
+    scores = probe._scores(model, x, y)
+    assert scores["accuracy"] == pytest.approx(2 / 3)
+    assert scores["log_likelihood"] == pytest.approx((np.log(p[0, 0]) + np.log(p[1, 1]) + np.log(1e-9)) / 3)
+
+
+def test_the_search_gives_accuracy_and_likelihood_by_c() -> None:
+    rng = np.random.default_rng(0)
+    labels = torch.from_numpy(np.arange(40) % 2)
+    x, val_x = (torch.from_numpy(rng.normal(size=(40, 2)) + labels.numpy()[:, None]).float() * 7 for _ in range(2))
+    result = probe._search(x, labels, (val_x, labels), 0)
+    assert list(result) == list(C_VALUES)
+    for c, (accuracy, likelihood) in result.items():
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=300, tol=1e-3)).fit(x, labels)
+        assert accuracy == pytest.approx(model.score(val_x, labels))
+        assert likelihood == pytest.approx(-log_loss(labels, model.predict_proba(val_x)), abs=1e-4)
+
+
+def test_the_accuracies_of_poolings_and_the_sample_are_those_of_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[tuple[int, int]] = []
+    monkeypatch.setattr(probe, "_sample", lambda labels, size, seed: (seeds.append((size, seed)), np.arange(8))[1])
+    monkeypatch.setattr(probe, "_search", lambda x, y, val, seed: {float(len(y)): (0.123456789, -1.0 - seed)})
+    device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
+    encoder = Encoder(Pixels(), [0.0] * 3, [1.0] * 3, image_size=8)
+    assert better_pooling(encoder, halves(12, 0), None, device, 3) == (
+        "average", {"average": 0.123457, "grid": 0.123457}, 8.0,
+    )  # fmt: skip
+    assert seeds == [(probe.SEARCHED, 3)]

@@ -1,15 +1,21 @@
 """Features that are cached between commands."""
 
+import itertools
 import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import sslrun
+from sslrun.base.console import log
+from sslrun.base.errors import UserError
 from sslrun.data.decode import find_images
+from sslrun.device import Device
 from sslrun.inference.index import indexed
 from sslrun.inference.model import Model
 from sslrun.models.trained import Trained
@@ -67,3 +73,116 @@ def test_each_stage_has_features_of_its_own_in_the_cache(few_photos: Path) -> No
     for _ in range(2):  # the second time from the cache
         for stage, width in ((1, 4), (2, 8)):
             assert indexed(model, files, stage, 8)[1].shape == (12, width)
+
+
+class Recorder(Model):
+    """Has the brightness of each image as its only feature, and remembers the files that went through the network."""
+
+    def __init__(self, weights: str = "best.pt", device: Device = CPU) -> None:
+        config = {"dataset": {"image_size": 8, "resize": "squash", "channels": "rgb"}}
+        super().__init__(Trained(small_encoder((4,)), config, Path(weights)), device)
+        self.embedded: list[str] = []
+
+    def embed_readable(self, images: Any, stage: int | None = None, batch_size: int = 256) -> Any:
+        self.embedded += images
+        bad = {f: "no such file" for f in images if not os.path.exists(f)}
+        good = [np.asarray(Image.open(f)).mean() for f in images if f not in bad]
+        return np.array(good, dtype=np.float32).reshape(-1, 1), bad
+
+
+def paint(name: str, shade: int) -> str:
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (shade, shade, shade)).save(name)
+    return name
+
+
+def brightness(model: Model, *files: str, stage: int | None = None) -> list[tuple[str, float]]:
+    names, features, _ = indexed(model, files, stage, 8)
+    assert len(names) == len(features)
+    return list(zip(names, features[:, 0].tolist(), strict=True))
+
+
+def test_cached_features_keep_the_order_of_the_files_and_unreadable_ones_are_left_out() -> None:
+    Path("best.pt").write_bytes(b"weights")
+    a, b, c = paint("a.bmp", 10), paint("b.bmp", 20), paint("c.bmp", 30)
+    model = Recorder()
+    assert brightness(model, c, a) == [(c, 30), (a, 10)]
+    assert brightness(model, a, "gone.bmp", b, c) == [(a, 10), (b, 20), (c, 30)]
+    assert model.embedded == [c, a, "gone.bmp", b]
+    assert indexed(model, [b, "gone.bmp"], None, 8)[2] == {"gone.bmp": "no such file"}
+    assert brightness(Recorder(), c, b, a, c) == [(c, 30), (b, 20), (a, 10), (c, 30)]
+    with pytest.raises(UserError, match=r"no image can be read \(2 files\); the first: x\.bmp: no such file"):
+        indexed(model, ["x.bmp", "y.bmp"], None, 8)
+
+
+def test_features_of_other_existing_files_stay_in_the_cache_and_those_of_deleted_files_do_not() -> None:
+    Path("best.pt").write_bytes(b"weights")
+    a, b, c = paint("a.bmp", 10), paint("b.bmp", 20), paint("c.bmp", 30)
+    for name in (a, b, c):
+        indexed(Recorder(), [name], None, 8)
+    os.remove(b)
+    indexed(Recorder(), [paint("d.bmp", 40)], None, 8)
+    (archive,) = Path("cache/features").glob("*.npz")
+    assert sorted(Path(f).name for f in np.load(archive)["files"].tolist()) == ["a.bmp", "c.bmp", "d.bmp"]
+    model = Recorder()
+    assert brightness(model, a, c, "d.bmp") == [(a, 10), (c, 30), ("d.bmp", 40)]
+    assert model.embedded == []
+
+
+def test_files_of_the_same_name_in_two_folders_are_two_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = Path("best.pt").resolve()
+    weights.write_bytes(b"weights")
+    paint("one/a.bmp", 10)
+    paint("two/a.bmp", 20)
+    for folder, shade in (("one", 10), ("../two", 20)):
+        monkeypatch.chdir(folder)
+        assert brightness(Recorder(str(weights)), "a.bmp") == [("a.bmp", shade)]
+
+
+def test_a_changed_file_with_equal_size_or_equal_times_is_embedded_again() -> None:
+    Path("best.pt").write_bytes(b"weights")
+    name = paint("a.bmp", 10)
+    indexed(Recorder(), [name], None, 8)
+    stat = os.stat(name)
+    paint(name, 20)
+    os.utime(name, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert brightness(Recorder(), name) == [(name, 20)]
+
+
+def test_each_checkpoint_stage_and_precision_has_its_own_features() -> None:
+    for name, content in (("best.pt", b"weights"), ("other.pt", b"others"), ("copy.pt", b"weights")):
+        Path(name).write_bytes(content)
+    a = paint("a.bmp", 10)
+    bf16 = Device(name="cpu", precision="bf16", memory_format="contiguous", compile=None, threads=None)
+    cases = (
+        [("best.pt", CPU, None, 1), ("other.pt", CPU, None, 1), ("best.pt", bf16, None, 1), ("best.pt", CPU, 1, 1)],
+        [("best.pt", CPU, None, 0), ("copy.pt", CPU, None, 0), ("other.pt", CPU, None, 0), ("best.pt", bf16, None, 0)],
+    )
+    for weights, device, stage, new in itertools.chain(*cases):
+        model = Recorder(weights, device)
+        indexed(model, [a], stage, 8)
+        assert len(model.embedded) == new, (weights, device.precision, stage)
+
+
+def test_at_most_20_unreadable_files_are_logged_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("best.pt").write_bytes(b"weights")
+    messages: list[str] = []
+    monkeypatch.setattr(log, "warning", lambda text, *values: messages.append(text % values))
+    a = paint("a.bmp", 10)
+    indexed(Recorder(), [a, *(f"{i}.bmp" for i in range(23))], None, 8)
+    assert messages == [*(f"Cannot read {i}.bmp: no such file" for i in range(20)), "... and 3 more"]
+    messages.clear()
+    indexed(Recorder(), [a, *(f"{i}.bmp" for i in range(20))], None, 8)
+    assert len(messages) == 20
+
+
+def test_a_cache_that_cannot_be_created_is_only_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("best.pt").write_bytes(b"weights")
+    Path("file").write_text("no folder")
+    monkeypatch.setenv("SSLRUN_CACHE", str(Path("file").resolve()))
+    messages: list[str] = []
+    monkeypatch.setattr(log, "warning", lambda text, *values: messages.append(text % values))
+    a = paint("a.bmp", 10)
+    assert brightness(Recorder(), a) == [(a, 10)]
+    assert all(m.startswith("Cannot cache features in ") for m in messages)
+    assert messages

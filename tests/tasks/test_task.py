@@ -1,13 +1,18 @@
 """Properties of every pretext task, and the hooks of a task."""
 
 import math
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sslrun.tasks.task import HOOKS, Task
-from tests.helpers import IDENTITY, make_task, rng
+from sslrun.augment import Rng
+from sslrun.base.errors import UserError
+from sslrun.models.encoder import Encoder
+from sslrun.tasks import task as task_module
+from sslrun.tasks.task import HOOKS, Task, build_task
+from tests.helpers import IDENTITY, make_task, rng, small_encoder
 
 TASKS = ("rotation", "simclr", "jigsaw")
 
@@ -90,3 +95,173 @@ def test_other_names_and_private_names_are_allowed() -> None:
         "rotated",
     )
     type("Mine", (Task,), dict.fromkeys((*names, *own, "_view", "_before_steps", "__call__", *HOOKS)))
+
+
+class Good(Task):
+    """A task whose parts may be replaced by wrong ones."""
+
+    calls: ClassVar[list[Any]] = []
+
+    def __init__(self, encoder: Encoder, image_size: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
+        Good.calls.append((batch["images"].shape, self.training))
+        return {"loss": self.encoder(batch["images"] + torch.rand(1)).square().mean(), "other": torch.tensor(1.0)}
+
+    def before_step(self, step: int, total: int) -> None:
+        Good.calls.append(("before", step, total))
+
+    def after_step(self, step: int, total: int) -> None:
+        Good.calls.append(("after", step, total))
+        with torch.no_grad():
+            for p in self.parameters():
+                p.add_(1)
+
+    def learning_rates(self) -> dict[str, float]:
+        return {"encoder.": 0.1}
+
+    def views(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
+        Good.calls.append(("views", images.shape, self.training, torch.is_grad_enabled()))
+        return {"a": images.mul_(0.5)}
+
+    def figures(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
+        Good.calls.append(("figures", float(images.max()) > 0.5, self.training, torch.is_grad_enabled()))
+        return {"b": images[..., :4, :2]}
+
+
+class Many(Good):
+    """Needs 16 images."""
+
+    def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
+        if len(batch["images"]) < 16:
+            raise ValueError("only " + str(len(batch["images"])))
+        return super().forward(batch, rng)
+
+
+class Never(Good):
+    """Fails with every batch."""
+
+    def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
+        raise ValueError("not with " + str(len(batch["images"])))
+
+
+class Abstract(Task):
+    """Has no forward."""
+
+
+class Lazy(Good):
+    """Has a weight without a shape."""
+
+    def __init__(self, encoder: Encoder, image_size: int) -> None:
+        super().__init__(encoder, image_size)
+        self.head = nn.LazyLinear(3)
+
+
+def built(name: str) -> Task:
+    return build_task({"_target_": f"{__name__}.{name}"}, small_encoder((4,)), 32)
+
+
+def test_a_task_of_the_users_own_is_tried_on_a_copy() -> None:
+    """With a step of few images in training mode, then figures in evaluation mode; nothing of the task changes."""
+    Good.calls.clear()
+    encoder, random = small_encoder((4,)), torch.get_rng_state()
+    state = {k: v.clone() for k, v in encoder.state_dict().items()}
+    task = build_task({"_target_": f"{__name__}.Good"}, encoder, 32)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert Good.calls == [
+        ("before", 0, 100),
+        ((4, 3, 32, 32), True),
+        ("after", 0, 100),
+        ("views", (4, 3, 32, 32), True, False),
+        ("figures", True, False, False),
+    ]
+    assert all(torch.equal(v, state[k]) for k, v in task.encoder.state_dict().items())  # type: ignore[union-attr]
+    assert task.training
+
+
+def test_a_task_that_needs_more_images_is_tried_with_16() -> None:
+    Good.calls.clear()
+    assert isinstance(built("Many"), Many)
+    assert [c[0] for c in Good.calls if isinstance(c[0], torch.Size)] == [(16, 3, 32, 32)]
+    with pytest.raises(UserError, match=r"forward\(batch, rng\) raised ValueError: not with 4 "):
+        built("Never")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("Abstract", r"must define forward\(self, batch, rng\)"), ("Lazy", r"lazy ones: head\.weight")]
+)
+def test_an_incomplete_task_is_refused(name: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        built(name)
+
+
+SCALAR = torch.ones(1, requires_grad=True).sum()
+
+
+@pytest.mark.parametrize(
+    ("method", "result", "words"),
+    [
+        ("forward", SCALAR, "a dict with `loss`, found Tensor"),
+        ("forward", {}, "a dict with `loss`, found the keys none"),
+        ("forward", {"los": SCALAR, "b": 1}, "a dict with `loss`, found the keys los, b"),
+        ("forward", {"loss": SCALAR, "b": 1.5}, "`b` as a scalar tensor, such as a mean, found float"),
+        ("forward", {"loss": SCALAR[None]}, r"`loss` as a scalar tensor, such as a mean, found shape \[1\]"),
+        ("forward", {"loss": torch.tensor(1.0)}, "`loss` must depend on the weights"),
+        ("learning_rates", ["encoder."], "learning_rates must return a dict, found list"),
+        ("learning_rates", {"encoder.": 0.1, "backbone.": 0.1}, "name prefixes of parameters, found 'backbone.'"),
+        ("views", [torch.rand(4, 3, 8, 8)], "views must return a dict of images by name, found list"),
+        ("views", {"a": torch.rand(3, 3, 8, 8)}, r"found 'a' of 4 images: \[3, 3, 8, 8\], torch.float32"),
+        ("figures", {"a": torch.rand(4, 1, 8, 8)}, r"found 'a' of 4 images: \[4, 1, 8, 8\]"),
+        ("figures", {"a": torch.ones(4, 3, 8, 8, dtype=torch.uint8)}, "torch.uint8"),
+        ("figures", {"a": torch.rand(4, 3, 8)}, r"figures must return N x 3 x H x W .*\[4, 3, 8\]"),
+        ("figures", {"a": None}, "found 'a' of 4 images: NoneType"),
+    ],
+)
+def test_a_wrong_result_of_a_task_is_named(
+    method: str, result: Any, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(self: Task, *_: Any) -> Any:
+        return result
+
+    monkeypatch.setattr(Good, method, wrong)
+    monkeypatch.setattr(task_module, "_check_methods", lambda *_: None)
+    with pytest.raises(UserError, match=words):
+        built("Good")
+
+
+@pytest.mark.parametrize("method", ["before_step", "after_step", "learning_rates", "views", "figures"])
+def test_an_error_in_a_method_is_reported_with_its_name(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(self: Task, *_: Any) -> Any:
+        raise KeyError("x")
+
+    monkeypatch.setattr(Good, method, wrong)
+    monkeypatch.setattr(task_module, "_check_methods", lambda *_: None)
+    with pytest.raises(UserError, match=rf"{method}\(.*\) raised KeyError: 'x'"):
+        built("Good")
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [("forward", r"forward\(self, batch, rng\)"), ("after_step", r"after_step\(self, step, total\)"),
+     ("learning_rates", r"learning_rates\(self\)"), ("views", r"views\(self, images, rng\)")],
+)  # fmt: skip
+def test_a_method_with_other_parameters_is_refused(method: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Good, method, lambda self, a, b, c: None)
+    with pytest.raises(UserError, match=rf"must define {expected}, found {method}\(self, a, b, c\)"):
+        built("Good")
+
+
+def test_downstream_may_be_any_path_of_an_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two(Good):
+        def __init__(self, encoder: Encoder, image_size: int) -> None:
+            super().__init__(encoder, image_size)
+            self.teacher = encoder  # shared
+
+    monkeypatch.setattr(f"{__name__}.Good", Two)
+    monkeypatch.setattr(Two, "downstream", "teacher")
+    assert built("Good").downstream == "teacher"
+    monkeypatch.setattr(Two, "downstream", "encoder.backbone")
+    with pytest.raises(UserError, match=r"found 'encoder\.backbone'; the task has encoder, teacher"):
+        built("Good")

@@ -134,3 +134,68 @@ def test_permutations_of_nine_tiles_differ_in_most_places() -> None:
 def test_all_permutations_of_four_tiles_are_used_once() -> None:
     assert len(torch.from_numpy(permutation_set(4, 24)).unique(dim=0)) == 24
     assert permutation_set(4, 24)[0].tolist() == [0, 1, 2, 3]
+
+
+def darker(images: Tensor, rng: Any) -> Tensor:
+    return images / 2
+
+
+def jigsaw(image_size: int = 32, **changes: Any) -> Jigsaw:
+    encoder = Encoder(smallcnn(image_size, widths=[4, 8]), [0.4, 0.5, 0.6], [0.2, 0.25, 0.3], image_size=image_size)
+    keys: dict[str, Any] = {"grid": 2, "permutations": 24, "gap": 0.25, "normalize_tiles": False, "hidden_dim": 12}
+    return Jigsaw(encoder, image_size, **{"augment": darker, **keys, **changes})
+
+
+@pytest.mark.parametrize(
+    ("image_size", "grid", "expected"),
+    [(63, "auto", (2, 31, 23, 24)), (64, "auto", (3, 21, 16, 100)), (64, 2, (2, 32, 24, 24)), (32, 3, (3, 10, 8, 100))],
+)
+def test_automatic_grids_permutations_and_gaps(image_size: int, grid: Any, expected: tuple[int, int, int, int]) -> None:
+    """Tiles per side, pixels of a cell and of a tile, permutations."""
+    task = jigsaw(image_size, grid=grid, permutations="auto")
+    assert (task.grid, task.cell, task.tile, len(task.permutations)) == expected  # type: ignore[arg-type]
+    assert [m.out_features for m in task.head if isinstance(m, torch.nn.Linear)] == [12, expected[3]]
+
+
+def test_a_given_number_of_permutations_is_kept_and_tiles_of_4_px_are_allowed() -> None:
+    assert len(jigsaw(grid=3, permutations=50).permutations) == 50  # type: ignore[arg-type]
+    assert jigsaw(16, gap=0.5).tile == 4
+    with pytest.raises(ValueError, match="tiles of 3 px are too small"):
+        jigsaw(16, gap=0.6)
+
+
+@pytest.mark.parametrize(("tiles", "count", "most"), [(4, 1, 24), (4, 25, 24), (9, 1001, 1000)])
+def test_there_are_at_least_two_permutations_and_at_most_1000(tiles: int, count: int, most: int) -> None:
+    with pytest.raises(ValueError, match=f"permutations must be 2 to {most} for {tiles} tiles, found {count}"):
+        permutation_set(tiles, count)
+
+
+@pytest.mark.parametrize("grid", [2, 3])
+def test_the_view_shows_the_augmented_tiles_with_gaps_below_and_to_the_right(grid: int) -> None:
+    task, images = jigsaw(grid=grid), torch.rand(5, 3, 32, 32)
+    tiles, which = task.shuffled(images, rng())
+    assert tiles.max() < 0.5
+    again, same = task.shuffled(images, rng())
+    assert torch.equal(tiles, again)
+    assert torch.equal(which, same)
+    expected = torch.full((5, 3, 32, 32), 0.5)
+    for t in range(grid**2):
+        y, x = t // grid * task.cell, t % grid * task.cell
+        expected[:, :, y : y + task.tile, x : x + task.tile] = tiles[:, t]
+    assert torch.equal(task.views(images, rng())["shuffled"], expected)
+
+
+@torch.no_grad()
+def test_the_permutation_is_predicted_from_the_features_of_all_tiles(pieces: Tensor) -> None:
+    task = jigsaw().eval()
+    tiles, which = task.shuffled(pieces, rng())
+    features = torch.cat([task.encoder(tiles[:, t]) for t in range(4)], 1)
+    logits = task.head(features)
+    out = task({"images": pieces}, rng())
+    assert float(out["loss"]) == pytest.approx(float(torch.nn.functional.cross_entropy(logits, which)), rel=1e-4)
+    right = sum(int(row.argmax()) == int(w) for row, w in zip(logits, which, strict=True))
+    assert float(out["pretext_accuracy"]) == pytest.approx(right / 60)
+    assert len(which.unique()) > 12
+    task.head[-1].bias[int(which[0])] = 100.0  # type: ignore[operator, index]
+    constant = float(task({"images": pieces}, rng())["pretext_accuracy"])
+    assert constant == pytest.approx(float((which == which[0]).float().mean()))

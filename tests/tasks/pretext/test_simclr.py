@@ -108,3 +108,24 @@ def test_the_projection_head_has_as_many_layers_as_configured(layers: int, width
     assert [linear[0].in_features, *[m.out_features for m in linear]] == widths
     assert sum(isinstance(m, nn.BatchNorm1d) for m in head) == sum(isinstance(m, nn.ReLU) for m in head) == layers - 1
     assert head[-1] is linear[-1]
+
+
+@torch.no_grad()
+def test_the_accuracy_is_the_fraction_of_views_whose_nearest_neighbor_is_their_other_view(pieces: Tensor) -> None:
+    task = simclr(output_dim=16)  # in training mode, in which projections spread
+    task.augment = Augment(**{**AUGMENT, "crop_scale": [0.7, 1.0], "jitter_probability": 0.3, "grayscale": 0.0})
+    images = pieces[::2]
+    z = F.normalize(task.projector(task.encoder(torch.cat(list(task.views(images, rng()).values())))), dim=1)
+    distance = torch.cdist(z.double(), z.double()).fill_diagonal_(9)
+    hits = sum(int(distance[i].argmin()) == (i + 30) % 60 for i in range(60))
+    assert 5 < hits < 55
+    assert float(task({"images": images}, rng())["pretext_accuracy"]) == pytest.approx(hits / 60)
+
+
+def test_the_loss_and_its_temperature_are_shown() -> None:
+    assert repr(simclr(temperature=0.25)).startswith("SimCLR(\n  loss NT-Xent, temperature 0.25\n")
+    assert repr(simclr(loss="dcl", temperature=0.1)).startswith("SimCLR(\n  loss DCL, temperature 0.1\n")
+
+
+def test_only_the_last_layer_of_the_projection_head_has_a_bias() -> None:
+    assert [m.bias is not None for m in simclr(layers=3).projector if isinstance(m, nn.Linear)] == [False, False, True]
