@@ -10,13 +10,17 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import sslrun
 from sslrun.augment import Rng
 from sslrun.base.errors import UserError
 from sslrun.base.output import write_json
+from sslrun.config.commands import WITH_CLASSIFIER, WITH_ENCODER
+from sslrun.config.compose import choice_node
 from sslrun.device import Device
+from sslrun.inference import model as model_module
 from sslrun.inference.model import Model
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import Encoder, build_encoder
@@ -236,3 +240,112 @@ def test_a_loaded_run_predicts_with_the_calibration_of_its_best_state(
         logits = classifier.head(encoder(torch.full((1, 3, 8, 8), 200 / 255)))
     assert result.probabilities(shades(200)) == pytest.approx((logits / temperature).softmax(1).numpy(), abs=1e-5)
     assert (result.temperature, result.confidence_threshold) == (temperature, metrics.get("val/confidence_threshold"))
+
+
+def test_as_many_classes_as_asked_for_are_returned_with_rounded_confidences() -> None:
+    for top, count in ((1, 1), (2, 2), (9, 2)):
+        (prediction,) = model().predict(shades(0), top=top)
+        assert [g.class_name for g in prediction.top] == ["dark", "light"][:count]
+        assert [g.confidence for g in prediction.top] == [round(1 - light(0), 4), round(light(0), 4)][:count]
+    assert prediction.image is None
+
+
+def test_predictions_and_features_belong_to_their_images_in_any_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where files cannot be read; features are the brightness."""
+    monkeypatch.setattr(model_module, "cores", lambda: 1)
+    brightness = [10, 200, 30, 250, 90, 170, 60]
+    files = [f"{b}.png" for b in brightness]
+    for b, file in zip(brightness, files, strict=True):
+        Image.fromarray(shades(b)[0]).save(file)
+    files[2:2] = ["gone.png"]
+    expected = [light(b) for b in brightness]
+    for batch_size in (1, 3, 64):
+        result = model().predict(files, batch_size=batch_size)
+        assert [p.image for p in result] == files
+        assert [p.error for p in result] == [None, None, "no such file", None, None, None, None, None]
+        assert (result[2].top, result[2].unsure, result[2].class_name, result[2].confidence) == ([], False, None, None)
+        readable = [p for p in result if not p.error]
+        shown = [p.confidence if p.class_name == "light" else 1 - (p.confidence or 0) for p in readable]
+        assert shown == pytest.approx(expected, abs=1e-4)
+        features, bad = model().embed_readable(files, batch_size=batch_size)
+        assert bad == {"gone.png": "no such file"}
+        assert features[:, 0] * 255 == pytest.approx(brightness, abs=1e-3)
+        arrays = shades(*brightness)
+        assert model().probabilities(arrays, batch_size=batch_size)[:, 1] == pytest.approx(expected, abs=1e-5)
+        assert model().embed(arrays, batch_size=batch_size)[:, 2] * 255 == pytest.approx(brightness, abs=1e-3)
+    with pytest.raises(UserError, match=r"^gone\.png: no such file$"):
+        model().probabilities(files)
+    names = np.array(files[:2])
+    assert model().embed(names)[:, 0] * 255 == pytest.approx(brightness[:2], abs=1e-3)
+    assert model().embed(Path(files[1])).shape == (1, 3)
+
+
+def test_no_images_give_no_rows() -> None:
+    assert model().probabilities([]).shape == (0, 2)
+    assert model().embed([]).shape == (0, 3)
+    assert model().predict([]) == []
+
+
+def test_images_are_resized_as_in_training() -> None:
+    """Of a wide image, the middle half is light, which is all that a crop keeps."""
+    wide = np.zeros((8, 16, 3), np.uint8)
+    wide[:, 4:12] = 200
+    Image.fromarray(wide).save("wide.png")
+    for resize, mean in (("crop", 200), ("pad", (100 + 128) / 2), ("squash", 100)):
+        resized = model()
+        resized.network.config["dataset"]["resize"] = resize
+        for item in (wide, "wide.png"):
+            assert resized.embed(item)[0, 0] * 255 == pytest.approx(mean, abs=8)
+    gray = model()
+    gray.network.config["dataset"]["channels"] = "gray"
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 200
+    Image.fromarray(red).save("red.png")
+    for item in (red, "red.png"):
+        assert gray.embed(item)[0] * 255 == pytest.approx([60, 60, 60], abs=1)
+
+
+class TwoStages(nn.Module):
+    """A backbone whose first map is dark."""
+
+    channels = (3, 3)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x / 4, x]
+
+
+def test_stages_are_counted_from_1_and_the_last_is_the_default() -> None:
+    staged = model()
+    staged.network.encoder = Encoder(TwoStages(), [0.0] * 3, [1.0] * 3, image_size=8)
+    for stage, expected in ((None, 200), (1, 50), (2, 200)):
+        assert staged.embed(shades(200), stage=stage)[0, 0] * 255 == pytest.approx(expected, abs=1e-3)
+    for stage in (0, -1, 3):
+        with pytest.raises(UserError, match=f"stage={stage}: this backbone has stages 1 to 2"):
+            staged.embed(shades(200), stage=stage)
+    with pytest.raises(UserError, match="stage='1': must be an integer or None"):
+        staged.embed(shades(200), stage="1")  # type: ignore[arg-type]
+
+
+def test_a_network_that_was_only_pretrained_embeds_but_does_not_predict() -> None:
+    pretrained = model()
+    pretrained.network.classifier = None
+    assert pretrained.embed(shades(200)).shape == (1, 3)
+    with pytest.raises(UserError, match=r"run was only pretrained .* sslrun finetune init=run$"):
+        pretrained.predict(shades(200))
+
+
+def test_latest_is_the_newest_classifier_and_commands_choose_their_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands show progress and may start processes; the Python API does not."""
+    asked: list[tuple[Any, Any]] = []
+    network = model().network
+    network.config["device"] = {"precision": "fp32", "memory_format": "contiguous"}
+    monkeypatch.setattr(model_module, "find_run", lambda run, stages: asked.append((run, stages)))
+    monkeypatch.setattr(model_module, "load_network", lambda _: network)
+    assert not sslrun.load(device="cpu")._command
+    sslrun.load("some run", device="cpu")
+    node = choice_node("device", "cpu")
+    assert model_module.open_model("latest", node)._command
+    assert model_module.open_model("latest", node, ("finetune",)).device.memory_format == "contiguous"
+    assert asked == [
+        ("latest", WITH_CLASSIFIER), ("some run", WITH_ENCODER), ("latest", WITH_ENCODER), ("latest", ("finetune",)),
+    ]  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sslrun.base.console import log
 from sslrun.device import Device
 from sslrun.training import autotune
 from sslrun.training.autotune import Candidate, choose, measure
@@ -261,3 +262,102 @@ def test_invalid_cached_rates_are_measured_again(monkeypatch: pytest.MonkeyPatch
     path.write_text(json.dumps({key: {"fp32 contiguous": 3}}))
     assert choose(cpu(), NODE, 16, 64)["precision"] == "bf16"
     assert len(sizes) == 8
+
+
+def known(monkeypatch: pytest.MonkeyPatch, times: list[float]) -> list[Any]:
+    """Replace the measured rates, in the order of EVERY; return a list of what was measured."""
+    seen: list[Any] = []
+
+    def measured(
+        device: Device, backbone: Any, image_size: int, batch_size: int, candidates: list[Candidate]
+    ) -> dict[str, float]:
+        seen.append((backbone["widths"], image_size, batch_size, [" ".join(c) for c in candidates]))
+        by_name = dict(zip(EVERY, times, strict=True))
+        return {" ".join(c): by_name[" ".join(c)] for c in candidates}
+
+    monkeypatch.setattr(autotune, "measure", measured)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("times", "chosen"),
+    [([99, 98.1, 100, 50], "fp32 channels_last"), ([99, 97.9, 90, 100], "fp32 contiguous"), ([1, 2, 3, 4], EVERY[3])],
+)
+def test_of_nearly_equally_fast_candidates_the_first_is_chosen(
+    times: list[float], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The formats of fp32 come first, and channels_last before contiguous."""
+    messages: list[str] = []
+    monkeypatch.setattr(log, "info", lambda text, *values: messages.append(text % values))
+    (seen,) = [known(monkeypatch, times)]
+    device = cpu()
+    if device.precisions != ["fp32", "bf16"]:
+        pytest.skip("this CPU has no bf16")
+    choose(device, NODE, 16, 64)
+    assert seen[0] == ([8, 16], 16, 64, [EVERY[1], EVERY[0], EVERY[3], EVERY[2]])
+    assert f"{device.precision} {device.memory_format}" == chosen
+    ranked = sorted(zip(times, EVERY, strict=True), reverse=True)
+    assert messages == [
+        "Autotuning (images/s, forward and backward pass): " + ", ".join(f"{name} {rate:.0f}" for rate, name in ranked)
+    ]
+
+
+def test_the_cache_keeps_the_rates_of_each_network_size_batch_and_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = known(monkeypatch, [1, 2, 3, 4])
+    cases = [(NODE, 16, 64), (NODE, 16, 32), (NODE, 24, 64), ({**NODE, "widths": [4]}, 16, 64)]
+    for _ in range(2):
+        for case in cases:
+            choose(cpu(), *case)
+    assert [c[:3] for c in seen] == [([8, 16], 16, 64), ([8, 16], 16, 32), ([8, 16], 24, 64), ([4], 16, 64)]
+    monkeypatch.setenv("OMP_NUM_THREADS", "77")
+    choose(cpu(), *cases[0])
+    monkeypatch.setattr(torch, "__version__", "0.1")
+    choose(cpu(), *cases[0])
+    monkeypatch.setattr(autotune, "processor", lambda: "another")
+    choose(cpu(), *cases[0])
+    choose(cpu(precision="fp32"), *cases[0])
+    assert len(seen) == 8
+    content = json.loads(Path(os.environ["SSLRUN_CACHE"], "autotune.json").read_text())
+    assert len(content) == 8
+
+
+def test_a_failed_measurement_keeps_the_default_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages: list[str] = []
+    monkeypatch.setattr(log, "warning", lambda text, *values: messages.append(text % values))
+    monkeypatch.setattr(autotune, "measure", lambda *_: {})
+    device = cpu()
+    default = f"{device.precision} {device.memory_format}"
+    choose(device, NODE, 16, 64)
+    assert f"{device.precision} {device.memory_format}" == default
+    assert messages == [f"Autotuning: the times vary too much (is the machine busy?); using {default}"]
+    assert not Path(os.environ["SSLRUN_CACHE"], "autotune.json").exists()
+
+
+class Clocked(Dropping):
+    """Takes 10 ms per image on a clock of its own, and twice as long in channels_last."""
+
+    now: ClassVar[list[float]] = [0.0]
+    sizes: ClassVar[list[int]] = []
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        slower = 1.5 if x.is_contiguous(memory_format=torch.channels_last) else 1.0
+        Clocked.now[0] += 0.01 * len(x) * slower
+        Clocked.sizes.append(len(x))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("batch_size", "largest"), [(2, 2), (4, 4), (1000, 40)])
+def test_rates_are_images_per_second_of_batches_that_the_time_allows(
+    batch_size: int, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autotune.time, "perf_counter", lambda: Clocked.now[0])
+    monkeypatch.setattr(autotune, "SECONDS", 3.5)
+    Clocked.sizes.clear()
+    both: list[Candidate] = [("fp32", "contiguous"), ("fp32", "channels_last")]
+    device = cpu()
+    result = measure(device, {"_target_": "tests.training.test_autotune.Clocked"}, 8, batch_size, both)
+    assert result == {"fp32 contiguous": 100.0, "fp32 channels_last": pytest.approx(66.7)}
+    assert max(Clocked.sizes) <= largest
+    assert max(Clocked.sizes) > largest // 2

@@ -1,11 +1,18 @@
+import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from sslrun.base import console
+from sslrun.augment import Rng
+from sslrun.base import console, signals
+from sslrun.base.console import log
+from sslrun.base.errors import UserError
+from sslrun.runs import checkpoint
 from tests.helpers import FINETUNE, Cli, MeanTask, metric_rows, ramp, train
 from tests.training.fitting import Slope, device, fit_slope, metrics
 
@@ -86,3 +93,94 @@ def test_rows_name_training_and_validation_apart_and_progress_counts_steps(
 def test_checkpoints_are_kept_at_steps_with_and_without_an_evaluation() -> None:
     train(MeanTask(), ramp(32), "run", steps=8, evaluations=2, keep_every=2)
     assert sorted(p.name for p in Path("run").glob("step_*.pt")) == [f"step_{n:06d}.pt" for n in (2, 4, 6, 8)]
+
+
+class Recorder(MeanTask):
+    """Remembers what it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Dropout(0.5)
+        self.calls: list[tuple[Any, ...]] = []
+        self.drops: list[list[float]] = []
+
+    def before_step(self, step: int, total: int) -> None:
+        self.calls.append(("before", step, total, self.training))
+
+    def after_step(self, step: int, total: int) -> None:
+        self.calls.append(("after", step, total, self.weight.grad is not None))
+
+    def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
+        self.drops.append(self.layer(torch.ones(16)).tolist())
+        return super().forward(batch, rng)
+
+
+def test_a_task_is_told_each_step_and_evaluated_before_the_first_and_evenly_afterwards() -> None:
+    task, modes = Recorder(), []
+
+    def evaluate() -> dict[str, float]:
+        modes.append((len(task.calls) // 2, task.training, torch.is_grad_enabled()))
+        return {"val/accuracy": 0.5}
+
+    train(task, ramp(16), "run", steps=6, evaluations=3, evaluate=evaluate)
+    assert task.calls == [c for i in range(6) for c in (("before", i, 6, True), ("after", i, 6, True))]
+    assert modes == [(0, False, False), (2, False, False), (4, False, False), (6, False, False)]
+    assert [r["step"] for r in metric_rows("run") if "val/accuracy" in r] == [0, 2, 4, 6]
+
+
+def test_dropout_differs_between_steps_and_is_that_of_the_seed() -> None:
+    drops = []
+    for where, seed in (("a", 0), ("b", 0), ("c", 1)):
+        task = Recorder()
+        torch.manual_seed(len(drops))  # does not matter
+        train(task, ramp(16), where, steps=5, seed=seed)
+        drops.append(task.drops)
+    assert drops[0] == drops[1] != drops[2]
+    assert len(set(map(tuple, drops[0]))) == 5
+
+
+def test_lines_of_metrics_are_logged_every_few_steps_and_before_evaluations() -> None:
+    """With two steps an epoch; each line has the means since the last one."""
+    task = MeanTask()
+    train(task, ramp(16), "run", steps=10, evaluations=2, log_every=3, learning_rate=1e-9)
+    rows = [r for r in metric_rows("run") if "train/loss" in r]
+    assert [r["step"] for r in rows] == [3, 5, 6, 9, 10]
+    assert [r["epoch"] for r in rows] == [1.5, 2.5, 3, 4.5, 5]
+    losses = [float((s / 255).square().mean()) for s in task.seen]
+    expected = [losses[:3], losses[3:5], losses[5:6], losses[6:9], losses[9:]]
+    assert [r["train/loss"] for r in rows] == pytest.approx([sum(e) / len(e) for e in expected], abs=2e-6)
+
+
+def test_a_training_cannot_be_resumed_to_fewer_steps_than_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    train(MeanTask(), ramp(16), "run", steps=6)
+    with pytest.raises(UserError, match="cannot end after 4 steps: 6 steps are done already"):
+        train(MeanTask(), ramp(16), "run", resumed=True, steps=4)
+    messages: list[str] = []
+    monkeypatch.setattr(log, "info", lambda text, *values, **_: messages.append(text % values))
+    train(MeanTask(), ramp(16), "run", resumed=True, steps=6)
+    assert any(m.startswith("Nothing to do: all 6 steps are done.") for m in messages)
+    messages.clear()
+    longer = MeanTask()
+    train(longer, ramp(16), "run", resumed=True, steps=8, evaluate=lambda: {"val/accuracy": 0.5})
+    assert not any("Nothing to do" in m for m in messages)
+    assert len(longer.seen) == 2
+    (line,) = [m for m in messages if m.startswith("step 8/8 ")]
+    assert "val accuracy 50.0 %" in line
+    assert "train loss" in line
+
+
+def test_a_stop_saves_the_last_complete_step() -> None:
+    class Stops(MeanTask):
+        def after_step(self, step: int, total: int) -> None:
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with signals.handled(), pytest.raises(signals.Stopped):
+        train(Stops(), ramp(16), "run", steps=10, evaluations=1)
+    assert checkpoint.load(Path("run/last.pt"))["step"] == 3
+
+
+def test_gradients_do_not_add_up_over_steps() -> None:
+    task = Slope(head=1.0, encoder=1.0)
+    fit_slope(task, steps=2, learning_rate=0.5)
+    assert task.moved() == pytest.approx((0.75, 0.75))  # 0.5, then half of it: the cosine is halfway

@@ -130,3 +130,36 @@ def test_a_learning_rate_set_later_is_used(name: str) -> None:
             group["lr"] = rate
         optimizer.step()
         assert net.weight.equal(before) != moves
+
+
+def test_lars_moves_a_matrix_of_zeros_or_without_a_gradient_by_sgd() -> None:
+    zeros = nn.Parameter(torch.zeros(2, 2))
+    assert torch.allclose(step(lars(groups(zeros), RATE, weight_decay=0, momentum=0.9, trust=0.02), zeros, 1.0),
+                          torch.full((2, 2), -RATE))  # fmt: skip
+    still = weights()
+    assert torch.equal(
+        step(lars(groups(still, 0.0), RATE, weight_decay=0, momentum=0.9, trust=0.02), still, 0.0), weights()
+    )
+    skipped = weights()
+    lars(groups(skipped), RATE, weight_decay=DECAY, momentum=0.9, trust=0.02).step()  # has no gradient
+    assert torch.equal(skipped, weights())
+
+
+def test_the_defaults_of_groups_do_not_replace_their_own_weight_decay() -> None:
+    """Vectors are in groups without decay."""
+    for optimizer_of in (
+        lambda g: sgd(g, RATE, weight_decay=DECAY, momentum=0.0, nesterov=False),
+        lambda g: lars(g, RATE, weight_decay=DECAY, momentum=0.0, trust=0.02),
+        lambda g: adamw(g, RATE, weight_decay=DECAY, betas=[0.9, 0.999]),
+    ):
+        vector = nn.Parameter(torch.ones(3))
+        assert torch.equal(step(optimizer_of([{"params": [vector], "weight_decay": 0.0}]), vector, 0.0), torch.ones(3))
+
+
+def test_the_first_prefix_gives_the_rate_and_frozen_parameters_are_left_out() -> None:
+    net = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2), "ba": nn.Linear(2, 2)})
+    net["b"].weight.requires_grad_(False)
+    found = parameter_groups(net, 0.1, {"a.": 2.0, "ba.": 3.0, "b": 4.0})
+    names = {id(p): name for name, p in net.named_parameters()}
+    rates = {names[id(p)]: g["rate"] for g in found for p in g["params"]}
+    assert rates == {"a.weight": 2.0, "a.bias": 2.0, "b.bias": 4.0, "ba.weight": 3.0, "ba.bias": 3.0}

@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.training.settings import Training, batches_per_epoch
 from tests.helpers import TRAINING
@@ -59,3 +60,28 @@ def test_evaluations_are_spread_evenly_and_one_is_after_the_last_step() -> None:
     assert training(evaluations=4).evaluated_after(100) == {25, 50, 75, 100}
     assert training(evaluations=3).evaluated_after(10) == {4, 7, 10}
     assert training(evaluations=20).evaluated_after(3) == {1, 2, 3}
+
+
+def test_what_ends_first_is_logged_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages: list[str] = []
+    monkeypatch.setattr(log, "info", lambda text, *values: messages.append(text % values))
+    for steps, by in ((7, "train.steps"), (70, "train.epochs")):
+        settings = training(epochs=3, steps=steps, batch_size=10)
+        settings.total_steps(95)
+        assert messages == []
+        assert settings.total_steps(95, quiet=False) == min(30, steps)
+        assert messages == [f"train.epochs=3 is 30 steps, train.steps={steps}: {by} ends first."]
+        messages.clear()
+    training(steps=7).total_steps(95, quiet=False)
+    assert messages == []
+
+
+def test_a_training_of_warmup_only_has_no_division_by_zero() -> None:
+    settings = training(warmup_fraction=1.0)
+    assert [settings.learning_rate_at(step, 4) for step in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert settings.learning_rate_at(0, 1) == pytest.approx(0.5)
+
+
+def test_checkpoints_are_kept_at_multiples_of_keep_every() -> None:
+    assert [step for step in range(1, 13) if training(keep_every=4).kept_after(step)] == [4, 8, 12]
+    assert not any(training().kept_after(step) for step in range(1, 13))

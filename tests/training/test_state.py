@@ -23,8 +23,11 @@ from sslrun.models.backbones.smallcnn import smallcnn
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import Encoder
 from sslrun.runs import checkpoint
+from sslrun.runs.run import Run
 from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.tasks.task import Task
+from sslrun.training.optimizers import build_optimizer
+from sslrun.training.state import State, Window, formatted
 from tests.helpers import IDENTITY, SGD, MeanTask, metric_rows, ramp, train
 from tests.training.fitting import PLAIN_SGD, Slope, device, fit_slope
 
@@ -319,3 +322,206 @@ def test_best_holds_the_weights_and_metrics_of_its_step() -> None:
     assert not torch.equal(best["model"]["head.weight"], last["model"]["head.weight"])
     assert best["metrics"] == {"val/accuracy": 0.9}
     assert last["metrics"] == {"val/accuracy": 0.5}
+
+
+def out(loss: float, **others: float) -> dict[str, Tensor]:
+    return {k: torch.tensor(v) for k, v in {"loss": loss, **others}.items()}
+
+
+RUN: Any = type("Fake", (), {"directory": Path("somewhere")})()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that is set by hand."""
+    now = [100.0]
+    monkeypatch.setattr("sslrun.training.state.time.perf_counter", lambda: now[0])
+    return now
+
+
+def test_a_window_has_the_means_and_the_speed_since_the_last_line(clock: list[float]) -> None:
+    window = Window()
+    window.start_clock()
+    for loss, accuracy, n, seconds in ((1.0, 0.5, 10, 1.0), (4.0, 0.0, 5, 2.0)):
+        clock[0] += seconds
+        window.add(out(loss, accuracy=accuracy), n)
+    clock[0] += 0.75  # waiting for the device
+    row = window.close(2, 0.01, RUN)
+    assert row == {
+        "train/loss": 2.0, "train/accuracy": pytest.approx(1 / 3), "learning_rate": 0.01, "images_per_second": 4.0,
+    }  # fmt: skip
+    assert window.note == "train loss 2"
+    clock[0] += 50  # an evaluation
+    window.start_clock()
+    clock[0] += 1
+    window.add(out(0.5, accuracy=1.0), 20)
+    assert window.close(3, 0.02, RUN) == {
+        "train/loss": 0.5, "train/accuracy": 1.0, "learning_rate": 0.02, "images_per_second": 20.0,
+    }  # fmt: skip
+    assert window.summary() == {"train/loss": 0.5, "train/accuracy": 1.0, "images_per_second": round(35 / 4.75, 1)}
+
+
+def test_a_restored_window_continues_with_the_same_means_and_speed(clock: list[float]) -> None:
+    window = Window()
+    clock[0] += 1
+    window.add(out(3.0), 8)
+    window.close(1, 0.1, RUN)
+    clock[0] += 2
+    window.add(out(1.0), 8)
+    saved = window.state()
+    assert Window().summary() == {}
+    restored = Window()
+    restored.restore(saved, device())
+    assert restored.summary() == {"train/loss": 3.0}
+    for w in (window, restored):
+        w.start_clock()
+        clock[0] += 2
+        w.add(out(2.0), 24)
+        row = w.close(3, 0.1, RUN)
+        assert (row["train/loss"], row["images_per_second"]) == (1.75, 8.0)
+    assert restored.summary() == {"train/loss": 1.75, "images_per_second": 8.0}
+    assert window.summary() == {"train/loss": 1.75, "images_per_second": 8.0}
+    assert (restored.first, restored.warned) == (3.0, False)
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "warned"), [(0.5, 2.4, 0), (0.5, 2.6, 1), (10.0, 29.0, 0), (10.0, 31.0, 1), (-4.0, 4.5, 1)]
+)
+def test_a_loss_that_rises_by_twice_its_first_value_and_at_least_2_is_logged(
+    first: float, later: float, warned: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages: list[str] = []
+    monkeypatch.setattr(log, "warning", lambda text, *values: messages.append(text % values))
+    window = Window()
+    for step, loss in enumerate((first, min(first, later) - 0.1, later, later), 1):
+        window.add(out(loss), 1)
+        window.close(step, 0.02, RUN)
+        window.restore(window.state(), device())
+    assert len(messages) == warned
+    if warned:
+        assert (
+            f"The loss rose from {first:.3g} to {later:.3g} by step 3, at learning rate 0.02: try train.lea"
+            in messages[0]
+        )
+        assert "train.learning_rate=0.002 " in messages[0]
+
+
+@pytest.mark.parametrize(("bad", "step"), [((5,), 11), ((0, 3), 6), ((2,), 8)])
+def test_the_first_loss_that_is_not_finite_is_named_with_its_step(bad: tuple[int, ...], step: int) -> None:
+    """The window has the steps 6 to 11."""
+    window = Window()
+    for i in range(6):
+        window.add(out(float("inf") if i == bad[0] else float("nan") if i in bad else 1.0), 1)
+    with pytest.raises(UserError) as error:
+        window.close(11, 0.05, RUN)
+    assert str(error.value) == (
+        f"the loss became inf in step {step} at learning rate 0.05; try train.learning_rate=0.005, "
+        "train.gradient_clip=1 or device.precision=fp32. The last good checkpoint is somewhere/last.pt"
+    )
+
+
+def test_a_row_is_shown_without_learning_rate_and_epoch() -> None:
+    row = {"train/loss": 0.5123, "learning_rate": 0.1, "images_per_second": 1234.4, "val/accuracy": 0.831, "epoch": 2}
+    assert formatted(row) == "train loss 0.5123  val accuracy 83.1 %  1,234 images/s"
+    assert formatted({"val/loss": 1.0}) == "val loss 1"
+
+
+def state_of(task: Task, where: str = "run", resumed: bool = False, config: dict[str, Any] | None = None) -> State:
+    run = Run(Path(where), "pretrain", OmegaConf.create({"seed": 0}), {}, resumed)
+    optimizer = build_optimizer(PLAIN_SGD, task, 0.5)
+    return State(run, task, optimizer, device(), {"config": config or {}, "class_names": ["a"]}, "val/accuracy")
+
+
+def test_every_checkpoint_holds_all_that_is_needed_and_the_last_two_are_kept() -> None:
+    state = state_of(Slope())
+    try:
+        state.evaluated(0, {"val/accuracy": 0.5})
+        state.save(3)
+        state.evaluated(4, {"val/accuracy": 0.4, "val/loss": 2.0}, "step_000004.pt")
+    finally:
+        state.run.close("failed")
+    best, previous, last, kept = (
+        checkpoint.load(Path("run", n)) for n in ("best.pt", "previous.pt", "last.pt", "step_000004.pt")
+    )
+    assert [c["step"] for c in (best, previous, last, kept)] == [0, 3, 4, 4]
+    assert all(c["class_names"] == ["a"] and c["downstream"] == "encoder" for c in (best, previous, last, kept))
+    assert [c["best"] for c in (previous, last, kept)] == [[0.5, 0]] * 3
+    assert previous["metrics"] == best["metrics"] == {"val/accuracy": 0.5}
+    assert last["metrics"] == kept["metrics"] == {"val/accuracy": 0.4, "val/loss": 2.0}
+    for name in ("optimizer", "scaler", "window"):
+        assert name in last
+        assert name in kept
+        assert name not in best
+    assert state.summary() == {"val/accuracy": 0.4, "val/loss": 2.0, "best/step": 0}
+    assert [r["step"] for r in metric_rows("run")] == [0, 4]
+
+
+def test_the_minutes_since_the_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("sslrun.training.state.time.monotonic", lambda: now[0])
+    state = state_of(Slope())
+    try:
+        now[0] += 90
+        assert state.minutes() == 1.5
+        state.save(1)
+        assert state.minutes() == 0
+    finally:
+        state.run.close("failed")
+
+
+def test_a_damaged_last_checkpoint_is_set_aside_and_the_previous_one_restored() -> None:
+    fit_slope(Slope(), steps=4, evaluations=2, scores=(0.1, 0.2, 0.3))
+    whole = Path("run/last.pt").read_bytes()
+    Path("run/last.pt").write_bytes(whole[:100])
+    state = state_of(Slope(), resumed=True)
+    try:
+        assert state.restore() == 2
+    finally:
+        state.run.close("failed")
+    assert not Path("run/last.pt").exists()
+    assert Path("run/damaged.pt").read_bytes() == whole[:100]
+    assert state.best == (0.2, 2)
+    assert state.metrics == {"val/accuracy": 0.2}
+    assert max(r["step"] for r in metric_rows("run")) == 2
+
+
+def test_a_checkpoint_with_other_settings_or_another_network_is_refused() -> None:
+    first = state_of(Slope(), config={"a": {"b": 1}, "train": {"steps": 3}})
+    first.save(3)
+    first.run.close("failed")
+    for config, words in (
+        ({"a": {"b": 2}, "train": {"steps": 3}}, r"last\.pt has other settings than this run: a\.b differ"),
+        ({"a": {"b": 1}, "train": {"steps": 9}}, ""),
+    ):
+        state = state_of(Slope(), resumed=True, config=config)
+        try:
+            if words:
+                with pytest.raises(UserError, match=words):
+                    state.restore()
+            else:
+                assert state.restore() == 3
+        finally:
+            state.run.close("failed")
+    content = torch.load("run/last.pt", weights_only=True)
+    content["optimizer"]["param_groups"] = []
+    torch.save(content, "run/last.pt")
+    state = state_of(Slope(), resumed=True)
+    try:
+        with pytest.raises(UserError, match=r"does not match this training .*start a new run"):
+            state.restore()
+    finally:
+        state.run.close("failed")
+
+
+def test_the_learning_rate_of_a_line_is_that_of_the_head() -> None:
+    encoder = Encoder(smallcnn(32, widths=[4]), [0.5] * 3, [0.2] * 3)
+    state = state_of(Finetuning(Classifier(encoder, 2), Augment(**IDENTITY), 0.0, 0, False, 0.1))
+    try:
+        for group in state.optimizer.param_groups:
+            group["lr"] = 0.5 * group["rate"]
+        state.window.add(out(1.0), 8)
+        assert state.log(7, 1.75)["learning_rate"] == 0.5
+    finally:
+        state.run.close("failed")
+    (row,) = metric_rows("run")
+    assert (row["step"], row["epoch"], row["learning_rate"], row["train/loss"]) == (7, 1.75, 0.5, 1.0)
