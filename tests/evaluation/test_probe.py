@@ -245,7 +245,7 @@ def test_each_map_is_probed_on_test_images_with_c_chosen_on_validation(
             continue
         means = val.images[:].float().div(255).mean((2, 3))[:, feature_map]
         assert torch.allclose(given[0], means, atol=1e-5)
-        assert torch.equal(given[1], val.labels)
+        assert given[1] is val.labels
 
 
 def test_at_most_10000_images_drawn_at_random_are_probed() -> None:
@@ -265,8 +265,15 @@ def test_the_search_of_c_is_over_seven_powers_of_ten_on_at_most_5000_images(monk
         assert 5000 <= len(sample) == len(set(sample)) <= 5002
         assert int(labels[torch.from_numpy(sample)].sum()) >= 2
     assert samples[0].tolist() != samples[1].tolist()
+    few = probe._sample(labels, 10, 0)
+    assert np.bincount(labels.numpy()[few]).tolist() in ([10, 2], [9, 2], [8, 2])
     given: list[int] = []
-    monkeypatch.setattr(probe, "_cross_validation", lambda x, y, seed: (given.append(len(x)), (x, y, []))[1])
+
+    def no_folds(x: np.ndarray, y: np.ndarray, seed: int) -> Any:
+        given.append(len(x))
+        return x, y, []
+
+    monkeypatch.setattr(probe, "_cross_validation", no_folds)
     assert probe._search(torch.randn(6000, 1), labels, None, 0) == {1.0: (0.0, 0.0)}
     assert given[0] <= 5002
 
@@ -309,7 +316,12 @@ def test_the_search_gives_accuracy_and_likelihood_by_c() -> None:
 
 def test_the_accuracies_of_poolings_and_the_sample_are_those_of_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[tuple[int, int]] = []
-    monkeypatch.setattr(probe, "_sample", lambda labels, size, seed: (seeds.append((size, seed)), np.arange(8))[1])
+
+    def sample(labels: Tensor, size: int, seed: int) -> np.ndarray:
+        seeds.append((size, seed))
+        return np.arange(8)
+
+    monkeypatch.setattr(probe, "_sample", sample)
     monkeypatch.setattr(probe, "_search", lambda x, y, val, seed: {float(len(y)): (0.123456789, -1.0 - seed)})
     device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
     encoder = Encoder(Pixels(), [0.0] * 3, [1.0] * 3, image_size=8)

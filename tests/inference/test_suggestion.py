@@ -97,6 +97,8 @@ def test_k_means_has_the_seed_and_a_cluster_for_each_labeled_and_each_chosen_ima
         assert len(set(chosen)) == 2
         assert not {0, 20, 40} & set(chosen.tolist())
     assert settings == [(5, 0), (5, 1)]
+    monkeypatch.undo()
+    assert suggestion.MAX_FITTED == 20_000
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     rows = [{int(np.abs(unit - row).sum(1).argmin()) for row in sample} for sample in fitted]
     assert [len(r) for r in rows] == [30, 30]

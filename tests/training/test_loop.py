@@ -129,7 +129,7 @@ def test_a_task_is_told_each_step_and_evaluated_before_the_first_and_evenly_afte
 
 
 def test_dropout_differs_between_steps_and_is_that_of_the_seed() -> None:
-    drops = []
+    drops: list[list[list[float]]] = []
     for where, seed in (("a", 0), ("b", 0), ("c", 1)):
         task = Recorder()
         torch.manual_seed(len(drops))  # does not matter

@@ -28,8 +28,14 @@ def test_one_copy_rotates_each_image_by_its_label(pieces: Tensor) -> None:
         assert torch.equal(torch.rot90(image, k, (1, 2)), rotated)
 
 
-def darker(images: Tensor, rng: Rng) -> Tensor:
-    return images / 2
+class Darker(Augment):
+    """Halves the brightness of every image."""
+
+    def __call__(self, images: Tensor, rng: Rng) -> Tensor:
+        return images / 2
+
+
+darker = Darker(**IDENTITY)
 
 
 @pytest.mark.parametrize("copies", [1, 4])
@@ -41,7 +47,7 @@ def test_the_rotation_of_augmented_images_is_predicted(copies: Literal[1, 4], pi
     logits = task.head(task.encoder(images))
     out = task({"images": pieces}, rng())
     assert float(out["loss"]) == pytest.approx(float(F.cross_entropy(logits, which)), rel=1e-4)
-    task.head[-1].bias[1] = 100.0  # type: ignore[operator, index]
+    task.head[-1].bias[1] = 100.0  # type: ignore[operator]
     assert float(task({"images": pieces}, rng())["pretext_accuracy"]) == pytest.approx(
         int((which == 1).sum()) / len(which)
     )
