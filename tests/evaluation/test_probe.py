@@ -245,7 +245,8 @@ def test_each_map_is_probed_on_test_images_with_c_chosen_on_validation(
             continue
         means = val.images[:].float().div(255).mean((2, 3))[:, feature_map]
         assert torch.allclose(given[0], means, atol=1e-5)
-        assert given[1] is val.labels
+        assert val.labels is not None
+        assert torch.equal(given[1], val.labels)
 
 
 def test_at_most_10000_images_drawn_at_random_are_probed() -> None:

@@ -242,7 +242,7 @@ def test_a_loaded_run_predicts_with_the_calibration_of_its_best_state(
     assert (result.temperature, result.confidence_threshold) == (temperature, metrics.get("val/confidence_threshold"))
 
 
-def test_as_many_classes_as_asked_for_are_returned_with_rounded_confidences() -> None:
+def test_as_many_classes_as_requested_are_returned_with_rounded_confidences() -> None:
     for top, count in ((1, 1), (2, 2), (9, 2)):
         (prediction,) = model().predict(shades(0), top=top)
         assert [g.class_name for g in prediction.top] == ["dark", "light"][:count]
@@ -336,16 +336,16 @@ def test_a_network_that_was_only_pretrained_embeds_but_does_not_predict() -> Non
 
 def test_latest_is_the_newest_classifier_and_commands_choose_their_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands show progress and may start processes; the Python API does not."""
-    asked: list[tuple[Any, Any]] = []
+    requested: list[tuple[Any, Any]] = []
     network = model().network
     network.config["device"] = {"precision": "fp32", "memory_format": "contiguous"}
-    monkeypatch.setattr(model_module, "find_run", lambda run, stages: asked.append((run, stages)))
+    monkeypatch.setattr(model_module, "find_run", lambda run, stages: requested.append((run, stages)))
     monkeypatch.setattr(model_module, "load_network", lambda _: network)
     assert not sslrun.load(device="cpu")._command
     sslrun.load("some run", device="cpu")
     node = choice_node("device", "cpu")
     assert model_module.open_model("latest", node)._command
     assert model_module.open_model("latest", node, ("finetune",)).device.memory_format == "contiguous"
-    assert asked == [
+    assert requested == [
         ("latest", WITH_CLASSIFIER), ("some run", WITH_ENCODER), ("latest", WITH_ENCODER), ("latest", ("finetune",)),
     ]  # fmt: skip

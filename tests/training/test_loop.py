@@ -115,7 +115,7 @@ class Recorder(MeanTask):
         return super().forward(batch, rng)
 
 
-def test_a_task_is_told_each_step_and_evaluated_before_the_first_and_evenly_afterwards() -> None:
+def test_a_task_gets_each_step_and_is_evaluated_before_the_first_and_evenly_afterwards() -> None:
     task, modes = Recorder(), []
 
     def evaluate() -> dict[str, float]:
