@@ -19,8 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from sslrun.training import autotune, estimate
-from tests.helpers import PRETRAIN, QUICK, SHORT, STUDY, TINY, Answer, Cli, Served, run_here, runs
+from tests.helpers import PRETRAIN, QUICK, QUICKER, SHORT, STUDY, TINY, Answer, Cli, Served, run_here, runs
 
 
 def pytest_collection_finish() -> None:
@@ -84,8 +83,8 @@ def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # a power cut is not tested
-    monkeypatch.setattr(autotune, "SECONDS", 0.5)  # any mode will do
-    monkeypatch.setattr(estimate, "SECONDS", 0.1)  # rough estimates will do, too
+    for module, name, value in QUICKER:
+        monkeypatch.setattr(module, name, value)
     torch.manual_seed(0)
 
 

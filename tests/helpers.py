@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,13 @@ from sslrun.config.compose import compose_config
 from sslrun.device import Device
 from sslrun.models.backbones.smallcnn import smallcnn
 from sslrun.models.encoder import Encoder, build_encoder
+from sslrun.report import training as figures
 from sslrun.runs import checkpoint
 from sslrun.runs.find import BEST, LAST
 from sslrun.runs.run import Run
 from sslrun.study.results import Row
 from sslrun.tasks.task import Task, build_task
+from sslrun.training import autotune, estimate
 from sslrun.training.batches import Batches
 from sslrun.training.loop import fit
 from sslrun.training.optimizers import build_optimizer
@@ -50,6 +53,11 @@ REPOSITORY = Path(__file__).parent.parent
 QUICK = ("device=cpu", "device.precision=fp32", "device.memory_format=channels_last")
 TINY = ("backbone.widths=[8,16]", "train.batch_size=64", *QUICK)  # a network that trains in a second
 SMALL = ("backbone.widths=[8,16]", "batch_size=32", *QUICK)  # the same for `sslrun data check`
+QUICKER: tuple[tuple[ModuleType, str, float], ...] = (  # for commands in this process and in forked ones
+    (autotune, "SECONDS", 0.5),  # any mode will do
+    (estimate, "SECONDS", 0.1),  # rough estimates will do, too
+    (figures, "VIEWS_SHOWN", 2),
+)
 NO_MAP = ("map=0", "projector=0", *QUICK)  # `sslrun embed` without figures
 SSLRUN = f"{sys.executable} -m sslrun"  # in a shell
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
@@ -153,7 +161,7 @@ class Served:
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
 
 def runs(stage: str) -> list[Path]:
@@ -188,6 +196,8 @@ def _call(
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for module, name, value in QUICKER:
+        setattr(module, name, value)
     folder, *outputs = places
     os.chdir(folder)
     for stream, output in enumerate(outputs, 1):

@@ -2,6 +2,7 @@
 
 import functools
 import gzip
+import functools
 import hashlib
 import io
 import pickle
@@ -22,9 +23,14 @@ from tests.helpers import REPOSITORY
 Files = dict[str, bytes]
 
 
+@functools.cache
+def photographs() -> list[np.ndarray]:
+    return load_sample_images().images  # type: ignore[no-any-return]
+
+
 def piece(side: int, seed: int) -> Image.Image:
     """Return a piece of a photograph; even seeds are of a temple, odd ones of a flower."""
-    photo = load_sample_images().images[seed % 2]
+    photo = photographs()[seed % 2]
     rng = np.random.default_rng(seed)
     y, x = rng.integers(0, photo.shape[0] - 160), rng.integers(0, photo.shape[1] - 160)
     return Image.fromarray(photo[y : y + 160, x : x + 160]).resize((side, side))
