@@ -65,11 +65,11 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[str, .
 def test_case_23_a_signal_saves_and_prints_the_command_that_goes_on(
     number: int, stage: tuple[str, ...], straight: Callable[[tuple[str, ...]], str]
 ) -> None:
-    longer = tuple(a.replace(f"steps={STEPS}", "steps=400") for a in stage)
+    longer = tuple(a.replace(f"steps={STEPS}", "steps=150") for a in stage)
     place, answer = stopped(number, longer)
     assert json.loads((place / "summary.json").read_text())["status"] == "interrupted"
     step = checkpoint.load(place / LAST)["step"]
-    assert 1 < step < 400
+    assert 1 < step < 150
     command = re.search(r"Resume with: sslrun (\S+) (\S+)", answer)
     assert command is not None
     assert f"Resuming after step {step}" in run_forked(*command.groups())

@@ -7,6 +7,8 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
+
 from sslrun.base.locks import locked
 from tests.helpers import (
     PRETRAIN,
@@ -62,8 +64,8 @@ def test_case_10_a_job_of_a_sweep_has_the_same_numbers_as_a_single_run(cli: Cli)
 
 
 def test_an_interrupted_sweep_resumes() -> None:
-    seeds = "seed=0,1,2"
-    process = start("pretrain", "-m", *(a.replace(f"={STEPS}", "=150") for a in PRETRAIN[1:]), seeds)
+    longer = tuple(a.replace(f"={STEPS}", "=100") for a in PRETRAIN[1:])
+    process = start("pretrain", "-m", *longer, "seed=0,1,2")
     wait_for(process, lambda: in_steps("*/*/1"))
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
@@ -81,20 +83,22 @@ def test_an_interrupted_sweep_resumes() -> None:
     assert (sweep / "0" / "summary.json").read_bytes() == first
     assert [json.loads((sweep / str(i) / "summary.json").read_text())["status"] for i in range(3)] == ["finished"] * 3
     assert len((sweep / "sweep.csv").read_text().splitlines()) == 4
-    run_forked(*(a.replace(f"={STEPS}", "=150") for a in PRETRAIN), "seed=1", folder="straight")
+    run_forked("pretrain", *longer, "seed=1", folder="straight")
     assert same(whole(sweep / "1"), whole(only_run("straight")))
 
 
+@pytest.mark.usefixtures("short_run")
 def test_a_resumed_sweep_of_finetuning_keeps_its_initial_weights() -> None:
     """Each job has `init=simclr` and has noted which run that was."""
-    run_forked(*PRETRAIN)
     jobs = (
         "finetune",
         "-m",
         "init=simclr,scratch",
         "mode=finetune",
         "label_fraction=0.5",
-        "train.steps=150",
+        "train.steps=100",
+        "train.evaluations=2",
+        "train.log_every=3",
         *QUICK,
     )
     process = start(*jobs)

@@ -106,17 +106,18 @@ def test_an_interrupted_study_can_be_resumed(studied: Path) -> None:
 def test_failed_runs_are_listed_and_only_they_are_repeated(
     in_study: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    victim = sorted(Path("outputs/finetune/study_runs").glob("scratch_finetune*"))[0]
+    smaller = ("compare", *SMALL_STUDY, "pretexts=[rotation]", "labels_per_class=[3]", "seeds=1")  # runs of the other
+    (victim,) = Path("outputs/finetune/study_runs").glob("scratch_finetune_*_seed0*")
     shutil.rmtree(victim)
     victim.write_text("in the way")
-    answer = cli(*STUDY)
+    answer = cli(*smaller)
     assert answer.code == 1
     assert "File exists" in answer.err
     assert "1 of 1 finetune runs of the study failed" in answer.err
     assert "Traceback" not in answer.err
     victim.unlink()
     monkeypatch.setattr(console, "QUIET_EVERY", 0.0)
-    again = cli(*STUDY)
+    again = cli(*smaller)
     assert again.code == 0
     # runs of a study log their progress, too
     assert re.search(r"^finetune step \d+/\d+, [\d,]+ images/s", again.err, re.M)
