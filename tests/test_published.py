@@ -257,7 +257,7 @@ def test_the_source_recipes_in_miniature(
     preset: str, name: str, more: tuple[str, ...], served: Served, cli: Cli
 ) -> None:
     published.mirrored(name, served.folder, served.address, Path("mine"))
-    small = ("dataset.image_size=32", "dataset.val_fraction=0.3", "train.steps=2", "train.batch_size=8",
+    small = ("dataset.image_size=16", "dataset.val_fraction=0.3", "train.steps=2", "train.batch_size=8",
              "train.evaluations=1", "finetune.train.steps=2", "finetune.train.evaluations=1", "seeds=1")  # fmt: skip
     answer = cli("compare", "-cd", "mine", f"experiment={preset}", f"dataset={name}_here", *small, *more, *QUICK)
     assert answer.code == 0, answer.err

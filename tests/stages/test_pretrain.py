@@ -26,7 +26,8 @@ def test_case_53_permuted_labels_leave_pretrained_weights_unchanged(cli: Cli) ->
     )
     states = []
     for name in ("digits", "permuted"):
-        settings = ("pretext=simclr", f"dataset={name}", "dataset.val_fraction=0", *TINY, "train.steps=3")
+        settings = ("pretext=simclr", f"dataset={name}", "dataset.val_fraction=0", "dataset.image_size=16", *TINY,
+                    "train.steps=3")  # fmt: skip
         assert cli("pretrain", "-cd", "mine", *settings).code == 0
         states.append(torch.load(runs("pretrain")[-1] / "last.pt", weights_only=True)["model"])
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
@@ -91,7 +92,7 @@ AUTOTUNED = [*SLOW, ("smallcnn", "rotation")]  # the others get a precision and 
 def test_three_tasks_times_three_backbones_pretrain_and_finetune(
     cli: Cli, photos: Path, pretext: str, backbone: str
 ) -> None:
-    data = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=24", "train.batch_size=8")
+    data = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=16", "train.batch_size=4")
     steps = ("train.steps=2", "train.evaluations=1", *(() if (backbone, pretext) in AUTOTUNED else QUICK))
     assert cli("pretrain", f"pretext={pretext}", f"backbone={backbone}", *data, *steps).code == 0
     assert cli("finetune", "mode=finetune", *steps).code == 0

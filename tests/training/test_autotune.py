@@ -216,7 +216,8 @@ def test_candidates_that_fail_have_a_rate_of_zero() -> None:
 def test_the_choice_is_recorded_and_kept_by_resume_and_finetune(
     monkeypatch: pytest.MonkeyPatch, cli: Cli, tmp_path: Path
 ) -> None:
-    small = ("backbone.widths=[8,16]", "train.batch_size=64", "train.evaluations=1", "device=cpu")
+    small = ("backbone.widths=[8,16]", "train.batch_size=64", "train.evaluations=1", "device=cpu",
+             "dataset.image_size=16", "dataset.max_images=100")  # fmt: skip
     rates(monkeypatch, "fp32 contiguous")
     assert cli("pretrain", "train.epochs=null", "train.steps=2", *small).code == 0
     (run,) = Path("outputs/pretrain").iterdir()
@@ -246,7 +247,7 @@ def test_the_choice_is_recorded_and_kept_by_resume_and_finetune(
         before = (run / "config.yaml").read_bytes()
         assert "device=cuda: torch found no" in cli("pretrain", f"resume={run}", "train.steps=12", "device=cuda").err
         assert (run / "config.yaml").read_bytes() == before
-    assert cli("finetune", "mode=finetune", "train.steps=2", "train.evaluations=1", "device=cpu").code == 0
+    assert cli("finetune", "mode=finetune", "label_fraction=0.1", "train.steps=2", "train.evaluations=1", "device=cpu").code == 0
     (tuned,) = Path("outputs/finetune").iterdir()
     assert recorded(tuned) == ("bf16", "channels_last")
 
