@@ -13,7 +13,7 @@ import numpy as np
 import omegaconf.base
 import pytest
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]
 from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image

@@ -2,7 +2,6 @@
 
 import functools
 import gzip
-import functools
 import hashlib
 import io
 import pickle
@@ -25,7 +24,7 @@ Files = dict[str, bytes]
 
 @functools.cache
 def photographs() -> list[np.ndarray]:
-    return load_sample_images().images  # type: ignore[no-any-return]
+    return load_sample_images().images
 
 
 def piece(side: int, seed: int) -> Image.Image:

@@ -80,7 +80,8 @@ def test_accuracies_are_those_of_the_evaluations_and_auto_uses_validation_only(i
 )
 def test_mistakes(cli: Cli, overrides: tuple[str, ...], words: str) -> None:
     flags = [a for a in overrides if a.startswith("-")]
-    answer = cli("compare", *flags, *SMALL_STUDY, "pretexts=[rotation]", "seeds=1", *(a for a in overrides if a not in flags))
+    study = (*SMALL_STUDY, "pretexts=[rotation]", "seeds=1")
+    answer = cli("compare", *flags, *study, *(a for a in overrides if a not in flags))
     assert words in answer.err
     assert answer.code == 1
     assert "Traceback" not in answer.err

@@ -247,7 +247,8 @@ def test_the_choice_is_recorded_and_kept_by_resume_and_finetune(
         before = (run / "config.yaml").read_bytes()
         assert "device=cuda: torch found no" in cli("pretrain", f"resume={run}", "train.steps=12", "device=cuda").err
         assert (run / "config.yaml").read_bytes() == before
-    assert cli("finetune", "mode=finetune", "label_fraction=0.1", "train.steps=2", "train.evaluations=1", "device=cpu").code == 0
+    few = ("label_fraction=0.1", "train.steps=2", "train.evaluations=1", "device=cpu")
+    assert cli("finetune", "mode=finetune", *few).code == 0
     (tuned,) = Path("outputs/finetune").iterdir()
     assert recorded(tuned) == ("bf16", "channels_last")
 
