@@ -4,18 +4,21 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.output import write_json
 from sslrun.config.compose import compose_config
+from sslrun.config.nodes import plain
 from sslrun.runs import checkpoint
 from sslrun.runs.run import Run, Stages
 from sslrun.stages.table import job, stage
-from sslrun.study.choice import choose, score_of
+from sslrun.study.choice import choose, folds_of, score_of
 from sslrun.study.launch import StudyRun
 from tests.helpers import QUICK, SMALL_STUDY, STUDY_DATA, Cli, runs, study_runs, study_table, summary
 
@@ -294,3 +297,78 @@ def test_the_checkpoints_of_the_best_candidate_are_copied(monkeypatch: pytest.Mo
     for name, weight in (("best.pt", 0.8), ("last.pt", -0.8)):
         content = checkpoint.load(run.directory / name)
         assert content["model"]["weight"].item() == pytest.approx(weight)
+
+
+@pytest.mark.parametrize(
+    ("validation", "fewest", "n"), [(99, 9, 3), (100, 9, 0), (0, 3, 3), (0, 2, 2), (0, 1, 0), (200, 1, 0)]
+)
+def test_folds_are_used_below_100_validation_images(validation: int, fewest: int, n: int) -> None:
+    assert folds_of(validation, fewest) == ([[k, n] for k in range(n)] or [None])
+
+
+@pytest.mark.parametrize("init", ["outputs/pretrain/a", "scratch"])
+def test_candidates_are_trained_on_folds_and_the_best_one_on_all_labels(
+    init: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two have the same accuracy: the loss decides. The metrics are those of the last training."""
+    scores = {"finetune": [(0.9, 0.1), (0.5, 0.1)], "probe": [(0.7, 0.4), (0.8, 0.4)], "scratch": [(0.75, 0.5)] * 2}
+    launched: list[tuple[str, list[StudyRun]]] = []
+    made: dict[str, tuple[Any, ...]] = {}
+
+    def named(stages: Stages, stage: str, name: str, config: Any, overrides: Any, *data: str, setting: str) -> StudyRun:
+        made[name] = config, data
+        return StudyRun(stage, name, tuple(overrides), "0", setting)
+
+    def trained(runs: Sequence[StudyRun], stages: Stages, title: str = "") -> None:
+        launched.append((title, list(runs)))
+        for run in runs:
+            name, *_, last = run.name.split("_")
+            accuracy, loss = scores[name][int(last[-4]) - 1] if "fold" in last else (0.66, 0.6)
+            run.directory.mkdir(parents=True, exist_ok=True)
+            known = {"stage": "finetune", "status": "finished", "config": {"seed": 0}, "overrides": []}
+            metrics = {"val/accuracy": accuracy, "val/loss": loss}
+            write_json(run.directory / "summary.json", {**known, **metrics, "wall_time_seconds": 1.0})
+            for name in ("best.pt", "last.pt"):
+                checkpoint.save(run.directory / name, {"model": {"weight": torch.tensor(accuracy)}, "step": 1})
+
+    monkeypatch.setattr("sslrun.study.choice.launch_all", trained)
+    monkeypatch.setattr("sslrun.study.choice.study_run", named)
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level("INFO", "sslrun")
+    own = [
+        "dataset=digits",
+        "backbone=smallcnn",
+        "seed=3",
+        "labels_per_class=4",
+        "train.steps=7",
+        "label_smoothing=0.3",
+    ]
+    search = ["mode=auto", 'search=["augment.probability=0.2"]', f"init={init}"]
+    run = Run(Path("run"), "finetune", compose_config("finetune", [*own, *search], None), {}, stages=Stages(stage, job))
+    result = choose(run, ["images"], "weights", validation=5, fewest=2)
+    run.close("finished", **result)
+    (title, folds), (last, (final,)) = launched
+    assert (title, last) == ("fold", "final training")
+    modes = {"scratch": ("finetune", "scratch", 0.2)}
+    modes |= {} if init == "scratch" else {"finetune": ("finetune", init, 0.2), "probe": ("probe", init, 0.5)}
+    best = "scratch" if init == "scratch" else "probe"
+    usual = plain(compose_config("finetune", own, None))
+    assert usual["augment"]["probability"] != 0.2
+    assert sorted(r.name for r in folds) == sorted(f"{m}_4_seed3_fold{k}of2" for m in modes for k in (1, 2))
+    assert final.name == f"{best}_4_seed3"
+    for r in (*folds, final):
+        name = r.name.split("_")[0]
+        mode, start, probability = modes[name]
+        fold = None if r is final else [int(r.name[-4]) - 1, 2]
+        augment = usual["augment"] | ({"probability": probability} if mode != "probe" else {})
+        config, data = made[r.name]
+        assert config == usual | {"mode": mode, "init": start, "fold": fold, "augment": augment}
+        assert data == (("images",) if name == "scratch" else ("images", "weights"))
+        assert r.setting == ("augment.probability=0.2" if mode == "finetune" else "")
+    accuracies = {"finetune augment.probability=0.2": 0.7, "probe": 0.75, "scratch augment.probability=0.2": 0.75}
+    assert result["candidates"] == {n: a for n, a in accuracies.items() if n.split()[0] in modes}
+    assert result["chosen"] == ("probe" if best == "probe" else "scratch augment.probability=0.2")
+    assert result["chosen_run"] == final.directory.as_posix()
+    assert {k: v for k, v in result.items() if "/" in k} == {"val/accuracy": 0.66, "val/loss": 0.6}
+    assert checkpoint.load(run.directory / "best.pt")["model"]["weight"].item() == pytest.approx(0.66)
+    assert "Accuracy on 5 validation images and labeled images in 2-fold cross-validation: " in caplog.text

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from PIL import Image
 
-from sslrun.base import console
+from sslrun.base import console, signals
+from sslrun.base.errors import UserError
+from sslrun.base.output import write_json
 from sslrun.base.paths import CONF
 from sslrun.runs.run import Stage, Stages
 from sslrun.stages.table import job
@@ -251,3 +254,134 @@ def test_the_private_api_of_hydra_launches_a_job() -> None:
         (returned,) = hydra.launch([["train.steps=7", "hydra.sweep.subdir=one"]], initial_job_idx=0)
     assert returned.return_value == 0.5
     assert seen == [(7, "study_run", RunMode.MULTIRUN, Path("outputs/pretrain/study_runs/one").resolve())]
+
+
+def test_keys_depend_on_settings_that_affect_the_weights_and_not_on_how_they_are_written() -> None:
+    def key(**changes: Any) -> str:
+        train = {"steps": 3, "save_minutes": 5, "keep_every": None} | changes.pop("train", {})
+        dataset = {"root": "photos", "classes": [1, 2]} | changes.pop("dataset", {})
+        config = {"train": train, "dataset": dataset, "unlabeled": None, "root": "x", "flag": True} | changes
+        return launch.study_run(Stages(named_stage, job), "pretrain", "a", config, [], "images").key
+
+    moved = {"root": "moved", "classes": [1.0, 2]}
+    same = [key(), key(dataset=moved, unlabeled="more"), key(train={"save_minutes": 1, "keep_every": 10, "steps": 3.0})]
+    assert len({*same}) == 1
+    others = [key(train={"steps": 4}), key(dataset={"classes": [2, 1]}), key(root="y"), key(flag=1), key(flag=False)]
+    assert len({same[0], *others}) == 6
+
+
+def test_keys_change_with_the_users_own_code() -> None:
+    def key(file: str, text: str) -> str:
+        Path(file).write_text(text)
+        config = {"pretext": {"augment": [{"_target_": "own_inner.made"}], "_target_": "own_task.made"}}
+        return launch.study_run(Stages(named_stage, job), "pretrain", "a", config, [], "images").key
+
+    sys.path.insert(0, str(Path.cwd()))
+    code = "def made(): ...\n"
+    Path("own_task.py").write_text(code)
+    first = key("own_inner.py", code)
+    assert key("own_inner.py", code) == first
+    assert len({first, key("own_inner.py", f"{code}# changed"), key("own_task.py", f"{code}# changed")}) == 3
+
+
+def test_the_folder_of_a_run_has_a_short_plain_name() -> None:
+    run = launch.study_run(Stages(named_stage, job), "pretrain", f"a ü/{'b' * 99}.-_", {}, ["x=1"], setting="y=2")
+    assert run.name == f"a___{'b' * 56}"
+    assert run.directory == Path(f"outputs/pretrain/study_runs/{run.name}-{run.key}")
+    assert (run.stage, run.overrides, run.setting, len(run.key)) == ("pretrain", ("x=1",), "y=2", 12)
+
+
+def run_of(name: str, done: bool = False) -> launch.StudyRun:
+    run = launch.StudyRun("finetune", name, (f"init={name}", "a=b c"), "0", "s=1")
+    return finish(run) if done else run
+
+
+def finish(run: launch.StudyRun) -> launch.StudyRun:
+    known = {"stage": run.stage, "status": "finished", "config": {"seed": 0}, "overrides": [], "wall_time_seconds": 1.0}
+    run.directory.mkdir(parents=True)
+    write_json(run.directory / "summary.json", {**known, "val/accuracy": 0.5})
+    (run.directory / "last.pt").touch()
+    return run
+
+
+class BasicLauncher:
+    """Finishes all jobs but those that are to fail."""
+
+    def __init__(self, **errors: BaseException) -> None:
+        self.errors, self.calls = errors, list[tuple[int, list[str]]]()
+
+    def launch(self, jobs: list[list[str]], initial_job_idx: int) -> None:
+        self.calls.append((initial_job_idx, [j[0] for j in jobs]))
+        for job in jobs:
+            init, _, folder = job
+            name = init.removeprefix("init=")
+            assert folder == f"hydra.sweep.subdir={name}-0"
+            if name in self.errors:
+                raise self.errors[name]
+            finish(run_of(name))
+
+
+class OtherLauncher(BasicLauncher):
+    pass
+
+
+def launched(runs: list[launch.StudyRun], by: BasicLauncher, monkeypatch: pytest.MonkeyPatch) -> BasicLauncher:
+    monkeypatch.setattr(launch, "launcher", lambda stage, job: by if stage == "finetune" else None)
+    monkeypatch.setattr(launch.log, "propagate", True)
+    launch.launch_all(runs, Stages(named_stage, job), "fold")
+    return by
+
+
+@pytest.mark.parametrize("basic", [True, False])
+def test_unfinished_runs_are_launched_once(
+    basic: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "sslrun")
+    runs = [run_of("a"), run_of("b", True), run_of("a"), run_of("c")]
+    made = launched(runs, BasicLauncher() if basic else OtherLauncher(), monkeypatch)
+    first, second = "init=a", "init=c"
+    assert made.calls == ([(0, [first]), (1, [second])] if basic else [(0, [first, second])])
+    assert "Skipping 2 of 4 finetune runs: already finished." in caplog.text
+    assert "fold 1/2  a s=1  val accuracy 50.0 %" in caplog.text
+    assert re.search(r"fold 2/2  c s=1  val accuracy 50.0 %$", caplog.text, re.M)  # nothing is left
+    assert launched(runs, BasicLauncher(), monkeypatch).calls == []
+
+
+def test_the_others_run_after_a_failure_and_a_signal_stops_the_study(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = [run_of(n) for n in "abc"]
+    with pytest.raises(UserError, match="1 of 3 finetune runs of the study failed") as failed:
+        launched(runs, BasicLauncher(b=FileExistsError(17, "in the way", "b")), monkeypatch)
+    assert str(failed.value).endswith("repeats only these:\n  sslrun finetune init=b 'a=b c'")
+    assert "b: in the way" in caplog.text
+    assert [r.finished() for r in runs] == [True, False, True]
+    with pytest.raises(signals.Stopped) as stopped:
+        launched(runs, BasicLauncher(b=SystemExit(143)), monkeypatch)
+    assert stopped.value.number == signal.SIGTERM
+    with pytest.raises(SystemExit) as ended:
+        launched(runs, BasicLauncher(b=SystemExit(1)), monkeypatch)
+    assert ended.value.code == 1
+
+
+def test_runs_of_a_study_get_the_launcher_and_the_config_folder_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=x", "hydra.searchpath=[a]"]
+    sources = [SimpleNamespace(provider="main", path="conf"), SimpleNamespace(provider="command-line", path="mine")]
+    hydra = SimpleNamespace(overrides=SimpleNamespace(hydra=given), runtime=SimpleNamespace(config_sources=sources))
+    monkeypatch.setattr(launch, "HydraConfig", SimpleNamespace(get=lambda: hydra))
+    assert launch.launcher_overrides() == [given[0], given[1], given[3]]
+    assert launch.user_config_dir() == "mine"
+    sources.pop()
+    assert launch.user_config_dir() is None
+
+
+def test_a_pretraining_without_weights_is_not_finished_and_a_damaged_one_is_named() -> None:
+    run = launch.StudyRun("pretrain", "a", (), "0")
+    assert not run.finished()
+    finish(run)
+    assert run.finished()
+    (run.directory / "last.pt").unlink()
+    assert not run.finished()
+    (run.directory / "summary.json").write_text("{")
+    with pytest.raises(UserError, match=f"move {run.directory} away to repeat the run"):
+        run.finished()

@@ -11,10 +11,21 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sslrun.evaluation.intervals import paired
+from sslrun.base.errors import UserError
+from sslrun.evaluation.intervals import mean_interval, paired
 from sslrun.report.study import conclusions, verdict_text
 from sslrun.study import results
-from sslrun.study.results import Row, best_classifier, compared, labels_needed, row_of, rows_of, verdict, with_auto
+from sslrun.study.results import (
+    Row,
+    best_classifier,
+    compared,
+    disambiguated,
+    labels_needed,
+    row_of,
+    rows_of,
+    verdict,
+    with_auto,
+)
 from tests.helpers import named_values, row
 
 
@@ -243,3 +254,135 @@ def test_of_several_evaluations_of_a_run_the_newest_is_reported(monkeypatch: pyt
     newest = written("evaluate/a", "evaluate", "2026-01-03", of_run=str(run))
     monkeypatch.setattr(results, "row_of", lambda evaluated, initialization: (evaluated, initialization))
     assert rows_of(run) == [(newest, "scratch")]
+
+
+def test_verdicts() -> None:
+    def of(*differences: float) -> tuple[str, float | None]:
+        both = {str(i): (0.5 + d, 0.5) for i, d in enumerate(differences)}
+        result = verdict(paired({k: a for k, (a, _) in both.items()}, {k: b for k, (_, b) in both.items()}))
+        return result.kind, result.difference and result.difference.mean
+
+    assert of(0.10, 0.11, 0.12) == ("better", pytest.approx(0.11))
+    assert of(-0.10, -0.11, -0.12) == ("worse", pytest.approx(-0.11))
+    assert of(-0.10, 0.11, 0.02) == ("none", pytest.approx(0.01))
+    assert of(0.10) == ("too few subsets", pytest.approx(0.1))
+    assert of() == ("no baseline", None)
+
+
+def test_entries_are_sorted_by_labels_then_network_then_mode_and_compared_at_the_same_budget() -> None:
+    def rows(initialization: str, mode: str, labels: int, *accuracies: float, budget: str = "") -> list[Row]:
+        known: dict[str, Any] = {"labels": labels, "label_budget": budget or f"{labels}"}
+        return [row(initialization, mode, subset=f"s{i}", test_accuracy=a, **known) for i, a in enumerate(accuracies)]
+
+    auto = rows("simclr", "auto", 30, 0.9, 0.8, 0.8)
+    auto = [replace(r, chosen=c) for r, c in zip(auto, ("probe", "scratch", "probe"), strict=True)]
+    given = [
+        *rows("simclr", "probe", 300, 0.7, 0.7), *auto, *rows("simclr", "finetune", 30, 0.65, 0.75, 0.7),
+        *rows("scratch", "probe", 30, 0.1), *rows("scratch", "finetune", 300, 0.8, 0.8),
+        *rows("scratch", "finetune", 30, 0.6, 0.6, 0.6), *rows("scratch", "finetune", 30, 0.2, budget="0.1"),
+    ]  # fmt: skip
+    entries = compared(given)
+    assert [(e.labels, e.initialization, e.mode, e.label_budget) for e in entries] == [
+        (30, "simclr", "auto", "30"), (30, "simclr", "finetune", "30"), (30, "scratch", "finetune", "30"),
+        (30, "scratch", "finetune", "0.1"), (30, "scratch", "probe", "30"), (300, "simclr", "probe", "300"),
+        (300, "scratch", "finetune", "300"),
+    ]  # fmt: skip
+    auto_entry, tuned, base, _, frozen, probe, _ = entries
+    assert auto_entry.chosen == {"probe": 2, "scratch": 1}
+    assert tuned.chosen == {}
+    assert tuned.accuracy == mean_interval([0.65, 0.75, 0.7])
+    assert base.verdict is None
+    assert base.labels_needed is None
+    differences = [e.verdict.difference.mean for e in (tuned, frozen, probe) if e.verdict and e.verdict.difference]
+    assert differences == pytest.approx([0.1, -0.5, -0.1])
+    assert tuned.labels_needed is not None
+    assert tuned.labels_needed == (pytest.approx(30 * 10**0.5), "=")
+    assert compared(rows("simclr", "probe", 30, 0.7))[0].labels_needed is None
+
+
+def test_auto_needs_a_score_of_every_candidate_and_keeps_its_name() -> None:
+    ours = [validated("simclr", "finetune", 0.7, 1.0), validated("simclr", "probe", 0.6, 1.0)]
+    scratch = [validated("scratch", "finetune", 0.8, 1.0), validated("scratch", "probe", 0.99, 1.0)]
+    (chosen,) = with_auto([*ours, *scratch], ["simclr"])
+    assert (chosen.initialization, chosen.mode, chosen.chosen, chosen.val_accuracy) == (
+        "simclr",
+        "auto",
+        "scratch",
+        0.8,
+    )
+    assert with_auto([*ours, replace(scratch[0], val_loss=None)], ["simclr"]) == []
+    both = [*ours, *scratch, validated("rotation", "finetune", 0.9, 1.0)]
+    assert [(r.initialization, r.chosen) for r in with_auto(both, ["rotation", "simclr"])] == [
+        ("rotation", "finetune"),
+        ("simclr", "scratch"),
+    ]
+    assert best_classifier([*ours, validated("simclr", "auto", 0.99, 1.0)]) == ours[0]
+
+
+def test_rows_of_a_sweep_are_its_finished_jobs_in_order() -> None:
+    for name, status in (("10", "finished"), ("9", "finished"), ("2", "failed")):
+        job, run = Path("sweep", name), Path("outputs/finetune", name)
+        for folder, known in ((job, {**EVALUATED, "of_run": str(run)}), (run, FINETUNED)):
+            folder.mkdir(parents=True)
+            (folder / "summary.json").write_text(json.dumps({**SUMMARY, **known, "status": status}))
+    assert [r.evaluated for r in rows_of(Path("sweep"))] == ["sweep/9", "sweep/10"]
+    assert [r.finetuned for r in rows_of(Path("sweep"))] == ["outputs/finetune/9", "outputs/finetune/10"]
+
+
+def test_what_cannot_be_reported_is_named() -> None:
+    for stage, words in (("compare", "is an unfinished study; to continue it: sslrun compare resume=a"),
+                         ("pretrain", "is a pretrain run; a report needs"),
+                         ("finetune", "has not been evaluated; run: sslrun evaluate run=a")):  # fmt: skip
+        Path("a").mkdir(exist_ok=True)
+        Path("a/summary.json").write_text(json.dumps({**SUMMARY, "stage": stage, "wall_time_seconds": 1.0}))
+        with pytest.raises(UserError, match=words):
+            rows_of(Path("a"))
+    evaluated = written()
+    unfinished = {**SUMMARY, **EVALUATED, "of_run": "outputs/finetune/a", "status": "failed"}
+    (evaluated / "summary.json").write_text(json.dumps(unfinished))
+    with pytest.raises(UserError, match="has not been evaluated"):
+        rows_of(Path("outputs/finetune/a"))
+
+
+def test_networks_are_named_by_what_differs_from_those_from_scratch() -> None:
+    def made(name: str, initialization: str, mode: str = "finetune", setting: str = "", **changes: Any) -> Row:
+        config = {"train": {"steps": 5}, "pooling": "average", "augment": {"probability": 0.8}, "seed": len(runs),
+                  "subset_seed": len(runs), "device": {"threads": len(runs)}, "dataset": {"root": name}, "mode": mode,
+                  "init": name, "label_fraction": len(runs), **changes.pop("config", {})}  # fmt: skip
+        source = changes.pop("source", "outputs/pretrain/a")
+        run = Path("outputs", name)
+        run.mkdir(parents=True)
+        summary = {**SUMMARY, **FINETUNED, "source": source, "config": config, **changes}
+        (run / "summary.json").write_text(json.dumps(summary))
+        runs.append(name)
+        return row(initialization, mode, setting=setting, finetuned=str(run))
+
+    runs: list[str] = []
+    longer, grid = {"train": {"steps": 9}}, {"pooling": "grid"}
+    rows = [
+        made("a", "simclr", config=longer),
+        made("b", "simclr", source="outputs/pretrain/b"),
+        made("c", "simclr", config=grid),
+        made("d", "simclr", "probe", poolings={}, config=grid),
+        made("e", "scratch"),
+        made("f", "scratch", source="scratch"),
+        made("g", "scratch", config=longer),
+        made("h", "imagenet", source="x"),
+        made("i", "imagenet", source="y"),
+        made("j", "rotation", source="z"),
+    ]
+    assert [r.initialization for r in disambiguated(rows)] == [
+        "simclr train.steps=9", "simclr 2", "simclr pooling=grid", "simclr pooling=auto", "scratch", "scratch",
+        "scratch train.steps=9", "imagenet", "imagenet", "rotation",
+    ]  # fmt: skip
+    key = "augment.probability"
+    mild: dict[str, Any] = {"augment": {"probability": 0.2}}
+    searched = [
+        made("k", "scratch", setting=f"{key}=0.2", config=mild),
+        made("l", "simclr", setting=f"{key}=0.8"),
+        made("m", "simclr", "probe", config=mild),
+    ]
+    assert [r.initialization for r in disambiguated(searched)] == ["scratch", "simclr", "simclr"]
+    alone = [made("n", "simclr", config=longer), made("o", "simclr", config=longer), made("p", "simclr")]
+    assert [r.initialization for r in disambiguated(alone)] == ["simclr", "simclr", "simclr train.steps=5"]
+    assert disambiguated([]) == []

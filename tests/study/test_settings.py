@@ -3,11 +3,14 @@ from pathlib import Path
 
 import pytest
 
+from sslrun.base.errors import UserError
 from sslrun.config.compose import compose_config
 from sslrun.config.nodes import plain
+from sslrun.config.types import Node
 from sslrun.runs.run import Stages
 from sslrun.stages.table import job, stage
-from sslrun.study.settings import overrides_of
+from sslrun.study import settings as study_settings
+from sslrun.study.settings import device_of, overrides_of
 from tests.helpers import SMALL_STUDY, Cli, runs, study_table
 
 
@@ -28,3 +31,64 @@ def test_a_pretraining_has_the_seed_and_the_shared_settings_of_its_study() -> No
     pretrainings, _, _ = overrides_of(Stages(stage, job), config, chosen, None)
     (overrides,) = pretrainings.values()
     assert {"seed=3", "train.epochs=7", "unlabeled='more'"} <= set(overrides)
+
+
+CHOSEN = {"pretext": "simclr", "backbone": "smallcnn", "dataset": "digits", "optimizer": "adamw", "device": "cpu"}
+
+
+def composed(command: str, overrides: list[str]) -> Node:
+    return plain(compose_config(command, overrides, None))
+
+
+def test_the_overrides_of_a_study_give_the_configs_of_its_runs() -> None:
+    """The task of `pretext=` has its settings, another task its own ones."""
+    own = ["dataset.image_size=16", "dataset.classes={low ones: ['1','2'], high: ['8']}", "dataset.max_images=200",
+           "backbone.widths=[8,16]", "optimizer.weight_decay=0.3"]  # fmt: skip
+    device = ["device=cpu", "device.threads=1", "device.precision=fp32"]
+    pretexts = 'pretexts=[simclr,rotation,"simclr pretext.temperature=0.7 train.steps=3 seed=9"]'
+    more = ["pretext.temperature=0.4", "train.learning_rate=0.5", pretexts, "seed=4"]
+    classifiers = ['finetune=["label_smoothing=0.3","dataset.max_images=50"]', 'search=["augment.probability=0.1"]']
+    config = composed("compare", [*own, *device, *more, *classifiers])
+    pretrainings, common, settings = overrides_of(Stages(stage, job), config, CHOSEN, None)
+    assert list(pretrainings) == ["simclr", "rotation", "simclr pretext.temperature=0.7 train.steps=3 seed=9"]
+    shared = [*own, *device, "train.learning_rate=0.5"]
+    expected = [
+        [*shared, "pretext=simclr", "pretext.temperature=0.4", "seed=4"],
+        [*shared, "pretext=rotation", "seed=4"],
+        [*shared, "pretext=simclr", "pretext.temperature=0.7", "train.steps=3", "seed=9"],
+    ]
+    for overrides, same in zip(pretrainings.values(), expected, strict=True):
+        assert composed("pretrain", overrides) == composed("pretrain", same)
+    data = ["dataset=digits", "dataset.max_images=50", "backbone=smallcnn", "backbone.widths=[8,16]", *own[:2], *device]
+    assert composed("finetune", common) == composed("finetune", [*data, "label_smoothing=0.3"])
+    assert settings == ["augment.probability=0.1"]
+    assert composed("evaluate", device_of(config, CHOSEN, "evaluate")) == composed("evaluate", device)
+    config |= {"search": [], "pretexts": None}
+    pretrainings, _, settings = overrides_of(Stages(stage, job), config, CHOSEN, None)
+    (overrides,) = pretrainings.values()
+    assert list(pretrainings) == ["simclr"]
+    assert composed("pretrain", overrides)["pretext"]["temperature"] == 0.4
+    assert settings == [""]
+
+
+def test_the_given_settings_of_classifiers_are_not_searched() -> None:
+    config = composed(
+        "compare", ['finetune=["augment.probability=0.3"]', 'search=["augment.probability=0.1","seed=1"]']
+    )
+    with pytest.raises(UserError, match="search: seed=1: expected a training setting"):
+        overrides_of(Stages(stage, job), config, CHOSEN, None)
+    config["search"].pop()
+    assert overrides_of(Stages(stage, job), config, CHOSEN, None)[2] == [""]
+
+
+def test_only_a_budget_forbids_the_length_of_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_settings, "_common", lambda *_: [])
+    monkeypatch.setattr(study_settings, "_settings", lambda *_: [""])
+    config = composed("compare", [])
+    for key in ("train.epochs", "train.steps"):
+        config |= {"pretexts": [f"simclr {key}=3"], "budget": None}
+        (overrides,) = overrides_of(Stages(stage, job), config, CHOSEN, None)[0].values()
+        assert overrides[-1] == f"{key}=3"
+        config["budget"] = "9m"
+        with pytest.raises(UserError, match=f"budget= sets the epochs of each pretraining; remove {key}=3"):
+            overrides_of(Stages(stage, job), config, CHOSEN, None)
