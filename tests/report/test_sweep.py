@@ -3,6 +3,12 @@ import json
 import re
 from pathlib import Path
 
+from typing import Any
+
+import pytest
+
+from sslrun.report import sweep
+from sslrun.report.sweep import finish_sweep, sweep_rows, sweep_table
 from tests.helpers import QUICK, Cli, summary
 
 
@@ -21,3 +27,89 @@ def test_a_sweep_averages_over_seeds_only(in_world: Path, cli: Cli) -> None:
     (sweep / "1/summary.json").write_text(json.dumps({**summary(sweep / "1"), "status": "failed"}))
     assert cli("evaluate", f"run={sweep}", "stages=false", *QUICK).code == 0
     assert len(list(csv.DictReader(max(Path("outputs/evaluate").glob("*/sweep.csv")).open()))) == 3
+
+
+def job(name: str, accuracy: float | None, status: str = "finished", **more: Any) -> None:
+    """Write the summary of a finetuning, as a job of the folder `sweep`."""
+    folder = Path("sweep", name)
+    folder.mkdir(parents=True)
+    known = {"stage": "finetune", "config": {"seed": 0}, "overrides": ["seed=0", "label_fraction=0.1", "train.steps=3"],
+             "wall_time_seconds": 1.0, "status": status, "init": "simclr", "source": "a", "mode": "probe",
+             "label_fraction": 0.1, "labels": {"train": 30, "validation": 9}, "seeds": {"training": 4, "split": 5},
+             "val/loss": 0.7}  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps({**known, "val/accuracy": accuracy, **more}))
+
+
+def lines(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Return the cells of the table, with its header."""
+    table = sweep_table(rows)
+    return [
+        [str(c.header) for c in table.columns],
+        *(list(map(str, r)) for r in zip(*(c.cells for c in table.columns), strict=True)),
+    ]
+
+
+def test_rows_of_a_sweep_are_in_order_and_have_what_varies_and_the_metrics() -> None:
+    for name in ("10", "9"):
+        job(name, 0.5)
+    job("2", 0.6, of_overrides=["optimizer=sgd"], of_run="b")
+    (Path("sweep/11/.hydra")).mkdir(parents=True)
+    job("12", 0.5)
+    Path("sweep/12/summary.json").write_text("{")
+    rows = sweep_rows(Path("sweep"))
+    assert [(r["job"], r["run"], r["status"], r["score"]) for r in rows] == [
+        ("2", "sweep/2", "finished", 0.6), ("9", "sweep/9", "finished", 0.5), ("10", "sweep/10", "finished", 0.5),
+        ("11", "sweep/11", "failed", None), ("12", "sweep/12", "failed", None),
+    ]  # fmt: skip
+    evaluated, tuned = rows[:2]
+    assert {k: v for k, v in evaluated.items() if k.startswith("override ")} == {"override optimizer": "sgd"}
+    assert {k: v for k, v in tuned.items() if k.startswith("override ")} == {"override train.steps": "3"}
+    assert (tuned["labels_train"], tuned["labels_validation"], tuned["training_seed"], tuned["split_seed"]) == (
+        30,
+        9,
+        4,
+        5,
+    )
+    assert (tuned["val/accuracy"], tuned["val/loss"], tuned["score_name"]) == (0.5, 0.7, "val/accuracy")
+    assert (evaluated["of_run"], tuned["source"], tuned["mode"], tuned["label_fraction"]) == ("b", "a", "probe", 0.1)
+
+
+def test_the_table_of_a_sweep_has_mean_and_deviation_over_seeds() -> None:
+    job("0", 0.5)
+    job("1", 0.7, seeds={"training": 5, "split": 5})
+    job("2", None, "failed", seeds={"training": 6, "split": 5})
+    job("3", 0.8, label_fraction=0.2, labels={"train": 60, "validation": 9})
+    job("4", 0.9, "interrupted", label_fraction=0.3, labels={"train": 90, "validation": 9})
+    assert lines(sweep_rows(Path("sweep"))) == [
+        ["init", "label fraction", "labels", "val accuracy", "SD", "runs"],
+        ["simclr", "0.1", "30", "60.0 %", "14.1", "2, 1 failed"],
+        ["simclr", "0.2", "60", "80.0 %", "", "1"],
+        ["simclr", "0.3", "90", "failed", "", "0, 1 failed"],
+    ]
+
+
+def test_the_table_of_a_sweep_names_only_what_varies() -> None:
+    for i, (source, steps) in enumerate((("a", 3), ("b", 3), ("a", 4), ("b", 4))):
+        job(f"{i}", 0.5, source=source, overrides=[f"train.steps={steps}"], of_run=f"{i}")
+    header, *rows = lines(sweep_rows(Path("sweep")))
+    assert header[:4] == ["init", "source", "label fraction", "train.steps"]
+    assert [r[:4] for r in rows] == [["simclr", s, "0.1", n] for n in "34" for s in "ab"]
+    same = sweep_rows(Path("sweep"))
+    for r in same:
+        r["init"] = r["source"]
+    assert lines(same)[0][:3] == ["init", "label fraction", "train.steps"]
+
+
+def test_the_end_of_a_sweep_counts_failures_and_needs_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[Any] = []
+    monkeypatch.setattr(sweep.ERR, "print", printed.append)
+    job("0", None)
+    job("1", None, "failed")
+    assert finish_sweep(Path("sweep")) == 1
+    assert not printed
+    assert not Path("sweep/sweep.csv").exists()
+    job("2", 0.5)
+    assert finish_sweep(Path("sweep")) == 1
+    assert len(printed) == 1
+    assert [r["job"] for r in csv.DictReader(Path("sweep/sweep.csv").open())] == ["0", "1", "2"]
+    assert finish_sweep(Path("nowhere")) == 0

@@ -1,7 +1,11 @@
 import json
 from pathlib import Path
+from typing import Any
 
-from sslrun.runs.find import find, find_run
+import pytest
+
+from sslrun.base.errors import UserError
+from sslrun.runs.find import find, find_run, is_complete, job_order, newest, read_summary, score
 from tests.helpers import QUICK, Cli, runs, summary
 
 
@@ -14,12 +18,12 @@ def test_latest_skips_runs_that_did_not_finish(in_world: Path, cli: Cli) -> None
     assert "did not finish (running)" in cli("finetune", f"init={newest}", "mode=probe", *QUICK).err
 
 
-def found(name: str, started: str) -> Path:
-    """Write the summary of a finished finetune run."""
-    path = Path("outputs/finetune", name)
+def found(name: str, started: str, stage: str = "finetune", **more: Any) -> Path:
+    """Write the summary of a finished run."""
+    path = Path("outputs", stage, name)
     path.mkdir(parents=True)
-    summary = {"stage": "finetune", "status": "finished", "config": {"seed": 0}, "overrides": [],
-               "wall_time_seconds": 1.0, "started": started}  # fmt: skip
+    summary = {"stage": stage, "status": "finished", "config": {"seed": 0}, "overrides": [],
+               "wall_time_seconds": 1.0, "started": started, **more}  # fmt: skip
     (path / "summary.json").write_text(json.dumps(summary))
     return path
 
@@ -30,3 +34,76 @@ def test_the_newest_run_is_the_one_started_last_whatever_its_name() -> None:
     found("b", "2026-01-02T10:00:00")
     assert [p.name for p, _ in find(["finetune"], study_runs=True)] == ["z-1", "b", "a"]
     assert find_run("latest") == newest
+
+
+def test_runs_of_studies_are_found_on_request_only_and_damaged_ones_are_skipped() -> None:
+    for i, name in enumerate(("parts/a", "study_runs/b", "sweep/0", "single")):
+        found(name, f"2026-01-0{4 - i}")
+    found("c", "2026-01-09", "pretrain")
+    (found("damaged", "2026-01-09") / "summary.json").write_text("{")
+    assert [p.name for p, _ in find(["finetune"])] == ["single", "0"]
+    assert [p.name for p, _ in find(["finetune"], study_runs=True)] == ["single", "0", "b", "a"]
+    assert [p.name for p, _ in find()] == ["single", "0", "c"]
+    assert find(["evaluate"]) == []
+
+
+def test_the_newest_run_that_fits() -> None:
+    runs: list[tuple[Path, dict[str, Any]]] = [
+        (Path(n), {"status": s}) for n, s in (("a", "x"), ("b", "x"), ("c", "y"))
+    ]
+    assert newest(runs) == runs[2]
+    assert newest(runs, lambda _, summary: summary["status"] == "x") == runs[1]
+    assert newest(runs, lambda path, _: path.name == "a") == runs[0]
+    assert newest(runs, lambda *_: False) is None
+
+
+def test_the_score_of_a_run_is_its_test_accuracy_or_else_validation() -> None:
+    summary: dict[str, Any] = {"val/knn_accuracy": 1, "val/loss": 3.0}
+    assert score(summary) == ("val/knn_accuracy", 1.0)
+    assert score(summary | {"val/accuracy": 0.2}) == ("val/accuracy", 0.2)
+    assert score(summary | {"val/accuracy": 0.2, "test/accuracy": 0.1}) == ("test/accuracy", 0.1)
+    assert score({"val/accuracy": None, "val/loss": 3.0}) is None
+
+
+def test_jobs_are_sorted_by_number() -> None:
+    assert sorted(map(Path, ("a/10", "a/9", "b/2")), key=job_order) == [Path("b/2"), Path("a/9"), Path("a/10")]
+
+
+def test_a_run_that_trains_an_encoder_is_complete_with_its_checkpoint() -> None:
+    pretrained, evaluated = found("a", "", "pretrain"), found("b", "", "evaluate")
+    assert is_complete(evaluated)
+    assert not is_complete(pretrained)
+    (pretrained / "previous.pt").touch()
+    assert is_complete(pretrained)
+    assert not is_complete(found("c", "", "evaluate", status="failed"))
+    assert not is_complete(Path("nowhere"))
+
+
+def test_a_named_run_is_of_the_right_stage(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sslrun.runs.find.log.propagate", True)
+    caplog.set_level("INFO", "sslrun")
+    pretrained = found("a", "2026-01-03", "pretrain")
+    classifier = found("b", "2026-01-02", readouts={"average": 0.5})
+    unfinished = found("c", "2026-01-04", status="interrupted")
+    evaluated = found("d", "2026-01-05", "evaluate")
+    both = ("pretrain", "finetune")
+    assert find_run("latest") == classifier
+    assert find_run("latest", both) == pretrained
+    assert caplog.messages == [f"Using {classifier}", f"Using {pretrained}"]
+    assert find_run(str(unfinished)) == unfinished
+    assert caplog.messages[2:] == [f"{unfinished} did not finish (interrupted): using its best checkpoint so far"]
+    assert find_run(str(classifier)) == classifier
+    assert len(caplog.messages) == 3
+    assert read_summary(classifier)["poolings"] == {"average": 0.5}  # of an older version
+    for run, stages, words in (
+        (pretrained, ("finetune",), f"is a pretrain run, without a classifier: train one with sslrun finetune init={pretrained}"),
+        (evaluated, ("finetune",), "is a evaluate run, without a classifier: use another run"),
+        (evaluated, both, "is a evaluate run, without a network of its own: use another run"),
+        (Path("outputs"), both, "outputs is not a run of sslrun (it has no summary.json)"),
+        (Path("outputs/finetune"), both, "outputs/finetune is a sweep; use one of its runs, such as outputs/finetune/b"),
+        (classifier / "summary.json", both, f"summary.json is a file: use the run's folder, {classifier}"),
+        (Path("latest"), ("export", "predict"), "no finished export or predict run in outputs: start one with sslrun export"),
+    ):  # fmt: skip
+        with pytest.raises(UserError) as error:
+            find_run(str(run), stages)
+        assert words in str(error.value)

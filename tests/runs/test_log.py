@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sslrun.runs.log import JsonLines, read_metrics
+from sslrun.runs.log import JsonLines, Loggers, read_metrics
 from tests.helpers import STUDY_RUNS, Cli, study_table
 
 
@@ -82,3 +83,63 @@ def test_a_resumed_run_keeps_the_metrics_of_the_step_of_its_checkpoint(tmp_path:
         log.scalars(step, {"train/loss": 1.0})
     log.forget_after(10)
     assert [r["step"] for r in read_metrics(tmp_path)] == [0, 10, 10]
+
+
+def curves(directory: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(directory)).Reload()
+
+
+def test_a_resumed_run_continues_its_curves_after_the_step_of_its_checkpoint(tmp_path: Path) -> None:
+    first = Loggers(tmp_path)
+    for step in (0, 10, 20):
+        first.scalars(step, {"train/loss": step / 3})
+    first.close(None)
+    second = Loggers(tmp_path)
+    second.forget_after(10)
+    second.scalars(15, {"train/loss": 15.0})
+    second.forget_after(10)  # also with an open file
+    second.scalars(16, {"train/loss": 16.0})
+    second.close(None)
+    assert [e.step for e in curves(tmp_path).Scalars("train/loss")] == [0, 10, 16]
+    rows = [{"step": 0, "train/loss": 0.0}, {"step": 10, "train/loss": 3.333333}, {"step": 16, "train/loss": 16.0}]
+    assert read_metrics(tmp_path) == rows
+
+
+def test_only_a_finished_run_has_hyperparameters(tmp_path: Path) -> None:
+    config = {"train": {"steps": 3}, "classes": None, "name": "digits"}
+    summary = {
+        "config": config,
+        "pretext": "simclr",
+        "seeds": {"training": 1},
+        "val/accuracy": 0.5,
+        "val/n": 3,
+        "x": 1.0,
+    }
+    for name, given in (("failed", None), ("finished", summary)):
+        (tmp_path / name).mkdir()
+        logger = Loggers(tmp_path / name)
+        logger.scalars(1, {"train/loss": 1.0})
+        logger.close(given)
+    from tensorboard.plugins.hparams import metadata
+
+    assert not curves(tmp_path / "failed").summary_metadata.keys() & {metadata.SESSION_START_INFO_TAG}
+    finished = curves(tmp_path / "finished")
+    start = finished.summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data.content
+    hparams = metadata.parse_session_start_info_plugin_data(start).hparams
+    assert set(hparams) == {"train.steps", "name", "pretext", "seeds.training"}
+    assert hparams["train.steps"].number_value == 3
+    assert set(finished.Tags()["scalars"]) == {"train/loss", "val/accuracy"}
+
+
+def test_metrics_are_on_the_disk_before_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = Loggers(tmp_path)
+    logger.sync()
+    logger.scalars(1, {"train/loss": 1.0})
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    logger.sync()
+    assert synced == [(tmp_path / "metrics.jsonl").stat().st_ino]
+    assert [e.step for e in curves(tmp_path).Scalars("train/loss")] == [1]
+    logger.close(None)

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from sslrun.base.errors import UserError
 from sslrun.base.output import write_json
 from sslrun.base.version import __version__
 from sslrun.config.compose import compose_config
 from sslrun.config.nodes import plain
 from sslrun.runs import checkpoint
 from sslrun.runs.find import LAST
-from sslrun.runs.resume import resumed_config
+from sslrun.runs.resume import differing_keys, fixed, refuse_older, resumed_config
 from tests.helpers import SHORT, STEPS, TINY, Cli, only_run, runs, summary
 
 
@@ -220,3 +221,96 @@ def test_a_resumed_run_uses_the_device_of_its_overrides(overrides: dict[str, str
 def test_autotuning_is_repeated_on_another_device() -> None:
     device = resumed_device({"device": "cpu"}, name="cuda", precision="fp16", memory_format="channels_last")
     assert device == ("cpu", "auto", "auto")
+
+
+def resumed(requested: dict[str, str], stage: str = "pretrain", **changes: Any) -> Any:
+    """Return the config of a run that was started with `pretext.temperature=0.4 seed=3`, as it is resumed."""
+    known = ["device=cpu", "pretext.temperature=0.4", "seed=3", "train.steps=7", "dataset=digits"]
+    config = plain(compose_config("pretrain", known, None)) | changes.pop("config", {})
+    del config["train"]["keep_every"]  # as if from an older version
+    summary = {"stage": "pretrain", "status": "interrupted", "overrides": known, "wall_time_seconds": 1.0,
+               "versions": {"sslrun": __version__}, "config": config, **changes}  # fmt: skip
+    Path("run").mkdir(exist_ok=True)
+    write_json(Path("run/summary.json"), summary)
+    if not changes.get("resumable"):
+        (Path("run") / LAST).touch()
+    composed = compose_config("pretrain", [f"{k}={v}" for k, v in requested.items()], None)
+    return resumed_config(Path("run"), stage, {"resume": "run", **requested}, composed)
+
+
+def test_a_resumed_run_has_its_own_settings_and_those_that_may_change() -> None:
+    config = resumed({"train.steps": "9", "seed": "3", "unlabeled": "more", "hydra.verbose": "true", "pretext": "simclr",
+                      "train.save_minutes": "2", "device.threads": "1"})  # fmt: skip
+    assert (config.seed, config.pretext.temperature, config.resume) == (3, 0.4, "run")
+    assert (config.train.steps, config.train.save_minutes, config.unlabeled) == (9, 2, "more")
+    assert config.train.keep_every is None
+    assert config.device.threads == 1
+    assert resumed({}).train.steps == 7
+    assert (Path("run") / LAST).exists()
+
+
+def test_mistakes_in_resuming_are_reported_together() -> None:
+    with pytest.raises(UserError) as error:
+        resumed(
+            {
+                "seed": "4",
+                "pretext.temperature": "0.2",
+                "train.steps": "9",
+                "dataset": "folder",
+                "train.batch_size": "8",
+            }
+        )
+    assert str(error.value).splitlines() == [
+        "seed=4: the run was started with 3; remove it, or start a new run",
+        "pretext.temperature=0.2: the run was started with 0.4; remove it, or start a new run",
+        "dataset=folder: the run was started with other _target_; remove it",
+        f"train.batch_size=8: the run was started with {resumed({}).train.batch_size}; remove it, or start a new run",
+    ]
+    with pytest.raises(UserError, match="resume=run is a pretrain run: use sslrun pretrain resume="):
+        resumed({}, "finetune")
+    (Path("run") / LAST).unlink()
+    assert resumed({}, resumable="study").seed == 3
+    with pytest.raises(UserError, match="resume=run has no checkpoint yet"):
+        resumed({}, resumable="checkpoint")
+
+
+def test_a_run_of_another_minor_version_is_refused() -> None:
+    major, minor = __version__.split(".")[:2]
+    refuse_older(Path("run"), {"versions": {"sslrun": f"{major}.{minor}.99"}})
+    Path("run").mkdir()
+    for other in (f"{major}.{int(minor) + 1}.0", f"{int(major) + 1}.{minor}.0"):
+        with pytest.raises(UserError) as error:
+            refuse_older(Path("run"), {"versions": {"sslrun": other}})
+        assert str(error.value).startswith(
+            f"run was started with sslrun {other} and cannot be resumed with {__version__}"
+        )
+        assert str(error.value).endswith("or start a new run")
+    Path("run", LAST).touch()
+    with pytest.raises(UserError, match="or start a new run from its weights with init=run"):
+        refuse_older(Path("run"), {})
+
+
+def test_settings_that_may_differ_when_a_run_is_resumed() -> None:
+    now = {
+        "seed": 0,
+        "train": {"steps": 9, "batch_size": 8},
+        "device": {"name": "cpu"},
+        "resume": "a",
+        "new": 1,
+        "x": 1,
+    }
+    then = {
+        "seed": 1,
+        "train": {"steps": 7, "batch_size": 4},
+        "device": {"name": "cuda"},
+        "resume": None,
+        "old": 1,
+        "x": 1,
+    }
+    assert differing_keys(now, then) == ["seed", "train.batch_size"]
+    assert fixed(
+        ["seed=1", "train.steps=3", "device=cpu", "device.threads=1", "train.batch_size=4", "dataset.root=a"]
+    ) == [
+        "seed=1",
+        "train.batch_size=4",
+    ]

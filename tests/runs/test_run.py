@@ -115,3 +115,89 @@ def test_a_resumed_run_keeps_its_start_and_its_overrides(clock: Clock) -> None:
     assert summary()["started"] == before["started"]
     assert summary()["overrides"] == ["train.steps=12", "seed=0"]
     assert "error" not in summary()
+
+
+def test_a_resumed_run_is_left_as_it_was_until_its_checkpoint_is_loaded(clock: Clock) -> None:
+    begin().close("failed", error="out of memory")
+    names = ("run/summary.json", "run/config.yaml")
+    before = [Path(n).read_text() for n in names]
+    run = Run(Path("run"), "pretrain", OmegaConf.create({"seed": 1}), {"seed": "1"}, True)
+    assert [Path(n).read_text() for n in names] != before
+    run.close("failed", error="no checkpoint")
+    assert [Path(n).read_text() for n in names] == before
+    run = Run(Path("run"), "pretrain", OmegaConf.create({"seed": 1}), {"seed": "1"}, True)
+    run.keep_changes()
+    run.close("failed", error="later")
+    assert (summary()["config"], summary()["error"]) == ({"seed": 1}, "later")
+    assert Path("run/config.yaml").read_text() == "seed: 1\n"
+    run = Run(Path("run"), "pretrain", OmegaConf.create({"seed": 2}), {}, True)
+    run.close("finished", images=3)
+    assert (summary()["config"], summary()["status"], summary()["images"]) == ({"seed": 2}, "finished", 3)
+
+
+def test_a_restarted_job_begins_anew(clock: Clock) -> None:
+    run = begin()
+    run.log.scalars(0, {"train/loss": 1.0})
+    clock.now += 5
+    run.close("failed", error="out of memory")
+    with pytest.raises(UserError, match="run contains a run already; use resume=run to resume it"):
+        begin()
+    run = Run(Path("run"), "pretrain", OmegaConf.create({"seed": 0}), {}, restarted=True)
+    assert Path("run/metrics.jsonl").read_text() == ""
+    clock.now += 2
+    run.close("finished")
+    assert "error" not in summary()
+    assert summary()["wall_time_seconds"] == 2
+
+
+def test_a_resumed_study_keeps_its_command_and_another_run_has_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for resumable, words in (("study", "seed=1"), ("checkpoint", "resume=run")):
+        shutil.rmtree("run", ignore_errors=True)
+        monkeypatch.setattr("sys.argv", ["sslrun", "seed=1"])
+        run = begin()
+        run.note(resumable=resumable)
+        run.close("interrupted")
+        monkeypatch.setattr("sys.argv", ["sslrun", "resume=run"])
+        begin(True).close("finished")
+        assert summary()["command"] == f"sslrun pretrain {words}"
+
+
+def test_the_command_of_a_run_names_the_run_that_latest_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["sslrun", "format=csv"])
+    run = Run(Path("run"), "predict", OmegaConf.create({"run": "latest"}), {"format": "csv"})
+    run.resolve(run="a b")
+    assert run.config == {"run": "a b"}
+    assert run.command == "sslrun predict format=csv 'run=a b'"
+    run.overrides["run"] = "latest"
+    assert run.command == "sslrun predict format=csv"
+    run.resolve(run=None)
+    run.overrides.pop("run")
+    assert run.command == "sslrun predict format=csv"
+    run.close("finished")
+
+
+def test_only_a_resumed_run_refuses_other_data() -> None:
+    run = begin()
+    run.note(data_fingerprint="a")
+    run.refuse_other_data("b", 3)
+    run.close("interrupted")
+    run = begin(True)
+    run.refuse_other_data("a", 3)
+    with pytest.raises(UserError, match=r"other images, labels or classes than those found now \(images: 3\)"):
+        run.refuse_other_data("b", 3)
+    run.summary.pop("data_fingerprint")
+    run.refuse_other_data("b", 3)
+    run.close("finished")
+
+
+def test_nothing_is_logged_to_a_run_after_its_end() -> None:
+    from sslrun.base.console import log
+
+    run = begin()
+    log.warning("during the run")
+    run.close("finished")
+    log.warning("after it")
+    text = Path("run/run.log").read_text()
+    assert "WARNING during the run" in text
+    assert "after it" not in text
+    assert run.figure("a") == Path("run/figures/a.png")

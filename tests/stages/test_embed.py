@@ -4,14 +4,20 @@ import csv
 import re
 from pathlib import Path
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pyarrow.parquet
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 import sslrun
 from sslrun.base.errors import UserError
-from tests.helpers import NO_MAP, QUICK, Cli, runs
+from sslrun.runs.run import Run
+from sslrun.stages import embed
+from tests.helpers import NO_MAP, QUICK, Cli, runs, summary
 
 
 def test_every_format_has_the_features_of_the_python_api(in_world: Path, cli: Cli, few_photos: Path) -> None:
@@ -21,6 +27,9 @@ def test_every_format_has_the_features_of_the_python_api(in_world: Path, cli: Cl
     with np.load("out/features.npz") as result:
         files, features = result["images"].tolist(), result["features"]
     assert len(files) == 12
+    made = summary(runs("embed")[0])
+    assert (made["images"], made["features"], made["file"]) == (12, features.shape[1], "out/features.npz")
+    assert made["of_run"] == made["config"]["run"] == str(runs("finetune")[-1])
     expected = sslrun.load(runs("finetune")[-1], device="cpu").embed(files)
     assert np.allclose(features, expected, atol=1e-5)
     with open("out/features.csv", newline="") as file:
@@ -84,3 +93,51 @@ def test_the_projector_has_names_folders_and_images(in_world: Path, cli: Cli, fe
         assert np.allclose(vectors, result["features"], atol=1e-4)
         assert [r[1] for r in rows[1:]] == result["images"].tolist()
     assert Image.open(folder / "sprite.png").size == (128, 128)  # 12 images of 32 px in a grid of 4 x 4
+
+
+@pytest.mark.parametrize("readable", [9, 2])
+def test_the_map_and_the_projector_have_random_images_with_their_own_features(
+    readable: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The feature of image i is i."""
+    drawn: dict[str, tuple[list[str], list[int], list[str], int]] = {}
+
+    def map_of(run: Run, files: list[str], x: np.ndarray, groups: list[str], seed: int) -> Path:
+        drawn["map"] = files, x[:, 0].tolist(), groups, seed
+        return Path("map.html")
+
+    def project(run: Run, files: list[str], x: np.ndarray, groups: list[str]) -> None:
+        drawn["projector"] = files, x[:, 0].tolist(), groups, 0
+
+    names = [f"{'ab'[i % 2]}/{i}.jpg" for i in range(readable)]
+    x = np.arange(readable, dtype=np.float32)[:, None].repeat(2, 1)
+    monkeypatch.setattr(embed, "named_images", lambda images: [*names, *["bad.jpg"] * (readable == 2)])
+    monkeypatch.setattr(
+        embed, "open_model", lambda *_: SimpleNamespace(network=SimpleNamespace(path=Path("of/best.pt")))
+    )
+    monkeypatch.setattr(embed, "indexed", lambda *_: (names, x, {"bad.jpg": "empty"} if readable == 2 else {}))
+    monkeypatch.setattr(embed.embedding_map, "publish", map_of)
+    monkeypatch.setattr(embed, "_project", project)
+    run = Run(Path("run"), "embed", OmegaConf.create({"seed": 3, "run": "latest", "out": None}), {})
+    settings: Any = SimpleNamespace(images=["."], run="latest", stage=None, batch_size=8, format="npz", out=None, map=5,
+                                    projector=3, seed=3, device={})  # fmt: skip
+    if readable == 2:
+        with pytest.raises(
+            UserError, match=r"1 of 3 images could not be read; run/embeddings\.npz contains the others"
+        ):
+            embed.embed(run, settings)
+        assert list(drawn) == ["projector"]  # two images make no map
+        run.close("failed")
+        return
+    result = embed.embed(run, settings)
+    run.close("finished")
+    assert result == {"images": 9, "features": 2, "file": "run/embeddings.npz", "of_run": "of"}
+    assert (run.config["out"], run.config["run"]) == ("run/embeddings.npz", "of")
+    for name, n, seed in (("map", 5, 3), ("projector", 3, 0)):
+        files, features, groups, used = drawn[name]
+        assert features == sorted({*features})
+        assert features != list(range(n))
+        assert [names[int(i)] for i in features] == files
+        assert [f[0] for f in files] == groups
+        assert (len(files), used) == (n, seed)
+    assert {*drawn["projector"][0]} < {*drawn["map"][0]}

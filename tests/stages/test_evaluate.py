@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sslrun.base.errors import UserError
+from sslrun.data.dataset import load_test, load_train
+from sslrun.data.labels import LabelBudget
 from sslrun.stages import evaluate
-from tests.helpers import QUICK, TINY, Cli, runs, summary
+from tests.helpers import QUICK, TINY, Cli, folder_node, runs, summary
 
 
 def test_a_report_of_one_classifier(in_world: Path, cli: Cli) -> None:
@@ -26,7 +29,31 @@ def test_a_report_of_one_classifier(in_world: Path, cli: Cli) -> None:
     low, high = (100 * x for x in actual["accuracy_interval"])
     assert f"test accuracy {100 * actual['accuracy']:.1f} % (95 % CI {low:.1f} to {high:.1f})" in result.err
     assert sum(r["images"] for r in actual["reliability"]) == len(right)
-    classifier = summary(runs("finetune")[0])
+    classifier, made = summary(runs("finetune")[0]), summary(run)
+    for key in (
+        "init",
+        "mode",
+        "backbone",
+        "label_fraction",
+        "labels_per_class",
+        "labels",
+        "seeds",
+        "subset_fingerprint",
+    ):
+        assert made[key] == classifier[key]
+    assert (made["of_run"], made["of_overrides"]) == (str(runs("finetune")[0]), classifier["overrides"])
+    assert (made["config"]["run"], made["config"]["dataset"]) == (made["of_run"], classifier["config"]["dataset"])
+    assert (made["source"], made["dataset"], made["images"]) == (
+        classifier["source"],
+        classifier["dataset"],
+        len(right),
+    )
+    assert made["data_fingerprint"] == load_test(classifier["config"]["dataset"]).fingerprint()
+    for key in ("accuracy", "precision_macro", "recall_macro", "f1_macro", "nll", "ece", "ece_calibrated"):
+        assert made[f"test/{key}"] == actual[key]
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(m["step"], m["test/accuracy"]) for m in metrics] == [(0, pytest.approx(actual["accuracy"], abs=1e-6))]
+    assert kept["names"].tolist() == load_test(classifier["config"]["dataset"]).names
     assert actual["temperature"] == pytest.approx(classifier["val/temperature"])
     assert {"test/nll", "test/ece", "test/ece_calibrated"} <= summary(run).keys()
     assert [s["features"] for s in actual["stages"]] == [8, 16]
@@ -122,3 +149,47 @@ def test_a_folder_of_runs_or_images_without_its_key_is_recognized(in_world: Path
         answer = cli("evaluate", given)
         assert answer.code == 1
         assert answer.err == f"sslrun: unexpected argument: {given}; did you mean {meant}?\n"
+
+
+def test_classifiers_with_other_test_images_labels_or_classes_are_not_compared() -> None:
+    def evaluated(names: str = "abc", labels: str = "011", classes: str = "xy") -> Any:
+        data = SimpleNamespace(names=list(names), class_names=list(classes))
+        labels_of = np.array([int(c) for c in labels])
+        return SimpleNamespace(directory=Path("run"), data=data, labels=labels_of, probabilities=np.eye(2)[labels_of])
+
+    assert evaluate._compared(evaluated(), evaluated())["accuracy"] == 1
+    for other in (evaluated("abd"), evaluated(labels="010"), evaluated(classes="xz")):
+        with pytest.raises(UserError, match="run and run have different test images or classes"):
+            evaluate._compared(evaluated(), other)
+
+
+def test_stages_are_probed_on_the_labels_of_the_run(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if its images have moved, but not on other labels."""
+    node = folder_node("gone", val_fraction=0.2)
+    shutil.copytree(photos, "mine")
+    here = node | {"root": "mine"}
+    data, validation = load_train(here)
+    assert validation is not None
+    chosen = data.labeled(LabelBudget(None, 3, 7), "photos")
+    used: list[Any] = []
+    monkeypatch.setattr(evaluate, "map_probes", lambda *given: used.append(given) or [{"features": 8}])
+    known = {"subset_fingerprint": chosen.fingerprint()}
+    monkeypatch.setattr(evaluate, "read_summary", lambda directory: known)
+    config = {"dataset": node, "label_fraction": None, "labels_per_class": 3, "subset_seed": 7, "seed": 5, "fold": None}
+    trained = SimpleNamespace(config=config, encoder="encoder")
+    classifier: Any = SimpleNamespace(trained=trained, dataset=here, directory=Path("run"), data="test", device="cpu")
+    assert evaluate._map_probes(classifier, 9) == [{"features": 8}]
+    ((encoder, labeled, val, test, device, seed, batch_size),) = used
+    assert (encoder, test, device, seed, batch_size) == ("encoder", "test", "cpu", 5, 9)
+    assert (labeled.names, val.names) == (chosen.names, validation.names)
+    known["subset_fingerprint"] = "other"
+    assert evaluate._map_probes(classifier, 9) == []
+    config["fold"] = [0, 3]
+    assert evaluate._map_probes(classifier, 9) == [{"features": 8}]
+    config["dataset"] = here | {"root": str(photos)}  # which is still there
+    assert evaluate._map_probes(classifier, 9) == [{"features": 8}]
+    assert len(used) == 3
+    shutil.rmtree("mine")
+    assert evaluate._map_probes(classifier, 9) == [{"features": 8}]
+    config["dataset"] = node
+    assert evaluate._map_probes(classifier, 9) == []

@@ -1,19 +1,29 @@
 """`sslrun finetune`."""
 
 import csv
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from omegaconf import OmegaConf
 
 from sslrun.base.errors import UserError
+from sslrun.data.dataset import Dataset, load_train
+from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget
+from sslrun.models.classifier import Classifier, KNNClassifier
+from sslrun.models.initialization import Network
+from sslrun.runs import checkpoint
+from sslrun.runs.run import Run
 from sslrun.stages import finetune
 from sslrun.tasks.finetuning.supervised import Finetuning
-from tests.helpers import QUICK, Cli, runs, source_node, summary
+from tests.helpers import CPU, QUICK, Cli, runs, small_encoder, source_node, summary
 
 
 def test_finetune_starts_from_the_newest_run_and_logs_it(world: Path) -> None:
@@ -22,6 +32,18 @@ def test_finetune_starts_from_the_newest_run_and_logs_it(world: Path) -> None:
     result = json.loads((run / "summary.json").read_text())
     assert f"outputs/pretrain/{newest.name}" in (run / "run.log").read_text()
     assert result["init"] == "simclr"
+    assert (result["mode"], result["backbone"], result["resumable"]) == ("finetune", "smallcnn", "checkpoint")
+    assert result["source"] == result["config"]["init"] == f"outputs/pretrain/{newest.name}/last.pt"
+    assert (result["label_fraction"], result["labels_per_class"]) == (0.5, None)
+    assert result["seeds"] == {"training": 0, "subset": 0, "split": 0}
+    data, _ = load_train(result["config"]["dataset"])
+    assert result["data_fingerprint"] == data.fingerprint()
+    assert result["subset_fingerprint"] == data.within(LabelBudget(0.5)).fingerprint()
+    assert (result["precision"], result["memory_format"]) == ("fp32", "channels_last")
+    assert result["config"]["device"]["precision"] == "fp32"
+    content = checkpoint.load(run / "best.pt")
+    assert (content["stage"], content["class_names"]) == ("finetune", ["flower", "temple"])
+    assert content["config"]["pooling"] == result["config"]["pooling"] != "auto"
     assert result["config"]["backbone"]["widths"] == [8, 16]
     assert result["config"]["dataset"]["image_size"] == 32
     assert result["labels"] == {"train": 24, "validation": 10}
@@ -165,3 +187,96 @@ def test_init_finds_the_pretraining_of_a_study(in_world: Path, cli: Cli) -> None
     answer = cli("finetune", "mode=probe", "pooling=average", *QUICK)
     assert answer.code == 0, answer.err
     assert f"Initializing from {of_study}" in answer.err
+
+
+def labeled(n: int) -> Dataset:
+    pixels = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 32, 32, 3).contiguous()
+    return Dataset(Images([pixels], np.zeros((n, 16), np.uint8)), torch.arange(n) % 2, ["a", "b"], [""] * n)
+
+
+@pytest.mark.parametrize("mode", ["probe", "knn"])
+def test_a_classifier_on_frozen_features_is_fitted_on_the_labeled_images(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[tuple[Any, ...]] = []
+    features = lambda encoder, data, device: (torch.full((len(data), 32), float(len(data))), data.labels)  # noqa: E731
+    monkeypatch.setattr(finetune, "labeled_features", features)
+    monkeypatch.setattr(finetune, "fit_head", lambda *given: fitted.append(given))
+    settings: Any = SimpleNamespace(mode=mode, seed=7)
+    data, val = labeled(6), labeled(4)
+    made = finetune._on_frozen_features(settings, small_encoder(), data, val, CPU, 0.25)
+    assert data.labels is not None
+    if mode == "knn":
+        assert isinstance(made, KNNClassifier)
+        assert torch.equal(made.labels, data.labels)
+        assert made.bank.tolist() == [[6.0] * 32] * 6
+        assert not fitted
+        return
+    assert isinstance(made, Classifier)
+    finetune._on_frozen_features(settings, small_encoder(), data, None, CPU, None)
+    (head, bank, labels, (val_bank, val_labels), seed, regularization), (*_, no_val, _, unknown) = fitted
+    assert (head, seed, regularization, no_val, unknown) == (made, 7, 0.25, None, None)
+    assert (len(bank), len(val_bank)) == (6, 4)
+    assert labels is data.labels
+    assert val_labels is val.labels
+
+
+@pytest.mark.parametrize(
+    ("init", "asked", "search", "mode", "resumable"),
+    [
+        ("scratch", "auto", [], "finetune", "checkpoint"),
+        ("scratch", "auto", ["augment.probability=0.5"], "auto", "study"),
+        ("run", "auto", [], "auto", "study"),
+        ("run", "probe", [], "probe", None),
+        ("scratch", "finetune", [], "finetune", "checkpoint"),
+    ],
+)
+def test_auto_from_scratch_has_one_candidate_and_is_resumed_like_finetuning(
+    init: str, asked: str, search: list[str], mode: str, resumable: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Network(init, init, None, {"b": 1}, {"d": 1})  # type: ignore[arg-type]
+    monkeypatch.setattr(finetune, "resolve", lambda *_: network)
+    monkeypatch.setattr(finetune, "_searched", lambda *_: search)
+    monkeypatch.setattr(finetune, "built_settings", lambda settings, config: config)
+    run = Run(Path("run"), "finetune", OmegaConf.create({"mode": asked, "search": ["x"], "init": "given"}), {})
+    settings: Any = SimpleNamespace(mode=asked, budget=LabelBudget(), init="given", backbone={}, dataset={})
+    _, config = finetune._resolved(run, settings)
+    assert config == {"mode": mode, "search": search, "init": init, "backbone": {"b": 1}, "dataset": {"d": 1}}
+    assert run.summary.get("resumable") == resumable
+    run.resumed = True
+    if mode == "probe":
+        with pytest.raises(UserError, match="mode=probe has no steps to resume"):
+            finetune._resolved(run, settings)
+    else:
+        assert finetune._resolved(run, settings)[1]["init"] == "given"  # type: ignore[index]
+    run.close("finished")
+
+
+def test_a_label_budget_per_class_is_noted_without_a_fraction() -> None:
+    data, few, val = labeled(8), labeled(4), labeled(2)
+    config = {"mode": "probe", "backbone": {"_target_": "a.smallcnn"}, "dataset": {"_target_": "digits", "split_seed": 6},
+              "init": "outputs/a", "label_fraction": 0.3, "labels_per_class": 2, "seed": 4, "subset_seed": 5}  # fmt: skip
+    run = Run(Path("run"), "finetune", OmegaConf.create(config), {})
+    finetune._begin(run, Network("run", "simclr", None, {}, {}), CPU, data, few, val)
+    result = run.summary
+    run.close("finished")
+    assert (result["label_fraction"], result["labels_per_class"]) == (None, 2)
+    assert result["labels"] == {"train": 4, "validation": 2}
+    assert result["seeds"] == {"training": 4, "subset": 5, "split": 6}
+    assert (result["init"], result["source"]) == ("simclr", "outputs/a")
+    assert result["data_fingerprint"] == data.fingerprint() != few.fingerprint() == result["subset_fingerprint"]
+
+
+def test_auto_chooses_by_the_data_the_weights_and_the_smallest_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(finetune, "_begin", lambda *_: None)
+    monkeypatch.setattr(finetune, "choose", lambda *values: given.append(values[1:]))
+    Path("a.pt").write_text("weights")
+    data, few, val = labeled(8), labeled(5), labeled(3)
+    for path in (Path("a.pt"), None):
+        network = Network("run", "imagenet", path, {}, {})
+        finetune._best(None, network, CPU, data, few, val)  # type: ignore[arg-type]
+    finetune._best(None, network, CPU, data, few, None)  # type: ignore[arg-type]
+    prints, alone = [data.fingerprint(), val.fingerprint()], [data.fingerprint(), ""]
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert given == [(prints, digest, 3, 2), (prints, "imagenet", 3, 2), (alone, "imagenet", 0, 2)]

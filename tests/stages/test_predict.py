@@ -15,7 +15,8 @@ import pytest
 
 import sslrun
 from sslrun.runs import checkpoint
-from tests.helpers import QUICK, Cli, ended, run_here, spawn
+from sslrun.stages import predict
+from tests.helpers import QUICK, Cli, ended, run_here, runs, spawn, summary
 
 
 def test_every_format_has_the_same_predictions(in_world: Path, cli: Cli, photo_files: list[str]) -> None:
@@ -29,6 +30,13 @@ def test_every_format_has_the_same_predictions(in_world: Path, cli: Cli, photo_f
     assert [r["image"] for r in rows] == photo_files == [r["image"] for r in table]
     assert [r["class"] for r in rows] == [r["class_1"] for r in table]
     assert [str(r["unsure"]).lower() for r in rows] == [r["unsure"] for r in table]
+    for run in runs("predict"):
+        made = summary(run)
+        assert json.loads((run / "predictions.json").read_text()) == rows
+        assert list(csv.DictReader((run / "predictions.csv").open())) == table
+        assert (made["images"], made["unsure"]) == (len(rows), sum(r["unsure"] for r in rows))
+        assert (made["precision"], made["config"]["run"]) == ("fp32", str(runs("finetune")[-1]))
+        assert not (run / "figures").exists()
     for r in rows:
         assert r["confidence"] == r["top"][0]["confidence"] >= r["top"][1]["confidence"]
         assert sum(g["confidence"] for g in r["top"]) == pytest.approx(1, abs=2e-4)  # of two classes
@@ -205,3 +213,39 @@ def test_views_and_temperature_are_those_of_the_python_api(best: Path, cli: Cli,
         result = predictions(cli, photos, f"views={views}")
         expected = model.probabilities(files, views=views).max(1)
         assert [p["confidence"] for p in result] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def predicted(image: str, *classes: str, unsure: bool = False, error: str | None = None) -> dict[str, Any]:
+    top = [{"class": c, "confidence": round(0.6 / (i + 1), 2)} for i, c in enumerate(classes)]
+    first = top[0] if top else {"class": None, "confidence": None}
+    return {"image": image, **first, "unsure": unsure, "top": top, "error": error}
+
+
+def test_tables_have_empty_cells_for_unreadable_images() -> None:
+    rows = [predicted("a.jpg", error="empty"), predicted("b.jpg", "x", "y"), predicted("c.jpg", "z", unsure=True)]
+    assert predict._flat(rows) == [
+        {"image": "a.jpg", "class_1": None, "confidence_1": None, "class_2": None, "confidence_2": None, "unsure": False,
+         "error": "empty"},
+        {"image": "b.jpg", "class_1": "x", "confidence_1": 0.6, "class_2": "y", "confidence_2": 0.3, "unsure": False,
+         "error": None},
+        {"image": "c.jpg", "class_1": "z", "confidence_1": 0.6, "class_2": None, "confidence_2": None, "unsure": True,
+         "error": None},
+    ]  # fmt: skip
+    lines = [line.split() for line in predict._table(rows).splitlines()]
+    assert ["a.jpg", "empty"] in lines
+    assert ["b.jpg", "x", "60.0", "%", "y", "30.0", "%"] in lines
+    assert ["c.jpg", "z,", "unsure", "60.0", "%"] in lines
+
+
+def test_unsure_and_unreadable_images_are_not_sorted_into_classes() -> None:
+    for folder in ("one", "two", "three"):
+        Path(folder).mkdir()
+        Path(folder, "a.b.jpg").write_text(folder)
+    rows = [predicted(f"{f}/a.b.jpg", "x/y", "z") for f in ("one", "two", "three")]
+    rows += [predicted("one/a.b.jpg", "z", unsure=True), predicted("gone.jpg", error="no such file")]
+    predict._sort(rows, Path("out"), ["x/y", "z"])
+    copies = {str(p.relative_to("out")): p.read_text() for p in Path("out").rglob("*.jpg")}
+    assert copies == {
+        "x_y/a.b.jpg": "one", "x_y/a.b_2.jpg": "two", "x_y/a.b_3.jpg": "three", "_unsure/a.b.jpg": "one",
+    }  # fmt: skip
+    assert not Path("out/z").exists()

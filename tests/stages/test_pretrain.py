@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from sslrun.base.errors import UserError
-from sslrun.data.dataset import listed
+from sslrun.data.dataset import listed, load_train
 from sslrun.data.images import Images
+from sslrun.data.options import describe
+from sslrun.runs import checkpoint
 from sslrun.stages import pretrain
 from tests.helpers import QUICK, REPOSITORY, TINY, Cli, folder_node, runs, summary
 
@@ -48,6 +50,17 @@ def test_unlabeled_images_are_added_to_pretraining(cli: Cli, photos: Path) -> No
     assert cli("pretrain", *data, f"unlabeled={photos / 'flower'}").code == 0
     a, b = (summary(p)["images"] for p in runs("pretrain"))
     assert b == a + 30
+    result, content = summary(runs("pretrain")[0]), checkpoint.load(runs("pretrain")[0] / "last.pt")
+    own, _ = load_train(result["config"]["dataset"])
+    assert result["images"] == len(own) == 44
+    assert result["data_fingerprint"] == own.images.fingerprint().hexdigest()[:16]
+    assert (result["pretext"], result["backbone"]) == ("simclr", "smallcnn")
+    assert result["dataset"] == describe(result["config"]["dataset"])
+    assert (result["precision"], result["memory_format"]) == ("fp32", "channels_last")
+    assert (content["stage"], content["step"], content["config"]) == ("pretrain", 2, result["config"])
+    pixels = own.images[:].double().transpose(0, 1).flatten(1) / 255
+    for name, values in (("mean", pixels.mean(1)), ("std", pixels.std(1, correction=0))):
+        assert content["model"][f"encoder.{name}"].flatten().tolist() == pytest.approx(values.tolist(), abs=1e-4)
 
 
 def test_pretraining_uses_both_the_unlabeled_split_and_the_unlabeled_folder(

@@ -3,10 +3,17 @@
 import shutil
 from pathlib import Path
 
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from tests.helpers import Cli
+from sslrun.data.decode import decode
+from sslrun.stages import preview
+from tests.helpers import BACKBONES, Cli, folder_node, source_node
 
 
 @pytest.mark.parametrize(("pretext", "columns"), [("rotation", 6), ("simclr", 4), ("jigsaw", 3)])
@@ -48,3 +55,33 @@ def test_a_sweep_of_previews(cli: Cli) -> None:
     assert len(answer.out.split()) == 2
     assert "failed" not in answer.err  # runs without a score have not failed
     assert all(Path(p).is_file() for p in answer.out.split())
+
+
+@pytest.mark.parametrize("of_files", [True, False])
+def test_the_drawn_images_are_chosen_at_random_and_named_by_their_files(
+    of_files: bool, few_photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[torch.Tensor, list[str]]] = []
+
+    def figure(run: Any, task: Any, batch: torch.Tensor, seed: int, files: list[str]) -> Path:
+        drawn.append((batch, list(files)))
+        return Path(f"{seed}.png")
+
+    monkeypatch.setattr(preview, "views_figure", figure)
+    monkeypatch.setattr(preview, "build_task", lambda *_: None)
+    node = folder_node(few_photos) if of_files else source_node("digits", None)
+    (few_photos / "flower/flower 00.jpg").write_text("x")
+    for seed in (0, 0, 5):
+        settings: Any = SimpleNamespace(dataset=node, pretext={}, backbone=BACKBONES["smallcnn"], images=5, seed=seed)
+        result = preview.preview(None, settings)  # type: ignore[arg-type]
+        assert (result["images"], result["figure"]) == (5, f"{seed}.png")
+    (batch, files), (again, _), (other, _) = drawn
+    assert batch.shape == (5, 3, 16, 16)
+    assert torch.equal(batch, again)
+    assert not torch.equal(batch, other)
+    if of_files:
+        assert len({*files}) == 5
+        assert files != sorted(files)
+        assert np.array_equal(
+            batch.permute(0, 2, 3, 1).numpy(), np.stack([decode(f, 16, "crop", "rgb") for f in files])
+        )

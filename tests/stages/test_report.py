@@ -2,9 +2,15 @@
 
 from pathlib import Path
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from tests.helpers import QUICK, Cli, runs, study_table
+from sslrun.base.errors import UserError
+from sslrun.stages import report
+from sslrun.study.results import Row
+from tests.helpers import QUICK, Cli, row, runs, study_table
 
 
 def test_report_of_existing_runs_equals_that_of_the_study(in_study: Path, cli: Cli) -> None:
@@ -42,3 +48,46 @@ def test_report_distinguishes_runs_with_other_settings(in_world: Path, cli: Cli)
     answer = cli("report", *evaluated, str(Path("outputs/evaluate")))
     assert "simclr train.steps=3, finetuned" in answer.err
     assert "simclr, finetuned" in answer.err
+
+
+def reported(monkeypatch: pytest.MonkeyPatch, *rows: Row, tests: tuple[str, ...] = ("a",)) -> tuple[list[Row], str]:
+    """Return the rows and the mode of the report on classifiers; a path is given for each, and twice for the first."""
+    seen: list[tuple[list[Row], str]] = []
+    named = [SimpleNamespace(path=str(i), row=r) for i, r in enumerate(rows)]
+    paths = [*(n.path for n in named), *(["0"] if rows else [])]
+
+    def publish(directory: Path, compared: list[Row], mode: str, *more: Any) -> None:
+        assert more == (None, None)
+        seen.append((compared, mode))
+
+    fingerprints = {r.evaluated: tests[i % len(tests)] for i, r in enumerate(rows)}
+    monkeypatch.setattr(report, "rows_of", lambda path: [rows[int(str(path))]])
+    monkeypatch.setattr(report, "disambiguated", list)
+    monkeypatch.setattr(report, "read_summary", lambda path: {"data_fingerprint": fingerprints[str(path)]})
+    monkeypatch.setattr(report, "publish", publish)
+    page = report.report_on(paths, Path("out"))
+    assert page == next(Path("out/report").iterdir()) / "report.html"
+    page.parent.rmdir()
+    return seen[0]
+
+
+def test_a_report_compares_the_best_mode_of_the_pretrained_classifiers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluated(initialization: str, mode: str, **known: Any) -> Row:
+        return row(initialization, mode, evaluated=f"{initialization} {mode}", **known)
+
+    judged = {"val_accuracy": 0.5, "val_loss": 1.0}
+    scratch, tuned = evaluated("scratch", "finetune", **judged), evaluated("simclr", "finetune", **judged)
+    probe, knn = evaluated("simclr", "probe", val_accuracy=0.9, val_loss=1.0), evaluated("simclr", "knn")
+    rows, mode = reported(monkeypatch, scratch, tuned, probe)
+    assert (rows[:3], mode) == ([scratch, tuned, probe], "auto")
+    assert [(r.mode, r.chosen, r.initialization) for r in rows[3:]] == [("auto", "probe", "simclr")]
+    assert reported(monkeypatch, scratch, tuned) == ([scratch, tuned], "finetune")
+    assert reported(monkeypatch, knn, scratch, probe) == ([knn, scratch, probe], "probe")
+    assert reported(monkeypatch, scratch, knn)[1] == "knn"
+    assert reported(monkeypatch, scratch)[1] == "finetune"
+    assert reported(monkeypatch, probe, knn)[1] == "probe"
+    assert reported(monkeypatch, evaluated("simclr", "auto"), tuned, probe)[1] == "auto"
+    with pytest.raises(UserError, match="evaluated on 2 different sets of images"):
+        reported(monkeypatch, tuned, probe, tests=("a", "b"))
+    with pytest.raises(UserError, match="no finished run"):
+        reported(monkeypatch)

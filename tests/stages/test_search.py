@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import sslrun
+from sslrun.stages.search import _nearest
 from tests.helpers import QUICK, Cli, runs, summary
 
 
@@ -33,3 +34,24 @@ def test_search_finds_the_nearest_but_not_the_query(in_world: Path, cli: Cli, fe
     sheet = Image.open(runs("search")[-1] / "figures/neighbors.png")
     assert sheet.width > 4 * sheet.height / 2  # two rows of five
     assert summary(runs("search")[-1])["images"] == 12
+    assert summary(runs("search")[-1])["queries"] == 2
+    assert (
+        summary(runs("search")[-1])["of_run"]
+        == summary(runs("search")[-1])["config"]["run"]
+        == str(runs("finetune")[-1])
+    )
+    written = list(csv.DictReader((runs("search")[-1] / "neighbors.csv").open()))
+    assert [(r["query"], r["image"]) for r in written] == [(r["query"], r["image"]) for r in rows]
+
+
+def test_neighbors_by_angle() -> None:
+    """Not by distance; a query in the searched folder is not its own neighbor, by whatever path."""
+    features = np.array([[1, 0], [10, 10], [0, 2], [5, 1], [1, 0.1]], np.float32)
+    files = ["a", "b", "c", "d", "e"]
+    queries = np.array([[3, 0], [0, 1]], np.float32)
+    rows = _nearest([str(Path("a").resolve()), "other"], queries, files, features, 2)
+    assert [(r["query"], r["rank"], r["image"]) for r in rows] == [
+        (str(Path("a").resolve()), 1, "e"), (str(Path("a").resolve()), 2, "d"), ("other", 1, "c"), ("other", 2, "b"),
+    ]  # fmt: skip
+    assert [r["similarity"] for r in rows] == pytest.approx([0.995037, 0.980581, 1, 0.707107], abs=1e-6)
+    assert len(_nearest(["other"], queries[:1], files, features, 99)) == 5

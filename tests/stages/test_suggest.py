@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.helpers import QUICK, Cli, runs
+from sslrun.stages.suggest import _copies, _lay_out, _shortened
+from tests.helpers import QUICK, Cli, runs, summary
 
 
 def test_from_suggestion_to_classifier(in_world: Path, cli: Cli, photos: Path) -> None:
@@ -43,6 +44,10 @@ def test_from_suggestion_to_classifier(in_world: Path, cli: Cli, photos: Path) -
     assert answer.code == 0, answer.err
     assert not {Path(n).name for n in answer.out.splitlines()} & {Path(n).name for n in names}
     assert len(answer.out.splitlines()) == 60 - 24
+    first, second = map(summary, runs("suggest"))
+    assert (first["images"], first["suggested"], first["of_run"]) == (60, 24, str(run))
+    assert (first["config"]["out"], first["config"]["run"]) == ("to_label", str(run))
+    assert (second["images"], second["suggested"]) == (60, 36)
 
 
 def test_odd_files_among_the_images_and_the_labeled_ones(in_world: Path, cli: Cli, photos: Path) -> None:
@@ -79,3 +84,25 @@ def test_mistakes(in_world: Path, cli: Cli, photos: Path, changes: list[str], wo
     assert answer.code == 1
     assert words in answer.err
     assert "Traceback" not in answer.err
+
+
+def test_copies_are_recognized_by_their_bytes() -> None:
+    for name, text in (("a", "one"), ("b", "two"), ("c", "three"), ("x", "two"), ("y", "six"), ("z", "two")):
+        Path(name).write_text(text)
+    assert _copies(["a", "b", "c"], ["x", "y", "z"]) == ([1], [1])
+    assert _copies(["a", "b", "x"], ["z"]) == ([1, 2], [])
+    assert _copies(["a"], []) == ([], [])
+
+
+def test_copies_to_sort_are_numbered_in_order_with_leading_zeros() -> None:
+    files = [f"{i:03d}.jpg" for i in range(11)]
+    for file in files:
+        Path(file).write_text(file)
+    folder = Path("out")
+    folder.mkdir()
+    copies = _lay_out(files, folder, ["a", "b"])
+    assert [c.name for c in copies][::10] == ["01_000.jpg", "11_010.jpg"]
+    assert [c.read_text() for c in copies] == files
+    assert sorted(p.name for p in folder.iterdir()) == ["to_sort", "train"]
+    assert sorted(p.name for p in (folder / "train").iterdir()) == ["a", "b"]
+    assert _shortened("x" * 300 + ".jpg") == "x" * 196 + ".jpg"
