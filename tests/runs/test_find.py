@@ -80,7 +80,6 @@ def test_a_run_that_trains_an_encoder_is_complete_with_its_checkpoint() -> None:
 
 
 def test_a_named_run_is_of_the_right_stage(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sslrun.runs.find.log.propagate", True)
     caplog.set_level("INFO", "sslrun")
     pretrained = found("a", "2026-01-03", "pretrain")
     classifier = found("b", "2026-01-02", readouts={"average": 0.5})

@@ -6,11 +6,19 @@ import shutil
 import sys
 from pathlib import Path
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from tests.helpers import SMALL, Answer, Cli, ended, run_here, spawn
+from sslrun.data.images import Images
+from sslrun.data.labels import LabelBudget
+from sslrun.data.sources.source import Listing
+from sslrun.stages import check as stage
+from tests.helpers import CPU, SMALL, Answer, Cli, ended, folder_node, run_here, spawn, source_node
 from tests.published import piece
 
 
@@ -204,3 +212,93 @@ def test_case_52_check_gives_no_advice_from_test_images(photos: Path, cli: Cli) 
     assert before["pixels"] == after["pixels"]
     assert before["labels"] == after["labels"]
     assert before["estimate"]["decoded_bytes"] == after["estimate"]["decoded_bytes"]
+
+
+def split_of(sizes: list[tuple[int, int]], labels: list[int] | None = None, **bad: str) -> Any:
+    """Return a checked split of files of these sizes, some unreadable by position, with classes a and b."""
+    heads = [SimpleNamespace(width=w, height=h, format="PNG" if w > 50 else "JPEG", mode="RGB") for w, h in sizes]
+    unreadable = {int(k[1:]): reason for k, reason in bad.items()}
+    items = [f"{i}.jpg" for i in range(len(sizes))]
+    listing = SimpleNamespace(items=items, names=items, class_names=("a", "b"))
+    good = np.array([i for i in range(len(sizes)) if i not in unreadable])
+    return SimpleNamespace(listing=listing, headers=heads, good=good, decoded=SimpleNamespace(bad=unreadable),
+                           labels=None if labels is None else np.array(labels)[good])  # fmt: skip
+
+
+def test_sizes_and_formats_of_a_split() -> None:
+    split = split_of([(40, 20), (20, 40), (100, 100), (30, 30), (10, 10)], [0, 1, 1, 1, 0], i4="damaged")
+    split.headers[4].format = None
+    options: Any = SimpleNamespace(image_size=30, resize="crop")
+    result = stage._split(split, options)
+    assert (result["images"], result["classes"]) == (4, {"a": 1, "b": 3})
+    assert (result["formats"], result["modes"]) == ({"JPEG": 3, "PNG": 1}, {"RGB": 4})
+    assert result["unreadable"] == [{"file": "4.jpg", "reason": "damaged"}]
+    assert result["width"] == {"min": 20, "median": 30, "max": 100}
+    assert result["height"] == {"min": 20, "median": 30, "max": 100}
+    assert (result["smaller_than_image_size"], result["cut_away_by_crop"]) == (2, 0.25)
+    options.resize = "pad"
+    assert stage._split(split, options)["smaller_than_image_size"] == 0
+    options.image_size = 41
+    assert stage._split(split, options)["smaller_than_image_size"] == 3
+    assert stage._split(split_of([(40, 20)]), options)["classes"] is None
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(3, "RGB"), (1, "L")])
+def test_arrays_have_a_size_and_no_paths(channels: int, mode: str) -> None:
+    listing = Listing(
+        np.zeros((5, 20, 30, channels), np.uint8), [f"n{i}" for i in range(5)], np.array([0, 1, 1, 0, 1]), ("a", "b")
+    )
+    images = Images([torch.zeros(4, 8, 8, 3, dtype=torch.uint8)], np.arange(64, dtype=np.uint8).reshape(4, 16))
+    decoded: Any = SimpleNamespace(images=lambda: images, good=lambda: np.array([0, 1, 3, 4]), bad={2: "x"})
+    split = stage.CheckedSplit("train", listing, decoded)
+    result = stage._split(split, SimpleNamespace(image_size=8, resize="crop"))  # type: ignore[arg-type]
+    assert (result["formats"], result["modes"]) == ({"array": 5}, {mode: 5})
+    assert (result["width"]["max"], result["height"]["max"]) == (30, 20)
+    assert (split.path(2), split.class_of(2), split.class_of(3)) == ("train: n3", "a", "b")
+    assert split.digests() == [images.digests[i].tobytes() for i in range(4)]
+
+
+def test_classes_with_too_few_images_for_the_budget_without_validation() -> None:
+    split = split_of([(8, 8)] * 15, [0] * 3 + [1] * 12)
+    options: Any = SimpleNamespace(val_fraction=0.5)
+    whole = {"label_fraction": None, "labels_per_class": 2, "classes": 2, "validation": 8, "too_few_for_validation": []}
+    assert stage._labels(split, options, LabelBudget(per_class=2)) == whole | {"too_few": {"a": 1}}
+    by_fraction = stage._labels(split, options, LabelBudget(0.1))
+    assert by_fraction is not None
+    assert (by_fraction["label_fraction"], by_fraction["labels_per_class"], by_fraction["too_few"]) == (
+        0.1,
+        None,
+        {"a": 1},
+    )
+    few = stage._labels(split_of([(8, 8)] * 3, [0, 1, 1]), options, LabelBudget())
+    assert few is not None
+    assert (few["too_few_for_validation"], few["too_few"]) == (["a"], {})
+    assert stage._labels(split_of([(8, 8)]), options, LabelBudget()) is None
+
+
+def test_the_splits_of_a_data_set(photos: Path) -> None:
+    shutil.copytree(photos, "set/train")
+    shutil.copytree(photos / "flower", "set/unlabeled")
+    shutil.copytree(photos, "set/test")
+    splits = list(stage._splits(folder_node("set"), str(photos / "temple")))
+    assert [(p.name, len(p.good)) for p in splits] == [
+        ("train", 60), (f"unlabeled={photos / 'temple'}", 30), ("unlabeled", 30), ("test", 60),
+    ]  # fmt: skip
+    assert len(stage._joined(splits[:3])) == 120
+    assert [p.labels is None for p in splits] == [False, True, True, False]
+    assert stage._other_files(source_node("digits", None)) == {}
+
+
+def test_the_estimate_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    measured = SimpleNamespace(device=CPU, images_per_second=8.0, bytes=123, memory=456)
+    monkeypatch.setattr(stage.estimate, "pretraining", lambda *values: given.append(values) or measured)
+    images = Images([torch.zeros(20, 4, 4, 3, dtype=torch.uint8)], np.zeros((20, 16), np.uint8))
+    nodes = {n: {"_target_": f"x.{n}"} for n in ("pretext", "backbone", "optimizer", "device")}
+    settings: Any = SimpleNamespace(**nodes, dataset={"image_size": 24}, batch_size=16)
+    result = stage._estimate(images, settings)
+    assert given == [(images, *nodes.values(), 24, 16)]
+    assert (result["pretext"], result["backbone"], result["batch_size"]) == ("pretext", "backbone", 16)
+    assert (result["images_per_second"], result["epoch_seconds"]) == (8.0, 2.5)
+    assert (result["training_bytes"], result["memory_bytes"], result["decoded_bytes"]) == (123, 456, images.nbytes)
+    assert (result["precision"], result["memory_format"]) == ("fp32", "channels_last")

@@ -46,7 +46,9 @@ def test_a_study_has_all_networks_on_the_same_subsets_and_all_outputs(in_study: 
     assert answer["images"] == pretrained["simclr"]["images"] == 180
     made = [summary(Path(r["finetuned"])) for r in rows]
     assert {s["data_fingerprint"] for s in made} == {answer["data_fingerprint"]}
-    best = max((r for r in rows if r["mode"] != "auto"), key=lambda r: (float(r["val_accuracy"]), -float(r["val_loss"])))
+    best = max(
+        (r for r in rows if r["mode"] != "auto"), key=lambda r: (float(r["val_accuracy"]), -float(r["val_loss"]))
+    )
     assert answer["best_classifier"] == best["finetuned"]
     assert {"choices", "pretraining_seconds", "data_fingerprint", "seeds", "command"} <= answer.keys()
     assert Path(answer["best_classifier"], "best.pt").is_file()
@@ -187,7 +189,9 @@ def test_the_runs_of_a_study_are_launched_in_order_and_once(monkeypatch: pytest.
         judged.append(given)
         return SimpleNamespace(initialization=given[1])
 
-    cells = [Cell(i, "finetune", LabelBudget(0.1), s) for i, s in (("scratch", ""), ("simclr", "a=1"), ("simclr", "a=2"))]
+    cells = [
+        Cell(i, "finetune", LabelBudget(0.1), s) for i, s in (("scratch", ""), ("simclr", "a=1"), ("simclr", "a=2"))
+    ]
     classifiers = {c: run_of("finetune", f"c{i}") for i, c in enumerate(cells)}
     evaluations = {c: run_of("evaluate", f"e{i}") for i, c in enumerate(cells)}
     trials = {cells[1]: [classifiers[cells[0]], run_of("finetune", "t0"), run_of("finetune", "t1")]}
@@ -200,7 +204,12 @@ def test_the_runs_of_a_study_are_launched_in_order_and_once(monkeypatch: pytest.
     monkeypatch.setattr(compare.results, "with_auto", lambda rows, names: [("auto", len(rows), names)])
     run: Any = SimpleNamespace(stages=None)
     assert len(compare._evaluated(run, plan, "finetune")) == 2
-    assert launched == [(["p"], "pretrain"), (["c0", "c1", "c2"], "finetune"), (["t0", "t1"], "fold"), (["e0", "e1"], "")]
+    assert launched == [
+        (["p"], "pretrain"),
+        (["c0", "c1", "c2"], "finetune"),
+        (["t0", "t1"], "fold"),
+        (["e0", "e1"], ""),
+    ]
     assert judged == [
         (evaluations[cells[0]].directory, "scratch", None, ""),
         (evaluations[cells[1]].directory, "simclr", (3.0, 0.0), "a=1"),
@@ -208,11 +217,20 @@ def test_the_runs_of_a_study_are_launched_in_order_and_once(monkeypatch: pytest.
     assert compare._evaluated(run, plan, "auto")[2:] == [("auto", 2, ["simclr"])]
 
 
-def test_maps_are_of_validation_images_unless_the_classifiers_have_other_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_are_of_validation_images_unless_the_classifiers_have_other_classes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(compare, "embedding_maps", lambda *given: given)
     settings: Any = SimpleNamespace(finetune=["label_smoothing=0.1"], backbone="b", dataset="d", device="cpu")
     loaded: Any = SimpleNamespace(data="train", val="validation")
-    assert compare._maps(settings, {"a": Path("x")}, loaded) == ({"a": Path("x")}, "b", "d", "cpu", "train", "validation")
+    assert compare._maps(settings, {"a": Path("x")}, loaded) == (
+        {"a": Path("x")},
+        "b",
+        "d",
+        "cpu",
+        "train",
+        "validation",
+    )
     loaded.val = None
     assert compare._maps(settings, {}, loaded)[-2:] == ("train", "train")  # type: ignore[index]
     settings.finetune.append("++dataset.classes=[a]")

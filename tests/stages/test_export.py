@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import sslrun
-from tests.helpers import QUICK, REPOSITORY, Cli, runs
+from sslrun.models.classifier import Classifier
+from sslrun.stages import export
+from sslrun.stages.export import Exported
+from tests.helpers import QUICK, REPOSITORY, Cli, runs, small_encoder, summary
 
 FILES = {"onnx": "classifier.onnx", "torch_export": "classifier.pt2", "safetensors": "classifier.safetensors"}
 
@@ -124,7 +129,17 @@ def test_the_backbone_of_a_pretrained_network_is_exported_without_a_classifier(i
     assert weights.keys() == backbone.keys()
     assert all(torch.equal(weights[k], backbone[k]) for k in weights)
     with safe_open("weights.safetensors", "pt") as opened:
-        assert "class_names" not in opened.metadata()
+        about = opened.metadata()
+    assert "class_names" not in about
+    assert (about["output"], about["backbone"], about["resize"]) == ("features: N x D", "smallcnn", "crop")
+    assert (about["channels"], about["image_size"], about["sslrun"]) == ("rgb", "32", sslrun.__version__)
+    encoder = sslrun.load(run, device="cpu").network.encoder
+    for name in ("mean", "std"):
+        assert json.loads(about[name]) == getattr(encoder, name).flatten().tolist()
+    made = summary(runs("export")[-1])
+    assert (made["file"], made["of_run"], made["images"]) == ("weights.safetensors", str(run), 38)
+    assert made["config"]["run"] == str(run)
+    assert 0 <= made["largest_difference"] < 1e-4
 
 
 def test_export_errors_are_one_line(in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,3 +149,71 @@ def test_export_errors_are_one_line(in_world: Path, cli: Cli, monkeypatch: pytes
     assert "a kNN classifier, which has no head to export" in cli("export").err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "format=onnx needs onnx, onnxscript, onnxruntime; install with pip install" in cli("export").err
+
+
+def test_an_exported_network_maps_bytes_to_calibrated_probabilities_or_features() -> None:
+    encoder = small_encoder().eval()
+    encoder.pooling = "grid"
+    classifier = Classifier(encoder, 3).eval()
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.nn.init.normal_(next(classifier.head.parameters()))
+        logits = classifier.head(encoder(images / 255))
+        expected = torch.exp(logits / 2.5) / torch.exp(logits / 2.5).sum(1, keepdim=True)
+        assert torch.allclose(Exported(encoder, classifier.head, 2.5)(images), expected, atol=1e-6)
+        features = Exported(encoder, None, 2.5)(images)
+    with torch.no_grad():
+        assert torch.allclose(features, encoder.maps(images / 255)[-1].mean((2, 3)), atol=1e-6)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_safetensors_have_all_weights_and_the_metadata_as_text(whole: bool) -> None:
+    encoder = small_encoder().eval()
+    encoder.mean += torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+    module = Exported(encoder, Classifier(encoder, 3).head if whole else None, 1.0).eval()
+    images = torch.randint(0, 256, (60, 3, 32, 32), dtype=torch.uint8)
+    outputs = export._safetensors(module, images, Path("a.safetensors"), {"n": 3, "names": ["ä"], "text": "x"})
+    with torch.no_grad():
+        assert np.allclose(outputs, module(images).numpy(), atol=1e-6)
+    state = (module if whole else encoder.backbone).state_dict()
+    weights = load_file("a.safetensors")
+    assert weights.keys() == state.keys()
+    assert all(torch.equal(weights[k], v) for k, v in state.items())
+    with safe_open("a.safetensors", "pt") as opened:
+        about = opened.metadata()
+    assert {k: about[k] for k in ("n", "names", "text")} == {"n": "3", "names": '["ä"]', "text": "x"}
+    assert json.loads(about["mean"]) == encoder.mean.flatten().tolist()
+    assert json.loads(about["std"]) == encoder.std.flatten().tolist()
+
+
+@pytest.mark.parametrize(("n", "rows"), [(1000, 500), (7, 7)])
+def test_an_export_is_checked_on_images_from_all_of_the_training_images(
+    n: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.arange(n).view(n, 1, 1, 1)
+
+    class Data:
+        def __init__(self) -> None:
+            self.images = images
+
+        def __len__(self) -> int:
+            return n
+
+    monkeypatch.setattr(export, "load_train", lambda node: (Data(), None))
+    model: Any = SimpleNamespace(network=SimpleNamespace(config={"dataset": {}}))
+    chosen = export._images_to_check(model, []).flatten().tolist()
+    assert (len(chosen), chosen[0], chosen[-1]) == (rows, 0, n - 1)
+    assert len({*chosen}) == rows
+
+
+def test_a_wrong_export_is_moved_into_the_run_and_refused(
+    in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = export._safetensors
+    for gap, code in ((3e-4, 1), (5e-5, 0)):
+        monkeypatch.setattr(export, "_safetensors", lambda *given, gap=gap: original(*given) + np.float32(gap))
+        answer = cli("export", "format=safetensors", f"out={code}.safetensors")
+        assert answer.code == code, answer.err
+        assert Path(f"{code}.safetensors").exists() == (code == 0)
+        assert (runs("export")[-1] / "wrong.safetensors").exists() == (code == 1)
+        assert ("outputs of the exported network differ by 0.0003 on 38 images" in answer.err) == (code == 1)

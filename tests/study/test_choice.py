@@ -333,7 +333,6 @@ def test_candidates_are_trained_on_folds_and_the_best_one_on_all_labels(
 
     monkeypatch.setattr("sslrun.study.choice.launch_all", trained)
     monkeypatch.setattr("sslrun.study.choice.study_run", named)
-    monkeypatch.setattr(log, "propagate", True)
     caplog.set_level("INFO", "sslrun")
     own = [
         "dataset=digits",

@@ -235,7 +235,7 @@ def test_a_run_of_a_study_is_repeated_if_images_settings_or_stage_change_and_not
     assert len({key(), key(data="other images"), key(seed=1), key("pretrain")}) == 4
 
 
-def test_the_private_api_of_hydra_launches_a_job() -> None:
+def test_the_private_api_of_hydra_launches_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """`hydra._internal.callbacks.Callbacks` exists, and a launcher that is built with it runs a job."""
     from hydra._internal.callbacks import Callbacks
 
@@ -249,7 +249,9 @@ def test_the_private_api_of_hydra_launches_a_job() -> None:
 
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         HydraConfig.instance().set_config(compose("compare", return_hydra_config=True))
+        monkeypatch.setattr(launch, "launcher_overrides", lambda: ["hydra.help.app_name=mine"])
         hydra = launch.launcher("pretrain", record)
+        assert hydra.config.hydra.help.app_name == "mine"
         assert type(hydra).__name__ == "BasicLauncher"
         (returned,) = hydra.launch([["train.steps=7", "hydra.sweep.subdir=one"]], initial_job_idx=0)
     assert returned.return_value == 0.5
@@ -327,7 +329,6 @@ class OtherLauncher(BasicLauncher):
 
 def launched(runs: list[launch.StudyRun], by: BasicLauncher, monkeypatch: pytest.MonkeyPatch) -> BasicLauncher:
     monkeypatch.setattr(launch, "launcher", lambda stage, job: by if stage == "finetune" else None)
-    monkeypatch.setattr(launch.log, "propagate", True)
     launch.launch_all(runs, Stages(named_stage, job), "fold")
     return by
 

@@ -113,13 +113,16 @@ def test_the_runs_of_a_study_have_its_settings_and_depend_on_the_data_that_they_
 
     monkeypatch.setattr(plan, "study_run", named)
     common = ["dataset=folder", "dataset.root=photos", "backbone=smallcnn", "device=cpu"]
-    monkeypatch.setattr(plan, "overrides_of", lambda *_: ({"rotation": common}, common, ["", "label_smoothing=0.3"]))
+    monkeypatch.setattr(
+        plan, "overrides_of", lambda *_: ({"rotation": common, "again": common}, common, ["", "label_smoothing=0.3"])
+    )
     own = ["search=[]", "labels_per_class=[2]", "seeds=2", "imagenet=false", "mode=auto", "device.threads=1"]
     config = composed("compare", [*common, *own])
     data, val = with_labels(20), with_labels(6, 9)
     images = data.images + with_labels(3, 7).images
     made_plan = plan_of(Stages(stage, job), config, {"device": "cpu"}, StudyData(data, val, images, "test"))
-    assert {n: d for n, (_, d) in made["pretrain"].items()} == {"rotation": (images.fingerprint().hexdigest(),)}
+    assert [d for _, d in made["pretrain"].values()] == [(images.fingerprint().hexdigest(),)] * 2
+    assert list(made_plan.pretrainings) == ["rotation"]  # the other one has the same key
     weights = made_plan.pretrainings["rotation"].directory.as_posix()
     inits = {"scratch": "scratch", "rotation": weights}
     cells = list(made_plan.classifiers)
@@ -235,14 +238,15 @@ def test_a_study_pretrains_on_training_and_unlabeled_images_and_needs_a_test_spl
     node = {**folder_node("set"), "val_fraction": 0.2}
     shutil.copytree(photos, "set/train")
     shutil.copytree(photos, "set/test")
+    shutil.copytree(photos / "temple", "set/unlabeled")
     Path("set/test/flower/flower 00.jpg").unlink()
     loaded = load_data(node, str(photos / "flower"))
     assert loaded.val is not None
-    assert (len(loaded.data), len(loaded.val), len(loaded.images)) == (48, 12, 48 + 30)
+    assert (len(loaded.data), len(loaded.val), len(loaded.images)) == (48, 12, 48 + 30 + 30)
     assert loaded.test == listing_hash(node, "test") != listing_hash(node, "train")
     fewer = plan._classified(node | {"max_images": 30}, node, loaded)
     assert fewer.val is not None
-    assert (len(fewer.data), len(fewer.val), len(fewer.images), fewer.test) == (24, 6, 78, loaded.test)
+    assert (len(fewer.data), len(fewer.val), len(fewer.images), fewer.test) == (24, 6, 108, loaded.test)
     monkeypatch.setattr(plan, "listing_hash", lambda *_: "")
     with pytest.raises(UserError, match="has no test split, which a study needs"):
         load_data(node, None)
