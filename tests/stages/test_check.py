@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 from pathlib import Path
-
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +17,7 @@ from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget
 from sslrun.data.sources.source import Listing
 from sslrun.stages import check as stage
-from tests.helpers import CPU, SMALL, Answer, Cli, ended, folder_node, run_here, spawn, source_node
+from tests.helpers import CPU, SMALL, Answer, Cli, ended, folder_node, run_here, source_node, spawn
 from tests.published import piece
 
 
@@ -261,7 +260,13 @@ def test_arrays_have_a_size_and_no_paths(channels: int, mode: str) -> None:
 def test_classes_with_too_few_images_for_the_budget_without_validation() -> None:
     split = split_of([(8, 8)] * 15, [0] * 3 + [1] * 12)
     options: Any = SimpleNamespace(val_fraction=0.5)
-    whole = {"label_fraction": None, "labels_per_class": 2, "classes": 2, "validation": 8, "too_few_for_validation": []}
+    whole: dict[str, Any] = {
+        "label_fraction": None,
+        "labels_per_class": 2,
+        "classes": 2,
+        "validation": 8,
+        "too_few_for_validation": [],
+    }
     assert stage._labels(split, options, LabelBudget(per_class=2)) == whole | {"too_few": {"a": 1}}
     by_fraction = stage._labels(split, options, LabelBudget(0.1))
     assert by_fraction is not None
@@ -292,7 +297,12 @@ def test_the_splits_of_a_data_set(photos: Path) -> None:
 def test_the_estimate_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
     measured = SimpleNamespace(device=CPU, images_per_second=8.0, bytes=123, memory=456)
-    monkeypatch.setattr(stage.estimate, "pretraining", lambda *values: given.append(values) or measured)
+
+    def pretraining(*values: Any) -> SimpleNamespace:
+        given.append(values)
+        return measured
+
+    monkeypatch.setattr(stage.estimate, "pretraining", pretraining)
     images = Images([torch.zeros(20, 4, 4, 3, dtype=torch.uint8)], np.zeros((20, 16), np.uint8))
     nodes = {n: {"_target_": f"x.{n}"} for n in ("pretext", "backbone", "optimizer", "device")}
     settings: Any = SimpleNamespace(**nodes, dataset={"image_size": 24}, batch_size=16)

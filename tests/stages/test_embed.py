@@ -3,7 +3,6 @@
 import csv
 import re
 from pathlib import Path
-
 from types import SimpleNamespace
 from typing import Any
 

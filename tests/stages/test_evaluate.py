@@ -172,10 +172,22 @@ def test_stages_are_probed_on_the_labels_of_the_run(photos: Path, monkeypatch: p
     assert validation is not None
     chosen = data.labeled(LabelBudget(None, 3, 7), "photos")
     used: list[Any] = []
-    monkeypatch.setattr(evaluate, "map_probes", lambda *given: used.append(given) or [{"features": 8}])
+
+    def map_probes(*given: Any) -> list[dict[str, int]]:
+        used.append(given)
+        return [{"features": 8}]
+
+    monkeypatch.setattr(evaluate, "map_probes", map_probes)
     known = {"subset_fingerprint": chosen.fingerprint()}
     monkeypatch.setattr(evaluate, "read_summary", lambda directory: known)
-    config = {"dataset": node, "label_fraction": None, "labels_per_class": 3, "subset_seed": 7, "seed": 5, "fold": None}
+    config: dict[str, Any] = {
+        "dataset": node,
+        "label_fraction": None,
+        "labels_per_class": 3,
+        "subset_seed": 7,
+        "seed": 5,
+        "fold": None,
+    }
     trained = SimpleNamespace(config=config, encoder="encoder")
     classifier: Any = SimpleNamespace(trained=trained, dataset=here, directory=Path("run"), data="test", device="cpu")
     assert evaluate._map_probes(classifier, 9) == [{"features": 8}]

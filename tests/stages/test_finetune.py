@@ -254,8 +254,9 @@ def test_auto_from_scratch_has_one_candidate_and_is_resumed_like_finetuning(
 
 def test_a_label_budget_per_class_is_noted_without_a_fraction() -> None:
     data, few, val = labeled(8), labeled(4), labeled(2)
-    config = {"mode": "probe", "backbone": {"_target_": "a.smallcnn"}, "dataset": {"_target_": "digits", "split_seed": 6},
-              "init": "outputs/a", "label_fraction": 0.3, "labels_per_class": 2, "seed": 4, "subset_seed": 5}  # fmt: skip
+    nodes = {"backbone": {"_target_": "a.smallcnn"}, "dataset": {"_target_": "digits", "split_seed": 6}}
+    budget = {"label_fraction": 0.3, "labels_per_class": 2}
+    config = {"mode": "probe", "init": "outputs/a", "seed": 4, "subset_seed": 5, **nodes, **budget}
     run = Run(Path("run"), "finetune", OmegaConf.create(config), {})
     finetune._begin(run, Network("run", "simclr", None, {}, {}), CPU, data, few, val)
     result = run.summary

@@ -223,14 +223,14 @@ def predicted(image: str, *classes: str, unsure: bool = False, error: str | None
 
 def test_tables_have_empty_cells_for_unreadable_images() -> None:
     rows = [predicted("a.jpg", error="empty"), predicted("b.jpg", "x", "y"), predicted("c.jpg", "z", unsure=True)]
-    assert predict._flat(rows) == [
-        {"image": "a.jpg", "class_1": None, "confidence_1": None, "class_2": None, "confidence_2": None, "unsure": False,
-         "error": "empty"},
-        {"image": "b.jpg", "class_1": "x", "confidence_1": 0.6, "class_2": "y", "confidence_2": 0.3, "unsure": False,
-         "error": None},
-        {"image": "c.jpg", "class_1": "z", "confidence_1": 0.6, "class_2": None, "confidence_2": None, "unsure": True,
-         "error": None},
-    ]  # fmt: skip
+    columns = ["image", "class_1", "confidence_1", "class_2", "confidence_2", "unsure", "error"]
+    flat = predict._flat(rows)
+    assert all(list(r) == columns for r in flat)
+    assert [list(r.values()) for r in flat] == [
+        ["a.jpg", None, None, None, None, False, "empty"],
+        ["b.jpg", "x", 0.6, "y", 0.3, False, None],
+        ["c.jpg", "z", 0.6, None, None, True, None],
+    ]
     lines = [line.split() for line in predict._table(rows).splitlines()]
     assert ["a.jpg", "empty"] in lines
     assert ["b.jpg", "x", "60.0", "%", "y", "30.0", "%"] in lines

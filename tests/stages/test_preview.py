@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-
 from types import SimpleNamespace
 from typing import Any
 

@@ -1,7 +1,6 @@
 """`sslrun report`."""
 
 from pathlib import Path
-
 from types import SimpleNamespace
 from typing import Any
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.output import write_json
 from sslrun.config.compose import compose_config
@@ -303,7 +302,8 @@ def test_the_checkpoints_of_the_best_candidate_are_copied(monkeypatch: pytest.Mo
     ("validation", "fewest", "n"), [(99, 9, 3), (100, 9, 0), (0, 3, 3), (0, 2, 2), (0, 1, 0), (200, 1, 0)]
 )
 def test_folds_are_used_below_100_validation_images(validation: int, fewest: int, n: int) -> None:
-    assert folds_of(validation, fewest) == ([[k, n] for k in range(n)] or [None])
+    folds = folds_of(validation, fewest)
+    assert folds == [[k, n] for k in range(n)] if n else folds == [None]
 
 
 @pytest.mark.parametrize("init", ["outputs/pretrain/a", "scratch"])

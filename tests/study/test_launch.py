@@ -314,8 +314,7 @@ class BasicLauncher:
 
     def launch(self, jobs: list[list[str]], initial_job_idx: int) -> None:
         self.calls.append((initial_job_idx, [j[0] for j in jobs]))
-        for job in jobs:
-            init, _, folder = job
+        for init, _, folder in jobs:
             name = init.removeprefix("init=")
             assert folder == f"hydra.sweep.subdir={name}-0"
             if name in self.errors:

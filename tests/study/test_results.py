@@ -260,7 +260,7 @@ def test_verdicts() -> None:
     def of(*differences: float) -> tuple[str, float | None]:
         both = {str(i): (0.5 + d, 0.5) for i, d in enumerate(differences)}
         result = verdict(paired({k: a for k, (a, _) in both.items()}, {k: b for k, (_, b) in both.items()}))
-        return result.kind, result.difference and result.difference.mean
+        return result.kind, result.difference.mean if result.difference else None
 
     assert of(0.10, 0.11, 0.12) == ("better", pytest.approx(0.11))
     assert of(-0.10, -0.11, -0.12) == ("worse", pytest.approx(-0.11))
