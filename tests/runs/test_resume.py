@@ -240,7 +240,7 @@ def resumed(requested: dict[str, str], stage: str = "pretrain", **changes: Any) 
 
 def test_a_resumed_run_has_its_own_settings_and_those_that_may_change() -> None:
     changes = {"train.steps": "9", "unlabeled": "more", "train.save_minutes": "2", "device.threads": "1"}
-    config = resumed({**changes, "seed": "3", "pretext": "simclr", "hydra.verbose": "true"})
+    config = resumed({**changes, "seed": "3", "dataset.split_seed": "0", "pretext": "simclr", "hydra.verbose": "true"})
     assert (config.seed, config.pretext.temperature, config.resume) == (3, 0.4, "run")
     assert (config.train.steps, config.train.save_minutes, config.unlabeled) == (9, 2, "more")
     assert config.train.keep_every is None
