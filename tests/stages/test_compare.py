@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from sslrun.data.dataset import load_train
 from sslrun.data.labels import LabelBudget
 from sslrun.runs.run import Run, Stages
 from sslrun.stages import compare
@@ -43,7 +44,7 @@ def test_a_study_has_all_networks_on_the_same_subsets_and_all_outputs(in_study: 
     assert answer["pretraining_seconds"] == {n: s["wall_time_seconds"] for n, s in pretrained.items()}
     assert answer["seeds"] == {"training": 0, "split": 0, "subsets": 2}
     assert (answer["pretext"], answer["backbone"], answer["resumable"]) == ("rotation, simclr", "smallcnn", "study")
-    assert answer["images"] == pretrained["simclr"]["images"] == 180
+    assert answer["images"] == pretrained["simclr"]["images"] == len(load_train(answer["config"]["dataset"])[0])
     made = [summary(Path(r["finetuned"])) for r in rows]
     assert {s["data_fingerprint"] for s in made} == {answer["data_fingerprint"]}
     best = max(
