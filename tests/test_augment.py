@@ -1,6 +1,8 @@
+import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -322,3 +324,94 @@ def test_without_saturation_no_rotation_of_the_hue_gives_a_color() -> None:
     images, one = torch.rand(6, 3, 4, 4), torch.ones(6)
     gray = recolor(images, one, one, torch.zeros(6), torch.linspace(-0.5, 0.5, 6))
     assert (gray.amax(1) - gray.amin(1)).max() < 1e-6
+
+
+def test_generators_of_other_numbers_or_of_another_order_draw_other_numbers() -> None:
+    numbers = list(itertools.product(range(3), repeat=4))
+    assert len({generator(*n).initial_seed() for n in numbers}) == len(numbers)
+    assert generator(1, 2).initial_seed() == generator(1, 2).initial_seed() != generator(1).initial_seed()
+
+
+def test_a_rotated_crop_shows_the_rectangle_that_was_asked_for() -> None:
+    x, y, width, height, angle = torch.tensor([[0.1, -0.2], [0.2, 0.1], [0.5, -0.3], [0.25, 0.6], [0.5, -0.3]])
+    seen = crop(ramps(2), x, y, width, height, angle)[:, :2]
+    a, b = ramps(1)[0, 0], ramps(1)[0, 1]  # places in the view
+    for i in range(2):
+        across, down = width[i] * a, height[i] * b
+        expected_x = x[i] + angle[i].cos() * across - angle[i].sin() * down
+        expected_y = y[i] + angle[i].sin() * across + angle[i].cos() * down
+        assert torch.allclose(seen[i], torch.stack([expected_x, expected_y]), atol=1e-4)
+
+
+def test_the_border_is_replicated_into_the_corners() -> None:
+    white = torch.ones(20, 3, 16, 16)
+    assert torch.allclose(views(white, degrees=45), white)
+
+
+def test_crop_ratios_are_drawn_log_uniformly() -> None:
+    *_, width, height = crops(views(ramps(1000), crop_scale=[0.05, 0.05], crop_ratio=[0.25, 4.0]))
+    ratio = (width / height).log() / math.log(4)
+    assert ratio.mean().abs() < 0.06
+    assert (ratio.min(), ratio.max()) == (pytest.approx(-1, abs=0.02), pytest.approx(1, abs=0.02))
+
+
+@pytest.mark.parametrize("ratio", [4.0, 0.25])
+def test_a_crop_is_no_wider_and_no_taller_than_the_image(ratio: float) -> None:
+    x, y, width, height = crops(views(ramps(50), crop_scale=[0.9, 0.9], crop_ratio=[ratio, ratio]))
+    long, short, place = (width, height, x) if ratio > 1 else (height, width, y)
+    assert torch.allclose(long, torch.tensor(1.0), atol=1e-3)
+    assert torch.allclose(short, torch.tensor(math.sqrt(0.9 / 4)), atol=1e-3)
+    assert place.abs().max() < 1e-3
+
+
+def test_settings_at_the_limits_are_accepted_and_beyond_them_refused() -> None:
+    Augment(**{**STRONG, "color_jitter": [0, 0, 0, 0.5], "crop_scale": [0.5, 0.5], "crop_ratio": [2.0, 2.0]})
+    for ratio in ([0.0, 1.0], [-1.0, 1.0]):
+        with pytest.raises(ValueError, match="crop_ratio must be"):
+            Augment(**{**STRONG, "crop_ratio": ratio})
+
+
+def test_sigmas_are_from_a_tenth_to_2_px_and_factors_not_negative(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, Tensor] = {}
+
+    def recolor(images: Tensor, *factors: Tensor) -> Tensor:
+        drawn["factors"] = torch.stack(factors[:3])
+        return images
+
+    def blur(images: Tensor, chosen: Tensor, sigma: Tensor) -> Tensor:
+        drawn["sigma"] = sigma
+        return images
+
+    monkeypatch.setattr(augmentation, "recolor", recolor)
+    monkeypatch.setattr(augmentation, "gaussian_blur", blur)
+    views(torch.zeros(2000, 3, 2, 2), blur=0.5, color_jitter=[3.0, 3.0, 3.0, 0.0])
+    sigma, factors = drawn["sigma"], drawn["factors"]
+    assert (sigma.min(), sigma.max()) == (pytest.approx(0.1, abs=0.01), pytest.approx(2, abs=0.01))
+    assert (factors.amin(1) == 0).all()
+    assert torch.allclose(factors.amax(1), torch.tensor(4.0), atol=0.05)
+
+
+def test_each_image_is_recolored_by_its_own_factors_in_yiq() -> None:
+    images = 0.4 + 0.1 * torch.rand(3, 3, 4, 4)
+    brightness, contrast, saturation, hue = torch.tensor(
+        [[0.9, 1.1, 1.0], [1.2, 0.8, 1.1], [0.5, 1.3, 1], [0.1, -0.2, 0]]
+    )
+    seen = recolor(images, brightness, contrast, saturation, hue)
+    to_yiq = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
+    for n in range(3):
+        y, i, q = np.tensordot(to_yiq, images[n].double().numpy(), 1)
+        chroma = (i + 1j * q) * float(saturation[n]) * np.exp(2j * np.pi * float(hue[n]))
+        rgb = np.tensordot(np.linalg.inv(to_yiq), np.stack([y, chroma.real, chroma.imag]), 1)
+        expected = float(brightness[n]) * (float(contrast[n]) * rgb + (1 - float(contrast[n])) * y.mean())
+        assert np.allclose(seen[n], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [8, 16, 96])
+def test_each_chosen_image_is_blurred_by_its_own_sigma_at_every_size(size: int) -> None:
+    images = torch.rand(4, 3, size, size)
+    sigmas, chosen = torch.tensor([0.4, 1.9, 1.0, 1.5]), torch.tensor([True, True, False, True])
+    seen = gaussian_blur(images, chosen, sigmas)
+    kernel = 2 * max(1, round(0.05 * size)) + 1
+    for i, sigma in enumerate(sigmas.tolist()):
+        expected = tv.gaussian_blur(images[i], [kernel] * 2, [sigma] * 2) if chosen[i] else images[i]
+        assert torch.allclose(seen[i], expected, atol=1e-5)

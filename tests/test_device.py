@@ -1,14 +1,18 @@
 import json
 import platform
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from sslrun.device import inference_device, native_precision
+from sslrun import device as devices
+from sslrun.base.errors import UserError
+from sslrun.device import Device, inference_device, kind, native_precision
 from sslrun.models.backbones.smallcnn import smallcnn
 from sslrun.models.encoder import Encoder
 from tests.helpers import LEFT_OPEN, TINY, Cli, cpu
@@ -72,3 +76,139 @@ def test_the_description_has_the_number_of_threads_in_use() -> None:
     assert cpu().describe() == f"cpu ({torch.get_num_threads()} threads)"
     white = cpu().floats(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
     assert white.min() == white.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "words"),
+    [
+        ("cuda", {}, "device=cuda: torch found no CUDA GPU"),
+        ("mps", {}, "device=mps: torch found no Apple GPU"),
+        ("cpu", {"precision": "fp16"}, "device.precision=fp16 needs a GPU"),
+        ("cpu", {"compile": "default"}, "device.compile=default needs a C"),
+    ],
+)
+def test_what_this_machine_lacks_is_refused(
+    name: Any, keys: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(UserError, match=words):
+        Device(name=name, **{**LEFT_OPEN, **keys})
+
+
+@pytest.mark.parametrize("compiler", ["mine", "clang++", "cl"])
+def test_any_compiler_will_do(compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "mine")
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == compiler else None)
+    calls: list[str] = []
+    monkeypatch.setattr(torch.compiler, "set_stance", lambda stance: calls.append(stance) or nullcontext())
+    encoder: Any = SimpleNamespace(compile=lambda mode: calls.append(mode))
+    for device in (cpu(compile="max-autotune"), cpu()):
+        device.compile(encoder)
+        with device.eager():
+            pass
+    assert calls == ["max-autotune", "force_eager"]  # none without compilation
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Pretend that there is a GPU, which supports bf16 if `bf16` is set and emulates it otherwise."""
+    found = {"bf16": True, "waited": 0}
+    supported = lambda including_emulation=True: found["bf16"] or including_emulation  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: found.update(waited=found["waited"] + 1))
+    return found
+
+
+def test_a_gpu_is_used_if_there_is_one_in_the_precision_that_it_supports(
+    cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (kind("auto"), kind("cpu")) == ("cuda", "cpu")
+    for bf16, precision, dtype in ((True, "bf16", torch.bfloat16), (False, "fp16", torch.float16)):
+        cuda["bf16"] = bf16
+        device = Device(name="auto", **LEFT_OPEN)
+        assert (device.torch.type, device.precision, device.precisions) == ("cuda", precision, [precision, "fp32"])
+        assert device.scaler.is_enabled() == (precision == "fp16")  # bf16 has the range of fp32
+        context: Any = device.autocast()
+        assert (context.device, context.fast_dtype, context._enabled) == ("cuda", dtype, True)
+        device.use("fp32", "contiguous")
+        assert (device.scaler.is_enabled(), device.autocast()._enabled) == (False, False)  # type: ignore[attr-defined]
+    assert device.describe() == "A GPU"
+    device.wait()
+    cpu().wait()
+    assert cuda["waited"] == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (kind("auto"), kind("mps")) == ("cpu", "mps")
+
+
+def test_claiming_sets_threads_benchmarks_and_memory_each_where_it_belongs(
+    cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    monkeypatch.setattr(devices, "_keep_freed_memory", lambda: calls.append("memory"))
+    monkeypatch.setattr(torch.backends, "cudnn", SimpleNamespace(benchmark=False))
+    cpu(threads=3).claim()
+    cpu().claim()
+    assert calls == [3, "memory", "memory"]
+    assert not torch.backends.cudnn.benchmark
+    Device(name="cuda", **LEFT_OPEN).claim()
+    assert calls == [3, "memory", "memory"]
+    assert torch.backends.cudnn.benchmark
+
+
+AVX512 = {"avx512bw", "avx512dq", "avx512vl"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "native", "tried"),
+    [
+        (set(), "fp32", ["fp32"]),
+        ({"avx512bw", "avx512dq"}, "fp32", ["fp32"]),
+        (AVX512, "fp32", ["fp32", "bf16"]),  # by conversion, so that training measures it
+        (AVX512 | {"avx512_bf16"}, "bf16", ["fp32", "bf16"]),
+        (AVX512 | {"amx_tile"}, "bf16", ["fp32", "bf16"]),
+        ({"asimd", "bf16"}, "fp32", ["fp32", "bf16"]),  # ARM
+    ],
+)
+def test_the_precision_of_a_cpu_follows_its_instructions(
+    flags: set[str], native: str, tried: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    device = cpu()
+    assert (device.precision, native_precision("cpu"), device.precisions) == (native, native, tried)
+    assert native_precision("mps") == "fp32"
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert cpu().precisions == ["fp32"]
+
+
+def test_what_is_given_is_used_and_only_what_is_left_open_is_measured() -> None:
+    device = cpu()
+    assert (device.memory_format, device.formats) == ("channels_last", ["channels_last", "contiguous"])
+    for precision in ("fp32", "bf16"):
+        for memory_format in ("contiguous", "channels_last"):
+            device = cpu(precision=precision, memory_format=memory_format)
+            assert (device.precision, device.precisions) == (precision, [precision])
+            assert (device.memory_format, device.formats) == (memory_format, [memory_format])
+            images = torch.arange(96, dtype=torch.uint8).view(2, 3, 4, 4)
+            floats = device.floats(images)
+            assert floats.is_contiguous(memory_format=getattr(
+                torch, "channels_last" if memory_format == "channels_last" else "contiguous_format"
+            ))  # fmt: skip
+            assert torch.allclose(floats * 255, images.float())
+            with device.autocast():
+                dtype = (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+            assert dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def test_a_run_that_did_not_note_its_memory_format_is_used_in_the_default_one() -> None:
+    node = {"_target_": "sslrun.device.Device", "name": "cpu", **LEFT_OPEN}
+    assert inference_device(node, {"precision": "fp32"}).memory_format == "channels_last"
+    given = {**node, "memory_format": "channels_last"}
+    assert (
+        inference_device(given, {"precision": "fp32", "memory_format": "contiguous"}).memory_format == "channels_last"
+    )

@@ -2,12 +2,16 @@
 
 import errno
 import json
+import mmap
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +19,7 @@ import pytest
 from PIL import Image
 
 from sslrun.base.console import start_logging
+from sslrun.base.errors import UserError
 from sslrun.data import cache, workers
 from sslrun.data import decode as decoding
 from sslrun.data.cache import decode_all, resize_all, resized
@@ -325,3 +330,147 @@ def test_images_shrink_and_grow_as_pillow_does_it(noise: np.ndarray, image_size:
 def test_images_of_one_channel_have_it_three_times(noise: np.ndarray) -> None:
     assert (resized(noise[..., :1], 24, "rgb") == noise[..., :1]).all()
     assert (resized(noise[..., :1], 24, "gray") == noise[..., :1]).all()
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_arrays_of_the_same_bytes_in_another_shape_order_or_color_are_distinct_entries(mapped: bool) -> None:
+    values = np.random.default_rng(0).integers(0, 255, 2 * 12 * 12 * 3, dtype=np.uint8)
+    values.tofile("array.bin")
+    plain: np.ndarray = np.memmap("array.bin", dtype=np.uint8, mode="r") if mapped else values
+    square = plain.reshape(2, 12, 12, 3)
+    for array in (square, square.transpose(0, 2, 1, 3), plain.reshape(2, 6, 24, 3), plain.reshape(6, 12, 12, 1)):
+        for size, channels in ((12, "rgb"), (12, "gray"), (8, "rgb")):
+            result = resize_all(array, size, channels)  # type: ignore[arg-type]
+            assert (result.array == resized(array, size, channels)).all()  # type: ignore[arg-type]
+            assert result.bad == {}
+
+
+def test_several_unreadable_images_are_left_out() -> None:
+    array = np.arange(6, dtype=np.uint8)[:, None, None, None].repeat(3, 3)
+    decoded = cache.Decoded(array, cache.digests(array), {4: "x", 1: "y"})
+    assert decoded.good().tolist() == [0, 2, 3, 5]
+    assert decoded.images()[:][:, 0, 0, 0].tolist() == [0, 2, 3, 5]
+    assert decoded.images().fingerprint().hexdigest() == cache.Decoded(
+        array[[0, 2, 3, 5]], decoded.digests[[0, 2, 3, 5]], {}
+    ).images().fingerprint().hexdigest()  # fmt: skip
+
+
+def plain_file(path: str, value: int) -> str:
+    """Write an image of one color, at the same time and of the same size as all others."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (value, value, value)).save(path)
+    os.utime(path, ns=(10**18, 10**18))
+    return path
+
+
+def values_of(files: list[str]) -> list[int]:
+    return decode_all(files, 8, "crop", "rgb").array[:, 0, 0, 0].tolist()
+
+
+def test_files_of_the_same_name_size_and_time_in_other_folders_are_other_entries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a, b = plain_file("a/x.bmp", 10), plain_file("b/x.bmp", 20)
+    assert [values_of([a]), values_of([b]), values_of([a, b]), values_of([b, a])] == [[10], [20], [10, 20], [20, 10]]
+    for folder, value in (("a", 10), ("b", 20)):
+        with monkeypatch.context() as here:
+            here.chdir(folder)
+            assert values_of(["x.bmp"]) == [value]
+
+
+def test_the_position_of_a_missing_file_is_part_of_the_entry() -> None:
+    file = plain_file("x.bmp", 10)
+    assert [values_of([file, "none.bmp"]), values_of(["none.bmp", file])] == [[10, 0], [0, 10]]
+    assert decode_all(["none.bmp", file], 8, "crop", "rgb").bad == {0: "no such file"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="makes a file whose name is not UTF-8")
+def test_a_file_name_may_have_bytes_that_are_not_utf_8() -> None:
+    assert values_of([plain_file("caf\udce9.bmp", 10)]) == [10]
+
+
+@pytest.mark.parametrize(
+    ("name", "array"), [("images.npy", np.zeros((1, 8, 8, 3), np.uint8)), ("digests.npy", np.zeros((1, 16), np.uint8))]
+)
+def test_an_entry_of_another_number_of_images_is_created_again(name: str, array: np.ndarray) -> None:
+    files = [plain_file("a.bmp", 10), plain_file("b.bmp", 20)]
+    first = decode_all(files, 8, "crop", "rgb").digests.copy()
+    (folder,) = [p for p in cache.cache_folder().iterdir() if p.is_dir()]
+    np.save(folder / name, array)
+    assert values_of(files) == [10, 20]
+    again = decode_all(files, 8, "crop", "rgb")
+    assert (again.digests == first).all()
+    assert again.array.flags.writeable  # in memory alone, since torch warns of arrays that are not
+
+
+def test_files_of_the_cache_are_read_at_random_and_small_ones_fetched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Recorded(mmap.mmap):
+        def madvise(self, option: int, *rest: Any) -> None:
+            advice.append(option)
+
+    advice: list[int] = []
+    files = [plain_file("a.bmp", 10)]
+    values_of(files)
+    monkeypatch.setattr(mmap, "mmap", Recorded)
+    for memory, expected in ((10**9, [mmap.MADV_RANDOM, mmap.MADV_WILLNEED]), (4 * 8 * 8 * 3, [mmap.MADV_RANDOM])):
+        monkeypatch.setattr(cache, "physical_memory", lambda memory=memory: memory)
+        advice.clear()
+        values_of(files)
+        assert advice == expected
+
+
+def test_without_a_cache_as_many_images_as_fit_into_half_of_the_memory_are_decoded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Path("file").write_text("in the way")
+    monkeypatch.setenv("SSLRUN_CACHE", "file")
+    monkeypatch.setattr(cache, "CHUNK", 1)
+    Path("text.jpg").write_text("text")
+    files = [plain_file("a.bmp", 10), plain_file("b.bmp", 20), "text.jpg", plain_file("c.bmp", 30)]
+    for memory in (2 * 4 * 8 * 8 * 3, 0):  # 0 is unknown
+        monkeypatch.setattr(cache, "physical_memory", lambda memory=memory: memory)
+        decoded = decode_all(files, 8, "crop", "rgb")
+        assert decoded.array[:, 0, 0, 0].tolist() == [10, 20, 0, 30]
+        assert decoded.bad == {2: "not an image in a supported format"}
+        assert (decoded.digests == cache.digests(decoded.array)).all()
+    assert "Cannot cache decoded images in file/decoded" in caplog.text
+    monkeypatch.setattr(cache, "physical_memory", lambda: 2 * 4 * 8 * 8 * 3 - 2)
+    with pytest.raises(UserError, match=r"the decoded images need 0.0 GB, too much for memory: free space in file"):
+        decode_all(files, 8, "crop", "rgb")
+
+
+def test_a_disk_without_space_for_the_entry_is_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = SimpleNamespace(free=8 * 8 * 3 + (64 << 20) - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    file = plain_file("a.bmp", 10)
+    assert not isinstance(decode_all([file], 8, "crop", "rgb").array, np.memmap)
+    free.free += 1
+    assert isinstance(decode_all([file], 8, "crop", "rgb").array, np.memmap)
+
+
+def test_what_an_earlier_process_left_behind_is_not_part_of_an_entry() -> None:
+    file = plain_file("a.bmp", 10)
+    values_of([file])
+    (folder,) = [p for p in cache.cache_folder().iterdir() if p.is_dir()]
+    shutil.rmtree(folder)
+    folder.with_name(f"{folder.name}.part").mkdir()
+    Path(f"{folder}.part", "old").write_text("x")
+    assert values_of([file]) == [10]
+    assert sorted(os.listdir(folder)) == ["bad.json", "digests.npy", "images.npy"]
+
+
+def test_blocks_may_be_of_any_size_and_each_image_is_counted_once(
+    monkeypatch: pytest.MonkeyPatch, noise: np.ndarray
+) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr(cache, "progress", lambda *_: nullcontext(counted.append))
+    whole = resized(noise, 16, "rgb")
+    monkeypatch.setattr(cache, "BLOCK", 1)
+    assert (resized(noise, 16, "rgb") == whole).all()
+    files = [plain_file(f"{i}.bmp", i) for i in range(7)]
+    for chunk in (1, 3 * 8 * 8 * 3, 10**6):
+        monkeypatch.setenv("SSLRUN_CACHE", f"cache {chunk}")
+        monkeypatch.setattr(cache, "CHUNK", chunk)
+        counted.clear()
+        assert values_of(files) == list(range(7))
+        assert sum(counted) == 7

@@ -12,9 +12,13 @@ import torch
 from PIL import Image
 
 from sslrun.base.errors import UserError
-from sslrun.data.dataset import Dataset, listed, listing_hash, load_test, load_train
+from sslrun.data.cache import resized
+from sslrun.data.dataset import Dataset, decoded, listed, listing_hash, load, load_test, load_train, load_unlabeled
 from sslrun.data.decode import decode
 from sslrun.data.images import Images, digests
+from sslrun.data.labels import LabelBudget, fold_rows, validation
+from sslrun.data.options import Options
+from sslrun.data.sources.source import Listing
 from tests.helpers import folder_node, source_node
 
 
@@ -183,3 +187,234 @@ def test_the_same_files_in_another_place_are_the_same_split(node: dict[str, Any]
 def test_other_classes_of_the_same_files_are_another_split(node: dict[str, Any]) -> None:
     groupings = [{"a": ["cat"], "b": ["dog"]}, {"a": ["dog"], "b": ["cat"]}, {"a": ["cat"], "c": ["dog"]}]
     assert len({listing_hash({**node, "classes": g}, "test") for g in groupings}) == 3
+
+
+def made(split: str, *, root: str | None = None, unlabeled: int = 5, labels: bool = True, train: bool = True) -> Any:
+    """Be a data set of 30, 12 and `unlabeled` images whose red is their number; green is 0, 100 or 200 by split."""
+    CALLS.append((split, root))
+    number = {"train": 30 if train else 0, "test": 12, "unlabeled": unlabeled}[split]
+    if not number:
+        return None
+    array = np.zeros((number, 8, 8, 3), np.uint8)
+    array[..., 0] = np.arange(number)[:, None, None]
+    array[..., 1] = {"train": 0, "test": 100, "unlabeled": 200}[split]
+    names = [f"{split}-{i}" for i in range(number)]
+    if split == "unlabeled" or not labels:
+        return Listing(array, names)
+    return Listing(array, names, np.arange(number) % 3, ("cat", "dog", "cow"), ("n1", "n2", "n3"))
+
+
+CALLS: list[tuple[str, str | None]] = []
+
+
+def made_node(**keys: Any) -> dict[str, Any]:
+    return {"_target_": "tests.data.test_dataset.made", "image_size": 8, **keys}
+
+
+def numbers(data: Dataset | None) -> list[int]:
+    assert data is not None
+    return data.images[:][:, 0, 0, 0].tolist()
+
+
+def test_validation_is_a_tenth_by_default_or_the_fraction_and_seed_given() -> None:
+    for keys, fraction, seed in (
+        ({}, 0.1, 0),
+        ({"val_fraction": 0.3, "split_seed": 7}, 0.3, 7),
+        ({"val_fraction": 0.3, "split_seed": 8}, 0.3, 8),
+    ):
+        train, val = load_train(made_node(**keys))
+        expected = validation(np.arange(30) % 3, CLASSES, fraction, seed)
+        assert (numbers(train), numbers(val)) == (expected[0].tolist(), expected[1].tolist())
+        assert train.class_sizes == {0: 10, 1: 10, 2: 10}  # with validation
+    for keys in ({"val_fraction": 0.0}, {"labels": False}):
+        train, val = load_train(made_node(**keys))
+        assert (numbers(train), val) == (list(range(30)), None)
+
+
+def test_a_test_split_without_labels_or_no_split_at_all_is_refused() -> None:
+    assert numbers(load_test(made_node())) == list(range(12))
+    assert load_test(made_node()).images[:][0, 1, 0, 0] == 100
+    with pytest.raises(UserError, match="made has no labels to evaluate on"):
+        load_test(made_node(labels=False))
+    with pytest.raises(UserError, match="made has no training split"):
+        load_train(made_node(train=False))
+    assert load(made_node(unlabeled=0), "unlabeled") is None
+    assert listing_hash(made_node(unlabeled=0), "unlabeled") == ""
+
+
+def test_classes_are_chosen_in_train_and_test_and_max_images_only_in_train() -> None:
+    for classes, names in ((["cow", "n1"], ["cow", "cat"]), ({"a": ["n3", "cow"], "b": ["cat"]}, ["a", "b"])):
+        node = made_node(classes=classes, max_images=8, val_fraction=0.0)
+        for split, n in (("train", 8), ("test", 8), ("unlabeled", 5)):
+            data = load(node, split)  # type: ignore[arg-type]
+            assert data is not None
+            assert len(data) == n
+            if data.labels is not None:
+                assert data.class_names == names
+                assert [(i % 3 == 0) for i in numbers(data)] == [c == 1 for c in data.labels]
+                assert all(i % 3 != 1 for i in numbers(data))
+    assert len(load_test(made_node(max_images=3))) == 12
+    assert len(load(made_node(max_images=3), "unlabeled") or ()) == 5
+    assert len(load_train(made_node(max_images=29, val_fraction=0.0))[0]) == 29
+    with pytest.raises(UserError, match="these images have no labels"):
+        load_train(made_node(labels=False, classes=["cat"]))
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_max_images_are_the_same_random_ones_each_time_in_their_order(
+    labels: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    node = made_node(labels=labels, max_images=9, val_fraction=0.0)
+    first, again = numbers(load_train(node)[0]), numbers(load_train(node)[0])
+    assert first == again == sorted(first) != list(range(9))
+    assert len(first) == 9
+    if labels:
+        assert sorted(i % 3 for i in first) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+        assert "Using 9 of 30 training images" in caplog.text
+    two = numbers(load_train({**node, "max_images": 2})[0])
+    assert len(two) == 2
+    assert two == sorted(two)
+
+
+def test_a_home_folder_is_expanded_in_the_root_and_in_the_folder_of_unlabeled_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", os.path.abspath("home"))
+    Path("home/more").mkdir(parents=True)
+    Image.new("RGB", (16, 8), "red").save("home/more/a.png")
+    Image.new("RGB", (16, 8), "blue").save("home/more/b.png")
+    CALLS.clear()
+    node = made_node(root="~/mine", channels="gray", resize="pad")
+    own, extra = load_unlabeled(node, "~/more")
+    assert [("unlabeled", os.path.abspath("home/mine"))] == CALLS
+    assert (own.names, extra.names) == ([f"unlabeled-{i}" for i in range(5)], ["a.png", "b.png"])
+    assert extra.images[:][0, :, 0, 0].tolist() == [128] * 3  # padded
+    assert extra.images[:][0, :, 4, 4].tolist() == [76] * 3  # gray
+    assert [len(d) for d in load_unlabeled(node, None)] == [5]
+    assert [d.names for d in load_unlabeled({**node, "unlabeled": 0}, "~/more")] == [["a.png", "b.png"]]
+    assert load_unlabeled({**node, "unlabeled": 0}, None) == []
+
+
+def test_arrays_and_files_are_preprocessed_as_the_options_say() -> None:
+    array = np.random.default_rng(0).integers(0, 256, (3, 12, 20, 3), dtype=np.uint8)
+    for i, image in enumerate(array):
+        Image.fromarray(image).save(f"{i}.png")
+    files = [f"{i}.png" for i in range(3)]
+    seen = set()
+    for channels in ("rgb", "gray"):
+        for resize in ("crop", "pad", "squash"):
+            options = Options(image_size=8, resize=resize, channels=channels)  # type: ignore[arg-type]
+            from_files = decoded(Listing(files, files), options).array
+            assert all((from_files[i] == decode(f, 8, resize, channels)).all() for i, f in enumerate(files))  # type: ignore[arg-type]
+            assert (decoded(Listing(array, files), options).array == resized(array, 8, channels)).all()  # type: ignore[arg-type]
+            seen.add(from_files.tobytes())
+    assert len(seen) == 6
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_unreadable_files_are_listed_and_the_others_keep_their_names_and_labels(
+    labels: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = Path("mine/train/cat" if labels else "mine")
+    root.mkdir(parents=True)
+    for i in range(12):
+        (root / f"{i:02d}.png").write_text("text")
+    for i in (3, 7):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(root / f"{i:02d}.png")
+    if labels:
+        Path("mine/train/dog").mkdir()
+        Image.new("RGB", (8, 8), (20, 0, 0)).save("mine/train/dog/x.png")
+        Path("mine/test").mkdir()
+    node = folder_node("mine", image_size=8, max_bad_fraction=10 / (13 if labels else 12))
+    data, _ = load_train(node)
+    assert numbers(data) == ([3, 7, 20] if labels else [3, 7])
+    assert [n[-6:] for n in data.names] == ["03.png", "07.png", *(["/x.png"] if labels else [])]
+    if labels:
+        assert data.labels is not None
+        assert (data.labels.tolist(), data.class_sizes) == ([0, 0, 1], {0: 2, 1: 1})
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert [w for w in warned if w.startswith("Skipped ")] == warned
+    assert len(warned) == 10
+    (root / "03.png").write_text("text")
+    with pytest.raises(UserError, match=r"^11 of 1[23] images cannot be read, more than") as refused:
+        load_train(node)
+    lines = str(refused.value).splitlines()
+    assert lines[1].endswith("00.png: not an image in a supported format")
+    assert (len(lines), lines[-1]) == (12, "... and 1 more")
+    (root / "07.png").write_text("text")
+    if not labels:
+        with pytest.raises(UserError, match="no images are left to use"):
+            load_train({**node, "max_bad_fraction": 1.0})
+
+
+def test_labels_to_train_on_are_chosen_by_the_budget_of_the_whole_training_set() -> None:
+    data = dataset(0, [0, 0, 1, 1, 2, 2])
+    data.class_sizes = {0: 20, 1: 2, 2: 10}  # before validation
+    budget = LabelBudget(0.1, seed=3)
+    for chosen in (data.labeled(budget, "mine"), data.within(budget)):
+        assert chosen.labels is not None
+        assert rows(chosen) == [
+            rows(data)[i] for i in budget.rows(np.array([0, 0, 1, 1, 2, 2]), {0: 20, 1: 2, 2: 10})
+        ]  # fmt: skip
+        assert chosen.labels.tolist() == [0, 0, 1, 2]
+    with pytest.raises(UserError, match="more than available: cat has 2, dog has 2, cow has 2"):
+        data.labeled(LabelBudget(per_class=3), "mine")
+    one = Dataset(data.images, data.labels, ["cat"], data.names)
+    with pytest.raises(UserError, match=r"mine has only one class \(cat\)"):
+        one.labeled(budget, "mine")
+    with pytest.raises(UserError, match="mine has no labels"):
+        Dataset(data.images, None, [], data.names).labeled(budget, "mine")
+    assert dataset(0, [0, 0, 0, 1, 2, 2]).smallest_class_size() == 1
+
+
+def test_each_fold_is_the_one_of_its_number_and_seed() -> None:
+    data = dataset(0, [0, 1, 2] * 6)
+    for k in range(3):
+        for seed in (0, 5):
+            rest, fold = data.without_fold(k, 3, seed)
+            expected = fold_rows(np.array([0, 1, 2] * 6), k, 3, seed).tolist()
+            assert numbers(fold) == expected
+            assert numbers(rest) == [i for i in range(18) if i not in expected]
+
+
+def test_other_labels_or_class_names_of_the_same_images_are_another_fingerprint() -> None:
+    data = dataset(0, [0, 1, 2])
+    others = [
+        dataset(0, [0, 2, 1]),
+        Dataset(data.images, data.labels, ["cat", "dog", "hen"], data.names),
+        Dataset(data.images, None, [], data.names),
+        dataset(1, [0, 1, 2]),
+    ]
+    prints = [d.fingerprint() for d in (data, *others)]
+    assert len(set(prints)) == 5
+    assert {len(p) for p in prints} == {16}
+    renamed_files = Dataset(data.images, data.labels, data.class_names, ["x", "y", "z"])
+    assert renamed_files.fingerprint() == data.fingerprint()
+
+
+def test_the_hash_of_a_split_of_arrays_depends_on_its_pixels_labels_and_classes() -> None:
+    array = np.zeros((4, 8, 8, 3), np.uint8)
+    other = array.copy()
+    other[3, 7, 7, 2] = 1
+    names = [f"{i}" for i in range(4)]
+    listings = [
+        Listing(array, names, np.array([0, 1, 0, 1]), ("a", "b")),
+        Listing(other, names, np.array([0, 1, 0, 1]), ("a", "b")),
+        Listing(array, names, np.array([0, 1, 1, 0]), ("a", "b")),
+        Listing(array, names, np.array([0, 1, 0, 1]), ("a", "c")),
+        Listing(array, names[::-1], np.array([0, 1, 0, 1]), ("a", "b")),
+        Listing(array, names),
+    ]
+    hashes = []
+    for listing in listings:
+        GIVEN[:] = [listing]
+        hashes.append(listing_hash({"_target_": "tests.data.test_dataset.given", "image_size": 8}, "test"))
+    assert len(set(hashes)) == len(listings)
+
+
+GIVEN: list[Listing] = []
+
+
+def given(split: str) -> Listing:
+    return GIVEN[0]

@@ -1,5 +1,6 @@
 """Every format of image file, intact and damaged."""
 
+import hashlib
 import io
 import os
 import shutil
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from PIL import Image
 
-from sslrun.data.decode import UnreadableImage, decode, find_images, read_headers
+from sslrun.data.decode import UnreadableImage, decode, decode_some, find_images, is_image, read_headers, to_rgb
 from tests.helpers import CHANGES, CUT, Changes, bounded, changed
 
 
@@ -301,3 +302,64 @@ def test_squashing_keeps_all_of_the_image(size: tuple[int, int]) -> None:
     pixels = decode(Path("a.png"), 30, "squash")
     along = pixels if size[1] > size[0] else pixels.transpose(1, 0, 2)
     assert [along[i].argmax(1).tolist() for i in (3, 15, 26)] == [[0] * 30, [1] * 30, [2] * 30]
+
+
+def test_values_outside_the_range_and_small_integers_are_not_stretched() -> None:
+    floats = np.array([[-5.0, 0.0, 0.5, 1.0, np.inf, -np.inf]], np.float32)
+    assert to_rgb(Image.fromarray(floats)).tobytes()[::3] == bytes([0, 0, 127, 255, 0, 0])
+    integers = np.array([[-5, 0, 1, 1]], np.int32)  # of 255
+    assert to_rgb(Image.fromarray(integers)).tobytes()[::3] == bytes([0, 0, 1, 1])
+    deep = np.array([[-5, 0, 257, 65535, 70000]], np.int32)  # of 65,535
+    assert to_rgb(Image.fromarray(deep)).tobytes()[::3] == bytes([0, 0, 1, 255, 255])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA"])
+def test_half_transparent_black_is_gray_and_transparent_black_white(mode: str) -> None:
+    image = Image.new("RGBA", (3, 1), (0, 0, 0, 255))
+    image.putpixel((1, 0), (0, 0, 0, 127))
+    image.putpixel((2, 0), (0, 0, 0, 0))
+    image = image.convert(mode)
+    assert image.mode == mode
+    assert np.asarray(to_rgb(image))[0].tolist() == [[v] * 3 for v in (0, 128, 255)]
+
+
+def test_too_little_memory_is_a_reason_that_may_not_hold_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    Path("a.png").touch()
+    monkeypatch.setattr(Image, "open", full)
+    with pytest.raises(UnreadableImage, match="cannot be opened: not enough memory"):
+        decode("a.png", 8)
+
+
+def test_several_files_are_decoded_with_the_settings_given() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (12, 30, 3), dtype=np.uint8)
+    Image.fromarray(noise).save("a.png")
+    Image.fromarray(noise[::-1]).save("b.png")
+    seen = set()
+    for resize in ("crop", "pad", "squash"):
+        for channels in ("rgb", "gray"):
+            block, reasons = decode_some(["a.png", "none.png", "b.png"], 8, resize, channels)  # type: ignore[arg-type]
+            assert (block[0] == decode("a.png", 8, resize, channels)).all()  # type: ignore[arg-type]
+            assert (block[2] == decode("b.png", 8, resize, channels)).all()  # type: ignore[arg-type]
+            assert not block[1].any()
+            assert reasons == ["", "no such file", ""]
+            seen.add(block.tobytes())
+    assert len(seen) == 6
+
+
+def test_suffixes_of_images_are_recognized_in_any_case() -> None:
+    assert all(is_image(f"a b.{s}") for s in ("jpg", "JPEG", "Png", "webp", "bmp", "gif", "tif", "TIFF"))
+    assert not any(is_image(n) for n in ("jpg", "a.heic", "a.jpg.txt", "a"))
+
+
+def test_a_header_has_width_and_height_and_a_file_that_is_no_image_a_digest() -> None:
+    Image.new("L", (5, 3)).save("a.png")
+    Path("b.png").write_text("text")
+    Path("c.png").write_text("another text")
+    image, text, other, missing = read_headers(["a.png", "b.png", "c.png", "none.png"])
+    assert (image.format, image.mode, image.width, image.height) == ("PNG", "L", 5, 3)
+    assert len({image.digest, text.digest, other.digest}) == 3
+    assert image.digest == hashlib.blake2b(Path("a.png").read_bytes(), digest_size=16).digest()
+    assert missing == (b"", "", "", 0, 0)
