@@ -56,3 +56,39 @@ def test_the_fingerprint_depends_on_pixels_and_order_and_not_on_storage() -> Non
     assert result.take(rows).take(rows).fingerprint().hexdigest() == result.fingerprint().hexdigest()
     array[7, 2, 2, 1] += 1
     assert Images([torch.from_numpy(array)], digests(array)).fingerprint().hexdigest() != same.fingerprint().hexdigest()
+
+
+def test_images_copied_to_a_device_are_the_same_in_one_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first core of the CPU counts as another device, to which they are copied."""
+    array = np.arange(9000, dtype=np.uint16).view(np.uint8).reshape(9000, 1, 2, 1)[..., [0, 0, 0]].copy()
+    array[:, :, 1] = np.arange(9000)[:, None, None] >> 8
+    taken = Images([torch.from_numpy(array)], digests(array)).take(np.arange(9000)[::-1].copy())
+    moved = taken.to(torch.device("cpu", 0))
+    assert len(moved.tensors) == 1
+    assert moved.tensors[0].data_ptr() != taken.tensors[0].data_ptr()
+    assert torch.equal(moved[:], taken[:])
+    assert moved.fingerprint().hexdigest() == taken.fingerprint().hexdigest()
+    assert taken.to(torch.device("cpu")) is taken
+    meta = images(10)[0].to(torch.device("meta"))
+    assert meta[torch.tensor([1, 2])].shape == meta[1:3].shape == (2, 3, 5, 5)
+
+
+def test_images_go_to_a_gpu_if_they_fit_into_half_of_its_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = images(10, 20)[0].take(np.arange(8))
+    assert (some.nbytes, some.image_size) == (8 * 5 * 5 * 3, 5)
+    moved = object()
+    monkeypatch.setattr(Images, "to", lambda self, device: moved)
+    for free, expected in ((2 * some.nbytes, moved), (2 * some.nbytes - 2, some)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 10**12))
+        assert some.on(torch.device("cuda")) is expected
+        assert some.on(torch.device("cpu")) is moved
+
+
+def test_every_byte_of_an_image_is_part_of_its_digest() -> None:
+    array = np.zeros((1, 5, 5, 3), np.uint8)
+    seen = {digests(array).tobytes()}
+    for place in np.ndindex(array.shape):
+        other = array.copy()
+        other[place] = 1
+        seen.add(digests(other).tobytes())
+    assert len(seen) == 1 + array.size

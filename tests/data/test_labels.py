@@ -1,6 +1,8 @@
 """Splits, folds and label budgets."""
 
+import hashlib
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -122,3 +124,79 @@ def test_a_fold_that_does_not_exist_is_refused() -> None:
     for k in (-1, 3):
         with pytest.raises(UserError, match=r"the first number must be from 0 to 2"):
             fold_rows(np.arange(9), k, 3, seed=0)
+
+
+def naive(permutation: np.ndarray, labels: np.ndarray, sizes: dict[int, int]) -> list[int]:
+    """Return the first images of each class in a permutation, sorted."""
+    left = dict(sizes)
+    taken = []
+    for i in permutation.tolist():
+        c = int(labels[i])
+        if left.get(c, 0) > 0:
+            left[c] -= 1
+            taken.append(i)
+    return sorted(taken)
+
+
+UNEVEN = np.array([2, 0, 1] * 8 + [0] * 10 + [1] * 3)  # 18, 11 and 8 of the classes 0, 1 and 2
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_validation_subsets_and_folds_are_the_same_as_ever_and_independent_of_each_other(seed: int) -> None:
+    """Other random numbers would change every published result."""
+    permutations = [np.random.default_rng([seed, purpose]).permutation(len(UNEVEN)) for purpose in (1, 2, 3)]
+    keep, val = validation(UNEVEN, CLASSES, 0.15, seed)
+    assert val.tolist() == naive(permutations[0], UNEVEN, {0: 3, 1: 2, 2: 1})
+    assert keep.tolist() == sorted(set(range(len(UNEVEN))) - set(val.tolist()))
+    for budget, sizes in (
+        (LabelBudget(0.15, seed=seed), {0: 3, 1: 2, 2: 1}),
+        (LabelBudget(0.01, seed=seed), {0: 1, 1: 1, 2: 1}),
+        (LabelBudget(per_class=4, seed=seed), {0: 4, 1: 4, 2: 4}),
+        (LabelBudget(0.9, per_class=2, seed=seed), {0: 2, 1: 2, 2: 2}),
+        (LabelBudget(seed=seed), {0: 18, 1: 11, 2: 8}),
+    ):
+        assert budget.rows(UNEVEN).tolist() == naive(permutations[1], UNEVEN, sizes)
+    larger = LabelBudget(0.5, seed=seed).rows(UNEVEN, {0: 20, 1: 30, 2: 9})  # of 1 there are fewer than half of 30
+    assert larger.tolist() == naive(permutations[1], UNEVEN, {0: 10, 1: 11, 2: 4})
+    for k in range(3):
+        by_class = [i for c in range(3) for i in permutations[2].tolist() if UNEVEN[i] == c]
+        assert fold_rows(UNEVEN, k, 3, seed).tolist() == sorted(by_class[k::3])
+
+
+def test_the_test_split_is_a_fifth_of_each_class_by_the_hash_of_the_whole_name() -> None:
+    names = [f"folder {i}/image.jpg" for i in range(len(UNEVEN) - 1)] + ["caf\udce9/image.jpg"]
+    hashes = [hashlib.sha256(os.fsencode(n)).digest() for n in names]
+    order = np.array(sorted(range(len(names)), key=lambda i: hashes[i]))
+    train, test = hashed_train_test_split(names, UNEVEN)
+    assert test.tolist() == naive(order, UNEVEN, {0: 4, 1: 2, 2: 2})
+    assert train.tolist() == sorted(set(range(len(names))) - set(test.tolist()))
+    assert len(hashed_train_test_split(names, UNEVEN, 0.5)[1]) == 9 + 6 + 4
+
+
+def test_validation_has_at_least_one_image_of_each_class_and_none_at_a_fraction_of_0() -> None:
+    assert validation_sizes({0: 3, 1: 26, 2: 100}, 0.1) == {0: 1, 1: 3, 2: 10}
+    assert validation_sizes({0: 3, 1: 26}, 0.0) == {0: 0, 1: 0}
+    assert [len(rows) for rows in validation(LABELS, CLASSES, 0.0, 0)] == [160, 0]
+
+
+def test_a_budget_is_checked_and_has_one_value() -> None:
+    assert [b.value for b in (LabelBudget(), LabelBudget(0.1), LabelBudget(per_class=5), LabelBudget(0.1, 5))] == [
+        1.0, 0.1, 5, 5,
+    ]  # fmt: skip
+    LabelBudget(1.0).check(["label_fraction"])
+    LabelBudget(per_class=5).check(["labels_per_class", "seed"])
+    with pytest.raises(UserError, match=r"label_fraction must be at most 1, found 1\.5"):
+        LabelBudget(1.5).check()
+    with pytest.raises(UserError, match="set label_fraction or labels_per_class, not both"):
+        LabelBudget(0.5).check(["labels_per_class", "seed", "label_fraction"])
+
+
+def test_a_class_is_too_small_for_a_fraction_by_its_size_with_validation() -> None:
+    available, sizes = {0: 9, 1: 18, 2: 5}, {0: 10, 1: 20, 2: 9}
+    assert LabelBudget(0.1).too_small(available, sizes) == [2]
+    assert LabelBudget(0.05).too_small(available, sizes) == [0, 2]
+    assert LabelBudget().too_small(available, sizes) == []
+    assert LabelBudget(0.1, per_class=6).too_small(available, sizes) == [2]
+    names = [f"class {i}" for i in range(7)]
+    with pytest.raises(UserError, match=r"available: class 0 has 1, .*, class 4 has 1 \(without validation\)$"):
+        LabelBudget(per_class=2).rows(np.arange(7), dict.fromkeys(range(7), 9), names)

@@ -134,3 +134,60 @@ def test_the_backbones_tested_here_are_those_of_conf() -> None:
     for name, node in BACKBONES.items():
         assert dict(compose_config("pretrain", [f"backbone={name}"], None).backbone) == node
     assert compose_nodes("pretrain", "backbone") == [BACKBONES["smallcnn"]]
+
+
+def test_each_channel_is_normalized_by_its_own_mean_and_deviation() -> None:
+    seen: list[Tensor] = []
+    net = Encoder(smallcnn(16, widths=[4]), [0.1, 0.2, 0.3], [0.5, 0.25, 0.125], image_size=16)
+    net.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = torch.rand(2, 3, 16, 16)
+    net(images)
+    for c, (mean, std) in enumerate([(0.1, 0.5), (0.2, 0.25), (0.3, 0.125)]):
+        assert torch.allclose(seen[0][:, c], (images[:, c] - mean) / std, atol=1e-6)
+
+
+def test_the_feature_dimension_follows_the_image_size_and_the_pooling() -> None:
+    node = {"_target_": "sslrun.models.backbones.smallcnn.smallcnn", "widths": [4, 5, 6]}
+    for size, grid in ((32, 4 * 11), (16, 4 * 11), (8, 4 * 5 + 6)):  # at 8 px the last map has 1 px
+        net = build_encoder(node, size, [0.5] * 3, [0.5] * 3, "grid")
+        assert net.feature_dim == net(torch.rand(2, 3, size, size)).shape[1] == grid
+        net.pooling = "average"
+        assert net.feature_dim == net(torch.rand(2, 3, size, size)).shape[1] == 6
+        assert build_encoder(node, size, [0.5] * 3, [0.5] * 3).pooling == "average"
+
+
+def test_modules_of_a_backbone_keep_their_mode() -> None:
+    backbone = smallcnn(16, widths=[4, 8])
+    first = next(backbone.children())
+    first.eval()
+    Encoder(backbone, [0.5] * 3, [0.5] * 3)
+    assert backbone.training
+    assert not first.training
+
+
+class Given(nn.Module):
+    """A backbone that returns maps of the given shapes."""
+
+    def __init__(self, *shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shapes, self.channels = shapes, [s[1] for s in shapes]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [torch.zeros(s) for s in self.shapes]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        ([(1, 4, 8, 8)], "return a list of maps"),
+        ([(2, 4, 8, 8), (1, 4, 4, 4)], "return a list of maps"),
+        ([(2, 4, 8)], "return a list of maps"),
+        ([(2, 4, 4, 4), (2, 4, 8, 8)], "maps fine to coarse"),
+        ([(2, 4, 8, 4), (2, 4, 4, 8)], "maps fine to coarse"),
+        ([(2, 4, 4, 8), (2, 4, 8, 4)], "maps fine to coarse"),
+    ],
+)
+def test_maps_of_another_batch_or_order_are_refused(shapes: list[tuple[int, ...]], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Encoder(Given(*shapes), [0.5] * 3, [0.5] * 3)
+    Encoder(Given((2, 4, 8, 8), (2, 4, 8, 8), (2, 6, 1, 1)), [0.5] * 3, [0.5] * 3)  # equal sides are fine to coarse

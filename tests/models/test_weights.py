@@ -5,12 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torchvision import models
 
 from sslrun.base.errors import UserError
 from sslrun.models.backbones.stem import for_imagenet
 from sslrun.models.encoder import build_encoder
 from sslrun.models.weights import encoder_of as encoder_of_checkpoint
-from sslrun.models.weights import load_imagenet, load_state, strip_prefix
+from sslrun.models.weights import (
+    external_weights,
+    imagenet_cached,
+    imagenet_weights,
+    load_imagenet,
+    load_state,
+    strip_prefix,
+)
 from sslrun.runs import checkpoint
 from sslrun.runs.find import LAST
 from tests.helpers import BACKBONES, DIGITS, Cli, encoder_of, only_run
@@ -60,8 +68,6 @@ def test_weights_of_nested_blocks_that_resemble_0_1_0_keep_their_names(tmp_path:
 def test_imagenet_weights_of_torchvision_match_every_key(
     name: str, image_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torchvision import models
-
     weights = {"resnet18": models.ResNet18_Weights, "mobilenetv2": models.MobileNet_V2_Weights}[name]
     original = {"resnet18": models.resnet18, "mobilenetv2": models.mobilenet_v2}[name]()  # instead of the download
     monkeypatch.setattr(weights, "get_state_dict", lambda self, **_: original.state_dict())
@@ -93,3 +99,45 @@ def test_the_weights_are_those_of_the_encoder_that_the_checkpoint_names() -> Non
     assert encoder_of_checkpoint({"model": state, "downstream": "teacher"})["w"] == 1
     assert encoder_of_checkpoint({"model": state, "downstream": "encoder"})["w"] == 0
     assert encoder_of_checkpoint({"model": state})["w"] == 0  # as of older versions
+
+
+def test_weights_in_a_file_are_the_state_dict_itself_or_under_a_key() -> None:
+    weights, others = {"w": torch.zeros(1)}, {"v": torch.ones(1)}
+    for content in (weights, {"state_dict": weights}, {"model": weights, "epoch": 3}):
+        assert external_weights(content, Path("x.pt")) is weights
+    assert external_weights({"model": others, "state_dict": weights}, Path("x.pt")) is weights
+    for content in ({}, {"epoch": 3}, {"state_dict": {}}, {"model": [1]}, {"w": torch.zeros(1), "epoch": 3}):
+        with pytest.raises(UserError, match=r"x\.pt has no weights"):
+            external_weights(content, Path("x.pt"))
+
+
+def test_at_most_three_keys_are_listed() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    with pytest.raises(UserError, match=r"4 missing \(0\.bias, 0\.weight, 1\.bias, \.\.\.\)\. Are they of another"):
+        load_state(net, {}, "x.pt")
+    with pytest.raises(UserError, match=r"3 missing \(0\.bias, 0\.weight, 1\.bias\)\. Are"):
+        load_state(net, {"1.weight": torch.zeros(2, 2)}, "x.pt")
+
+
+def test_the_encoder_of_a_classifier_is_below_it() -> None:
+    state = {"encoder.w": torch.zeros(1), "classifier.encoder.w": torch.ones(1)}
+    assert encoder_of_checkpoint({"model": state, "class_names": ["a"]})["w"] == 1
+    assert encoder_of_checkpoint({"model": state})["w"] == 0
+    assert encoder_of_checkpoint({"model": state, "class_names": ["a"], "downstream": "encoder"})["w"] == 0
+
+
+def test_imagenet_weights_are_cached_if_their_file_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert not imagenet_cached(BACKBONES["resnet18"], 32)
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    (tmp_path / "hub/checkpoints/resnet18-f37072fd.pth").touch()
+    assert imagenet_cached(BACKBONES["resnet18"], 32)
+    assert not imagenet_cached(BACKBONES["mobilenetv2"], 32)
+    assert not imagenet_cached(BACKBONES["smallcnn"], 32)
+    seen: dict[str, bool] = {}
+    weights = type(imagenet_weights(BACKBONES["resnet18"], 32))
+    monkeypatch.setattr(
+        weights, "get_state_dict", lambda _, **keys: seen.update(keys) or models.resnet18().state_dict()
+    )
+    load_imagenet(encoder_of("resnet18", 128))
+    assert seen["check_hash"]  # a download that was cut short is not used
