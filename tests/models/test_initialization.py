@@ -1,11 +1,20 @@
 """Initialization of a classifier."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from sslrun.base.errors import UserError
+from sslrun.base.output import write_json
 from sslrun.config.compose import compose_nodes
+from sslrun.data.dataset import Dataset
+from sslrun.data.images import Images, digests
+from sslrun.models.encoder import build_encoder
+from sslrun.models.initialization import resolve
+from sslrun.runs import checkpoint
 from tests.helpers import QUICK, Cli, runs, summary
 
 
@@ -111,8 +120,6 @@ def test_a_file_may_have_the_name_of_another_value_of_init(in_world: Path, cli: 
 
 @pytest.mark.parametrize("name", ["imagenet", "scratch"])
 def test_the_value_of_init_for_a_file_without_a_suffix_finds_it_again(name: str) -> None:
-    from sslrun.models.initialization import resolve
-
     torch.save({"weight": torch.ones(1)}, name)
     backbone, dataset = compose_nodes("pretrain", "backbone", "dataset")
     for init in (f"./{name}", f"././{name}"):
@@ -126,3 +133,149 @@ def test_a_run_without_steps_can_initialize_another(short_run: Path, cli: Cli) -
     assert cli("finetune", "mode=probe", *QUICK).code == 0
     result = cli("finetune", f"init={runs('finetune')[0]}", "mode=probe", *QUICK)
     assert result.code == 0, result.err
+
+
+SMALLCNN = "sslrun.models.backbones.smallcnn.smallcnn"
+RESNET18 = "sslrun.models.backbones.resnet18.resnet18"
+FOLDER = "sslrun.data.sources.folder.folder"
+UNSET: dict[str, Any] = {}
+
+
+def made_run(name: str, started: str, *, status: str = "finished", backbone: Any = None, **dataset: Any) -> Path:
+    """Write a pretrain run with a checkpoint, without training."""
+    path = Path("outputs/pretrain", name)
+    path.mkdir(parents=True)
+    config = {
+        "backbone": backbone or {"_target_": SMALLCNN, "widths": [4]},
+        "dataset": {
+            "_target_": FOLDER, "root": "photos", "image_size": 12, "resize": "pad", "channels": "gray",
+            "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "val_fraction": 0.3, **dataset,
+        },
+        "pretext": {"_target_": "sslrun.tasks.pretext.simclr.SimCLR"},
+    }  # fmt: skip
+    encoder = build_encoder(config["backbone"], 12, [0.7] * 3, [0.8] * 3)
+    model = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
+    checkpoint.save(path / "last.pt", {"config": config, "stage": "pretrain", "model": model})
+    summary = {"stage": "pretrain", "status": status, "config": config, "overrides": [], "wall_time_seconds": 1.0}
+    write_json(path / "summary.json", {**summary, "started": started})
+    return path
+
+
+def images(size: int = 12) -> Dataset:
+    array = np.full((4, size, size, 3), 51, np.uint8)
+    return Dataset(Images([torch.from_numpy(array)], digests(array)), None, [], list("abcd"))
+
+
+def test_a_network_of_a_run_has_its_weights_preprocessing_and_backbone(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    run = made_run("a", "1")
+    network = resolve("latest", UNSET, UNSET, {})
+    assert (network.kind, network.name, network.path, network.init) == (
+        "run",
+        "simclr",
+        run / "last.pt",
+        f"{run}/last.pt",
+    )
+    assert "Initializing from outputs/pretrain/a" in caplog.text
+    assert (network.backbone["widths"], network.dataset["resize"], network.dataset["val_fraction"]) == ([4], "pad", 0.3)
+    encoder = network.encoder(images(), "grid")
+    assert encoder.pooling == "grid"
+    assert encoder.mean.flatten().tolist() == pytest.approx([0.7] * 3)  # of the weights
+    caplog.clear()
+    assert resolve(str(run), UNSET, UNSET, {}).path == run / "last.pt"
+    assert not caplog.records
+    other = {"_target_": FOLDER, "root": "others", "image_size": 64, "resize": "crop", "channels": "rgb", "mean": None,
+             "std": None, "val_fraction": 0.1}  # fmt: skip
+    data = resolve(str(run), UNSET, other, {"dataset.root": "others"}).dataset
+    assert (data["root"], data["val_fraction"]) == ("others", 0.1)  # of this command
+    preprocessing = {k: data[k] for k in ("image_size", "resize", "channels", "mean", "std")}
+    assert preprocessing == {k: network.dataset[k] for k in preprocessing}
+    same = {**other, "image_size": 12}
+    assert resolve(str(run), UNSET, same, {"dataset.image_size": "12"}).dataset["image_size"] == 12
+    for key in preprocessing:
+        with pytest.raises(UserError, match=rf"dataset\.{key}=.* does not match .*last\.pt, which has dataset\.{key}="):
+            resolve(str(run), UNSET, other, {f"dataset.{key}": "x"})
+
+
+def test_a_backbone_that_differs_from_the_checkpoint_is_refused() -> None:
+    run = made_run("a", "1")
+    with pytest.raises(UserError, match=r"backbone=resnet18 does not match .*, which has backbone=smallcnn"):
+        resolve(str(run), {"_target_": RESNET18, "stem": "auto"}, UNSET, {})
+    with pytest.raises(UserError, match=r"backbone\.widths=\[8\] does not match .*, which has backbone\.widths=\[4\]"):
+        resolve(str(run), {"widths": [8]}, UNSET, {"backbone.widths": "[8]"})
+    named = {"_target_": SMALLCNN, "widths": [9]}  # the default, which is not given
+    assert resolve(str(run), named, UNSET, {}).backbone["widths"] == [4]
+
+
+def test_a_run_that_did_not_finish_is_used_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    finished, unfinished = made_run("a", "1"), made_run("b", "2", status="interrupted")
+    assert resolve("latest", UNSET, UNSET, {}).path == finished / "last.pt"
+    assert "did not finish" not in caplog.text
+    assert resolve(str(unfinished), UNSET, UNSET, {}).path == unfinished / "last.pt"
+    assert "outputs/pretrain/b did not finish (interrupted); using its last checkpoint" in caplog.text
+
+
+def test_a_baseline_has_the_backbone_and_data_of_the_newest_run_that_fits() -> None:
+    made_run("a", "1", image_size=8)
+    made_run("b", "2", backbone={"_target_": RESNET18, "stem": "auto"}, image_size=16)
+    made_run("c", "3", backbone={"_target_": SMALLCNN, "widths": [5]}, root="others", image_size=20)
+    for init, kind in (("scratch", "scratch"), ("imagenet", "pretrained")):
+        network = resolve(init, UNSET, UNSET, {})
+        assert (network.kind, network.name, network.path, network.init) == (kind, init, None, init)
+        assert network.weights is None
+        assert (network.backbone["widths"], network.dataset["image_size"]) == ([5], 20)
+    photos = {"_target_": FOLDER, "root": "photos", "image_size": 64, "resize": "crop", "channels": "rgb", "mean": None,
+              "std": None}  # fmt: skip
+    assert resolve("scratch", UNSET, photos, {}).dataset["image_size"] == 16
+    of_smallcnn = resolve("scratch", {"_target_": SMALLCNN, "widths": [9]}, photos, {})
+    assert (of_smallcnn.backbone["widths"], of_smallcnn.dataset["image_size"]) == ([4], 8)
+    of_mobilenet = {"_target_": "sslrun.models.backbones.mobilenetv2.mobilenetv2", "stem": "auto"}
+    assert resolve("scratch", of_mobilenet, photos, {}).backbone == of_mobilenet
+    assert resolve("scratch", of_mobilenet, photos, {}).dataset["image_size"] == 16
+    own = resolve("scratch", {"widths": [7]}, {**photos, "resize": "squash"},
+                  {"backbone.widths": "[7]", "dataset.resize": "squash", "dataset.root": "photos"})  # fmt: skip
+    assert own.dataset["resize"] == "squash"
+    resnet = {"_target_": RESNET18, "stem": "auto"}
+    stems = {init: resolve(init, resnet, photos, {}).backbone["stem"] for init in ("scratch", "imagenet")}
+    assert stems == {"scratch": "auto", "imagenet": "imagenet_small"}
+    large = resolve("imagenet", resnet, {**photos, "image_size": 128}, {"dataset.image_size": "128"})
+    assert (large.backbone["stem"], large.dataset["image_size"]) == ("auto", 128)
+
+
+def test_a_run_whose_config_names_foreign_code_is_not_a_baseline() -> None:
+    made_run("a", "1")
+    path = made_run("b", "2") / "summary.json"
+    path.write_text(path.read_text().replace(SMALLCNN, "os.system"))
+    with pytest.raises(UserError, match=r"outputs/pretrain/b has the _target_ os\.system"):
+        resolve("scratch", UNSET, UNSET, {})
+
+
+def test_a_resumed_run_keeps_its_initialization() -> None:
+    config = {
+        "backbone": {"_target_": RESNET18, "stem": "auto"},
+        "dataset": {"_target_": FOLDER, "root": "photos", "image_size": 32, "resize": "crop", "channels": "rgb",
+                    "mean": [0.5] * 3, "std": [0.5] * 3},
+    }  # fmt: skip
+    for init, stem in (("imagenet", "imagenet_small"), ("scratch", "auto")):
+        resumed = {"init": "its name", "config": {**config, "init": init}}
+        network = resolve("latest", UNSET, UNSET, {}, resumed)
+        assert (network.kind, network.name, network.path, network.weights) == ("resume", "its name", None, None)
+        assert network.backbone["stem"] == stem
+
+
+def test_a_file_may_have_the_weights_of_an_encoder_or_of_its_backbone_alone() -> None:
+    backbone = {"_target_": SMALLCNN, "widths": [4]}
+    data = {"_target_": FOLDER, "root": "photos", "image_size": 12, "mean": None, "std": None}
+    encoder = build_encoder(backbone, 12, [0.7] * 3, [0.8] * 3)
+    torch.save(encoder.state_dict(), "whole.pt")
+    torch.save(encoder.backbone.state_dict(), "alone.pt")
+    for file, mean in (("whole", 0.7), ("alone", 0.2)):
+        network = resolve(f"{file}.pt", backbone, data, {})
+        assert (network.kind, network.name, network.init) == ("file", file, f"{file}.pt")
+        loaded = network.encoder(images())
+        assert loaded.mean.flatten().tolist() == pytest.approx([mean] * 3)  # in the file, or else of the images
+        for key, value in encoder.backbone.state_dict().items():
+            assert torch.equal(loaded.backbone.state_dict()[key], value)
+    for what, nodes in (("backbone", (UNSET, data)), ("dataset", (backbone, UNSET))):
+        with pytest.raises(UserError, match=rf"alone\.pt contains only weights: add {what}="):
+            resolve("alone.pt", *nodes, {})
