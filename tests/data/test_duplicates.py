@@ -1,6 +1,7 @@
 """Exact and near duplicates, file headers, and files that are not images."""
 
 import io
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
+from sslrun.data import duplicates
 from sslrun.data.decode import find_images, read_headers
 from sslrun.data.duplicates import SAME, exact_duplicates, headers, near_duplicates, other_files
 from sslrun.data.images import Images, digests
@@ -131,3 +133,45 @@ def test_files_that_are_not_images_are_counted_by_suffix() -> None:
     for name in ("x.jpg", "a/y.HEIC", "a/z.heic", "notes.txt", "a/.DS_Store", "a/.hidden/q.heic"):
         Path("set", name).write_text("x")
     assert other_files("set") == {".heic": 2, ".txt": 1}
+
+
+def test_the_contrast_of_near_duplicates_differs_by_at_most_a_quarter_either_way() -> None:
+    photo = np.asarray(piece(64, 1)).astype(float)
+
+    def enhanced(factor: float) -> Image.Image:
+        return Image.fromarray((128 + (photo - 128) * 0.5 * factor).round().clip(0, 255).astype(np.uint8))
+
+    for factor, expected in ((0.7, []), (0.85, [[0, 1]]), (1.18, [[0, 1]]), (1.4, [])):
+        assert near_duplicates(images(enhanced(1), enhanced(factor))) == expected
+        assert near_duplicates(images(enhanced(factor), enhanced(1))) == expected
+
+
+def test_equal_images_of_both_splits_are_one_group_also_in_a_selection_of_images() -> None:
+    photos = [piece(64, i) for i in (0, 1, 2, 1, 3, 1)]
+    everything = images(piece(64, 9), *photos)
+    selection = everything.take(np.arange(1, 7))
+    assert near_duplicates(selection) == [[1, 3, 5]]
+    assert near_duplicates(selection, np.array([False, False, False, True, False, True])) == [[1, 3, 5]]
+
+
+def test_blank_images_with_a_little_noise_are_skipped() -> None:
+    blank = np.full((64, 64, 3), 100, np.uint8)
+    blank[::2] += 1
+    copy = Image.fromarray(blank)
+    assert near_duplicates(images(piece(64, 0), copy, copy, piece(64, 1))) == []
+
+
+def test_many_files_are_read_in_order_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(70):
+        Image.new("L", (i + 1, 1)).save(f"{i}.png")
+    counted: list[int] = []
+    monkeypatch.setattr(duplicates, "progress", lambda *_: nullcontext(counted.append))
+    assert [h.width for h in headers([f"{i}.png" for i in range(70)])] == list(range(1, 71))
+    assert sum(counted) == 70
+
+
+def test_the_most_frequent_suffix_is_first() -> None:
+    for name in ("a.txt", "b.PDF", "c.pdf", "d"):
+        Path(name).touch()
+    assert next(iter(other_files("."))) == ".pdf"
+    assert other_files(".") == {".pdf": 2, ".txt": 1, "": 1}

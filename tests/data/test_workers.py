@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,53 @@ def test_case_26_no_worker_is_left_behind(photos: Path, how: Any) -> None:
         assert "spawn" not in answer  # no traceback of a worker
     if how != signal.SIGKILL:
         assert not list(cache.cache_folder().glob("*.part"))
+
+
+def test_threads_for_few_tasks_one_core_or_a_script_and_processes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, int]] = []
+
+    def pool(kind: str) -> Any:
+        def make(n: int, *_: Any, **__: Any) -> ThreadPoolExecutor:
+            made.append((kind, n))
+            return ThreadPoolExecutor(n)
+
+        return make
+
+    monkeypatch.setattr(workers, "ThreadPoolExecutor", pool("threads"))
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", pool("processes"))
+    n, before = workers.WORTH_PROCESSES, signal.getsignal(signal.SIGINT)
+    for tasks, processes, n_cores, expected in (
+        (n - 1, True, 3, "threads"), (n, True, 3, "processes"), (n, True, 1, "threads"), (n, False, 3, "threads"),
+    ):  # fmt: skip
+        monkeypatch.setattr(workers, "cores", lambda n_cores=n_cores: n_cores)
+        with workers.workers(tasks, processes):
+            pass
+        assert made.pop() == (expected, n_cores)
+        assert signal.getsignal(signal.SIGINT) is before  # restored
+
+
+def test_on_an_error_pending_tasks_are_cancelled() -> None:
+    futures: list[Future[None]] = []
+
+    def work() -> None:
+        for _ in range(100):
+            if len(futures) == 100 and futures[-1].cancelled():
+                return
+            time.sleep(0.001)
+
+    def failing() -> None:
+        with workers.workers(100) as pool:
+            futures.extend(pool.submit(work) for _ in range(100))
+            raise ValueError("of the caller")
+
+    with pytest.raises(ValueError, match="of the caller"):
+        failing()
+    assert sum(f.cancelled() for f in futures) >= 100 - cores()
+
+
+def test_four_tasks_per_core_are_submitted_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "cores", lambda: 2)
+    drawn: list[int] = []
+    with workers.workers(30) as pool:
+        assert next(workers.in_order(pool, abs, (drawn.append(i) or -i for i in range(30)))) == 0  # type: ignore[func-returns-value]
+    assert len(drawn) == 8
