@@ -102,7 +102,7 @@ def test_any_compiler_will_do(compiler: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("CXX", "mine")
     monkeypatch.setattr(shutil, "which", lambda name: name if name == compiler else None)
     calls: list[str] = []
-    monkeypatch.setattr(torch.compiler, "set_stance", lambda stance: calls.append(stance) or nullcontext())
+    monkeypatch.setattr(torch.compiler, "set_stance", lambda stance: calls.append(stance) or nullcontext())  # type: ignore[func-returns-value]
     encoder: Any = SimpleNamespace(compile=lambda mode: calls.append(mode))
     for device in (cpu(compile="max-autotune"), cpu()):
         device.compile(encoder)

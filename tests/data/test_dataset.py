@@ -226,8 +226,8 @@ def test_validation_is_a_tenth_by_default_or_the_fraction_and_seed_given() -> No
         expected = validation(np.arange(30) % 3, CLASSES, fraction, seed)
         assert (numbers(train), numbers(val)) == (expected[0].tolist(), expected[1].tolist())
         assert train.class_sizes == {0: 10, 1: 10, 2: 10}  # with validation
-    for keys in ({"val_fraction": 0.0}, {"labels": False}):
-        train, val = load_train(made_node(**keys))
+    for more in ({"val_fraction": 0.0}, {"labels": False}):
+        train, val = load_train(made_node(**more))
         assert (numbers(train), val) == (list(range(30)), None)
 
 
@@ -304,10 +304,10 @@ def test_arrays_and_files_are_preprocessed_as_the_options_say() -> None:
     seen = set()
     for channels in ("rgb", "gray"):
         for resize in ("crop", "pad", "squash"):
-            options = Options(image_size=8, resize=resize, channels=channels)  # type: ignore[arg-type]
+            options = Options(image_size=8, resize=resize, channels=channels)
             from_files = decoded(Listing(files, files), options).array
-            assert all((from_files[i] == decode(f, 8, resize, channels)).all() for i, f in enumerate(files))  # type: ignore[arg-type]
-            assert (decoded(Listing(array, files), options).array == resized(array, 8, channels)).all()  # type: ignore[arg-type]
+            assert all((from_files[i] == decode(f, 8, resize, channels)).all() for i, f in enumerate(files))
+            assert (decoded(Listing(array, files), options).array == resized(array, 8, channels)).all()
             seen.add(from_files.tobytes())
     assert len(seen) == 6
 

@@ -340,9 +340,9 @@ def test_several_files_are_decoded_with_the_settings_given() -> None:
     seen = set()
     for resize in ("crop", "pad", "squash"):
         for channels in ("rgb", "gray"):
-            block, reasons = decode_some(["a.png", "none.png", "b.png"], 8, resize, channels)  # type: ignore[arg-type]
-            assert (block[0] == decode("a.png", 8, resize, channels)).all()  # type: ignore[arg-type]
-            assert (block[2] == decode("b.png", 8, resize, channels)).all()  # type: ignore[arg-type]
+            block, reasons = decode_some(["a.png", "none.png", "b.png"], 8, resize, channels)
+            assert (block[0] == decode("a.png", 8, resize, channels)).all()
+            assert (block[2] == decode("b.png", 8, resize, channels)).all()
             assert not block[1].any()
             assert reasons == ["", "no such file", ""]
             seen.add(block.tobytes())

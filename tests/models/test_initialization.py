@@ -278,4 +278,4 @@ def test_a_file_may_have_the_weights_of_an_encoder_or_of_its_backbone_alone() ->
             assert torch.equal(loaded.backbone.state_dict()[key], value)
     for what, nodes in (("backbone", (UNSET, data)), ("dataset", (backbone, UNSET))):
         with pytest.raises(UserError, match=rf"alone\.pt contains only weights: add {what}="):
-            resolve("alone.pt", *nodes, {})
+            resolve("alone.pt", nodes[0], nodes[1], {})

@@ -1,6 +1,7 @@
 """Matching and mismatched state dicts, and published weights."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,9 +107,10 @@ def test_weights_in_a_file_are_the_state_dict_itself_or_under_a_key() -> None:
     for content in (weights, {"state_dict": weights}, {"model": weights, "epoch": 3}):
         assert external_weights(content, Path("x.pt")) is weights
     assert external_weights({"model": others, "state_dict": weights}, Path("x.pt")) is weights
-    for content in ({}, {"epoch": 3}, {"state_dict": {}}, {"model": [1]}, {"w": torch.zeros(1), "epoch": 3}):
+    wrong: list[dict[str, Any]] = [{}, {"epoch": 3}, {"state_dict": {}}, {"model": [1]}, {**weights, "epoch": 3}]
+    for refused in wrong:
         with pytest.raises(UserError, match=r"x\.pt has no weights"):
-            external_weights(content, Path("x.pt"))
+            external_weights(refused, Path("x.pt"))
 
 
 def test_at_most_three_keys_are_listed() -> None:
