@@ -191,7 +191,7 @@ def test_a_budget_is_checked_and_has_one_value() -> None:
         LabelBudget(0.5).check(["labels_per_class", "seed", "label_fraction"])
 
 
-def test_a_class_is_too_small_for_a_fraction_by_its_size_with_validation() -> None:
+def test_classes_too_small_for_a_fraction_are_judged_by_their_size_with_validation() -> None:
     available, sizes = {0: 9, 1: 18, 2: 5}, {0: 10, 1: 20, 2: 9}
     assert LabelBudget(0.1).too_small(available, sizes) == [2]
     assert LabelBudget(0.05).too_small(available, sizes) == [0, 2]
