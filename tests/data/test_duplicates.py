@@ -171,7 +171,8 @@ def test_many_files_are_read_in_order_and_counted(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_most_frequent_suffix_is_first() -> None:
-    for name in ("a.txt", "b.PDF", "c.pdf", "d"):
+    Path("below").mkdir()
+    for name in ("a.txt", "d", "below/b.PDF", "below/c.pdf"):
         Path(name).touch()
     assert next(iter(other_files("."))) == ".pdf"
     assert other_files(".") == {".pdf": 2, ".txt": 1, "": 1}

@@ -48,6 +48,7 @@ def test_digits_have_a_canonical_orientation_and_handedness() -> None:
 def test_noise_has_no_canonical_orientation() -> None:
     result = orientation(torch.rand(800, 3, 32, 32))
     assert 0.19 < result.rotation < 0.31
+    assert 0.19 < result.errors_by_180 < 0.31  # a third of the errors
     assert 0.42 < result.flip < 0.58
 
 
