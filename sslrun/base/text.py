@@ -65,3 +65,8 @@ def seconds_of(key: str, value: str) -> float:
     if not match or float(match[1]) == 0:
         raise UserError(f"{key}={value}: expected a time such as 90s, 30m or 2h")
     return float(match[1]) * UNITS[match[2]]
+
+
+def with_article(noun: str) -> str:
+    """Return a noun with its indefinite article: `a finetune`, `an evaluate`."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sslrun.base.errors import UserError
+from sslrun.base.text import with_article
 from sslrun.cli import places
 from sslrun.cli.invocation import Invocation
 from sslrun.config.commands import COMPARE
@@ -77,7 +78,7 @@ def restored_sweep(invocation: Invocation) -> Invocation:
     except Exception as error:
         raise UserError(f"{sweep / SWEEP} cannot be read: {error}") from None
     if command != invocation.command:
-        raise UserError(f"resume={sweep} is a {command} sweep; use sslrun {command} resume={sweep}")
+        raise UserError(f"resume={sweep} is {with_article(command)} sweep; use sslrun {command} resume={sweep}")
     for summary in _readable(sweep):
         refuse_older(sweep, summary)
     kept = [o for o in settings if not o.startswith(("hydra.sweep.dir=", "hydra.mode="))]

@@ -7,6 +7,7 @@ from typing import Any
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
+from sslrun.base.text import with_article
 from sslrun.config.build import renamed
 from sslrun.config.commands import FOR_ENCODER, LISTED, WITH_CLASSIFIER, typed
 from sslrun.config.renames import FOLDERS, SUMMARY, renamed_keys, renamed_overrides
@@ -124,5 +125,5 @@ def named_run(run: str, stages: Sequence[str] = WITH_CLASSIFIER) -> FoundRun:
         train_one = f"train one with {typed(WITH_CLASSIFIER[0])} init={run}"
         hint = train_one if summary["stage"] in FOR_ENCODER else "use another run"
         missing = "network of its own" if set(FOR_ENCODER) <= set(stages) else "classifier"
-        raise UserError(f"{run} is a {summary['stage']} run, without a {missing}: {hint}")
+        raise UserError(f"{run} is {with_article(summary['stage'])} run, without a {missing}: {hint}")
     return Path(run), summary

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sslrun.base.errors import UserError
 from sslrun.base.files import write_text
+from sslrun.base.text import with_article
 from sslrun.base.version import __version__
 from sslrun.config.build import refuse_foreign
 from sslrun.config.nodes import flattened
@@ -73,7 +74,9 @@ def resumed_config(directory: Path, stage: str, requested: dict[str, str], compo
     """
     summary = read_summary(directory)
     if summary["stage"] != stage:
-        raise UserError(f"resume={directory} is a {summary['stage']} run: use sslrun {summary['stage']} resume=...")
+        raise UserError(
+            f"resume={directory} is {with_article(summary['stage'])} run: use sslrun {summary['stage']} resume=..."
+        )
     refuse_older(directory, summary)
     if summary.get("resumable") != STUDY and not has_checkpoint(directory):
         raise UserError(f"resume={directory} has no checkpoint yet: start a new run")

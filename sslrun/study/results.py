@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sslrun.base.errors import UserError
+from sslrun.base.text import with_article
 from sslrun.config.commands import COMPARE, EVALUATE, FINETUNE
 from sslrun.config.grammar import key_of
 from sslrun.config.nodes import flattened
@@ -271,7 +272,9 @@ def rows_of(path: Path) -> list[Row]:
         return [row_of(Path(r["evaluated"]), r["initialization"], _cv(r), r.get("setting") or "") for r in cells]
     if stage == COMPARE:
         raise UserError(f"{path} is an unfinished study; to continue it: sslrun compare resume={path}")
-    raise UserError(f"{path} is a {stage} run; a report needs evaluated classifiers (sslrun evaluate) or a study")
+    raise UserError(
+        f"{path} is {with_article(stage)} run; a report needs evaluated classifiers (sslrun evaluate) or a study"
+    )
 
 
 def _cv(row: dict[str, str]) -> tuple[float, float] | None:

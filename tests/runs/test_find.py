@@ -82,7 +82,7 @@ def test_a_run_that_trains_an_encoder_is_complete_with_its_checkpoint() -> None:
 def test_a_named_run_is_of_the_right_stage(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     caplog.set_level("INFO", "sslrun")
     pretrained = found("a", "2026-01-03", "pretrain")
-    classifier = found("b", "2026-01-02", readouts={"average": 0.5})
+    classifier = found("b", "2026-01-02", **{"val/sure_above": 0.5})
     unfinished = found("c", "2026-01-04", status="interrupted")
     evaluated = found("d", "2026-01-05", "evaluate")
     both = ("pretrain", "finetune")
@@ -93,11 +93,11 @@ def test_a_named_run_is_of_the_right_stage(caplog: pytest.LogCaptureFixture, mon
     assert caplog.messages[2:] == [f"{unfinished} did not finish (interrupted): using its best checkpoint so far"]
     assert find_run(str(classifier)) == classifier
     assert len(caplog.messages) == 3
-    assert read_summary(classifier)["poolings"] == {"average": 0.5}  # of an older version
+    assert read_summary(classifier)["val/confidence_threshold"] == 0.5  # named as in an older version
     for run, stages, words in (
         (pretrained, ("finetune",), f"without a classifier: train one with sslrun finetune init={pretrained}"),
-        (evaluated, ("finetune",), "is a evaluate run, without a classifier: use another run"),
-        (evaluated, both, "is a evaluate run, without a network of its own: use another run"),
+        (evaluated, ("finetune",), "is an evaluate run, without a classifier: use another run"),
+        (evaluated, both, "is an evaluate run, without a network of its own: use another run"),
         (Path("outputs"), both, "outputs is not a run of sslrun (it has no summary.json)"),
         (Path("outputs/finetune"), both, "is a sweep; use one of its runs, such as outputs/finetune/b"),
         (classifier / "summary.json", both, f"summary.json is a file: use the run's folder, {classifier}"),

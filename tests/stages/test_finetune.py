@@ -222,7 +222,7 @@ def test_a_classifier_on_frozen_features_is_fitted_on_the_labeled_images(
 
 
 @pytest.mark.parametrize(
-    ("init", "asked", "search", "mode", "resumable"),
+    ("init", "requested", "search", "mode", "resumable"),
     [
         ("scratch", "auto", [], "finetune", "checkpoint"),
         ("scratch", "auto", ["augment.probability=0.5"], "auto", "study"),
@@ -232,14 +232,14 @@ def test_a_classifier_on_frozen_features_is_fitted_on_the_labeled_images(
     ],
 )
 def test_auto_from_scratch_has_one_candidate_and_is_resumed_like_finetuning(
-    init: str, asked: str, search: list[str], mode: str, resumable: str | None, monkeypatch: pytest.MonkeyPatch
+    init: str, requested: str, search: list[str], mode: str, resumable: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = Network(init, init, None, {"b": 1}, {"d": 1})  # type: ignore[arg-type]
     monkeypatch.setattr(finetune, "resolve", lambda *_: network)
     monkeypatch.setattr(finetune, "_searched", lambda *_: search)
     monkeypatch.setattr(finetune, "built_settings", lambda settings, config: config)
-    run = Run(Path("run"), "finetune", OmegaConf.create({"mode": asked, "search": ["x"], "init": "given"}), {})
-    settings: Any = SimpleNamespace(mode=asked, budget=LabelBudget(), init="given", backbone={}, dataset={})
+    run = Run(Path("run"), "finetune", OmegaConf.create({"mode": requested, "search": ["x"], "init": "given"}), {})
+    settings: Any = SimpleNamespace(mode=requested, budget=LabelBudget(), init="given", backbone={}, dataset={})
     _, config = finetune._resolved(run, settings)
     assert config == {"mode": mode, "search": search, "init": init, "backbone": {"b": 1}, "dataset": {"d": 1}}
     assert run.summary.get("resumable") == resumable
