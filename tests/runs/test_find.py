@@ -82,7 +82,7 @@ def test_a_run_that_trains_an_encoder_is_complete_with_its_checkpoint() -> None:
 def test_a_named_run_is_of_the_right_stage(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     caplog.set_level("INFO", "sslrun")
     pretrained = found("a", "2026-01-03", "pretrain")
-    classifier = found("b", "2026-01-02", **{"val/sure_above": 0.5})
+    classifier = found("b", "2026-01-02", **{"val/sure_above": 0.5})  # type: ignore[arg-type]
     unfinished = found("c", "2026-01-04", status="interrupted")
     evaluated = found("d", "2026-01-05", "evaluate")
     both = ("pretrain", "finetune")
