@@ -76,7 +76,7 @@ def test_rows_of_a_sweep_are_in_order_and_have_what_varies_and_the_metrics() -> 
 def test_the_table_of_a_sweep_has_mean_and_deviation_over_seeds() -> None:
     job("0", 0.5)
     job("1", 0.7, seeds={"training": 5, "split": 5})
-    job("2", None, "failed", seeds={"training": 6, "split": 5})
+    job("2", None, "failed", seeds={"training": 6, "split": 5}, mode="knn")  # no mode of a finished job
     job("3", 0.8, label_fraction=0.2, labels={"train": 60, "validation": 9})
     job("4", 0.9, "interrupted", label_fraction=0.3, labels={"train": 90, "validation": 9})
     assert lines(sweep_rows(Path("sweep"))) == [

@@ -243,6 +243,11 @@ def test_auto_from_scratch_has_one_candidate_and_is_resumed_like_finetuning(
     _, config = finetune._resolved(run, settings)
     assert config == {"mode": mode, "search": search, "init": init, "backbone": {"b": 1}, "dataset": {"d": 1}}
     assert run.summary.get("resumable") == resumable
+    if search:
+        settings.mode = "probe"
+        with pytest.raises(UserError, match="search= needs mode=auto, found mode=probe"):
+            finetune._resolved(run, settings)
+        settings.mode = asked
     run.resumed = True
     if mode == "probe":
         with pytest.raises(UserError, match="mode=probe has no steps to resume"):

@@ -53,7 +53,7 @@ def reported(monkeypatch: pytest.MonkeyPatch, *rows: Row, tests: tuple[str, ...]
     """Return the rows and the mode of the report on classifiers; a path is given for each, and twice for the first."""
     seen: list[tuple[list[Row], str]] = []
     named = [SimpleNamespace(path=str(i), row=r) for i, r in enumerate(rows)]
-    paths = [*(n.path for n in named), *(["0"] if rows else [])]
+    paths = [*(n.path for n in named), *(["00"] if rows else [])]
 
     def publish(directory: Path, compared: list[Row], mode: str, *more: Any) -> None:
         assert more == (None, None)
@@ -85,7 +85,8 @@ def test_a_report_compares_the_best_mode_of_the_pretrained_classifiers(monkeypat
     assert reported(monkeypatch, scratch, knn)[1] == "knn"
     assert reported(monkeypatch, scratch)[1] == "finetune"
     assert reported(monkeypatch, probe, knn)[1] == "probe"
-    assert reported(monkeypatch, evaluated("simclr", "auto"), tuned, probe)[1] == "auto"
+    rows, mode = reported(monkeypatch, evaluated("simclr", "auto", **judged), tuned, probe)
+    assert (len(rows), mode) == (3, "auto")
     with pytest.raises(UserError, match="evaluated on 2 different sets of images"):
         reported(monkeypatch, tuned, probe, tests=("a", "b"))
     with pytest.raises(UserError, match="no finished run"):

@@ -91,6 +91,7 @@ def test_copies_are_recognized_by_their_bytes() -> None:
         Path(name).write_text(text)
     assert _copies(["a", "b", "c"], ["x", "y", "z"]) == ([1], [1])
     assert _copies(["a", "b", "x"], ["z"]) == ([1, 2], [])
+    assert _copies(["a", "b"], ["y", "x"]) == ([1], [0])
     assert _copies(["a"], []) == ([], [])
 
 

@@ -229,14 +229,14 @@ def test_the_best_classifier_has_the_most_labels() -> None:
 
 def test_rows_of_a_study_are_read_back() -> None:
     evaluated = written()
-    rows = [row_of(evaluated, "simclr", (0.7, -0.3)), row_of(evaluated, "simclr", setting="augment.probability=0.5")]
+    rows = [row_of(evaluated, "simclr", (0.7, -0.3)), row_of(evaluated, "simclr 2", setting="augment.probability=0.5")]
     study = Path("study")
     study.mkdir()
     (study / "summary.json").write_text(json.dumps({**SUMMARY, "stage": "compare", "wall_time_seconds": 1.0}))
     with (study / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(rows[0])))
         writer.writeheader()
-        writer.writerows(map(asdict, rows))
+        writer.writerows(asdict(r) for r in [*rows, replace(rows[0], mode="auto")])
     assert rows_of(study) == rows
 
 
@@ -251,9 +251,9 @@ def test_of_several_evaluations_of_a_run_the_newest_is_reported(monkeypatch: pyt
 
     run = written("finetune/a", "finetune", "2026-01-01")
     written("evaluate/z", "evaluate", "2026-01-02", of_run=str(run))
-    newest = written("evaluate/a", "evaluate", "2026-01-03", of_run=str(run))
+    newest = written("evaluate/study_runs/a", "evaluate", "2026-01-03", of_run=str(run))
     monkeypatch.setattr(results, "row_of", lambda evaluated, initialization: (evaluated, initialization))
-    assert rows_of(run) == [(newest, "scratch")]
+    assert rows_of(run) == rows_of(run.resolve()) == [(newest, "scratch")]
 
 
 def test_verdicts() -> None:
@@ -279,8 +279,9 @@ def test_entries_are_sorted_by_labels_then_network_then_mode_and_compared_at_the
     given = [
         *rows("simclr", "probe", 300, 0.7, 0.7), *auto, *rows("simclr", "finetune", 30, 0.65, 0.75, 0.7),
         *rows("scratch", "probe", 30, 0.1), *rows("scratch", "finetune", 300, 0.8, 0.8),
-        *rows("scratch", "finetune", 30, 0.6, 0.6, 0.6), *rows("scratch", "finetune", 30, 0.2, budget="0.1"),
+        *rows("scratch", "finetune", 30, 0.55, 0.65, 0.6), *rows("scratch", "finetune", 30, 0.2, budget="0.1"),
     ]  # fmt: skip
+    given = [replace(r, chosen="probe") if r.mode == "finetune" else r for r in given]
     entries = compared(given)
     assert [(e.labels, e.initialization, e.mode, e.label_budget) for e in entries] == [
         (30, "simclr", "auto", "30"), (30, "simclr", "finetune", "30"), (30, "scratch", "finetune", "30"),
@@ -294,7 +295,7 @@ def test_entries_are_sorted_by_labels_then_network_then_mode_and_compared_at_the
     assert base.verdict is None
     assert base.labels_needed is None
     differences = [e.verdict.difference.mean for e in (tuned, frozen, probe) if e.verdict and e.verdict.difference]
-    assert differences == pytest.approx([0.1, -0.5, -0.1])
+    assert differences == pytest.approx([0.1, -0.45, -0.1])
     assert tuned.labels_needed is not None
     assert tuned.labels_needed == (pytest.approx(30 * 10**0.5), "=")
     assert compared(rows("simclr", "probe", 30, 0.7))[0].labels_needed is None
@@ -385,4 +386,8 @@ def test_networks_are_named_by_what_differs_from_those_from_scratch() -> None:
     assert [r.initialization for r in disambiguated(searched)] == ["scratch", "simclr", "simclr"]
     alone = [made("n", "simclr", config=longer), made("o", "simclr", config=longer), made("p", "simclr")]
     assert [r.initialization for r in disambiguated(alone)] == ["simclr", "simclr", "simclr train.steps=5"]
+    many = [made("q", "simclr", config=longer), made("r", "simclr", config=longer), made("s", "scratch")]
+    many.append(made("t", "rotation", config={"train": {}}))
+    names = ["simclr train.steps=9", "simclr train.steps=9", "scratch", "rotation train.steps=None"]
+    assert [r.initialization for r in disambiguated(many)] == names
     assert disambiguated([]) == []
