@@ -415,3 +415,16 @@ def test_each_chosen_image_is_blurred_by_its_own_sigma_at_every_size(size: int) 
     for i, sigma in enumerate(sigmas.tolist()):
         expected = tv.gaussian_blur(images[i], [kernel] * 2, [sigma] * 2) if chosen[i] else images[i]
         assert torch.allclose(seen[i], expected, atol=1e-5)
+
+
+def test_whether_an_image_is_augmented_does_not_depend_on_its_crop() -> None:
+    """The crops of ramps span as much of the range as their width."""
+    ramps = torch.linspace(0, 1, 32).expand(2000, 3, 32, 32).contiguous()
+    keys = {**IDENTITY, "crop_scale": [0.04, 0.64], "crop_ratio": [1, 1]}
+    spans = {}
+    for probability in (1.0, 0.5):
+        views = Augment(**{**keys, "probability": probability})(ramps, rng())
+        span = (views[:, 0, 0, -1] - views[:, 0, 0, 0]).abs()
+        spans[probability] = span[span < 0.99]
+    assert len(spans[0.5]) == pytest.approx(1000, abs=100)
+    assert spans[0.5].mean() == pytest.approx(float(spans[1.0].mean()), abs=0.02)

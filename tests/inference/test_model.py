@@ -213,6 +213,8 @@ def test_a_prediction_below_the_threshold_is_unsure(
     result = model(confidence_threshold=confidence_threshold).predict(shades(0, 100, 250), unsure=threshold)
     assert [p.confidence for p in result] == pytest.approx([0.8176, 0.5172, 0.9184], abs=1e-3)
     assert [p.unsure for p in result] == unsure
+    same = model().predict(shades(0, 100, 250), unsure=result[0].confidence)  # as it is shown
+    assert [p.unsure for p in same] == [False, True, False]
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,9 @@ def test_the_newest_run_is_the_one_started_last_whatever_its_name() -> None:
     found("study_runs/z-1", "2026-01-01T10:00:00")
     newest = found("a", "2026-01-03T10:00:00")
     found("b", "2026-01-02T10:00:00")
-    assert [p.name for p, _ in find(["finetune"], study_runs=True)] == ["z-1", "b", "a"]
-    assert find_run("latest") == newest
+    found("study_runs/candidate-2", "2026-01-04T10:00:00")
+    assert [p.name for p, _ in find(["finetune"], study_runs=True)] == ["z-1", "b", "a", "candidate-2"]
+    assert find_run("latest") == newest  # of those that the user started
 
 
 def test_runs_of_studies_are_found_on_request_only_and_damaged_ones_are_skipped() -> None:

@@ -247,7 +247,7 @@ def test_auto_from_scratch_has_one_candidate_and_is_resumed_like_finetuning(
         settings.mode = "probe"
         with pytest.raises(UserError, match="search= needs mode=auto, found mode=probe"):
             finetune._resolved(run, settings)
-        settings.mode = asked
+        settings.mode = requested
     run.resumed = True
     if mode == "probe":
         with pytest.raises(UserError, match="mode=probe has no steps to resume"):

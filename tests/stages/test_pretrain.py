@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from sslrun.base.errors import UserError
 from sslrun.data.dataset import listed, load_train
 from sslrun.data.images import Images
 from sslrun.data.options import describe
+from sslrun.models.encoder import Encoder
 from sslrun.runs import checkpoint
 from sslrun.stages import pretrain
-from tests.helpers import QUICK, REPOSITORY, TINY, Cli, folder_node, runs, summary
+from tests.helpers import DIGITS, QUICK, REPOSITORY, TINY, Cli, folder_node, runs, summary
 
 
 def test_case_53_permuted_labels_leave_pretrained_weights_unchanged(cli: Cli) -> None:
@@ -110,3 +112,19 @@ def test_three_tasks_times_three_backbones_pretrain_and_finetune(
     assert cli("pretrain", f"pretext={pretext}", f"backbone={backbone}", *data, *steps).code == 0
     assert cli("finetune", "mode=finetune", *steps).code == 0
     assert cli("evaluate", *steps[2:]).code == 0
+
+
+def test_the_knn_accuracy_is_measured_on_validation(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[Any, ...]] = []
+
+    def fit(*arguments: Any) -> None:
+        given.append(arguments[-1].args)
+        raise UserError("no training here")
+
+    monkeypatch.setattr(pretrain, "fit", fit)
+    cli("pretrain", *DIGITS, "train.steps=2")
+    ((encoder, images, data, val, _),) = given
+    assert len(data.names) + len(val.names) == 120
+    assert not set(data.names) & set(val.names)
+    assert len(images) == len(data.names)
+    assert isinstance(encoder, Encoder)

@@ -55,3 +55,4 @@ def test_neighbors_by_angle() -> None:
     ]  # fmt: skip
     assert [r["similarity"] for r in rows] == pytest.approx([0.995037, 0.980581, 1, 0.707107], abs=1e-6)
     assert len(_nearest(["other"], queries[:1], files, features, 99)) == 5
+    assert len(_nearest(["folder/a"], queries[:1], files, features, 99)) == 5  # another file of this name

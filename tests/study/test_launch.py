@@ -385,3 +385,17 @@ def test_a_pretraining_without_weights_is_not_finished_and_a_damaged_one_is_name
     (run.directory / "summary.json").write_text("{")
     with pytest.raises(UserError, match=f"move {run.directory} away to repeat the run"):
         run.finished()
+
+
+def test_the_time_left_is_that_of_the_finished_runs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "sslrun")
+    now = [0.0]
+    monkeypatch.setattr(launch.time, "monotonic", lambda: now[0])
+    runs = [run_of(n) for n in "abcd"]
+    progress = launch._Progress(runs, "fold")
+    finish(runs[0])
+    now[0] = 20.0
+    progress.show()
+    assert caplog.messages == ["fold 1/4  a s=1  val accuracy 50.0 %  60 s left"]
