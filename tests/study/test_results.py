@@ -304,7 +304,7 @@ def test_entries_are_sorted_by_labels_then_network_then_mode_and_compared_at_the
 def test_auto_needs_a_score_of_every_candidate_and_keeps_its_name() -> None:
     ours = [validated("simclr", "finetune", 0.7, 1.0), validated("simclr", "probe", 0.6, 1.0)]
     scratch = [validated("scratch", "finetune", 0.8, 1.0), validated("scratch", "probe", 0.99, 1.0)]
-    (chosen,) = with_auto([*ours, *scratch], ["simclr"])
+    (chosen,) = with_auto([*ours, *scratch, validated("simclr", "knn", 0.5, 1.0)], ["simclr"])
     assert (chosen.initialization, chosen.mode, chosen.chosen, chosen.val_accuracy) == (
         "simclr",
         "auto",
