@@ -72,7 +72,7 @@ ROWS = {("study/results.py", "Row")}
 NO_JOB = {"stages/report.py": "a plain command of Typer: it takes paths, and makes no run"}
 # Private parts of others: (file, function; "Class.method" for a method) -> the test that pins them.
 PRIVATE: dict[tuple[str, str], str] = {
-    ("study/launch.py", "launcher"): "tests/study/test_launch.py: test_a_job_is_launched_by_what_hydra_keeps_to_itself",
+    ("study/launch.py", "launcher"): "tests/study/test_launch.py: test_the_private_api_of_hydra_launches_a_job",
 }
 DOCUMENTED = {"_exit", "_replace", "_asdict", "_fields"}  # public despite the underscore: os._exit, named tuples
 
