@@ -2,6 +2,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,7 +102,7 @@ def test_the_table_of_a_sweep_names_only_what_varies() -> None:
 
 def test_the_end_of_a_sweep_counts_failures_and_needs_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
     printed: list[Any] = []
-    monkeypatch.setattr(sweep.ERR, "print", printed.append)
+    monkeypatch.setattr(sweep, "ERR", SimpleNamespace(print=printed.append))
     job("0", None)
     job("1", None, "failed")
     assert finish_sweep(Path("sweep")) == 1

@@ -42,6 +42,7 @@ class Timed(Task):
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(estimate, "SECONDS", 3.0)  # not the tenth of a second of the other tests
     return now
 
 
