@@ -81,8 +81,6 @@ def test_a_report_on_an_old_study_draws_the_same_conclusions(cli: Cli, golden: d
         lines = [line for line in answer.err.splitlines() if line.startswith(network)]
         undecided = "undecided: 2 label subsets, too few for a confidence interval; set seeds=3 or more"
         assert lines == [f"{network}: {undecided}"]
-            f"{network}: undecided: 2 label subsets, too few for a confidence interval; set seeds=3 or more"
-        ]
         assert re.search(rf"[+-]{difference} +undecided \(too few label subsets\)", answer.err), sentence
     answer = cli("report", "outputs/evaluate/tuned")
     assert answer.code == 0, answer.err
