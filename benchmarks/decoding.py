@@ -79,7 +79,7 @@ def main() -> None:
                 if not (top / name / str(i)).exists():
                     pool.submit(make, top / name / str(i), n, width, height, name.split(".")[1], i)
 
-    from sslrun.data.decode import find_images
+    from sslrun.data.tree import find_images
 
     for name, (*_, image_size) in list(sets.items())[:3]:
         files = find_images(top / name)

@@ -1,6 +1,8 @@
 """Nodes of a config as plain mappings."""
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -43,3 +45,9 @@ def overlaid(group: str, node: Node, requested: Node, overrides: Mapping[str, st
     from_checkpoint = requested.get("_target_") is None
     wins = {k for k, v in requested.items() if f"{group}.{k}" in overrides or (from_checkpoint and v is not None)}
     return {**node, **{k: requested[k] for k in wins}}
+
+
+def same_root(a: Node, b: Node) -> bool:
+    """Return whether two data sets are in the same folder, however it is written."""
+    roots = [str(Path(os.path.expanduser(n["root"])).resolve()) if n.get("root") else None for n in (a, b)]
+    return roots[0] == roots[1]

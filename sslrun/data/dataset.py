@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
+from sslrun.base.text import counted
 from sslrun.config.build import parameters
 from sslrun.config.contract import Contract
 from sslrun.config.types import Node
@@ -19,6 +20,7 @@ from sslrun.data.labels import LabelBudget, counts, fold_rows, validation
 from sslrun.data.options import Options, describe, shared
 from sslrun.data.sources.folder import unlabeled_folder
 from sslrun.data.sources.source import Listing, SplitName, checked
+from sslrun.data.tree import normalized
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Dataset:
         class_names: the name of each label.
         names: N image names.
         class_sizes: number of images per class before validation was split off; label fractions refer to it.
+        validation: N booleans: which images are for validation; None if the data set does not say.
     """
 
     images: Images
@@ -38,6 +41,7 @@ class Dataset:
     class_names: list[str]
     names: list[str]
     class_sizes: dict[int, int] = field(default_factory=dict)
+    validation: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -103,11 +107,15 @@ def load_train(node: Node) -> tuple[Dataset, Dataset | None]:
     """Load the train split and split off validation.
 
     Returns:
-        Training, and validation or None (without labels, or with `val_fraction=0`).
+        Training, and validation: that of the data set, or split off; None without labels, or with `val_fraction=0`.
     """
     data = load(node, "train")
     options = shared(node)
     assert data is not None
+    if data.validation is not None:
+        given = data.validation
+        log.info("Validation: the %s of val/; dataset.val_fraction is not used.", counted(int(given.sum()), "image"))
+        return data.take(np.flatnonzero(~given)), data.take(np.flatnonzero(given))
     if data.labels is None or options.val_fraction == 0:
         return data, None
     train, val = validation(data.labels.numpy(), data.class_names, options.val_fraction, options.split_seed)
@@ -158,7 +166,7 @@ def listed(node: Node, split: SplitName) -> Listing | None:
         return None
     if options.classes is not None and split != "unlabeled":
         listing = _choose_classes(listing, options.classes)
-    if split == "train" and options.max_images is not None and options.max_images < len(listing.names):
+    if split == "train" and options.max_images is not None:
         listing = _cap(listing, options.max_images)
     return listing
 
@@ -211,7 +219,9 @@ def _decoded(listing: Listing, options: Options) -> Dataset:
         raise UserError("no images are left to use")
     if labels is None:
         return Dataset(result.images(), None, [], names)
-    return Dataset(result.images(), torch.from_numpy(labels), list(listing.class_names), names, counts(labels))
+    val = None if listing.validation is None else listing.validation[result.good()]
+    sizes = counts(labels if val is None else labels[~val])
+    return Dataset(result.images(), torch.from_numpy(labels), list(listing.class_names), names, sizes, val)
 
 
 def _check_unreadable(listing: Listing, bad: dict[int, str], max_bad_fraction: float) -> None:
@@ -231,6 +241,7 @@ def _choose_classes(listing: Listing, wanted: list[str] | dict[str, list[str]]) 
     if listing.labels is None:
         raise UserError("dataset.classes is set, but these images have no labels")
     groups = wanted if isinstance(wanted, dict) else {name: [name] for name in wanted}
+    groups = {name: [normalized(m) for m in members] for name, members in groups.items()}
     position = {name: i for i, name in enumerate(listing.class_names)}
     position |= {name: i for i, name in enumerate(listing.class_ids)}
     unknown = [c for members in groups.values() for c in members if c not in position]
@@ -249,15 +260,24 @@ def _choose_classes(listing: Listing, wanted: list[str] | dict[str, list[str]]) 
     names = [listing.class_names[position[m[0]]] if isinstance(wanted, list) else g for g, m in groups.items()]
     kept = listing.take(np.flatnonzero(new[listing.labels] >= 0))
     assert kept.labels is not None
-    return Listing(kept.items, kept.names, new[kept.labels], tuple(names))
+    return replace(kept, labels=new[kept.labels], class_names=tuple(names), class_ids=())
 
 
 def _cap(listing: Listing, n: int) -> Listing:
+    """Keep n random training images, stratified if there are labels; given validation images are kept."""
+    given = np.zeros(len(listing.names), dtype=bool) if listing.validation is None else listing.validation
+    train = np.flatnonzero(~given)
+    if n >= len(train):
+        return listing
     rng = np.random.default_rng(0)
     if listing.labels is None:
-        return listing.take(np.sort(rng.permutation(len(listing.names))[:n]))
-    keep = LabelBudget(n / len(listing.names)).rows(listing.labels)
-    if len(keep) > n:
-        keep = np.sort(rng.permutation(keep)[:n])
-    log.info("Using %d of %d training images (dataset.max_images).", len(keep), len(listing.names))
-    return listing.take(keep)
+        keep = train[np.sort(rng.permutation(len(train))[:n])]
+    else:
+        classes = len(listing.class_names)
+        if n < classes:
+            raise UserError(f"dataset.max_images={n} is less than one image for each of the {classes} classes")
+        keep = train[LabelBudget(n / len(train)).rows(listing.labels[train])]
+        if len(keep) > n:
+            keep = np.sort(rng.permutation(keep)[:n])
+    log.info("Using %d of %d training images (dataset.max_images).", len(keep), len(train))
+    return listing.take(np.sort(np.concatenate([keep, np.flatnonzero(given)])))

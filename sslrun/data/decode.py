@@ -1,25 +1,41 @@
-"""Decoding image files, and finding them in a folder."""
+"""Decoding image files."""
 
 import hashlib
+import importlib.util
 import os
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import PIL
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from sslrun.base.files import file_hash
 
 VERSION = f"3 {PIL.__version__}"  # of this decoder: raise it when a change alters the decoded pixels
 TRANSIENT = "cannot be opened"  # start of a reason that may no longer hold next time
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"}
+HEIF = importlib.util.find_spec("pillow_heif") is not None  # an extra
+if features.check("avif"):
+    FORMATS, SUFFIXES = (*FORMATS, "AVIF"), SUFFIXES | {".avif"}
+if HEIF:
+    FORMATS, SUFFIXES = (*FORMATS, "HEIF"), SUFFIXES | {".heic", ".heif", ".hif"}
+CONVERTIBLE = (
+    ".jp2", ".j2k", ".jxl", ".svg", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".psd", ".pdf",
+    ".eps", ".dcm", ".nii", ".npy", ".czi", ".nd2", ".lif", ".svs", ".ppm", ".pgm", ".exr", ".hdr",
+)  # fmt: skip
+# Image formats that are not read, by suffix -> what to do.
+EXTRAS = {
+    **{s: "pip install sslrun[heif] to read HEIC" for s in (".heic", ".heif", ".hif") if s not in SUFFIXES},
+    **{s: "update Pillow to read AVIF" for s in (".avif",) if s not in SUFFIXES},
+    **dict.fromkeys(CONVERTIBLE, "convert them to JPEG or PNG"),
+}
 Resize = Literal["crop", "pad", "squash"]
 Channels = Literal["rgb", "gray"]
 
@@ -49,6 +65,14 @@ def ignore_pillow_warnings() -> None:
     warnings.filterwarnings("ignore", module="PIL")
 
 
+@cache
+def _register_heif() -> None:
+    """Let Pillow read HEIC, once in each process."""
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+
+
 @contextmanager
 def opened(path: str | Path) -> Iterator[Image.Image]:
     """Open an image file; every error, here or in the body of the `with` statement, becomes an `UnreadableImage`.
@@ -59,6 +83,8 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
             raise UnreadableImage("not a file")  # opening a pipe would block
+        if HEIF:
+            _register_heif()
         with Image.open(path, formats=FORMATS) as image:
             yield image
     except UnreadableImage:
@@ -69,7 +95,9 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         raise UnreadableImage("a folder, not a file") from None
     except UnidentifiedImageError:
         size = os.stat(path).st_size
-        raise UnreadableImage("the file is empty" if size == 0 else "not an image in a supported format") from None
+        hint = EXTRAS.get(os.path.splitext(path)[1].lower(), "").replace("them", "it")
+        reason = f"not an image in a supported format{f'; {hint}' if hint else ''}"
+        raise UnreadableImage("the file is empty" if size == 0 else reason) from None
     except Image.DecompressionBombError:
         raise UnreadableImage("too many pixels (a decompression bomb?)") from None
     except MemoryError:
@@ -102,7 +130,12 @@ def to_array(image: Image.Image, image_size: int, resize: Resize, channels: Chan
 def to_rgb(image: Image.Image) -> Image.Image:
     """Apply an opened image's EXIF orientation, blend it with white, and convert it to 8-bit RGB."""
     image.load()
-    ImageOps.exif_transpose(image, in_place=True)
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # of any type: a damaged EXIF block, in an image that is not damaged
+        pass
     if image.mode.startswith("I") or image.mode == "F":
         values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
         maximum = values.max(initial=0)
@@ -162,25 +195,6 @@ def read_headers(files: Sequence[str]) -> list[Header]:
 def is_image(name: str) -> bool:
     """Return whether a file name has the suffix of an image."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
-
-
-def find_images(folder: str | Path) -> list[str]:
-    """Return the image files in and below a folder, in the same order on every machine.
-
-    Links are followed, except to a parent folder or to a folder seen before; hidden files and folders are skipped.
-    """
-    results: list[str] = []
-    parents = [os.stat(p) for p in Path(folder).resolve().parents]
-    seen = {(s.st_dev, s.st_ino) for s in parents}
-    for top, dirs, names in os.walk(folder, followlinks=True):
-        here = os.stat(top)
-        if (here.st_dev, here.st_ino) in seen:
-            dirs.clear()
-            continue
-        seen.add((here.st_dev, here.st_ino))
-        dirs[:] = sorted(d for d in dirs if not d.startswith("."))
-        results += [os.path.join(top, n) for n in names if is_image(n) and not n.startswith(".")]
-    return sorted(results, key=lambda path: relative(path, folder))
 
 
 def relative(path: str, folder: str | Path) -> str:

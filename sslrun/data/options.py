@@ -61,7 +61,7 @@ class Options:
 
 DatasetNode = Annotated[Node, Also(Options), Supplied("split")]
 # With from_checkpoint, a checkpoint fills it in.
-AnyDatasetNode = Annotated[Node, Also(Options, without=("root",)), Supplied("split"), FromCheckpoint()]
+AnyDatasetNode = Annotated[Node, Also(Options, without=("root", "test_fraction")), Supplied("split"), FromCheckpoint()]
 
 
 def shared(node: Node) -> Options:

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from sslrun.base.errors import UserError
-from sslrun.data.decode import decode_some, find_images, to_array
+from sslrun.data.decode import decode_some, to_array
+from sslrun.data.sources.folder import images_below
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 Block = tuple[list[str | None], Tensor, list[str]]
@@ -33,10 +34,7 @@ def named_images(images: Sequence[str]) -> list[str]:
     for name in names:
         path = Path(os.path.expanduser(name))
         if path.is_dir():
-            inside = find_images(path)
-            if not inside:
-                raise UserError(f"no images in {path} (looked for .jpg .png .webp .bmp .gif .tif)")
-            files += inside
+            files += images_below(path)
         else:
             files.append(str(path))
     return files

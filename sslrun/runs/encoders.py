@@ -8,7 +8,7 @@ from sslrun.base.text import counted
 from sslrun.config.commands import TASKS
 from sslrun.config.compose import choices
 from sslrun.config.names import nearest
-from sslrun.config.nodes import short_name
+from sslrun.config.nodes import same_root, short_name
 from sslrun.config.types import Node
 from sslrun.runs.find import FoundRun, has_checkpoint, newest
 
@@ -57,17 +57,13 @@ def newest_encoder(runs: list[FoundRun], backbone: Node, dataset: Node, pretext:
             return False
         same = [
             not backbone.get("_target_") or backbone["_target_"] == config["backbone"]["_target_"],
-            not dataset.get("_target_") or _same_images(dataset, config["dataset"]),
+            not dataset.get("_target_") or dataset["_target_"] == config["dataset"]["_target_"],
+            not dataset.get("_target_") or same_root(dataset, config["dataset"]),
             pretext is None or pretext == short_name(config["pretext"]["_target_"]),
         ]
         return all(same)
 
     return newest(runs, fits)
-
-
-def _same_images(a: Node, b: Node) -> bool:
-    roots = [str(Path(os.path.expanduser(n["root"])).resolve()) if n.get("root") else None for n in (a, b)]
-    return a["_target_"] == b["_target_"] and roots[0] == roots[1]
 
 
 def _no_run(init: str, runs: list[FoundRun], backbone: Node, dataset: Node) -> str:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from sslrun.base.console import log
+from sslrun.base.console import log, silently
 from sslrun.base.errors import UserError
 from sslrun.base.output import write_csv, write_json
 from sslrun.base.text import counted
-from sslrun.config.nodes import overlaid
+from sslrun.config.build import locate, parameters
+from sslrun.config.nodes import overlaid, same_root
 from sslrun.config.types import Node, PositiveInt
 from sslrun.data.dataset import Dataset, load_test, load_train
 from sslrun.data.labels import LabelBudget
@@ -124,6 +125,18 @@ class Evaluated:
         return self.data.labels.numpy()
 
 
+def _is_other_folder(node: Node, trained_on: Node, directory: Path) -> bool:
+    """Return whether a data set is a folder other than that of a run, which may have been moved."""
+    if "test_fraction" not in parameters(locate(node["_target_"])) or same_root(node, trained_on):
+        return False
+    try:
+        with silently():
+            data, _ = load_train(node)
+    except UserError:  # such as a single class, or nothing to train on
+        return True
+    return data.fingerprint() != read_summary(directory).get("data_fingerprint")
+
+
 def _evaluated(run: str, settings: Evaluate, overrides: dict[str, str]) -> Evaluated:
     directory = find_run(run)
     trained = load_classifier(directory)
@@ -131,6 +144,9 @@ def _evaluated(run: str, settings: Evaluate, overrides: dict[str, str]) -> Evalu
     dataset, trained_on = settings.dataset, trained.config["dataset"]
     base = dataset if dataset.get("_target_") else trained_on
     node = preprocessing_of(overlaid("dataset", base, dataset, overrides), trained_on, overrides, trained.path)
+    if "dataset.test_fraction" not in overrides and _is_other_folder(node, trained_on, directory):
+        node = {**node, "test_fraction": 1.0}
+        log.info("%s is not the folder of %s: if it has no test/, all its images are used.", node["root"], directory)
     data = load_test(node)
     if data.class_names != trained.class_names:
         raise UserError(

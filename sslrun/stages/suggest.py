@@ -16,7 +16,7 @@ from sslrun.base.files import file_hash, new_folder
 from sslrun.base.output import write_csv
 from sslrun.base.text import counted
 from sslrun.config.types import Count, Node, PositiveInt
-from sslrun.data.decode import find_images
+from sslrun.data.tree import find_images
 from sslrun.inference.index import indexed
 from sslrun.inference.inputs import named_images
 from sslrun.inference.model import open_model

@@ -22,6 +22,8 @@ from sslrun.study.choice import AUTO, PROBE, TUNED, folds_of, score_of
 from sslrun.study.launch import StudyRun, study_run
 from sslrun.study.settings import device_of, overrides_of
 
+PLACE = ("root", "test_fraction")  # keys of a data set on which its test split depends
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -153,8 +155,8 @@ def plan_of(
                 classifier(f"{name}_fold{k + 1}of{n}", own | {"fold": [k, n]}, cell.setting) for k, n in folds
             ]
         reading = [f"run={literal(classifiers[cell].directory.as_posix())}", *evaluating]
-        if "root" in config["dataset"]:  # the current location of the images
-            reading.append(f"dataset.root={literal(config['dataset']['root'])}")
+        if "root" in config["dataset"]:  # the current location of the images, which may have been moved
+            reading += [f"dataset.{k}={literal(config['dataset'][k])}" for k in PLACE if k in config["dataset"]]
         read = {"run": classifiers[cell].directory.as_posix(), "device": config["device"]}
         evaluations[cell] = study_run(stages, EVALUATE, name, read, reading, loaded.test)
     return Plan(classified, pretrained_by, classifiers, evaluations, trials)

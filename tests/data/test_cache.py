@@ -23,7 +23,8 @@ from sslrun.base.errors import UserError
 from sslrun.data import cache, workers
 from sslrun.data import decode as decoding
 from sslrun.data.cache import decode_all, resize_all, resized
-from sslrun.data.decode import VERSION, decode, find_images
+from sslrun.data.decode import VERSION, decode
+from sslrun.data.tree import find_images
 from tests.helpers import ended, spawn, wait_for
 
 
@@ -143,7 +144,7 @@ def test_on_a_full_disk_images_are_decoded_in_memory_and_no_partial_entry_is_lef
         "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=66m', 'none', 'small'], check=True)\n"
         "from sslrun.base.console import start_logging\n"
         "from sslrun.data.cache import decode_all\n"
-        "from sslrun.data.decode import find_images\n"
+        "from sslrun.data.tree import find_images\n"
         "start_logging()\n"
         f"files = find_images({str(photos)!r})\n"
         "for size in (900, 8):\n"  # the first takes 145 MB

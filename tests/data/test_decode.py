@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from PIL import Image
 
-from sslrun.data.decode import UnreadableImage, decode, decode_some, find_images, is_image, read_headers, to_rgb
+from sslrun.data.decode import UnreadableImage, decode, decode_some, is_image, read_headers, to_rgb
 from tests.helpers import CHANGES, CUT, Changes, bounded, changed
 
 
@@ -176,7 +176,7 @@ def test_case_38_links_are_followed_and_loops_are_not(photos: Path) -> None:
 
 
 def test_case_46_the_order_of_files_does_not_depend_on_the_machine(photos: Path) -> None:
-    code = "import sys; from pathlib import Path; from sslrun.data.decode import find_images\n"
+    code = "import sys; from pathlib import Path; from sslrun.data.tree import find_images\n"
     code += "print(find_images(Path(sys.argv[1])))"
     answer = {
         subprocess.run(

@@ -10,9 +10,10 @@ import torch
 from PIL import Image, ImageEnhance
 
 from sslrun.data import duplicates
-from sslrun.data.decode import find_images, read_headers
+from sslrun.data.decode import read_headers
 from sslrun.data.duplicates import SAME, exact_duplicates, headers, near_duplicates, other_files
 from sslrun.data.images import Images, digests
+from sslrun.data.tree import find_images
 from tests.published import piece
 
 

@@ -34,14 +34,14 @@ def test_results_are_in_order_and_few_tasks_are_pending() -> None:
 BIG_CHILD = """
 import os, signal, sys, time
 from sslrun.base.console import start_logging
-from sslrun.data import cache, decode, workers
+from sslrun.data import cache, tree, workers
 from sslrun.base.errors import UserError
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # independent of how the tests were started
     start_logging()
     workers.WORTH_PROCESSES = 2
     cache.CHUNK = 1
-    files = decode.find_images(sys.argv[1]) * 500
+    files = tree.find_images(sys.argv[1]) * 500
     try:
         cache.decode_all(files, 16, "crop", "rgb")
     except UserError as error:

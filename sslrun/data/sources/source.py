@@ -31,6 +31,7 @@ class Listing:
         labels: N integers, or None.
         class_names: the name of each label.
         class_ids: alternative names that `dataset.classes` accepts, such as synset ids.
+        validation: N booleans: which images of the train split are for validation; None if none are given.
     """
 
     items: list[str] | np.ndarray
@@ -38,12 +39,14 @@ class Listing:
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     class_ids: tuple[str, ...] = ()
+    validation: np.ndarray | None = None
 
     def take(self, positions: np.ndarray) -> "Listing":
         """Return the images at these positions."""
         items = self.items[positions] if isinstance(self.items, np.ndarray) else [self.items[i] for i in positions]
         names = [self.names[i] for i in positions]
-        return replace(self, items=items, names=names, labels=None if self.labels is None else self.labels[positions])
+        rows = {k: v[positions] for k in ("labels", "validation") if (v := getattr(self, k)) is not None}
+        return replace(self, items=items, names=names, **rows)
 
 
 def checked(listing: Any, contract: Contract, split: SplitName) -> Listing | None:
@@ -122,6 +125,19 @@ def as_published(name: str, top: Path) -> Iterator[None]:
         raise
     except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as e:
         raise UserError(f"{top} does not match the published {name} ({e}): remove it to download it again") from None
+
+
+def with_validation(train: Listing, val: Listing) -> Listing:
+    """Return the files of both listings, with those of the second marked as validation images."""
+    assert isinstance(train.items, list)
+    assert isinstance(val.items, list)
+    return replace(
+        train,
+        items=[*train.items, *val.items],
+        names=[*train.names, *val.names],
+        labels=np.concatenate([np.asarray(train.labels), np.asarray(val.labels)]),
+        validation=np.arange(len(train.items) + len(val.items)) >= len(train.items),
+    )
 
 
 def take_split(listing: Listing, split: SplitName) -> Listing | None:

@@ -1,7 +1,9 @@
 """A user's folder of images, in all supported layouts."""
 
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -9,7 +11,7 @@ from PIL import Image
 from sslrun.base.console import start_logging
 from sslrun.base.errors import UserError
 from sslrun.data.dataset import listed, load, load_test, load_train
-from sslrun.data.decode import find_images
+from sslrun.data.tree import find_images
 from tests.helpers import folder_node, source_node
 
 
@@ -57,7 +59,8 @@ def test_of_a_test_and_a_val_folder_the_test_folder_is_the_test_split() -> None:
 
 def test_case_47_unlabeled_folders_flat_and_nested(photos: Path) -> None:
     shutil.copytree(photos / "flower", "flat")
-    shutil.copytree(photos, "nested/2021/summer")
+    shutil.copytree(photos / "temple", "nested/2021")
+    shutil.copytree(photos / "flower", "nested/2022")
     for root, n in (("flat", 30), ("nested", 60)):
         train, val = load_train(source_node("folder", root))
         assert (len(train), val, train.labels) == (n, None, None)
@@ -65,18 +68,21 @@ def test_case_47_unlabeled_folders_flat_and_nested(photos: Path) -> None:
             load_test(source_node("folder", root))
 
 
-def test_one_folder_per_class_and_a_stray_image_is_reported(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_images_next_to_class_folders_are_unlabeled(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
     start_logging()
     shutil.copytree(photos, "set")
     shutil.copytree(photos / "flower", "set/deep/summer")
     assert load_train(source_node("folder", "set"))[0].class_names == ["deep", "flower", "temple"]
     shutil.copy(photos / "flower/flower 00.jpg", "set/cover.jpg")
-    assert load_train(source_node("folder", "set"))[0].labels is None
-    assert "cover.jpg" in capfd.readouterr().err
+    assert load_train(source_node("folder", "set"))[0].class_names == ["deep", "flower", "temple"]
+    more = load(source_node("folder", "set"), "unlabeled")
+    assert more is not None
+    assert more.names == ["cover.jpg"]
+    assert "1 image next to the class folders have no label" in capfd.readouterr().err
 
 
 def test_a_wrapper_folder_is_descended_into(photos: Path) -> None:
-    shutil.copytree(photos, "download/my photos")
+    shutil.copytree(photos, "download/2021/my photos")
     assert load_train(source_node("folder", "download"))[0].class_names == ["flower", "temple"]
 
 
@@ -111,5 +117,132 @@ def test_unknown_test_classes_get_the_nearest_name(tmp_path: Path) -> None:
     for name in ("train/flat", "train/house", "test/flatt", "test/house"):
         (tmp_path / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
-    with pytest.raises(UserError, match=r"classes that are missing in .*train: flatt; did you mean flat\?$"):
+    with pytest.raises(UserError, match=r"classes that are missing in train/: flatt; did you mean flat\?$"):
         load_test(source_node("folder", tmp_path))
+
+
+def files(layout: str, n: int = 5) -> None:
+    """Create n empty images `0.png`, ... in each of these folders, or one file if a name has a suffix."""
+    for name in layout.split():
+        path = Path("set", name.replace("~", " "))
+        if path.suffix:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            continue
+        path.mkdir(parents=True, exist_ok=True)
+        for i in range(n):
+            (path / f"{i}.png").touch()
+
+
+def read(split: str, **keys: Any) -> dict[str, int] | int | None:
+    """Return the number of images of a split by class, or as a whole without labels."""
+    listing = listed(folder_node("set", **keys), split)  # type: ignore[arg-type]
+    if listing is None:
+        return None
+    if listing.labels is None:
+        return len(listing.names)
+    return {c: int((listing.labels == i).sum()) for i, c in enumerate(listing.class_names)}
+
+
+LAYOUTS: list[tuple[str, Any, Any, Any, str]] = [
+    # folders with 5 images each; train, test, unlabeled, words of the log
+    ("a b", {"a": 4, "b": 4}, {"a": 1, "b": 1}, None, "10 images, 2 classes"),
+    ("__MACOSX/photos/a photos/a photos/b @eaDir", {"a": 4, "b": 4}, {"a": 1, "b": 1}, None, "2 system folders"),
+    ("a/@eaDir/0.png a b/#recycle b lost+found", {"a": 4, "b": 4}, {"a": 1, "b": 1}, None, "@eaDir, #recycle"),
+    ("a b unlabeled", {"a": 4, "b": 4}, {"a": 1, "b": 1}, 5, "5 unlabeled images"),
+    ("a b _unsure Unlabelled", {"a": 4, "b": 4}, {"a": 1, "b": 1}, 10, "10 unlabeled images"),
+    ("train/a train/b train/_unsure", {"a": 4, "b": 4}, {"a": 1, "b": 1}, 5, "train/ 10 images, 2 classes"),
+    ("bus car train", {"bus": 4, "car": 4, "train": 4}, {"bus": 1, "car": 1, "train": 1}, None, "train/: read as a class"),
+    ("bus car Test val", {"Test": 4, "bus": 4, "car": 4, "val": 4}, {"Test": 1, "bus": 1, "car": 1, "val": 1}, None,
+     "Test/, val/: read as a class"),
+    ("train/a train/b test", {"a": 4, "b": 4}, {"a": 1, "b": 1}, None, "5 images of test/ are in no class folder"),
+    ("train/a train/b test/a test/b extra", {"a": 5, "b": 5}, {"a": 5, "b": 5}, None, "are left out (extra)"),
+    ("seg_train/seg_train/a seg_train/seg_train/b seg_test/seg_test/b seg_pred/seg_pred", {"a": 5, "b": 5},
+     {"a": 0, "b": 5}, None, "left out (seg_pred)"),
+    ("Training_Images/a Training_Images/b Test~Set/a", {"a": 5, "b": 5}, {"a": 5, "b": 0}, None, "train/ 10 images"),
+    ("train/a train/b val/a val/b", {"a": 5, "b": 5}, {"a": 5, "b": 5}, None, "so val/ is the test split"),
+    ("train/a train/b val/a val/b test/a", {"a": 10, "b": 10}, {"a": 5, "b": 0}, None, "val/ 10 images, 2 classes"),
+    ("a/2024-05-01 a/2024-05-02 b/2024-05-01", {"a": 8, "b": 4}, {"a": 2, "b": 1}, None, "15 images, 2 classes"),
+    ("2024-05-01/a 2024-05-01/b 2024-05-02/a", {"a": 8, "b": 4}, {"a": 2, "b": 1}, None, "15 images, 2 classes"),
+    ("2024-05-01 2024-05-02", 10, None, None, "named like dates are not read as classes (2024-05-01, 2024-05-02)"),
+    ("20240501 20240502/10", 10, None, None, "named like dates"),
+    ("day~1/morning/left night/x", {"day 1": 4, "night": 4}, {"day 1": 1, "night": 1}, None, "2 classes"),
+    ("flowers/a flowers/b a b", {"a": 4, "b": 4}, {"a": 1, "b": 1}, None, "10 images left out"),
+    ("a b c/1.heics c/2.xyz", {"a": 4, "b": 4}, {"a": 1, "b": 1}, None, "images that can be read: c"),
+    ("a b a/1.jfif a/2.jpe a/3.JPG a/notes.txt", {"a": 6, "b": 4}, {"a": 2, "b": 1}, None, "1 file of other formats: 1 .txt"),
+    (".hidden/a a b", {"a": 4, "b": 4}, {"a": 1, "b": 1}, None, "10 images, 2 classes"),
+    (f"th{chr(0xE9)} the{chr(0x301)}/more b", {f"th{chr(0xE9)}": 8, "b": 4}, {f"th{chr(0xE9)}": 2, "b": 1}, None,
+     "15 images, 2 classes"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("layout", "train", "test", "unlabeled", "words"), LAYOUTS, ids=[x[0][:40] for x in LAYOUTS])
+def test_layouts(
+    layout: str, train: Any, test: Any, unlabeled: Any, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start_logging()
+    files(layout)
+    assert read("train") == train
+    assert read("test") == test
+    assert read("unlabeled") == unlabeled
+    assert words in capfd.readouterr().err
+
+
+def test_a_given_validation_folder_is_the_validation_split(photos: Path) -> None:
+    for name in ("train", "val", "test"):
+        shutil.copytree(photos, f"set/{name}")
+    Path("set/val/temple/temple 00.jpg").unlink()
+    train, val = load_train(source_node("folder", "set", val_fraction=0.5))
+    assert val is not None
+    assert (len(train), len(val)) == (60, 59)
+    assert all(n.startswith("val/") for n in val.names)
+    assert train.class_sizes == {0: 30, 1: 30}
+    capped, same = load_train(source_node("folder", "set", max_images=10, classes=["temple"]))
+    assert (len(capped), same and len(same)) == (10, 29)
+    Path("set/val/castle").mkdir()
+    shutil.copy(photos / "temple/temple 00.jpg", "set/val/castle/x.jpg")
+    with pytest.raises(UserError, match=r"val/ in set has classes that are missing in train/: castle"):
+        load_train(source_node("folder", "set"))
+
+
+def test_fewer_images_than_classes_are_refused() -> None:
+    files("a b c")
+    with pytest.raises(UserError, match=r"dataset\.max_images=2 is less than one image for each of the 3 classes"):
+        listed(folder_node("set", max_images=2), "train")
+
+
+def test_a_folder_without_training_images_says_so() -> None:
+    files("val/a test/a test/b")
+    with pytest.raises(UserError, match=r"set has no train/, only test/ or val/"):
+        listed(folder_node("set"), "train")
+    assert read("test") == {"a": 5, "b": 5}
+
+
+@pytest.mark.parametrize("fraction", [0.4, 1.0])
+def test_the_test_fraction_is_a_key(fraction: float) -> None:
+    files("a b")
+    assert read("test", test_fraction=fraction) == {"a": 5 * fraction, "b": 5 * fraction}
+
+
+def test_names_of_classes_are_compared_in_any_form_of_unicode() -> None:
+    files(f"train/th{chr(0xE9)} train/b test/the{chr(0x301)}")
+    assert read("test") == {f"th{chr(0xE9)}": 5, "b": 0}
+    assert read("train", classes=[f"the{chr(0x301)}", "b"]) == {f"th{chr(0xE9)}": 5, "b": 5}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root opens every folder")
+def test_folders_that_cannot_be_opened_are_named(capfd: pytest.CaptureFixture[str]) -> None:
+    start_logging()
+    files("a b a/closed")
+    Path("set/a/closed").chmod(0)
+    try:
+        assert read("train") == {"a": 4, "b": 4}
+    finally:
+        Path("set/a/closed").chmod(0o755)
+    assert "1 folder cannot be opened: set/a/closed (Permission denied)" in capfd.readouterr().err
+
+
+def test_a_folder_with_other_files_only_says_what_they_are() -> None:
+    files("a/1.dng a/2.dng a/3.txt")
+    with pytest.raises(UserError, match=r"no images in set .*3 files of other formats: 2 \.dng, 1 \.txt; convert them"):
+        read("train")
