@@ -1,6 +1,7 @@
 """Paths of the config files and of the cache."""
 
 import os
+import tempfile
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
@@ -10,9 +11,15 @@ CONF, EXTENDING = _TOP / "conf", _TOP / "docs" / "extending.md"
 
 
 def home() -> Path:
-    """Return the cache folder: `SSLRUN_CACHE`, or `sslrun` below `XDG_CACHE_HOME` or `~/.cache`."""
-    own = os.environ.get("SSLRUN_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "sslrun")
+    """Return the cache folder: `SSLRUN_CACHE`, or `sslrun` below `XDG_CACHE_HOME` or `~/.cache`, or a temporary one."""
+    if own := os.environ.get("SSLRUN_CACHE"):
+        return Path(own)
+    if own := os.environ.get("XDG_CACHE_HOME"):
+        return Path(own, "sslrun")
+    try:
+        return Path.home() / ".cache" / "sslrun"
+    except RuntimeError:  # a user without a home, as in a container
+        return Path(tempfile.gettempdir(), f"sslrun-{os.getuid()}")
 
 
 def shown(path: Path) -> str:

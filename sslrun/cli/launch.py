@@ -49,11 +49,12 @@ def launch(invocation: Invocation) -> None:
 
     from sslrun.base.locks import locked
     from sslrun.cli import resume, sweeps
+    from sslrun.cli.places import quoted_paths
     from sslrun.config.renames import renamed_overrides
 
     _refuse_others(invocation)
     invocation = invocation.with_overrides(renamed_overrides(invocation.overrides, notice=True))
-    invocation = _with_images(invocation)
+    invocation = _with_images(invocation.with_overrides(quoted_paths(invocation.overrides, invocation.multirun)))
     sys.path.append(str(Path.cwd()))
     if invocation.command == EVALUATE:
         invocation = sweeps.over_finished_jobs(invocation)

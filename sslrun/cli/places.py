@@ -1,10 +1,13 @@
 """Checks of the files, folders and runs that a config names, before torch is imported."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -12,6 +15,7 @@ from sslrun.base.console import silently
 from sslrun.base.errors import UserError
 from sslrun.base.files import refuse_file, refuse_folder
 from sslrun.config.commands import COMMANDS, EVALUATE, FINETUNE, FOR_ENCODER, PREDICT, WITH_CLASSIFIER, WITH_ENCODER
+from sslrun.config.grammar import quoted
 from sslrun.config.nodes import plain, short_name
 from sslrun.config.types import Node
 from sslrun.runs.encoders import IMAGENET, SCRATCH, newest_encoder, source_of
@@ -21,6 +25,7 @@ READ = ("unlabeled", "labeled", "in")  # keys of folders to read
 NEW_FOLDERS = ("save", "sort_into")  # keys of folders to create
 NAMING = (*READ, *NEW_FOLDERS, "images", "out", "run", "against", "init", "what", "dataset", "backbone")
 STDIN = "-"
+PATHS = ("dataset.root", "run", "against", "init", "resume", "out", *READ, *NEW_FOLDERS)  # keys whose values are paths
 
 
 def mistakes(command: str, config: DictConfig, config_dir: str | None, seen: set[str]) -> list[str]:
@@ -51,6 +56,36 @@ def mistakes(command: str, config: DictConfig, config_dir: str | None, seen: set
     ):
         out += _message(check)
     return out
+
+
+def quoted_paths(overrides: Sequence[str], multirun: bool) -> list[str]:
+    """Return overrides with paths quoted where Hydra's grammar would read them differently: `2024`, `a,b`, `x (1)`.
+
+    Args:
+        multirun: whether a comma separates the values of a sweep, unless there is a file or folder of this name.
+    """
+    return [_quoted(o, multirun) for o in overrides]
+
+
+def _quoted(override: str, multirun: bool) -> str:
+    key, _, value = override.partition("=")
+    if key.lstrip("+").removeprefix("finetune.") not in PATHS or not value or value[0] in "'\"[{" or value == "null":
+        return override
+    is_sweep = multirun and ("," in value or re.match(r"\w+\(", value))
+    if _exists(value) or not ("${" in value or is_sweep):
+        return override if _is_text(value) else f"{key}={quoted(value)}"
+    if is_sweep and not re.match(r"\w+\(", value):
+        return f"{key}={','.join(v if v == 'null' or _is_text(v) else quoted(v) for v in value.split(','))}"
+    return override
+
+
+def _is_text(value: str) -> bool:
+    """Return whether Hydra reads an unquoted value as this text."""
+    try:
+        parsed = OverridesParser.create().parse_override(f"key={value}")
+    except HydraException:
+        return False
+    return not parsed.is_sweep_override() and parsed.value() == value and "${" not in value
 
 
 def refuse_missing_root(config: DictConfig) -> None:

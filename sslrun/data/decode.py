@@ -20,7 +20,7 @@ from sslrun.base.files import file_hash
 VERSION = f"3 {PIL.__version__}"  # of this decoder: raise it when a change alters the decoded pixels
 TRANSIENT = "cannot be opened"  # start of a reason that may no longer hold next time
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 HEIF = importlib.util.find_spec("pillow_heif") is not None  # an extra
 if features.check("avif"):
     FORMATS, SUFFIXES = (*FORMATS, "AVIF"), SUFFIXES | {".avif"}

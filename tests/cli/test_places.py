@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from sslrun.cli.places import quoted_paths
 from tests.helpers import Cli, runs
 
 
@@ -68,3 +69,35 @@ def test_a_folder_of_images_that_moved_is_named(in_world: Path, cli: Cli, photos
     assert answer.err == "sslrun: dataset.root=/moved: no such folder; if it has moved, set dataset.root=...\n"
     assert cli("evaluate", "dataset.root=nowhere").err == "sslrun: dataset.root=nowhere: no such folder\n"
     assert not Path("outputs/evaluate").exists()
+
+
+AS_TYPED = ("2024", "1e3", "a,b", "ünï", "x#1", "my photos (1)", "do${HOME}", "true", "null folder", "a=b", "c:d", "[1]",
+            "it's", "100%", "~x", "x;y", "-5", "写真")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AS_TYPED)
+def test_roots_may_have_any_name(name: str, cli: Cli) -> None:
+    """The folder is found, and has no images."""
+    Path(name).mkdir()
+    typed = f"'{name}'" if name == "[1]" else name  # a list, if not quoted
+    answer = cli("pretrain", "dataset=folder", f"dataset.root={typed}")
+    assert answer.err.splitlines()[-1].startswith(f"sslrun: no images in {name} (looked for")
+
+
+@pytest.mark.parametrize("name", AS_TYPED[:-3])
+def test_a_missing_root_of_any_name_is_one_line(name: str, cli: Cli) -> None:
+    if "${" in name or name == "[1]":
+        return  # an interpolation, a list
+    answer = cli("pretrain", "dataset=folder", f"dataset.root={name}")
+    assert answer.err == f"sslrun: dataset.root={name}: no such folder\n"
+
+
+def test_paths_of_a_sweep_are_separated_by_commas(cli: Cli) -> None:
+    given = ["dataset.root=2024,b (1)", "run=c,null", "seed=1,2", "init=choice(a,b)", "train.steps=3"]
+    assert quoted_paths(given, True) == ["dataset.root='2024','b (1)'", "run=c,null", *given[2:]]
+    Path("c,d").mkdir()
+    assert quoted_paths(["dataset.root=c,d"], True) == ["dataset.root='c,d'"]
+    assert quoted_paths(["dataset.root=c,d", "finetune.dataset.root=e,f"], False) == [
+        "dataset.root='c,d'",
+        "finetune.dataset.root='e,f'",
+    ]

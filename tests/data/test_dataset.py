@@ -13,7 +13,7 @@ from PIL import Image
 
 from sslrun.base.errors import UserError
 from sslrun.data.cache import resized
-from sslrun.data.dataset import Dataset, decoded, listed, listing_hash, load, load_test, load_train, load_unlabeled
+from sslrun.data.dataset import Dataset, decoded, listing_hash, load, load_test, load_train, load_unlabeled
 from sslrun.data.decode import decode
 from sslrun.data.images import Images, digests
 from sslrun.data.labels import LabelBudget, fold_rows, validation
@@ -54,18 +54,6 @@ def test_max_images_caps_training_and_not_test(photos: Path) -> None:
     assert len(load_test(source_node("folder", photos))) == 12
     flat, _ = load_train(source_node("folder", photos / "flower", max_images=7))
     assert len(flat) == 7
-
-
-def test_max_images_below_the_number_of_classes_keeps_classes_at_random() -> None:
-    for c in range(20):
-        Path(f"mine/{c:02d}").mkdir(parents=True)
-        for i in range(2):
-            Path(f"mine/{c:02d}/{i}.png").touch()
-    listing = listed(folder_node("mine", max_images=10), "train")
-    assert listing is not None
-    assert listing.labels is not None
-    assert len(listing.labels) == 10
-    assert 0 < (listing.labels >= 10).sum() < 10  # not only the first ones
 
 
 def test_different_data_has_different_fingerprints(photos: Path) -> None:

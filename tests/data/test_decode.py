@@ -363,3 +363,30 @@ def test_a_header_has_width_and_height_and_a_file_that_is_no_image_a_digest() ->
     assert len({image.digest, text.digest, other.digest}) == 3
     assert image.digest == hashlib.blake2b(Path("a.png").read_bytes(), digest_size=16).digest()
     assert missing == (b"", "", "", 0, 0)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
+@pytest.mark.parametrize("exif", [b"garbage!", b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x05\x01", b""])
+def test_a_damaged_exif_block_is_no_damaged_image(photo: Image.Image, suffix: str, exif: bytes) -> None:
+    photo.save(f"sound.{suffix}")
+    photo.save(f"x.{suffix}", exif=exif)
+    assert np.array_equal(decode(f"x.{suffix}", 16), decode(f"sound.{suffix}", 16))
+
+
+FORMATS = {"jfif": "JPEG", "jpe": "JPEG", "avif": "AVIF", "heic": "HEIF"}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_less_common_suffixes_and_formats_are_read(photo: Image.Image, suffix: str) -> None:
+    if suffix == "heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    Path("a").mkdir()
+    photo.save(f"a/x.{suffix}", FORMATS[suffix])
+    assert find_images("a") == [f"a/x.{suffix}"]
+    assert difference(decode(f"a/x.{suffix}", photo.width), np.asarray(photo.resize((photo.width, photo.width)))) < 30
+
+
+def test_a_format_that_is_not_read_says_what_to_do() -> None:
+    Path("x.dng").write_bytes(b"II*\x00\x08\x00")
+    with pytest.raises(UnreadableImage, match="not an image in a supported format; convert it to JPEG or PNG"):
+        decode("x.dng", 16)
