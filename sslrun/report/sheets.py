@@ -12,11 +12,13 @@ from PIL import Image, ImageDraw, ImageFont
 from sslrun.base.text import percent
 from sslrun.data.decode import opened, to_rgb
 from sslrun.data.images import Images
+from sslrun.report.style import font_file
 from sslrun.runs.run import Run
 
 MISTAKES_SHOWN = 24
 TILE_SIDE = 96  # px of an image on a contact sheet
 Tile = tuple[str | np.ndarray, *tuple[str, ...]]
+LAST_OF_DEJAVU = "\u2e7f"  # Chinese, Japanese and Korean characters come after it
 FIGURE_SIDE = 480  # px of an image with its prediction
 
 
@@ -64,7 +66,8 @@ def contact_sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
     lines = max(len(tile) for row in rows for tile in row) - 1
     width, height = TILE_SIDE + 16, TILE_SIDE + 14 + 13 * lines
     sheet = Image.new("RGB", (width * max(map(len, rows)), height * len(rows)), "white")
-    draw, font = ImageDraw.Draw(sheet), _font(11)
+    every = "".join(line for row in rows for _, *text in row for line in text)
+    draw, font = ImageDraw.Draw(sheet), _font(11, every)
     for j, row in enumerate(rows):
         for i, (source, *text) in enumerate(row):
             x, y = width * i + 8, height * j + 6 + 13 * lines
@@ -98,8 +101,10 @@ def prediction_figures(rows: Sequence[dict[str, Any]], folder: Path) -> None:
         titled.save(folder / f"{i:03d}_{Path(row['image']).stem[:60]}.png")
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Return DejaVu Sans from the files of matplotlib."""
+def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
+    """Return DejaVu Sans from the files of matplotlib, or another font if the text has characters that it lacks."""
+    if max(text, default="") > LAST_OF_DEJAVU:
+        return ImageFont.truetype(font_file(text), size)
     package = importlib.util.find_spec("matplotlib")
     assert package is not None
     assert package.origin is not None
@@ -108,8 +113,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def _title(text: str, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
     """Return a text, with its middle elided if it is wider than `width` px, and its font."""
-    font = _font(18)
     text = " ".join(text.splitlines())
+    font = _font(18, text)
     short, cut = text, len(text) // 2
     while font.getlength(short) > width and cut > 1:
         cut -= 1

@@ -1,9 +1,15 @@
 """Style of figures, and how they are saved."""
 
+import logging
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from sslrun.base.console import log
 
 RC_PARAMS: dict[Any, Any] = {
     "font.size": 9,
@@ -14,13 +20,60 @@ RC_PARAMS: dict[Any, Any] = {
 }
 
 
+FONT = "DejaVu Sans"  # matplotlib's own
+OTHER_FONTS = (  # for characters that it lacks, such as Chinese, Japanese and Korean
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Source Han Sans", "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei", "Droid Sans Fallback", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "PingFang SC",
+    "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS", "Noto Sans", "Segoe UI Symbol", "Noto Sans Symbols",
+)  # fmt: skip
+
+
 @contextmanager
 def styled() -> Iterator[None]:
-    """Apply the style of figures; a decorator for functions that draw and save a figure."""
+    """Apply the style of figures; a decorator for functions that draw and save a figure.
+
+    A warning is logged if no installed font has some of the characters.
+    """
     import matplotlib
 
-    with matplotlib.rc_context(RC_PARAMS):
-        yield
+    fonts = logging.getLogger("matplotlib.font_manager")
+    level = fonts.level
+    with matplotlib.rc_context(RC_PARAMS | {"font.family": [FONT, *_installed()]}):
+        fonts.setLevel(logging.ERROR)  # no warning that an installed font has no normal weight
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            yield
+        fonts.setLevel(level)
+    missing = set()
+    for warning in caught:
+        if match := re.match(r"Glyph (\d+) .* missing from font", str(warning.message)):
+            missing.add(chr(int(match[1])))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if missing - _reported:
+        shown = "".join(sorted(missing)[:10])
+        log.warning("Figures show boxes for %s: install a font with these characters, such as Noto Sans CJK", shown)
+        _reported.update(missing)
+
+
+_reported: set[str] = set()  # characters
+
+
+@cache
+def _installed() -> list[str]:
+    from matplotlib.font_manager import fontManager
+
+    names = set(fontManager.get_font_names())
+    return [name for name in OTHER_FONTS if name in names]
+
+
+@cache
+def font_file(text: str) -> str:
+    """Return the file of the first font of the figures that has all characters of a text, or most of them."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    files = [findfont(FontProperties(family=[name])) for name in (FONT, *_installed())]
+    return max(files, key=lambda file: sum(ord(c) in get_font(file).get_charmap() for c in text))
 
 
 def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:

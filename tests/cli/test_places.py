@@ -71,8 +71,8 @@ def test_a_folder_of_images_that_moved_is_named(in_world: Path, cli: Cli, photos
     assert not Path("outputs/evaluate").exists()
 
 
-AS_TYPED = ("2024", "1e3", "a,b", "ünï", "x#1", "my photos (1)", "do${HOME}", "true", "null folder", "a=b", "c:d", "[1]",
-            "it's", "100%", "~x", "x;y", "-5", "写真")  # fmt: skip
+AS_TYPED = ("2024", "1e3", "a,b", "ünï", "x#1", "my photos (1)", "do${HOME}", "true", "null folder", "a=b", "c:d",
+            "[1]", "it's", "100%", "~x", "x;y", "-5", "写真")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", AS_TYPED)

@@ -1,6 +1,14 @@
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sslrun.base.console import start_logging
+from sslrun.report import plots, style
+from sslrun.report.sheets import contact_sheet
 
 
 def test_the_style_of_figures_leaves_rc_params_unchanged(tmp_path: Path) -> None:
@@ -31,3 +39,20 @@ assert dict(matplotlib.rcParams) == before
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == [
         "confusion_matrices.png", "confusion_matrices.svg", "embeddings.png", "embeddings.svg",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "shown"), [("写真 flower", ""), (chr(0x12000), chr(0x12000)), ("thé Ω ж", "")])
+def test_characters_that_no_font_has_are_named_once(
+    name: str, shown: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start_logging()
+    if shown == "" and not style._installed() and not name.isascii() and ord(max(name)) > 0x2E80:
+        pytest.skip("no font with Chinese characters is installed")
+    style._reported.clear()
+    for folder in ("a", "b"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            plots.confusion_matrices({"scratch": np.eye(2)}, [name, "b"], "30 labels", tmp_path / folder)
+    expected = f"Figures show boxes for {shown}: install a font with these characters, such as Noto Sans CJK\n"
+    assert capfd.readouterr().err == (expected if shown else "")
+    assert contact_sheet([[(np.zeros((4, 4, 3), np.uint8), name)]]).size == (112, 123)

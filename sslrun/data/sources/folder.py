@@ -24,7 +24,7 @@ ROLES = {  # names of folders, lower case, letters only -> role
     **dict.fromkeys(("train", "training", "trn"), TRAIN),
     **dict.fromkeys(("test", "testing", "tst"), TEST),
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev"), VAL),
-    **dict.fromkeys(("unlabeled", "unlabelled"), UNLABELED),
+    UNLABELED: UNLABELED,
 }
 AFFIXES = ("images", "image", "imgs", "img", "dataset", "data", "set", "split", "seg")  # `seg_train`, `Test Set`
 DATE = re.compile(r"(19|20)\d\d([-_. ]?\d\d){0,2}|\d\d[-_. ]\d\d[-_. ](19|20)?\d\d")
@@ -82,7 +82,7 @@ def images_below(top: Path) -> list[str]:
     tree = read_tree(top)
     if not tree.top.count():
         raise UserError(_no_images(top, tree))
-    _say(top, [], tree.closed(), tree.left_out())
+    _log(top, [], tree.closed(), tree.left_out())
     return tree.top.below()
 
 
@@ -181,7 +181,7 @@ def _role(name: str) -> str | None:
     """Return the role of a folder's name, in its usual spellings: `Training`, `test_images`, `seg_train`."""
     if name.lower() == UNSURE:
         return UNLABELED
-    letters = re.sub(r"[^a-z]", "", name.lower())
+    letters = re.sub(r"[^a-z]", "", name.lower()).replace("elled", "eled")
     for affix in AFFIXES:
         for short in (letters.removeprefix(affix), letters.removesuffix(affix)):
             if short in ROLES:
@@ -305,7 +305,7 @@ def _listing(top: str | Path, files: list[str], labels: np.ndarray | None, class
     return Listing(files, names, labels, classes)
 
 
-_said: set[tuple[Path, str]] = set()  # lines logged by this process, which reads a folder for each split
+_logged: set[tuple[Path, str]] = set()  # lines logged by this process, which reads a folder for each split
 
 
 def _report(top: Path, layout: Layout, tree: Tree) -> None:
@@ -322,14 +322,14 @@ def _report(top: Path, layout: Layout, tree: Tree) -> None:
     notes = [*layout.notes]
     if vanished:
         notes.append(f"no class without images that can be read: {', '.join(vanished[:FIRST])}")
-    _say(top, read, [*notes, *tree.closed()], tree.left_out())
+    _log(top, read, [*notes, *tree.closed()], tree.left_out())
 
 
-def _say(top: Path, read: list[str], notes: list[str], left_out: list[str]) -> None:
+def _log(top: Path, read: list[str], notes: list[str], left_out: list[str]) -> None:
     lines = [("; ".join(read), logging.INFO)] if read else []
     lines += [(note, logging.WARNING) for note in notes]
     lines += [(f"left out: {', '.join(left_out)}", logging.INFO)] if left_out else []
     for text, level in lines:
-        if (said := (top.resolve(), text)) not in _said:
+        if (entry := (top.resolve(), text)) not in _logged:
             log.log(level, "%s: %s", top, text)
-            _said.add(said)
+            _logged.add(entry)

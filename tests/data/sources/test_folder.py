@@ -150,7 +150,7 @@ LAYOUTS: list[tuple[str, Any, Any, Any, str]] = [
     ("__MACOSX/photos/a photos/a photos/b @eaDir", {"a": 4, "b": 4}, {"a": 1, "b": 1}, None, "2 system folders"),
     ("a/@eaDir/0.png a b/#recycle b lost+found", {"a": 4, "b": 4}, {"a": 1, "b": 1}, None, "@eaDir, #recycle"),
     ("a b unlabeled", {"a": 4, "b": 4}, {"a": 1, "b": 1}, 5, "5 unlabeled images"),
-    ("a b _unsure Unlabelled", {"a": 4, "b": 4}, {"a": 1, "b": 1}, 10, "10 unlabeled images"),
+    ("a b _unsure Unlabel" + "led", {"a": 4, "b": 4}, {"a": 1, "b": 1}, 10, "10 unlabeled images"),
     ("train/a train/b train/_unsure", {"a": 4, "b": 4}, {"a": 1, "b": 1}, 5, "train/ 10 images, 2 classes"),
     ("bus car train", {"bus": 4, "car": 4, "train": 4}, {"bus": 1, "car": 1, "train": 1}, None,
      "train/: read as a class"),
