@@ -1,10 +1,8 @@
-"""Exact and near duplicates, and files that are not images.
+"""Exact and near duplicates.
 
 The functions here only measure; they draw no conclusions.
 """
 
-import os
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +14,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from sslrun.base.console import progress
-from sslrun.data.decode import Header, is_image, read_headers
+from sslrun.data.decode import Header, read_headers
 from sslrun.data.images import Images
 from sslrun.data.workers import in_order, workers
 
@@ -36,15 +34,6 @@ def headers(files: Sequence[str]) -> list[Header]:
             result += chunk
             advance(len(chunk))
     return result
-
-
-def other_files(folder: str) -> dict[str, int]:
-    """Count the files below a folder that are not images, by their suffix."""
-    result: Counter[str] = Counter()
-    for _, dirs, names in os.walk(folder):
-        dirs[:] = [d for d in dirs if not d.startswith(".")]
-        result.update(os.path.splitext(n)[1].lower() for n in names if not n.startswith(".") and not is_image(n))
-    return dict(result.most_common())
 
 
 def exact_duplicates(digests: Sequence[bytes]) -> list[list[int]]:

@@ -80,6 +80,11 @@ class Tree:
     system: list[str]
     unreadable: list[tuple[str, str]]
 
+    def others(self) -> Counter[str]:
+        """Return the number of files of other formats by suffix, most frequent first."""
+        counts: Counter[str] = sum((f.others for f in self.top.walk()), Counter())
+        return Counter(dict(counts.most_common()))
+
     def closed(self) -> list[str]:
         """Return a line about the folders that cannot be opened, if there are any."""
         named = ", ".join(f"{path} ({reason})" for path, reason in self.unreadable[:FIRST]) + _more(self.unreadable)
@@ -87,8 +92,7 @@ class Tree:
 
     def left_out(self) -> list[str]:
         """Return a line each about the files of other formats and the system folders that were left out."""
-        others: Counter[str] = sum((f.others for f in self.top.walk()), Counter())
-        lines = []
+        others, lines = self.others(), []
         if others:
             named = ", ".join(f"{n:,} {suffix}" for suffix, n in others.most_common(FIRST)) + _more(list(others))
             convertible = sorted({EXTRAS[s] for s in others if s in EXTRAS})

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from sslrun.base.output import new_table
 from sslrun.base.text import counted, duration, percent
+from sslrun.data.decode import EXTRAS
 from sslrun.study.choice import MIN_VALIDATION
 
 MAX_LISTED = 5  # entries of a long list
@@ -17,7 +18,6 @@ MAX_CROPPED = 0.3  # mean fraction of an image that a square crop may remove wit
 NO_ORIENTATION, HALF_ORIENTATION, EASY_ORIENTATION = 0.32, 0.8, 0.95
 FLIP_DETECTED = 0.65  # accuracy of predicting a horizontal flip (Orientation.flip); chance is 0.5
 IMBALANCED = 10  # ratio of the largest to the smallest class
-CONVERTIBLE = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".raw", ".dng", ".cr2", ".nef", ".arw", ".psd")
 Finding = tuple[Literal["error", "warning", "advice"], str]
 
 
@@ -62,10 +62,12 @@ def _files(report: dict[str, Any]) -> list[Finding]:
         named = ", ".join(f"{n} of {report['splits'][name]['images']} in {name}" for name, n in small.items() if n)
         size = f"dataset.image_size={options['image_size']}"
         out.append(("advice", f"images smaller than {size} are upsampled, which adds no detail: {named}"))
-    others = {s: n for s, n in report["other_files"].items() if s in CONVERTIBLE}
+    others = {s: n for s, n in report["other_files"].items() if s in EXTRAS}
     if others:
-        named = ", ".join(f"{n} {s}" for s, n in others.items())
-        out.append(("warning", f"files in formats that sslrun does not read: {named}; convert them to JPEG or PNG"))
+        named = ", ".join(f"{n} {s} ({EXTRAS[s]})" for s, n in others.items())
+        out.append(("warning", f"images in formats that are not read: {named}"))
+    if report["unreadable_folders"]:
+        out.append(("warning", f"folders that cannot be opened: {_listed(report['unreadable_folders'])}"))
     return out
 
 

@@ -20,13 +20,14 @@ from sslrun.config.nodes import short_name
 from sslrun.config.types import Node, Positive, PositiveInt
 from sslrun.data.cache import Decoded
 from sslrun.data.dataset import decoded, listed
-from sslrun.data.duplicates import exact_duplicates, headers, near_duplicates, other_files
+from sslrun.data.duplicates import exact_duplicates, headers, near_duplicates
 from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget, counts, validation_sizes
 from sslrun.data.options import DatasetNode, Options, describe, shared
 from sslrun.data.orientation import pixels, sample
 from sslrun.data.sources.folder import unlabeled_folder
 from sslrun.data.sources.source import Listing, SplitName
+from sslrun.data.tree import read_tree
 from sslrun.models.encoder import BackboneNode
 from sslrun.report.check import findings, table
 from sslrun.runs.run import Run
@@ -110,9 +111,9 @@ def check(run: Run, settings: Check) -> dict[str, Any]:
         "dataset": describe(settings.dataset),
         "options": {k: getattr(options, k) for k in ("image_size", "resize", "max_bad_fraction", "horizontal_flip")},
         "splits": {p.name: _split(p, options) for p in splits},
-        "other_files": _other_files(settings.dataset),
+        **_left_out(settings.dataset),
         "duplicates": _duplicates(splits),
-        "labels": _labels(splits[0], options, budget),
+        "labels": _labels(splits[0], next((p for p in splits if p.name == "val"), None), options, budget),
         "pixels": pixels(sample(images)) if len(images) else None,
     }
     if len(images) > 1:
@@ -138,9 +139,15 @@ def _splits(dataset: Node, unlabeled: str | None) -> Iterator[CheckedSplit]:
     if unlabeled:
         listings.insert(1, (f"unlabeled={unlabeled}", unlabeled_folder(Path(os.path.expanduser(unlabeled)))))
     for name, listing in listings:
-        if listing is not None:
-            log.info("Checking %s of %s", counted(len(listing.names), "image"), name)
-            yield CheckedSplit(name, listing, decoded(listing, shared(dataset)))
+        if listing is None:
+            continue
+        log.info("Checking %s of %s", counted(len(listing.names), "image"), name)
+        parts = {name: listing}
+        if listing.validation is not None:
+            given = listing.validation
+            parts = {name: listing.take(np.flatnonzero(~given)), "val": listing.take(np.flatnonzero(given))}
+        for part, files in parts.items():
+            yield CheckedSplit(part, files, decoded(files, shared(dataset)))
 
 
 def _joined(splits: list[CheckedSplit]) -> Images:
@@ -179,9 +186,12 @@ def _split(split: CheckedSplit, options: Options) -> dict[str, Any]:
     return out
 
 
-def _other_files(dataset: Node) -> dict[str, int]:
-    is_folder = short_name(dataset["_target_"]) == "folder"
-    return other_files(os.path.expanduser(dataset["root"])) if is_folder else {}
+def _left_out(dataset: Node) -> dict[str, Any]:
+    """Return the numbers of other files by suffix, and the folders that cannot be opened."""
+    if short_name(dataset["_target_"]) != "folder":
+        return {"other_files": {}, "unreadable_folders": []}
+    tree = read_tree(os.path.expanduser(dataset["root"]))
+    return {"other_files": dict(tree.others()), "unreadable_folders": [path for path, _ in tree.unreadable]}
 
 
 def _duplicates(splits: list[CheckedSplit]) -> dict[str, Any]:
@@ -198,18 +208,20 @@ def _duplicates(splits: list[CheckedSplit]) -> dict[str, Any]:
     return paths | {"test_images_in_training": len({i for g in both for i in g if in_test[i]})}
 
 
-def _labels(split: CheckedSplit, options: Options, budget: LabelBudget) -> dict[str, Any] | None:
+def _labels(
+    split: CheckedSplit, val: CheckedSplit | None, options: Options, budget: LabelBudget
+) -> dict[str, Any] | None:
     """Return the classes with too few images for validation or for the label budget; None without labels."""
     if split.labels is None:
         return None
     names, sizes = split.listing.class_names, counts(split.labels)
-    val_sizes = validation_sizes(sizes, options.val_fraction)
+    val_sizes = validation_sizes(sizes, options.val_fraction) if val is None else dict.fromkeys(sizes, 0)
     available = {c: n - val_sizes[c] for c, n in sizes.items()}
     return {
         "label_fraction": budget.fraction,
         "labels_per_class": budget.per_class,
         "classes": len(sizes),
-        "validation": sum(val_sizes.values()),
+        "validation": sum(val_sizes.values()) if val is None else len(val.good),
         "too_few_for_validation": [names[c] for c, n in sizes.items() if val_sizes[c] >= n],
         "too_few": {names[c]: available[c] for c in budget.too_small(available, sizes)},
     }

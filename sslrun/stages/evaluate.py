@@ -17,6 +17,7 @@ from sslrun.config.types import Node, PositiveInt
 from sslrun.data.dataset import Dataset, load_test, load_train
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import AnyDatasetNode, describe, preprocessing_of
+from sslrun.data.tree import normalized
 from sslrun.device import Device, inference_device
 from sslrun.evaluation.features import probabilities
 from sslrun.evaluation.intervals import paired_test
@@ -148,7 +149,7 @@ def _evaluated(run: str, settings: Evaluate, overrides: dict[str, str]) -> Evalu
         node = {**node, "test_fraction": 1.0}
         log.info("%s is not the folder of %s: if it has no test/, all its images are used.", node["root"], directory)
     data = load_test(node)
-    if data.class_names != trained.class_names:
+    if data.class_names != [normalized(name) for name in trained.class_names]:
         raise UserError(
             f"{describe(node)} has the classes {', '.join(data.class_names[:10])}, but {trained.path} was trained "
             f"for {', '.join(trained.class_names[:10])}"

@@ -14,6 +14,7 @@ from hypothesis import given
 from PIL import Image
 
 from sslrun.data.decode import UnreadableImage, decode, decode_some, is_image, read_headers, to_rgb
+from sslrun.data.tree import find_images
 from tests.helpers import CHANGES, CUT, Changes, bounded, changed
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 
 from sslrun.data import duplicates
 from sslrun.data.decode import read_headers
-from sslrun.data.duplicates import SAME, exact_duplicates, headers, near_duplicates, other_files
+from sslrun.data.duplicates import SAME, exact_duplicates, headers, near_duplicates
 from sslrun.data.images import Images, digests
 from sslrun.data.tree import find_images
 from tests.published import piece
@@ -127,13 +127,6 @@ def test_processes_read_many_files_in_order(photos: Path, monkeypatch: pytest.Mo
     files = find_images(photos) * 5
     monkeypatch.setattr(workers, "WORTH_PROCESSES", 100)
     assert headers(files) == read_headers(files)
-
-
-def test_files_that_are_not_images_are_counted_by_suffix() -> None:
-    Path("set/a/.hidden").mkdir(parents=True)
-    for name in ("x.jpg", "a/y.HEIC", "a/z.heic", "notes.txt", "a/.DS_Store", "a/.hidden/q.heic"):
-        Path("set", name).write_text("x")
-    assert other_files("set") == {".heic": 2, ".txt": 1}
 
 
 def test_the_contrast_of_near_duplicates_differs_by_at_most_a_quarter_either_way() -> None:

@@ -15,6 +15,7 @@ def report(**pixels: Any) -> dict[str, Any]:
         "options": {"image_size": 32, "resize": "crop", "max_bad_fraction": 0.01, "horizontal_flip": True},
         "splits": {"train": {"images": 100, "classes": {"a": 50, "b": 50}, "unreadable": []}},
         "other_files": {},
+        "unreadable_folders": [],
         "duplicates": {
             **{k: [] for k in ("exact", "near", "train_and_test", "classes_differ")},
             "test_images_in_training": 0,

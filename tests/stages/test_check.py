@@ -44,7 +44,7 @@ def messy(photos: Path) -> Path:
     shutil.copy("set/train/flower/flower 01.jpg", "set/train/temple/flower.jpg")  # in two classes
     shutil.copy("set/train/flower/flower 02.jpg", "set/train/flower/copy.jpg")
     Path("set/train/flower/broken.jpg").write_bytes(Path("set/train/flower/flower 01.jpg").read_bytes()[:300])
-    Path("set/train/flower/photo.heic").write_bytes(b"x")
+    Path("set/train/flower/photo.dng").write_bytes(b"x")
     return Path("set")
 
 
@@ -67,7 +67,7 @@ def test_check_finds_what_is_wrong_with_a_folder(messy: Path, cli: Cli) -> None:
     assert "1 of 53 images in train cannot be read: set/train/flower/broken.jpg (damaged" in warnings
     assert "exact or near duplicate in training: 2; first group: set/t" in warnings
     assert "images with an exact or near duplicate in another class: 1;" in warnings
-    assert "1 .heic" in warnings
+    assert "1 .dng (convert them to JPEG or PNG)" in warnings
     assert "label_fraction=0.02 is less than one image of flower (23), temple (23)" in warnings
     assert json.loads(next(Path("outputs/check").glob("*/check.json")).read_text()) == report
 
