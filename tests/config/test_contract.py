@@ -201,6 +201,7 @@ BACKBONE_LINES = {
 
 SOURCES = """
 import numpy as np
+from dataclasses import replace
 from pathlib import Path
 from sslrun.data.sources.source import Listing
 
@@ -229,6 +230,8 @@ def nothing(split): return listing(items=[], names=[], labels=[])
 def pair(split): return IMAGES, [0, 1, 1]
 def failing(split): return listing(IMAGES[5])
 def no_split(*, root: str): return listing()
+def val_rows(split): return replace(listing(), validation=np.array([0, 2]))
+def only_val(split): return replace(listing(), validation=np.array([True] * 3))
 """
 SOURCE_LINES = {
     "three_labels": "each item must have a label, found labels of shape [2] of 3 items, in split train",
@@ -246,8 +249,10 @@ SOURCE_LINES = {
     "gray": "an array of items must be N x H x W x C, uint8, with C of 1 or 3, found 3 x 8 x 8, uint8",
     "real": "an array of items must be N x H x W x C, uint8, with C of 1 or 3, found 3 x 8 x 8 x 3, float64",
     "nothing": "there must be images, found none",
+    "val_rows": "validation must be an array of 3 booleans, not all true, in split train",
+    "only_val": "validation must be an array of 3 booleans, not all true, in split train",
     "pair": "a data set must return a Listing, or None where there is no such split, found tuple",
-    "failing": "listing split train raised IndexError: index 5 is out of bounds for axis 0 with size 3 (SOURCES.py:29)",
+    "failing": "listing split train raised IndexError: index 5 is out of bounds for axis 0 with size 3 (SOURCES.py:30)",
 }
 
 

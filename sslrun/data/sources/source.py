@@ -67,9 +67,10 @@ def checked(listing: Any, contract: Contract, split: SplitName) -> Listing | Non
     if listing.labels is None:
         return listing
     labels, names = np.asarray(listing.labels), list(listing.class_names)
-    wrong = _wrong_labels(labels, len(listing.items), names)
+    wrong = _wrong_labels(labels, len(listing.items), names) or _wrong_validation(listing.validation, len(labels))
     if not wrong and split == "train":
-        present = set(labels.tolist())
+        trained_on = labels if listing.validation is None else labels[~listing.validation]
+        present = set(trained_on.tolist())
         without = [n for i, n in enumerate(names) if i not in present]
         wrong = f"each class must have images, found none of {', '.join(without[:5])}" if without else None
     if wrong:
@@ -114,6 +115,13 @@ def _wrong_labels(labels: np.ndarray, n: int, class_names: list[str]) -> str | N
     low, high = int(labels.min()), int(labels.max())
     inside = low >= 0 and high < len(class_names)
     return None if inside else f"labels must be 0 to {len(class_names) - 1}, as class_names say, found {low} to {high}"
+
+
+def _wrong_validation(validation: Any, n: int) -> str | None:
+    if validation is None:
+        return None
+    fits = isinstance(validation, np.ndarray) and validation.dtype == bool and validation.shape == (n,)
+    return None if fits and not validation.all() else f"validation must be an array of {n} booleans, not all true"
 
 
 @contextmanager
