@@ -162,11 +162,3 @@ def test_many_files_are_read_in_order_and_counted(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(duplicates, "progress", lambda *_: nullcontext(counted.append))
     assert [h.width for h in headers([f"{i}.png" for i in range(70)])] == list(range(1, 71))
     assert sum(counted) == 70
-
-
-def test_the_most_frequent_suffix_is_first() -> None:
-    Path("below").mkdir()
-    for name in ("a.txt", "d", "below/b.PDF", "below/c.pdf"):
-        Path(name).touch()
-    assert next(iter(other_files("."))) == ".pdf"
-    assert other_files(".") == {".pdf": 2, ".txt": 1, "": 1}

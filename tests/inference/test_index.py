@@ -14,8 +14,8 @@ from PIL import Image
 import sslrun
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.device import Device
 from sslrun.data.tree import find_images
+from sslrun.device import Device
 from sslrun.inference.index import indexed
 from sslrun.inference.model import Model
 from sslrun.models.trained import Trained

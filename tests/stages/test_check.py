@@ -267,18 +267,18 @@ def test_classes_with_too_few_images_for_the_budget_without_validation() -> None
         "validation": 8,
         "too_few_for_validation": [],
     }
-    assert stage._labels(split, options, LabelBudget(per_class=2)) == whole | {"too_few": {"a": 1}}
-    by_fraction = stage._labels(split, options, LabelBudget(0.1))
+    assert stage._labels(split, None, options, LabelBudget(per_class=2)) == whole | {"too_few": {"a": 1}}
+    by_fraction = stage._labels(split, None, options, LabelBudget(0.1))
     assert by_fraction is not None
     assert (by_fraction["label_fraction"], by_fraction["labels_per_class"], by_fraction["too_few"]) == (
         0.1,
         None,
         {"a": 1},
     )
-    few = stage._labels(split_of([(8, 8)] * 3, [0, 1, 1]), options, LabelBudget())
+    few = stage._labels(split_of([(8, 8)] * 3, [0, 1, 1]), None, options, LabelBudget())
     assert few is not None
     assert (few["too_few_for_validation"], few["too_few"]) == (["a"], {})
-    assert stage._labels(split_of([(8, 8)]), options, LabelBudget()) is None
+    assert stage._labels(split_of([(8, 8)]), None, options, LabelBudget()) is None
 
 
 def test_the_splits_of_a_data_set(photos: Path) -> None:
@@ -291,7 +291,14 @@ def test_the_splits_of_a_data_set(photos: Path) -> None:
     ]  # fmt: skip
     assert len(stage._joined(splits[:3])) == 120
     assert [p.labels is None for p in splits] == [False, True, True, False]
-    assert stage._other_files(source_node("digits", None)) == {}
+    assert stage._left_out(source_node("digits", None)) == {"other_files": {}, "unreadable_folders": []}
+    shutil.copytree(photos / "flower", "set/val/flower")
+    splits = list(stage._splits(folder_node("set"), None))
+    assert [(p.name, len(p.good)) for p in splits] == [("train", 60), ("val", 30), ("unlabeled", 30), ("test", 60)]
+    options: Any = SimpleNamespace(val_fraction=0.5)
+    labels = stage._labels(splits[0], splits[1], options, LabelBudget(per_class=30))
+    assert labels is not None
+    assert (labels["validation"], labels["too_few"], labels["too_few_for_validation"]) == (30, {}, [])
 
 
 def test_the_estimate_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
