@@ -22,8 +22,6 @@ from sslrun.study.choice import AUTO, PROBE, TUNED, folds_of, score_of
 from sslrun.study.launch import StudyRun, study_run
 from sslrun.study.settings import device_of, overrides_of
 
-PLACE = ("root", "test_fraction")  # keys of a data set on which its test split depends
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -156,7 +154,9 @@ def plan_of(
             ]
         reading = [f"run={literal(classifiers[cell].directory.as_posix())}", *evaluating]
         if "root" in config["dataset"]:  # the current location of the images, which may have been moved
-            reading += [f"dataset.{k}={literal(config['dataset'][k])}" for k in PLACE if k in config["dataset"]]
+            reading.append(f"dataset.root={literal(config['dataset']['root'])}")
+        if "test_fraction" in config["dataset"]:
+            reading.append(f"+dataset.test_fraction={literal(config['dataset']['test_fraction'])}")
         read = {"run": classifiers[cell].directory.as_posix(), "device": config["device"]}
         evaluations[cell] = study_run(stages, EVALUATE, name, read, reading, loaded.test)
     return Plan(classified, pretrained_by, classifiers, evaluations, trials)

@@ -352,7 +352,7 @@ def test_several_files_are_decoded_with_the_settings_given() -> None:
 
 def test_suffixes_of_images_are_recognized_in_any_case() -> None:
     assert all(is_image(f"a b.{s}") for s in ("jpg", "JPEG", "Png", "webp", "bmp", "gif", "tif", "TIFF"))
-    assert not any(is_image(n) for n in ("jpg", "a.heic", "a.jpg.txt", "a"))
+    assert not any(is_image(n) for n in ("jpg", "a.dng", "a.jpg.txt", "a"))
 
 
 def test_a_header_has_width_and_height_and_a_file_that_is_no_image_a_digest() -> None:

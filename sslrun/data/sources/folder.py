@@ -192,9 +192,11 @@ def _role(name: str) -> str | None:
 def _roles(top: Folder, layout: Layout) -> dict[str, list[Folder]]:
     """Return the folders with a role; `train`, `test` and `val` with images directly in them may be classes."""
     found: dict[str, list[Folder]] = {}
-    for f in top.filled():
-        if role := _role(f.name):
+    for f in top.folders:
+        if (role := _role(f.name)) and f.count():
             found.setdefault(role, []).append(f)
+        elif role:
+            layout.notes.append(f"{f.name}/ has no images")
     splits = [f for role, folders in found.items() if role != UNLABELED for f in folders]
     siblings = [f for f in top.filled() if not _role(f.name)]
     if splits and siblings and not any(f.filled() for f in splits):
@@ -210,7 +212,7 @@ def _part(top: Folder, layout: Layout) -> Part:
     layout.unlabeled += [f.below() for f in pool if f.count()]
     folders = [f for f in top.filled() if f not in pool]
     if not folders:
-        return Part(images=list(top.images), base=top.path)
+        return Part(images=Folder(top.path, top.images).below(), base=top.path)
     classes = _classes(folders, layout)
     if not classes:
         return Part(images=Folder(top.path, top.images, folders).below(), base=top.path)
