@@ -48,7 +48,10 @@ RENAMED: dict[str, list[tuple[str, str]]] = {
         (r"^amount$", "label_budget"),
         (r"^held_out_(accuracy|loss)$", r"cv_\1"),
     ],
-    "files": [(r"/parts/", "/study_runs/")],
+    "files": [
+        *((rf"/(?:parts|study_runs)/([^/]*)_without{k}", rf"/study_runs/\1_fold{k + 1}of3") for k in range(3)),
+        (r"/parts/", "/study_runs/"),
+    ],
 }
 
 TIMING = re.compile(r"seconds|per_second|wall_time")  # keys whose values differ from run to run
