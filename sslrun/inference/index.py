@@ -66,7 +66,7 @@ def _embedded(
     embedded = {f: known[p][1] for f, p in paths.items() if p in known and known[p][0] == stamps[f]}
     new = [f for f in paths if f not in embedded]
     if len(new) < len(paths):
-        log.info("Cached features: %d of %s", len(paths) - len(new), counted(len(paths), "image"))
+        log.info("Cached features: %s of %s", f"{len(paths) - len(new):,}", counted(len(paths), "image"))
     if not new:
         return embedded, {}
     features, bad = model.embed_readable(new, stage, batch_size)
