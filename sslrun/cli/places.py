@@ -69,7 +69,8 @@ def quoted_paths(overrides: Sequence[str], multirun: bool) -> list[str]:
 
 def _quoted(override: str, multirun: bool) -> str:
     key, _, value = override.partition("=")
-    if key.lstrip("+").removeprefix("finetune.") not in PATHS or not value or value[0] in "'\"[{" or value == "null":
+    is_path = key.lstrip("+").removeprefix("finetune.") in PATHS and value not in ("", "null")
+    if not is_path or (value[0] in "'\"[{" and not _exists(value)):
         return override
     is_sweep = multirun and ("," in value or re.match(r"\w+\(", value))
     if _exists(value) or not ("${" in value or is_sweep):

@@ -112,7 +112,7 @@ def load_train(node: Node) -> tuple[Dataset, Dataset | None]:
     data = load(node, "train")
     options = shared(node)
     assert data is not None
-    if data.validation is not None:
+    if data.validation is not None and data.validation.any():
         given = data.validation
         log.info("Validation: the %s of val/; dataset.val_fraction is not used.", counted(int(given.sum()), "image"))
         return data.take(np.flatnonzero(~given)), data.take(np.flatnonzero(given))
@@ -242,8 +242,8 @@ def _choose_classes(listing: Listing, wanted: list[str] | dict[str, list[str]]) 
         raise UserError("dataset.classes is set, but these images have no labels")
     groups = wanted if isinstance(wanted, dict) else {name: [name] for name in wanted}
     groups = {name: [normalized(m) for m in members] for name, members in groups.items()}
-    position = {name: i for i, name in enumerate(listing.class_names)}
-    position |= {name: i for i, name in enumerate(listing.class_ids)}
+    position = {normalized(name): i for i, name in enumerate(listing.class_names)}
+    position |= {normalized(name): i for i, name in enumerate(listing.class_ids)}
     unknown = [c for members in groups.values() for c in members if c not in position]
     if unknown:
         from sslrun.config.names import nearest

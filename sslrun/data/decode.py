@@ -17,11 +17,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from sslrun.base.files import file_hash
 
-VERSION = f"3 {PIL.__version__}"  # of this decoder: raise it when a change alters the decoded pixels
 TRANSIENT = "cannot be opened"  # start of a reason that may no longer hold next time
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 HEIF = importlib.util.find_spec("pillow_heif") is not None  # an extra
+VERSION = f"3 {PIL.__version__}{' heif' * HEIF}"  # of this decoder: raise it when a change alters the decoded pixels
 if features.check("avif"):
     FORMATS, SUFFIXES = (*FORMATS, "AVIF"), SUFFIXES | {".avif"}
 if HEIF:
@@ -68,9 +68,10 @@ def ignore_pillow_warnings() -> None:
 @cache
 def _register_heif() -> None:
     """Let Pillow read HEIC, once in each process."""
-    from pillow_heif import register_heif_opener
+    with suppress(Exception):  # of a broken installation: the other formats are read all the same
+        from pillow_heif import register_heif_opener
 
-    register_heif_opener()
+        register_heif_opener()
 
 
 @contextmanager

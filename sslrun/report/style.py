@@ -42,8 +42,10 @@ def styled() -> Iterator[None]:
         fonts.setLevel(logging.ERROR)  # no warning that an installed font has no normal weight
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
-            yield
-        fonts.setLevel(level)
+            try:
+                yield
+            finally:
+                fonts.setLevel(level)
     missing = set()
     for warning in caught:
         if match := re.match(r"Glyph (\d+) .* missing from font", str(warning.message)):

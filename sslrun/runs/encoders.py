@@ -38,6 +38,7 @@ def source_of(init: str, runs: list[FoundRun], backbone: Node, dataset: Node, co
     if init not in (LATEST, *tasks):
         trained = ", ".join(sorted({short_name(s["config"]["pretext"]["_target_"]) for _, s in runs}))
         hint = nearest(init, [*tasks, LATEST, SCRATCH, IMAGENET])
+        hint = "; several values need a sweep: put -m before it." if "," in init else hint
         raise UserError(
             f"init={init}: no such pretext task, run or file{hint or '.'} Pretrained here: {trained or 'none'}; or use "
             f"{LATEST}, {SCRATCH}, {IMAGENET}, a run directory or a file"

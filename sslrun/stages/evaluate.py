@@ -1,5 +1,6 @@
 """`sslrun evaluate`: evaluate a classifier on the test split, which training and model selection never use."""
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,9 @@ from sslrun.base.errors import UserError
 from sslrun.base.output import write_csv, write_json
 from sslrun.base.text import counted
 from sslrun.config.build import locate, parameters
-from sslrun.config.nodes import overlaid, same_root
+from sslrun.config.nodes import overlaid, same_root, short_name
 from sslrun.config.types import Node, PositiveInt
-from sslrun.data.dataset import Dataset, load_test, load_train
+from sslrun.data.dataset import Dataset, load, load_test, load_train
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import AnyDatasetNode, describe, preprocessing_of
 from sslrun.data.tree import normalized
@@ -126,16 +127,31 @@ class Evaluated:
         return self.data.labels.numpy()
 
 
-def _is_other_folder(node: Node, trained_on: Node, directory: Path) -> bool:
-    """Return whether a data set is a folder other than that of a run, which may have been moved."""
+def _is_other_folder(node: Node, trained_on: Node) -> bool:
+    """Return whether a data set is a folder with none of the images that a classifier was trained on.
+
+    If the images of the training cannot be read any more, the folder may be theirs, moved.
+    """
     if "test_fraction" not in parameters(locate(node["_target_"])) or same_root(node, trained_on):
         return False
-    try:
-        with silently():
-            data, _ = load_train(node)
-    except UserError:  # such as a single class, or nothing to train on
-        return True
-    return data.fingerprint() != read_summary(directory).get("data_fingerprint")
+    known = short_name(trained_on["_target_"]) != "folder" or os.path.isdir(os.path.expanduser(trained_on["root"]))
+    with silently():
+        used = load(trained_on, "train") if known else None
+        every = load({**node, "test_fraction": 1.0}, "test")
+    if used is None:
+        place, other = trained_on["root"], node["root"]
+        log.info("The images of the training are not at %s any more; only the test split of %s is used.", place, other)
+        return False
+    same = _digests(used) & _digests(every) if every else set()
+    if same:
+        log.info(
+            "%s contains %s of the training: only its test split is used.", node["root"], counted(len(same), "image")
+        )
+    return not same
+
+
+def _digests(data: Dataset) -> set[bytes]:
+    return {d.tobytes() for d in data.images.digests[data.images.index.numpy()]}
 
 
 def _evaluated(run: str, settings: Evaluate, overrides: dict[str, str]) -> Evaluated:
@@ -145,11 +161,13 @@ def _evaluated(run: str, settings: Evaluate, overrides: dict[str, str]) -> Evalu
     dataset, trained_on = settings.dataset, trained.config["dataset"]
     base = dataset if dataset.get("_target_") else trained_on
     node = preprocessing_of(overlaid("dataset", base, dataset, overrides), trained_on, overrides, trained.path)
-    if "dataset.test_fraction" not in overrides and _is_other_folder(node, trained_on, directory):
-        node = {**node, "test_fraction": 1.0}
-        log.info("%s is not the folder of %s: if it has no test/, all its images are used.", node["root"], directory)
+    if "dataset.test_fraction" not in overrides and "test_fraction" in parameters(locate(node["_target_"])):
+        node = {**node, "test_fraction": trained_on.get("test_fraction", node.get("test_fraction", 0.2))}
+        if _is_other_folder(node, trained_on):
+            node = {**node, "test_fraction": 1.0}
+            log.info("%s has no image of the training: if it has no test/, all its images are used.", node["root"])
     data = load_test(node)
-    if data.class_names != [normalized(name) for name in trained.class_names]:
+    if [*map(normalized, data.class_names)] != [*map(normalized, trained.class_names)]:
         raise UserError(
             f"{describe(node)} has the classes {', '.join(data.class_names[:10])}, but {trained.path} was trained "
             f"for {', '.join(trained.class_names[:10])}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sslrun.base.errors import UserError
 from sslrun.data.dataset import load_test, load_train
@@ -205,3 +206,25 @@ def test_stages_are_probed_on_the_labels_of_the_run(photos: Path, monkeypatch: p
     assert evaluate._map_probes(classifier, 9) == [{"features": 8}]
     config["dataset"] = node
     assert evaluate._map_probes(classifier, 9) == []
+
+
+def test_another_folder_is_evaluated_whole_unless_it_has_images_of_the_training(
+    in_world: Path, cli: Cli, photos: Path
+) -> None:
+    def tested(root: str) -> tuple[int, str]:
+        answer = cli("evaluate", "dataset=folder", f"dataset.root={root}", "stages=false", *QUICK)
+        assert answer.code == 0, answer.err
+        return summary(runs("evaluate")[-1])["images"], answer.err
+
+    shutil.copytree(photos, "copy")
+    Image.new("RGB", (40, 40), "red").save("copy/flower/new.jpg")
+    n, words = tested("copy")
+    assert n == 12
+    assert "copy contains 48 images of the training: only its test split is used." in words
+    for name in ("flower", "temple"):
+        Path("other", name).mkdir(parents=True)
+        for i in range(7):
+            Image.new("RGB", (40, 40), (i, 200, 9)).save(f"other/{name}/{i}.png")
+    n, words = tested("other")
+    assert n == 14
+    assert "other has no image of the training: if it has no test/, all its images are used." in words

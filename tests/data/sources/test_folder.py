@@ -175,6 +175,21 @@ LAYOUTS: list[tuple[str, Any, Any, Any, str]] = [
     (".hidden/a a b", {"a": 4, "b": 4}, {"a": 1, "b": 1}, None, "10 images, 2 classes"),
     (f"th{chr(0xE9)} the{chr(0x301)}/more b", {f"th{chr(0xE9)}": 8, "b": 4}, {f"th{chr(0xE9)}": 2, "b": 1}, None,
      "15 images, 2 classes"),
+    ("train/a train/b test/a test/b test/m.png test/_unsure val/x.png", {"a": 5, "b": 5}, {"a": 5, "b": 5}, None,
+     "1 image of val/ are in no class folder"),
+    ("daisy/daisy rose/rose", {"daisy": 4, "rose": 4}, {"daisy": 1, "rose": 1}, None, "10 images, 2 classes"),
+    ("a b c/a", {"a": 4, "b": 4, "c": 4}, {"a": 1, "b": 1, "c": 1}, None, "15 images, 3 classes"),
+    ("train/a train/b test/a/x", {"a": 5, "b": 5}, {"a": 5, "b": 0}, None, "test/ 5 images, 1 class"),
+    ("train/left train/right train/other test/other/left test/other/right", {"left": 5, "other": 5, "right": 5},
+     {"left": 0, "other": 10, "right": 0}, None, "test/ 10 images, 1 class"),
+    ("2024-05-01/a 2024-05-01/unlabeled 2024-05-02/b", {"a": 4, "b": 4}, {"a": 1, "b": 1}, 5, "10 images, 2 classes"),
+    ("download/photos/a download/photos/b download/unlabeled", {"a": 4, "b": 4}, {"a": 1, "b": 1}, 5,
+     "10 images, 2 classes"),
+    ("2024-05-01/a 2024-05-02/b misc/a", {"2024-05-01": 4, "2024-05-02": 4, "misc": 4},
+     {"2024-05-01": 1, "2024-05-02": 1, "misc": 1}, None, "classes named like dates, next to others: 2024-05-01"),
+    ("vehicles/bus vehicles/train vehicles/car animals/cat", {"animals": 4, "vehicles": 12},
+     {"animals": 1, "vehicles": 3}, None, "20 images, 2 classes"),
+    ("a b test/notes.txt", {"a": 4, "b": 4}, {"a": 1, "b": 1}, None, "test/ has no images"),
 ]  # fmt: skip
 
 
@@ -215,7 +230,7 @@ def test_fewer_images_than_classes_are_refused() -> None:
 
 def test_a_folder_without_training_images_says_so() -> None:
     files("val/a test/a test/b")
-    with pytest.raises(UserError, match=r"set has no train/, only test/ or val/"):
+    with pytest.raises(UserError, match=r"set has no images to train on, only test/, val/"):
         listed(folder_node("set"), "train")
     assert read("test") == {"a": 5, "b": 5}
 
@@ -248,3 +263,32 @@ def test_a_folder_with_other_files_only_says_what_they_are() -> None:
     files("a/1.dng a/2.dng a/3.txt")
     with pytest.raises(UserError, match=r"no images in set .*3 files of other formats: 2 \.dng, 1 \.txt; convert them"):
         read("train")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    ["Data/train/a Data/test/a figures", "2024-05-01/train/a 2024-05-02/test/b", "daisy/train daisy/test rose/train",
+     "bottle/train/good bottle/test/good cable/train/good"],
+)  # fmt: skip
+def test_splits_inside_folders_are_refused_and_never_merged(layout: str) -> None:
+    files(layout)
+    with pytest.raises(UserError, match=r"contains (train|test)/.*: set dataset.root to the folder with the splits"):
+        read("train")
+
+
+@pytest.mark.parametrize(("fraction", "split", "words"), [
+    (1.0, "train", "dataset.test_fraction=1 leaves no training image of a, b"),
+    (0.05, "test", r"set: too few images for a test split \(dataset.test_fraction=0.05 of each class\)"),
+])  # fmt: skip
+def test_a_fraction_that_leaves_no_images_is_one_line(fraction: float, split: str, words: str) -> None:
+    files("a b")
+    with pytest.raises(UserError, match=words):
+        read(split, test_fraction=fraction)
+
+
+def test_classes_without_given_validation_images_get_their_own(photos: Path) -> None:
+    for name in ("train/temple", "train/flower", "train/other", "val/other", "test/temple"):
+        shutil.copytree(photos / "temple", f"set/{name}")
+    train, val = load_train(source_node("folder", "set", classes=["temple", "flower"], val_fraction=0.1))
+    assert val is not None
+    assert (len(train), len(val)) == (54, 6)
