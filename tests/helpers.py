@@ -315,6 +315,17 @@ SGD = {"_target_": "sslrun.training.optimizers.sgd", "weight_decay": 0.0, "momen
 CPU = Device(name="cpu", precision="fp32", memory_format="channels_last", compile=None, threads=None)
 
 
+class Pixels(nn.Module):
+    """A backbone that returns the images as its only map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = [3]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x]
+
+
 class MeanTask(Task):
     """Predicts the mean brightness of its images; remembers its batches."""
 

@@ -171,6 +171,7 @@ def _page(
         rows=list(_page_rows(entries)),
         runs=list(_page_runs(rows)),
         subsets=max(e.accuracy.n for e in entries),
+        enough=any(e.accuracy.known for e in entries),
         auto=mode == AUTO,
         facts=_facts(rows, about),
         advice=about["advice"] if about else [],

@@ -134,9 +134,14 @@ def _is_other_folder(node: Node, trained_on: Node) -> bool:
     """
     if "test_fraction" not in parameters(locate(node["_target_"])) or same_root(node, trained_on):
         return False
-    known = short_name(trained_on["_target_"]) != "folder" or os.path.isdir(os.path.expanduser(trained_on["root"]))
+    gone = trained_on.get("root") is not None and not os.path.isdir(os.path.expanduser(trained_on["root"]))
+    if gone and short_name(trained_on["_target_"]) != "folder":
+        return True  # a published data set, which is not downloaded for this
     with silently():
-        used = load(trained_on, "train") if known else None
+        try:
+            used = None if gone else load(trained_on, "train")
+        except UserError:  # its files have changed
+            used = None
         every = load({**node, "test_fraction": 1.0}, "test")
     if used is None:
         place, other = trained_on["root"], node["root"]

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from sslrun.base.console import log
 from sslrun.data.dataset import Dataset
@@ -11,18 +10,7 @@ from sslrun.evaluation.metrics import embedding_health
 from sslrun.evaluation.validation import classifier_metrics, encoder_metrics
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import Encoder
-from tests.helpers import CPU
-
-
-class Pixels(nn.Module):
-    """A backbone that returns the images as its only map."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.channels = [3]
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return [x]
+from tests.helpers import CPU, Pixels
 
 
 def red_and_blue(n: int) -> Dataset:

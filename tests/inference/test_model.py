@@ -26,7 +26,7 @@ from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import Encoder, build_encoder
 from sslrun.models.trained import Trained
 from sslrun.runs import checkpoint
-from tests.helpers import QUICK, Cli, runs
+from tests.helpers import QUICK, Cli, Pixels, runs
 
 
 def test_a_script_without_a_guard_may_predict_many_files(in_world: Path, photo_files: list[str]) -> None:
@@ -96,17 +96,6 @@ def test_views_are_averaged_and_deterministic(in_world: Path, photo_files: list[
 
 
 SLOPE, OFFSET = 4.0, 1.5  # logit of "light" by the brightness of an image
-
-
-class Pixels(nn.Module):
-    """A backbone that returns the image."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.channels = [3]
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return [x]
 
 
 class Darker:

@@ -15,7 +15,7 @@ from sslrun.base.errors import UserError
 from sslrun.data.dataset import load_test, load_train
 from sslrun.data.labels import LabelBudget
 from sslrun.stages import evaluate
-from tests.helpers import QUICK, TINY, Cli, folder_node, runs, summary
+from tests.helpers import QUICK, TINY, Cli, folder_node, runs, source_node, summary
 
 
 def test_a_report_of_one_classifier(in_world: Path, cli: Cli) -> None:
@@ -228,3 +228,15 @@ def test_another_folder_is_evaluated_whole_unless_it_has_images_of_the_training(
     n, words = tested("other")
     assert n == 14
     assert "other has no image of the training: if it has no test/, all its images are used." in words
+
+
+def test_a_folder_may_be_that_of_the_training_if_its_images_cannot_be_read_any_more(tmp_path: Path) -> None:
+    Path("other/a").mkdir(parents=True)
+    Path("empty").mkdir()
+    for name in ("x", "y", "z"):
+        Image.new("RGB", (8, 8), (len(name), 9, 9)).save(f"other/a/{name}.png")
+    node, cifar = folder_node("other", test_fraction=0.2), source_node("cifar10", "data/cifar10")
+    assert not evaluate._is_other_folder(node, folder_node("empty"))
+    assert not evaluate._is_other_folder(node, folder_node("nowhere"))
+    assert evaluate._is_other_folder(node, cifar)  # which is not downloaded
+    assert not Path("data").exists()
