@@ -4,7 +4,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,19 +63,27 @@ _reported: set[str] = set()  # characters
 
 @cache
 def _installed() -> list[str]:
-    from matplotlib.font_manager import fontManager
+    from matplotlib.font_manager import findSystemFonts, fontManager
 
     names = set(fontManager.get_font_names())
+    if not names & set(OTHER_FONTS):  # matplotlib's list of fonts may be older than the fonts
+        for path in set(findSystemFonts()) - {font.fname for font in fontManager.ttflist}:
+            with suppress(Exception):  # of any type, for a file that is damaged or of another format
+                fontManager.addfont(path)
+        names = set(fontManager.get_font_names())
     return [name for name in OTHER_FONTS if name in names]
 
 
 @cache
 def font_file(text: str) -> str:
-    """Return the file of the first font of the figures that has all characters of a text, or most of them."""
+    """Return the file of the first font that has all characters of a text, or else of the first installed one."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
-    files = [findfont(FontProperties(family=[name])) for name in (FONT, *_installed())]
-    return max(files, key=lambda file: sum(ord(c) in get_font(file).get_charmap() for c in text))
+    for name in (FONT, *_installed()):
+        file = findfont(FontProperties(family=[name]))
+        if all(ord(c) in get_font(file).get_charmap() for c in text):
+            return str(file)
+    return str(findfont(FontProperties(family=[*_installed(), FONT])))
 
 
 def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
