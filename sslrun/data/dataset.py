@@ -17,10 +17,12 @@ from sslrun.config.types import Node
 from sslrun.data.cache import Decoded, decode_all, resize_all
 from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget, counts, fold_rows, validation
-from sslrun.data.options import Options, describe, shared
+from sslrun.data.options import OF_FOLDERS, Options, describe, shared
 from sslrun.data.sources.folder import unlabeled_folder
 from sslrun.data.sources.source import Listing, SplitName, checked
 from sslrun.data.tree import normalized
+
+LABEL_THEM = "put the images into one folder per class, or set dataset.labels"
 
 
 @dataclass
@@ -69,7 +71,7 @@ class Dataset:
             UserError: there are no labels, only one class, or fewer images than the budget.
         """
         if self.labels is None:
-            raise UserError(f"{name} has no labels: put the images into one folder per class to finetune on them")
+            raise UserError(f"{name} has no labels: {LABEL_THEM}")
         if len(self.class_names) < 2:
             raise UserError(f"{name} has only one class ({', '.join(self.class_names)}); a classifier needs at least 2")
         return self.within(budget)
@@ -130,7 +132,9 @@ def load_test(node: Node) -> Dataset:
     """
     data = load(node, "test")
     if data is None or data.labels is None:
-        raise UserError(f"{describe(node)} has no labels to evaluate on: put the images into one folder per class")
+        raise UserError(
+            f"{describe(node)} has no labels to evaluate on: put the images into one folder per class, or set dataset.labels"
+        )
     return data
 
 
@@ -155,6 +159,9 @@ def listed(node: Node, split: SplitName) -> Listing | None:
     missing = [f"dataset.{k}" for k, (_, default) in parameters(target).items() if k not in node and default is ...]
     if missing:
         raise UserError(f"{describe(node)} needs {', '.join(missing)}, which an older run lacks: pretrain again")
+    unknown = [k for k in OF_FOLDERS if node.get(k) is not None and k not in parameters(target)]
+    if unknown:
+        raise UserError(f"{describe(node)} has no key dataset.{unknown[0]}; it is one of dataset=folder")
     if isinstance(keys.get("root"), str):
         keys["root"] = os.path.expanduser(keys["root"])
     with contract.running(f"listing split {split}"):

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sslrun.base.errors import UserError
 from sslrun.base.text import counted
@@ -38,6 +39,10 @@ class Part:
     def __len__(self) -> int:
         return sum(map(len, self.classes.values())) + len(self.images)
 
+    def paths(self) -> list[str]:
+        """Return the paths of all images."""
+        return [*self.images, *(p for images in self.classes.values() for p in images)]
+
 
 @dataclass
 class Layout:
@@ -49,6 +54,8 @@ class Layout:
         unlabeled: paths of further images for pretraining.
         notes: what a user might not expect.
         train_folder: whether there is a folder with the role of train; else the whole folder is `train`.
+        labels_from: what the labels are read from, if not from the names of folders.
+        label_file: path of the label file, if there is one.
     """
 
     train: Part = field(default_factory=Part)
@@ -57,6 +64,14 @@ class Layout:
     unlabeled: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     train_folder: bool = False
+    labels_from: str = ""
+    label_file: Path | None = None
+
+    def use_val_as_test(self) -> None:
+        """Make validation the test split, if there is no other."""
+        if self.val.classes and not self.test.classes:
+            self.test, self.val = self.val, Part()
+            self.notes.append(f"there is no {TEST}/ with labels, so {VAL}/ is the test split")
 
 
 def understood(top: Folder) -> Layout:
@@ -85,9 +100,7 @@ def understood(top: Folder) -> Layout:
                 layout.notes.append(
                     f"{counted(len(part.images), 'image')} of {role}/ are in no class folder, and are left out"
                 )
-        if layout.val.classes and not layout.test.classes:
-            layout.test, layout.val = layout.val, Part()
-            layout.notes.append(f"there is no {TEST}/ with class folders, so {VAL}/ is the test split")
+        layout.use_val_as_test()
     else:
         layout.train = _part(Folder(top.path, top.images, [*others, *roles.get(UNLABELED, [])]), layout)
     return layout

@@ -61,7 +61,8 @@ class Options:
 
 DatasetNode = Annotated[Node, Also(Options), Supplied("split")]
 # With from_checkpoint, a checkpoint fills it in.
-AnyDatasetNode = Annotated[Node, Also(Options, without=("root", "test_fraction")), Supplied("split"), FromCheckpoint()]
+OF_FOLDERS = ("root", "labels", "columns", "label_pattern", "test_fraction")
+AnyDatasetNode = Annotated[Node, Also(Options, without=OF_FOLDERS), Supplied("split"), FromCheckpoint()]
 
 
 def shared(node: Node) -> Options:

@@ -85,6 +85,12 @@ class Tree:
         counts: Counter[str] = sum((f.others for f in self.top.walk()), Counter())
         return Counter(dict(counts.most_common()))
 
+    def use(self, file: Path) -> None:
+        """Count a file, such as a label file, as read, if it is in the folder."""
+        for folder in self.top.walk():
+            if Path(folder.path).resolve() == file.resolve().parent:
+                folder.others -= Counter({file.suffix.lower(): 1})
+
     def closed(self) -> list[str]:
         """Return a line about the folders that cannot be opened, if there are any."""
         named = ", ".join(f"{path} ({reason})" for path, reason in self.unreadable[:FIRST]) + _more(self.unreadable)

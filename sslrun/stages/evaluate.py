@@ -15,9 +15,9 @@ from sslrun.base.text import counted
 from sslrun.config.build import locate, parameters
 from sslrun.config.nodes import overlaid, same_root, short_name
 from sslrun.config.types import Node, PositiveInt
-from sslrun.data.dataset import Dataset, load, load_test, load_train
+from sslrun.data.dataset import Dataset, listed, load, load_test, load_train
 from sslrun.data.labels import LabelBudget
-from sslrun.data.options import AnyDatasetNode, describe, preprocessing_of
+from sslrun.data.options import OF_FOLDERS, AnyDatasetNode, describe, preprocessing_of
 from sslrun.data.tree import normalized
 from sslrun.device import Device, inference_device
 from sslrun.evaluation.features import probabilities
@@ -155,6 +155,21 @@ def _is_other_folder(node: Node, trained_on: Node) -> bool:
     return not same
 
 
+def _refuse_training_images(test: Dataset, node: Node, trained_on: Node) -> None:
+    """Refuse keys that make images of the training test images: another fraction, or other labels."""
+    changed = [k for k in OF_FOLDERS if node.get(k) != trained_on.get(k) and k != "root"]
+    if not changed or not same_root(node, trained_on):
+        return
+    listing = listed(trained_on, "train")
+    same = set(test.names) & set(listing.names if listing else ())
+    if same:
+        keys = ", ".join(f"dataset.{k}={node.get(k)}" for k in changed)
+        raise UserError(
+            f"{keys}: {len(same)} of the {counted(len(test), 'test image')} are images of the training: evaluate with "
+            f"{', '.join(f'dataset.{k}={trained_on.get(k)}' for k in changed)}, as in the training"
+        )
+
+
 def _digests(data: Dataset) -> set[bytes]:
     return {d.tobytes() for d in data.images.digests[data.images.index.numpy()]}
 
@@ -166,6 +181,8 @@ def _evaluated(run: str, settings: Evaluate, overrides: dict[str, str]) -> Evalu
     dataset, trained_on = settings.dataset, trained.config["dataset"]
     base = dataset if dataset.get("_target_") else trained_on
     node = preprocessing_of(overlaid("dataset", base, dataset, overrides), trained_on, overrides, trained.path)
+    if "dataset.labels" not in overrides and node.get("labels") and not same_root(node, trained_on):
+        node = {**node, "labels": None, "columns": None}  # those of other images
     if "dataset.test_fraction" not in overrides and "test_fraction" in parameters(locate(node["_target_"])):
         node = {**node, "test_fraction": trained_on.get("test_fraction", node.get("test_fraction", 0.2))}
         if _is_other_folder(node, trained_on):
@@ -177,6 +194,7 @@ def _evaluated(run: str, settings: Evaluate, overrides: dict[str, str]) -> Evalu
             f"{describe(node)} has the classes {', '.join(data.class_names[:10])}, but {trained.path} was trained "
             f"for {', '.join(trained.class_names[:10])}"
         )
+    _refuse_training_images(data, node, trained_on)
     log.info("Evaluating %s on %s of %s", directory, counted(len(data), "test image"), describe(node))
     assert trained.classifier is not None
     device.put(trained.classifier)

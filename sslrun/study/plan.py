@@ -156,7 +156,7 @@ def plan_of(
         if "root" in config["dataset"]:  # the current location of the images, which may have been moved
             reading.append(f"dataset.root={literal(config['dataset']['root'])}")
         if "test_fraction" in config["dataset"]:
-            reading.append(f"+dataset.test_fraction={literal(config['dataset']['test_fraction'])}")
+            reading.append(f"dataset.test_fraction={literal(config['dataset']['test_fraction'])}")
         read = {"run": classifiers[cell].directory.as_posix(), "device": config["device"]}
         evaluations[cell] = study_run(stages, EVALUATE, name, read, reading, loaded.test)
     return Plan(classified, pretrained_by, classifiers, evaluations, trials)

@@ -152,7 +152,7 @@ def test_the_runs_of_a_study_have_its_settings_and_depend_on_the_data_that_they_
             assert r.overrides.count("label_smoothing=0.3") == (cell.setting != "")
             assert not fold or r.name == f"{run.name}_fold{fold[0] + 1}of2"
         reading = {o.replace("'", "") for o in made_plan.evaluations[cell].overrides}
-        place = {"dataset.root=photos", "+dataset.test_fraction=0.2"}
+        place = {"dataset.root=photos", "dataset.test_fraction=0.2"}
         assert reading == {f"run={run.directory.as_posix()}", "device=cpu", "device.threads=1", *place}
     evaluated = list(made_plan.evaluations.values())
     assert {r.stage for r in evaluated} == {"evaluate"}

@@ -13,26 +13,40 @@ from sslrun.base.errors import UserError
 from sslrun.base.text import counted
 from sslrun.config.names import nearest
 from sslrun.data.decode import SUFFIXES, relative
+from sslrun.data.label_layout import ColumnNames, given_labels
 from sslrun.data.labels import hashed_train_test_split
 from sslrun.data.layout import FIRST, TEST, TRAIN, UNLABELED, VAL, Layout, Part, role_of, understood
 from sslrun.data.sources.source import Listing, SplitName, with_validation
 from sslrun.data.tree import Tree, normalized, read_tree
 
 
-def folder(split: SplitName, *, root: str, test_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2) -> Listing | None:
+def folder(
+    split: SplitName,
+    *,
+    root: str,
+    labels: str | None = None,
+    columns: ColumnNames | None = None,
+    label_pattern: str | None = None,
+    test_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2,
+) -> Listing | None:
     """Any folder of images; docs/data.md shows the layouts.
 
     Args:
+        labels: a label file: a path from the working directory, or else from `root`. By default it is looked for in
+            and next to `root` if there are no class folders.
+        columns: names of the label file's columns, by role, if they are not recognized.
+        label_pattern: regular expression on the file name; its first group is the label.
         test_fraction: fraction of each class that is held out as test if there is no `test/`; 1: all images.
 
     Raises:
-        UserError: no such folder, no images in it, or classes in test that are not in train.
+        UserError: no such folder, no images in it, labels that cannot be read, or classes in test that are not in
+            train.
     """
     top = Path(root)
     if not top.is_dir():
-        raise UserError(f"{top}: no such folder; if it has moved, set dataset.root=...")
+        raise UserError(_no_folder(top))
     tree = read_tree(top)
-    layout = understood(tree.top)
+    layout = _layout(tree, labels, columns, label_pattern)
     if split != UNLABELED:
         _report(top, layout, tree)
     if split == UNLABELED:
@@ -41,6 +55,26 @@ def folder(split: SplitName, *, root: str, test_fraction: Annotated[float, Field
     if not tree.top.count():
         raise UserError(_no_images(top, tree))
     return _split(layout, split, test_fraction, top)
+
+
+def _layout(tree: Tree, labels: str | None, columns: ColumnNames | None, pattern: str | None) -> Layout:
+    """Return the layout of a folder, with given labels or those of its folders."""
+    try:
+        layout = understood(tree.top)
+    except UserError:
+        if labels is pattern is None:
+            raise
+        layout = Layout()  # folders that are unclear as classes, which they need not be
+    given = given_labels(tree.top, layout, labels, columns, pattern)
+    if given and given.label_file:
+        tree.use(given.label_file)
+    return given or layout
+
+
+def _no_folder(top: Path) -> str:
+    if top.is_file():
+        return f"{top} is a file: set dataset.root to the folder of the images, and dataset.labels={top}"
+    return f"{top}: no such folder; if it has moved, set dataset.root=..."
 
 
 def _no_images(top: Path, tree: Tree) -> str:
@@ -146,6 +180,8 @@ def _report(top: Path, layout: Layout, tree: Tree) -> None:
         if len(part):
             classes = counted(len(part.classes), "class") if part.classes else "no class folders"
             read.append(f"{name + '/ ' if name else ''}{counted(len(part), 'image')}, {classes}")
+    if layout.labels_from:
+        read.append(f"labels from {layout.labels_from}")
     if layout.unlabeled:
         read.append(f"{counted(sum(map(len, layout.unlabeled)), 'unlabeled image')}")
     empty = [f for f in tree.top.walk() if not f.count() and f.others.total() and not f.folders]

@@ -1,0 +1,116 @@
+"""Finding images by the names that a label file has for them."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from sslrun.data.tree import normalized
+
+NONE, SEVERAL = -1, -2  # instead of a position, where no image or several have a name
+
+
+class ImageNames:
+    """Finds images by the names in a label file: paths or file names, with or without suffix.
+
+    Args:
+        names: N paths below `top`, with forward slashes, all with a suffix.
+        top: the folder of the images.
+    """
+
+    def __init__(self, names: Sequence[str], top: str | Path = "") -> None:
+        self.names, self.top = names, top
+        self._paths = dict(zip(names, range(len(names)), strict=True))
+        self._by_stem: dict[str, list[int]] | None = None  # built when a name is not a whole path
+
+    def find_all(self, values: Sequence[str]) -> list[int]:
+        """Return the position of the image of each name, or NONE or SEVERAL.
+
+        A path may begin above the folder of the images. If some begin with the end of that folder's own path, the
+        others are of other images: `train/1.jpg` and `test/1.jpg`, with images in `data/train`.
+        """
+        found = [self._paths.get(v, NONE) for v in values]
+        above: dict[str, list[int]] = {}  # folders above the images in a path -> positions in `found`
+        for k, value in enumerate(values):
+            if found[k] == NONE and value:
+                found[k], folders = self._search(_plain(value))
+                if folders:
+                    above.setdefault(folders.strip("/"), []).append(k)
+        own = f"/{os.path.abspath(self.top)}".replace(os.sep, "/")
+        of_top = {folders for folders in above if own.endswith(f"/{folders}")}
+        for folders in above.keys() - of_top if of_top else ():
+            for k in above[folders]:
+                found[k] = NONE
+        return found
+
+    def several(self, value: str) -> list[str]:
+        """Return the names of the images that a name fits."""
+        return [self.names[i] for i in self._candidates(_plain(value))[0]]
+
+    def _search(self, value: str) -> tuple[int, str]:
+        """Return the image that fits a name best, or NONE or SEVERAL, and the folders above `top` in the name."""
+        if (i := self._paths.get(value)) is not None:
+            return i, ""
+        fit, folders = self._candidates(value)
+        return (NONE if not fit else fit[0] if len(fit) == 1 else SEVERAL), folders
+
+    def _candidates(self, value: str) -> tuple[list[int], str]:
+        """Return the images that fit a name best, and the folders above `top` in the name."""
+        last = value[value.rfind("/") + 1 :].lower()
+        index = self._stems()
+        same = [*index.get(last, ()), *(index.get(_without_suffix(last), ()) if "." in last else ())]
+        if len(same) == 1:  # letter case and suffix need not tell images apart
+            return _ends(self.names[same[0]].lower(), value, same)
+        for change in (_unchanged, str.lower) if same else ():
+            text = change(value)
+            for cut in (_unchanged, _without_suffix):
+                paths = [cut(change(self.names[i])) for i in same]
+                for fits in (_is_same, _is_end):
+                    if fit := [i for i, path in zip(same, paths, strict=True) if fits(path, text)]:
+                        return [*dict.fromkeys(fit)], ""
+                if fit := [i for i, path in zip(same, paths, strict=True) if _is_end(text, path)]:
+                    return [*dict.fromkeys(fit)], value[: -len(cut(self.names[fit[0]]))]
+        return [], ""
+
+    def _stems(self) -> dict[str, list[int]]:
+        """Return images by their file name in lower case, without suffix."""
+        if self._by_stem is None:
+            stems = [name[name.rfind("/") + 1 : name.rfind(".")].lower() for name in self.names]
+            by_stem: dict[str, list[int]] = {}
+            for i, stem in enumerate(stems):
+                by_stem.setdefault(stem, []).append(i)
+            self._by_stem = by_stem
+        return self._by_stem
+
+
+def _ends(path: str, value: str, image: list[int]) -> tuple[list[int], str]:
+    """Return an image if a name fits its path, in lower case, and the folders above its path in the name."""
+    text = value.lower()
+    for end in (path, path[: path.rfind(".")]):
+        if end == text or _is_end(end, text):
+            return image, ""
+        if _is_end(text, end):
+            return image, value[: -len(end)]
+    return [], ""
+
+
+def _unchanged(name: str) -> str:
+    return name
+
+
+def _without_suffix(name: str) -> str:
+    return name[: name.rfind(".")]
+
+
+def _is_same(path: str, name: str) -> bool:
+    return path == name
+
+
+def _is_end(path: str, name: str) -> bool:
+    return path.endswith(name) and path[-len(name) - 1] == "/"
+
+
+def _plain(name: str) -> str:
+    """Return a name as paths of images are written: normalized, with forward slashes, without `./`."""
+    if name.isascii() and "\\" not in name and name[0] not in "./f":
+        return name
+    return normalized(name.replace("\\", "/").removeprefix("file://").removeprefix("./"))
