@@ -132,9 +132,7 @@ def load_test(node: Node) -> Dataset:
     """
     data = load(node, "test")
     if data is None or data.labels is None:
-        raise UserError(
-            f"{describe(node)} has no labels to evaluate on: put the images into one folder per class, or set dataset.labels"
-        )
+        raise UserError(f"{describe(node)} has no labels to evaluate on: {LABEL_THEM}")
     return data
 
 

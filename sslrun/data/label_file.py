@@ -104,13 +104,11 @@ def _refuse_unique(labels: Sequence[str | None], columns: Columns, path: Path) -
 
 
 def _refuse_several(values: Sequence[str], found: Sequence[int], images: ImageNames, path: Path) -> None:
-    unclear = [value for value, i in zip(values, found, strict=True) if i == SEVERAL]
+    unclear = list(dict.fromkeys(value for value, i in zip(values, found, strict=True) if i == SEVERAL))
     if unclear:
         fit = " and ".join(images.several(unclear[0])[:2])
-        raise UserError(
-            f"{path}: {counted(len(unclear), 'name')} that fit more than one image ({unclear[0]}: {fit}): write paths "
-            f"below {images.top}"
-        )
+        others = f" (and {counted(len(unclear) - 1, 'other name')})" if len(unclear) > 1 else ""
+        raise UserError(f"{path}: {unclear[0]} fits {fit}{others}: write paths below {images.top}")
 
 
 def _used(columns: Columns) -> list[tuple[str, int]]:

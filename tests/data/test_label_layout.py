@@ -1,0 +1,191 @@
+"""Folders whose labels are in a label file or in file names."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sslrun.base.console import start_logging
+from sslrun.base.errors import UserError
+from sslrun.data.dataset import listed
+from sslrun.data.sources.source import Listing
+from tests.helpers import folder_node
+
+
+def images(*names: str) -> None:
+    for name in names:
+        path = Path("set", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def labels(text: str, name: str = "set/labels.csv") -> None:
+    Path(name).write_text(text.replace(" ", "\n"))
+
+
+def read(split: Any, **keys: Any) -> dict[str, list[str]] | list[str] | None:
+    """Return the names of a split's images by class, or all of them without labels."""
+    listing = listed(folder_node("set", **keys), split)
+    return None if listing is None else by_class(listing)
+
+
+def by_class(listing: Listing) -> dict[str, list[str]] | list[str]:
+    if listing.labels is None:
+        return listing.names
+    of_class: dict[str, list[str]] = {c: [] for c in listing.class_names}
+    for name, c in zip(listing.names, listing.labels, strict=True):
+        of_class[listing.class_names[c]].append(name)
+    return of_class
+
+
+def everything(**keys: Any) -> dict[str, list[str]]:
+    """Return all labeled images by class."""
+    found = read("test", test_fraction=1.0, **keys)
+    assert isinstance(found, dict)
+    return found
+
+
+FLAT = [f"{i}.jpg" for i in range(10)]
+ROWS = " ".join(f"{i}.jpg,{'ab'[i % 2]}" for i in range(8))  # of the first 8
+
+
+def test_a_flat_folder_with_a_label_file(capfd: pytest.CaptureFixture[str]) -> None:
+    start_logging()
+    images(*FLAT)
+    labels(f"file,species {ROWS} 8.jpg,")
+    assert everything() == {"a": ["0.jpg", "2.jpg", "4.jpg", "6.jpg"], "b": ["1.jpg", "3.jpg", "5.jpg", "7.jpg"]}
+    assert read("unlabeled") == ["8.jpg", "9.jpg"]
+    train, test = read("train"), read("test")
+    assert isinstance(train, dict)
+    assert isinstance(test, dict)
+    assert [len(train["a"]), len(test["a"])] == [3, 1]
+    assert not {*train["a"], *train["b"]} & {*test["a"], *test["b"]}
+    err = capfd.readouterr().err
+    assert (
+        "8 images, 2 classes; labels from set/labels.csv (file from file, label from species); 2 unlabeled images"
+        in err
+    )
+    assert "other formats" not in err
+
+
+@pytest.mark.parametrize("given", ["labels.csv", "mine/labels.csv", "set/labels.csv"])
+def test_a_given_path_begins_in_the_working_directory_or_else_in_the_folder(given: str) -> None:
+    images(*FLAT)
+    Path("mine").mkdir()
+    labels(f"file,label {ROWS}", "mine/labels.csv")
+    labels("file,label 9.jpg,c 8.jpg,d")
+    found = everything(labels=given)
+    assert list(found) == (["a", "b"] if given.startswith("mine") else ["c", "d"])
+
+
+def test_a_given_file_that_is_missing_is_one_line() -> None:
+    images(*FLAT)
+    with pytest.raises(UserError, match=r"dataset.labels=no.csv: no such file in the working directory or in set$"):
+        read("train", labels="no.csv")
+    with pytest.raises(UserError, match=r"dataset.columns needs a label file, found none in or next to set"):
+        read("train", columns={"label": "species"})
+
+
+def test_class_folders_are_the_labels_unless_a_label_file_is_given(capfd: pytest.CaptureFixture[str]) -> None:
+    start_logging()
+    images("x/1.jpg", "x/2.jpg", "y/3.jpg", "y/4.jpg")
+    labels("file,label 1,new 2,old 3,new 4,old")
+    assert list(everything()) == ["x", "y"]
+    message = "set/labels.csv is not read, since the folders are classes; dataset.labels=set/labels.csv reads it"
+    assert message in capfd.readouterr().err
+    assert everything(labels="set/labels.csv") == {"new": ["x/1.jpg", "y/3.jpg"], "old": ["x/2.jpg", "y/4.jpg"]}
+
+
+def test_splits_from_a_column() -> None:
+    images(*FLAT)
+    splits = ["train"] * 5 + ["val"] * 2 + ["test"] * 2 + ["unlabeled"]
+    labels("file,label,split " + " ".join(f"{n},{'ab'[i % 2]},{splits[i]}" for i, n in enumerate(FLAT)))
+    listing = listed(folder_node("set"), "train")
+    assert listing is not None
+    assert listing.validation is not None
+    assert [n for n, v in zip(listing.names, listing.validation, strict=True) if v] == ["6.jpg", "5.jpg"]
+    assert read("test") == {"a": ["8.jpg"], "b": ["7.jpg"]}
+    assert read("unlabeled") == ["9.jpg"]
+
+
+def test_folders_for_test_and_validation_keep_their_role(capfd: pytest.CaptureFixture[str]) -> None:
+    start_logging()
+    images("train/1.jpg", "train/2.jpg", "train/3.jpg", "test/4.jpg", "test/5.jpg", "test/6.jpg", "val/7.jpg")
+    labels("id,label 1,a 2,b 4,a 5,b 7,b")
+    assert read("test") == {"a": ["test/4.jpg"], "b": ["test/5.jpg"]}
+    assert read("unlabeled") == ["train/3.jpg"]  # never of test/
+    train = read("train")
+    assert train == {"a": ["train/1.jpg"], "b": ["train/2.jpg", "val/7.jpg"]}
+    assert "1 image for test without a label are left out" in capfd.readouterr().err
+
+
+def test_labels_of_a_train_folder_next_to_a_test_folder_without_any() -> None:
+    images(*[f"train_images/{n}" for n in FLAT], *[f"test_images/9{n}" for n in FLAT])
+    labels(f"id_code,diagnosis {ROWS.replace('.jpg', '')}", "set/train.csv")
+    assert {c: len(n) for c, n in everything().items()} == {"a": 4, "b": 4}
+    assert read("unlabeled") == ["train_images/8.jpg", "train_images/9.jpg"]
+
+
+def test_labels_in_file_names(capfd: pytest.CaptureFixture[str]) -> None:
+    start_logging()
+    images("Great_Dane_1.jpg", "Great_Dane_22.jpg", "more/pug_3.jpg", "pug_x_4.jpg", "cover.jpg")
+    expected = {
+        "Great_Dane": ["Great_Dane_1.jpg", "Great_Dane_22.jpg"],
+        "pug": ["more/pug_3.jpg"],
+        "pug_x": ["pug_x_4.jpg"],
+    }
+    assert everything(label_pattern=r"^(.+)_\d+") == expected
+    assert everything(label_pattern=r"Dane|pug") == {
+        "Dane": ["Great_Dane_1.jpg", "Great_Dane_22.jpg"], "pug": ["more/pug_3.jpg", "pug_x_4.jpg"],
+    }  # fmt: skip
+    assert read("unlabeled", label_pattern=r"^(.+)_\d+") == ["cover.jpg"]
+    err = capfd.readouterr().err
+    assert "1 file name not matched by dataset.label_pattern: cover.jpg" in err
+    assert r"labels from file names (^(.+)_\d+)" in err
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"label_pattern": "("}, "dataset.label_pattern=( is not a regular expression"),
+        ({"label_pattern": r"(\d+)_z"}, r"dataset.label_pattern=(\d+)_z matches no file name, such as 0.jpg"),
+        ({"label_pattern": "()", "labels": "l.csv"}, "remove dataset.labels and dataset.columns"),
+        ({"label_pattern": r"(\d+)", "image_size": 8}, ""),
+    ],
+)
+def test_expressions_for_labels_that_do_not_fit_are_one_line(keys: Any, message: str) -> None:
+    images(*FLAT)
+    if not message:
+        assert len(everything(**keys)) == 10
+        images(*[f"{i}.jpg" for i in range(10, 30)])
+        message = r"dataset.label_pattern=(\d+) gives 30 classes for 30 images, too many to learn"
+    with pytest.raises(UserError, match=re.escape(message)):
+        read("train", **keys)
+
+
+def test_folders_that_are_unclear_as_classes_can_have_a_label_file() -> None:
+    images("site1/train/1.jpg", "site1/test/2.jpg", "site2/train/3.jpg", "site2/test/4.jpg")
+    with pytest.raises(UserError, match=r"set dataset.root to the folder with the splits"):
+        read("train")
+    labels("file,label,split 1.jpg,a,train 2.jpg,a,test 3.jpg,b,train 4.jpg,b,test")
+    assert read("test", labels="set/labels.csv") == {"a": ["site1/test/2.jpg"], "b": ["site2/test/4.jpg"]}
+
+
+def test_a_label_file_as_the_root_is_one_line() -> None:
+    images(*FLAT)
+    labels(f"file,label {ROWS}")
+    message = (
+        "set/labels.csv is a file: set dataset.root to the folder of the images, and dataset.labels=set/labels.csv"
+    )
+    with pytest.raises(UserError, match=re.escape(message)):
+        listed(folder_node("set/labels.csv"), "train")
+
+
+def test_the_users_folder_is_not_written_to() -> None:
+    images(*FLAT)
+    labels(f"file,label {ROWS}")
+    before = sorted(str(p) for p in Path("set").rglob("*"))
+    read("train")
+    read("train", label_pattern=r"\d")
+    assert sorted(str(p) for p in Path("set").rglob("*")) == before
