@@ -25,7 +25,18 @@ READ = ("unlabeled", "labeled", "in")  # keys of folders to read
 NEW_FOLDERS = ("save", "sort_into")  # keys of folders to create
 NAMING = (*READ, *NEW_FOLDERS, "images", "out", "run", "against", "init", "what", "dataset", "backbone")
 STDIN = "-"
-PATHS = ("dataset.root", "run", "against", "init", "resume", "out", *READ, *NEW_FOLDERS)  # keys whose values are paths
+PATHS = (
+    "dataset.root",
+    "dataset.labels",
+    "run",
+    "against",
+    "init",
+    "resume",
+    "out",
+    *READ,
+    *NEW_FOLDERS,
+)  # keys whose values are paths
+EXPRESSIONS = ("dataset.label_pattern", "dataset.groups")  # keys whose values are regular expressions
 
 
 def mistakes(command: str, config: DictConfig, config_dir: str | None, seen: set[str]) -> list[str]:
@@ -52,6 +63,7 @@ def mistakes(command: str, config: DictConfig, config_dir: str | None, seen: set
         lambda: run.append(_run(command, values, config_dir)),
         lambda: _against(values),
         lambda: _root(values, run[0] if run else {}),
+        lambda: _labels(values),
         lambda: _new(command, values),
     ):
         out += _message(check)
@@ -59,7 +71,9 @@ def mistakes(command: str, config: DictConfig, config_dir: str | None, seen: set
 
 
 def quoted_paths(overrides: Sequence[str], multirun: bool) -> list[str]:
-    """Return overrides with paths quoted where Hydra's grammar would read them differently: `2024`, `a,b`, `x (1)`.
+    """Return overrides with values quoted where Hydra's grammar would read them differently.
+
+    These are paths, such as `2024`, `a,b`, `x (1)`, and regular expressions, such as `^(\\d+)`.
 
     Args:
         multirun: whether a comma separates the values of a sweep, unless there is a file or folder of this name.
@@ -69,7 +83,10 @@ def quoted_paths(overrides: Sequence[str], multirun: bool) -> list[str]:
 
 def _quoted(override: str, multirun: bool) -> str:
     key, _, value = override.partition("=")
-    is_path = key.lstrip("+").removeprefix("finetune.") in PATHS and value not in ("", "null")
+    name = key.lstrip("+").removeprefix("finetune.")
+    is_path = name in PATHS and value not in ("", "null")
+    if name in EXPRESSIONS and value != "null" and value[:1] not in ("", "'", '"'):
+        return override if _is_text(value) else f"{key}={quoted(value)}"
     if not is_path or (value[0] in "'\"[{" and not _exists(value)):
         return override
     is_sweep = multirun and ("," in value or re.match(r"\w+\(", value))
@@ -179,6 +196,15 @@ def _root(values: Node, run: Node) -> None:
     if is_folder and isinstance(root, str) and root != "???" and not _exists(root):
         moved = "" if node.get("root") else "; if it has moved, set dataset.root=..."
         raise UserError(f"dataset.root={root}: no such folder{moved}")
+
+
+def _labels(values: Node) -> None:
+    """Raise if a given label file does not exist."""
+    node = values.get("dataset")
+    labels, root = (node.get("labels"), node.get("root")) if isinstance(node, dict) else (None, None)
+    in_root = isinstance(root, str) and isinstance(labels, str) and _exists(os.path.join(root, labels))
+    if isinstance(labels, str) and isinstance(root, str) and not _exists(labels) and not in_root:
+        raise UserError(f"dataset.labels={labels}: no such file in the working directory or in {root}")
 
 
 def _new(command: str, values: Node) -> None:

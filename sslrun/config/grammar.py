@@ -39,7 +39,9 @@ def differing(wanted: Node, base: Node, prefix: str = "") -> list[str]:
     """Return the overrides that turn the resolved config `base` into `wanted`."""
     out = []
     if wanted.get("_target_") != base.get("_target_"):
-        out += [f"~{prefix}{key}" for key in base if key not in wanted]
+        removed = [key for key in base if key not in wanted]
+        out += [f"{prefix}{key}=0" for key in removed if base[key] is None]  # Hydra does not remove a key that is null
+        out += [f"~{prefix}{key}" for key in removed]
     for key, value in wanted.items():
         before = base.get(key)
         if isinstance(value, dict) and isinstance(before, dict) and before:

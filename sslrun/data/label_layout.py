@@ -39,6 +39,7 @@ def given_labels(
         return out
     has_classes = any(part.classes for part in (layout.train, layout.test, layout.val))
     folder = Path(top.path)
+    file: Path | None
     if labels is not None:
         file = file_of_labels(labels, folder)
     elif not has_classes or columns is not None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from sslrun.cli.places import quoted_paths
 from tests.helpers import Cli, runs
@@ -101,3 +102,21 @@ def test_paths_of_a_sweep_are_separated_by_commas(cli: Cli) -> None:
         "dataset.root='c,d'",
         "finetune.dataset.root='e,f'",
     ]
+
+
+@pytest.mark.parametrize("value", [r"^(\d+)_", "[a-z]+", r"(a|b),\d{1,2}$", "it's|x", "a=b", r"\.", '"^(x)"'])
+def test_regular_expressions_need_no_quotes(value: str) -> None:
+    (quoted,) = quoted_paths([f"dataset.label_pattern={value}"], True)
+    parsed = OverridesParser.create().parse_override(quoted)
+    assert not parsed.is_sweep_override()
+    assert parsed.value() == value.strip('"')
+    assert quoted_paths(["dataset.groups=null", "finetune.dataset.groups=x"], False) == [
+        "dataset.groups=null",
+        "finetune.dataset.groups=x",
+    ]
+
+
+def test_a_missing_label_file_is_one_line(cli: Cli) -> None:
+    Path("set").mkdir()
+    answer = cli("pretrain", "dataset=folder", "dataset.root=set", "dataset.labels=no (1).csv")
+    assert answer.err == "sslrun: dataset.labels=no (1).csv: no such file in the working directory or in set\n"

@@ -42,6 +42,8 @@ def test_keys_that_the_other_choice_does_not_have_are_removed() -> None:
     momentum = {"_target_": "sgd", "momentum": 0.9, "weight_decay": 0.1}
     result = differing({"optimizer": momentum}, {"optimizer": betas})
     assert result == ["~optimizer.betas", "optimizer._target_='sgd'", "+optimizer.momentum=0.9"]
+    result = differing({"dataset": {"_target_": "digits"}}, {"dataset": {"_target_": None, "labels": None}})
+    assert result == ["dataset.labels=0", "~dataset.labels", "dataset._target_='digits'"]
 
 
 def test_any_text_survives_quoting() -> None:

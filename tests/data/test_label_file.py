@@ -28,7 +28,8 @@ def table(header: str, *columns: Any) -> Path:
 
 
 def read(path: Path, **given: Any) -> FileLabels:
-    return read_labels(path, IMAGES, given, "photos")
+    columns: Any = given
+    return read_labels(path, IMAGES, columns, "photos")
 
 
 def cat(i: int) -> str:

@@ -240,3 +240,16 @@ def test_a_folder_may_be_that_of_the_training_if_its_images_cannot_be_read_any_m
     assert not evaluate._is_other_folder(node, folder_node("nowhere"))
     assert evaluate._is_other_folder(node, cifar)  # which is not downloaded
     assert not Path("data").exists()
+
+
+def test_keys_that_make_training_images_test_images_are_refused(in_world: Path, cli: Cli) -> None:
+    trained_on = Path(summary(runs("finetune")[0])["config"]["dataset"]["root"])
+    files = sorted(str(p.relative_to(trained_on)) for p in trained_on.rglob("*.jpg"))
+    Path("mine.csv").write_text("".join(f"{f},{f.split('/')[0]},{'test' if i % 2 else 'train'}\n"
+                                        for i, f in enumerate(files)).join(["file,label,split\n", ""]))  # fmt: skip
+    for key, training in (("dataset.test_fraction=0.5", "0.2"), ("dataset.labels=mine.csv", "None")):
+        answer = cli("evaluate", key, *QUICK)
+        assert answer.code == 1
+        last = answer.err.splitlines()[-1]
+        assert re.match(rf"sslrun: {re.escape(key)}: \d+ of the 30 test images are images of the training", last)
+        assert last.endswith(f"evaluate with {key.partition('=')[0]}={training}, as in the training")
