@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from sslrun.base import signals
 from sslrun.base.console import log, quietly, start_logging
 from sslrun.base.errors import UserError
+from sslrun.base.paths import home
 from sslrun.base.text import duration
 from sslrun.config.build import build, built_settings, refuse_foreign, settings_of
 from sslrun.config.check import check
@@ -85,6 +86,8 @@ def _configure_process() -> None:
     start_logging()
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that modules in the working directory can be a _target_
+    if not os.access(os.path.expanduser("~"), os.W_OK):  # as in a container; matplotlib would warn each time
+        os.environ.setdefault("MPLCONFIGDIR", str(home() / "matplotlib"))
     ignore_pillow_warnings()
     ensure_start_method()
 

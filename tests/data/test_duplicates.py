@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageEnhance
 
 from sslrun.data import duplicates
+from sslrun.data.cache import decode_all
 from sslrun.data.decode import read_headers
 from sslrun.data.duplicates import SAME, exact_duplicates, headers, near_duplicates
 from sslrun.data.images import Images, digests
@@ -42,6 +43,19 @@ def test_near_duplicates_are_detected_and_distinct_images_are_not(how: str) -> N
     copies = [again(p, how) for p in originals[:10]]
     result = near_duplicates(images(*originals, *copies))
     assert sorted(map(sorted, result)) == [[i, 40 + i] for i in range(10)]
+
+
+@pytest.mark.parametrize(("side", "quality"), [(96, 80), (160, 85)])
+def test_thumbnails_of_images_are_near_duplicates(side: int, quality: int, tmp_path: Path) -> None:
+    """As a NAS or a camera makes them, next to the images."""
+    for i in range(8):
+        image = piece(200, i)
+        image.save(tmp_path / f"{i}.jpg", quality=92)
+        image.thumbnail((side, side))
+        image.save(tmp_path / f"{i}_thumb.jpg", quality=quality)
+    files = find_images(tmp_path)
+    result = near_duplicates(decode_all(files, 64, "crop", "rgb").images())
+    assert sorted(map(sorted, result)) == [[2 * i, 2 * i + 1] for i in range(8)]
 
 
 def test_two_photos_of_the_same_object_are_not_near_duplicates() -> None:

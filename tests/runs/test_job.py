@@ -208,3 +208,23 @@ def test_a_job_with_a_checkpoint_is_resumed_with_what_may_change(monkeypatch: py
     assert open_with(before) == (absolute, True, True, True)
     assert open_with(None, "other") == (Path("other"), True, True, False)
     assert changed == [(absolute, "pretrain", {"train.steps": "9"}), (Path("other"), "pretrain", overrides)]
+
+
+def test_a_user_without_a_home_or_name(photos: Path) -> None:
+    """As in a container (`docker run --user 12345`): nothing is in the way."""
+    unnamed = (
+        "import os, pwd\n"
+        "def unknown(user): raise KeyError(user)\n"
+        "pwd.getpwuid, os.getuid = unknown, lambda: 12345\n"
+        "from sslrun.cli.app import main\n"
+        "main()"
+    )
+    arguments = ["data", "preview", "pretext=rotation", "dataset=folder", f"dataset.root={photos}", "images=2"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME", "SSLRUN_CACHE")}
+    environment |= {"TMPDIR": str(Path.cwd()), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", unnamed, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "atplotlib" not in done.stderr
+    assert Path("sslrun-12345/matplotlib").is_dir()
