@@ -28,6 +28,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from PIL import Image
 from torch import Tensor, nn
 
 from sslrun.augment import Rng
@@ -468,3 +469,30 @@ def changed(data: bytes, changes: Changes, part: float | None) -> bytes:
     for place, value in changes:
         out[int(place * len(out))] = value
     return bytes(out if part is None else out[: int(part * len(out))])
+
+
+def frames(
+    top: Path | str, objects: int, each: int, seed: int, name: str = "{object}_{frame:02d}.png", first: int = 0
+) -> None:
+    """Write frames of made-up objects of two classes, 24 px: `top/cup/cup3_07.png`.
+
+    All frames of an object have its own colors, by which it can be remembered; the class hardly shows.
+
+    Args:
+        objects, each: number of objects of a class, and of frames of an object.
+        name: of a file, from `object`, `frame`, and `number`, which is counted over all frames of a class.
+        first: number of the first object.
+    """
+    rng = np.random.default_rng(seed)
+    for label, kind in enumerate(("bowl", "cup")):
+        Path(top, kind).mkdir(parents=True)
+        for i in range(objects):
+            own = Image.fromarray(rng.integers(30, 220, (4, 4, 3)).astype(np.uint8)).resize((24, 24))
+            base = np.asarray(own).astype(float)
+            base[8:16, 8:16] += (12, 0, -12) if label else (-12, 0, 12)
+            for k in range(each):
+                image = (base + rng.normal(0, 2, base.shape)).clip(0, 255).astype(np.uint8)
+                file = name.format(object=f"{kind}{first + i}", frame=k, number=i * each + k)
+                path = Path(top, kind, file)
+                path.parent.mkdir(exist_ok=True)
+                Image.fromarray(image).save(path)

@@ -14,6 +14,7 @@ from sslrun.base.errors import UserError
 from sslrun.base.paths import CONF
 from sslrun.cli.app import app
 from sslrun.cli.invocation import parsed
+from sslrun.cli.places import quoted_paths
 from sslrun.cli.resume import is_resume
 from sslrun.config.commands import COMMANDS, COMPARE, FINETUNE, PRETRAIN
 from sslrun.config.compose import choices, compose_config, groups
@@ -74,7 +75,8 @@ def _mistakes_of_hydra(command: str, arguments: Sequence[str]) -> list[str]:
     out = [f"{flag}: no such flag" for flag in typed.flags if flag not in {*FLAGS, "-cd", typed.config_dir}]
     if typed.others and not COMMANDS[command].images:
         out.append(f"unexpected argument: {' '.join(typed.others)}")
-    overrides = [o for o in typed.overrides if not is_resume(o) and not (typed.config_dir and _is_own_choice(o))]
+    as_launched = quoted_paths(typed.overrides, typed.multirun)
+    overrides = [o for o in as_launched if not is_resume(o) and not (typed.config_dir and _is_own_choice(o))]
     if command == COMPARE:
         of_classifiers = [o.removeprefix("finetune.") for o in overrides if o.startswith("finetune.")]
         overrides = [o for o in overrides if not o.startswith("finetune.")]

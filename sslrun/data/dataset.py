@@ -15,6 +15,7 @@ from sslrun.config.build import parameters
 from sslrun.config.contract import Contract
 from sslrun.config.types import Node
 from sslrun.data.cache import Decoded, decode_all, resize_all
+from sslrun.data.groups import KEY, groups_per_class, not_held_out
 from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget, counts, fold_rows, validation
 from sslrun.data.options import OF_FOLDERS, Options, describe, shared
@@ -36,6 +37,7 @@ class Dataset:
         names: N image names.
         class_sizes: number of images per class before validation was split off; label fractions refer to it.
         validation: N booleans: which images are for validation; None if the data set does not say.
+        groups: N names of groups that no split divides, or None.
     """
 
     images: Images
@@ -44,6 +46,7 @@ class Dataset:
     names: list[str]
     class_sizes: dict[int, int] = field(default_factory=dict)
     validation: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -52,13 +55,16 @@ class Dataset:
         """Return the images at these positions."""
         labels = None if self.labels is None else self.labels[torch.from_numpy(positions)]
         names = [self.names[i] for i in positions]
-        return Dataset(self.images.take(positions), labels, self.class_names, names, self.class_sizes)
+        groups = None if self.groups is None else self.groups[positions]
+        return Dataset(self.images.take(positions), labels, self.class_names, names, self.class_sizes, groups=groups)
 
     def __add__(self, other: "Dataset") -> "Dataset":
         assert self.labels is not None
         assert other.labels is not None
         labels, names = torch.cat([self.labels, other.labels]), [*self.names, *other.names]
-        return Dataset(self.images + other.images, labels, self.class_names, names, self.class_sizes)
+        both = self.groups is not None and other.groups is not None
+        groups = np.concatenate([self.groups, other.groups]) if both else None
+        return Dataset(self.images + other.images, labels, self.class_names, names, self.class_sizes, groups=groups)
 
     def labeled(self, budget: LabelBudget, name: str) -> "Dataset":
         """Return the images whose labels are used to train a classifier.
@@ -88,13 +94,14 @@ class Dataset:
     def without_fold(self, k: int, n: int, seed: int) -> tuple["Dataset", "Dataset"]:
         """Return the data set without the k-th of n stratified folds, and that fold; k counts from 0."""
         assert self.labels is not None
-        rows = fold_rows(self.labels.numpy(), k, n, seed)
+        rows = fold_rows(self.labels.numpy(), k, n, seed, self.groups)
         return self.take(np.setdiff1d(np.arange(len(self)), rows)), self.take(rows)
 
     def smallest_class_size(self) -> int:
-        """Return the number of images of the smallest class."""
+        """Return the number of images of the smallest class; with groups, the smallest number of groups of a class."""
         assert self.labels is not None
-        return min(counts(self.labels.numpy()).values())
+        labels = self.labels.numpy()
+        return min((counts(labels) if self.groups is None else groups_per_class(labels, self.groups)).values())
 
     def fingerprint(self) -> str:
         """Return a hash of the pixels, labels and class names."""
@@ -120,7 +127,13 @@ def load_train(node: Node) -> tuple[Dataset, Dataset | None]:
         return data.take(np.flatnonzero(~given)), data.take(np.flatnonzero(given))
     if data.labels is None or options.val_fraction == 0:
         return data, None
-    train, val = validation(data.labels.numpy(), data.class_names, options.val_fraction, options.split_seed)
+    labels = data.labels.numpy()
+    train, val = validation(labels, data.class_names, options.val_fraction, options.split_seed, data.groups)
+    if data.groups is not None:
+        n = len(np.unique(data.groups[val]))
+        log.info("Validation: %s in %s (%s).", counted(len(val), "image"), counted(n, "group"), KEY)
+        if without := not_held_out(labels, val, data.class_names):
+            log.warning("No validation images of %s: too few groups (%s)", without, KEY)
     return data.take(train), data.take(val)
 
 
@@ -215,18 +228,20 @@ def decoded(listing: Listing, options: Options) -> Decoded:
 
 def _decoded(listing: Listing, options: Options) -> Dataset:
     result = decoded(listing, options)
-    names, labels = listing.names, listing.labels
+    names, labels, groups = listing.names, listing.labels, listing.groups
     if result.bad:
         _check_unreadable(listing, result.bad, options.max_bad_fraction)
         good = result.good()
         names, labels = [names[i] for i in good], None if labels is None else labels[good]
+        groups = None if groups is None else [groups[i] for i in good]
     if not len(names):
         raise UserError("no images are left to use")
+    group = None if groups is None else np.array(groups, dtype=object)
     if labels is None:
-        return Dataset(result.images(), None, [], names)
+        return Dataset(result.images(), None, [], names, groups=group)
     val = None if listing.validation is None else listing.validation[result.good()]
     sizes = counts(labels if val is None else labels[~val])
-    return Dataset(result.images(), torch.from_numpy(labels), list(listing.class_names), names, sizes, val)
+    return Dataset(result.images(), torch.from_numpy(labels), list(listing.class_names), names, sizes, val, group)
 
 
 def _check_unreadable(listing: Listing, bad: dict[int, str], max_bad_fraction: float) -> None:

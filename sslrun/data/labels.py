@@ -12,10 +12,11 @@ import numpy as np
 
 from sslrun.base.errors import UserError
 from sslrun.base.text import counted
+from sslrun.data.groups import KEY, group_folds, held_out
 
 
 def hashed_train_test_split(
-    names: Sequence[str], labels: np.ndarray, fraction: float = 0.2
+    names: Sequence[str], labels: np.ndarray, fraction: float = 0.2, groups: Sequence[str] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split a data set that has no test split: `fraction` of each class becomes test, by the hash of the names.
 
@@ -24,13 +25,23 @@ def hashed_train_test_split(
     Args:
         names: N unique names, which do not depend on the location of the data set.
         labels: N integers.
+        groups: N names of groups that are not divided, see `held_out`; then the names are not used.
 
     Returns:
         Sorted positions of train and of test.
+
+    Raises:
+        UserError: no class has a group to hold out.
     """
+    targets = {c: round(fraction * n) for c, n in counts(labels).items()}
+    if groups is not None and fraction < 1:
+        test = held_out(labels, groups, targets, salt="")
+        if not len(test):
+            raise UserError(f"{KEY} puts the images of each class into one group; a test split needs at least two")
+        return np.setdiff1d(np.arange(len(labels)), test), test
     hashes = [hashlib.sha256(n.encode("utf-8", "surrogateescape")).digest() for n in names]
     permutation = np.argsort(np.array(hashes, dtype="S32"), kind="stable")
-    test = _prefixes(permutation, labels, {int(c): round(fraction * n) for c, n in counts(labels).items()})
+    test = _prefixes(permutation, labels, targets)
     return np.setdiff1d(np.arange(len(labels)), test), test
 
 
@@ -40,20 +51,33 @@ def validation_sizes(sizes: dict[int, int], fraction: float) -> dict[int, int]:
 
 
 def validation(
-    labels: np.ndarray, class_names: Sequence[str], fraction: float, seed: int
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    fraction: float,
+    seed: int,
+    groups: Sequence[str] | np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split off a stratified validation set from training.
 
     Args:
         class_names: for the message.
+        groups: N names of groups that are not divided; a class with one group then has no validation images.
 
     Returns:
         Sorted positions of the remaining training images and of validation.
 
     Raises:
-        UserError: a class would have no training images left.
+        UserError: a class would have no training images left, or no class has a group for validation.
     """
     sizes = validation_sizes(counts(labels), fraction)
+    if groups is not None and fraction > 0:
+        val = held_out(labels, groups, sizes, salt=f"{seed} ")
+        if not len(val):
+            raise UserError(
+                f"{KEY} puts the training images of each class into one group; a validation set needs at least two: "
+                "set dataset.val_fraction=0 to train without"
+            )
+        return np.setdiff1d(np.arange(len(labels)), val), val
     for c, n in counts(labels).items():
         if sizes[c] >= n:
             raise UserError(
@@ -144,14 +168,22 @@ class LabelBudget:
         return _prefixes(permutation, labels, subset)
 
 
-def fold_rows(labels: np.ndarray, k: int, n: int, seed: int) -> np.ndarray:
+def fold_rows(labels: np.ndarray, k: int, n: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
     """Return the sorted positions of the k-th of n folds, stratified by class; k counts from 0.
 
+    Args:
+        groups: N names of groups that are not divided.
+
     Raises:
-        UserError: there is no such fold.
+        UserError: there is no such fold, or there are too few groups.
     """
     if not 0 <= k < n:
         raise UserError(f"fold=[{k},{n}]: the first number must be from 0 to {n - 1}")
+    if groups is not None:
+        try:
+            return group_folds(labels, groups, n, seed)[k]
+        except ValueError:
+            raise UserError(f"fold=[{k},{n}]: too few groups ({KEY}) or images for {n} folds") from None
     permutation = np.random.default_rng([seed, 3]).permutation(len(labels))
     permuted = labels[permutation]
     first = 0

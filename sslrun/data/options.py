@@ -61,7 +61,7 @@ class Options:
 
 DatasetNode = Annotated[Node, Also(Options), Supplied("split")]
 # With from_checkpoint, a checkpoint fills it in.
-OF_FOLDERS = ("root", "labels", "columns", "label_pattern", "test_fraction")
+OF_FOLDERS = ("root", "labels", "columns", "label_pattern", "test_fraction", "groups")
 AnyDatasetNode = Annotated[Node, Also(Options, without=OF_FOLDERS), Supplied("split"), FromCheckpoint()]
 
 

@@ -22,9 +22,16 @@ SAMPLE, SIDE = 2000, 32  # number of images in the sample, and their size in px
 MIN_IMAGES = 50  # fewer are too few to measure their orientation
 
 
-def sample(images: Images, seed: int = 0) -> Tensor:
-    """Return up to 2,000 random images, resized to 32 px, `n x 3 x 32 x 32` in [0, 1]."""
+def sample(images: Images, seed: int = 0, groups: Sequence[str] | None = None) -> Tensor:
+    """Return up to 2,000 random images, resized to 32 px, `n x 3 x 32 x 32` in [0, 1].
+
+    Args:
+        groups: name of the group of each image; those of one group then follow one another.
+    """
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:SAMPLE]
+    if groups is not None:
+        first: dict[str, int] = {}  # position of the first image of each group
+        rows = rows[np.argsort([first.setdefault(groups[i], k) for k, i in enumerate(rows.tolist())], kind="stable")]
     small = [
         F.interpolate(batch.float() / 255, (SIDE, SIDE), mode="bilinear", antialias=True)
         for batch in images.take(rows.numpy()).split(256)
@@ -69,7 +76,7 @@ class Orientation:
 def orientation(images: Tensor) -> Orientation:
     """Measure how well rotations and horizontal flips of images, `N x 3 x 32 x 32` in [0, 1], can be recognized.
 
-    The images must be shuffled: the first three quarters are for fitting, the last for validation.
+    The images, or their groups, must be shuffled: the first three quarters are for fitting, the last for validation.
     """
     cut = len(images) * 3 // 4
     train, val = images[:cut], images[cut:]

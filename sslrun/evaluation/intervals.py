@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 SAMPLES = 2000  # of the bootstrap
+LEVEL = 0.95
 
 
 def bootstrap_interval(values: np.ndarray) -> tuple[float, float] | None:
@@ -21,6 +22,32 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float] | None:
         (values.astype(np.float64),), np.mean, n_resamples=SAMPLES, method="percentile", batch=50, rng=0
     ).confidence_interval
     return float(result.low), float(result.high)
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a fraction, such as an accuracy, of n independent images (Wilson 1927)."""
+    from scipy.stats import binomtest
+
+    result = binomtest(correct, n).proportion_ci(LEVEL, method="wilson")
+    return float(result.low), float(result.high)
+
+
+def validation_excess(val_accuracy: float, validation: int, accuracy: float, images: int) -> dict[str, Any] | None:
+    """Compare validation and test accuracy.
+
+    Args:
+        validation, images: number of validation and of test images.
+
+    Returns:
+        `validation` and `test`, each with `accuracy`, `images` and `interval` (Wilson); None unless the whole interval
+        of validation is above that of the test.
+    """
+    sides = {
+        side: {"accuracy": a, "images": n, "interval": wilson(round(a * n), n)}
+        for side, a, n in (("validation", val_accuracy, validation), ("test", accuracy, images))
+    }
+    low, high = sides["validation"]["interval"][0], sides["test"]["interval"][1]  # type: ignore[index]
+    return sides if low > high else None
 
 
 def paired_test(correct: np.ndarray, rival: np.ndarray) -> dict[str, Any]:
@@ -46,7 +73,6 @@ def paired_test(correct: np.ndarray, rival: np.ndarray) -> dict[str, Any]:
     }
 
 
-LEVEL = 0.95
 MIN_VALUES = 3  # for an interval: that of two values would be their mean +- 9 SD (Student's t)
 
 

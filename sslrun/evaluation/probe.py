@@ -13,6 +13,7 @@ from sslrun.base.console import log
 from sslrun.base.machine import one_thread
 from sslrun.base.text import counted, percent
 from sslrun.data.dataset import Dataset
+from sslrun.data.groups import group_folds, groups_per_class
 from sslrun.device import Device
 from sslrun.evaluation.features import features as features_of
 from sslrun.evaluation.features import map_features
@@ -33,12 +34,14 @@ def fit_head(
     val: tuple[Tensor, Tensor] | None,
     seed: int,
     inverse_regularization: float | None = None,
+    groups: np.ndarray | None = None,
 ) -> float:
     """Set a classifier's head to the logistic regression of the labels on its features, and return C.
 
     Args: see `regression`.
     """
-    weight, bias, best = regression(features, labels, val, seed, classifier.head.out_features, inverse_regularization)
+    classes = classifier.head.out_features
+    weight, bias, best = regression(features, labels, val, seed, classes, inverse_regularization, groups)
     log.info(
         "Logistic regression on %s: C=%g of %g to %g", counted(len(labels), "label"), best, C_VALUES[0], C_VALUES[-1]
     )
@@ -55,6 +58,7 @@ def regression(
     seed: int,
     classes: int,
     inverse_regularization: float | None = None,
+    groups: np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor, float]:
     """Fit a logistic regression of labels on standardized features (L-BFGS).
 
@@ -67,13 +71,14 @@ def regression(
         val: features and labels for validation.
         classes: number of classes; one without labels is never predicted.
         inverse_regularization: C, if it is known already.
+        groups: N names of groups that the folds do not divide.
 
     Returns:
         Weight, `classes x D`, and bias, `classes`, for features that are not standardized, and C.
     """
     mean, std = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
     x = ((features - mean) / std).numpy()
-    best = inverse_regularization or _best(_search(features, labels, val, seed))
+    best = inverse_regularization or _best(_search(features, labels, val, seed, groups))
     with _single_threaded():
         model = _regression(best).fit(x, labels.numpy())
     coef, intercept = torch.from_numpy(model.coef_).double(), torch.from_numpy(model.intercept_).double()
@@ -99,11 +104,12 @@ def better_pooling(
         The better pooling, the accuracy by pooling, and the best C for the better one.
     """
     assert data.labels is not None
-    sample = data.take(_sample(data.labels, SEARCHED, seed))
+    sample = data.take(_sample(data.labels, SEARCHED, seed, data.groups))
     by_pooling: dict[Pooling, dict[float, tuple[float, float]]] = {}
     for pooling in POOLINGS:
         val_features = labeled_features(encoder, val, device, pooling) if val else None
-        by_pooling[pooling] = _search(*labeled_features(encoder, sample, device, pooling), val_features, seed)
+        features, labels = labeled_features(encoder, sample, device, pooling)
+        by_pooling[pooling] = _search(features, labels, val_features, seed, sample.groups)
     scores = {p: max(by_c.values()) for p, by_c in by_pooling.items()}
     better = max(scores, key=lambda p: scores[p])
     text = ", ".join(f"{p} {percent(s[0])}" for p, s in scores.items())
@@ -133,7 +139,7 @@ def map_probes(
     results = []
     for i, (x, xv, xt) in enumerate(zip(maps, val_maps, test_maps, strict=True)):
         val_features = None if val is None or val.labels is None or xv is None else (xv, val.labels)
-        weight, bias, _ = regression(x, data.labels, val_features, seed, classes)
+        weight, bias, _ = regression(x, data.labels, val_features, seed, classes, groups=data.groups)
         by_probe = (xt @ weight.T + bias).argmax(1).numpy()
         by_knn = knn_probabilities(xt, x, data.labels, classes).argmax(1).numpy()
         accuracies = {
@@ -158,16 +164,21 @@ def labeled_features(
 
 
 def _search(
-    features: Tensor, labels: Tensor, val: tuple[Tensor, Tensor] | None, seed: int
+    features: Tensor,
+    labels: Tensor,
+    val: tuple[Tensor, Tensor] | None,
+    seed: int,
+    groups: np.ndarray | None = None,
 ) -> dict[float, tuple[float, float]]:
     """Return accuracy and log-likelihood on validation or in cross-validation, by C."""
     from sklearn.model_selection import GridSearchCV
 
     mean, std = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
-    sample = torch.from_numpy(_sample(labels, SEARCHED, seed))
+    rows = _sample(labels, SEARCHED, seed, groups)
+    sample = torch.from_numpy(rows)
     x, y = ((features[sample] - mean) / std).numpy(), labels[sample].numpy()
     if val is None:
-        x, y, splits = _cross_validation(x, y, seed)
+        x, y, splits = _cross_validation(x, y, seed, None if groups is None else groups[rows])
     else:
         splits = [(np.arange(len(x)), np.arange(len(x), len(x) + len(val[0])))]
         x, y = np.concatenate([x, ((val[0] - mean) / std).numpy()]), np.concatenate([y, val[1].numpy()])
@@ -185,13 +196,15 @@ def _best(scores: dict[float, tuple[float, float]]) -> float:
     return max(scores, key=lambda c: scores[c])
 
 
-def _sample(labels: Tensor, size: int, seed: int) -> np.ndarray:
-    """Return indices of a random sample of this size, extended so that it has two images of every class."""
+def _sample(labels: Tensor, size: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """Return indices of a random sample of this size, extended by two images, or two groups, of every class."""
     if len(labels) <= size:
         return np.arange(len(labels))
     order = np.random.default_rng(seed).permutation(len(labels))
-    of_class = [order[labels.numpy()[order] == k][:2] for k in labels.unique()]
-    return np.array(list(dict.fromkeys([*order[:size], *np.concatenate(of_class)])))
+    of_class = [order[labels.numpy()[order] == k] for k in labels.unique()]
+    if groups is not None:  # one image of each group
+        of_class = [rows[np.sort(np.unique(groups[rows], return_index=True)[1])] for rows in of_class]
+    return np.array(list(dict.fromkeys([*order[:size], *np.concatenate([rows[:2] for rows in of_class])])))
 
 
 @contextmanager
@@ -220,18 +233,23 @@ def _scores(model: Any, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
 
 
 def _cross_validation(
-    x: np.ndarray, y: np.ndarray, seed: int
+    x: np.ndarray, y: np.ndarray, seed: int, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-    """Return features and labels of the classes with at least two images, and stratified folds of them.
+    """Return features and labels of the classes with at least two images, or groups, and stratified folds of them.
 
     There are no folds if fewer than two classes are left.
     """
     from sklearn.model_selection import StratifiedKFold
 
     values, counts = np.unique(y, return_counts=True)
+    if groups is not None:
+        counts = np.array([*groups_per_class(y, groups).values()])
     enough = np.isin(y, values[counts > 1])  # a single image cannot be in both training and validation
     x, y = x[enough], y[enough]
     if len(np.unique(y)) < 2:
         return x, y, []
-    folds = StratifiedKFold(min(FOLDS, int(counts[counts > 1].min())), shuffle=True, random_state=seed)
-    return x, y, list(folds.split(x, y))
+    n = min(FOLDS, int(counts[counts > 1].min()))
+    if groups is None:
+        return x, y, list(StratifiedKFold(n, shuffle=True, random_state=seed).split(x, y))
+    splits = [(np.setdiff1d(np.arange(len(y)), rows), rows) for rows in group_folds(y, groups[enough], n, seed)]
+    return x, y, [(train, val) for train, val in splits if len(np.unique(y[train])) == len(np.unique(y))]

@@ -26,6 +26,7 @@ def findings(report: dict[str, Any]) -> list[Finding]:
     result = [
         *_files(report),
         *_duplicates(report["duplicates"]),
+        *_groups(report["groups"]),
         *_labels(report),
         *_pixels(report["pixels"], report["options"]["horizontal_flip"]),
         *_memory(report),
@@ -86,6 +87,21 @@ def _duplicates(result: dict[str, Any]) -> list[Finding]:
         for kind, level, text in kinds
         if result[kind]
     ]
+
+
+def _groups(result: dict[str, Any] | None) -> list[Finding]:
+    if result is None:
+        return []
+    largest = f"the largest, {result['largest']}, has {counted(result['largest_images'], 'image')}"
+    if "overrides" in result:
+        text = f"near duplicates are on both sides of a split (train, validation, test): {result['overrides']} makes "
+        moved = f"{counted(result['change_sides'], 'image')} would change sides"
+        return [("warning", f"{text}{counted(result['groups'], 'group')}; {largest}, and {moved}")]
+    both = result["train_and_test"]
+    out: list[Finding] = [("advice", f"dataset.groups: {counted(result['groups'], 'group')}; {largest}")]
+    if both:
+        out.append(("warning", f"groups in both training and test: {len(both)}, such as {_listed(both)}"))
+    return out
 
 
 def _labels(report: dict[str, Any]) -> list[Finding]:

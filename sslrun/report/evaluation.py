@@ -103,11 +103,34 @@ def publish(own: Run, scores: dict[str, Any], directory: Path, dataset: str, ima
         matrix=matrix.tolist() if len(names) <= 30 else None,
         mistakes=base64.b64encode(mistakes.read_bytes()).decode() if mistakes.is_file() else "",
         rival=comparison_text(scores["against"]) if "against" in scores else "",
+        excess=excess_text(scores["validation_excess"]) if "validation_excess" in scores else "",
         command=own.command,
     )
     path = own.directory / "report.html"
     write_text(path, text)
     return path
+
+
+REASONS = {
+    "no_groups": "if several images show the same object, as frames of a video do, set dataset.groups, so that no "
+    "object is in both training and validation (docs/data.md, Groups)",
+    "few_groups": "dataset.groups is set already, so the test images differ from the training images, or there are few "
+    "groups, which these intervals do not consider",
+    "other_images": "the test images differ from the training images",
+}
+
+
+def excess_text(excess: dict[str, Any]) -> str:
+    """Return in a sentence that validation accuracy exceeds test accuracy, and the likely reason."""
+    val, test = (
+        f"{percent(excess[k]['accuracy'])} ({counted(excess[k]['images'], 'image')}, 95 % CI "
+        f"{interval(*excess[k]['interval'])})"
+        for k in ("validation", "test")
+    )
+    return (
+        f"validation accuracy {val} exceeds test accuracy {test} by more than both intervals allow: "
+        f"{REASONS[excess['reason']]}"
+    )
 
 
 def comparison_text(rival: dict[str, Any]) -> str:

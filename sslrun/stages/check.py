@@ -1,9 +1,10 @@
 """`sslrun data check`: check a data set before training on it."""
 
 import os
+import shlex
 import statistics
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,17 +15,20 @@ from pydantic import Field
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.files import write_text
-from sslrun.base.output import as_json
+from sslrun.base.output import as_json, write_csv
 from sslrun.base.text import counted
 from sslrun.config.nodes import short_name
 from sslrun.config.types import Node, Positive, PositiveInt
+from sslrun.data.bursts import proposed
 from sslrun.data.cache import Decoded
 from sslrun.data.dataset import decoded, listed
 from sslrun.data.duplicates import exact_duplicates, headers, near_duplicates
+from sslrun.data.groups import KEY, shared_groups
 from sslrun.data.images import Images
-from sslrun.data.labels import LabelBudget, counts, validation_sizes
+from sslrun.data.labels import LabelBudget, counts, validation, validation_sizes
 from sslrun.data.options import DatasetNode, Options, describe, shared
 from sslrun.data.orientation import pixels, sample
+from sslrun.data.sides import Labeled
 from sslrun.data.sources.folder import unlabeled_folder
 from sslrun.data.sources.source import Listing, SplitName
 from sslrun.data.tree import read_tree
@@ -69,6 +73,11 @@ class CheckedSplit:
             return [self.headers[i].digest for i in self.good]
         return [d.tobytes() for d in self.images.digests[self.images.index.numpy()]]
 
+    def groups(self) -> list[str]:
+        """Return the group of each readable image; its name if there are no groups."""
+        names = self.listing.groups or self.listing.names
+        return [names[i] for i in self.good]
+
     def class_of(self, i: int) -> str | None:
         """Return the class of the i-th readable image; None without labels."""
         return None if self.labels is None else self.listing.class_names[self.labels[i]]
@@ -93,8 +102,8 @@ class Check:
 def check(run: Run, settings: Check) -> dict[str, Any]:
     """Report on a data set on standard output and in `check.json`; nothing is trained.
 
-    Test images are counted and compared with the others; neither their labels nor statistics of their pixels are used
-    for advice.
+    Test images are counted and compared with the others, and are in groups that are proposed; neither their labels nor
+    statistics of their pixels are used for other advice.
 
     Returns:
         Entries of the run's summary.
@@ -106,15 +115,20 @@ def check(run: Run, settings: Check) -> dict[str, Any]:
     budget.check(run.overrides)
     options = shared(settings.dataset)
     splits = list(_splits(settings.dataset, settings.unlabeled))
-    images = _joined([p for p in splits if p.name != "test"])
+    without_test = [p for p in splits if p.name != "test"]
+    images = _joined(without_test)
+    in_groups = any(p.listing.groups for p in without_test)
+    groups = [g for p in without_test for g in p.groups()] if in_groups else None
+    exact, near = _duplicate_sets(splits)
     report: dict[str, Any] = {
         "dataset": describe(settings.dataset),
         "options": {k: getattr(options, k) for k in ("image_size", "resize", "max_bad_fraction", "horizontal_flip")},
         "splits": {p.name: _split(p, options) for p in splits},
         **_left_out(settings.dataset),
-        "duplicates": _duplicates(splits),
+        "duplicates": _duplicates(splits, exact, near),
+        "groups": _groups(splits, [*exact, *near], settings.dataset, run),
         "labels": _labels(splits[0], next((p for p in splits if p.name == "val"), None), options, budget),
-        "pixels": pixels(sample(images)) if len(images) else None,
+        "pixels": pixels(sample(images, groups=groups)) if len(images) else None,
     }
     if len(images) > 1:
         report["estimate"] = _estimate(images, settings)
@@ -194,18 +208,90 @@ def _left_out(dataset: Node) -> dict[str, Any]:
     return {"other_files": dict(tree.others()), "unreadable_folders": [path for path, _ in tree.unreadable]}
 
 
-def _duplicates(splits: list[CheckedSplit]) -> dict[str, Any]:
+def _duplicate_sets(splits: list[CheckedSplit]) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the positions in all splits together of exact duplicates, and of other near duplicates."""
+    exact = exact_duplicates([d for p in splits for d in p.digests()])
+    in_test = np.array([p.name == "test" for p in splits for _ in p.good])
+    known = [set(g) for g in exact]
+    return exact, [g for g in near_duplicates(_joined(splits), in_test) if not any(k.issuperset(g) for k in known)]
+
+
+def _duplicates(splits: list[CheckedSplit], exact: list[list[int]], near: list[list[int]]) -> dict[str, Any]:
     """Return groups of paths: exact and near duplicates, those in both training and test, those in several classes."""
     images = [(p, i) for p in splits for i in range(len(p.good))]
-    exact = exact_duplicates([d for p in splits for d in p.digests()])
-    in_test = np.array([p.name == "test" for p, _ in images])
-    known = [set(g) for g in exact]
-    near = [g for g in near_duplicates(_joined(splits), in_test) if not any(k.issuperset(g) for k in known)]
+    in_test = [p.name == "test" for p, _ in images]
     both = [g for g in exact + near if len({images[i][0].name == "test" for i in g}) > 1]
     mixed = [g for g in exact + near if len({images[i][0].class_of(images[i][1]) for i in g} - {None}) > 1]
     named = {"exact": exact, "near": near, "train_and_test": both, "classes_differ": mixed}
     paths = {kind: [[images[i][0].path(images[i][1]) for i in g] for g in groups] for kind, groups in named.items()}
     return paths | {"test_images_in_training": len({i for g in both for i in g if in_test[i]})}
+
+
+def _groups(splits: list[CheckedSplit], duplicates: list[list[int]], dataset: Node, run: Run) -> dict[str, Any] | None:
+    """Return the groups of `dataset.groups`; without it those that near duplicates suggest, if there are any.
+
+    Returns:
+        The number of `groups`, the `largest` and its number of images. With `dataset.groups` also the groups in both
+        `train_and_test`; otherwise the `overrides` that set them, and how many images would `change_sides`.
+    """
+    with_labels = [p for p in splits if p.labels is not None]
+    of_split = {p.name: p.listing.groups for p in with_labels if p.listing.groups is not None}
+    if of_split:
+        both = shared_groups(of_split.get("train", []), of_split.get("test", []))
+        return _sizes([g for groups in of_split.values() for g in groups]) | {"train_and_test": both}
+    if not with_labels or short_name(dataset["_target_"]) != "folder":
+        return None
+    paths = [_below(dataset["root"], str(item)) for p in with_labels for item in p.listing.items]
+    labeled = Labeled(
+        [name for p in with_labels for name in p.listing.names],
+        np.concatenate([np.asarray(p.listing.labels) for p in with_labels]),
+        np.array([p.name for p in with_labels for _ in p.listing.names]),
+        dataset["test_fraction"],
+    )
+    found = proposed(paths, labeled.labels, _with_labels(splits, duplicates))
+    if found is None:
+        return None
+    options = shared(dataset)
+    try:
+        moved = int((labeled.sides(options, None) != labeled.sides(options, found.groups)).sum())
+    except UserError:
+        return None  # too few images, or groups, to split
+    if not moved:
+        return None
+    overrides = f"{KEY}={shlex.quote(found.expression or '')}"
+    if found.expression is None:
+        file = run.directory / "groups.csv"
+        _write_groups(file, paths, labeled, with_labels[0].listing.class_names, found.groups)
+        overrides = f"dataset.labels={shlex.quote(str(file))} {KEY}=group"
+    return _sizes(found.groups) | {"overrides": overrides, "change_sides": moved}
+
+
+def _below(root: str, path: str) -> str:
+    return Path(os.path.relpath(path, os.path.expanduser(root))).as_posix()
+
+
+def _with_labels(splits: list[CheckedSplit], sets: list[list[int]]) -> list[list[int]]:
+    """Convert positions among the readable images of all splits to positions among all images with labels."""
+    position: list[int | None] = []
+    first = 0
+    for p in splits:
+        position += [None] * len(p.good) if p.labels is None else [first + int(i) for i in p.good]
+        first += 0 if p.labels is None else len(p.listing.names)
+    return [[i for k in s if (i := position[k]) is not None] for s in sets]
+
+
+def _write_groups(
+    file: Path, paths: Sequence[str], labeled: Labeled, class_names: Sequence[str], groups: Sequence[str]
+) -> None:
+    """Write a label file with the groups, and the splits if the folder has its own."""
+    columns: dict[str, Sequence[str]] = {"file": paths, "label": [class_names[c] for c in labeled.labels]}
+    columns |= {"group": groups} | ({} if labeled.is_held_out else {"split": labeled.split.tolist()})
+    write_csv(file, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+
+
+def _sizes(groups: Sequence[str]) -> dict[str, Any]:
+    (largest, n), *_ = Counter(groups).most_common(1)
+    return {"groups": len(set(groups)), "largest": largest, "largest_images": n}
 
 
 def _labels(
@@ -215,7 +301,7 @@ def _labels(
     if split.labels is None:
         return None
     names, sizes = split.listing.class_names, counts(split.labels)
-    val_sizes = validation_sizes(sizes, options.val_fraction) if val is None else dict.fromkeys(sizes, 0)
+    val_sizes = dict.fromkeys(sizes, 0) if val is not None else _validation_sizes(split, sizes, options)
     available = {c: n - val_sizes[c] for c, n in sizes.items()}
     return {
         "label_fraction": budget.fraction,
@@ -225,6 +311,19 @@ def _labels(
         "too_few_for_validation": [names[c] for c, n in sizes.items() if val_sizes[c] >= n],
         "too_few": {names[c]: available[c] for c in budget.too_small(available, sizes)},
     }
+
+
+def _validation_sizes(split: CheckedSplit, sizes: dict[int, int], options: Options) -> dict[int, int]:
+    """Return the number of validation images per class; all images if groups leave no class for validation."""
+    assert split.labels is not None
+    if split.listing.groups is None:
+        return validation_sizes(sizes, options.val_fraction)
+    names, fraction, seed = split.listing.class_names, options.val_fraction, options.split_seed
+    try:
+        val = validation(split.labels, names, fraction, seed, split.groups())[1]
+    except UserError:
+        return sizes
+    return dict.fromkeys(sizes, 0) | counts(split.labels[val])
 
 
 def _estimate(images: Images, settings: Check) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sslrun.data.options import OF_FOLDERS, AnyDatasetNode, describe, preprocess
 from sslrun.data.tree import normalized
 from sslrun.device import Device, inference_device
 from sslrun.evaluation.features import probabilities
-from sslrun.evaluation.intervals import paired_test
+from sslrun.evaluation.intervals import paired_test, validation_excess
 from sslrun.evaluation.metrics import scored
 from sslrun.evaluation.probe import map_probes
 from sslrun.models.classifier import Classifier
@@ -70,6 +70,9 @@ def evaluate(run: Run, settings: Evaluate) -> dict[str, Any]:
         scores["against"] = _compared(classifier, against)
     if settings.stages and not run.in_study and isinstance(classifier.trained.classifier, Classifier):
         scores["stages"] = _map_probes(classifier, settings.batch_size)
+    of_run = read_summary(classifier.directory)
+    if excess := _excess(classifier, of_run, scores["accuracy"]):
+        scores["validation_excess"] = excess
     _write(run, classifier, scores)
     mistakes_figure(
         run, classifier.data.images, classifier.labels, classifier.probabilities, classifier.data.class_names
@@ -81,8 +84,9 @@ def evaluate(run: Run, settings: Evaluate) -> dict[str, Any]:
     if against:
         log.info("%s", evaluation.comparison_text(scores["against"]))
     if not run.in_study:
+        if excess:
+            log.warning("%s", evaluation.excess_text(excess))
         log.info("Report: %s", page)
-    of_run = read_summary(classifier.directory)
     names = ("accuracy", "precision_macro", "recall_macro", "f1_macro", "top5_accuracy", "nll", "ece", "ece_calibrated")
     metrics = {f"test/{k}": scores[k] for k in names if k in scores}
     run.log.scalars(0, metrics)
@@ -142,7 +146,7 @@ def _is_other_folder(node: Node, trained_on: Node) -> bool:
             used = None if gone else load(trained_on, "train")
         except UserError:  # its files have changed
             used = None
-        every = load({**node, "test_fraction": 1.0}, "test")
+        every = load({**node, "test_fraction": 1.0, "groups": None}, "test")
     if used is None:
         place, other = trained_on["root"], node["root"]
         log.info("The images of the training are not at %s any more; only the test split of %s is used.", place, other)
@@ -181,12 +185,15 @@ def _evaluated(run: str, settings: Evaluate, overrides: dict[str, str]) -> Evalu
     dataset, trained_on = settings.dataset, trained.config["dataset"]
     base = dataset if dataset.get("_target_") else trained_on
     node = preprocessing_of(overlaid("dataset", base, dataset, overrides), trained_on, overrides, trained.path)
+    keys = parameters(locate(node["_target_"]))
     if "dataset.labels" not in overrides and node.get("labels") and not same_root(node, trained_on):
         node = {**node, "labels": None, "columns": None}  # those of other images
-    if "dataset.test_fraction" not in overrides and "test_fraction" in parameters(locate(node["_target_"])):
+    if "dataset.groups" not in overrides and "groups" in keys:  # those of the training, for the same test split
+        node = {**node, "groups": trained_on.get("groups")}
+    if "dataset.test_fraction" not in overrides and "test_fraction" in keys:
         node = {**node, "test_fraction": trained_on.get("test_fraction", node.get("test_fraction", 0.2))}
         if _is_other_folder(node, trained_on):
-            node = {**node, "test_fraction": 1.0}
+            node = {**node, "test_fraction": 1.0, "groups": settings.dataset.get("groups")}
             log.info("%s has no image of the training: if it has no test/, all its images are used.", node["root"])
     data = load_test(node)
     if [*map(normalized, data.class_names)] != [*map(normalized, trained.class_names)]:
@@ -201,6 +208,29 @@ def _evaluated(run: str, settings: Evaluate, overrides: dict[str, str]) -> Evalu
     began = time.perf_counter()
     p = probabilities(trained.classifier, data.images, device, settings.batch_size).numpy()
     return Evaluated(directory, trained, node, data, device, p, time.perf_counter() - began)
+
+
+def _excess(classifier: Evaluated, of_run: Node, accuracy: float) -> dict[str, Any] | None:
+    """Return both accuracies if that on validation exceeds that on test images by more than both intervals allow.
+
+    Returns:
+        `validation` and `test`, and the likely `reason`: `no_groups` if `dataset.groups` could be set, `few_groups` if
+        it is, or `other_images`.
+    """
+    images, trained_on, node = (
+        of_run.get("labels", {}).get("validation"),
+        of_run["config"]["dataset"],
+        classifier.dataset,
+    )
+    if not images or "val/accuracy" not in of_run:
+        return None
+    excess = validation_excess(of_run["val/accuracy"], images, accuracy, len(classifier.data))
+    if excess is None:
+        return None
+    same = node["_target_"] == trained_on["_target_"] and same_root(node, trained_on)
+    if not same or "groups" not in parameters(locate(node["_target_"])):
+        return excess | {"reason": "other_images"}
+    return excess | {"reason": "few_groups" if trained_on.get("groups") else "no_groups"}
 
 
 def _compared(classifier: Evaluated, against: Evaluated) -> dict[str, Any]:

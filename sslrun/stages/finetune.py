@@ -206,9 +206,8 @@ def _trained(
     pretrained = settings.init != SCRATCH
     if pretrained and not run.resumed:
         val_features = labeled_features(encoder, val, device) if val else None
-        fit_head(
-            classifier, *labeled_features(encoder, data, device), val_features, settings.seed, inverse_regularization
-        )
+        features, targets = labeled_features(encoder, data, device)
+        fit_head(classifier, features, targets, val_features, settings.seed, inverse_regularization, data.groups)
     task = Finetuning(
         classifier,
         build(settings.augment),
@@ -254,6 +253,6 @@ def _on_frozen_features(
         return knn
     classifier = Classifier(encoder, len(data.class_names))
     val_features = labeled_features(encoder, val, device) if val else None
-    fit_head(classifier, bank, labels, val_features, settings.seed, inverse_regularization)
+    fit_head(classifier, bank, labels, val_features, settings.seed, inverse_regularization, data.groups)
     device.put(classifier)
     return classifier

@@ -56,7 +56,7 @@ def choose(run: Run, images: Sequence[str], weights: str, validation: int, fewes
         images: fingerprints of the images.
         weights: fingerprint of the initial weights.
         validation: number of validation images.
-        fewest: number of labels of the smallest class; with one, cross-validation is impossible.
+        fewest: number of labels, or of groups, of the smallest class; with one, cross-validation is impossible.
 
     Returns:
         Metrics of the best candidate, `chosen`, `chosen_run`, and the accuracy of all `candidates`.
@@ -66,8 +66,8 @@ def choose(run: Run, images: Sequence[str], weights: str, validation: int, fewes
     """
     folds = folds_of(validation, fewest)
     if folds == [None] and not validation:
-        raise UserError("mode=auto cannot choose a classifier without validation images and with one label per class; "
-                        "set mode=finetune or mode=probe")  # fmt: skip
+        raise UserError("mode=auto cannot choose a classifier without validation images and with one label per class, "
+                        "or one of its groups; set mode=finetune or mode=probe")  # fmt: skip
     common = differing(
         {k: v for k, v in run.config.items() if k not in CANDIDATE_KEYS}, plain(compose_config(FINETUNE, [], None))
     )
@@ -159,7 +159,7 @@ def folds_of(validation: int, fewest: int) -> list[list[int] | None]:
 
     Args:
         validation: number of validation images.
-        fewest: number of labels of the smallest class.
+        fewest: number of labels, or of groups, of the smallest class.
     """
     n = min(FOLDS, fewest)
     return [[k, n] for k in range(n)] if validation < MIN_VALIDATION and n > 1 else [None]

@@ -6,6 +6,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from sslrun.cli.places import quoted_paths
+from sslrun.config.compose import compose_config
+from sslrun.config.nodes import plain
 from tests.helpers import Cli, runs
 
 
@@ -120,3 +122,15 @@ def test_a_missing_label_file_is_one_line(cli: Cli) -> None:
     Path("set").mkdir()
     answer = cli("pretrain", "dataset=folder", "dataset.root=set", "dataset.labels=no (1).csv")
     assert answer.err == "sslrun: dataset.labels=no (1).csv: no such file in the working directory or in set\n"
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"([^/]+)_\d+\.", "[a-z]+", "2024", "{1,2}", "$", "(a|b)${c}", "it's", "a,b", "null_"]
+)
+def test_regular_expressions_are_typed_as_they_are(pattern: str) -> None:
+    for key in ("dataset.groups", "+dataset.groups"):
+        (override,) = quoted_paths([f"{key}={pattern}"], True)
+        config = compose_config("pretrain", ["dataset=folder", "dataset.root=a", override], None)
+        assert plain(config)["dataset"]["groups"] == pattern
+    quoted = ["dataset.groups='a.b'", 'dataset.groups="(a)"', "dataset.groups=null", "dataset.groups="]
+    assert quoted_paths(quoted, False) == quoted

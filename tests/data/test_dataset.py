@@ -408,3 +408,18 @@ GIVEN: list[Listing] = []
 
 def given(split: str) -> Listing:
     return GIVEN[0]
+
+
+def test_groups_stay_with_their_images_and_no_fold_divides_them() -> None:
+    data = dataset(0, [0, 1] * 9)
+    data.groups = np.array([f"g{i // 2 % 3}" for i in range(18)], dtype=object)
+    for k in range(3):
+        rest, fold = data.without_fold(k, 3, 0)
+        for part in (rest, fold, rest + fold):
+            assert part.groups is not None
+            assert part.groups.tolist() == [f"g{i // 2 % 3}" for i in numbers(part)]
+        assert len({*fold.groups}) == 1  # type: ignore[misc]
+    assert (dataset(0, [0]) + data).groups is None
+    assert data.smallest_class_size() == 3
+    data.groups[:] = [f"g{i}" if i % 2 else "one" for i in range(18)]
+    assert data.smallest_class_size() == 1

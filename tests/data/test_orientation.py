@@ -128,3 +128,15 @@ def test_images_lit_from_one_side_have_a_handedness() -> None:
     assert top_lit.flip < 0.7
     assert top_lit.rotation > 0.95
     assert top_lit.errors_by_180 < 0.05
+
+
+def test_a_sample_has_the_images_of_one_group_after_another() -> None:
+    images = Images([torch.arange(40).view(40, 1, 1, 1).expand(40, 32, 32, 3).to(torch.uint8).contiguous()],
+                    np.zeros((40, 16), np.uint8))  # fmt: skip
+    shuffled = sample(images)[:, 0, 0, 0].mul(255).round().int().tolist()
+    assert sample(images, groups=[str(i) for i in range(40)])[:, 0, 0, 0].mul(255).round().int().tolist() == shuffled
+    by_group = sample(images, groups=[str(i // 4) for i in range(40)])[:, 0, 0, 0].mul(255).round().int().tolist()
+    assert sorted(by_group) == [*range(40)]
+    objects = [i // 4 for i in by_group]
+    assert all(len({*objects[k : k + 4]}) == 1 for k in range(0, 40, 4))
+    assert objects != sorted(objects)

@@ -7,7 +7,15 @@ import pytest
 from scipy import stats
 from scipy.stats import norm
 
-from sslrun.evaluation.intervals import Interval, bootstrap_interval, mean_interval, paired, paired_test
+from sslrun.evaluation.intervals import (
+    Interval,
+    bootstrap_interval,
+    mean_interval,
+    paired,
+    paired_test,
+    validation_excess,
+    wilson,
+)
 from sslrun.report.study import verdict_text
 from sslrun.study.results import verdict
 from tests.helpers import named_values
@@ -122,3 +130,20 @@ def test_the_interval_of_a_difference_has_its_sign_and_counts_are_of_disagreemen
     assert (result["only_this"], result["only_rival"], result["difference"]) == (5, 1, pytest.approx(0.4))
     assert result["p"] == pytest.approx(2 * (1 + 6) / 2**6)
     assert -0.2 <= result["interval"][0] < 0.4 < result["interval"][1] <= 1
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 10), (43, 43), (28, 100), (7, 9)])
+def test_wilsons_interval_is_that_of_its_formula(correct: int, n: int) -> None:
+    z, p = norm.ppf(0.975), correct / n
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert wilson(correct, n) == pytest.approx((center - half, center + half), abs=1e-9)
+
+
+def test_validation_exceeds_the_test_only_outside_both_intervals() -> None:
+    assert validation_excess(0.47, 200, 0.28, 200) == {  # 40.2 to 53.9, and 22.2 to 34.6
+        "validation": {"accuracy": 0.47, "images": 200, "interval": wilson(94, 200)},
+        "test": {"accuracy": 0.28, "images": 200, "interval": wilson(56, 200)},
+    }
+    assert validation_excess(0.469, 128, 0.279, 43) is None  # 38.4 to 55.5, and 16.7 to 42.7
+    assert validation_excess(0.28, 200, 0.47, 200) is None

@@ -228,9 +228,9 @@ def test_each_map_is_probed_on_test_images_with_c_chosen_on_validation(
     test.labels[-4:] = 2
     seen = []
 
-    def recorded(*arguments: Any) -> Any:
+    def recorded(*arguments: Any, **keys: Any) -> Any:
         seen.append(arguments[2:])
-        return regression(*arguments)
+        return regression(*arguments, **keys)
 
     monkeypatch.setattr(probe, "regression", recorded)
     results = probe.map_probes(encoder, data, val if validation else None, test, CPU, 5, 7)
@@ -270,7 +270,7 @@ def test_the_search_of_c_is_over_seven_powers_of_ten_on_at_most_5000_images(monk
     assert np.bincount(labels.numpy()[few]).tolist() in ([10, 2], [9, 2], [8, 2])
     given: list[int] = []
 
-    def no_folds(x: np.ndarray, y: np.ndarray, seed: int) -> Any:
+    def no_folds(x: np.ndarray, y: np.ndarray, seed: int, groups: np.ndarray | None) -> Any:
         given.append(len(x))
         return x, y, []
 
@@ -318,15 +318,54 @@ def test_the_search_gives_accuracy_and_likelihood_by_c() -> None:
 def test_the_accuracies_of_poolings_and_the_sample_are_those_of_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[tuple[int, int]] = []
 
-    def sample(labels: Tensor, size: int, seed: int) -> np.ndarray:
+    def sample(labels: Tensor, size: int, seed: int, groups: np.ndarray | None) -> np.ndarray:
         seeds.append((size, seed))
         return np.arange(8)
 
     monkeypatch.setattr(probe, "_sample", sample)
-    monkeypatch.setattr(probe, "_search", lambda x, y, val, seed: {float(len(y)): (0.123456789, -1.0 - seed)})
+    monkeypatch.setattr(probe, "_search", lambda x, y, val, seed, groups: {float(len(y)): (0.123456789, -1.0 - seed)})
     device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
     encoder = Encoder(Pixels(), [0.0] * 3, [1.0] * 3, image_size=8)
     assert better_pooling(encoder, halves(12, 0), None, device, 3) == (
         "average", {"average": 0.123457, "grid": 0.123457}, 8.0,
     )  # fmt: skip
     assert seeds == [(probe.SEARCHED, 3)]
+
+
+def test_folds_do_not_divide_groups() -> None:
+    """Classes of 5, 2 and 1 groups of 4 images: the last cannot be in both parts."""
+    y, groups = np.repeat([0] * 5 + [1] * 2 + [2], 4), np.repeat([f"g{i}" for i in range(8)], 4).astype(object)
+    kept, labels, folds = probe._cross_validation(np.arange(32.0)[:, None], y, 0, groups)
+    assert kept[:, 0].tolist() == list(range(28))
+    assert len(folds) == 2
+    for train, test in folds:
+        assert sorted([*train, *test]) == list(range(28))
+        assert not {*groups[train]} & {*groups[test]}
+        assert {*labels[train]} == {*labels[test]} == {0, 1}
+    assert probe._cross_validation(np.zeros((8, 1)), np.repeat([0, 1], 4), 0, np.array([*"aaaabbbb"]))[2] == []
+    mixed = np.array([*"ababcccc"])  # of two groups of each class, a fold would have all of one class
+    for train, _ in probe._cross_validation(np.zeros((8, 1)), np.array([0, 0, 1, 1, 1, 1, 1, 1]), 0, mixed)[2]:
+        assert len(train) > 0
+
+
+def test_a_sample_has_images_of_two_groups_of_each_class() -> None:
+    labels, groups = torch.tensor([0] * 90 + [1] * 10), np.array(["a"] * 45 + ["b"] * 45 + ["c"] * 9 + ["d"])
+    for seed in range(5):
+        rows = probe._sample(labels, 8, seed, groups)
+        assert {*groups[rows]} == {*"abcd"}
+        assert rows[:8].tolist() == probe._sample(labels, 8, seed)[:8].tolist()
+
+
+def test_c_and_pooling_are_chosen_on_other_groups_than_those_fitted() -> None:
+    """Features that name the object predict the class of known objects alone: a small C is as good for others."""
+    rng = torch.Generator().manual_seed(0)
+    own = torch.randn(24, 12, generator=rng)
+    labels, groups = (torch.arange(24) % 2).repeat_interleave(5), np.repeat([f"g{i}" for i in range(24)], 5)
+    features = (own.repeat_interleave(5, 0) + 0.01 * torch.randn(120, 12, generator=rng)).float()
+    known = probe._search(features, labels, None, 0)
+    others = probe._search(features, labels, None, 0, groups)
+    assert max(known.values())[0] > 0.9
+    assert max(others.values())[0] < 0.7
+    weight, _, c = regression(features, labels, None, 0, 2, groups=groups)
+    assert c == probe._best(others) < probe._best(known)
+    assert weight.shape == (2, 12)

@@ -1,7 +1,9 @@
 """`sslrun data check`."""
 
+import csv
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -13,11 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
+from sslrun.cli.places import quoted_paths
+from sslrun.config.compose import compose_config
+from sslrun.config.nodes import plain
+from sslrun.data.dataset import load_test, load_train
 from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget
 from sslrun.data.sources.source import Listing
 from sslrun.stages import check as stage
-from tests.helpers import CPU, SMALL, Answer, Cli, ended, folder_node, run_here, source_node, spawn
+from tests.helpers import CPU, SMALL, Answer, Cli, ended, folder_node, frames, run_here, source_node, spawn
 from tests.published import piece
 
 
@@ -218,7 +224,7 @@ def split_of(sizes: list[tuple[int, int]], labels: list[int] | None = None, **ba
     heads = [SimpleNamespace(width=w, height=h, format="PNG" if w > 50 else "JPEG", mode="RGB") for w, h in sizes]
     unreadable = {int(k[1:]): reason for k, reason in bad.items()}
     items = [f"{i}.jpg" for i in range(len(sizes))]
-    listing = SimpleNamespace(items=items, names=items, class_names=("a", "b"))
+    listing = SimpleNamespace(items=items, names=items, class_names=("a", "b"), groups=None)
     good = np.array([i for i in range(len(sizes)) if i not in unreadable])
     return SimpleNamespace(listing=listing, headers=heads, good=good, decoded=SimpleNamespace(bad=unreadable),
                            labels=None if labels is None else np.array(labels)[good])  # fmt: skip
@@ -319,3 +325,127 @@ def test_the_estimate_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result["images_per_second"], result["epoch_seconds"]) == (8.0, 2.5)
     assert (result["training_bytes"], result["memory_bytes"], result["decoded_bytes"]) == (123, 456, images.nbytes)
     assert (result["precision"], result["memory_format"]) == ("fp32", "channels_last")
+
+
+def groups_of(answer: Answer) -> dict[str, Any]:
+    assert answer.code == 0, answer.err
+    result: dict[str, Any] = json.loads(answer.out)["groups"]
+    return result
+
+
+def sides(*overrides: str) -> dict[str, str]:
+    """Return the side of each image, as training and evaluation load it."""
+    where = ["dataset=folder", "dataset.root=set", "dataset.image_size=16", *overrides]
+    node = plain(compose_config("finetune", where, None))["dataset"]
+    train, val = load_train(node)
+    assert val is not None
+    parts = {"train": train, "val": val, "test": load_test(node)}
+    return {name: side for side, part in parts.items() for name in part.names}
+
+
+@pytest.mark.parametrize(
+    ("name", "expression", "largest"),
+    [
+        ("{object}_{frame:02d}.png", r"([^/]+)_\d+\.", "bowl0"),
+        ("{object}-{frame}.png", r"([^/]+)-\d+\.", "bowl0"),
+        ("{object} ({frame}).png", r"([^/]+) \(\d+\)\.", "bowl0"),
+        ("{object}_frame{frame}.png", r"([^/]+)_[^/_]*$", "bowl0"),
+        ("{object}/{frame}.png", r"([^/]+)/[^/]*$", "bowl0"),
+    ],
+)
+def test_groups_are_proposed_as_typed_in_a_shell(name: str, expression: str, largest: str, cli: Cli) -> None:
+    frames("set", 6, 8, 0, name)
+    answer = check(cli, "format=json", size=16)
+    proposal = groups_of(answer)
+    assert proposal == {
+        "groups": 12,
+        "largest": largest,
+        "largest_images": 8,
+        "overrides": f"dataset.groups='{expression}'",
+        "change_sides": proposal["change_sides"],
+    }
+    (override,) = shlex.split(proposal["overrides"])
+    before, after = sides(), sides(*quoted_paths([override], False))
+    assert proposal["change_sides"] == sum(before[n] != after[n] for n in before) > 0
+    assert (
+        f"near duplicates are on both sides of a split (train, validation, test): {proposal['overrides']} makes 12 "
+        f"groups; the largest, bowl0, has 8 images, and {proposal['change_sides']} images would change sides"
+    ) in result(answer, "warning")
+    given = check(cli, "format=json", override, size=16)
+    assert groups_of(given) == {"groups": 12, "largest": largest, "largest_images": 8, "train_and_test": []}
+    assert "dataset.groups: 12 groups; the largest, bowl0, has 8 images" in result(given, "advice")
+    assert "duplicate in training" not in result(given, "warning")
+
+
+def test_groups_of_consecutive_numbers_are_written_as_a_label_file(cli: Cli) -> None:
+    frames("set", 6, 8, 0, "IMG_{number:04d}.png")
+    proposal = groups_of(check(cli, "format=json", size=16))
+    (file,) = Path("outputs/check").glob("*/groups.csv")
+    assert proposal["overrides"] == f"dataset.labels={file} dataset.groups=group"
+    with file.open(newline="") as lines:
+        rows = {r["file"]: (r["label"], r["group"]) for r in csv.DictReader(lines)}
+    assert rows == {
+        f"{c}/IMG_{i:04d}.png": (c, f"{c}/IMG_{i // 8 * 8:04d}") for c in ("bowl", "cup") for i in range(48)
+    }
+    assert {p.relative_to("set").as_posix() for p in Path("set").rglob("*.*")} == {*rows}  # nothing new
+
+
+def test_a_given_test_split_is_in_the_label_file_and_only_validation_changes(cli: Cli) -> None:
+    frames("set/train", 6, 8, 0, "IMG_{number:04d}.png")
+    frames("set/test", 4, 8, 1, "IMG_{number:04d}.png")
+    proposal = groups_of(check(cli, "format=json", size=16))
+    (file,) = Path("outputs/check").glob("*/groups.csv")
+    with file.open(newline="") as lines:
+        rows = [*csv.DictReader(lines)]
+    assert all(r["file"].startswith(f"{r['split']}/{r['label']}/") for r in rows)
+    assert len(rows) == 160
+    assert proposal["groups"] == 20
+    assert 0 < proposal["change_sides"] <= 40
+
+
+def test_no_groups_are_proposed_without_a_pattern_or_near_duplicates(cli: Cli, photos: Path) -> None:
+    frames("set", 6, 8, 0)
+    rng = np.random.default_rng(0)
+    for i, file in enumerate(sorted(Path("set").rglob("*.png"), key=lambda _: rng.random())):
+        file.rename(file.with_name(f"{'xyz'[i % 3]}{rng.integers(10**9)}q.png"))
+    answer = check(cli, "format=json", size=16)
+    assert json.loads(answer.out)["duplicates"]["near"]
+    assert json.loads(answer.out)["groups"] is None
+    assert json.loads(check(cli, "format=json", root=photos).out)["groups"] is None
+
+
+def test_groups_in_both_training_and_test_are_named(cli: Cli) -> None:
+    frames("set/train", 4, 3, 0)
+    frames("set/test", 2, 3, 1)
+    answer = check(cli, "format=json", r"dataset.groups=([^/]+)_\d+\.", size=16)
+    assert groups_of(answer)["train_and_test"] == ["bowl0", "bowl1", "cup0", "cup1"]
+    assert "groups in both training and test: 4, such as bowl0, bowl1, cup0, cup1" in result(answer, "warning")
+    assert "train/ and test/ have 4 groups in common (dataset.groups): bowl0, bowl1, cup0" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("frame", "dataset.groups=frame: matches no image"),
+        (".png", "dataset.groups=.png: puts all 24 images into one group"),
+        ("^([^/]+)/", "dataset.groups puts the images of each class into one group; a test split needs at least two"),
+        ("(", "dataset.groups=(: not a regular expression"),
+    ],
+)
+def test_groups_that_cannot_be_split_are_one_line(pattern: str, words: str, cli: Cli) -> None:
+    frames("set", 4, 3, 0)
+    answer = check(cli, f"dataset.groups={pattern}", size=16)
+    assert answer.code == 1
+    assert [line for line in answer.lines() if line.startswith("sslrun:")] == [answer.lines()[-1]]
+    assert words in answer.lines()[-1]
+
+
+def test_classes_of_one_group_are_named_and_stay_in_training(cli: Cli) -> None:
+    frames("set", 4, 3, 0)
+    for file in Path("set/cup").iterdir():
+        file.rename(file.with_name(f"only_{file.stem.replace('_', '')}.png"))
+    answer = check(cli, "format=json", r"dataset.groups=(only|[^/]+)_", size=16)
+    assert "set: no test images of cup: too few groups (dataset.groups)" in answer.err
+    assert json.loads(answer.out)["splits"]["train"]["classes"] == {"bowl": 9, "cup": 12}
+    assert json.loads(answer.out)["labels"]["validation"] == 3
+    assert json.loads(answer.out)["labels"]["too_few_for_validation"] == []

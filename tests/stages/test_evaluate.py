@@ -14,8 +14,9 @@ from PIL import Image
 from sslrun.base.errors import UserError
 from sslrun.data.dataset import load_test, load_train
 from sslrun.data.labels import LabelBudget
+from sslrun.evaluation.intervals import wilson
 from sslrun.stages import evaluate
-from tests.helpers import QUICK, TINY, Cli, folder_node, runs, source_node, summary
+from tests.helpers import QUICK, TINY, Cli, folder_node, frames, runs, source_node, summary
 
 
 def test_a_report_of_one_classifier(in_world: Path, cli: Cli) -> None:
@@ -253,3 +254,90 @@ def test_keys_that_make_training_images_test_images_are_refused(in_world: Path, 
         last = answer.err.splitlines()[-1]
         assert re.match(rf"sslrun: {re.escape(key)}: \d+ of the 30 test images are images of the training", last)
         assert last.endswith(f"evaluate with {key.partition('=')[0]}={training}, as in the training")
+
+
+FRAMES = ("dataset=folder", "dataset.root=frames", "dataset.image_size=24", "dataset.val_fraction=0.3", "init=scratch",
+          "mode=probe", "pooling=grid", "backbone=smallcnn", *TINY)  # fmt: skip
+OF_AN_OBJECT = r"dataset.groups=([^/]+)_\d+\."
+
+
+def excess_of(cli: Cli, *overrides: str) -> tuple[float, float, dict[str, Any], str]:
+    """Evaluate the newest classifier; return validation and test accuracy, the report, and what is logged of both."""
+    answer = cli("evaluate", "stages=false", *overrides, *QUICK)
+    assert answer.code == 0, answer.err
+    run = runs("evaluate")[-1]
+    line = "\n".join(line for line in answer.lines() if "exceeds test accuracy" in line)
+    assert ("exceeds test accuracy" in (run / "report.html").read_text()) == bool(line)
+    report = json.loads((run / "report.json").read_text())
+    return summary(runs("finetune")[-1])["val/accuracy"], summary(run)["test/accuracy"], report, line
+
+
+def test_frames_of_one_object_on_both_sides_make_validation_accuracy_too_high(cli: Cli) -> None:
+    """As trial 24 was: few objects with many frames each, and other objects in the test split."""
+    frames("frames/train", 30, 6, 2)
+    frames("frames/test", 20, 6, 1002, first=30)
+    assert cli("finetune", *FRAMES).code == 0
+    val, test, report, line = excess_of(cli)
+    assert val > 0.95
+    assert test < 0.7
+    excess = report["validation_excess"]
+    assert excess["reason"] == "no_groups"
+    assert (excess["validation"]["accuracy"], excess["validation"]["images"]) == (val, 108)
+    assert (excess["test"]["accuracy"], excess["test"]["images"]) == (test, 240)
+    low, high = excess["test"]["interval"]
+    assert f"validation accuracy {100 * val:.1f} % (108 images, 95 % CI 96.6 to 100.0) exceeds test accuracy " in line
+    assert f"{100 * test:.1f} % (240 images, 95 % CI {100 * low:.1f} to {100 * high:.1f})" in line
+    assert "set dataset.groups, so that no object is in both training and validation" in line
+
+    assert cli("finetune", *FRAMES, OF_AN_OBJECT).code == 0
+    val, test, report, line = excess_of(cli)
+    assert (line, "validation_excess" in report) == ("", False)
+    low, high = wilson(round(test * 240), 240)
+    assert wilson(round(val * 108), 108)[0] < high
+    assert low < wilson(round(val * 108), 108)[1]
+
+
+def test_the_reasons_for_a_lower_test_accuracy(cli: Cli) -> None:
+    """Images of another folder differ from those of the training, whatever the groups."""
+    frames("frames/train", 20, 6, 0)
+    frames("frames/test", 12, 6, 1000, first=20)
+    frames("same/test", 20, 6, 0)
+    frames("other/test", 12, 6, 1000)
+    assert cli("finetune", *FRAMES).code == 0
+    assert "validation_excess" not in excess_of(cli, "dataset.root=same")[2]
+    report, line = excess_of(cli, "dataset.root=other")[2:]
+    assert report["validation_excess"]["reason"] == "other_images"
+    assert line.endswith("by more than both intervals allow: the test images differ from the training images")
+
+
+def test_the_test_split_of_a_run_with_groups_is_that_of_its_training(cli: Cli) -> None:
+    """Even if the folder is typed again without them, its groups decide which images are held out."""
+    frames("frames", 10, 4, 0)
+    assert cli("finetune", *FRAMES, OF_AN_OBJECT).code == 0
+    for overrides in ((), ("dataset=folder", "dataset.root=frames"), ("dataset.test_fraction=0.2",)):
+        typed = ("dataset=folder", "dataset.root=frames") if overrides[-1:] == ("dataset.test_fraction=0.2",) else ()
+        assert cli("evaluate", "stages=false", *typed, *overrides, *QUICK).code == 0
+        names = np.load(runs("evaluate")[-1] / "predictions.npz")["names"].tolist()
+        objects = {n.rpartition("_")[0] for n in names}
+        assert len(names) == 4 * len(objects) == 16
+    frames("elsewhere", 3, 2, 1, "{object}{frame:02d}.png")  # which the expression does not match
+    assert cli("evaluate", "stages=false", "dataset=folder", "dataset.root=elsewhere", *QUICK).code == 0
+    assert len(np.load(runs("evaluate")[-1] / "predictions.npz")["names"]) == 12
+
+
+def test_groups_of_a_data_set_without_the_key_are_refused(cli: Cli) -> None:
+    assert (
+        cli(
+            "finetune",
+            "dataset=digits",
+            "dataset.max_images=60",
+            "backbone=smallcnn",
+            "init=scratch",
+            "mode=probe",
+            *TINY,
+        ).code
+        == 0
+    )
+    answer = cli("evaluate", "dataset.groups=x", *QUICK)
+    assert answer.code == 1
+    assert answer.lines()[-1] == "sslrun: digits has no key dataset.groups; it is one of dataset=folder"

@@ -1,5 +1,6 @@
 """Any folder of images."""
 
+import itertools
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from sslrun.base.errors import UserError
 from sslrun.base.text import counted
 from sslrun.config.names import nearest
 from sslrun.data.decode import SUFFIXES, relative
+from sslrun.data.groups import KEY, described, grouped, not_held_out, shared_groups
 from sslrun.data.label_layout import ColumnNames, given_labels
 from sslrun.data.labels import hashed_train_test_split
 from sslrun.data.layout import FIRST, TEST, TRAIN, UNLABELED, VAL, Layout, Part, role_of, understood
@@ -28,6 +30,7 @@ def folder(
     columns: ColumnNames | None = None,
     label_pattern: str | None = None,
     test_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2,
+    groups: str | None = None,
 ) -> Listing | None:
     """Any folder of images; docs/data.md shows the layouts.
 
@@ -37,10 +40,12 @@ def folder(
         columns: names of the label file's columns, by role, if they are not recognized.
         label_pattern: regular expression on the file name; its first group is the label.
         test_fraction: fraction of each class that is held out as test if there is no `test/`; 1: all images.
+        groups: regular expression of the groups that no split divides, see `data.groups.grouped`; it is searched in the
+            path below the root, without train/, val/ or test/.
 
     Raises:
-        UserError: no such folder, no images in it, labels that cannot be read, or classes in test that are not in
-            train.
+        UserError: no such folder, no images in it, labels that cannot be read, classes in test that are not in train, or
+            an expression that makes no groups.
     """
     top = Path(root)
     if not top.is_dir():
@@ -54,7 +59,22 @@ def folder(
         return _listing(top, images, None, ()) if images else None
     if not tree.top.count():
         raise UserError(_no_images(top, tree))
-    return _split(layout, split, test_fraction, top)
+    return _split(layout, split, test_fraction, top, None if groups is None else _group_of(layout, groups, top))
+
+
+def _group_of(layout: Layout, pattern: str, top: Path) -> dict[str, str]:
+    """Return the group of each path, and log how many there are, and whether the splits have some in common."""
+    parts = {role: part for role, part in ((TRAIN, layout.train), (VAL, layout.val), (TEST, layout.test)) if len(part)}
+    files = {role: [*part.images, *(p for c in part.classes.values() for p in c)] for role, part in parts.items()}
+    names = [normalized(relative(p, parts[role].base)) for role, paths in files.items() for p in paths]
+    of_path = dict(zip([p for paths in files.values() for p in paths], found := grouped(names, pattern), strict=True))
+    notes = []
+    for a, b in itertools.combinations(files, 2):
+        if same := shared_groups(*([of_path[p] for p in files[role]] for role in (a, b))):
+            named = ", ".join(same[:FIRST])
+            notes.append(f"{a}/ and {b}/ have {counted(len(same), 'group')} in common ({KEY}): {named}")
+    _log(top, [described(names, found)], notes, [])
+    return of_path
 
 
 def _layout(tree: Tree, labels: str | None, columns: ColumnNames | None, pattern: str | None) -> Layout:
@@ -112,26 +132,28 @@ def class_folders(top: Path) -> list[str]:
     return sorted(understood(read_tree(top).top).train.classes) if top.is_dir() else []
 
 
-def _split(layout: Layout, split: SplitName, test_fraction: float, top: Path) -> Listing | None:
+def _split(
+    layout: Layout, split: SplitName, test_fraction: float, top: Path, group_of: dict[str, str] | None
+) -> Listing | None:
     """Return the train split, with given validation images, or the test split."""
     train, test, val = layout.train, layout.test, layout.val
     names = list(train.classes)
     if not len(train):
         if split == TEST:
-            return _labeled(test, list(test.classes)) if test.classes else None
+            return _labeled(test, list(test.classes), group_of) if test.classes else None
         found = [name for name, n in ((TEST, len(test)), (VAL, len(val)), (UNLABELED, len(layout.unlabeled))) if n]
         raise UserError(f"{top} has no images to train on, only {'/, '.join(found)}/")
     if not names:
-        return _listing(train.base, train.images, None, ()) if split == TRAIN else None
+        return _listing(train.base, train.images, None, (), group_of) if split == TRAIN else None
     for role, part in ((TEST, test), (VAL, val)):
         if role == split or (role, split) == (VAL, TRAIN):
             _refuse_unknown(top, role, part, names)
     if split == TEST and test.classes:
-        return _labeled(test, names)
-    listing = _labeled(train, names)
+        return _labeled(test, names, group_of)
+    listing = _labeled(train, names, group_of)
     if not test.classes:
         assert listing.labels is not None
-        rows, held_out = hashed_train_test_split(listing.names, listing.labels, test_fraction)
+        rows, held_out = hashed_train_test_split(listing.names, listing.labels, test_fraction, listing.groups)
         left = set(listing.labels[rows].tolist())
         without = [name for i, name in enumerate(names) if i not in left]
         if split == TRAIN and without:
@@ -142,9 +164,11 @@ def _split(layout: Layout, split: SplitName, test_fraction: float, top: Path) ->
             raise UserError(
                 f"{top}: too few images for a test split (dataset.test_fraction={test_fraction:g} of each class)"
             )
+        if group_of is not None and (untested := not_held_out(listing.labels, held_out, names)):
+            _log(top, [], [f"no test images of {untested}: too few groups ({KEY})"], [])
         listing = listing.take(rows if split == TRAIN else held_out)
     return (
-        with_validation(listing, _labeled(replace(val, base=str(top)), names))
+        with_validation(listing, _labeled(replace(val, base=str(top)), names, group_of))
         if split == TRAIN and val.classes
         else listing
     )
@@ -157,17 +181,24 @@ def _refuse_unknown(top: Path, role: str, part: Part, names: list[str]) -> None:
         raise UserError(f"{role}/ in {top} has classes that are missing in {TRAIN}/: {named}{hint}")
 
 
-def _labeled(part: Part, names: list[str]) -> Listing:
+def _labeled(part: Part, names: list[str], group_of: dict[str, str] | None) -> Listing:
     found = [(p, i) for i, name in enumerate(names) for p in part.classes.get(name, [])]
     labels = np.array([i for _, i in found], dtype=np.int64)
-    return _listing(part.base, [p for p, _ in found], labels, tuple(names))
+    return _listing(part.base, [p for p, _ in found], labels, tuple(names), group_of)
 
 
-def _listing(top: str | Path, files: list[str], labels: np.ndarray | None, classes: tuple[str, ...]) -> Listing:
+def _listing(
+    top: str | Path,
+    files: list[str],
+    labels: np.ndarray | None,
+    classes: tuple[str, ...],
+    group_of: dict[str, str] | None = None,
+) -> Listing:
     names = [normalized(relative(f, top)) for f in files]
     if len(set(names)) < len(names):  # two files whose names differ only in Unicode's form
         names = [relative(f, top) for f in files]
-    return Listing(files, names, labels, classes)
+    groups = None if group_of is None else [group_of[f] for f in files]
+    return Listing(files, names, labels, classes, groups=groups)
 
 
 _logged: set[tuple[Path, str]] = set()  # lines logged by this process, which reads a folder for each split

@@ -32,6 +32,7 @@ class Listing:
         class_names: the name of each label.
         class_ids: alternative names that `dataset.classes` accepts, such as synset ids.
         validation: N booleans: which images of the train split are for validation; None if none are given.
+        groups: N names of groups, which no split divides, such as the object of each frame; None if none are given.
     """
 
     items: list[str] | np.ndarray
@@ -40,13 +41,15 @@ class Listing:
     class_names: tuple[str, ...] = ()
     class_ids: tuple[str, ...] = ()
     validation: np.ndarray | None = None
+    groups: list[str] | None = None
 
     def take(self, positions: np.ndarray) -> "Listing":
         """Return the images at these positions."""
         items = self.items[positions] if isinstance(self.items, np.ndarray) else [self.items[i] for i in positions]
         names = [self.names[i] for i in positions]
+        groups = None if self.groups is None else [self.groups[i] for i in positions]
         rows = {k: v[positions] for k in ("labels", "validation") if (v := getattr(self, k)) is not None}
-        return replace(self, items=items, names=names, **rows)
+        return replace(self, items=items, names=names, groups=groups, **rows)
 
 
 def checked(listing: Any, contract: Contract, split: SplitName) -> Listing | None:
@@ -60,7 +63,7 @@ def checked(listing: Any, contract: Contract, split: SplitName) -> Listing | Non
     if not isinstance(listing, Listing):
         found = type(listing).__name__
         raise contract.broken(f"a data set must return a Listing, or None where there is no such split, found {found}")
-    wrong = _wrong_items(listing) or _wrong_names(listing)
+    wrong = _wrong_items(listing) or _wrong_names(listing) or _wrong_groups(listing)
     if wrong:
         raise contract.broken(f"{wrong}, in split {split}")
     listing = replace(listing, names=list(listing.names))
@@ -100,6 +103,17 @@ def _wrong_names(listing: Listing) -> str | None:
         return f"names must be str, found {type(names[0]).__name__}"
     twice = [n for n, k in Counter(names).items() if k > 1]
     return f"names must be unique, found {twice[0]!r} more than once" if twice else None
+
+
+def _wrong_groups(listing: Listing) -> str | None:
+    groups, n = listing.groups, len(listing.items)
+    if groups is None:
+        return None
+    if not isinstance(groups, list) or len(groups) != n:
+        found = f"{len(groups)} groups" if isinstance(groups, list) else type(groups).__name__
+        return f"groups must be a list with the group of each item, found {found} of {n} items"
+    other = next((g for g in groups if not isinstance(g, str)), None)
+    return None if other is None else f"groups must be names as str, found {type(other).__name__}"
 
 
 def _wrong_labels(labels: np.ndarray, n: int, class_names: list[str]) -> str | None:
@@ -143,6 +157,7 @@ def with_validation(train: Listing, val: Listing) -> Listing:
         train,
         items=[*train.items, *val.items],
         names=[*train.names, *val.names],
+        groups=None if train.groups is None or val.groups is None else [*train.groups, *val.groups],
         labels=np.concatenate([np.asarray(train.labels), np.asarray(val.labels)]),
         validation=np.arange(len(train.items) + len(val.items)) >= len(train.items),
     )
@@ -153,5 +168,5 @@ def take_split(listing: Listing, split: SplitName) -> Listing | None:
     if split == "unlabeled":
         return None  # never the test images
     labels = np.asarray(listing.labels)
-    train, test = hashed_train_test_split(listing.names, labels)
+    train, test = hashed_train_test_split(listing.names, labels, groups=listing.groups)
     return replace(listing, labels=labels).take(train if split == "train" else test)

@@ -1,5 +1,6 @@
 """A user's folder of images, in all supported layouts."""
 
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from sslrun.base.console import start_logging
 from sslrun.base.errors import UserError
 from sslrun.data.dataset import listed, load, load_test, load_train
 from sslrun.data.tree import find_images
-from tests.helpers import folder_node, source_node
+from tests.helpers import folder_node, frames, source_node
 
 
 def test_one_folder_per_class_is_split_into_train_and_test(photos: Path) -> None:
@@ -292,3 +293,85 @@ def test_classes_without_given_validation_images_get_their_own(photos: Path) -> 
     train, val = load_train(source_node("folder", "set", classes=["temple", "flower"], val_fraction=0.1))
     assert val is not None
     assert (len(train), len(val)) == (54, 6)
+
+
+OF_AN_OBJECT = r"([^/]+)_\d+\."
+
+
+def objects(names: list[str]) -> set[str]:
+    return {n.rpartition("_")[0] for n in names}
+
+
+def test_groups_are_on_one_side_of_the_hold_out_and_of_validation(capfd: pytest.CaptureFixture[str]) -> None:
+    start_logging()
+    frames("set", 10, 4, 0)
+    Path("set/cup/lone.png").write_bytes(Path("set/cup/cup0_00.png").read_bytes())
+    node = source_node("folder", "set", groups=OF_AN_OBJECT)
+    train, val = load_train(node)
+    assert val is not None
+    sides = [train.names, val.names, load_test(node).names]
+    assert sorted(n for names in sides for n in names) == sorted(load_test({**node, "test_fraction": 1.0}).names)
+    for a, b in itertools.combinations(sides, 2):
+        assert not objects(a) & objects(b)
+    assert [len(train), len(val), len(sides[2])] == [53, 12, 16]
+    err = capfd.readouterr().err
+    line = "set: 21 groups of images (dataset.groups), the largest bowl0 with 4; 1 image in no group"
+    assert err.count(line) == 1
+    assert "Validation: 12 images in 3 groups (dataset.groups)." in err
+
+
+def test_the_folder_of_the_split_is_not_part_of_the_path(capfd: pytest.CaptureFixture[str]) -> None:
+    """So that an expression finds the same groups in every split, and the path of the root never counts."""
+    start_logging()
+    for split, first in (("train", 0), ("val", 3), ("test", 3)):
+        frames(f"train_9.png/set/{split}", 4, 2, first, "{object}/{frame}.png", first=first)
+    node = folder_node("train_9.png/set", groups="^[^/]+/([^/]+)/")
+    train, val = load_train(node)
+    assert val is not None
+    named = [{*d.groups} for d in (train, val, load_test(node))]  # type: ignore[misc]
+    assert named == [{f"{c}{i}" for c in ("bowl", "cup") for i in range(k, k + 4)} for k in (0, 3, 3)]
+    err = capfd.readouterr().err
+    assert "train/ and val/ have 2 groups in common (dataset.groups): bowl3, cup3" in err
+    assert "val/ and test/ have 8 groups in common (dataset.groups): bowl3, bowl4, bowl5" in err
+
+
+def test_unreadable_images_leave_the_groups_of_the_others() -> None:
+    frames("set/train", 3, 3, 0)
+    frames("set/test", 1, 1, 1)
+    Path("set/train/bowl/bowl1_01.png").write_bytes(b"damaged")
+    train, _ = load_train(folder_node("set", groups=OF_AN_OBJECT, max_bad_fraction=0.5, classes=["cup", "bowl"]))
+    assert train.groups is not None
+    assert [*train.groups] == [n.split("/")[1].split("_")[0] for n in train.names]
+    assert len(train) == 17
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("frame", "matches no image"),
+        ("png", "puts all 24 images into one group"),
+        ("(bowl|cup)/", "each class into one"),
+    ],
+)
+def test_expressions_that_match_nothing_everything_or_classes_are_refused_before_training(
+    pattern: str, words: str
+) -> None:
+    frames("set", 4, 3, 0)
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match=words) as error:
+            load(folder_node("set", groups=pattern), split)
+        assert len(str(error.value).splitlines()) == 1
+
+
+def test_classes_in_one_group_have_no_validation_images_and_are_named(capfd: pytest.CaptureFixture[str]) -> None:
+    start_logging()
+    frames("set/train", 4, 3, 0)
+    frames("set/test", 1, 3, 1)
+    node = source_node("folder", "set", groups="(bowl[0-9]+|cup)[0-9]*_")
+    train, val = load_train(node)
+    assert val is not None
+    assert {*train.labels.tolist()} == {0, 1}  # type: ignore[union-attr]
+    assert {*val.labels.tolist()} == {0}  # type: ignore[union-attr]
+    assert "No validation images of cup: too few groups (dataset.groups)" in capfd.readouterr().err
+    with pytest.raises(UserError, match="each class into one group; a validation set needs at least two"):
+        load_train({**node, "groups": "/(bowl|cup)"})
