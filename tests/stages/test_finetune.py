@@ -204,6 +204,7 @@ def test_a_classifier_on_frozen_features_is_fitted_on_the_labeled_images(
     monkeypatch.setattr(finetune, "fit_head", lambda *given: fitted.append(given))
     settings: Any = SimpleNamespace(mode=mode, seed=7)
     data, val = labeled(6), labeled(4)
+    data.groups = np.array([*"aabbcc"], dtype=object)
     made = finetune._on_frozen_features(settings, small_encoder(), data, val, CPU, 0.25)
     assert data.labels is not None
     if mode == "knn":
@@ -214,10 +215,11 @@ def test_a_classifier_on_frozen_features_is_fitted_on_the_labeled_images(
         return
     assert isinstance(made, Classifier)
     finetune._on_frozen_features(settings, small_encoder(), data, None, CPU, None)
-    (head, bank, labels, (val_bank, val_labels), seed, regularization), (*_, no_val, _, unknown) = fitted
+    (head, bank, labels, (val_bank, val_labels), seed, regularization, groups), (*_, no_val, _, unknown, _) = fitted
     assert (head, seed, regularization, no_val, unknown) == (made, 7, 0.25, None, None)
     assert (len(bank), len(val_bank)) == (6, 4)
     assert labels is data.labels
+    assert groups is data.groups  # which no fold of a cross-validation divides
     assert val_labels is val.labels
 
 

@@ -44,8 +44,8 @@ def folder(
             path below the root, without train/, val/ or test/.
 
     Raises:
-        UserError: no such folder, no images in it, labels that cannot be read, classes in test that are not in train, or
-            an expression that makes no groups.
+        UserError: no such folder, no images in it, labels or groups that cannot be read, or classes in test that are
+            not in train.
     """
     top = Path(root)
     if not top.is_dir():
