@@ -120,13 +120,30 @@ def not_held_out(labels: np.ndarray, rows: np.ndarray, class_names: Sequence[str
 def group_folds(labels: np.ndarray, groups: np.ndarray, n: int, seed: int) -> list[np.ndarray]:
     """Return the sorted positions of n folds of whole groups, stratified by class as far as groups allow.
 
+    If all groups of a class are in one fold, as may happen with groups of several classes, one is moved if that helps.
+
     Raises:
         ValueError: there are fewer groups, or fewer images of each class, than folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    names = np.unique(groups, return_inverse=True)[1]
+    names, classes = (np.unique(a, return_inverse=True)[1] for a in (groups, labels))
     folds = StratifiedGroupKFold(n, shuffle=True, random_state=seed)
+    fold_of = np.zeros(names.max() + 1, dtype=np.int64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class with fewer images than folds
-        return [np.sort(rows) for _, rows in folds.split(labels, labels, names)]
+        for k, (_, rows) in enumerate(folds.split(labels, labels, names)):
+            fold_of[names[rows]] = k
+    has = np.zeros((len(fold_of), classes.max() + 1), dtype=bool)
+    has[names, classes] = True
+
+    def in_one_fold(fold_of: np.ndarray) -> list[int]:
+        return [c for c, of in enumerate(has.T) if of.sum() > 1 and np.ptp(fold_of[of]) == 0]
+
+    lost = in_one_fold(fold_of)
+    for group in np.flatnonzero(has[:, lost].any(1)):
+        for k in range(n):
+            moved = np.where(np.arange(len(fold_of)) == group, k, fold_of)
+            if len(in_one_fold(moved)) < len(lost):
+                fold_of, lost = moved, in_one_fold(moved)
+    return [np.flatnonzero(fold_of[names] == k) for k in range(n)]

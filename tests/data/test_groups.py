@@ -175,3 +175,21 @@ def test_folds_do_not_divide_groups_and_keep_each_class(seed: int, n: int) -> No
 def test_more_folds_than_groups_is_one_line() -> None:
     with pytest.raises(UserError, match=r"fold=\[0,3\]: too few groups \(dataset.groups\) or images for 3 folds"):
         fold_rows(np.array([0, 0, 1, 1]), 0, 3, 0, np.array([*"abab"], dtype=object))
+
+
+@pytest.mark.parametrize("seed", [*range(30), 74, 110, 124, 147, 152, 279, 314, 337, 346, 360])
+def test_folds_of_groups_with_several_classes_keep_each_class_in_training(seed: int) -> None:
+    """Of the last ten, scikit-learn puts all groups of a class into one fold."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(6, 9))
+    parts = [rng.choice(3, int(rng.geometric(0.2)), p=p) for p in rng.dirichlet(np.full(3, 0.4), n)]
+    groups = np.repeat([f"g{i}" for i in range(n)], [len(p) for p in parts]).astype(object)
+    labels = np.unique(np.concatenate(parts), return_inverse=True)[1]
+    classes = [{*labels[groups == g].tolist()} for g in sorted({*groups})]
+    sides = [[set().union(*(c for i, c in enumerate(classes) if k >> i & 1 == s)) for s in (0, 1)] for k in range(2**n)]
+    if not any(a == b == {*labels.tolist()} for a, b in sides):
+        return  # no folds do
+    for rows in group_folds(labels, groups, 2, 0):
+        rest = np.setdiff1d(np.arange(len(labels)), rows)
+        assert not {*groups[rows]} & {*groups[rest]}
+        assert {*labels[rest]} == {*labels}
