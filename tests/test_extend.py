@@ -9,6 +9,7 @@ import pytest
 from sslrun.base.paths import EXTENDING
 from sslrun.config.build import build, locate, parameters
 from sslrun.config.compose import compose_config, compose_nodes
+from sslrun.data.options import OF_FOLDERS
 from sslrun.runs import checkpoint
 from sslrun.runs.find import BEST, LAST
 from tests.helpers import QUICK, REPOSITORY, TINY, Cli
@@ -167,7 +168,8 @@ def test_keys_of_every_yaml_are_the_parameters_of_its_target(group: str, name: s
 def test_from_checkpoint_offers_the_keys_that_all_have(group: str) -> None:
     node = compose_config("finetune", [], None)[group]
     if group == "dataset":
-        assert set(node) - {"_target_", "root"} == set(parameters(locate("sslrun.data.options.Options")))
+        assert set(node) - {"_target_", *OF_FOLDERS} == set(parameters(locate("sslrun.data.options.Options")))
+        assert set(OF_FOLDERS) == set(parameters(locate("sslrun.data.sources.folder.folder")))
     assert all(v is None for v in node.values())
 
 
