@@ -1,17 +1,29 @@
 """Formatting of numbers for people; files for programs keep plain numbers."""
 
 import re
+from collections.abc import Sequence
 
 from sslrun.base.errors import UserError
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}  # of a duration as it is given
 SHARES = ("accuracy", "precision", "precision_macro", "recall", "recall_macro", "f1", "f1_macro", "confidence",
-          "confidence_threshold")  # fmt: skip
+          "confidence_threshold", "accuracy_if_confident")  # fmt: skip
 
 
 def percent(fraction: float) -> str:
     """Format a fraction, such as an accuracy, as percent with one decimal: `83.1 %`."""
     return f"{100 * fraction:.1f} %"
+
+
+def percent_or_dash(fraction: float | None) -> str:
+    """Format a fraction as percent; `-` if it is undefined."""
+    return "-" if fraction is None else percent(fraction)
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """Format names as a list, of which only the first are named: `a, b, c and 4 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def is_share(metric: str) -> bool:

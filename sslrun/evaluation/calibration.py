@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from sslrun.base.text import percent
+
 BINS = 15  # Guo et al. 2017
 TARGET_ACCURACY = 0.95  # of the predictions at or above the threshold
 MIN_PREDICTIONS = 20  # at or above the threshold; fewer are not enough evidence
@@ -89,10 +91,39 @@ def threshold(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
     Returns:
         None if there is no such confidence with at least 20 predictions.
     """
+    confidence, accuracy = _accuracy_above(probabilities, labels)
+    good = np.flatnonzero(accuracy >= TARGET_ACCURACY)
+    return math.floor(float(confidence[good[-1]]) * 1e4) / 1e4 if len(good) else None
+
+
+def highest_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
+    """Return the highest accuracy of the predictions at or above any confidence; None for fewer than 20 predictions."""
+    _, accuracy = _accuracy_above(probabilities, labels)
+    return float(accuracy.max()) if len(accuracy) else None
+
+
+def _accuracy_above(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each confidence with at least 20 predictions at or above it, in descending order, and their accuracy."""
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
     order = np.argsort(-confidence, kind="stable")
     ranked, counts = confidence[order], np.arange(1, len(labels) + 1)
     accuracy = correct[order].cumsum() / counts
-    last = np.append(ranked[1:] != ranked[:-1], True)  # of the images with the same confidence
-    good = np.flatnonzero((accuracy >= TARGET_ACCURACY) & last & (counts >= MIN_PREDICTIONS))
-    return math.floor(float(ranked[good[-1]]) * 1e4) / 1e4 if len(good) else None
+    last = np.append(ranked[1:] != ranked[:-1], True)[: len(labels)]  # of the images with the same confidence
+    enough = last & (counts >= MIN_PREDICTIONS)
+    return ranked[enough], accuracy[enough]
+
+
+def no_threshold_text(validation: int | None, highest: float | None) -> str:
+    """Return the reason why a classifier has no confidence threshold, as part of a sentence.
+
+    Args:
+        validation: number of validation images, None if unknown.
+        highest: see `highest_accuracy`; None if unknown.
+    """
+    if validation == 0:
+        return "without validation images there is no confidence threshold"
+    if validation is not None and validation < MIN_PREDICTIONS:
+        return f"a confidence threshold needs at least {MIN_PREDICTIONS} validation images, found {validation}"
+    most = "" if highest is None else f"; at most {percent(math.floor(1000 * highest + 1e-6) / 1000)} are"
+    good = f"{percent(TARGET_ACCURACY)} of the validation images, and at least {MIN_PREDICTIONS},"
+    return f"there is no confidence above which {good} are classified correctly{most}"

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-SAMPLES = 2000  # of the bootstrap
 LEVEL = 0.95
+SAMPLES = 2000  # of the bootstrap
 
 
 def bootstrap_interval(values: np.ndarray) -> tuple[float, float] | None:
@@ -24,11 +24,14 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float] | None:
     return float(result.low), float(result.high)
 
 
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a fraction, such as an accuracy, of n independent images (Wilson 1927)."""
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """Return the 95 % score interval of a proportion (Wilson 1927); `n` is at least 1.
+
+    Unlike a bootstrap interval, it has a width if all or none of the n are successes.
+    """
     from scipy.stats import binomtest
 
-    result = binomtest(correct, n).proportion_ci(LEVEL, method="wilson")
+    result = binomtest(successes, n).proportion_ci(LEVEL, method="wilson")
     return float(result.low), float(result.high)
 
 
@@ -43,7 +46,7 @@ def validation_excess(val_accuracy: float, validation: int, accuracy: float, ima
         of validation is above that of the test.
     """
     sides = {
-        side: {"accuracy": a, "images": n, "interval": wilson(round(a * n), n)}
+        side: {"accuracy": a, "images": n, "interval": wilson_interval(round(a * n), n)}
         for side, a, n in (("validation", val_accuracy, validation), ("test", accuracy, images))
     }
     low, high = sides["validation"]["interval"][0], sides["test"]["interval"][1]  # type: ignore[index]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.evaluation import calibration
-from sslrun.evaluation.intervals import bootstrap_interval
+from sslrun.evaluation.intervals import wilson_interval
 
 COLLAPSED_SPREAD = 0.05  # where 1 is a uniform distribution on the sphere
 COLLAPSED_RANK = 2.0
@@ -52,8 +52,8 @@ def scored(probabilities: np.ndarray, labels: np.ndarray, class_names: list[str]
         temperature: fitted on validation.
 
     Returns:
-        Also `accuracy_interval` (95 % CI, bootstrap), `top5_accuracy` (with more than five classes), `nll` in nats,
-        `ece` (15 bins), `reliability`, and the last three after temperature scaling, with the suffix `_calibrated`.
+        Also `top5_accuracy` (with more than five classes), `nll` in nats, `ece` (15 bins), `reliability`, and the last
+        three after temperature scaling, with the suffix `_calibrated`.
     """
     from sklearn.metrics import top_k_accuracy_score
 
@@ -66,7 +66,6 @@ def scored(probabilities: np.ndarray, labels: np.ndarray, class_names: list[str]
     ids, many = range(len(class_names)), len(class_names) > 5
     return {
         **classification(labels, predicted, class_names),
-        "accuracy_interval": bootstrap_interval(predicted == labels),
         **({"top5_accuracy": float(top_k_accuracy_score(labels, probabilities, k=5, labels=ids))} if many else {}),
         "temperature": temperature,
         **result,
@@ -74,18 +73,53 @@ def scored(probabilities: np.ndarray, labels: np.ndarray, class_names: list[str]
 
 
 def classification(labels: Sequence[int] | np.ndarray, predicted: np.ndarray, class_names: list[str]) -> dict[str, Any]:
-    """Compute accuracy, precision, recall and F1 (macro average and per class), and the confusion matrix."""
+    """Compute accuracy, precision, recall and F1 (macro average and per class), and the confusion matrix.
+
+    A class that is not in the labels has no recall and, if it is not predicted either, no precision and no F1: they
+    are None, and not part of the macro averages. If it is predicted, its precision and F1 are 0. The averages equal
+    those of scikit-learn's `precision_score`, `balanced_accuracy_score` and `f1_score`.
+
+    Args:
+        labels, predicted: N class indices; N is at least 1.
+
+    Returns:
+        Also `accuracy_interval`, and `recall_low` and `recall_high` of each class (95 % CIs, Wilson).
+    """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     ids = list(range(len(class_names)))
-    each = precision_recall_fscore_support(labels, predicted, labels=ids, zero_division=0)
-    macro = precision_recall_fscore_support(labels, predicted, labels=ids, average="macro", zero_division=0)
-    rows = zip(class_names, *(column.tolist() for column in each), strict=True)
+    matrix = confusion_matrix(labels, predicted, labels=ids)
+    columns = precision_recall_fscore_support(labels, predicted, labels=ids, zero_division=0)[:3]
+    images, occurring = matrix.sum(1), matrix.sum(1) + matrix.sum(0) > 0
+    precision, recall, f1 = (
+        np.where(known, column, np.nan)
+        for column, known in zip(columns, (occurring, images > 0, occurring), strict=True)
+    )
+    rows = []
+    for k, name in enumerate(class_names):
+        low, high = wilson_interval(int(matrix[k, k]), int(images[k])) if images[k] else (None, None)
+        rows.append(
+            {
+                "class": name,
+                "precision": _none_if_nan(precision[k]),
+                "recall": _none_if_nan(recall[k]),
+                "recall_low": low,
+                "recall_high": high,
+                "f1": _none_if_nan(f1[k]),
+                "images": int(images[k]),
+            }
+        )
+    correct, n = int(np.trace(matrix)), int(matrix.sum())
     return {
-        "accuracy": float((np.asarray(labels) == predicted).mean()),
-        "precision_macro": float(macro[0]),
-        "recall_macro": float(macro[1]),
-        "f1_macro": float(macro[2]),
-        "classes": [{"class": c, "precision": p, "recall": r, "f1": f, "images": int(n)} for c, p, r, f, n in rows],
-        "confusion_matrix": confusion_matrix(labels, predicted, labels=ids).tolist(),
+        "accuracy": correct / n,
+        "accuracy_interval": wilson_interval(correct, n),
+        "precision_macro": float(np.nanmean(precision)),
+        "recall_macro": float(np.nanmean(recall)),
+        "f1_macro": float(np.nanmean(f1)),
+        "classes": rows,
+        "confusion_matrix": matrix.tolist(),
     }
+
+
+def _none_if_nan(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

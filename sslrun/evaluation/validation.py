@@ -55,17 +55,20 @@ def classifier_metrics(classifier: Classifier | KNNClassifier, val: Dataset | No
     """Compute a classifier's accuracy, loss and calibration on validation; empty without validation data.
 
     Returns:
-        `val/accuracy`, `val/loss` in nats, `val/temperature`, and `val/confidence_threshold` if there is one.
+        `val/accuracy`, `val/loss` in nats, `val/temperature`, and `val/confidence_threshold` if there is one. Without
+        one, but with 20 or more images, `val/accuracy_if_confident`, see `calibration.highest_accuracy`.
     """
     if val is None:
         return {}
     assert val.labels is not None
     p, labels = probabilities(classifier, val.images, device).numpy(), val.labels.numpy()
     temperature = calibration.fit_temperature(p, labels)
-    threshold = calibration.threshold(calibration.tempered(p, temperature), labels)
+    calibrated = calibration.tempered(p, temperature)
+    threshold, highest = calibration.threshold(calibrated, labels), calibration.highest_accuracy(calibrated, labels)
+    lacking = {} if highest is None else {"val/accuracy_if_confident": highest}  # why there is no threshold
     return {
         "val/accuracy": float((p.argmax(1) == labels).mean()),
         "val/loss": calibration.log_loss(p, labels),
         "val/temperature": temperature,
-        **({} if threshold is None else {"val/confidence_threshold": threshold}),
+        **(lacking if threshold is None else {"val/confidence_threshold": threshold}),
     }

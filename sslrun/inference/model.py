@@ -53,13 +53,14 @@ class Prediction:
     Attributes:
         image: path of the file; None for an image in memory.
         top: the most likely classes, in descending order; empty if the image could not be read.
-        unsure: whether the confidence is below the threshold.
+        unsure: whether the confidence is below the threshold; None if there is no threshold, or the image could not be
+            read.
         error: why the image could not be read, or None.
     """
 
     image: str | None
     top: list[Guess]
-    unsure: bool
+    unsure: bool | None
     error: str | None
 
     @property
@@ -110,7 +111,8 @@ class Model:
             images: paths, PIL images, `H x W x 3` or `H x W` uint8 arrays, or `3 x H x W` tensors (uint8, or floats
                 in [0, 1]); the prediction for a file that cannot be read has an `error`.
             top: number of classes per prediction.
-            unsure: predictions with a lower confidence are `unsure`; `auto` is `confidence_threshold`, None disables.
+            unsure: predictions with a lower confidence are `unsure`; `auto` is `confidence_threshold`, None disables:
+                `unsure` is None then, as it is if there is no `confidence_threshold`.
             views: average the probabilities over this many views: the image itself and random views as in training.
 
         Raises:
@@ -119,7 +121,7 @@ class Model:
         for key, value in (("top", top), ("views", views), ("batch_size", batch_size)):
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{key}={value!r}: must be an integer, at least 1")
-        threshold = (self.confidence_threshold or 0.0) if unsure == "auto" else unsure or 0.0
+        threshold = self.confidence_threshold if unsure == "auto" else unsure
         out: list[Prediction] = []
         for names, pixels, reasons in self._blocks(images, batch_size, "predicting"):
             p = torch.from_numpy(self._calibrated(pixels, views, batch_size))
@@ -128,11 +130,12 @@ class Model:
                 names, reasons, guesses.indices.tolist(), guesses.values.tolist(), strict=True
             ):
                 if reason:
-                    out.append(Prediction(name, [], False, reason))
+                    out.append(Prediction(name, [], None, reason))
                     continue
                 # Confidences are displayed with four decimals, and the threshold has four, too.
                 results = [Guess(self.class_names[i], round(v, 4)) for i, v in zip(ids, values, strict=True)]
-                out.append(Prediction(name, results, results[0].confidence < threshold, None))
+                below = None if threshold is None else results[0].confidence < threshold
+                out.append(Prediction(name, results, below, None))
         return out
 
     def probabilities(

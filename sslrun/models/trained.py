@@ -27,6 +27,8 @@ class Trained:
         class_names: in the order of the probabilities.
         temperature: divisor of the logits, fitted on validation; 1 without validation.
         confidence_threshold: confidence above which the validation accuracy is 95 %; None if there is none.
+        metrics: of the classifier on validation.
+        validation_images: their number; None if unknown.
     """
 
     encoder: Encoder
@@ -36,6 +38,8 @@ class Trained:
     class_names: list[str] = field(default_factory=list)
     temperature: float = 1.0
     confidence_threshold: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    validation_images: int | None = None
 
 
 def load_network(directory: Path) -> Trained:
@@ -46,8 +50,11 @@ def load_network(directory: Path) -> Trained:
     Raises:
         UserError: there is no checkpoint.
     """
-    if read_summary(directory)["stage"] in WITH_CLASSIFIER:
-        return load_classifier(directory)
+    summary = read_summary(directory)
+    if summary["stage"] in WITH_CLASSIFIER:
+        trained = load_classifier(directory)
+        trained.validation_images = summary.get("labels", {}).get("validation")
+        return trained
     path, content = checkpoint.newest_intact(directory)
     with torch.random.fork_rng(devices=[]):
         encoder = _encoder(content["config"])
@@ -76,7 +83,7 @@ def load_classifier(directory: Path) -> Trained:
     classifier.eval()
     metrics = content.get("metrics") or {}
     temperature, confidence_threshold = metrics.get("val/temperature", 1.0), metrics.get("val/confidence_threshold")
-    return Trained(encoder, config, path, classifier, names, temperature, confidence_threshold)
+    return Trained(encoder, config, path, classifier, names, temperature, confidence_threshold, metrics)
 
 
 def _encoder(config: dict[str, Any]) -> Encoder:

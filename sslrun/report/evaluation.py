@@ -1,6 +1,7 @@
 """Reports of an evaluation: the page, the confusion matrix and the table of per-class metrics."""
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,20 @@ from rich.text import Text
 
 from sslrun.base.console import ERR, log
 from sslrun.base.files import write_text
-from sslrun.base.output import new_table
-from sslrun.base.text import counted, interval, metric, percent
+from sslrun.base.output import Row, new_table
+from sslrun.base.text import counted, interval, listed, metric, percent, percent_or_dash
 from sslrun.report import plots
 from sslrun.report.html import render
 from sslrun.report.style import new_figure, styled
 from sslrun.runs.run import Run
 
 NUMBERS = ("precision", "recall", "f1", "images")  # numeric columns of the per-class table
+FEW_IMAGES = 5  # of a class: with fewer, its recall is hardly known
+MACRO = {
+    "precision": "macro average over classes with test images or predictions",
+    "recall": "macro average over classes with test images",
+    "F1": "macro average over classes with test images or predictions",
+}
 
 
 @styled()
@@ -58,17 +65,41 @@ def confusion_figure(run: Run, counts: list[list[int]], class_names: list[str]) 
 
 
 def print_classification(result: dict[str, Any], source: Path, table: bool) -> None:
-    """Log the accuracy; with `table`, also print per-class metrics to standard error."""
-    ends = "" if result["accuracy_interval"] is None else f" (95 % CI {interval(*result['accuracy_interval'])})"
-    log.info("%s: %s%s", source, metric("test/accuracy", result["accuracy"]), ends)
+    """Log the accuracy, and the classes with few or no test images; with `table`, print metrics by class to stderr."""
+    ends = interval(*result["accuracy_interval"])
+    log.info("%s: %s (95 %% CI %s)", source, metric("test/accuracy", result["accuracy"]), ends)
     if table:
         ERR.print(_classes_table(result))
+    if missing := missing_text(result["classes"]):
+        log.info("%s", missing)
+    if few := few_text(result["classes"]):
+        log.warning("%s", few)
+
+
+def missing_text(classes: Sequence[Row]) -> str:
+    """Return a sentence on the classes without test images; empty if there are none."""
+    names = [c["class"] for c in classes if not c["images"]]
+    if not names:
+        return ""
+    have, them = ("has", "it") if len(names) == 1 else ("have", "them")
+    which = f"{len(names)} of {len(classes)} classes {have} no test images: {listed(names)}"
+    return f"{which}; the macro average of recall leaves {them} out."
+
+
+def few_text(classes: Sequence[Row]) -> str:
+    """Return a warning of the classes with fewer than five test images; empty if there are none."""
+    few = [f"{c['class']} ({c['images']})" for c in classes if 0 < c["images"] < FEW_IMAGES]
+    if not few:
+        return ""
+    have = "has" if len(few) == 1 else "have"
+    which = f"{len(few)} of {len(classes)} classes {have} fewer than {FEW_IMAGES} test images"
+    return f"{which}, too few to measure recall: {listed(few)}."
 
 
 def _classes_table(result: dict[str, Any]) -> Table:
     table = new_table(("class", *NUMBERS), NUMBERS)
     for row in result["classes"]:
-        numbers = [percent(row[k]) for k in ("precision", "recall", "f1")]
+        numbers = [percent_or_dash(row[k]) for k in ("precision", "recall", "f1")]
         table.add_row(Text(row["class"]), *numbers, str(row["images"]))
     table.add_section()
     macro = [percent(result[k]) for k in ("precision_macro", "recall_macro", "f1_macro")]
@@ -102,6 +133,8 @@ def publish(own: Run, scores: dict[str, Any], directory: Path, dataset: str, ima
         confusion=Markup(plots.confusion_matrices({"normalized by true class": matrix}, names, "", folder)),
         matrix=matrix.tolist() if len(names) <= 30 else None,
         mistakes=base64.b64encode(mistakes.read_bytes()).decode() if mistakes.is_file() else "",
+        missing=missing_text(scores["classes"]),
+        few=few_text(scores["classes"]),
         rival=comparison_text(scores["against"]) if "against" in scores else "",
         excess=excess_text(scores["validation_excess"]) if "validation_excess" in scores else "",
         command=own.command,
@@ -146,14 +179,13 @@ def comparison_text(rival: dict[str, Any]) -> str:
 
 def _numbers(scores: dict[str, Any]) -> Any:
     """Yield the rows of the table of metrics: name, value and explanation."""
-    if scores["accuracy_interval"] is not None:
-        yield (
-            "accuracy",
-            f"{percent(scores['accuracy'])} ({interval(*scores['accuracy_interval'])})",
-            "95 % CI in parentheses: bootstrap over images",
-        )
+    yield (
+        "accuracy",
+        f"{percent(scores['accuracy'])} ({interval(*scores['accuracy_interval'])})",
+        "95 % CI in parentheses: Wilson score interval over images",
+    )
     for name, key in (("precision", "precision_macro"), ("recall", "recall_macro"), ("F1", "f1_macro")):
-        yield name, percent(scores[key]), "macro average over classes"
+        yield name, percent(scores[key]), MACRO[name]
     if "top5_accuracy" in scores:
         yield "top-5 accuracy", percent(scores["top5_accuracy"]), "true class among the five most probable ones"
     scaling = f"after temperature scaling (T = {scores['temperature']:.2f}, fitted on validation)"

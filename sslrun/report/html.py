@@ -5,7 +5,7 @@ from typing import Any
 
 import jinja2
 
-from sslrun.base.text import percent
+from sslrun.base.text import interval, percent, percent_or_dash
 
 
 def render(template: str, **values: Any) -> str:
@@ -15,5 +15,5 @@ def render(template: str, **values: Any) -> str:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["percent"] = percent
+    environment.filters |= {"percent": percent, "percent_or_dash": percent_or_dash, "interval": interval}
     return environment.get_template(template).render(**values)

@@ -3,7 +3,7 @@
 import base64
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -262,11 +262,17 @@ def _class_names(row: Row) -> list[str]:
 
 
 def _recalls(rows: Sequence[Row], base: Sequence[Row]) -> np.ndarray:
-    """Return the differences in recall from scratch on the label subsets of both, `subsets x classes`."""
+    """Return the differences in recall from scratch on the label subsets of both, `subsets x classes`.
+
+    They are NaN for classes without test images.
+    """
     scratch = {(r.subset, r.seed): r for r in base}
     pairs = [(r, scratch[r.subset, r.seed]) for r in rows if (r.subset, r.seed) in scratch]
-    recall: Callable[[Row], np.ndarray] = lambda r: np.array([c["recall"] for c in _report(r)["classes"]])  # noqa: E731
-    return np.array([recall(a) - recall(b) for a, b in pairs])
+    return np.array([_recall(r) - _recall(base) for r, base in pairs])
+
+
+def _recall(row: Row) -> np.ndarray:
+    return np.array([c["recall"] for c in _report(row)["classes"]], dtype=float)
 
 
 def _mistakes(name: str, members: Sequence[Row]) -> list[dict[str, str]]:

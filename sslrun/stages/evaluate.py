@@ -20,6 +20,7 @@ from sslrun.data.labels import LabelBudget
 from sslrun.data.options import OF_FOLDERS, AnyDatasetNode, describe, preprocessing_of
 from sslrun.data.tree import normalized
 from sslrun.device import Device, inference_device
+from sslrun.evaluation import calibration
 from sslrun.evaluation.features import probabilities
 from sslrun.evaluation.intervals import paired_test, validation_excess
 from sslrun.evaluation.metrics import scored
@@ -74,9 +75,7 @@ def evaluate(run: Run, settings: Evaluate) -> dict[str, Any]:
     if excess := _excess(classifier, of_run, scores["accuracy"]):
         scores["validation_excess"] = excess
     _write(run, classifier, scores)
-    mistakes_figure(
-        run, classifier.data.images, classifier.labels, classifier.probabilities, classifier.data.class_names
-    )
+    mistakes_figure(run, classifier.data.images, classifier.labels, classifier.calibrated, classifier.data.class_names)
     if not run.in_study:
         confusion_figure(run, scores["confusion_matrix"], classifier.data.class_names)
         page = evaluation.publish(run, scores, classifier.directory, describe(classifier.dataset), len(classifier.data))
@@ -129,6 +128,11 @@ class Evaluated:
         """The N labels."""
         assert self.data.labels is not None
         return self.data.labels.numpy()
+
+    @property
+    def calibrated(self) -> np.ndarray:
+        """The probabilities after temperature scaling, as `predict` has them."""
+        return calibration.tempered(self.probabilities, self.trained.temperature)
 
 
 def _is_other_folder(node: Node, trained_on: Node) -> bool:
@@ -274,7 +278,7 @@ def _write(run: Run, classifier: Evaluated, scores: dict[str, Any]) -> None:
     write_csv(run.directory / "classes.csv", scores["classes"])
     np.savez_compressed(
         run.directory / "predictions.npz",
-        probabilities=classifier.probabilities.astype(np.float16),
+        probabilities=classifier.calibrated.astype(np.float16),
         labels=classifier.labels,
         names=np.array(classifier.data.names),
         class_names=np.array(classifier.data.class_names),

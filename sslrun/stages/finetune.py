@@ -1,6 +1,7 @@
 """`sslrun finetune`: train a classifier on few labels."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -9,7 +10,7 @@ from pydantic import Field
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.files import file_hash
-from sslrun.base.text import counted
+from sslrun.base.text import counted, interval, percent
 from sslrun.config.build import build, built_settings
 from sslrun.config.compose import group_choices
 from sslrun.config.nodes import short_name
@@ -18,15 +19,17 @@ from sslrun.data.dataset import Dataset, load_train
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import AnyDatasetNode, describe
 from sslrun.device import Device
+from sslrun.evaluation.intervals import wilson_interval
 from sslrun.evaluation.probe import better_pooling, fit_head, labeled_features
 from sslrun.evaluation.validation import classifier_metrics
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import BackboneNode, Encoder, Pooling
 from sslrun.models.initialization import Network, resolve
+from sslrun.models.trained import load_classifier
 from sslrun.report.training import curves_figure, sample_images, views_figure
 from sslrun.runs import checkpoint
 from sslrun.runs.encoders import SCRATCH
-from sslrun.runs.find import BEST, LAST
+from sslrun.runs.find import BEST, LAST, read_summary
 from sslrun.runs.resume import CHECKPOINT, STUDY
 from sslrun.runs.run import Run
 from sslrun.study.choice import choose, searched
@@ -108,6 +111,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     for name in (LAST, BEST):
         checkpoint.save(run.directory / name, content)
     run.log.scalars(0, metrics)
+    _log_accuracy(metrics, val)
     return metrics
 
 
@@ -156,7 +160,31 @@ def _best(
     _begin(run, network, device, data, chosen, val)
     weights = file_hash(network.path, "sha256").hexdigest() if network.path else network.name
     fingerprints = [data.fingerprint(), val.fingerprint() if val else ""]
-    return choose(run, fingerprints, weights, len(val) if val else 0, chosen.smallest_class_size())
+    result = choose(run, fingerprints, weights, len(val) if val else 0, chosen.smallest_class_size())
+    _log_accuracy(result, val)
+    if not run.in_study:
+        _figures_of_chosen(run, Path(result["chosen_run"]), chosen)
+    return result
+
+
+def _figures_of_chosen(run: Run, chosen_run: Path, data: Dataset) -> None:
+    """Draw the figures of the chosen run, which has none of its own as a run of a study; a linear probe has none."""
+    config = read_summary(chosen_run)["config"]
+    if config["mode"] != "finetune":
+        return
+    classifier = load_classifier(run.directory).classifier
+    assert isinstance(classifier, Classifier)
+    task = Finetuning(classifier, build(config["augment"]), config["label_smoothing"], 0, False, 1.0)
+    views_figure(run, task, sample_images(data.images, config["seed"]), config["seed"])
+    curves_figure(run)
+
+
+def _log_accuracy(metrics: dict[str, Any], val: Dataset | None) -> None:
+    """Log the accuracy on validation with its 95 % CI over images."""
+    if val:
+        accuracy, n = metrics["val/accuracy"], len(val)
+        ends = interval(*wilson_interval(round(accuracy * n), n))
+        log.info("Accuracy on %s: %s (95 %% CI %s)", counted(n, "validation image"), percent(accuracy), ends)
 
 
 def _begin(run: Run, network: Network, device: Device, data: Dataset, chosen: Dataset, val: Dataset | None) -> None:
@@ -232,6 +260,7 @@ def _trained(
         unchanged = ", the linear probe: finetuning did not improve on it" if pretrained and best["step"] == 0 else ""
         kept = f"step {best['step']} of {total}{unchanged}"
         log.info("Best state by validation accuracy: %s (%s)", kept, formatted(best["metrics"]))
+    _log_accuracy(best["metrics"], val)
     return result | best["metrics"]
 
 

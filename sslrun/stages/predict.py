@@ -15,6 +15,7 @@ from sslrun.base.output import Row, as_csv, as_json, as_jsonl, as_table
 from sslrun.base.text import counted, percent, speed
 from sslrun.config.commands import WITH_CLASSIFIER
 from sslrun.config.types import Count, Fraction, Node, PositiveInt
+from sslrun.evaluation.calibration import no_threshold_text
 from sslrun.inference.inputs import named_images
 from sslrun.inference.model import Model, Prediction, open_model
 from sslrun.report.sheets import prediction_figures
@@ -74,11 +75,7 @@ def predict(run: Run, settings: Predict) -> dict[str, Any]:
     sys.stdout.write(text)
     sys.stdout.flush()
     log.info("%s in %s; written to %s", counted(len(rows), "image"), speed(len(rows), "images", seconds), run.directory)
-    unsure = sum(r["unsure"] for r in rows)
-    if unsure:
-        log.info("%d of %d are unsure: below %s.", unsure, len(rows), _threshold_text(model, settings.unsure))
-    elif settings.unsure == "auto" and model.confidence_threshold is None:
-        log.info("No prediction is marked unsure: no confidence threshold gives an accuracy of 95 % on validation.")
+    unsure = _report_unsure(rows, model, settings)
     bad = [r for r in rows if r["error"]]
     if bad:
         unreadable, first = f"{len(bad)} of {counted(len(rows), 'image')}", bad[0]
@@ -96,6 +93,22 @@ def _row(p: Prediction) -> Row:
     top = [{"class": g.class_name, "confidence": g.confidence} for g in p.top]
     first = top[0] if top else {"class": None, "confidence": None}
     return {"image": p.image, **first, "unsure": p.unsure, "top": top, "error": p.error}
+
+
+def _report_unsure(rows: Sequence[Row], model: Model, settings: Predict) -> int | None:
+    """Log how many predictions are unsure, or why that is unknown; return their number."""
+    if settings.unsure is None:
+        return None
+    if settings.unsure == "auto" and model.confidence_threshold is None:
+        highest = model.network.metrics.get("val/accuracy_if_confident")
+        reason = no_threshold_text(model.network.validation_images, highest)
+        sorted_too = ", and all are sorted by class" if settings.sort_into else ""
+        log.info("No image was checked for being unsure%s: %s.", sorted_too, reason)
+        return None
+    unsure = sum(bool(r["unsure"]) for r in rows)
+    if unsure:
+        log.info("%d of %d are unsure: below %s.", unsure, len(rows), _threshold_text(model, settings.unsure))
+    return unsure
 
 
 def _threshold_text(model: Model, unsure: str | float | None) -> str:

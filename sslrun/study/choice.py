@@ -19,6 +19,7 @@ from sslrun.config.types import Node
 from sslrun.runs import checkpoint
 from sslrun.runs.encoders import SCRATCH
 from sslrun.runs.find import BEST, LAST, read_summary
+from sslrun.runs.log import read_metrics
 from sslrun.runs.run import Run, Stages
 from sslrun.study.launch import IGNORED_KEYS, StudyRun, launch_all, study_run
 
@@ -102,12 +103,13 @@ def _candidates(config: Node) -> list[Candidate]:
 
 
 def _copy_result(run: Run, final: StudyRun) -> dict[str, Any]:
-    """Copy the checkpoints and metrics of the best candidate to a run; return the metrics."""
+    """Copy the checkpoints and metrics of the best candidate to a run; return the metrics of its best state."""
     for name in (LAST, BEST):
         checkpoint.save(run.directory / name, checkpoint.load(final.directory / name))
-    metrics = {k: v for k, v in read_summary(final.directory).items() if k.startswith("val/")}
-    run.log.scalars(0, metrics)
-    return metrics
+    run.log.forget_after(-1)  # of the same run before it was resumed
+    for row in read_metrics(final.directory):
+        run.log.scalars(int(row["step"]), {k: v for k, v in row.items() if k != "step"})
+    return {k: v for k, v in read_summary(final.directory).items() if k.startswith("val/")}
 
 
 def searched(stages: Stages, search: Sequence[str], given: Sequence[str], config_dir: str | None) -> list[str]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sslrun.base.text import counted, duration, interval, is_share, metric, percent, speed
+from sslrun.base.text import counted, duration, interval, is_share, listed, metric, percent, percent_or_dash, speed
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,15 @@ def test_metrics_have_their_split_in_their_name_and_losses_their_digits() -> Non
 
 
 def test_only_parts_of_a_whole_are_percent() -> None:
-    shares = ("accuracy", "top5_accuracy", "precision_macro", "recall", "f1", "confidence_threshold")
+    shares = (
+        "accuracy",
+        "top5_accuracy",
+        "precision_macro",
+        "recall",
+        "f1",
+        "confidence_threshold",
+        "accuracy_if_confident",
+    )
     others = ("loss", "temperature", "effective_rank", "feature_spread", "nll")
     assert [n for n in (*shares, *others) if is_share(f"test/{n}")] == list(shares)
 
@@ -50,3 +58,13 @@ def test_a_rate_needs_something_to_measure() -> None:
     assert speed(1, "images", 4.0) == "4 s"
     assert speed(50, "images", 0.02) == "0.02 s"
     assert speed(3000, "images", 2.0) == "2 s, 1,500 images/s"
+
+
+def test_an_undefined_fraction_is_a_dash_and_0_is_not() -> None:
+    assert [percent_or_dash(f) for f in (None, 0.0, 0.5)] == ["-", "0.0 %", "50.0 %"]
+
+
+def test_of_a_long_list_only_the_first_names_are_shown() -> None:
+    assert listed(["a"]) == "a"
+    assert listed(list("abc"), 3) == "a, b, c"
+    assert listed(list("abcde"), 3) == "a, b, c and 2 more"

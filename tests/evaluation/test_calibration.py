@@ -5,7 +5,16 @@ import pytest
 from scipy.special import softmax
 from sklearn.metrics import log_loss as sklearns_log_loss
 
-from sslrun.evaluation.calibration import calibration_error, fit_temperature, log_loss, reliability, tempered, threshold
+from sslrun.evaluation.calibration import (
+    calibration_error,
+    fit_temperature,
+    highest_accuracy,
+    log_loss,
+    no_threshold_text,
+    reliability,
+    tempered,
+    threshold,
+)
 
 
 def synthetic(n: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -138,3 +147,40 @@ def test_the_calibration_error_depends_on_the_number_of_bins() -> None:
     p, labels = of_confidence(*[0.6] * 10, *[0.7] * 10), np.array([0] * 10 + [1] * 10)
     assert calibration_error(p, labels, bins=1) == pytest.approx(0.15)
     assert calibration_error(p, labels) == pytest.approx((0.4 + 0.7) / 2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_highest_accuracy_is_that_of_the_best_confidence_with_20_predictions(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    p, labels = of_confidence(*rng.choice([0.6, 0.7, 0.8, 0.9], 80)), rng.integers(0, 2, 80)
+    above = [p.max(1) >= c for c in p.max(1)]
+    naive = max((p.argmax(1) == labels)[a].mean() for a in above if a.sum() >= 20)
+    highest = highest_accuracy(p, labels)
+    assert highest == pytest.approx(naive)
+    assert highest is not None
+    assert (threshold(p, labels) is None) == (highest < 0.95)
+
+
+def test_the_highest_accuracy_needs_20_predictions() -> None:
+    assert [highest_accuracy(of_confidence(*[0.9] * n), np.zeros(n, int)) for n in (0, 1, 19, 20, 21)] == [
+        None, None, None, 1, 1,
+    ]  # fmt: skip
+    assert highest_accuracy(of_confidence(*[0.9] * 30), np.ones(30, int)) == 0
+
+
+@pytest.mark.parametrize(
+    ("validation", "highest", "text"),
+    [
+        (0, None, "without validation images there is no confidence threshold"),
+        (1, None, "a confidence threshold needs at least 20 validation images, found 1"),
+        (19, None, "a confidence threshold needs at least 20 validation images, found 19"),
+        (20, 0.9, "and at least 20, are classified correctly; at most 90.0 % are"),
+        (21, 0.94999, "and at least 20, are classified correctly; at most 94.9 % are"),  # and not 95.0 %
+        (300, None, "there is no confidence above which 95.0 % of the validation images"),  # of an older version
+        (None, None, "there is no confidence above which 95.0 % of the validation images"),
+    ],
+)
+def test_the_reason_for_no_threshold_is_the_true_one(validation: int | None, highest: float | None, text: str) -> None:
+    reason = no_threshold_text(validation, highest)
+    assert reason.startswith(text) or reason.endswith(text)
+    assert ("at most" in reason) == (highest is not None)

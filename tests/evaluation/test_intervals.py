@@ -14,7 +14,7 @@ from sslrun.evaluation.intervals import (
     paired,
     paired_test,
     validation_excess,
-    wilson,
+    wilson_interval,
 )
 from sslrun.report.study import verdict_text
 from sslrun.study.results import verdict
@@ -137,13 +137,31 @@ def test_wilsons_interval_is_that_of_its_formula(correct: int, n: int) -> None:
     z, p = norm.ppf(0.975), correct / n
     center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    assert wilson(correct, n) == pytest.approx((center - half, center + half), abs=1e-9)
+    assert wilson_interval(correct, n) == pytest.approx((center - half, center + half), abs=1e-9)
 
 
 def test_validation_exceeds_the_test_only_outside_both_intervals() -> None:
     assert validation_excess(0.47, 200, 0.28, 200) == {  # 40.2 to 53.9, and 22.2 to 34.6
-        "validation": {"accuracy": 0.47, "images": 200, "interval": wilson(94, 200)},
-        "test": {"accuracy": 0.28, "images": 200, "interval": wilson(56, 200)},
+        "validation": {"accuracy": 0.47, "images": 200, "interval": wilson_interval(94, 200)},
+        "test": {"accuracy": 0.28, "images": 200, "interval": wilson_interval(56, 200)},
     }
     assert validation_excess(0.469, 128, 0.279, 43) is None  # 38.4 to 55.5, and 16.7 to 42.7
     assert validation_excess(0.28, 200, 0.47, 200) is None
+
+
+@pytest.mark.parametrize(("k", "n"), [(43, 43), (0, 43), (421, 755), (1, 1), (0, 1), (3, 7)])
+def test_the_wilson_interval_has_the_ends_at_which_the_score_test_rejects(k: int, n: int) -> None:
+    """At an end p, the observed proportion is 1.96 standard deviations of a binomial proportion away from p."""
+    low, high = wilson_interval(k, n)
+    assert 0 <= low <= k / n <= high <= 1
+    assert low < high
+    for end in (low, high):
+        if 0 < end < 1:
+            assert abs(k / n - end) == pytest.approx(norm.ppf(0.975) * math.sqrt(end * (1 - end) / n))
+    assert (low == 0, high == 1) == (k == 0, k == n)
+
+
+@pytest.mark.parametrize(("n", "p"), [(30, 0.9), (100, 0.5), (100, 0.97), (755, 0.558)])
+def test_the_wilson_interval_covers_about_95_percent(n: int, p: float) -> None:
+    covered = [low <= p <= high for low, high in (wilson_interval(k, n) for k in range(n + 1))]
+    assert 0.92 < stats.binom.pmf(np.arange(n + 1), n, p)[covered].sum() < 0.985

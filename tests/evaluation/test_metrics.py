@@ -1,3 +1,6 @@
+import warnings
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +8,7 @@ from scipy.special import softmax
 from sklearn import metrics
 from sklearn.metrics import classification_report, confusion_matrix
 
-from sslrun.evaluation.intervals import bootstrap_interval
+from sslrun.evaluation.intervals import wilson_interval
 from sslrun.evaluation.metrics import classification, embedding_health, has_collapsed, scored
 
 
@@ -129,11 +132,14 @@ def test_the_top_5_accuracy_is_of_more_than_five_classes_of_which_some_may_be_mi
     assert "top5_accuracy" in scored(np.eye(6), np.arange(6), names[:6], 1.0)
 
 
-def test_the_interval_of_the_accuracy_is_its_bootstrap_interval() -> None:
+def test_the_interval_of_the_accuracy_is_wilsons() -> None:
     p, labels = np.eye(2)[np.zeros(50, int)], np.array([0] * 40 + [1] * 10)
     result = scored(p, labels, ["a", "b"], 1.0)
     assert result["accuracy"] == 0.8
-    assert result["accuracy_interval"] == bootstrap_interval(labels == 0)
+    assert result["accuracy_interval"] == wilson_interval(40, 50)
+    assert [(c["recall"], c["recall_low"], c["recall_high"]) for c in result["classes"]] == [
+        (1.0, *wilson_interval(40, 40)), (0.0, *wilson_interval(0, 10)),
+    ]  # fmt: skip
     assert result["nll"] == pytest.approx(-0.2 * np.log(1e-12), rel=1e-3)
     assert result["ece"] == pytest.approx(0.2)
 
@@ -147,3 +153,51 @@ def test_a_small_spread_or_a_small_rank_is_a_collapse(spread: float, rank: float
 
 def test_the_health_of_one_image_is_finite() -> None:
     assert embedding_health(torch.ones(1, 4)) == {"feature_spread": 0.0, "effective_rank": 1.0}
+
+
+def macro(result: dict[str, Any]) -> list[float]:
+    return [result[f"{name}_macro"] for name in ("precision", "recall", "f1")]
+
+
+def test_macro_averages_leave_out_classes_without_images_and_predictions() -> None:
+    result = classification([0, 0, 1], np.array([0, 0, 1]), ["a", "b", "c"])
+    assert macro(result) == [1, 1, 1]
+    a, _, c = result["classes"]
+    assert (a["precision"], a["recall"], a["f1"], a["images"]) == (1, 1, 1, 2)
+    assert c == {"class": "c", "precision": None, "recall": None, "recall_low": None, "recall_high": None, "f1": None,
+                 "images": 0}  # fmt: skip
+
+
+def test_a_class_that_is_only_predicted_has_precision_and_f1_of_0_and_no_recall() -> None:
+    result = classification([0, 0, 1, 1], np.array([0, 2, 1, 1]), CLASSES)
+    c = result["classes"][2]
+    assert (c["precision"], c["recall"], c["f1"], c["images"]) == (0, None, 0, 0)
+    assert macro(result) == pytest.approx([2 / 3, 0.75, (2 / 3 + 1 + 0) / 3])
+
+
+@pytest.mark.parametrize(("true", "guessed"), [((0, 1, 2), (0, 1, 2)), ((1, 2), (0, 1)), ((4,), (0, 4)), ((0,), (3,))])
+def test_macro_averages_equal_scikit_learns_over_the_classes_that_occur(
+    true: tuple[int, ...], guessed: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(0)
+    labels, predicted = rng.choice(true, 60), rng.choice(guessed, 60)
+    with warnings.catch_warnings(action="ignore"):  # of classes that are only predicted
+        theirs = [
+            metrics.precision_score(labels, predicted, average="macro", zero_division=0),
+            metrics.balanced_accuracy_score(labels, predicted),
+            metrics.f1_score(labels, predicted, average="macro", zero_division=0),
+        ]
+    result = classification(labels, predicted, list("abcde"))
+    assert macro(result) == pytest.approx(theirs)
+    for k, row in enumerate(result["classes"]):
+        assert (row["recall"] is None) == (k not in labels)
+        assert (row["f1"] is None) == (row["precision"] is None) == (k not in labels and k not in predicted)
+
+
+@pytest.mark.parametrize(("predicted", "recall"), [(0, 1.0), (1, 0.0)])
+def test_a_single_test_image_leaves_the_accuracy_open(predicted: int, recall: float) -> None:
+    p = np.eye(2)[[predicted]] * 0.8 + 0.1
+    result = scored(p, np.array([0]), ["a", "b"], 1.0)
+    low, high = result["accuracy_interval"]
+    assert high - low == pytest.approx(0.79, abs=0.01)
+    assert (result["accuracy"], result["classes"][0]["recall"]) == (recall, recall)

@@ -116,3 +116,16 @@ def test_a_collapsed_embedding_is_logged_as_a_warning(monkeypatch: pytest.Monkey
     assert message.startswith(
         "The embedding has collapsed: feature spread 0.012 (expected about 1), effective rank 3.0."
     )
+
+
+@pytest.mark.parametrize("n", [19, 20, 21])
+@pytest.mark.parametrize("correct", [True, False])
+def test_with_20_images_the_reason_for_no_threshold_is_kept(
+    n: int, correct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "probabilities", lambda *_: torch.tensor([[0.9, 0.1]]).repeat(n, 1))
+    val = red_and_blue(n + n % 2).take(np.arange(n))
+    val.labels = torch.full((n,), 0 if correct else 1)
+    result = classifier_metrics(Classifier(pixels(), 2), val, CPU)
+    assert ("val/confidence_threshold" in result) == (correct and n >= 20)
+    assert result.get("val/accuracy_if_confident") == (0.0 if not correct and n >= 20 else None)

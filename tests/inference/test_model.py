@@ -189,14 +189,15 @@ def test_each_random_view_of_an_image_is_drawn_anew() -> None:
         (0.9999, "auto", [True, True, True]),
         (0.80, "auto", [False, True, False]),
         (0.85, "auto", [True, True, False]),
-        (None, "auto", [False, False, False]),
-        (0.9999, None, [False, False, False]),
+        (None, "auto", [None, None, None]),
+        (0.9999, None, [None, None, None]),
         (0.9999, 0.80, [False, True, False]),
         (None, 0.9999, [True, True, True]),
+        (None, 0.0, [False, False, False]),
     ],
 )
 def test_a_prediction_below_the_threshold_is_unsure(
-    confidence_threshold: float | None, threshold: Any, unsure: list[bool]
+    confidence_threshold: float | None, threshold: Any, unsure: list[bool | None]
 ) -> None:
     """`auto` is the threshold that was fitted on validation."""
     result = model(confidence_threshold=confidence_threshold).predict(shades(0, 100, 250), unsure=threshold)
@@ -254,7 +255,7 @@ def test_predictions_and_features_belong_to_their_images_in_any_batches(monkeypa
         result = model().predict(files, batch_size=batch_size)
         assert [p.image for p in result] == files
         assert [p.error for p in result] == [None, None, "no such file", None, None, None, None, None]
-        assert (result[2].top, result[2].unsure, result[2].class_name, result[2].confidence) == ([], False, None, None)
+        assert (result[2].top, result[2].unsure, result[2].class_name, result[2].confidence) == ([], None, None, None)
         readable = [p for p in result if not p.error]
         shown = [p.confidence if p.class_name == "light" else 1 - (p.confidence or 0) for p in readable]
         assert shown == pytest.approx(expected, abs=1e-4)

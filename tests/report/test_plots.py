@@ -1,13 +1,16 @@
 """Figures of studies."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import matplotlib.axes
+import numpy as np
 import pytest
 
-from sslrun.report import plots
+from sslrun.base.output import write_json
+from sslrun.report import plots, study
 from tests.helpers import row
 
 
@@ -32,3 +35,32 @@ def test_learning_curves_show_the_steps_common_to_all_runs_of_a_network(
     ((steps, means),) = drawn
     assert steps == [0, 100]
     assert means == pytest.approx([20, 70])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("subsets", [1, 3])
+def test_a_class_without_test_images_has_no_bar_of_its_recall(
+    subsets: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[list[float]] = []
+    real = matplotlib.axes.Axes.barh
+
+    def barh(self: Any, y: Any, width: Any, *args: Any, **kwargs: Any) -> Any:
+        bars.append(list(width))
+        return real(self, y, width, *args, **kwargs)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "barh", barh)
+    gains = {"simclr": np.array([[0.1, np.nan, -0.2]] * subsets)}
+    svg = plots.class_gains(gains, ["a", "b", "c"], "", tmp_path)
+    ((a, b, c),) = bars
+    assert (a, c) == pytest.approx((10, -20))
+    assert math.isnan(b)
+    assert "nan" not in svg.lower()
+
+
+def test_the_recall_of_a_class_without_test_images_is_not_a_number(tmp_path: Path) -> None:
+    for name, recall in (("a", [0.5, None]), ("b", [0.75, None])):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "report.json", {"classes": [{"class": "x", "recall": r} for r in recall]})
+    a, b = (row("simclr", "finetune", evaluated=str(tmp_path / name)) for name in ("a", "b"))
+    assert np.array_equal(study._recalls([b], [a]), [[0.25, np.nan]], equal_nan=True)

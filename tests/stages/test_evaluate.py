@@ -1,5 +1,6 @@
 """`sslrun evaluate`, of one classifier and of two."""
 
+import csv
 import json
 import re
 import shutil
@@ -9,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import sslrun
 from sslrun.base.errors import UserError
 from sslrun.data.dataset import load_test, load_train
 from sslrun.data.labels import LabelBudget
-from sslrun.evaluation.intervals import wilson
+from sslrun.evaluation.intervals import wilson_interval
+from sslrun.runs import checkpoint
 from sslrun.stages import evaluate
 from tests.helpers import QUICK, TINY, Cli, folder_node, frames, runs, source_node, summary
 
@@ -66,6 +70,60 @@ def test_a_report_of_one_classifier(in_world: Path, cli: Cli) -> None:
         assert heading in page
     for figure in ("reliability.png", "reliability.svg", "confusion_matrix.png", "confusion_matrices.svg"):
         assert (run / "figures" / figure).is_file()
+
+
+def test_confidences_of_an_evaluation_are_those_of_predict(
+    in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the figure of mistakes; the predicted classes are the same with any temperature."""
+    (best,) = Path("outputs/finetune").glob("*/best.pt")
+    content = checkpoint.load(best)
+    checkpoint.save(best, {**content, "metrics": {**content["metrics"], "val/temperature": 4.0}})
+    drawn: list[np.ndarray] = []
+    monkeypatch.setattr(evaluate, "mistakes_figure", lambda run, images, labels, p, names: drawn.append(p))
+    assert cli("evaluate", "stages=false", *QUICK).code == 0
+    kept = np.load(runs("evaluate")[-1] / "predictions.npz")
+    model, images = sslrun.load(best.parent, device="cpu"), load_test(summary(best.parent)["config"]["dataset"])
+    expected = model.probabilities([*images.images[torch.arange(len(images))]])
+    assert kept["probabilities"] == pytest.approx(expected, abs=2e-3)
+    assert drawn[0] == pytest.approx(expected, abs=2e-3)
+    report = json.loads((runs("evaluate")[-1] / "report.json").read_text())
+    assert report["nll_calibrated"] == pytest.approx(
+        -np.log(expected[np.arange(len(images)), kept["labels"]]).mean(), abs=5e-3
+    )
+    assert report["nll"] != pytest.approx(report["nll_calibrated"], abs=5e-3)
+
+
+def test_classes_without_or_with_few_test_images_are_named(in_world: Path, cli: Cli, photos: Path) -> None:
+    """With a kNN classifier."""
+    for name in ("flower", "temple"):
+        shutil.copytree(photos / name, f"set/train/{name}")
+        Path("set/test", name).mkdir(parents=True)
+        for i in range(7 if name == "flower" else 1):
+            shutil.copy(photos / name / f"{name} {i:02d}.jpg", f"set/test/{name}")
+    Path("set/train/blank").mkdir()
+    for i in range(10):
+        Image.new("RGB", (40, 40), (i, 250, 9)).save(f"set/train/blank/{i}.png")
+    init = f"init={runs('pretrain')[-1]}"
+    knn = cli("finetune", init, "mode=knn", "dataset=folder", "dataset.root=set", "pooling=average", *QUICK)
+    assert knn.code == 0, knn.err
+    answer = cli("evaluate", *QUICK)
+    assert answer.code == 0, answer.err
+    assert "1 of 3 classes has no test images: blank; the macro average of recall leaves it out." in answer.err
+    few = "1 of 3 classes has fewer than 5 test images, too few to measure recall: temple (1)."
+    assert [line for line in answer.err.splitlines() if "fewer than" in line] == [few]
+    assert re.search(r"blank +- +- +- +0 *\n", answer.err)
+    run = runs("evaluate")[-1]
+    report = json.loads((run / "report.json").read_text())
+    blank, flower, _ = report["classes"]
+    assert [blank[k] for k in ("precision", "recall", "recall_low", "recall_high", "f1", "images")] == [None] * 5 + [0]
+    assert report["recall_macro"] == pytest.approx(np.mean([c["recall"] for c in report["classes"][1:]]))
+    rows = list(csv.DictReader((run / "classes.csv").open()))
+    assert rows[0] == {**dict.fromkeys(rows[0], ""), "class": "blank", "images": "0"}
+    assert float(rows[1]["recall_low"]) == flower["recall_low"] < flower["recall"]
+    page = (run / "report.html").read_text()
+    assert "1 of 3 classes has no test images: blank" in page
+    assert f"{100 * flower['recall_low']:.1f} to {100 * flower['recall_high']:.1f}" in page
 
 
 def test_two_classifiers_are_compared_image_by_image(in_world: Path, cli: Cli) -> None:
@@ -292,9 +350,9 @@ def test_frames_of_one_object_on_both_sides_make_validation_accuracy_too_high(cl
     assert cli("finetune", *FRAMES, OF_AN_OBJECT).code == 0
     val, test, report, line = excess_of(cli)
     assert (line, "validation_excess" in report) == ("", False)
-    low, high = wilson(round(test * 240), 240)
-    assert wilson(round(val * 108), 108)[0] < high
-    assert low < wilson(round(val * 108), 108)[1]
+    low, high = wilson_interval(round(test * 240), 240)
+    assert wilson_interval(round(val * 108), 108)[0] < high
+    assert low < wilson_interval(round(val * 108), 108)[1]
 
 
 def test_the_reasons_for_a_lower_test_accuracy(cli: Cli) -> None:

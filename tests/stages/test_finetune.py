@@ -17,6 +17,7 @@ from sslrun.base.errors import UserError
 from sslrun.data.dataset import Dataset, load_train
 from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget
+from sslrun.evaluation.intervals import wilson_interval
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.initialization import Network
 from sslrun.runs import checkpoint
@@ -82,8 +83,12 @@ def test_defaults_do_not_override_the_checkpoint(in_world: Path, cli: Cli) -> No
 def test_every_mode_gives_a_classifier_for_evaluate_and_predict(
     in_world: Path, cli: Cli, photos: Path, mode: str
 ) -> None:
-    assert cli("finetune", f"mode={mode}", "train.steps=20", *QUICK).code == 0
+    trained = cli("finetune", f"mode={mode}", "train.steps=20", *QUICK)
+    assert trained.code == 0
     run = runs("finetune")[-1]
+    accuracy, n = summary(run)["val/accuracy"], summary(run)["labels"]["validation"]
+    ends = " to ".join(f"{100 * end:.1f}" for end in wilson_interval(round(accuracy * n), n))
+    assert f"Accuracy on {n} validation images: {100 * accuracy:.1f} % (95 % CI {ends})\n" in trained.err
     answer = cli("evaluate", *QUICK)
     assert answer.code == 0
     evaluated = runs("evaluate")[-1]
@@ -102,10 +107,10 @@ def test_every_mode_gives_a_classifier_for_evaluate_and_predict(
 
 
 def test_finetuning_without_validation(in_world: Path, cli: Cli) -> None:
-    assert (
-        cli("finetune", "mode=finetune", "dataset.val_fraction=0", "labels_per_class=4", "train.steps=3", *QUICK).code
-        == 0
-    )
+    few = ("dataset.val_fraction=0", "labels_per_class=4", "train.steps=3")
+    answer = cli("finetune", "mode=finetune", *few, *QUICK)
+    assert answer.code == 0
+    assert "Accuracy on" not in answer.err
     result = summary(runs("finetune")[-1])
     assert result["labels"] == {"train": 8, "validation": 0}
     assert result["best/step"] == 3
@@ -278,13 +283,15 @@ def test_a_label_budget_per_class_is_noted_without_a_fraction() -> None:
 def test_auto_chooses_by_the_data_the_weights_and_the_smallest_class(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
     monkeypatch.setattr(finetune, "_begin", lambda *_: None)
-    monkeypatch.setattr(finetune, "choose", lambda *values: given.append(values[1:]))
+    best = {"val/accuracy": 1.0}
+    monkeypatch.setattr(finetune, "choose", lambda *values: given.append(values[1:]) or best)
+    run: Any = SimpleNamespace(in_study=True)
     Path("a.pt").write_text("weights")
     data, few, val = labeled(8), labeled(5), labeled(3)
     for path in (Path("a.pt"), None):
         network = Network("run", "imagenet", path, {}, {})
-        finetune._best(None, network, CPU, data, few, val)  # type: ignore[arg-type]
-    finetune._best(None, network, CPU, data, few, None)  # type: ignore[arg-type]
+        assert finetune._best(run, network, CPU, data, few, val) == best
+    finetune._best(run, network, CPU, data, few, None)
     prints, alone = [data.fingerprint(), val.fingerprint()], [data.fingerprint(), ""]
     digest = hashlib.sha256(b"weights").hexdigest()
     assert given == [(prints, digest, 3, 2), (prints, "imagenet", 3, 2), (alone, "imagenet", 0, 2)]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import sslrun
+from sslrun.base.output import write_json
 from sslrun.runs import checkpoint
 from sslrun.stages import predict
 from tests.helpers import QUICK, Cli, ended, run_here, runs, spawn, summary
@@ -29,12 +30,13 @@ def test_every_format_has_the_same_predictions(in_world: Path, cli: Cli, photo_f
     table = list(csv.DictReader(io.StringIO(result["csv"].out)))
     assert [r["image"] for r in rows] == photo_files == [r["image"] for r in table]
     assert [r["class"] for r in rows] == [r["class_1"] for r in table]
-    assert [str(r["unsure"]).lower() for r in rows] == [r["unsure"] for r in table]
+    assert [r["unsure"] for r in rows] == [None] * len(rows)  # validation has 10 images
+    assert [r["unsure"] for r in table] == [""] * len(rows)
     for run in runs("predict"):
         made = summary(run)
         assert json.loads((run / "predictions.json").read_text()) == rows
         assert list(csv.DictReader((run / "predictions.csv").open())) == table
-        assert (made["images"], made["unsure"]) == (len(rows), sum(r["unsure"] for r in rows))
+        assert (made["images"], made["unsure"]) == (len(rows), None)
         assert (made["precision"], made["config"]["run"]) == ("fp32", str(runs("finetune")[-1]))
         assert not list((run / "figures").glob("*.png"))
     for r in rows:
@@ -201,8 +203,46 @@ def test_by_default_predictions_below_the_threshold_of_validation_are_unsure(
     for threshold in (confidences[0], confidences[9], 1.0):
         with_metrics(best, confidence_threshold=threshold)
         result = predictions(cli, photos)
-        assert [p["unsure"] for p in result] == [p["confidence"] < threshold for p in result]
+        unsure = [p["confidence"] < threshold for p in result]
+        assert [p["unsure"] for p in result] == unsure
+        assert summary(runs("predict")[-1])["unsure"] == sum(unsure)
+        rows = csv.DictReader((runs("predict")[-1] / "predictions.csv").open())
+        assert [r["unsure"] for r in rows] == [str(u).lower() for u in unsure]
     assert sum(p["unsure"] for p in result) == 30
+
+
+@pytest.mark.parametrize(
+    ("validation", "highest", "reason"),
+    [
+        (0, {}, "without validation images there is no confidence threshold"),
+        (19, {}, "a confidence threshold needs at least 20 validation images, found 19"),
+        (21, {"accuracy_if_confident": 0.875}, "and at least 20, are classified correctly; at most 87.5 % are"),
+    ],
+)
+def test_without_a_threshold_no_image_is_called_sure_or_unsure(
+    validation: int, highest: dict[str, float], reason: str, best: Path, cli: Cli, photos: Path
+) -> None:
+    content = checkpoint.load(best)
+    metrics = {k: v for k, v in content["metrics"].items() if k != "val/confidence_threshold"}
+    checkpoint.save(best, {**content, "metrics": metrics | {f"val/{k}": v for k, v in highest.items()}})
+    known = summary(best.parent)
+    write_json(best.parent / "summary.json", known | {"labels": {"train": 24, "validation": validation}})
+    Path("broken.png").write_text("no image")
+    common = (str(photos / "flower"), "broken.png", "figures=0", *QUICK)
+    answer = cli("predict", *common, "format=json", "sort_into=sorted")
+    rows = json.loads(answer.out)
+    assert [r["unsure"] for r in rows] == [None] * 31
+    (line,) = [line for line in answer.err.splitlines() if "unsure" in line]
+    assert line.startswith("No image was checked for being unsure, and all are sorted by class: ")
+    assert line.endswith(f"{reason}.")
+    assert {p.name for p in Path("sorted").iterdir()} <= {"flower", "temple"}
+    assert sum(1 for p in Path("sorted").rglob("*.jpg")) == 30
+    assert {r["unsure"] for r in csv.DictReader((runs("predict")[-1] / "predictions.csv").open())} == {""}
+    assert {p.unsure for p in sslrun.load(best.parent, device="cpu").predict(str(photos / "flower/flower 01.jpg"))} == {
+        None
+    }
+    rows = json.loads(cli("predict", *common, "format=json", "unsure=0.8").out)
+    assert [r["unsure"] for r in rows] == [None if r["error"] else r["confidence"] < 0.8 for r in rows]
 
 
 def test_views_and_temperature_are_those_of_the_python_api(best: Path, cli: Cli, photos: Path) -> None:
@@ -215,19 +255,20 @@ def test_views_and_temperature_are_those_of_the_python_api(best: Path, cli: Cli,
         assert [p["confidence"] for p in result] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
-def predicted(image: str, *classes: str, unsure: bool = False, error: str | None = None) -> dict[str, Any]:
+def predicted(image: str, *classes: str, unsure: bool | None = False, error: str | None = None) -> dict[str, Any]:
     top = [{"class": c, "confidence": round(0.6 / (i + 1), 2)} for i, c in enumerate(classes)]
     first = top[0] if top else {"class": None, "confidence": None}
     return {"image": image, **first, "unsure": unsure, "top": top, "error": error}
 
 
 def test_tables_have_empty_cells_for_unreadable_images() -> None:
-    rows = [predicted("a.jpg", error="empty"), predicted("b.jpg", "x", "y"), predicted("c.jpg", "z", unsure=True)]
+    rows = [predicted("a.jpg", unsure=None, error="empty"), predicted("b.jpg", "x", "y")]
+    rows += [predicted("c.jpg", "z", unsure=True)]
     columns = ["image", "class_1", "confidence_1", "class_2", "confidence_2", "unsure", "error"]
     flat = predict._flat(rows)
     assert all(list(r) == columns for r in flat)
     assert [list(r.values()) for r in flat] == [
-        ["a.jpg", None, None, None, None, False, "empty"],
+        ["a.jpg", None, None, None, None, None, "empty"],
         ["b.jpg", "x", 0.6, "y", 0.3, False, None],
         ["c.jpg", "z", 0.6, None, None, True, None],
     ]

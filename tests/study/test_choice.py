@@ -15,11 +15,16 @@ from sslrun.base.output import write_json
 from sslrun.config.compose import compose_config
 from sslrun.config.nodes import plain
 from sslrun.runs import checkpoint
+from sslrun.runs.log import read_metrics
 from sslrun.runs.run import Run, Stages
 from sslrun.stages.table import job, stage
 from sslrun.study.choice import choose, folds_of, score_of
 from sslrun.study.launch import StudyRun
 from tests.helpers import QUICK, SMALL_STUDY, STUDY_DATA, Cli, runs, study_runs, study_table, summary
+
+
+def figures(run: Path) -> list[str]:
+    return sorted(p.name for p in run.glob("figures/*"))
 
 
 def test_auto_chooses_the_best_on_validation_and_logs_the_scores(in_world: Path, cli: Cli) -> None:
@@ -36,6 +41,7 @@ def test_auto_chooses_the_best_on_validation_and_logs_the_scores(in_world: Path,
     assert set(run["candidates"]) == {"finetune", "probe", "scratch"}
     assert len(study_runs("finetune")) == 3 * 3 + 1  # 3-fold cross-validation, then a training on all labels
     assert (runs("finetune")[-1] / "best.pt").is_file()
+    assert figures(runs("finetune")[-1]) == ([] if run["chosen"] == "probe" else ["curves.png", "views.png"])
     test = cli("evaluate", *QUICK)
     assert test.code == 0, test.err
     assert summary(runs("evaluate")[-1])["mode"] == "auto"
@@ -73,6 +79,10 @@ def test_auto_tries_each_setting_of_a_search(in_world: Path, cli: Cli) -> None:
     alone = summary(runs("finetune")[-1])
     assert set(alone["candidates"]) == {n for n in names if n.startswith("scratch")}
     assert {k: run["candidates"][k] for k in alone["candidates"]} == alone["candidates"]
+    assert figures(runs("finetune")[-1]) == ["curves.png", "views.png"]
+    curves = [read_metrics(p) for p in (runs("finetune")[-1], Path(alone["chosen_run"]))]
+    assert curves[0] == curves[1]
+    assert [r["step"] for r in curves[0] if "val/accuracy" in r] == [0, 3]
     assert (
         len(study_runs("finetune")) - len(before) <= 1
     )  # its two candidates exist already, but perhaps not trained on all labels
@@ -278,6 +288,7 @@ def test_the_checkpoints_of_the_best_candidate_are_copied(monkeypatch: pytest.Mo
             metrics = {"val/accuracy": accuracy, "val/loss": 0.5, "val/temperature": 1.5}
             summary = {"stage": "finetune", "status": "finished", "config": {"seed": 0}, "overrides": []}
             write_json(run.directory / "summary.json", {**summary, **metrics, "wall_time_seconds": 1.0, "test/x": 1.0})
+            (run.directory / "metrics.jsonl").write_text(json.dumps({"step": 0, **metrics}) + "\n")
             for name, weight in (("best.pt", accuracy), ("last.pt", -accuracy)):
                 checkpoint.save(run.directory / name, {"model": {"weight": torch.tensor(weight)}, "step": 1})
 
@@ -328,6 +339,7 @@ def test_candidates_are_trained_on_folds_and_the_best_one_on_all_labels(
             known = {"stage": "finetune", "status": "finished", "config": {"seed": 0}, "overrides": []}
             metrics = {"val/accuracy": accuracy, "val/loss": loss}
             write_json(run.directory / "summary.json", {**known, **metrics, "wall_time_seconds": 1.0})
+            (run.directory / "metrics.jsonl").write_text(json.dumps({"step": 0, **metrics}) + "\n")
             for name in ("best.pt", "last.pt"):
                 checkpoint.save(run.directory / name, {"model": {"weight": torch.tensor(accuracy)}, "step": 1})
 
