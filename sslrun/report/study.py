@@ -262,10 +262,7 @@ def _class_names(row: Row) -> list[str]:
 
 
 def _recalls(rows: Sequence[Row], base: Sequence[Row]) -> np.ndarray:
-    """Return the differences in recall from scratch on the label subsets of both, `subsets x classes`.
-
-    They are NaN for classes without test images.
-    """
+    """Return differences in recall on the label subsets of both, `subsets x classes`; NaN without test images."""
     scratch = {(r.subset, r.seed): r for r in base}
     pairs = [(r, scratch[r.subset, r.seed]) for r in rows if (r.subset, r.seed) in scratch]
     return np.array([_recall(r) - _recall(base) for r, base in pairs])

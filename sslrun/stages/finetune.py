@@ -184,7 +184,7 @@ def _log_accuracy(metrics: dict[str, Any], val: Dataset | None) -> None:
     if val:
         accuracy, n = metrics["val/accuracy"], len(val)
         ends = interval(*wilson_interval(round(accuracy * n), n))
-        log.info("Accuracy on %s: %s (95 %% CI %s)", counted(n, "validation image"), percent(accuracy), ends)
+        log.info("Validation accuracy %s (95 %% CI %s) on %s", percent(accuracy), ends, counted(n, "image"))
 
 
 def _begin(run: Run, network: Network, device: Device, data: Dataset, chosen: Dataset, val: Dataset | None) -> None:

@@ -168,7 +168,7 @@ def test_macro_averages_leave_out_classes_without_images_and_predictions() -> No
                  "images": 0}  # fmt: skip
 
 
-def test_a_class_that_is_only_predicted_has_precision_and_f1_of_0_and_no_recall() -> None:
+def test_classes_that_are_only_predicted_have_precision_and_f1_of_0_and_no_recall() -> None:
     result = classification([0, 0, 1, 1], np.array([0, 2, 1, 1]), CLASSES)
     c = result["classes"][2]
     assert (c["precision"], c["recall"], c["f1"], c["images"]) == (0, None, 0, 0)

@@ -39,9 +39,7 @@ def test_learning_curves_show_the_steps_common_to_all_runs_of_a_network(
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("subsets", [1, 3])
-def test_a_class_without_test_images_has_no_bar_of_its_recall(
-    subsets: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_classes_without_test_images_have_no_bar(subsets: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bars: list[list[float]] = []
     real = matplotlib.axes.Axes.barh
 
@@ -58,7 +56,7 @@ def test_a_class_without_test_images_has_no_bar_of_its_recall(
     assert "nan" not in svg.lower()
 
 
-def test_the_recall_of_a_class_without_test_images_is_not_a_number(tmp_path: Path) -> None:
+def test_recall_without_test_images_is_not_a_number(tmp_path: Path) -> None:
     for name, recall in (("a", [0.5, None]), ("b", [0.75, None])):
         (tmp_path / name).mkdir()
         write_json(tmp_path / name / "report.json", {"classes": [{"class": "x", "recall": r} for r in recall]})

@@ -88,7 +88,7 @@ def test_every_mode_gives_a_classifier_for_evaluate_and_predict(
     run = runs("finetune")[-1]
     accuracy, n = summary(run)["val/accuracy"], summary(run)["labels"]["validation"]
     ends = " to ".join(f"{100 * end:.1f}" for end in wilson_interval(round(accuracy * n), n))
-    assert f"Accuracy on {n} validation images: {100 * accuracy:.1f} % (95 % CI {ends})\n" in trained.err
+    assert f"Validation accuracy {100 * accuracy:.1f} % (95 % CI {ends}) on {n} images\n" in trained.err
     answer = cli("evaluate", *QUICK)
     assert answer.code == 0
     evaluated = runs("evaluate")[-1]
@@ -110,7 +110,7 @@ def test_finetuning_without_validation(in_world: Path, cli: Cli) -> None:
     few = ("dataset.val_fraction=0", "labels_per_class=4", "train.steps=3")
     answer = cli("finetune", "mode=finetune", *few, *QUICK)
     assert answer.code == 0
-    assert "Accuracy on" not in answer.err
+    assert "Validation accuracy" not in answer.err
     result = summary(runs("finetune")[-1])
     assert result["labels"] == {"train": 8, "validation": 0}
     assert result["best/step"] == 3
@@ -284,7 +284,12 @@ def test_auto_chooses_by_the_data_the_weights_and_the_smallest_class(monkeypatch
     given: list[Any] = []
     monkeypatch.setattr(finetune, "_begin", lambda *_: None)
     best = {"val/accuracy": 1.0}
-    monkeypatch.setattr(finetune, "choose", lambda *values: given.append(values[1:]) or best)
+
+    def choose(*values: Any) -> dict[str, float]:
+        given.append(values[1:])
+        return best
+
+    monkeypatch.setattr(finetune, "choose", choose)
     run: Any = SimpleNamespace(in_study=True)
     Path("a.pt").write_text("weights")
     data, few, val = labeled(8), labeled(5), labeled(3)
