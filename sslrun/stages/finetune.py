@@ -261,7 +261,7 @@ def _trained(
         kept = f"step {best['step']} of {total}{unchanged}"
         log.info("Best state by validation accuracy: %s (%s)", kept, formatted(best["metrics"]))
     _log_accuracy(best["metrics"], val)
-    return result | best["metrics"]
+    return {k: v for k, v in result.items() if not k.startswith("val/")} | best["metrics"]
 
 
 def _on_frozen_features(

@@ -300,3 +300,14 @@ def test_auto_chooses_by_the_data_the_weights_and_the_smallest_class(monkeypatch
     prints, alone = [data.fingerprint(), val.fingerprint()], [data.fingerprint(), ""]
     digest = hashlib.sha256(b"weights").hexdigest()
     assert given == [(prints, digest, 3, 2), (prints, "imagenet", 3, 2), (alone, "imagenet", 0, 2)]
+
+
+def test_the_summary_has_no_threshold_of_another_state(
+    in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best, last = {"val/accuracy": 0.9, "val/loss": 1.0}, {"val/accuracy": 0.5, "val/confidence_threshold": 0.8}
+    states = iter([best, last])
+    monkeypatch.setattr(finetune, "classifier_metrics", lambda *_: next(states))
+    answer = cli("finetune", "mode=finetune", "pooling=average", "train.steps=2", "train.evaluations=1", *QUICK)
+    assert answer.code == 0, answer.err
+    assert {k: v for k, v in summary(runs("finetune")[-1]).items() if k.startswith("val/")} == best
