@@ -464,6 +464,7 @@ ABOUT_ALL: dict[str, str] = {  # tests of the repository as a whole, at the top 
     "test_docs.py": "README and docs/: commands, defaults, links",
     "test_extend.py": "tasks, backbones and data sets from outside the package",
     "test_extending.py": "the examples of docs/extending.md",
+    "test_gray_images.py": "images of more than 8 bits through all commands",
     "test_host.py": "a program that uses sslrun is left as it was",
     "test_house.py": "this file",
     "test_old_runs.py": "runs of earlier versions",

@@ -4,6 +4,7 @@
         images.npy     N x S x S x 3, uint8; unreadable images are black
         digests.npy    a hash of each image
         bad.json       the unreadable images: position -> reason
+        outside.json   images with values outside the range: position -> fraction of its values
 
 The key is a hash of the files (path, size, modification time), the settings and the version of the decoder.
 """
@@ -29,12 +30,13 @@ from sslrun.base.errors import UserError
 from sslrun.base.machine import physical_memory
 from sslrun.base.paths import home
 from sslrun.data.decode import TRANSIENT, VERSION, Channels, Resize, decode_some
+from sslrun.data.depth import Range
 from sslrun.data.images import DIGEST, Images, digests
 from sslrun.data.workers import in_order, workers
 
 BLOCK = 32 << 20  # bytes of an array that are processed at once
 CHUNK = 4 << 20  # bytes of decoded images per task
-Blocks = Generator[tuple[np.ndarray, list[str]], None, None]
+Blocks = Generator[tuple[np.ndarray, list[str], list[float]], None, None]  # as `decode_some` returns them
 
 
 @dataclass
@@ -45,11 +47,13 @@ class Decoded:
         array: `N x S x S x 3`, uint8.
         digests: a hash of each image, `N x 16`.
         bad: the reason why an image could not be read, by its position.
+        outside: the fraction of an image's values that lies outside the range, by its position; not those of 0.
     """
 
     array: np.ndarray
     digests: np.ndarray
     bad: dict[int, str]
+    outside: dict[int, float]
 
     def good(self) -> np.ndarray:
         """Return the positions of the readable images."""
@@ -61,13 +65,16 @@ class Decoded:
         return Images([torch.from_numpy(self.array)], self.digests, index)
 
 
-def decode_all(files: Sequence[str], image_size: int, resize: Resize, channels: Channels) -> Decoded:
+def decode_all(
+    files: Sequence[str], image_size: int, resize: Resize, channels: Channels, gray_range: Range | None = None
+) -> Decoded:
     """Decode image files on all cores, or read the cached result for the same files and settings."""
+    limits = None if gray_range is None else (float(gray_range[0]), float(gray_range[1]))
     return _cached(
-        _key(files, image_size, resize, channels),
+        key_of(files, image_size, resize, channels, limits),
         len(files),
         image_size,
-        lambda: _decode(files, image_size, resize, channels),
+        lambda: _decode(files, image_size, resize, channels, limits),
     )
 
 
@@ -77,16 +84,16 @@ def resize_all(array: np.ndarray, image_size: int, channels: Channels) -> Decode
     A memory-mapped array that spans its whole file is identified by the file, any other by a hash of its content.
     """
     if isinstance(array, np.memmap) and array.filename and array.nbytes == os.stat(array.filename).st_size:
-        key = _key([str(array.filename)], image_size, channels, array.shape, array.strides)
+        key = key_of([str(array.filename)], image_size, channels, array.shape, array.strides)
     else:
         content = hashlib.blake2b(np.ascontiguousarray(array).data).hexdigest()
-        key = _key([], image_size, channels, array.shape, content)
+        key = key_of([], image_size, channels, array.shape, content)
     return _cached(key, len(array), image_size, lambda: _resize(array, image_size, channels))
 
 
 def resized(array: np.ndarray, image_size: int, channels: Channels) -> np.ndarray:
     """Resize `N x H x W x C` (C of 1 or 3) to `N x S x S x 3` with antialiasing, without cropping or padding."""
-    return np.concatenate([block for block, _ in _resize(array, image_size, channels)])
+    return np.concatenate([block for block, _, _ in _resize(array, image_size, channels)])
 
 
 def cache_folder() -> Path:
@@ -94,14 +101,16 @@ def cache_folder() -> Path:
     return home() / "decoded"
 
 
-def _decode(files: Sequence[str], image_size: int, resize: Resize, channels: Channels) -> Blocks:
+def _decode(
+    files: Sequence[str], image_size: int, resize: Resize, channels: Channels, gray_range: Range | None
+) -> Blocks:
     chunk_size = max(1, min(64, CHUNK // (image_size**2 * 3)))
     chunks = (files[i : i + chunk_size] for i in range(0, len(files), chunk_size))
-    work = partial(decode_some, image_size=image_size, resize=resize, channels=channels)
+    work = partial(decode_some, image_size=image_size, resize=resize, channels=channels, gray_range=gray_range)
     with workers(len(files)) as pool, progress("decoding", len(files), "images") as advance:
-        for block, reasons in in_order(pool, work, chunks):
-            advance(len(block))
-            yield block, reasons
+        for result in in_order(pool, work, chunks):
+            advance(len(result[0]))
+            yield result
 
 
 def _resize(array: np.ndarray, image_size: int, channels: Channels) -> Blocks:
@@ -114,10 +123,11 @@ def _resize(array: np.ndarray, image_size: int, channels: Channels) -> Blocks:
         if chunk.shape[-2:] != (image_size, image_size):
             chunk = F.interpolate(chunk.contiguous(), (image_size, image_size), mode="bilinear", antialias=True)
         block = chunk.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous().numpy()
-        yield block, [""] * len(block)
+        yield block, [""] * len(block), [0.0] * len(block)
 
 
-def _key(files: Sequence[str], *settings: object) -> str:
+def key_of(files: Sequence[str], *settings: object) -> str:
+    """Return a hash of files (paths, sizes, modification times), of settings and of the version of the decoder."""
     digest = hashlib.sha256(f"{VERSION} {settings}".encode())
     for path in files:
         try:
@@ -155,13 +165,14 @@ def _load(folder: Path, shape: tuple[int, ...], just_written: bool = False) -> D
     array = np.load(folder / "images.npy", mmap_mode="c")
     hashes = np.load(folder / "digests.npy")
     bad = {int(i): str(reason) for i, reason in json.loads((folder / "bad.json").read_text()).items()}
+    outside = {int(i): float(f) for i, f in json.loads((folder / "outside.json").read_text()).items()}
     if array.shape != shape or hashes.shape != (shape[0], DIGEST):
         raise ValueError(f"expected shape {shape}, found {array.shape}")
     if not just_written and any(reason.startswith(TRANSIENT) for reason in bad.values()):
         log.info("Some files could not be opened last time; decoding again.")
         return None
     _advise(array)
-    return Decoded(array, hashes, bad)
+    return Decoded(array, hashes, bad, outside)
 
 
 def _advise(array: np.ndarray) -> None:
@@ -184,18 +195,21 @@ def _write(folder: Path, shape: tuple[int, ...], blocks: Blocks) -> None:
     temporary.mkdir()
     try:
         bad: dict[int, str] = {}
+        clipped: dict[int, float] = {}
         hashes = []
         with (temporary / "images.npy").open("wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_2_0(file, header)
             done = 0
-            for block, reasons in blocks:
+            for block, reasons, outside in blocks:
                 file.write(block.data)
                 hashes.append(digests(block))
                 bad |= {done + i: reason for i, reason in enumerate(reasons) if reason}
+                clipped |= {done + i: fraction for i, fraction in enumerate(outside) if fraction}
                 done += len(block)
         np.save(temporary / "digests.npy", np.concatenate(hashes) if hashes else np.empty((0, DIGEST), np.uint8))
         (temporary / "bad.json").write_text(json.dumps(bad))
+        (temporary / "outside.json").write_text(json.dumps(clipped))
         shutil.rmtree(folder, ignore_errors=True)  # a damaged entry
         os.replace(temporary, folder)
     finally:
@@ -213,9 +227,11 @@ def _decode_in_memory(shape: tuple[int, ...], blocks: Blocks, folder: Path) -> D
         )
     array = np.zeros(shape, dtype=np.uint8)
     bad: dict[int, str] = {}
+    clipped: dict[int, float] = {}
     done = 0
-    for block, reasons in blocks:
+    for block, reasons, outside in blocks:
         array[done : done + len(block)] = block
         bad |= {done + i: reason for i, reason in enumerate(reasons) if reason}
+        clipped |= {done + i: fraction for i, fraction in enumerate(outside) if fraction}
         done += len(block)
-    return Decoded(array, digests(array), bad)
+    return Decoded(array, digests(array), bad, clipped)

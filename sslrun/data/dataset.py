@@ -15,10 +15,12 @@ from sslrun.config.build import parameters
 from sslrun.config.contract import Contract
 from sslrun.config.types import Node
 from sslrun.data.cache import Decoded, decode_all, resize_all
+from sslrun.data.depth import clipped_text
+from sslrun.data.gray_range import measured
 from sslrun.data.groups import KEY, groups_per_class, not_held_out
 from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget, counts, fold_rows, validation
-from sslrun.data.options import OF_FOLDERS, Options, describe, shared
+from sslrun.data.options import AUTO, OF_FOLDERS, Options, describe, shared
 from sslrun.data.sources.folder import unlabeled_folder
 from sslrun.data.sources.source import Listing, SplitName, checked
 from sslrun.data.tree import normalized
@@ -38,6 +40,7 @@ class Dataset:
         class_sizes: number of images per class before validation was split off; label fractions refer to it.
         validation: N booleans: which images are for validation; None if the data set does not say.
         groups: N names of groups that no split divides, or None.
+        range: with which gray images of more than 8 bits were decoded; None without such images.
     """
 
     images: Images
@@ -47,6 +50,7 @@ class Dataset:
     class_sizes: dict[int, int] = field(default_factory=dict)
     validation: np.ndarray | None = None
     groups: np.ndarray | None = None
+    range: list[float] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -55,16 +59,18 @@ class Dataset:
         """Return the images at these positions."""
         labels = None if self.labels is None else self.labels[torch.from_numpy(positions)]
         names = [self.names[i] for i in positions]
+        images = self.images.take(positions)
         groups = None if self.groups is None else self.groups[positions]
-        return Dataset(self.images.take(positions), labels, self.class_names, names, self.class_sizes, groups=groups)
+        return Dataset(images, labels, self.class_names, names, self.class_sizes, None, groups, self.range)
 
     def __add__(self, other: "Dataset") -> "Dataset":
         assert self.labels is not None
         assert other.labels is not None
         labels, names = torch.cat([self.labels, other.labels]), [*self.names, *other.names]
+        images = self.images + other.images
         both = self.groups is not None and other.groups is not None
         groups = np.concatenate([self.groups, other.groups]) if both else None
-        return Dataset(self.images + other.images, labels, self.class_names, names, self.class_sizes, groups=groups)
+        return Dataset(images, labels, self.class_names, names, self.class_sizes, None, groups, self.range)
 
     def labeled(self, budget: LabelBudget, name: str) -> "Dataset":
         """Return the images whose labels are used to train a classifier.
@@ -159,7 +165,31 @@ def load(node: Node, split: SplitName) -> Dataset | None:
         UserError: there is no data set or no image, a class is unknown, or too many files are unreadable.
     """
     listing = listed(node, split)
-    return None if listing is None else _decoded(listing, shared(node))
+    if listing is None:
+        return None
+    node = node if isinstance(listing.items, np.ndarray) else with_range(node, listing)
+    return _decoded(listing, shared(node), split)
+
+
+def with_range(node: Node, own: Listing | None = None) -> Node:
+    """Return the config node of a data set with its range of gray images of more than 8 bits.
+
+    With `range=auto` it is measured on all files of the train and unlabeled splits; None without such images.
+
+    Args:
+        own: files to measure if there are no training images.
+    """
+    if shared(node).range != AUTO:
+        return node
+    every = {**node, "classes": None, "max_images": None}
+    try:
+        listings = [listed(every, "train"), listed(every, "unlabeled")]
+    except UserError:
+        if own is None:
+            raise
+        listings = [own]
+    files = [f for each in listings if each and not isinstance(each.items, np.ndarray) for f in each.items]
+    return {**node, "range": measured(files)}
 
 
 def listed(node: Node, split: SplitName) -> Listing | None:
@@ -192,11 +222,21 @@ def listed(node: Node, split: SplitName) -> Listing | None:
 def load_unlabeled(node: Node, folder: str | None) -> list[Dataset]:
     """Load the data set's unlabeled split, if there is one, and all images below a folder, if one is given.
 
-    The folder's images are preprocessed like those of the data set.
+    The folder's images are preprocessed like those of the data set; if that has no range, they have their own.
     """
     own = load(node, "unlabeled")
-    extra = _decoded(unlabeled_folder(Path(os.path.expanduser(folder))), shared(node)) if folder else None
+    if not folder:
+        return [own] if own else []
+    listing = unlabeled_folder(Path(os.path.expanduser(folder)))
+    extra = _decoded(listing, shared(with_range_of(listing, with_range(node))), f"unlabeled={folder}")
     return [d for d in (own, extra) if d is not None]
+
+
+def with_range_of(listing: Listing, node: Node) -> Node:
+    """Return a config node with the range of these files if it has none, see `with_range`."""
+    if node["range"] is not None or isinstance(listing.items, np.ndarray):
+        return node
+    return {**node, "range": measured(listing.items)}
 
 
 def listing_hash(node: Node, split: SplitName) -> str:
@@ -223,11 +263,18 @@ def decoded(listing: Listing, options: Options) -> Decoded:
     """Decode or resize all images of a split; the caller checks whether too many are unreadable."""
     if isinstance(listing.items, np.ndarray):
         return resize_all(listing.items, options.image_size, options.channels)
-    return decode_all(listing.items, options.image_size, options.resize, options.channels)
+    return decode_all(listing.items, options.image_size, options.resize, options.channels, limits_of(options))
 
 
-def _decoded(listing: Listing, options: Options) -> Dataset:
-    result = decoded(listing, options)
+def limits_of(options: Options) -> list[float] | None:
+    """Return the range to decode with, once it is measured; None if there is none."""
+    return None if isinstance(options.range, str) else options.range
+
+
+def _decoded(listing: Listing, options: Options, name: str) -> Dataset:
+    result, limits = decoded(listing, options), limits_of(options)
+    if result.outside and limits:
+        log.info("%s.", clipped_text(list(result.outside.values()), limits, len(result.array), f" in {name}"))
     names, labels, groups = listing.names, listing.labels, listing.groups
     if result.bad:
         _check_unreadable(listing, result.bad, options.max_bad_fraction)
@@ -238,10 +285,11 @@ def _decoded(listing: Listing, options: Options) -> Dataset:
         raise UserError("no images are left to use")
     group = None if groups is None else np.array(groups, dtype=object)
     if labels is None:
-        return Dataset(result.images(), None, [], names, groups=group)
+        return Dataset(result.images(), None, [], names, groups=group, range=limits)
     val = None if listing.validation is None else listing.validation[result.good()]
     sizes = counts(labels if val is None else labels[~val])
-    return Dataset(result.images(), torch.from_numpy(labels), list(listing.class_names), names, sizes, val, group)
+    classes = list(listing.class_names)
+    return Dataset(result.images(), torch.from_numpy(labels), classes, names, sizes, val, group, limits)
 
 
 def _check_unreadable(listing: Listing, bad: dict[int, str], max_bad_fraction: float) -> None:

@@ -16,12 +16,14 @@ import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from sslrun.base.files import file_hash
+from sslrun.data import depth
+from sslrun.data.depth import Range
 
 TRANSIENT = "cannot be opened"  # start of a reason that may no longer hold next time
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 HEIF = importlib.util.find_spec("pillow_heif") is not None  # an extra
-VERSION = f"3 {PIL.__version__}{' heif' * HEIF}"  # of this decoder: raise it when a change alters the decoded pixels
+VERSION = f"4 {PIL.__version__}{' heif' * HEIF}"  # of this decoder: raise it when a change alters the decoded pixels
 if features.check("avif"):
     FORMATS, SUFFIXES = (*FORMATS, "AVIF"), SUFFIXES | {".avif"}
 if HEIF:
@@ -44,20 +46,37 @@ class UnreadableImage(Exception):
     """An image file that cannot be decoded; the message is the reason, without the path."""
 
 
-def decode(path: str | Path, image_size: int, resize: Resize = "crop", channels: Channels = "rgb") -> np.ndarray:
+def decode(
+    path: str | Path,
+    image_size: int,
+    resize: Resize = "crop",
+    channels: Channels = "rgb",
+    gray_range: Range | None = None,
+) -> np.ndarray:
     """Decode an image file, or the first frame of an animation, to 8-bit RGB.
 
     The EXIF orientation is applied, transparent pixels are blended with white, 16-bit and CMYK images are converted.
+
+    Args:
+        gray_range: the values of gray images of more than 8 bits that become black and white; by default 0 and 65,535,
+            and signed, 32-bit and floating point images are not read.
 
     Returns:
         `image_size x image_size x 3`, uint8. `crop` keeps the aspect ratio and crops the center, `pad` keeps it and
         adds a gray border, `squash` stretches the image. `gray` repeats the luminance in all three channels.
 
     Raises:
-        UnreadableImage: the file is missing, empty, truncated, not an image, or has too many pixels.
+        UnreadableImage: the file is missing, empty, truncated, not an image, or has too many pixels or no known range.
     """
+    return read(path, image_size, resize, channels, gray_range)[0]
+
+
+def read(
+    path: str | Path, image_size: int, resize: Resize, channels: Channels, gray_range: Range | None
+) -> tuple[np.ndarray, float]:
+    """Return what `decode` returns, and the fraction of the image's values that lies outside `gray_range`."""
     with opened(path) as image:
-        return to_array(image, image_size, resize, channels)
+        return to_array(image, image_size, resize, channels, gray_range)
 
 
 def ignore_pillow_warnings() -> None:
@@ -90,6 +109,8 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
             yield image
     except UnreadableImage:
         raise
+    except depth.NotRead as error:
+        raise UnreadableImage(str(error)) from None
     except FileNotFoundError:
         raise UnreadableImage("no such file") from None
     except IsADirectoryError:
@@ -98,7 +119,7 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         size = os.stat(path).st_size
         hint = EXTRAS.get(os.path.splitext(path)[1].lower(), "").replace("them", "it")
         reason = f"not an image in a supported format{f'; {hint}' if hint else ''}"
-        raise UnreadableImage("the file is empty" if size == 0 else reason) from None
+        raise UnreadableImage("the file is empty" if size == 0 else depth.unread_reason(path) or reason) from None
     except Image.DecompressionBombError:
         raise UnreadableImage("too many pixels (a decompression bomb?)") from None
     except MemoryError:
@@ -109,11 +130,13 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         raise UnreadableImage(f"damaged: {error or type(error).__name__}") from None
 
 
-def to_array(image: Image.Image, image_size: int, resize: Resize, channels: Channels) -> np.ndarray:
-    """Convert an opened image to the array that `decode` returns."""
+def to_array(
+    image: Image.Image, image_size: int, resize: Resize, channels: Channels, gray_range: Range | None
+) -> tuple[np.ndarray, float]:
+    """Convert an opened image to what `read` returns."""
     if image.format in ("JPEG", "MPO"):
         image.draft("RGB", (2 * image_size, 2 * image_size))  # decode at a reduced size: several times faster
-    image = to_rgb(image)
+    image, outside = to_rgb(image, gray_range)
     size = (image_size, image_size)
     if image.size == size:
         pass
@@ -125,11 +148,18 @@ def to_array(image: Image.Image, image_size: int, resize: Resize, channels: Chan
         image = image.resize(size, Image.Resampling.BILINEAR)
     if channels == "gray":
         image = image.convert("L").convert("RGB")
-    return np.asarray(image)
+    return np.asarray(image), outside
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Apply an opened image's EXIF orientation, blend it with white, and convert it to 8-bit RGB."""
+def to_rgb(image: Image.Image, gray_range: Range | None) -> tuple[Image.Image, float]:
+    """Apply an opened image's EXIF orientation, blend it with white, and convert it to 8-bit RGB.
+
+    Returns:
+        The image, and the fraction of its values that lies outside `gray_range`, see `decode`.
+
+    Raises:
+        UnreadableImage: a gray image of signed, 32-bit or floating point values without a range.
+    """
     image.load()
     try:
         ImageOps.exif_transpose(image, in_place=True)
@@ -137,55 +167,65 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise
     except Exception:  # of any type: a damaged EXIF block, in an image that is not damaged
         pass
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
-        maximum = values.max(initial=0)
-        is_16_bit = image.mode.startswith("I;16") or maximum > 255
-        white_level = 65535.0 if is_16_bit else 1.0 if image.mode == "F" and maximum <= 1 else 255.0
-        image = Image.fromarray((values.clip(0, white_level) * (255 / white_level)).astype(np.uint8))
+    outside = 0.0
+    if kind := depth.kind(image):
+        limits = gray_range or depth.usual_range(kind)
+        if limits is None:
+            raise UnreadableImage(
+                f"gray image of {kind}, but there is no dataset.range to read it with; convert it to 8 bits"
+            )
+        gray, outside = depth.scaled(depth.values(image, kind), limits)
+        image = Image.fromarray(gray)
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image.convert("RGB"), outside
 
 
 def decode_some(
-    files: Sequence[str], image_size: int, resize: Resize, channels: Channels
-) -> tuple[np.ndarray, list[str]]:
+    files: Sequence[str], image_size: int, resize: Resize, channels: Channels, gray_range: Range | None
+) -> tuple[np.ndarray, list[str], list[float]]:
     """Decode several files.
 
     Returns:
-        `N x image_size x image_size x 3`, uint8, and for each file the reason why it could not be read (its image is
-        black), or an empty string.
+        `N x image_size x image_size x 3`, uint8; for each file the reason why it could not be read (its image is
+        black), or an empty string; and the fraction of its values that lies outside `gray_range`.
     """
     block = np.zeros((len(files), image_size, image_size, 3), dtype=np.uint8)
-    reasons = [""] * len(files)
+    reasons, outside = [""] * len(files), [0.0] * len(files)
     for i, path in enumerate(files):
         try:
-            block[i] = decode(path, image_size, resize, channels)
+            block[i], outside[i] = read(path, image_size, resize, channels, gray_range)
         except UnreadableImage as error:
             reasons[i] = str(error)
-    return block, reasons
+    return block, reasons, outside
 
 
 class Header(NamedTuple):
-    """Header of an image file; `digest` is a hash of the file's bytes, `format` is empty if it is not an image."""
+    """Header of an image file.
+
+    Attributes:
+        digest: hash of the file's bytes.
+        format: empty if it is not an image.
+        kind: of a gray image of more than 8 bits, such as `16 bits`; else empty.
+    """
 
     digest: bytes
     format: str
     mode: str
     width: int
     height: int
+    kind: str
 
 
 def read_headers(files: Sequence[str]) -> list[Header]:
     """Read the headers and hashes of several image files; a file that cannot be read has an empty digest."""
     results = []
     for path in files:
-        digest, header = b"", ("", "", 0, 0)
+        digest, header = b"", ("", "", 0, 0, "")
         with suppress(OSError, UnreadableImage), opened(path) as image:  # decoding reports what is wrong with a file
-            header = (str(image.format), image.mode, *image.size)
+            header = (str(image.format), image.mode, *image.size, str(depth.kind(image) or ""))
         if os.path.isfile(path):
             with suppress(OSError):
                 digest = file_hash(path, partial(hashlib.blake2b, digest_size=16)).digest()

@@ -1,18 +1,21 @@
 """The config keys common to all data sets, and preprocessing."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from sslrun.base.errors import UserError
 from sslrun.config.build import parameters
 from sslrun.config.types import Also, Count, Fraction, FromCheckpoint, Node, PositiveInt, Share, Supplied
 from sslrun.data.decode import Channels, Resize
 
-PREPROCESSING = ("image_size", "resize", "channels", "mean", "std")
+PREPROCESSING = ("image_size", "resize", "channels", "range", "mean", "std")
+AUTO: Final = "auto"  # of `range`: measured
 
 
 def preprocessing_of(dataset: Node, has: Node, overrides: Mapping[str, str], source: Path | None) -> Node:
@@ -27,15 +30,27 @@ def preprocessing_of(dataset: Node, has: Node, overrides: Mapping[str, str], sou
     Raises:
         UserError: the overrides differ from the checkpoint's preprocessing.
     """
+    has = {"range": None, **has}  # which older runs lack
+    given = {k for k in PREPROCESSING if f"dataset.{k}" in overrides}
+    if source is not None and has["range"] is not None and dataset.get("range", AUTO) == AUTO:
+        given -= {"range"}
     for key in PREPROCESSING:
-        if source is not None and f"dataset.{key}" in overrides and dataset[key] != has[key]:
+        differs = key in given and dataset[key] != has[key]
+        if source is not None and differs and not (key == "range" and has[key] is None):  # of 8-bit images: any range
             raise UserError(mismatch(f"dataset.{key}", dataset[key], has[key], source))
-    return {**dataset, **{k: has[k] for k in PREPROCESSING if f"dataset.{k}" not in overrides}}
+    return {**dataset, **{k: has[k] for k in PREPROCESSING if k not in given}}
 
 
 def mismatch(key: str, value: Any, has: Any, source: Path | str) -> str:
     """Return the message that an override differs from a checkpoint."""
     return f"{key}={value} does not match {source}, which has {key}={has}: remove {key}, or pretrain again"
+
+
+def _range(value: Any) -> Any:
+    numbers = isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    if value in (AUTO, None) or (numbers and len(value) == 2 and -math.inf < value[0] < value[1] < math.inf):
+        return value
+    raise PydanticCustomError("range", "auto or two increasing numbers, [low,high]")
 
 
 ImageSize = Annotated[int, Field(ge=8, le=1024)]
@@ -49,6 +64,7 @@ class Options:
     image_size: ImageSize
     resize: Resize = "crop"
     channels: Channels = "rgb"
+    range: Annotated[Literal["auto"] | list[float] | None, BeforeValidator(_range)] = AUTO
     val_fraction: Share = 0.1
     split_seed: Count = 0
     classes: list[str] | dict[str, list[str]] | None = None

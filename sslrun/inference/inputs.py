@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from sslrun.base.errors import UserError
-from sslrun.data.decode import decode_some, to_array
+from sslrun.data.decode import UnreadableImage, decode_some, to_array
 from sslrun.data.sources.folder import images_below
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
@@ -50,20 +50,32 @@ def to_tensor(block: np.ndarray) -> Tensor:
     return torch.from_numpy(block).permute(0, 3, 1, 2)
 
 
-def decoded_one(item: ImageLike, options: dict[str, Any]) -> tuple[np.ndarray, str]:
-    """Return the pixels of an image, `S x S x 3`, and the reason if it cannot be read, else an empty string."""
+def decoded_one(item: ImageLike, options: dict[str, Any]) -> tuple[np.ndarray, str, float]:
+    """Decode one image.
+
+    Returns:
+        The pixels, `S x S x 3`; the reason if it cannot be read, else an empty string; and the fraction of its values
+        outside the range.
+    """
     if isinstance(item, str | Path):
-        block, (reason,) = decode_some([str(item)], **options)
-        return block[0], reason
+        block, (reason,), (outside,) = decode_some([str(item)], **options)
+        return block[0], reason, outside
     try:
-        return to_array(_to_pil(item), **options), ""
+        pixels, outside = to_array(_to_pil(item), **options)
+        return pixels, "", outside
+    except UnreadableImage as error:
+        reason = str(error)
     except (OSError, ValueError) as error:  # a PIL image that is loaded lazily, or closed
-        return np.zeros((options["image_size"], options["image_size"], 3), np.uint8), f"damaged: {error}"
+        reason = f"damaged: {error}"
+    return np.zeros((options["image_size"], options["image_size"], 3), np.uint8), reason, 0.0
 
 
 def _to_pil(item: Image.Image | np.ndarray | Tensor) -> Image.Image:
     if isinstance(item, Image.Image):
-        return item.copy()  # the caller's image must not change
+        copy = item.copy()  # the caller's image must not change
+        if tags := getattr(item, "tag_v2", None):
+            copy.tag_v2 = tags  # type: ignore[attr-defined]  # of a TIFF: the kind of its values
+        return copy
     if not isinstance(item, np.ndarray | Tensor):
         raise UserError(f"{item!r} is not an image: expected a path, PIL image, array or tensor")
     if isinstance(item, Tensor):

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from sslrun.augment import VIEWS, Rng, generator
-from sslrun.base.console import progress
+from sslrun.base.console import log, progress
 from sslrun.base.errors import UserError
 from sslrun.base.machine import cores
 from sslrun.config.build import build
@@ -29,6 +29,7 @@ from sslrun.config.commands import WITH_CLASSIFIER, WITH_ENCODER
 from sslrun.config.compose import choice_node, choices
 from sslrun.config.types import Node
 from sslrun.data.decode import decode_some
+from sslrun.data.depth import clipped_text
 from sslrun.data.workers import in_order, workers
 from sslrun.device import Device, inference_device
 from sslrun.evaluation import calibration
@@ -85,6 +86,8 @@ class Model:
     Attributes:
         class_names: in the order of the probabilities; empty if the network was only pretrained.
         image_size: in px; images are resized as in training.
+        gray_range: the values of gray images of more than 8 bits that become black and white, as in training; None if
+            it had no such images.
         temperature: for calibration, fitted on validation.
         confidence_threshold: the confidence at or above which 95 % of the predictions on validation were correct; None
             if there is none.
@@ -95,6 +98,7 @@ class Model:
         self.class_names, self.temperature = network.class_names, network.temperature
         self.confidence_threshold = network.confidence_threshold
         self.image_size: int = network.config["dataset"]["image_size"]
+        self.gray_range: list[float] | None = network.config["dataset"]["range"]
         device.put(network.classifier or network.encoder)
 
     def predict(
@@ -238,21 +242,27 @@ class Model:
         items: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
         dataset = self.network.config["dataset"]
         options: dict[str, Any] = {k: dataset[k] for k in ("image_size", "resize", "channels")}
+        options["gray_range"] = self.gray_range
         size = max(1, min(batch_size, len(items) // (2 * cores())))
         groups = [items[i : i + size] for i in range(0, len(items), size)]
+        outside: list[float] = []
         if not all(isinstance(i, str | Path) for i in items):
             for group in groups:
-                results = [decoded_one(i, options) for i in group]
+                pixels, reasons, fractions = map(list, zip(*(decoded_one(i, options) for i in group), strict=True))
+                outside += fractions
                 names = [str(i) if isinstance(i, str | Path) else None for i in group]
-                yield names, to_tensor(np.stack([f[0] for f in results])), [f[1] for f in results]
-            return
-        files = [[str(i) for i in group] for group in groups]
-        decode = partial(decode_some, **options)
-        bar = progress(title, len(items), "images") if self._command else nullcontext(lambda n: None)
-        with workers(len(items), self._command) as pool, bar as advance:
-            for group, (block, reasons) in zip(files, in_order(pool, decode, files), strict=True):
-                yield list(group), to_tensor(block), reasons
-                advance(len(group))
+                yield names, to_tensor(np.stack(pixels)), reasons
+        else:
+            files = [[str(i) for i in group] for group in groups]
+            decode = partial(decode_some, **options)
+            bar = progress(title, len(items), "images") if self._command else nullcontext(lambda n: None)
+            with workers(len(items), self._command) as pool, bar as advance:
+                for group, (block, reasons, fractions) in zip(files, in_order(pool, decode, files), strict=True):
+                    outside += fractions
+                    yield list(group), to_tensor(block), reasons
+                    advance(len(group))
+        if self.gray_range and (clipped := clipped_text(outside, self.gray_range, len(items))):
+            log.info("%s.", clipped)
 
 
 def load(run: str | Path = "latest", device: str = "auto") -> Model:

@@ -59,7 +59,7 @@ def load_network(directory: Path) -> Trained:
     with torch.random.fork_rng(devices=[]):
         encoder = _encoder(content["config"])
     load_state(encoder, encoder_of(content), path)
-    return Trained(encoder.eval(), content["config"], path)
+    return Trained(encoder.eval(), _with_range(content["config"]), path)
 
 
 def load_classifier(directory: Path) -> Trained:
@@ -74,7 +74,7 @@ def load_classifier(directory: Path) -> Trained:
     state = strip_prefix(content.get("model", {}), prefix_of(content).removesuffix("encoder.")) if ours else {}
     if not state:
         raise UserError(f"{path} has no classifier: train one with sslrun finetune init={directory}")
-    config, names = content["config"], content["class_names"]
+    config, names = _with_range(content["config"]), content["class_names"]
     with torch.random.fork_rng(devices=[]):
         encoder = _encoder(config)
         knn = KNNClassifier(encoder, len(names), len(state["bank"])) if "bank" in state else None
@@ -84,6 +84,11 @@ def load_classifier(directory: Path) -> Trained:
     metrics = content.get("metrics") or {}
     temperature, confidence_threshold = metrics.get("val/temperature", 1.0), metrics.get("val/confidence_threshold")
     return Trained(encoder, config, path, classifier, names, temperature, confidence_threshold, metrics)
+
+
+def _with_range(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's config with `dataset.range`, which older runs lack: they measured none."""
+    return {**config, "dataset": {"range": None, **config["dataset"]}}
 
 
 def _encoder(config: dict[str, Any]) -> Encoder:

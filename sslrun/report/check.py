@@ -13,6 +13,7 @@ from sslrun.data.decode import EXTRAS
 from sslrun.study.choice import MIN_VALIDATION
 
 MAX_LISTED = 5  # entries of a long list
+MAX_OUTSIDE = 0.01  # fraction of the values of gray images of more than 8 bits outside dataset.range without a warning
 MAX_CROPPED = 0.3  # mean fraction of an image that a square crop may remove without advice
 # Accuracies of predicting the rotation (data.orientation.Orientation.rotation); chance is 0.25.
 NO_ORIENTATION, HALF_ORIENTATION, EASY_ORIENTATION = 0.32, 0.8, 0.95
@@ -25,6 +26,7 @@ def findings(report: dict[str, Any]) -> list[Finding]:
     """Return the findings, errors first: errors stop a run, warnings make metrics unreliable, advice is optional."""
     result = [
         *_files(report),
+        *_range(report),
         *_duplicates(report["duplicates"]),
         *_groups(report["groups"]),
         *_labels(report),
@@ -69,6 +71,26 @@ def _files(report: dict[str, Any]) -> list[Finding]:
         out.append(("warning", f"images in formats that are not read: {named}"))
     if report["unreadable_folders"]:
         out.append(("warning", f"folders that cannot be opened: {_listed(report['unreadable_folders'])}"))
+    return out
+
+
+def _range(report: dict[str, Any]) -> list[Finding]:
+    """Return the findings on gray images of more than 8 bits; not on those of the test split."""
+    out: list[Finding] = []
+    for name, split in report["splits"].items():
+        outside = split["outside_range"]
+        if outside["images"] and name != "test":
+            low, high = report["options"]["range"]
+            level: Literal["warning", "advice"] = "warning" if outside["values"] > MAX_OUTSIDE else "advice"
+            share = f"{100 * outside['values']:.2g} % of the values"
+            out.append(
+                (
+                    level,
+                    f"{counted(outside['images'], 'image')} in {name} have values outside "
+                    f"dataset.range=[{low:g},{high:g}], which are clipped: {share} of all gray images of more than "
+                    "8 bits",
+                )
+            )
     return out
 
 
@@ -238,6 +260,11 @@ def table(report: dict[str, Any]) -> str:
     console = Console(width=None if os.isatty(1) else 140, highlight=False)
     with console.capture() as capture:
         console.print(splits)
+        if report["options"]["range"]:
+            low, high = report["options"]["range"]
+            kinds = sorted({k for split in report["splits"].values() for k in split["depths"]})
+            text = f"Range of gray images of more than 8 bits: {low:.10g} to {high:.10g} (dataset.range)"
+            console.print(f"{text}; found: {', '.join(kinds)}.\n", markup=False, soft_wrap=True)
         if "estimate" in report:
             console.print(_estimate(report["estimate"]) + "\n", markup=False, soft_wrap=True)
         for finding in report["findings"]:

@@ -14,6 +14,7 @@ from sslrun.base.console import printable
 from sslrun.base.files import write_text
 from sslrun.base.text import counted
 from sslrun.data.cache import decode_all
+from sslrun.data.depth import Range
 from sslrun.evaluation.projection import tsne
 from sslrun.report.html import render
 from sslrun.report.style import COLORS, GRAY, new_figure, styled
@@ -31,7 +32,14 @@ def folders_of(files: Sequence[str]) -> list[str]:
     return ["" if f == top else printable(os.path.relpath(f, top)) for f in folders]
 
 
-def publish(own: Run, files: Sequence[str], features: np.ndarray, groups: Sequence[str], seed: int) -> Path:
+def publish(
+    own: Run,
+    files: Sequence[str],
+    features: np.ndarray,
+    groups: Sequence[str],
+    seed: int,
+    gray_range: Range | None = None,
+) -> Path:
     """Draw `figures/map.png` and `map.html` in a run's directory.
 
     Args:
@@ -40,6 +48,7 @@ def publish(own: Run, files: Sequence[str], features: np.ndarray, groups: Sequen
         features: `N x D`.
         groups: N group names, which determine the colors.
         seed: of t-SNE.
+        gray_range: of the files, see `decode`.
 
     Returns:
         The path of the page.
@@ -47,7 +56,7 @@ def publish(own: Run, files: Sequence[str], features: np.ndarray, groups: Sequen
     points = tsne(features, seed)
     points = (points - points.min(0)) / np.ptp(points, 0).max().clip(1e-12)
     height = float(points[:, 1].max().clip(0.2))
-    small = decode_all(files, SIDE, "crop", "rgb").array
+    small = decode_all(files, SIDE, "crop", "rgb", gray_range).array
     frequent = [g for g, _ in Counter(groups).most_common(GROUPS)] if len(set(groups)) > 1 else []
     tint = {g: _color(i) for i, g in enumerate(sorted(frequent))}
     _png(own.figure("map"), points, small, groups, tint)

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sslrun.base.text import percent
 from sslrun.data.decode import opened, to_rgb
+from sslrun.data.depth import Range
 from sslrun.data.images import Images
 from sslrun.report.style import font_file
 from sslrun.runs.run import Run
@@ -22,11 +23,11 @@ LAST_OF_DEJAVU = "\u2e7f"  # Chinese, Japanese and Korean characters come after 
 FIGURE_SIDE = 480  # px of an image with its prediction
 
 
-def whole_image(path: str, side: int = 400) -> np.ndarray:
-    """Return an image file decoded but not cropped, downsampled to at most `side` px."""
+def whole_image(path: str, side: int = 400, gray_range: Range | None = None) -> np.ndarray:
+    """Return an image file decoded (see `decode`) but not cropped, downsampled to at most `side` px."""
     with opened(path) as file:
         file.draft("RGB", (2 * side, 2 * side))
-        image = to_rgb(file)
+        image, _ = to_rgb(file, gray_range)
     image.thumbnail((side, side))
     return np.asarray(image)
 
@@ -57,11 +58,12 @@ def mistakes_figure(
     run.log.image("mistakes", path)
 
 
-def contact_sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
+def contact_sheet(rows: Sequence[Sequence[Tile]], gray_range: Range | None = None) -> Image.Image:
     """Draw rows of images, each below its lines of text.
 
     Args:
         rows: tiles (image, line, ...); an image is a path or an array `H x W x 3`, uint8.
+        gray_range: of image files, see `decode`.
     """
     lines = max(len(tile) for row in rows for tile in row) - 1
     width, height = TILE_SIDE + 16, TILE_SIDE + 14 + 13 * lines
@@ -73,7 +75,8 @@ def contact_sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
             x, y = width * i + 8, height * j + 6 + 13 * lines
             for k, line in enumerate(text):
                 draw.text((x, y - 2 + 13 * (k - len(text))), line, "#606060" if k else "black", font)
-            image = Image.fromarray(whole_image(source, 2 * TILE_SIDE) if isinstance(source, str) else source)
+            array = whole_image(source, 2 * TILE_SIDE, gray_range) if isinstance(source, str) else source
+            image = Image.fromarray(array)
             scale = TILE_SIDE / max(image.size)
             filter_ = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
             small = image.resize([max(1, round(scale * s)) for s in image.size], filter_)
@@ -85,11 +88,16 @@ def _short(text: str) -> str:
     return text if len(text) <= 13 else f"{text[:8]}…{text[-4:]}"
 
 
-def prediction_figures(rows: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Draw each image with its prediction as the title, with Pillow, which imports faster than matplotlib."""
+def prediction_figures(rows: Sequence[dict[str, Any]], folder: Path, gray_range: Range | None = None) -> None:
+    """Draw each image with its prediction as the title, with Pillow, which imports faster than matplotlib.
+
+    Args:
+        rows: of `predictions.json`.
+        gray_range: of the images, see `decode`.
+    """
     folder.mkdir(exist_ok=True)
     for i, row in enumerate(r for r in rows if not r["error"]):
-        image = Image.fromarray(whole_image(row["image"], FIGURE_SIDE))
+        image = Image.fromarray(whole_image(row["image"], FIGURE_SIDE, gray_range))
         scale = FIGURE_SIDE / max(image.size)
         if scale > 1:
             image = image.resize([max(1, int(scale * s)) for s in image.size], Image.Resampling.NEAREST)

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sslrun.augment import Rng
 from sslrun.base.text import words
+from sslrun.data.depth import Range
 from sslrun.data.images import Images
 from sslrun.device import Device
 from sslrun.report.sheets import whole_image
@@ -25,12 +27,15 @@ def sample_images(images: Tensor | Images, seed: int) -> Tensor:
     return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:VIEWS_SHOWN]]
 
 
-def views_figure(run: Run, task: Task, images: Tensor, seed: int, files: Sequence[str] = ()) -> Path | None:
+def views_figure(
+    run: Run, task: Task, images: Tensor, seed: int, files: Sequence[str] = (), gray_range: Range | None = None
+) -> Path | None:
     """Draw images and their views to a figure and to TensorBoard.
 
     Args:
         images: `N x 3 x S x S`, uint8.
         files: image files, which are also drawn uncropped; empty for arrays.
+        gray_range: of the files, see `decode`.
 
     Returns:
         The path of the figure; None for a task without views.
@@ -38,7 +43,10 @@ def views_figure(run: Run, task: Task, images: Tensor, seed: int, files: Sequenc
     originals = images.float() / 255
     with torch.no_grad():
         views = task.views(originals, Rng(torch.Generator().manual_seed(seed)))
-    return _draw_columns(run, "views", originals, views, files) if views else None
+    if not views:
+        return None
+    whole = [whole_image(f, gray_range=gray_range) for f in files]
+    return _draw_columns(run, "views", originals, views, whole)
 
 
 def task_figures(run: Run, task: Task, images: Tensor, seed: int, device: Device) -> None:
@@ -56,15 +64,15 @@ def task_figures(run: Run, task: Task, images: Tensor, seed: int, device: Device
 
 @styled()
 def _draw_columns(
-    run: Run, figure_name: str, originals: Tensor, columns: dict[str, Tensor], files: Sequence[str] = ()
+    run: Run, figure_name: str, originals: Tensor, columns: dict[str, Tensor], whole: Sequence[np.ndarray] = ()
 ) -> Path:
-    """Draw one row per image, with a column for each of `columns`; return the path of the figure."""
+    """Draw one row per image, with a column for each of `columns` and one for whole files; return the figure's path."""
     columns = {f"{originals.shape[-1]} px": originals, **columns}
     grid: dict[str, Any] = {
         name: [p.permute(1, 2, 0).clamp(0, 1).cpu().numpy() for p in images] for name, images in columns.items()
     }
-    if files:
-        grid = {"file": [whole_image(f) for f in files], **grid}
+    if whole:
+        grid = {"file": list(whole), **grid}
     size = (1.2 * len(grid), 1.2 * len(originals) + 0.3)
     figure, axes = new_figure(len(originals), len(grid), size)
     for j, (name, images) in enumerate(grid.items()):

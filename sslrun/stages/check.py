@@ -21,7 +21,7 @@ from sslrun.config.nodes import short_name
 from sslrun.config.types import Node, Positive, PositiveInt
 from sslrun.data.bursts import proposed
 from sslrun.data.cache import Decoded
-from sslrun.data.dataset import decoded, listed
+from sslrun.data.dataset import decoded, listed, with_range, with_range_of
 from sslrun.data.duplicates import exact_duplicates, headers, near_duplicates
 from sslrun.data.groups import KEY, shared_groups
 from sslrun.data.images import Images
@@ -39,6 +39,8 @@ from sslrun.tasks.task import TaskNode
 from sslrun.training import estimate
 from sslrun.training.settings import SMALLEST_BATCH
 
+OPTIONS = ("image_size", "resize", "range", "max_bad_fraction", "horizontal_flip")
+EIGHT = "8 bits"  # per channel: all images but gray ones of another kind
 SPLITS: tuple[SplitName, ...] = ("train", "unlabeled", "test")
 
 
@@ -113,8 +115,12 @@ def check(run: Run, settings: Check) -> dict[str, Any]:
     """
     budget = LabelBudget(settings.label_fraction, settings.labels_per_class)
     budget.check(run.overrides)
-    options = shared(settings.dataset)
-    splits = list(_splits(settings.dataset, settings.unlabeled))
+    dataset = with_range(settings.dataset)
+    if settings.unlabeled:
+        dataset = with_range_of(unlabeled_folder(Path(os.path.expanduser(settings.unlabeled))), dataset)
+    run.resolve(dataset=dataset)
+    options = shared(dataset)
+    splits = list(_splits(dataset, settings.unlabeled))
     without_test = [p for p in splits if p.name != "test"]
     images = _joined(without_test)
     in_groups = any(p.listing.groups for p in without_test)
@@ -122,11 +128,11 @@ def check(run: Run, settings: Check) -> dict[str, Any]:
     exact, near = _duplicate_sets(splits)
     report: dict[str, Any] = {
         "dataset": describe(settings.dataset),
-        "options": {k: getattr(options, k) for k in ("image_size", "resize", "max_bad_fraction", "horizontal_flip")},
+        "options": {k: getattr(options, k) for k in OPTIONS},
         "splits": {p.name: _split(p, options) for p in splits},
         **_left_out(settings.dataset),
         "duplicates": _duplicates(splits, exact, near),
-        "groups": _groups(splits, [*exact, *near], settings.dataset, run),
+        "groups": _groups(splits, [*exact, *near], dataset, run),
         "labels": _labels(splits[0], next((p for p in splits if p.name == "val"), None), options, budget),
         "pixels": pixels(sample(images, groups=groups)) if len(images) else None,
     }
@@ -178,16 +184,22 @@ def _split(split: CheckedSplit, options: Options) -> dict[str, Any]:
         height, width, channels = items.shape[1:]
         shapes = [(width, height)] * len(items)
         formats, modes = {"array": len(items)}, {"RGB" if channels == 3 else "L": len(items)}
+        depths = {EIGHT: len(items)}
     else:
         known = [h for h in split.headers if h.format]
         shapes = [(h.width, h.height) for h in known]
         formats = dict(Counter(h.format for h in known).most_common())
         modes = dict(Counter(h.mode for h in known).most_common())
+        depths = dict(Counter(h.kind or EIGHT for h in known).most_common())
+    deep = sum(n for depth, n in depths.items() if depth != EIGHT)
+    outside = list(split.decoded.outside.values())
     out: dict[str, Any] = {
         "images": len(split.good),
         "classes": {name: sizes.get(c, 0) for c, name in enumerate(names)} if split.labels is not None else None,
         "formats": formats,
         "modes": modes,
+        "depths": depths,
+        "outside_range": {"images": len(outside), "values": round(sum(outside) / max(1, deep), 6)},
         "unreadable": [{"file": str(items[i]), "reason": reason} for i, reason in split.decoded.bad.items()],
     }
     if shapes:

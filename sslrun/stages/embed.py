@@ -16,6 +16,7 @@ from sslrun.base.output import write_csv_lines
 from sslrun.base.text import counted
 from sslrun.config.types import Count, Node, PositiveInt
 from sslrun.data.cache import decode_all
+from sslrun.data.depth import Range
 from sslrun.inference.index import indexed
 from sslrun.inference.inputs import named_images
 from sslrun.inference.model import open_model
@@ -68,12 +69,12 @@ def embed(run: Run, settings: Embed) -> dict[str, Any]:
         log.info("No map: it needs at least 3 images.")
     elif settings.map:
         page = embedding_map.publish(
-            run, [files[i] for i in rows], features[rows], [groups[i] for i in rows], settings.seed
+            run, [files[i] for i in rows], features[rows], [groups[i] for i in rows], settings.seed, model.gray_range
         )
         log.info("Map: %s", page)
     if settings.projector:
         rows = np.sort(order[: settings.projector])
-        _project(run, [files[i] for i in rows], features[rows], [groups[i] for i in rows])
+        _project(run, [files[i] for i in rows], features[rows], [groups[i] for i in rows], model.gray_range)
         log.info("TensorBoard projector: tensorboard --logdir %s", run.directory)
     print(path, flush=True)
     log.info("Extracted %d features of %s.", features.shape[1], counted(len(files), "image"))
@@ -107,9 +108,11 @@ def _parquet(path: Path, files: Sequence[str], features: np.ndarray) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"image": names, "features": column}), path)
 
 
-def _project(run: Run, files: Sequence[str], features: np.ndarray, groups: Sequence[str]) -> None:
+def _project(
+    run: Run, files: Sequence[str], features: np.ndarray, groups: Sequence[str], gray_range: Range | None
+) -> None:
     """Write the data of TensorBoard's projector: features, file names, folders, and thumbnails."""
-    pixels = decode_all(files, PROJECTED_SIDE, "crop", "rgb").array
+    pixels = decode_all(files, PROJECTED_SIDE, "crop", "rgb", gray_range).array
     run.log.tensorboard.writer.add_embedding(
         torch.from_numpy(features),
         metadata=[[printable(g), printable(f)] for g, f in zip(groups, files, strict=True)],

@@ -161,6 +161,7 @@ def _about(model: Model, what: str) -> dict[str, Any]:
         "image_size": dataset["image_size"],
         "resize": dataset["resize"],
         "channels": dataset["channels"],
+        "range": dataset["range"],
         "backbone": short_name(model.network.config["backbone"]["_target_"]),
         "sslrun": __version__,
     }

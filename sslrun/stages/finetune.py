@@ -86,6 +86,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     network, settings = _resolved(run, settings)
     device = build(settings.device)
     data, chosen, val = _labeled(settings)
+    run.resolve(dataset={**settings.dataset, "range": data.range})
     torch.manual_seed(settings.seed)
     encoder = network.encoder(data, "average" if settings.pooling == "auto" else settings.pooling)
     fastest = autotune.choose(device, settings.backbone, settings.dataset["image_size"], settings.train["batch_size"])

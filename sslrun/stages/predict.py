@@ -67,9 +67,9 @@ def predict(run: Run, settings: Predict) -> dict[str, Any]:
     for name, written in (("predictions.json", as_json(rows)), ("predictions.csv", flat)):
         write_text(run.directory / name, written)
     if settings.save:
-        prediction_figures(rows, Path(settings.save))
+        prediction_figures(rows, Path(settings.save), model.gray_range)
     else:
-        prediction_figures(rows[: settings.figures], run.directory / "figures")
+        prediction_figures(rows[: settings.figures], run.directory / "figures", model.gray_range)
     if settings.sort_into:
         _sort(rows, Path(settings.sort_into), model.class_names)
     sys.stdout.write(text)

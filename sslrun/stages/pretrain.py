@@ -61,9 +61,10 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
         raise UserError(f"train.batch_size: must be at least {SMALLEST_BATCH} to pretrain, found {training.batch_size}")
     device = build(settings.device)
     data, val = load_train(settings.dataset)
-    images = data.images
-    for extra in load_unlabeled(settings.dataset, settings.unlabeled):
+    images, dataset = data.images, {**settings.dataset, "range": data.range}
+    for extra in load_unlabeled(dataset, settings.unlabeled):
         images = images + extra.images
+        dataset["range"] = dataset["range"] or extra.range
     if len(images) < 2:
         raise UserError(
             f"{describe(settings.dataset)} has {counted(len(images), 'image')} for pretraining; at least 2 are needed"
@@ -74,7 +75,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     task = build_task(settings.pretext, encoder, settings.dataset["image_size"])
     views_figure(run, task, sample_images(images, settings.seed), settings.seed)
     fastest = choose(device, settings.backbone, settings.dataset["image_size"], training.batch_size)
-    config = run.resolve(device=settings.device | fastest)
+    config = run.resolve(device=settings.device | fastest, dataset=dataset)
     device.put(task)
     device.compile(encoder)
     _begin(run, settings, task, images, device)

@@ -10,7 +10,7 @@ from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.config.types import Count, PositiveInt
 from sslrun.data.cache import resized
-from sslrun.data.dataset import listed
+from sslrun.data.dataset import limits_of, listed, with_range
 from sslrun.data.decode import UnreadableImage, decode
 from sslrun.data.options import DatasetNode, describe, shared
 from sslrun.models.encoder import BackboneNode, build_encoder
@@ -39,9 +39,12 @@ def preview(run: Run, settings: Preview) -> dict[str, Any]:
     Raises:
         UserError: no image could be read, or the pretext task has no views.
     """
-    listing = listed(settings.dataset, "train")
+    dataset = with_range(settings.dataset)
+    run.resolve(dataset=dataset)
+    listing = listed(dataset, "train")
     assert listing is not None
-    options = shared(settings.dataset)
+    options = shared(dataset)
+    limits = limits_of(options)
     order = np.random.default_rng(settings.seed).permutation(len(listing.names))
     files: list[str] = []
     if isinstance(listing.items, np.ndarray):
@@ -50,7 +53,7 @@ def preview(run: Run, settings: Preview) -> dict[str, Any]:
         decoded = []
         for i in order:
             try:
-                decoded.append(decode(listing.items[i], options.image_size, options.resize, options.channels))
+                decoded.append(decode(listing.items[i], options.image_size, options.resize, options.channels, limits))
                 files.append(listing.items[i])
             except UnreadableImage as error:
                 log.warning("Skipped %s: %s", listing.items[i], error)
@@ -62,7 +65,7 @@ def preview(run: Run, settings: Preview) -> dict[str, Any]:
     encoder = build_encoder(settings.backbone, options.image_size, [0.5] * 3, [0.5] * 3)
     task = build_task(settings.pretext, encoder, options.image_size)
     batch = torch.from_numpy(chosen).permute(0, 3, 1, 2)
-    path = views_figure(run, task, batch, settings.seed, files)
+    path = views_figure(run, task, batch, settings.seed, files, limits)
     if path is None:
         raise UserError(f"{settings.pretext['_target_']} has no views to draw; define views(images, rng)")
     print(path)

@@ -62,7 +62,7 @@ def search(run: Run, settings: Search) -> dict[str, Any]:
         captions = [f"{r['rank']}  {r['similarity']:.3f}" for r in own_rows]
         tiles.append([(query, "query"), *((r["image"], c) for r, c in zip(own_rows, captions, strict=True))])
     sheet = run.figure("neighbors")
-    contact_sheet(tiles).save(sheet)
+    contact_sheet(tiles, model.gray_range).save(sheet)
     log.info("Searched %s; contact sheet: %s", counted(len(files), "image"), sheet)
     return {"images": len(files), "queries": len(queries), "of_run": str(model.network.path.parent)}
 

@@ -80,7 +80,8 @@ def suggest(run: Run, settings: Suggest) -> dict[str, Any]:
     write_csv(run.directory / "suggestions.csv", table)
     tiles = [(f, f"{i + 1}") for i, f in enumerate(rows)]
     sheet = run.figure("suggestions")
-    contact_sheet([tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]).save(sheet)
+    lines = [tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]
+    contact_sheet(lines, model.gray_range).save(sheet)
     print("\n".join(rows), flush=True)
     log.info("Suggested %d of %s; contact sheet: %s", len(rows), counted(len(files), "image"), sheet)
     command = ["sslrun", "finetune", f"init={source}", "dataset=folder", f"dataset.root={folder}"]

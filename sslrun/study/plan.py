@@ -96,7 +96,7 @@ def load_data(dataset: Node, unlabeled: str | None) -> StudyData:
     if not test:
         raise UserError(f"{describe(dataset)} has no test split, which a study needs")
     images = data.images
-    for extra in load_unlabeled(dataset, unlabeled):
+    for extra in load_unlabeled({**dataset, "range": data.range}, unlabeled):
         images = images + extra.images
     return StudyData(data, val, images, test)
 

@@ -23,7 +23,7 @@ from sslrun.base.errors import UserError
 from sslrun.data import cache, workers
 from sslrun.data import decode as decoding
 from sslrun.data.cache import decode_all, resize_all, resized
-from sslrun.data.decode import VERSION, decode
+from sslrun.data.decode import VERSION, decode, read
 from sslrun.data.tree import find_images
 from tests.helpers import ended, spawn, wait_for
 
@@ -33,11 +33,11 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the list of the files that this process decodes."""
     calls: list[str] = []
 
-    def counted(path: str, *settings: Any) -> np.ndarray:
+    def counted(path: str, *settings: Any) -> tuple[np.ndarray, float]:
         calls.append(path)
-        return decode(path, *settings)
+        return read(path, *settings)
 
-    monkeypatch.setattr(decoding, "decode", counted)
+    monkeypatch.setattr(decoding, "read", counted)
     return calls
 
 
@@ -97,7 +97,7 @@ def test_case_49_a_changed_file_is_decoded_again(photos: Path, decoded: list[str
     assert len(decoded) == 2
 
 
-@pytest.mark.parametrize("name", ["images.npy", "digests.npy", "bad.json"])
+@pytest.mark.parametrize("name", ["images.npy", "digests.npy", "bad.json", "outside.json"])
 @pytest.mark.parametrize("how", ["cut", "missing", "empty", "other"])
 def test_case_49_a_damaged_cache_entry_is_created_again(photos: Path, decoded: list[str], name: str, how: str) -> None:
     files = find_images(photos)[:5]
@@ -186,14 +186,14 @@ def test_a_failed_write_leaves_no_partial_cache_entry(
 def decode_slowly(folder: str) -> None:
     """Be a process that decodes, and notes each file."""
 
-    def slow(path: str, *settings: Any) -> np.ndarray:
+    def slow(path: str, *settings: Any) -> tuple[np.ndarray, float]:
         with open("calls", "a") as file:
             file.write(path + "\n")
         time.sleep(0.02)
-        return decode(path, *settings)
+        return read(path, *settings)
 
     start_logging()
-    decoding.decode = slow  # type: ignore[assignment]
+    decoding.read = slow  # type: ignore[assignment]
     print(decode_all(find_images(folder), 16, "crop", "rgb").array.sum())
 
 
@@ -348,11 +348,11 @@ def test_arrays_of_the_same_bytes_in_another_shape_order_or_color_are_distinct_e
 
 def test_several_unreadable_images_are_left_out() -> None:
     array = np.arange(6, dtype=np.uint8)[:, None, None, None].repeat(3, 3)
-    decoded = cache.Decoded(array, cache.digests(array), {4: "x", 1: "y"})
+    decoded = cache.Decoded(array, cache.digests(array), {4: "x", 1: "y"}, {})
     assert decoded.good().tolist() == [0, 2, 3, 5]
     assert decoded.images()[:][:, 0, 0, 0].tolist() == [0, 2, 3, 5]
     assert decoded.images().fingerprint().hexdigest() == cache.Decoded(
-        array[[0, 2, 3, 5]], decoded.digests[[0, 2, 3, 5]], {}
+        array[[0, 2, 3, 5]], decoded.digests[[0, 2, 3, 5]], {}, {}
     ).images().fingerprint().hexdigest()  # fmt: skip
 
 
@@ -457,7 +457,7 @@ def test_what_an_earlier_process_left_behind_is_not_part_of_an_entry() -> None:
     folder.with_name(f"{folder.name}.part").mkdir()
     Path(f"{folder}.part", "old").write_text("x")
     assert values_of([file]) == [10]
-    assert sorted(os.listdir(folder)) == ["bad.json", "digests.npy", "images.npy"]
+    assert sorted(os.listdir(folder)) == ["bad.json", "digests.npy", "images.npy", "outside.json"]
 
 
 def test_blocks_may_be_of_any_size_and_each_image_is_counted_once(

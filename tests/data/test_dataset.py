@@ -274,7 +274,7 @@ def test_a_home_folder_is_expanded_in_the_root_and_in_the_folder_of_unlabeled_im
     Image.new("RGB", (16, 8), "red").save("home/more/a.png")
     Image.new("RGB", (16, 8), "blue").save("home/more/b.png")
     CALLS.clear()
-    node = made_node(root="~/mine", channels="gray", resize="pad")
+    node = made_node(root="~/mine", channels="gray", resize="pad", range=None)
     own, extra = load_unlabeled(node, "~/more")
     assert [("unlabeled", os.path.abspath("home/mine"))] == CALLS
     assert (own.names, extra.names) == ([f"unlabeled-{i}" for i in range(5)], ["a.png", "b.png"])

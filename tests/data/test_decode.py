@@ -86,7 +86,7 @@ def test_case_34_exif_orientation_is_applied(orientation: int) -> None:
 def test_floating_point_images_in_three_value_ranges(values: tuple[float, float], expected: tuple[int, int]) -> None:
     array = np.full((8, 8), values[0], dtype=np.float32)
     array[:, 4:] = values[1]
-    pixels = decode(save(Image.fromarray(array), "f.tif"), 8)
+    pixels = decode(save(Image.fromarray(array), "f.tif"), 8, gray_range=values)
     assert (int(pixels.min()), int(pixels.max())) == expected
 
 
@@ -98,7 +98,8 @@ def test_every_tiff_mode_becomes_8_bit_rgb(photo: Image.Image, mode: str) -> Non
         image = Image.merge("LAB", (photo.convert("L"), *[Image.new("L", photo.size, 128)] * 2))
     else:
         image = photo.convert(mode)
-    pixels = decode(save(image, "m.tif"), 40)
+    gray_range = {"I": (0, 255), "F": (0, 255)}.get(mode)
+    pixels = decode(save(image, "m.tif"), 40, gray_range=gray_range)
     assert (pixels.shape, pixels.dtype) == ((40, 40, 3), np.uint8)
     gray = np.asarray(photo.convert("L"))
     assert np.corrcoef(pixels.mean(2).ravel(), gray.ravel())[0, 1] > (
@@ -247,7 +248,7 @@ def test_a_pipe_does_not_block() -> None:
 def test_nan_and_infinity_do_not_change_the_value_range() -> None:
     array = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     array[0, 0] = np.nan
-    pixels = decode(save(Image.fromarray(array), "f.tif"), 8)
+    pixels = decode(save(Image.fromarray(array), "f.tif"), 8, gray_range=(0, 1))
     assert pixels.max() == 255
 
 
@@ -307,11 +308,11 @@ def test_squashing_keeps_all_of_the_image(size: tuple[int, int]) -> None:
 
 def test_values_outside_the_range_and_small_integers_are_not_stretched() -> None:
     floats = np.array([[-5.0, 0.0, 0.5, 1.0, np.inf, -np.inf]], np.float32)
-    assert to_rgb(Image.fromarray(floats)).tobytes()[::3] == bytes([0, 0, 127, 255, 0, 0])
+    assert to_rgb(Image.fromarray(floats), (0, 1))[0].tobytes()[::3] == bytes([0, 0, 127, 255, 0, 0])
     integers = np.array([[-5, 0, 1, 1]], np.int32)  # of 255
-    assert to_rgb(Image.fromarray(integers)).tobytes()[::3] == bytes([0, 0, 1, 1])
+    assert to_rgb(Image.fromarray(integers), (0, 255))[0].tobytes()[::3] == bytes([0, 0, 1, 1])
     deep = np.array([[-5, 0, 257, 65535, 70000]], np.int32)  # of 65,535
-    assert to_rgb(Image.fromarray(deep)).tobytes()[::3] == bytes([0, 0, 1, 255, 255])
+    assert to_rgb(Image.fromarray(deep), (0, 65535))[0].tobytes()[::3] == bytes([0, 0, 1, 255, 255])
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA"])
@@ -321,7 +322,7 @@ def test_half_transparent_black_is_gray_and_transparent_black_white(mode: str) -
     image.putpixel((2, 0), (0, 0, 0, 0))
     image = image.convert(mode)
     assert image.mode == mode
-    assert np.asarray(to_rgb(image))[0].tolist() == [[v] * 3 for v in (0, 128, 255)]
+    assert np.asarray(to_rgb(image, None)[0])[0].tolist() == [[v] * 3 for v in (0, 128, 255)]
 
 
 def test_too_little_memory_is_a_reason_that_may_not_hold_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,11 +342,12 @@ def test_several_files_are_decoded_with_the_settings_given() -> None:
     seen = set()
     for resize in ("crop", "pad", "squash"):
         for channels in ("rgb", "gray"):
-            block, reasons = decode_some(["a.png", "none.png", "b.png"], 8, resize, channels)
+            block, reasons, outside = decode_some(["a.png", "none.png", "b.png"], 8, resize, channels, None)
             assert (block[0] == decode("a.png", 8, resize, channels)).all()
             assert (block[2] == decode("b.png", 8, resize, channels)).all()
             assert not block[1].any()
             assert reasons == ["", "no such file", ""]
+            assert outside == [0, 0, 0]
             seen.add(block.tobytes())
     assert len(seen) == 6
 
@@ -363,7 +365,7 @@ def test_a_header_has_width_and_height_and_a_file_that_is_no_image_a_digest() ->
     assert (image.format, image.mode, image.width, image.height) == ("PNG", "L", 5, 3)
     assert len({image.digest, text.digest, other.digest}) == 3
     assert image.digest == hashlib.blake2b(Path("a.png").read_bytes(), digest_size=16).digest()
-    assert missing == (b"", "", "", 0, 0)
+    assert missing == (b"", "", "", 0, 0, "")
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])

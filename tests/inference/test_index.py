@@ -67,7 +67,7 @@ def test_two_files_that_were_swapped_are_embedded_again(in_world: Path, cli: Cli
 
 def test_each_stage_has_features_of_its_own_in_the_cache(few_photos: Path) -> None:
     Path("best.pt").write_bytes(b"weights")
-    config = {"dataset": {"image_size": 32, "resize": "crop", "channels": "rgb"}}
+    config = {"dataset": {"image_size": 32, "resize": "crop", "channels": "rgb", "range": None}}
     model = Model(Trained(small_encoder((4, 8)), config, Path("best.pt")), CPU)
     files = find_images(few_photos)
     for _ in range(2):  # the second time from the cache
@@ -79,7 +79,7 @@ class Recorder(Model):
     """Has the brightness of each image as its only feature, and remembers the files that went through the network."""
 
     def __init__(self, weights: str = "best.pt", device: Device = CPU) -> None:
-        config = {"dataset": {"image_size": 8, "resize": "squash", "channels": "rgb"}}
+        config = {"dataset": {"image_size": 8, "resize": "squash", "channels": "rgb", "range": None}}
         super().__init__(Trained(small_encoder((4,)), config, Path(weights)), device)
         self.embedded: list[str] = []
 

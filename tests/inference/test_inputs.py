@@ -78,7 +78,7 @@ def test_images_in_memory_and_files_give_the_same_probabilities(in_world: Path, 
         model.predict(np.zeros((4, 4, 7), np.uint8))
 
 
-OPTIONS: dict[str, Any] = {"image_size": 4, "resize": "squash", "channels": "rgb"}
+OPTIONS: dict[str, Any] = {"image_size": 4, "resize": "squash", "channels": "rgb", "gray_range": None}
 
 
 def colored(width: int, height: int) -> np.ndarray:
@@ -104,8 +104,8 @@ def test_tensors_and_arrays_of_every_kind_become_the_same_pixels() -> None:
         (clear, np.full_like(array, 255)),
     ]
     for item, expected in cases:
-        pixels, reason = decoded_one(item, OPTIONS)
-        assert reason == ""
+        pixels, reason, outside = decoded_one(item, OPTIONS)
+        assert (reason, outside) == ("", 0)
         assert np.array_equal(pixels, expected)
 
 
@@ -127,7 +127,7 @@ def test_a_file_or_image_that_cannot_be_decoded_has_a_reason_and_black_pixels() 
     Image.fromarray(colored(64, 64)).save("whole.png")
     Path("cut.png").write_bytes(Path("whole.png").read_bytes()[:5000])
     for item, words in (("nowhere.png", "no such file"), ("cut.png", "damaged"), (Image.open("cut.png"), "damaged")):
-        pixels, reason = decoded_one(item, OPTIONS)
+        pixels, reason, _ = decoded_one(item, OPTIONS)
         assert words in reason
         assert pixels.shape == (4, 4, 3)
         assert not pixels.any()

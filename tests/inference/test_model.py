@@ -117,7 +117,7 @@ def model(temperature: float = 1.0, confidence_threshold: float | None = None) -
     """Return a classifier of dark and light images, whose probability of light is `light` of the brightness."""
     encoder = Encoder(Pixels(), [0.0] * 3, [1.0] * 3, image_size=8)
     config = {
-        "dataset": {"image_size": 8, "resize": "crop", "channels": "rgb"},
+        "dataset": {"image_size": 8, "resize": "crop", "channels": "rgb", "range": None},
         "augment": {"_target_": f"{__name__}.Darker"},
     }
     network = Trained(
@@ -216,7 +216,11 @@ def test_a_loaded_run_predicts_with_the_calibration_of_its_best_state(
     """`last.pt` has a different one, and is not read."""
     backbone = {"_target_": "sslrun.models.backbones.smallcnn.smallcnn", "widths": [4]}
     device = {"_target_": "sslrun.device.Device", "name": "cpu", "precision": "fp32", "memory_format": "contiguous"}
-    config = {"backbone": backbone, "dataset": {"image_size": 8, "resize": "crop", "channels": "rgb"}, "device": device}
+    config = {
+        "backbone": backbone,
+        "dataset": {"image_size": 8, "resize": "crop", "channels": "rgb", "range": None},
+        "device": device,
+    }
     encoder = build_encoder(backbone, 8, [0.5] * 3, [0.5] * 3)
     classifier = Classifier(encoder, 2).eval()
     state = {f"classifier.{k}": v for k, v in classifier.state_dict().items()}

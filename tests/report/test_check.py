@@ -12,8 +12,16 @@ from sslrun.report.check import findings
 
 def report(**pixels: Any) -> dict[str, Any]:
     return {
-        "options": {"image_size": 32, "resize": "crop", "max_bad_fraction": 0.01, "horizontal_flip": True},
-        "splits": {"train": {"images": 100, "classes": {"a": 50, "b": 50}, "unreadable": []}},
+        "options": {
+            "image_size": 32,
+            "resize": "crop",
+            "range": None,
+            "max_bad_fraction": 0.01,
+            "horizontal_flip": True,
+        },
+        "splits": {
+            "train": {"images": 100, "classes": {"a": 50, "b": 50}, "unreadable": [], "outside_range": {"images": 0}}
+        },
         "other_files": {},
         "unreadable_folders": [],
         "duplicates": {

@@ -221,12 +221,16 @@ def test_case_52_check_gives_no_advice_from_test_images(photos: Path, cli: Cli) 
 
 def split_of(sizes: list[tuple[int, int]], labels: list[int] | None = None, **bad: str) -> Any:
     """Return a checked split of files of these sizes, some unreadable by position, with classes a and b."""
-    heads = [SimpleNamespace(width=w, height=h, format="PNG" if w > 50 else "JPEG", mode="RGB") for w, h in sizes]
+    heads = [
+        SimpleNamespace(width=w, height=h, format="PNG" if w > 50 else "JPEG", mode="RGB", kind="16 bits" * (w > 50))
+        for w, h in sizes
+    ]
     unreadable = {int(k[1:]): reason for k, reason in bad.items()}
     items = [f"{i}.jpg" for i in range(len(sizes))]
     listing = SimpleNamespace(items=items, names=items, class_names=("a", "b"), groups=None)
     good = np.array([i for i in range(len(sizes)) if i not in unreadable])
-    return SimpleNamespace(listing=listing, headers=heads, good=good, decoded=SimpleNamespace(bad=unreadable),
+    decoded = SimpleNamespace(bad=unreadable, outside={})
+    return SimpleNamespace(listing=listing, headers=heads, good=good, decoded=decoded,
                            labels=None if labels is None else np.array(labels)[good])  # fmt: skip
 
 
@@ -237,6 +241,9 @@ def test_sizes_and_formats_of_a_split() -> None:
     result = stage._split(split, options)
     assert (result["images"], result["classes"]) == (4, {"a": 1, "b": 3})
     assert (result["formats"], result["modes"]) == ({"JPEG": 3, "PNG": 1}, {"RGB": 4})
+    assert (result["depths"], result["outside_range"]) == ({"8 bits": 3, "16 bits": 1}, {"images": 0, "values": 0})
+    split.decoded.outside = {2: 0.25}
+    assert stage._split(split, options)["outside_range"] == {"images": 1, "values": 0.25}  # of the one of 16 bits
     assert result["unreadable"] == [{"file": "4.jpg", "reason": "damaged"}]
     assert result["width"] == {"min": 20, "median": 30, "max": 100}
     assert result["height"] == {"min": 20, "median": 30, "max": 100}
@@ -254,10 +261,11 @@ def test_arrays_have_a_size_and_no_paths(channels: int, mode: str) -> None:
         np.zeros((5, 20, 30, channels), np.uint8), [f"n{i}" for i in range(5)], np.array([0, 1, 1, 0, 1]), ("a", "b")
     )
     images = Images([torch.zeros(4, 8, 8, 3, dtype=torch.uint8)], np.arange(64, dtype=np.uint8).reshape(4, 16))
-    decoded: Any = SimpleNamespace(images=lambda: images, good=lambda: np.array([0, 1, 3, 4]), bad={2: "x"})
+    decoded: Any = SimpleNamespace(images=lambda: images, good=lambda: np.array([0, 1, 3, 4]), bad={2: "x"}, outside={})
     split = stage.CheckedSplit("train", listing, decoded)
     result = stage._split(split, SimpleNamespace(image_size=8, resize="crop"))  # type: ignore[arg-type]
     assert (result["formats"], result["modes"]) == ({"array": 5}, {mode: 5})
+    assert (result["depths"], result["outside_range"]["images"]) == ({"8 bits": 5}, 0)
     assert (result["width"]["max"], result["height"]["max"]) == (30, 20)
     assert (split.path(2), split.class_of(2), split.class_of(3)) == ("train: n3", "a", "b")
     assert split.digests() == [images.digests[i].tobytes() for i in range(4)]

@@ -101,19 +101,20 @@ def test_the_map_and_the_projector_have_random_images_with_their_own_features(
     """The feature of image i is i."""
     drawn: dict[str, tuple[list[str], list[int], list[str], int]] = {}
 
-    def map_of(run: Run, files: list[str], x: np.ndarray, groups: list[str], seed: int) -> Path:
+    def map_of(run: Run, files: list[str], x: np.ndarray, groups: list[str], seed: int, limits: list[int]) -> Path:
+        assert limits == [0, 9]
         drawn["map"] = files, x[:, 0].tolist(), groups, seed
         return Path("map.html")
 
-    def project(run: Run, files: list[str], x: np.ndarray, groups: list[str]) -> None:
+    def project(run: Run, files: list[str], x: np.ndarray, groups: list[str], limits: list[int]) -> None:
+        assert limits == [0, 9]
         drawn["projector"] = files, x[:, 0].tolist(), groups, 0
 
     names = [f"{'ab'[i % 2]}/{i}.jpg" for i in range(readable)]
     x = np.arange(readable, dtype=np.float32)[:, None].repeat(2, 1)
     monkeypatch.setattr(embed, "named_images", lambda images: [*names, *["bad.jpg"] * (readable == 2)])
-    monkeypatch.setattr(
-        embed, "open_model", lambda *_: SimpleNamespace(network=SimpleNamespace(path=Path("of/best.pt")))
-    )
+    model = SimpleNamespace(network=SimpleNamespace(path=Path("of/best.pt")), gray_range=[0, 9])
+    monkeypatch.setattr(embed, "open_model", lambda *_: model)
     monkeypatch.setattr(embed, "indexed", lambda *_: (names, x, {"bad.jpg": "empty"} if readable == 2 else {}))
     monkeypatch.setattr(embed.embedding_map, "publish", map_of)
     monkeypatch.setattr(embed, "_project", project)

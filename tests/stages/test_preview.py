@@ -62,8 +62,9 @@ def test_the_drawn_images_are_chosen_at_random_and_named_by_their_files(
 ) -> None:
     drawn: list[tuple[torch.Tensor, list[str]]] = []
 
-    def figure(run: Any, task: Any, batch: torch.Tensor, seed: int, files: list[str]) -> Path:
+    def figure(run: Any, task: Any, batch: torch.Tensor, seed: int, files: list[str], limits: Any) -> Path:
         drawn.append((batch, list(files)))
+        assert limits is None  # of 8-bit images
         return Path(f"{seed}.png")
 
     monkeypatch.setattr(preview, "views_figure", figure)
@@ -72,7 +73,8 @@ def test_the_drawn_images_are_chosen_at_random_and_named_by_their_files(
     (few_photos / "flower/flower 00.jpg").write_text("x")
     for seed in (0, 0, 5):
         settings: Any = SimpleNamespace(dataset=node, pretext={}, backbone=BACKBONES["smallcnn"], images=5, seed=seed)
-        result = preview.preview(None, settings)  # type: ignore[arg-type]
+        run: Any = SimpleNamespace(resolve=lambda **_: None)
+        result = preview.preview(run, settings)
         assert (result["images"], result["figure"]) == (5, f"{seed}.png")
     (batch, files), (again, _), (other, _) = drawn
     assert batch.shape == (5, 3, 16, 16)
