@@ -16,29 +16,41 @@ KEY = "dataset.groups"
 FIRST = 3  # names in a message
 
 
-def grouped(names: Sequence[str], pattern: str) -> list[str]:
-    """Return the group of each image: what the first group of a regular expression matches in its name.
-
-    Without parentheses it is the whole match. An image whose name does not match is a group of its own.
+def matched(names: Sequence[str], pattern: str) -> list[str | None]:
+    """Return what the first group of a regular expression matches in each name, or else the whole match.
 
     Args:
         names: paths below the root, with forward slashes.
         pattern: searched anywhere in the name (`re.search`).
 
     Raises:
-        UserError: the expression is invalid, matches no image, or puts all images into one group.
+        UserError: the expression is invalid.
     """
     try:
         expression = re.compile(normalized(pattern))
     except re.error as error:
         raise UserError(f"{KEY}={pattern}: not a regular expression ({error})") from None
-    found = [m[1 if expression.groups else 0] if (m := expression.search(name)) else None for name in names]
+    group = 1 if expression.groups else 0
+    return [(m[group] or None) if (m := expression.search(name)) else None for name in names]  # an empty match is none
+
+
+def grouped(names: Sequence[str], found: Sequence[str | None], source: str) -> list[str]:
+    """Return the group of each image; one without is a group of its own.
+
+    Args:
+        names: N paths.
+        found: the group of each, or None.
+        source: for the message.
+
+    Raises:
+        UserError: no image has a group, or all are in the same.
+    """
     if names and not any(found):
-        raise UserError(f"{KEY}={pattern}: matches no image; it is searched in paths such as {names[0]}")
-    groups = [group or name for group, name in zip(found, names, strict=True)]  # an empty match is none
+        raise UserError(f"{KEY}={source}: matches no image; it is searched in paths such as {names[0]}")
+    groups = [group or name for group, name in zip(found, names, strict=True)]
     if len(names) > 1 and len(set(groups)) == 1:
         raise UserError(
-            f"{KEY}={pattern}: puts all {counted(len(names), 'image')} into one group ({groups[0]}), which no split "
+            f"{KEY}={source}: puts all {counted(len(names), 'image')} into one group ({groups[0]}), which no split "
             "can divide"
         )
     return groups

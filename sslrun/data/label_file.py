@@ -62,7 +62,11 @@ class FileLabels:
 
 
 def read_labels(
-    path: Path, names: Sequence[str], given: Mapping[Role, str | int] | None = None, top: str | Path = ""
+    path: Path,
+    names: Sequence[str],
+    given: Mapping[Role, str | int] | None = None,
+    top: str | Path = "",
+    groups: str | None = None,
 ) -> FileLabels:
     """Read a label file, and match its rows with images.
 
@@ -71,13 +75,14 @@ def read_labels(
         names: N paths of the images below `top`, with forward slashes.
         given: names, or numbers from 1, of columns; others are recognized by content or name.
         top: the folder of the images, for paths that begin above it and for messages.
+        groups: if there is a column of this name, it has the groups.
 
     Raises:
         UserError: the file cannot be read, a column is missing or unclear, no row fits an image, an image has two
             labels, or a name fits several images.
     """
     table, images = read_table(path), ImageNames(names, top)
-    columns = recognized(table, images, given or {})
+    columns = recognized(table, images, given or {}, groups)
     rows = table.rows[1:] if columns.header else table.rows
     values = [row[columns.file] for row in rows]
     found = images.find_all(values)
@@ -172,7 +177,7 @@ def refuse_unique(labels: Sequence[str | None], source: str, advice: str) -> Non
         )
 
 
-def recognized(table: Table, images: ImageNames, given: Mapping[Role, str | int]) -> Columns:
+def recognized(table: Table, images: ImageNames, given: Mapping[Role, str | int], groups: str | None = None) -> Columns:
     """Return which column is which: given, by content (file names, splits), by name, or the only one left.
 
     Raises:
@@ -184,6 +189,12 @@ def recognized(table: Table, images: ImageNames, given: Mapping[Role, str | int]
     header = table.columns is None and _is_header(table.rows[0], [column[0] for column in known])
     names = table.columns or (table.rows[0] if header else [str(i + 1) for i in range(len(table.rows[0]))])
     at: dict[Role, int | None] = {role: _position(role, value, names, table) for role, value in given.items()}
+    if groups in names:
+        if "group" in given and at["group"] != names.index(groups):
+            raise UserError(
+                f"dataset.groups={groups} and dataset.columns={{group: {given['group']}}} differ: remove one"
+            )
+        at["group"] = names.index(groups)
     fits = {i: len({k for k in column if k >= 0}) for i, column in enumerate(known) if i not in at.values()}
     if "file" not in at:
         order = [n.lower() for n in names]

@@ -15,14 +15,19 @@ ColumnNames = dict[Role, str | int]
 
 
 def given_labels(
-    top: Folder, layout: Layout, labels: str | None, columns: ColumnNames | None, pattern: str | None
+    top: Folder,
+    layout: Layout,
+    labels: str | None,
+    columns: ColumnNames | None,
+    pattern: str | None,
+    groups: str | None = None,
 ) -> Layout | None:
     """Return the layout of a folder whose labels are given; None if its class folders are the labels, or it has none.
 
     Args:
         top: the folder.
         layout: as recognized from its folders, of which only those for test and validation count.
-        labels, columns, pattern: see `sslrun.data.sources.folder.folder`.
+        labels, columns, pattern, groups: see `sslrun.data.sources.folder.folder`.
 
     Raises:
         UserError: the labels cannot be read, or no image has one.
@@ -52,10 +57,12 @@ def given_labels(
         raise UserError(f"dataset.columns needs a label file, found none in or next to {folder}: set dataset.labels")
     if file is None:
         return None
-    found = read_labels(file, names, columns, folder)
+    found = read_labels(file, names, columns, folder, groups)
     layout.notes[:0] = found.notes
     out = _laid_out(paths, found.labels, found.splits, layout, top.path)
     out.label_file, out.labels_from = file, f"{file} ({found.summary})"
+    if found.groups:
+        out.groups = {p: group for p, group in zip(paths, found.groups, strict=True) if group is not None}
     return out
 
 

@@ -56,6 +56,7 @@ class Layout:
         train_folder: whether there is a folder with the role of train; else the whole folder is `train`.
         labels_from: what the labels are read from, if not from the names of folders.
         label_file: path of the label file, if there is one.
+        groups: group by path, of the images that have one in the label file; None without such a column.
     """
 
     train: Part = field(default_factory=Part)
@@ -66,6 +67,7 @@ class Layout:
     train_folder: bool = False
     labels_from: str = ""
     label_file: Path | None = None
+    groups: dict[str, str] | None = None
 
     def use_val_as_test(self) -> None:
         """Make validation the test split, if there is no other."""

@@ -1,6 +1,7 @@
 """Groups: their names by a regular expression, and splits that do not divide them."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,11 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sslrun.base.errors import UserError
-from sslrun.data.groups import described, group_folds, grouped, groups_per_class, held_out, not_held_out
+from sslrun.data.groups import described, group_folds, grouped, groups_per_class, held_out, matched, not_held_out
 from sslrun.data.labels import fold_rows, hashed_train_test_split, validation
 from tests.helpers import bounded
 
 NAMES = ["a/cup_01.jpg", "a/cup_02.jpg", "a/mug_1.jpg", "b/pan_7.jpg", "b/lid.jpg"]
+
+
+def by(names: Sequence[str], pattern: str) -> list[str]:
+    return grouped(names, matched(names, pattern), pattern)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +31,7 @@ NAMES = ["a/cup_01.jpg", "a/cup_02.jpg", "a/mug_1.jpg", "b/pan_7.jpg", "b/lid.jp
     ],
 )
 def test_the_first_group_of_the_expression_names_the_group(pattern: str, groups: list[str]) -> None:
-    assert grouped(NAMES, pattern) == groups
+    assert by(NAMES, pattern) == groups
 
 
 @pytest.mark.parametrize(
@@ -40,16 +45,16 @@ def test_the_first_group_of_the_expression_names_the_group(pattern: str, groups:
 )
 def test_an_expression_that_makes_no_groups_is_one_line(pattern: str, words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
-        grouped(NAMES, pattern)
+        by(NAMES, pattern)
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_names_and_expressions_are_compared_in_composed_form() -> None:
-    assert grouped(["é_1.jpg", "e_1.jpg"], "(e\N{COMBINING ACUTE ACCENT})_") == ["é", "e_1.jpg"]
+    assert by(["é_1.jpg", "e_1.jpg"], "(e\N{COMBINING ACUTE ACCENT})_") == ["é", "e_1.jpg"]
 
 
 def test_groups_are_described_in_a_sentence() -> None:
-    assert described(NAMES, grouped(NAMES, r"([^/]+)_\d+\.")) == (
+    assert described(NAMES, by(NAMES, r"([^/]+)_\d+\.")) == (
         "4 groups of images (dataset.groups), the largest cup with 2; 1 image in no group"
     )
 

@@ -189,3 +189,73 @@ def test_the_users_folder_is_not_written_to() -> None:
     read("train")
     read("train", label_pattern=r"\d")
     assert sorted(str(p) for p in Path("set").rglob("*")) == before
+
+
+def sides(**keys: Any) -> dict[str, set[str]]:
+    """Return the groups of training and test images, from a listing that was checked to have them."""
+    out = {}
+    splits: tuple[Any, ...] = ("train", "test")
+    for split in splits:
+        listing = listed(folder_node("set", **keys), split)
+        assert listing is not None
+        assert listing.groups is not None
+        out[split] = set(listing.groups)
+    return out
+
+
+@pytest.mark.parametrize("keys", [{"groups": "plot"}, {"columns": {"group": "plot"}}, {"groups": r"(\d)\d\.jpg"}])
+def test_groups_from_a_column_or_an_expression_are_on_one_side(keys: Any) -> None:
+    images(*[f"{i:02d}.jpg" for i in range(40)])
+    labels("file,label,plot " + " ".join(f"{i:02d},{'ab'[i // 10 % 2]},{i // 5}" for i in range(40)))
+    found = sides(**keys)
+    assert not found["train"] & found["test"]
+    assert found["train"] | found["test"] == {str(i) for i in range(4 if keys.get("groups", "")[:1] == "(" else 8)}
+
+
+def test_images_without_a_group_in_the_column_are_groups_of_their_own(capfd: pytest.CaptureFixture[str]) -> None:
+    start_logging()
+    images(*[f"{i:02d}.jpg" for i in range(20)])
+    labels("file,label,plot " + " ".join(f"{i:02d},{'ab'[i % 2]},{'' if i < 3 else i // 4}" for i in range(20)))
+    found = sides(groups="plot")
+    assert found["train"] | found["test"] == {"00.jpg", "01.jpg", "02.jpg", "0", "1", "2", "3", "4"}
+    assert "8 groups of images (dataset.groups), the largest 1 with 4; 3 images in no group" in capfd.readouterr().err
+
+
+def test_a_group_that_is_no_column_is_an_expression_and_named_as_such() -> None:
+    images(*FLAT)
+    labels(f"file,label {ROWS}")
+    message = "dataset.groups=plot (no column of set/labels.csv): matches no image"
+    with pytest.raises(UserError, match=re.escape(message)):
+        read("train", groups="plot")
+    labels("file,label,plot,x " + " ".join(f"{i}.jpg,{'ab'[i % 2]},1,{i}" for i in range(8)))
+    with pytest.raises(UserError, match=r"dataset.groups=plot: puts all 8 images into one group \(1\)"):
+        read("train", groups="plot")
+    with pytest.raises(UserError, match=r"dataset.groups=plot and dataset.columns=\{group: x\} differ: remove one"):
+        read("train", groups="plot", columns={"group": "x"})
+
+
+def test_unlabeled_images_of_test_groups_are_left_out(capfd: pytest.CaptureFixture[str]) -> None:
+    """Also without a label file; images that are in no group stay."""
+    start_logging()
+    images(*[f"{i // 4}_{i % 4}.jpg" for i in range(40)], "x.jpg")
+    rows = " ".join(f"{i // 4}_{i % 4},{'ab'[i // 4 % 2]},p{i // 4}" for i in range(40) if i % 4 < 2)
+    labels(f"file,label,plot {rows} " + " ".join(f"{i // 4}_{i % 4},,p{i // 4}" for i in range(40) if i % 4 > 1))
+    assert len(read("unlabeled") or ()) == 21
+    pool = read("unlabeled", groups="plot")
+    of_test = {group[1:] for group in sides(groups="plot")["test"]}
+    assert len(of_test) == 2
+    assert sorted(pool or ()) == sorted(
+        [f"{i // 4}_{i % 4}.jpg" for i in range(40) if i % 4 > 1 and str(i // 4) not in of_test] + ["x.jpg"]
+    )
+    assert "4 unlabeled images in groups of the test split are left out (dataset.groups)" in capfd.readouterr().err
+    assert read("unlabeled", groups=r"^(\d)_") is not None
+    Path("set/labels.csv").unlink()
+    images(
+        "train/a/1_0.jpg",
+        "train/a/2_0.jpg",
+        "train/b/3_0.jpg",
+        "test/a/4_0.jpg",
+        "unlabeled/4_1.jpg",
+        "unlabeled/5.jpg",
+    )
+    assert read("unlabeled", groups=r"(\d+)_\d") == ["unlabeled/5.jpg"]

@@ -396,6 +396,11 @@ def test_groups_of_consecutive_numbers_are_written_as_a_label_file(cli: Cli) -> 
         f"{c}/IMG_{i:04d}.png": (c, f"{c}/IMG_{i // 8 * 8:04d}") for c in ("bowl", "cup") for i in range(48)
     }
     assert {p.relative_to("set").as_posix() for p in Path("set").rglob("*.*")} == {*rows}  # nothing new
+    before, after = sides(), sides(*shlex.split(proposal["overrides"]))
+    assert proposal["change_sides"] == sum(before[n] != after[n] for n in before) > 0
+    given = check(cli, "format=json", *shlex.split(proposal["overrides"]), size=16)
+    assert groups_of(given)["groups"] == 12
+    assert "duplicate in training" not in result(given, "warning")
 
 
 def test_a_given_test_split_is_in_the_label_file_and_only_validation_changes(cli: Cli) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,7 @@ from sslrun.base.errors import UserError
 from sslrun.base.text import counted
 from sslrun.config.names import nearest
 from sslrun.data.decode import SUFFIXES, relative
-from sslrun.data.groups import KEY, described, grouped, not_held_out, shared_groups
+from sslrun.data.groups import KEY, described, grouped, matched, not_held_out, shared_groups
 from sslrun.data.label_layout import ColumnNames, given_labels
 from sslrun.data.labels import hashed_train_test_split
 from sslrun.data.layout import FIRST, TEST, TRAIN, UNLABELED, VAL, Layout, Part, role_of, understood
@@ -40,8 +41,8 @@ def folder(
         columns: names of the label file's columns, by role, if they are not recognized.
         label_pattern: regular expression on the file name; its first group is the label.
         test_fraction: fraction of each class that is held out as test if there is no `test/`; 1: all images.
-        groups: regular expression of the groups that no split divides, see `data.groups.grouped`; it is searched in the
-            path below the root, without train/, val/ or test/.
+        groups: the groups that no split divides: a column of the label file, or a regular expression, see
+            `data.groups.matched`; it is searched in the path below the root, without train/, val/ or test/.
 
     Raises:
         UserError: no such folder, no images in it, labels or groups that cannot be read, or classes in test that are
@@ -51,23 +52,33 @@ def folder(
     if not top.is_dir():
         raise UserError(_no_folder(top))
     tree = read_tree(top)
-    layout = _layout(tree, labels, columns, label_pattern)
-    if split != UNLABELED:
-        _report(top, layout, tree)
+    layout = _layout(tree, labels, columns, label_pattern, groups)
     if split == UNLABELED:
         images = sorted({p for f in layout.unlabeled for p in f}, key=lambda p: relative(p, top))
+        images = _without_test_groups(images, layout, groups, test_fraction, top)
         return _listing(top, images, None, ()) if images else None
+    _report(top, layout, tree)
     if not tree.top.count():
         raise UserError(_no_images(top, tree))
-    return _split(layout, split, test_fraction, top, None if groups is None else _group_of(layout, groups, top))
+    return _split(layout, split, test_fraction, top, _group_of(layout, groups, top))
 
 
-def _group_of(layout: Layout, pattern: str, top: Path) -> dict[str, str]:
-    """Return the group of each path, and log how many there are, and whether the splits have some in common."""
+def _group_of(layout: Layout, groups: str | None, top: Path) -> dict[str, str] | None:
+    """Return the group of each path, and log how many there are, and whether the splits have some in common.
+
+    Args:
+        groups: regular expression, unless the layout has the groups of a label file.
+    """
+    if groups is None and layout.groups is None:
+        return None
     parts = {role: part for role, part in ((TRAIN, layout.train), (VAL, layout.val), (TEST, layout.test)) if len(part)}
-    files = {role: [*part.images, *(p for c in part.classes.values() for p in c)] for role, part in parts.items()}
-    names = [normalized(relative(p, parts[role].base)) for role, paths in files.items() for p in paths]
-    of_path = dict(zip([p for paths in files.values() for p in paths], found := grouped(names, pattern), strict=True))
+    files = {role: part.paths() for role, part in parts.items()}
+    paths = [p for of_role in files.values() for p in of_role]
+    names = [normalized(relative(p, parts[role].base)) for role, of_role in files.items() for p in of_role]
+    given = _given_groups(layout, paths, names, groups)
+    source = f"{groups}{f' (no column of {layout.label_file})' if layout.label_file and layout.groups is None else ''}"
+    found = grouped(names, given, source)
+    of_path = dict(zip(paths, found, strict=True))
     notes = []
     for a, b in itertools.combinations(files, 2):
         if same := shared_groups(*([of_path[p] for p in files[role]] for role in (a, b))):
@@ -77,7 +88,37 @@ def _group_of(layout: Layout, pattern: str, top: Path) -> dict[str, str]:
     return of_path
 
 
-def _layout(tree: Tree, labels: str | None, columns: ColumnNames | None, pattern: str | None) -> Layout:
+def _given_groups(
+    layout: Layout, paths: Sequence[str], names: Sequence[str], pattern: str | None
+) -> Sequence[str | None]:
+    """Return the groups of images in the label file, or else those that an expression matches in their names."""
+    if layout.groups is not None:
+        return [layout.groups.get(p) for p in paths]
+    assert pattern is not None
+    return matched(names, pattern)
+
+
+def _without_test_groups(
+    images: list[str], layout: Layout, groups: str | None, test_fraction: float, top: Path
+) -> list[str]:
+    """Return the unlabeled images without those in a group of the test split."""
+    if not images or (groups is None and layout.groups is None):
+        return images
+    try:
+        test = _split(layout, "test", test_fraction, top, _group_of(layout, groups, top))
+    except UserError:  # there is no test split, which only evaluate needs
+        test = None
+    of_test = set(test.groups or ()) if test else set()
+    given = _given_groups(layout, images, [normalized(relative(p, top)) for p in images], groups)
+    kept = [p for p, group in zip(images, given, strict=True) if group not in of_test]
+    if left_out := len(images) - len(kept):
+        _log(top, [], [f"{counted(left_out, 'unlabeled image')} in groups of the test split are left out ({KEY})"], [])
+    return kept
+
+
+def _layout(
+    tree: Tree, labels: str | None, columns: ColumnNames | None, pattern: str | None, groups: str | None
+) -> Layout:
     """Return the layout of a folder, with given labels or those of its folders."""
     try:
         layout = understood(tree.top)
@@ -85,7 +126,7 @@ def _layout(tree: Tree, labels: str | None, columns: ColumnNames | None, pattern
         if labels is pattern is None:
             raise
         layout = Layout()  # folders that are unclear as classes, which they need not be
-    given = given_labels(tree.top, layout, labels, columns, pattern)
+    given = given_labels(tree.top, layout, labels, columns, pattern, groups)
     if given and given.label_file:
         tree.use(given.label_file)
     return given or layout
