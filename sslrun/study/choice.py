@@ -125,7 +125,7 @@ def searched(stages: Stages, search: Sequence[str], given: Sequence[str], config
         UserError: some are not valid settings, or have keys that cannot be searched; one line for each.
     """
     mistakes = []
-    chosen = group_choices(given, config_dir)
+    chosen = [o for o in group_choices(given, config_dir) if key_of(o) not in NOT_SEARCHABLE]
     nodes = {k for k, v in plain(compose_config(FINETUNE, [], None)).items() if isinstance(v, dict)} if search else {}
     for s in search:
         first = re.split(r"[./]", key := key_of(s))[0]

@@ -187,6 +187,7 @@ def test_settings_of_the_user_are_not_searched() -> None:
     assert searched(stages, [*both, "label_smoothing=0"], ["augment.probability=0.2"], None) == ["label_smoothing=0"]
     momentum = ["optimizer.momentum=0.5"]
     assert searched(stages, momentum, ["optimizer=sgd"], None) == momentum
+    assert searched(stages, momentum, ["dataset=folder", "optimizer=sgd"], None) == momentum  # whose root is not given
     with pytest.raises(UserError, match=r"search: optimizer\.momentum: no such key"):
         searched(stages, momentum, [], None)
 
