@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from sslrun.base.console import log
 from sslrun.base.machine import one_thread
 from sslrun.base.text import counted, percent
+from sslrun.data.balance import Balance, effective_number_weights, inverse_frequency_weights, log_priors
 from sslrun.data.dataset import Dataset
 from sslrun.data.groups import group_folds, groups_per_class
 from sslrun.device import Device
@@ -35,13 +37,14 @@ def fit_head(
     seed: int,
     inverse_regularization: float | None = None,
     groups: np.ndarray | None = None,
+    balance: Balance = "none",
 ) -> float:
     """Set a classifier's head to the logistic regression of the labels on its features, and return C.
 
     Args: see `regression`.
     """
     classes = classifier.head.out_features
-    weight, bias, best = regression(features, labels, val, seed, classes, inverse_regularization, groups)
+    weight, bias, best = regression(features, labels, val, seed, classes, inverse_regularization, groups, balance)
     log.info(
         "Logistic regression on %s: C=%g of %g to %g", counted(len(labels), "label"), best, C_VALUES[0], C_VALUES[-1]
     )
@@ -59,6 +62,7 @@ def regression(
     classes: int,
     inverse_regularization: float | None = None,
     groups: np.ndarray | None = None,
+    balance: Balance = "none",
 ) -> tuple[Tensor, Tensor, float]:
     """Fit a logistic regression of labels on standardized features (L-BFGS).
 
@@ -72,15 +76,18 @@ def regression(
         classes: number of classes; one without labels is never predicted.
         inverse_regularization: C, if it is known already.
         groups: N names of groups that the folds do not divide.
+        balance: `weights` and `sampling` weight the classes by effective numbers and by inverse frequency; `logit`
+            subtracts the log priors from the bias, which is the same as adding them to the logits in the loss, since
+            the bias is not regularized. C is then chosen by macro F1 instead of accuracy.
 
     Returns:
         Weight, `classes x D`, and bias, `classes`, for features that are not standardized, and C.
     """
     mean, std = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
     x = ((features - mean) / std).numpy()
-    best = inverse_regularization or _best(_search(features, labels, val, seed, groups))
+    best = inverse_regularization or _best(_search(features, labels, val, seed, groups, balance))
     with _single_threaded():
-        model = _regression(best).fit(x, labels.numpy())
+        model = _regression(best, _class_weight(balance, labels)).fit(x, labels.numpy())
     coef, intercept = torch.from_numpy(model.coef_).double(), torch.from_numpy(model.intercept_).double()
     if len(coef) == 1:  # binary: scikit-learn has one logit z, which is split into -z/2 and z/2
         coef, intercept = torch.cat([-coef, coef]) / 2, torch.cat([-intercept, intercept]) / 2
@@ -90,18 +97,20 @@ def regression(
     rows = torch.from_numpy(model.classes_)
     weight[rows] = coef.float()
     bias[rows] = (intercept - coef @ mean.double()).float()
+    if balance == "logit":
+        bias -= log_priors(labels, classes)
     return weight, bias, best
 
 
 def better_pooling(
-    encoder: Encoder, data: Dataset, val: Dataset | None, device: Device, seed: int
+    encoder: Encoder, data: Dataset, val: Dataset | None, device: Device, seed: int, balance: Balance = "none"
 ) -> tuple[Pooling, dict[str, float], float]:
     """Choose the pooling whose features give the more accurate logistic regression.
 
     The search is that of `regression`, for the features of both. Ties in accuracy are broken by likelihood.
 
     Returns:
-        The better pooling, the accuracy by pooling, and the best C for the better one.
+        The better pooling, the accuracy (with balancing: macro F1) by pooling, and the best C for the better one.
     """
     assert data.labels is not None
     sample = data.take(_sample(data.labels, SEARCHED, seed, data.groups))
@@ -109,11 +118,12 @@ def better_pooling(
     for pooling in POOLINGS:
         val_features = labeled_features(encoder, val, device, pooling) if val else None
         features, labels = labeled_features(encoder, sample, device, pooling)
-        by_pooling[pooling] = _search(features, labels, val_features, seed, sample.groups)
+        by_pooling[pooling] = _search(features, labels, val_features, seed, sample.groups, balance)
     scores = {p: max(by_c.values()) for p, by_c in by_pooling.items()}
     better = max(scores, key=lambda p: scores[p])
     text = ", ".join(f"{p} {percent(s[0])}" for p, s in scores.items())
-    log.info("Pooling: %s (accuracy of a logistic regression: %s)", better, text)
+    measure = "accuracy" if balance == "none" else "macro F1"
+    log.info("Pooling: %s (%s of a logistic regression: %s)", better, measure, text)
     return better, {p: round(s[0], 6) for p, s in scores.items()}, _best(by_pooling[better])
 
 
@@ -169,8 +179,9 @@ def _search(
     val: tuple[Tensor, Tensor] | None,
     seed: int,
     groups: np.ndarray | None = None,
+    balance: Balance = "none",
 ) -> dict[float, tuple[float, float]]:
-    """Return accuracy and log-likelihood on validation or in cross-validation, by C."""
+    """Return accuracy (with balancing: macro F1) and log-likelihood on validation or in cross-validation, by C."""
     from sklearn.model_selection import GridSearchCV
 
     mean, std = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
@@ -185,11 +196,12 @@ def _search(
     if not splits:
         return {1.0: (0.0, 0.0)}
     grid = {"C": list(C_VALUES)}
-    search = GridSearchCV(_regression(1.0), grid, scoring=_scores, cv=splits, refit=False, error_score="raise")
+    model, scores = _regression(1.0, _class_weight(balance, labels)), partial(_scores, balance, labels)
+    search = GridSearchCV(model, grid, scoring=scores, cv=splits, refit=False, error_score="raise")
     with _single_threaded():
         results = search.fit(x, y).cv_results_
-    columns = zip(C_VALUES, results["mean_test_accuracy"], results["mean_test_log_likelihood"], strict=True)
-    return {c: (float(accuracy), float(likelihood)) for c, accuracy, likelihood in columns}
+    columns = zip(C_VALUES, results["mean_test_score"], results["mean_test_log_likelihood"], strict=True)
+    return {c: (float(score), float(likelihood)) for c, score, likelihood in columns}
 
 
 def _best(scores: dict[float, tuple[float, float]]) -> float:
@@ -217,19 +229,43 @@ def _single_threaded() -> Iterator[None]:
         yield
 
 
-def _regression(c: float) -> Any:
+def _regression(c: float, class_weight: dict[int, float] | None) -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(C=c, max_iter=300, tol=1e-3)
+    return LogisticRegression(C=c, max_iter=300, tol=1e-3, class_weight=class_weight)
 
 
-def _scores(model: Any, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """Return accuracy and, to break ties, log-likelihood; a class without training labels has probability 0."""
+def _class_weight(balance: Balance, labels: Tensor) -> dict[int, float] | None:
+    if balance not in ("weights", "sampling"):
+        return None
+    weights = effective_number_weights if balance == "weights" else inverse_frequency_weights
+    return dict(enumerate(weights(labels, int(labels.max()) + 1).tolist()))
+
+
+def _scores(balance: Balance, labels: Tensor, model: Any, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Return accuracy (with balancing: macro F1) and, to break ties, log-likelihood.
+
+    A class without training labels has probability 0.
+
+    Args:
+        labels: of all training images.
+        model: a fitted logistic regression, without logit adjustment.
+        x, y: features and labels to score it on.
+    """
+    from sklearn.metrics import f1_score
+
     p = model.predict_proba(x)
+    if balance == "logit":
+        p /= log_priors(labels, int(labels.max()) + 1).exp().numpy()[model.classes_]
+        p /= p.sum(1, keepdims=True)
     column = {k: i for i, k in enumerate(model.classes_)}
     true = np.array([p[i, column[k]] if k in column else 0.0 for i, k in enumerate(y)])
-    accuracy = float((model.classes_[p.argmax(1)] == y).mean())
-    return {"accuracy": accuracy, "log_likelihood": float(np.log(true.clip(1e-9)).mean())}
+    predicted = model.classes_[p.argmax(1)]
+    if balance == "none":
+        score = float((predicted == y).mean())
+    else:
+        score = float(f1_score(y, predicted, average="macro", zero_division=0))
+    return {"score": score, "log_likelihood": float(np.log(true.clip(1e-9)).mean())}
 
 
 def _cross_validation(

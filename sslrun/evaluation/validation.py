@@ -55,11 +55,14 @@ def classifier_metrics(classifier: Classifier | KNNClassifier, val: Dataset | No
     """Compute a classifier's accuracy, loss and calibration on validation; empty without validation data.
 
     Returns:
-        `val/accuracy`, `val/loss` in nats, `val/temperature`, and `val/confidence_threshold` if there is one. Without
-        one, but with 20 or more images, `val/accuracy_if_confident`, see `calibration.highest_accuracy`.
+        `val/accuracy`, `val/f1_macro` over the classes that occur in the labels or predictions, `val/loss` in nats,
+        `val/temperature`, and `val/confidence_threshold` if there is one. Without one, but with 20 or more images,
+        `val/accuracy_if_confident`, see `calibration.highest_accuracy`.
     """
     if val is None:
         return {}
+    from sklearn.metrics import f1_score
+
     assert val.labels is not None
     p, labels = probabilities(classifier, val.images, device).numpy(), val.labels.numpy()
     temperature = calibration.fit_temperature(p, labels)
@@ -68,6 +71,7 @@ def classifier_metrics(classifier: Classifier | KNNClassifier, val: Dataset | No
     lacking = {} if highest is None else {"val/accuracy_if_confident": highest}  # why there is no threshold
     return {
         "val/accuracy": float((p.argmax(1) == labels).mean()),
+        "val/f1_macro": float(f1_score(labels, p.argmax(1), average="macro", zero_division=0)),
         "val/loss": calibration.log_loss(p, labels),
         "val/temperature": temperature,
         **(lacking if threshold is None else {"val/confidence_threshold": threshold}),

@@ -1,6 +1,6 @@
 """`sslrun finetune`: train a classifier on few labels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ from sslrun.config.build import build, built_settings
 from sslrun.config.compose import group_choices
 from sslrun.config.nodes import short_name
 from sslrun.config.types import Count, Fraction, FromCheckpoint, Node, Positive, PositiveInt
+from sslrun.data.balance import Balance, balanced_method, class_ratio, effective_number_weights, log_priors
 from sslrun.data.dataset import Dataset, load_train
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import AnyDatasetNode, describe
@@ -61,6 +62,7 @@ class Finetune:
     backbone_rate: Positive
     freeze_batch_norm_below: Count
     label_smoothing: Fraction
+    balance: Balance | Literal["auto"]
     device: Node
     optimizer: Node
     train: Node
@@ -75,7 +77,9 @@ class Finetune:
 
 
 def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
-    """Train a classifier on a stratified subset of the labels, and keep the state with the best validation accuracy.
+    """Train a classifier on a stratified subset of the labels, and keep the state with the best validation score.
+
+    The score is the accuracy or, if classes are balanced, macro F1.
 
     Returns:
         Entries of the run's summary.
@@ -87,6 +91,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     device = build(settings.device)
     data, chosen, val = _labeled(settings)
     run.resolve(dataset={**settings.dataset, "range": data.range})
+    settings = _balanced(run, settings, chosen)
     torch.manual_seed(settings.seed)
     encoder = network.encoder(data, "average" if settings.pooling == "auto" else settings.pooling)
     fastest = autotune.choose(device, settings.backbone, settings.dataset["image_size"], settings.train["batch_size"])
@@ -96,7 +101,9 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     device.put(encoder)
     inverse_regularization = None  # of logistic regression: chosen when it is fitted
     if settings.pooling == "auto":
-        encoder.pooling, scores, inverse_regularization = better_pooling(encoder, chosen, val, device, settings.seed)
+        encoder.pooling, scores, inverse_regularization = better_pooling(
+            encoder, chosen, val, device, settings.seed, settings.balance
+        )
         run.resolve(pooling=encoder.pooling)
         run.note(poolings=scores)
     config = run.resolve(device=settings.device | fastest)
@@ -152,6 +159,17 @@ def _labeled(settings: Finetune) -> tuple[Dataset, Dataset, Dataset | None]:
         chosen, fold = chosen.without_fold(k, n, settings.subset_seed)
         val = fold if val is None else val + fold
     return data, chosen, val
+
+
+def _balanced(run: Run, settings: Finetune, data: Dataset) -> Finetune:
+    """Resolve how classes are balanced."""
+    assert data.labels is not None
+    method = balanced_method(settings.balance, data.labels) if settings.mode != "knn" else "none"
+    run.resolve(balance=method)
+    if method != "none":
+        ratio = class_ratio(data.labels)
+        log.info("balance=%s: the largest class has %.3g times the labels of the smallest.", method, ratio)
+    return replace(settings, balance=method)
 
 
 def _best(
@@ -236,7 +254,11 @@ def _trained(
     if pretrained and not run.resumed:
         val_features = labeled_features(encoder, val, device) if val else None
         features, targets = labeled_features(encoder, data, device)
-        fit_head(classifier, features, targets, val_features, settings.seed, inverse_regularization, data.groups)
+        fit_head(
+            classifier, features, targets, val_features, settings.seed, inverse_regularization, data.groups,
+            settings.balance,
+        )  # fmt: skip
+    counted_labels = data.labels, len(data.class_names)
     task = Finetuning(
         classifier,
         build(settings.augment),
@@ -244,15 +266,17 @@ def _trained(
         freeze_steps=round(settings.freeze_fraction * training.total_steps(len(data))) if pretrained else 0,
         freeze_batch_norm=pretrained and len(data) < settings.freeze_batch_norm_below,
         backbone_rate=settings.backbone_rate if pretrained else 1.0,
+        class_weights=effective_number_weights(*counted_labels) if settings.balance == "weights" else None,
+        log_priors=log_priors(*counted_labels) if settings.balance == "logit" else None,
     )
     if not run.in_study:
         views_figure(run, task, sample_images(data.images, settings.seed), settings.seed)
     device.put(task)
     images, labels = data.images.on(device.torch), data.labels.to(device.torch)
     total = training.total_steps(len(images), quiet=False)
-    batches = Batches(images, labels, training.batch_size, total, settings.seed, device)
+    batches = Batches(images, labels, training.batch_size, total, settings.seed, device, settings.balance == "sampling")
     optimizer = build_optimizer(settings.optimizer, task, training.learning_rate)
-    state = State(run, task, optimizer, device, keep, "val/accuracy")
+    state = State(run, task, optimizer, device, keep, "val/accuracy" if settings.balance == "none" else "val/f1_macro")
     result = fit(task, batches, optimizer, training, device, state, lambda: classifier_metrics(classifier, val, device))
     if not run.in_study:
         curves_figure(run)
@@ -260,7 +284,8 @@ def _trained(
     if val:
         unchanged = ", the linear probe: finetuning did not improve on it" if pretrained and best["step"] == 0 else ""
         kept = f"step {best['step']} of {total}{unchanged}"
-        log.info("Best state by validation accuracy: %s (%s)", kept, formatted(best["metrics"]))
+        measure = "accuracy" if settings.balance == "none" else "macro F1"
+        log.info("Best state by validation %s: %s (%s)", measure, kept, formatted(best["metrics"]))
     _log_accuracy(best["metrics"], val)
     return {k: v for k, v in result.items() if not k.startswith("val/")} | best["metrics"]
 
@@ -283,6 +308,8 @@ def _on_frozen_features(
         return knn
     classifier = Classifier(encoder, len(data.class_names))
     val_features = labeled_features(encoder, val, device) if val else None
-    fit_head(classifier, bank, labels, val_features, settings.seed, inverse_regularization, data.groups)
+    fit_head(
+        classifier, bank, labels, val_features, settings.seed, inverse_regularization, data.groups, settings.balance
+    )
     device.put(classifier)
     return classifier

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sslrun.augment import ORDER, VIEWS, Rng, generator
+from sslrun.data.balance import balanced_order
 from sslrun.data.images import Images
 from sslrun.device import Device
 from sslrun.training.settings import batches_per_epoch
@@ -32,22 +33,31 @@ class Step(NamedTuple):
 
 
 class Batches:
-    """Batches of nearly equal size, with every image once per epoch. They depend only on (seed, epoch, step).
+    """Batches of nearly equal size. They depend only on (seed, epoch, step).
 
     Args:
         images: `N x 3 x S x S`, uint8, on any device.
         labels: N, or None.
         batch_size: maximum.
         total: number of steps of the whole training.
+        balanced: draw an epoch's images by `balanced_order`, instead of every image once per epoch; needs labels.
 
     Attributes:
         per_epoch: number of batches per epoch.
     """
 
     def __init__(
-        self, images: Tensor | Images, labels: Tensor | None, batch_size: int, total: int, seed: int, device: Device
+        self,
+        images: Tensor | Images,
+        labels: Tensor | None,
+        batch_size: int,
+        total: int,
+        seed: int,
+        device: Device,
+        balanced: bool = False,
     ) -> None:
         self.images, self.labels, self.total, self.seed, self.device = images, labels, total, seed, device
+        self._balanced_by = labels.cpu() if balanced and labels is not None else None
         self.per_epoch = batches_per_epoch(len(images), batch_size)
 
     def after(self, done: int) -> Iterator[Step]:
@@ -70,7 +80,11 @@ class Batches:
 
     def _order(self, epoch: int) -> tuple[Tensor, ...]:
         """Return the rows of every batch of an epoch."""
-        order = torch.randperm(len(self.images), generator=generator(self.seed, ORDER, epoch))
+        numbers = generator(self.seed, ORDER, epoch)
+        if self._balanced_by is None:
+            order = torch.randperm(len(self.images), generator=numbers)
+        else:
+            order = balanced_order(self._balanced_by, numbers)
         return order.tensor_split(self.per_epoch)
 
     def _gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,8 @@ class Finetuning(Task):
         freeze_steps: number of steps that train only the head; the whole encoder is frozen, batch norm statistics, too.
         freeze_batch_norm: keep the running statistics of batch norm for the whole training.
         backbone_rate: learning rate of the backbone as a multiple of the head's.
+        class_weights: weight of each class in the mean of the loss.
+        log_priors: of each class, added to the logits in the loss alone.
     """
 
     downstream: ClassVar[str] = "classifier.encoder"
@@ -35,12 +37,18 @@ class Finetuning(Task):
         freeze_steps: int,
         freeze_batch_norm: bool,
         backbone_rate: float,
+        class_weights: Tensor | None = None,
+        log_priors: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.classifier, self.augment = classifier, augment
         self.label_smoothing, self.freeze_steps = label_smoothing, freeze_steps
         self.freeze_batch_norm, self.backbone_rate = freeze_batch_norm, backbone_rate
         self.frozen = False
+        self.class_weights: Tensor | None
+        self.log_priors: Tensor | None
+        self.register_buffer("class_weights", class_weights, persistent=False)  # they follow from the labels
+        self.register_buffer("log_priors", log_priors, persistent=False)
 
     def learning_rates(self) -> dict[str, float]:
         """Return multiples of the learning rate by the prefix of parameter names."""
@@ -68,6 +76,13 @@ class Finetuning(Task):
             features = self.classifier.encoder(images)
         logits = self.classifier.head(features).float()
         return {
-            "loss": F.cross_entropy(logits, batch["labels"], label_smoothing=self.label_smoothing),
+            "loss": self._loss(logits, batch["labels"]),
             "accuracy": (logits.argmax(1) == batch["labels"]).float().mean(),
         }
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        adjusted = logits if self.log_priors is None else logits + self.log_priors
+        if self.class_weights is None:
+            return F.cross_entropy(adjusted, labels, label_smoothing=self.label_smoothing)
+        losses = F.cross_entropy(adjusted, labels, label_smoothing=self.label_smoothing, reduction="none")
+        return (losses * self.class_weights[labels]).mean()  # not divided by the weights of the batch

@@ -1,0 +1,168 @@
+"""Does balancing the classes help, and which way?
+
+    python benchmarks/balance.py --fashion-mnist FOLDER --elpv FOLDER [--seeds 3] [--rows benchmarks/balance.csv]
+
+Macro F1 out of fold, in 3 folds of the training images, for each value of `finetune balance=`: networks trained from
+scratch, and probes and finetuned networks of a short SimCLR. The data sets are
+
+- a long-tailed Fashion-MNIST (FOLDER as in dataset.root=): 500 training images of the largest class down to 5 of the
+  smallest in equal ratios (Cui et al. 2019, section 5.1); each seed draws the images and the order of the classes. As
+  many as 200 further training images of each class show macro F1 where all classes are equally frequent.
+- ELPV (FOLDER of the Python package elpv_dataset): solar cells by their probability of a defect in 4 classes; a fifth
+  of them, the test split, is left alone.
+
+Works in the current folder. Each row is three runs; rows that are in the file are not repeated.
+"""
+
+import argparse
+import csv
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.metrics import f1_score, recall_score
+from torchvision.datasets import FashionMNIST
+
+from sslrun.data.dataset import Dataset, load_test, load_train
+from sslrun.device import Device
+from sslrun.evaluation.features import probabilities
+from sslrun.evaluation.intervals import mean_interval
+from sslrun.models.trained import load_classifier
+from sslrun.runs.find import read_summary
+
+BALANCE = ("none", "sampling", "weights", "logit")
+TRAINED = (("scratch", "finetune"), ("simclr", "probe"), ("simclr", "finetune"))
+FOLDS = 3
+FURTHER = 200  # images a class
+COMMON = ("backbone=smallcnn", "backbone.widths=[16,32,64,128]", "train.batch_size=64", "dataset=folder",
+          "dataset.val_fraction=0", "device=cpu", "device.precision=fp32", "device.memory_format=channels_last",
+          "device.threads=1")  # fmt: skip
+PRETRAINING, STEPS = 300, 300
+SIZES = {"fashion_mnist": 28, "elpv": 48}  # px
+COLUMNS = ("data", "initialization", "mode", "seed", "balance", "f1_macro", "accuracy", "recall_macro", "f1_macro_even")
+
+
+def long_tailed(source: Path, root: Path, seed: int) -> None:
+    """Write a long-tailed Fashion-MNIST to root/train, and further training images to root/test."""
+    data = FashionMNIST(str(source), train=True)
+    images, labels = data.data.numpy(), data.targets.numpy()
+    rng = np.random.default_rng(seed)
+    for rank, c in enumerate(rng.permutation(10)):
+        n = round(500 * 100 ** (-rank / 9))
+        rows = rng.permutation(np.flatnonzero(labels == c))
+        for split, chosen in (("train", rows[:n]), ("test", rows[n : n + FURTHER])):
+            (folder := root / split / f"class{c}").mkdir(parents=True)
+            for i in chosen:
+                Image.fromarray(images[i]).save(folder / f"{i:05d}.png")
+
+
+def by_defect(source: Path, root: Path) -> None:
+    """Write the solar cells as one folder for each probability of a defect."""
+    for line in (source / "data" / "labels.csv").read_text().splitlines():
+        name, probability, _ = line.split()
+        (folder := root / f"defect{float(probability):.2f}").mkdir(parents=True, exist_ok=True)
+        Image.open(source / "data" / name).save(folder / Path(name).name)
+
+
+def sslrun(command: str, *overrides: str) -> Path:
+    """Run a command and return the directory of its run."""
+    subprocess.run([sys.executable, "-m", "sslrun", command, *overrides], check=True, capture_output=True)
+    return max(Path("outputs", command).glob("2*"))
+
+
+def measured(name: str, root: Path, initialization: str, mode: str, seed: int, balance: str) -> dict[str, float]:
+    """Train on all folds but one, in turn, and return the metrics of the pooled predictions."""
+    device = Device(name="cpu", precision="fp32", memory_format="channels_last", compile=None, threads=1)
+    device.claim()
+    labels, predicted, even = [], [], []
+    for k in range(FOLDS):
+        run = sslrun(
+            "finetune", *COMMON, f"dataset.root={root}", f"dataset.image_size={SIZES[name]}", f"init={initialization}",
+            f"mode={mode}", f"balance={balance}", f"seed={seed}", f"fold=[{k},{FOLDS}]", f"train.steps={STEPS}",
+            "train.evaluations=1", "pooling=average",
+        )  # fmt: skip
+        classifier, node = load_classifier(run).classifier, read_summary(run)["config"]["dataset"]
+        assert classifier is not None
+
+        def of(data: Dataset, classifier: torch.nn.Module = classifier) -> tuple[np.ndarray, np.ndarray]:
+            assert data.labels is not None
+            return data.labels.numpy(), probabilities(classifier, data.images, device).numpy().argmax(1)
+
+        for values, more in zip(
+            (labels, predicted), of(load_train(node)[0].without_fold(k, FOLDS, seed)[1]), strict=True
+        ):
+            values.append(more)
+        if name == "fashion_mnist":
+            even.append(f1_score(*of(load_test(node)), average="macro"))
+    y, p = np.concatenate(labels), np.concatenate(predicted)
+    return {
+        "f1_macro": f1_score(y, p, average="macro"),
+        "accuracy": float((y == p).mean()),
+        "recall_macro": recall_score(y, p, average="macro"),
+        "f1_macro_even": float(np.mean(even)) if even else float("nan"),
+    }
+
+
+def table(rows: list[dict[str, str]]) -> None:
+    """Print mean and SD by balance, and the paired difference from none with its 95 % CI."""
+    print("| data | network | balance | macro F1 | against none | accuracy | macro recall | macro F1, even classes |")
+    print("|---|---|---|---|---|---|---|---|")
+    keys = dict.fromkeys((r["data"], r["initialization"], r["mode"], r["balance"]) for r in rows)
+    for data, initialization, mode, balance in keys:
+
+        def of(column: str, method: str, *where: str) -> list[float]:
+            return [100 * float(r[column]) for r in rows if (r["data"], r["initialization"], r["mode"]) == where
+                    and r["balance"] == method]  # fmt: skip
+
+        where = (data, initialization, mode)
+        f1, none = of("f1_macro", balance, *where), of("f1_macro", "none", *where)
+        cells = [f"{np.mean(v):.1f} ± {np.std(v, ddof=1):.1f}" if len(v) > 1 else "" for c in COLUMNS[5:]
+                 for v in [of(c, balance, *where)]]  # fmt: skip
+        gain = ""
+        if balance != "none" and len(f1) == len(none) > 1:
+            interval = mean_interval([a - b for a, b in zip(f1, none, strict=True)])
+            gain = f"{interval.mean:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
+        cells.insert(1, gain)
+        print(f"| {data} | {initialization}, {mode} | {balance} | " + " | ".join(cells) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fashion-mnist", type=Path, required=True)
+    parser.add_argument("--elpv", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", type=Path, default=Path("balance.csv"))
+    args = parser.parse_args()
+    rows = list(csv.DictReader(args.rows.open())) if args.rows.exists() else []
+    done = {tuple(r[c] for c in COLUMNS[:5]) for r in rows}
+    for (initialization, mode), seed, name in itertools.product(TRAINED, range(args.seeds), SIZES):
+        root = Path(f"{name}{seed}" if name == "fashion_mnist" else name).resolve()
+        if not root.exists():
+            long_tailed(args.fashion_mnist, root, seed) if name == "fashion_mnist" else by_defect(args.elpv, root)
+        for balance in BALANCE:
+            if (name, initialization, mode, str(seed), balance) in done:
+                continue
+            encoder = Path(f"{root.name}-simclr.txt")  # the run that was pretrained on these images
+            if initialization != "scratch" and not encoder.exists():
+                own = (f"dataset.root={root}", f"dataset.image_size={SIZES[name]}", f"train.steps={PRETRAINING}")
+                encoder.write_text(str(sslrun("pretrain", "pretext=simclr", *COMMON, *own).resolve()))
+            init = "scratch" if initialization == "scratch" else encoder.read_text()
+            result = measured(name, root, init, mode, seed, balance)
+            row = dict(zip(COLUMNS, (name, initialization, mode, str(seed), balance), strict=False))
+            row |= {k: f"{v:.4f}" for k, v in result.items()}
+            rows.append(row)
+            with args.rows.open("a", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                if file.tell() == 0:
+                    writer.writeheader()
+                writer.writerow(row)
+            print(row, flush=True)
+    table(rows)
+
+
+if __name__ == "__main__":
+    main()
