@@ -56,15 +56,19 @@ def _scaled(weights: Tensor, n: Tensor) -> Tensor:
     return (weights * n.sum() / (weights * n).sum()).float()
 
 
-def log_priors(labels: Tensor, classes: int) -> Tensor:
-    """Return the logarithm of the frequency of each class, `classes`, which logit adjustment adds to the logits.
+def class_priors(labels: Tensor, classes: int) -> Tensor:
+    """Return the frequency of each class in the labels, `classes`."""
+    return (labels.bincount(minlength=classes).double() / len(labels)).float()
+
+
+def log_priors(priors: Tensor) -> Tensor:
+    """Return the logarithms of the class priors, which logit adjustment adds to the logits in the loss.
 
     A classifier whose adjusted logits fit the labels predicts as if all classes were equally frequent, when its logits
     are not adjusted (Menon et al. 2021, eq. 10, with tau = 1). A class without labels has 0, so that it is learned
     never to be predicted.
     """
-    n = labels.bincount(minlength=classes).double()
-    return torch.where(n > 0, (n / n.sum()).log(), 0.0).float()
+    return torch.where(priors > 0, priors, 1.0).log()
 
 
 def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from sslrun.base.console import log
 from sslrun.base.machine import one_thread
 from sslrun.base.text import counted, percent
-from sslrun.data.balance import Balance, effective_number_weights, inverse_frequency_weights, log_priors
+from sslrun.data.balance import Balance, class_priors, effective_number_weights, inverse_frequency_weights, log_priors
 from sslrun.data.dataset import Dataset
 from sslrun.data.groups import group_folds, groups_per_class
 from sslrun.device import Device
@@ -98,7 +98,7 @@ def regression(
     weight[rows] = coef.float()
     bias[rows] = (intercept - coef @ mean.double()).float()
     if balance == "logit":
-        bias -= log_priors(labels, classes)
+        bias -= log_priors(class_priors(labels, classes))
     return weight, bias, best
 
 
@@ -256,7 +256,7 @@ def _scores(balance: Balance, labels: Tensor, model: Any, x: np.ndarray, y: np.n
 
     p = model.predict_proba(x)
     if balance == "logit":
-        p /= log_priors(labels, int(labels.max()) + 1).exp().numpy()[model.classes_]
+        p /= class_priors(labels, int(labels.max()) + 1).numpy()[model.classes_]
         p /= p.sum(1, keepdims=True)
     column = {k: i for i, k in enumerate(model.classes_)}
     true = np.array([p[i, column[k]] if k in column else 0.0 for i, k in enumerate(y)])

@@ -15,7 +15,7 @@ from sslrun.config.build import build, built_settings
 from sslrun.config.compose import group_choices
 from sslrun.config.nodes import short_name
 from sslrun.config.types import Count, Fraction, FromCheckpoint, Node, Positive, PositiveInt
-from sslrun.data.balance import Balance, balanced_method, class_ratio, effective_number_weights, log_priors
+from sslrun.data.balance import Balance, balanced_method, class_priors, class_ratio, effective_number_weights
 from sslrun.data.dataset import Dataset, load_train
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import AnyDatasetNode, describe
@@ -267,7 +267,7 @@ def _trained(
         freeze_batch_norm=pretrained and len(data) < settings.freeze_batch_norm_below,
         backbone_rate=settings.backbone_rate if pretrained else 1.0,
         class_weights=effective_number_weights(*counted_labels) if settings.balance == "weights" else None,
-        log_priors=log_priors(*counted_labels) if settings.balance == "logit" else None,
+        class_priors=class_priors(*counted_labels) if settings.balance == "logit" else None,
     )
     if not run.in_study:
         views_figure(run, task, sample_images(data.images, settings.seed), settings.seed)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.augment import Augment, Rng
+from sslrun.data.balance import log_priors
 from sslrun.models.classifier import Classifier
 from sslrun.tasks.task import Task
 
@@ -24,7 +25,8 @@ class Finetuning(Task):
         freeze_batch_norm: keep the running statistics of batch norm for the whole training.
         backbone_rate: learning rate of the backbone as a multiple of the head's.
         class_weights: weight of each class in the mean of the loss.
-        log_priors: of each class, added to the logits in the loss alone.
+        class_priors: frequency of each class, for logit adjustment of the loss. Labels are then smoothed towards these
+            frequencies: a uniform distribution would be that of classes more frequent than the rare ones are.
     """
 
     downstream: ClassVar[str] = "classifier.encoder"
@@ -38,7 +40,7 @@ class Finetuning(Task):
         freeze_batch_norm: bool,
         backbone_rate: float,
         class_weights: Tensor | None = None,
-        log_priors: Tensor | None = None,
+        class_priors: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.classifier, self.augment = classifier, augment
@@ -46,9 +48,9 @@ class Finetuning(Task):
         self.freeze_batch_norm, self.backbone_rate = freeze_batch_norm, backbone_rate
         self.frozen = False
         self.class_weights: Tensor | None
-        self.log_priors: Tensor | None
+        self.class_priors: Tensor | None
         self.register_buffer("class_weights", class_weights, persistent=False)  # they follow from the labels
-        self.register_buffer("log_priors", log_priors, persistent=False)
+        self.register_buffer("class_priors", class_priors, persistent=False)
 
     def learning_rates(self) -> dict[str, float]:
         """Return multiples of the learning rate by the prefix of parameter names."""
@@ -81,8 +83,12 @@ class Finetuning(Task):
         }
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        adjusted = logits if self.log_priors is None else logits + self.log_priors
-        if self.class_weights is None:
-            return F.cross_entropy(adjusted, labels, label_smoothing=self.label_smoothing)
-        losses = F.cross_entropy(adjusted, labels, label_smoothing=self.label_smoothing, reduction="none")
-        return (losses * self.class_weights[labels]).mean()  # not divided by the weights of the batch
+        if self.class_priors is not None:
+            certain = F.one_hot(labels, len(self.class_priors)).float()
+            return F.cross_entropy(
+                logits + log_priors(self.class_priors), certain.lerp(self.class_priors, self.label_smoothing)
+            )
+        if self.class_weights is not None:
+            losses = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="none")
+            return (losses * self.class_weights[labels]).mean()  # not divided by the weights of the batch
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
