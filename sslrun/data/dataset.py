@@ -80,7 +80,7 @@ class Dataset:
             name: of the data set, for the messages.
 
         Raises:
-            UserError: there are no labels, only one class, or fewer images than the budget.
+            UserError: there are no labels, or only one class.
         """
         if self.labels is None:
             raise UserError(f"{name} has no labels: {LABEL_THEM}")
@@ -89,13 +89,14 @@ class Dataset:
         return self.within(budget)
 
     def within(self, budget: LabelBudget) -> "Dataset":
-        """Return the images selected by a label budget.
-
-        Raises:
-            UserError: a class has too few images.
-        """
+        """Return the images selected by a label budget."""
         assert self.labels is not None
-        return self.take(budget.rows(self.labels.numpy(), self.class_sizes, self.class_names))
+        return self.take(budget.rows(self.labels.numpy(), self.class_sizes))
+
+    def shortage(self, budget: LabelBudget) -> str | None:
+        """Return in a line which classes have fewer labels than a budget, or None."""
+        assert self.labels is not None
+        return budget.shortage(self.labels.numpy(), self.class_names)
 
     def without_fold(self, k: int, n: int, seed: int) -> tuple["Dataset", "Dataset"]:
         """Return the data set without the k-th of n stratified folds, and that fold; k counts from 0."""

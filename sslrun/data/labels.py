@@ -95,7 +95,7 @@ class LabelBudget:
 
     Attributes:
         fraction: of each class, counted before validation is split off; at least one image per class.
-        per_class: number of labels per class; takes precedence over `fraction`.
+        per_class: number of labels per class, or all that a smaller class has; takes precedence over `fraction`.
         seed: of the subset; for one seed, smaller subsets are contained in larger ones.
     """
 
@@ -136,31 +136,33 @@ class LabelBudget:
             return [c for c, n in available.items() if n < self.per_class]
         return [c for c in available if self.fraction is not None and self.fraction * class_sizes[c] < 1]
 
-    def rows(
-        self, labels: np.ndarray, class_sizes: dict[int, int] | None = None, class_names: Sequence[str] = ()
-    ) -> np.ndarray:
+    def shortage(self, labels: np.ndarray, class_names: Sequence[str]) -> str | None:
+        """Return in a line which classes have fewer images than `per_class`, or None.
+
+        Args:
+            labels: N labels to select from.
+        """
+        available = counts(labels)
+        few = self.too_small(available, available) if self.per_class is not None else []
+        if not few:
+            return None
+        named = ", ".join(f"{class_names[c]} has {available[c]:,}" for c in few[:5])
+        more = f" and {counted(len(few) - 5, 'more class')}" if len(few) > 5 else ""
+        return f"labels_per_class={self.per_class}: {named}{more} (without validation); all of them are used"
+
+    def rows(self, labels: np.ndarray, class_sizes: dict[int, int] | None = None) -> np.ndarray:
         """Select the images whose labels are used: stratified, at least one per class, nested for one seed.
 
         Args:
             labels: N labels to select from.
             class_sizes: number of images per class that the fraction refers to; by default the counts in `labels`.
-            class_names: for the messages.
 
         Returns:
             Sorted positions.
-
-        Raises:
-            UserError: a class has fewer images than `per_class`.
         """
         available = counts(labels)
         sizes = class_sizes or available
         if self.per_class is not None:
-            too_small = self.too_small(available, sizes)
-            if too_small:
-                named = ", ".join(f"{class_names[c] if class_names else c} has {available[c]}" for c in too_small[:5])
-                raise UserError(
-                    f"labels_per_class={self.per_class} is more than available: {named} (without validation)"
-                )
             subset = dict.fromkeys(available, self.per_class)
         else:
             subset = {c: min(n, max(1, round(self.value * sizes[c]))) for c, n in available.items()}

@@ -19,6 +19,7 @@ from sslrun.data.groups import group_folds, groups_per_class
 from sslrun.device import Device
 from sslrun.evaluation.features import features as features_of
 from sslrun.evaluation.features import map_features
+from sslrun.evaluation.validation import SCORES, score_name
 from sslrun.models.classifier import Classifier, knn_probabilities
 from sslrun.models.encoder import Encoder, Pooling
 
@@ -122,8 +123,8 @@ def better_pooling(
     scores = {p: max(by_c.values()) for p, by_c in by_pooling.items()}
     better = max(scores, key=lambda p: scores[p])
     text = ", ".join(f"{p} {percent(s[0])}" for p, s in scores.items())
-    measure = "accuracy" if balance == "none" else "macro F1"
-    log.info("Pooling: %s (%s of a logistic regression: %s)", better, measure, text)
+    score = SCORES[score_name(balance)]
+    log.info("Pooling: %s (%s of a logistic regression: %s)", better, score, text)
     return better, {p: round(s[0], 6) for p, s in scores.items()}, _best(by_pooling[better])
 
 

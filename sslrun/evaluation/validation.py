@@ -12,6 +12,7 @@ from sslrun.evaluation.metrics import embedding_health, has_collapsed
 from sslrun.models.classifier import Classifier, KNNClassifier, knn_probabilities
 from sslrun.models.encoder import Encoder
 
+SCORES = {"val/accuracy": "accuracy", "val/f1_macro": "macro F1"}  # by which classifiers are chosen
 HEALTH_IMAGES, KNN_BANK, KNN_QUERIES = 1024, 5000, 2000
 
 
@@ -49,6 +50,11 @@ def encoder_metrics(
 def _drawn(n: int, most: int) -> torch.Tensor:
     """Return the positions of at most this many of n images, drawn at random, since images may be listed by class."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:most]
+
+
+def score_name(*balance: str) -> str:
+    """Return the metric by which to choose among classifiers: accuracy, or macro F1 if classes are balanced for any."""
+    return "val/accuracy" if set(balance) <= {"none"} else "val/f1_macro"
 
 
 def classifier_metrics(classifier: Classifier | KNNClassifier, val: Dataset | None, device: Device) -> dict[str, float]:

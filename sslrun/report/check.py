@@ -144,7 +144,11 @@ def _labels(report: dict[str, Any]) -> list[Finding]:
     few = _listed([f"{name} ({n})" for name, n in result["too_few"].items()])
     if few and result["labels_per_class"]:
         out.append(
-            ("error", f"labels_per_class={result['labels_per_class']} is more than the training split has: {few}")
+            (
+                "warning",
+                f"labels_per_class={result['labels_per_class']} is more than these classes have without validation: "
+                f"{few}; all of their labels are used",
+            )
         )
     elif few:
         out.append(

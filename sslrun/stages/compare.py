@@ -17,6 +17,7 @@ from sslrun.config.types import Count, Node, Positive, PositiveInt
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import DatasetNode, describe
 from sslrun.data.orientation import pixels, sample
+from sslrun.evaluation.validation import SCORES
 from sslrun.models.encoder import BackboneNode
 from sslrun.report import check
 from sslrun.report.plots import name_of
@@ -27,7 +28,7 @@ from sslrun.runs.resume import STUDY
 from sslrun.runs.run import Run
 from sslrun.study import results
 from sslrun.study.budget import times_of
-from sslrun.study.choice import AUTO, score_of
+from sslrun.study.choice import AUTO, mean_scores
 from sslrun.study.embeddings import embedding_maps
 from sslrun.study.launch import StudyRun, launch_all, launcher_overrides, user_config_dir
 from sslrun.study.plan import Plan, StudyData, best_settings, load_data, plan_of
@@ -102,8 +103,9 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
     best = results.best_classifier(rows)
     if best:
         name = name_of(best.initialization, best.mode)
+        score = SCORES[results.score_among([r for r in rows if r.labels == best.labels])]
         by = "cross-validation" if best.cv_accuracy is not None else "validation"
-        ERR.print(f"Best classifier at {counted(best.labels, 'label')} by {by} accuracy: {name}", markup=False)
+        ERR.print(f"Best classifier at {counted(best.labels, 'label')} by {by} {score}: {name}", markup=False)
         ERR.print(f"To use it: sslrun predict image.jpg run={best.finetuned}", markup=False)
     return {"conclusions": conclusions, "best_classifier": best and best.finetuned}
 
@@ -122,7 +124,7 @@ def _evaluated(run: Run, plan: Plan, mode: str) -> list[results.Row]:
         launched.update(fresh)
     evaluated = {c: plan.evaluations[c] for c in best_settings(plan)}
     launch_all(list(evaluated.values()), run.stages)
-    cv = {c: score_of(trials) for c, trials in plan.trials.items()}
+    cv = {c: mean_scores(trials) for c, trials in plan.trials.items()}
     rows = [results.row_of(p.directory, c.initialization, cv.get(c), c.setting) for c, p in evaluated.items()]
     if mode == AUTO:
         rows += results.with_auto(rows, [s for s in dict.fromkeys(r.initialization for r in rows) if s != SCRATCH])

@@ -22,7 +22,7 @@ from sslrun.data.options import AnyDatasetNode, describe
 from sslrun.device import Device
 from sslrun.evaluation.intervals import wilson_interval
 from sslrun.evaluation.probe import better_pooling, fit_head, labeled_features
-from sslrun.evaluation.validation import classifier_metrics
+from sslrun.evaluation.validation import SCORES, classifier_metrics, score_name
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import BackboneNode, Encoder, Pooling
 from sslrun.models.initialization import Network, resolve
@@ -85,7 +85,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
         Entries of the run's summary.
 
     Raises:
-        UserError: no initial weights, a single class, or a label budget larger than the data set.
+        UserError: no initial weights, a single class, or settings that exclude each other.
     """
     network, settings = _resolved(run, settings)
     device = build(settings.device)
@@ -130,6 +130,8 @@ def _resolved(run: Run, settings: Finetune) -> tuple[Network, Finetune]:
     settings.budget.check(run.overrides)
     if run.resumed and settings.mode not in ("auto", "finetune"):
         raise UserError(f"mode={settings.mode} has no steps to resume; run it again without resume=")
+    if settings.mode == "knn" and settings.balance not in ("auto", "none"):
+        raise UserError(f"mode=knn does not balance classes; remove balance={settings.balance}, or set mode=probe")
     resumed_summary = run.summary if run.resumed and settings.mode == "finetune" else None
     network = resolve(settings.init, settings.backbone, settings.dataset, run.overrides, resumed_summary)
     search, mode = _searched(run, settings), settings.mode
@@ -154,6 +156,8 @@ def _labeled(settings: Finetune) -> tuple[Dataset, Dataset, Dataset | None]:
     """Return the training split, its labeled subset, and validation."""
     data, val = load_train(settings.dataset)
     chosen = data.labeled(settings.budget, describe(settings.dataset))
+    if short := data.shortage(settings.budget):
+        log.info("%s.", short)
     if settings.fold is not None:
         k, n = settings.fold
         chosen, fold = chosen.without_fold(k, n, settings.subset_seed)
@@ -258,7 +262,7 @@ def _trained(
             classifier, features, targets, val_features, settings.seed, inverse_regularization, data.groups,
             settings.balance,
         )  # fmt: skip
-    counted_labels = data.labels, len(data.class_names)
+    score, counted_labels = score_name(settings.balance), (data.labels, len(data.class_names))
     task = Finetuning(
         classifier,
         build(settings.augment),
@@ -276,7 +280,7 @@ def _trained(
     total = training.total_steps(len(images), quiet=False)
     batches = Batches(images, labels, training.batch_size, total, settings.seed, device, settings.balance == "sampling")
     optimizer = build_optimizer(settings.optimizer, task, training.learning_rate)
-    state = State(run, task, optimizer, device, keep, "val/accuracy" if settings.balance == "none" else "val/f1_macro")
+    state = State(run, task, optimizer, device, keep, score)
     result = fit(task, batches, optimizer, training, device, state, lambda: classifier_metrics(classifier, val, device))
     if not run.in_study:
         curves_figure(run)
@@ -284,8 +288,7 @@ def _trained(
     if val:
         unchanged = ", the linear probe: finetuning did not improve on it" if pretrained and best["step"] == 0 else ""
         kept = f"step {best['step']} of {total}{unchanged}"
-        measure = "accuracy" if settings.balance == "none" else "macro F1"
-        log.info("Best state by validation %s: %s (%s)", measure, kept, formatted(best["metrics"]))
+        log.info("Best state by validation %s: %s (%s)", SCORES[score], kept, formatted(best["metrics"]))
     _log_accuracy(best["metrics"], val)
     return {k: v for k, v in result.items() if not k.startswith("val/")} | best["metrics"]
 

@@ -2,8 +2,9 @@
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from sslrun.base.console import log
@@ -16,6 +17,7 @@ from sslrun.config.grammar import differing, key_of
 from sslrun.config.nodes import plain
 from sslrun.config.overrides import check_overrides
 from sslrun.config.types import Node
+from sslrun.evaluation.validation import SCORES, score_name
 from sslrun.runs import checkpoint
 from sslrun.runs.encoders import SCRATCH
 from sslrun.runs.find import BEST, LAST, read_summary
@@ -46,10 +48,10 @@ class Candidate:
 
 
 def choose(run: Run, images: Sequence[str], weights: str, validation: int, fewest: int) -> dict[str, Any]:
-    """Train all candidates as separate runs, copy the one with the best validation accuracy, and log the scores.
+    """Train all candidates as separate runs, copy the one with the best validation score, and log the scores.
 
     Finetuning and training from scratch are tried with each setting of `search`; with `init=scratch`, these are the
-    only candidates. With fewer than 100 validation images, candidates are compared by 3-fold cross-validation on the
+    only candidates. The score is the accuracy or, if classes are balanced, macro F1. With fewer than 100 validation images, candidates are compared by 3-fold cross-validation on the
     labeled images (2-fold, if a class has two labels), and the best one is then trained on all of them.
 
     Args:
@@ -60,7 +62,7 @@ def choose(run: Run, images: Sequence[str], weights: str, validation: int, fewes
         fewest: number of labels, or of groups, of the smallest class; with one, cross-validation is impossible.
 
     Returns:
-        Metrics of the best candidate, `chosen`, `chosen_run`, and the accuracy of all `candidates`.
+        Metrics of the best candidate, `chosen`, `chosen_run`, and the score of all `candidates`.
 
     Raises:
         UserError: a candidate failed.
@@ -79,13 +81,15 @@ def choose(run: Run, images: Sequence[str], weights: str, validation: int, fewes
     tried = {c: [trained(c, f) for f in folds] for c in _candidates(run.config)}
     run.keep_changes()
     launch_all([r for runs in tried.values() for r in runs], run.stages, "candidate" if folds == [None] else "fold")
-    scores = {c: score_of(runs) for c, runs in tried.items()}
+    name = score_among(chain.from_iterable(tried.values()))
+    scores = {c: score_of(runs, name) for c, runs in tried.items()}
     best = max(scores, key=lambda c: scores[c])
-    accuracies = {str(c): round(s[0], 6) for c, s in scores.items()}
+    rounded = {str(c): round(s[0], 6) for c, s in scores.items()}
     how = "" if folds == [None] else f" and labeled images in {len(folds)}-fold cross-validation"
-    ranked = sorted(accuracies.items(), key=lambda a: a[1], reverse=True)
-    text = ", ".join(f"{name} {percent(accuracy)}" for name, accuracy in ranked)
-    log.info("Accuracy on %s%s: %s. Chosen: %s.", counted(validation, "validation image"), how, text, best)
+    ranked = sorted(rounded.items(), key=lambda a: a[1], reverse=True)
+    text = ", ".join(f"{c} {percent(score)}" for c, score in ranked)
+    title = "Macro F1" if name == "val/f1_macro" else "Accuracy"
+    log.info("%s on %s%s: %s. Chosen: %s.", title, counted(validation, "validation image"), how, text, best)
     final = trained(best, None)
     if final not in tried[best]:
         launch_all([final], run.stages, "final training")
@@ -93,7 +97,7 @@ def choose(run: Run, images: Sequence[str], weights: str, validation: int, fewes
         **_copy_result(run, final),
         "chosen": str(best),
         "chosen_run": final.directory.as_posix(),
-        "candidates": accuracies,
+        "candidates": rounded,
     }
 
 
@@ -167,7 +171,18 @@ def folds_of(validation: int, fewest: int) -> list[list[int] | None]:
     return [[k, n] for k in range(n)] if validation < MIN_VALIDATION and n > 1 else [None]
 
 
-def score_of(runs: Sequence[StudyRun]) -> tuple[float, float]:
-    """Return validation accuracy and, to break ties, log-likelihood; means over the folds."""
+def score_among(runs: Iterable[StudyRun]) -> str:
+    """Return the metric by which to choose among finished classifiers."""
+    return score_name(*(read_summary(r.directory)["config"].get("balance", "none") for r in runs))
+
+
+def score_of(runs: Sequence[StudyRun], name: str) -> tuple[float, float]:
+    """Return a validation metric and, to break ties, log-likelihood; means over the folds."""
+    scores = mean_scores(runs)
+    return scores[name], -scores["val/loss"]
+
+
+def mean_scores(runs: Sequence[StudyRun]) -> dict[str, float]:
+    """Return the metrics by which classifiers are chosen, and `val/loss`; means over the folds."""
     summaries = [read_summary(r.directory) for r in runs]
-    return statistics.fmean(f["val/accuracy"] for f in summaries), -statistics.fmean(f["val/loss"] for f in summaries)
+    return {k: statistics.fmean(f[k] for f in summaries) for k in (*SCORES, "val/loss") if k in summaries[0]}

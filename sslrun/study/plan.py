@@ -18,7 +18,7 @@ from sslrun.data.options import describe
 from sslrun.models.weights import imagenet_cached, imagenet_weights
 from sslrun.runs.encoders import IMAGENET, SCRATCH
 from sslrun.runs.run import Stages
-from sslrun.study.choice import AUTO, PROBE, TUNED, folds_of, score_of
+from sslrun.study.choice import AUTO, PROBE, TUNED, folds_of, score_among, score_of
 from sslrun.study.launch import StudyRun, study_run
 from sslrun.study.settings import device_of, overrides_of
 
@@ -164,16 +164,18 @@ def plan_of(
 
 def best_settings(plan: Plan) -> list[Cell]:
     """Return the classifiers to evaluate: each network with its best setting."""
-    best: dict[Cell, Cell] = {}
+    by_network: dict[Cell, list[Cell]] = {}
     for cell in plan.classifiers:
-        network = replace(cell, setting="")
-        if network not in best or _score(plan, cell) > _score(plan, best[network]):
-            best[network] = cell
-    return list(best.values())
+        by_network.setdefault(replace(cell, setting=""), []).append(cell)
+    return [_best_setting(plan, cells) for cells in by_network.values()]
 
 
-def _score(plan: Plan, cell: Cell) -> tuple[float, float]:
-    return score_of(plan.trials.get(cell) or [plan.classifiers[cell]])
+def _best_setting(plan: Plan, cells: Sequence[Cell]) -> Cell:
+    if len(cells) == 1:
+        return cells[0]
+    judged = {c: plan.trials.get(c) or [plan.classifiers[c]] for c in cells}
+    name = score_among(r for runs in judged.values() for r in runs)
+    return max(cells, key=lambda c: score_of(judged[c], name))
 
 
 def _classified(dataset: Node, of_study: Node, loaded: StudyData) -> StudyData:
@@ -210,6 +212,8 @@ def _budgets(config: Node, data: Dataset) -> list[LabelBudget]:
         budgets = [LabelBudget(fraction) for fraction in sorted(set(config["label_fractions"]))]
     sizes: dict[int, LabelBudget] = {}
     for budget in budgets:
+        if short := data.shortage(budget):
+            log.info("%s.", short)
         n = len(data.within(budget))
         if sizes.setdefault(n, budget) != budget:
             values = sizes[n].value, budget.value

@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from sslrun.config.grammar import key_of
 from sslrun.config.nodes import flattened
 from sslrun.config.renames import COLUMNS, renamed_keys
 from sslrun.evaluation.intervals import Interval, mean_interval, paired
+from sslrun.evaluation.validation import score_name
 from sslrun.runs.encoders import IMAGENET, SCRATCH
 from sslrun.runs.find import find, job_order, read_summary
 from sslrun.study.choice import AUTO, KNN, PROBE, TUNED
@@ -35,9 +36,11 @@ class Row:
         labels: number of labels for training.
         label_budget: the requested label budget in words.
         subset: fingerprint of the label subset.
+        val_f1_macro, cv_f1_macro: None in older runs.
         cv_accuracy, cv_loss: mean over the folds of k-fold cross-validation; None if validation is large enough.
         chosen: the choice of `mode=auto`, without its setting.
         setting: the best setting of a search, or ''.
+        balance: how classes are balanced.
         seconds: wall time of the training.
         finetuned, evaluated: the run directories.
     """
@@ -52,22 +55,30 @@ class Row:
     test_accuracy: float
     test_f1_macro: float
     val_accuracy: float | None
+    val_f1_macro: float | None
     val_loss: float | None
     cv_accuracy: float | None
+    cv_f1_macro: float | None
     cv_loss: float | None
     chosen: str | None
     setting: str
+    balance: str
     dataset: str
     backbone: str
     seconds: float
     finetuned: str
     evaluated: str
 
-    @property
-    def selection_score(self) -> tuple[float, float] | None:
-        """Return accuracy and, to break ties, log-likelihood in cross-validation or else on validation, or None."""
-        judged = (self.cv_accuracy, self.cv_loss), (self.val_accuracy, self.val_loss)
-        return next(((a, -loss) for a, loss in judged if a is not None and loss is not None), None)
+    def selection_score(self, name: str) -> tuple[float, float] | None:
+        """Return a metric and, to break ties, log-likelihood in cross-validation or else on validation, or None.
+
+        Args:
+            name: of the metric, as returned by `score_name`.
+        """
+        cv, val = (self.cv_accuracy, self.cv_f1_macro), (self.val_accuracy, self.val_f1_macro)
+        i = 0 if name == "val/accuracy" else 1
+        judged = (cv[i], self.cv_loss), (val[i], self.val_loss)
+        return next(((score, -loss) for score, loss in judged if score is not None and loss is not None), None)
 
 
 @dataclass(frozen=True)
@@ -135,13 +146,13 @@ def labels_needed(curve: Sequence[tuple[int, float]], accuracy: float) -> tuple[
     return points[-1][0], ">"
 
 
-def row_of(evaluated: Path, initialization: str, cv: tuple[float, float] | None = None, setting: str = "") -> Row:
+def row_of(evaluated: Path, initialization: str, cv: Mapping[str, float] | None = None, setting: str = "") -> Row:
     """Return the row of one evaluated classifier.
 
     Args:
         evaluated: run directory of the evaluation.
         initialization: as in `Row`.
-        cv: accuracy and log-likelihood in cross-validation.
+        cv: metrics in cross-validation, see `mean_scores`.
         setting: as in `Row`.
     """
     test = read_summary(evaluated)
@@ -161,11 +172,14 @@ def row_of(evaluated: Path, initialization: str, cv: tuple[float, float] | None 
         test_accuracy=test["test/accuracy"],
         test_f1_macro=test["test/f1_macro"],
         val_accuracy=made.get("val/accuracy"),
+        val_f1_macro=made.get("val/f1_macro"),
         val_loss=made.get("val/loss"),
-        cv_accuracy=cv[0] if cv else None,
-        cv_loss=-cv[1] if cv else None,
+        cv_accuracy=cv["val/accuracy"] if cv else None,
+        cv_f1_macro=cv.get("val/f1_macro") if cv else None,
+        cv_loss=cv["val/loss"] if cv else None,
         chosen=made["chosen"].split()[0] if "chosen" in made else None,  # without its setting
         setting=setting,
+        balance=made["config"].get("balance", "none"),
         dataset=made["dataset"],
         backbone=made["backbone"],
         seconds=made["wall_time_seconds"],
@@ -187,12 +201,19 @@ def with_auto(rows: Sequence[Row], initializations: Iterable[str]) -> list[Row]:
             candidates = [
                 r for r in rows if _same_labels(r, row) and (r.initialization == initialization or is_scratch(r))
             ]
-            if any(r.selection_score is None for r in candidates):
+            name = score_among(candidates)
+            scores = [(r.selection_score(name), r) for r in candidates]
+            if any(s is None for s, _ in scores):
                 continue  # neither validation nor cross-validation
-            best = max(candidates, key=lambda r: r.selection_score or (0.0, 0.0))
+            best = max(scores, key=lambda s: s[0] or (0.0, 0.0))[1]
             chosen = SCRATCH if is_scratch(best) else best.mode
             out.append(replace(best, initialization=initialization, mode=AUTO, chosen=chosen))
     return out
+
+
+def score_among(rows: Sequence[Row]) -> str:
+    """Return the metric by which to choose among classifiers."""
+    return score_name(*(r.balance for r in rows))
 
 
 def _same_labels(a: Row, b: Row) -> bool:
@@ -237,7 +258,8 @@ def best_classifier(rows: Sequence[Row]) -> Row | None:
     most = max(r.labels for r in rows)
     cv = any(r.cv_accuracy is not None for r in rows)
     largest = [r for r in rows if r.mode != AUTO and r.labels == most]
-    scores = [(r.selection_score, r) for r in largest if r.selection_score and (not cv or r.cv_accuracy is not None)]
+    name = score_among(largest)
+    scores = [(s, r) for r in largest if (s := r.selection_score(name)) and (not cv or r.cv_accuracy is not None)]
     return max(scores, key=lambda s: s[0])[1] if scores else None
 
 
@@ -277,8 +299,9 @@ def rows_of(path: Path) -> list[Row]:
     )
 
 
-def _cv(row: dict[str, str]) -> tuple[float, float] | None:
-    return (float(a), -float(row["cv_loss"])) if (a := row.get("cv_accuracy")) else None
+def _cv(row: dict[str, str]) -> dict[str, float] | None:
+    scores = {f"val/{k}": float(v) for k in ("accuracy", "f1_macro", "loss") if (v := row.get(f"cv_{k}"))}
+    return scores or None
 
 
 def _initialization(evaluated: Path) -> str:

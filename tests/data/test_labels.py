@@ -70,21 +70,45 @@ def test_a_fraction_refers_to_the_whole_training_set() -> None:
 
 
 def test_case_45_more_labels_than_available() -> None:
-    with pytest.raises(UserError, match="rose has 10"):
-        LabelBudget(per_class=11).rows(LABELS, class_names=CLASSES)
+    assert counts(LABELS[LabelBudget(per_class=11).rows(LABELS)]) == {0: 11, 1: 11, 2: 10}
+    assert LabelBudget(per_class=11).shortage(LABELS, CLASSES) == (
+        "labels_per_class=11: rose has 10 (without validation); all of them are used"
+    )
     with pytest.raises(UserError, match="class dog has only 1 training image, too few to split off a validation set"):
         validation(np.array([0, 0, 0, 1]), ["cat", "dog"], 0.1, 0)
 
 
-def test_the_classes_reported_as_too_small_are_those_refused() -> None:
+def test_small_classes_give_all_their_labels_and_the_others_as_many_as_wanted() -> None:
+    labels = np.repeat([0, 1, 2], [200, 7, 5])
+    budget = LabelBudget(per_class=8)
+    rows = budget.rows(labels)
+    assert counts(labels[rows]) == {0: 8, 1: 7, 2: 5}
+    assert set(LabelBudget(per_class=6).rows(labels)) < set(rows)
+    assert budget.shortage(labels, ["a", "b", "c"]) == (
+        "labels_per_class=8: b has 7, c has 5 (without validation); all of them are used"
+    )
+    assert LabelBudget(per_class=5).shortage(labels, ["a", "b", "c"]) is None
+    assert LabelBudget(0.001).shortage(labels, ["a", "b", "c"]) is None
+
+
+def test_of_many_small_classes_five_are_named() -> None:
+    labels, names = np.repeat(np.arange(7), 2), list("abcdefg")
+    assert len(LabelBudget(per_class=3).rows(labels)) == 14
+    assert LabelBudget(per_class=3).shortage(labels, names) == (
+        "labels_per_class=3: a has 2, b has 2, c has 2, d has 2, e has 2 and 2 more classes (without validation); all "
+        "of them are used"
+    )
+    assert "e has 2 and 1 more class (" in str(LabelBudget(per_class=3).shortage(labels[:12], names))
+
+
+def test_the_classes_reported_as_too_small_give_fewer_labels() -> None:
     """`data check` and training use the same numbers."""
     sizes = counts(LABELS)
     taken = validation_sizes(sizes, 0.1)
     keep, _ = validation(LABELS, CLASSES, 0.1, 0)
     assert counts(LABELS[keep]) == {c: n - taken[c] for c, n in sizes.items()}
     assert LabelBudget(per_class=10).too_small(counts(LABELS[keep]), sizes) == [2]
-    with pytest.raises(UserError, match="more than available: 2 has 9 "):
-        LabelBudget(per_class=10).rows(LABELS[keep], sizes)
+    assert counts(LABELS[keep][LabelBudget(per_class=10).rows(LABELS[keep], sizes)]) == {0: 10, 1: 10, 2: 9}
     assert LabelBudget(per_class=9).too_small(counts(LABELS[keep]), sizes) == []
     assert LabelBudget(0.05).too_small(counts(LABELS[keep]), sizes) == [2]  # one image of it is used nevertheless
     assert counts(LABELS[keep][LabelBudget(0.05).rows(LABELS[keep], sizes)]) == {0: 5, 1: 2, 2: 1}
@@ -197,6 +221,3 @@ def test_classes_too_small_for_a_fraction_are_judged_by_their_size_with_validati
     assert LabelBudget(0.05).too_small(available, sizes) == [0, 2]
     assert LabelBudget().too_small(available, sizes) == []
     assert LabelBudget(0.1, per_class=6).too_small(available, sizes) == [2]
-    names = [f"class {i}" for i in range(7)]
-    with pytest.raises(UserError, match=r"available: class 0 has 1, .*, class 4 has 1 \(without validation\)$"):
-        LabelBudget(per_class=2).rows(np.arange(7), dict.fromkeys(range(7), 9), names)

@@ -298,8 +298,8 @@ def test_scores_of_a_regression_count_classes_without_training_labels_as_wrong()
     model = LogisticRegression().fit(np.array([[-1.0], [1.0]] * 5), np.array([2, 5] * 5))
     x, y = np.array([[-1.0], [1.0], [1.0]]), np.array([2, 5, 3])
     p = model.predict_proba(x)
-    scores = probe._scores(model, x, y)
-    assert scores["accuracy"] == pytest.approx(2 / 3)
+    scores = probe._scores("none", torch.tensor([2, 5] * 5), model, x, y)
+    assert scores["score"] == pytest.approx(2 / 3)
     assert scores["log_likelihood"] == pytest.approx((np.log(p[0, 0]) + np.log(p[1, 1]) + np.log(1e-9)) / 3)
 
 
@@ -323,7 +323,7 @@ def test_the_accuracies_of_poolings_and_the_sample_are_those_of_the_seed(monkeyp
         return np.arange(8)
 
     monkeypatch.setattr(probe, "_sample", sample)
-    monkeypatch.setattr(probe, "_search", lambda x, y, val, seed, groups: {float(len(y)): (0.123456789, -1.0 - seed)})
+    monkeypatch.setattr(probe, "_search", lambda x, y, val, seed, *_: {float(len(y)): (0.123456789, -1.0 - seed)})
     device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
     encoder = Encoder(Pixels(), [0.0] * 3, [1.0] * 3, image_size=8)
     assert better_pooling(encoder, halves(12, 0), None, device, 3) == (

@@ -64,8 +64,14 @@ def test_accuracy_and_loss_of_validation_are_not_calibrated(monkeypatch: pytest.
     val.labels = torch.tensor([0, 0, 1, 1, 1])
     result = classifier_metrics(Classifier(pixels(), 2), val, CPU)
     assert result["val/accuracy"] == pytest.approx(0.8)
+    assert result["val/f1_macro"] == pytest.approx((0.8 + 0.8) / 2)
     assert result["val/loss"] == pytest.approx(float(torch.nn.functional.nll_loss(p.log(), val.labels)))
-    assert set(result) == {"val/accuracy", "val/loss", "val/temperature"}  # too few images for a threshold
+    assert set(result) == {
+        "val/accuracy",
+        "val/f1_macro",
+        "val/loss",
+        "val/temperature",
+    }  # too few images for a threshold
     assert classifier_metrics(Classifier(pixels(), 2), None, CPU) == {}
 
 

@@ -200,7 +200,7 @@ def test_the_runs_of_a_study_are_launched_in_order_and_once(monkeypatch: pytest.
     plan = Plan(data, {"simclr": run_of("pretrain", "p")}, classifiers, evaluations, trials)
     monkeypatch.setattr(compare, "launch_all", launch)
     monkeypatch.setattr(compare, "best_settings", lambda plan: cells[:2])
-    monkeypatch.setattr(compare, "score_of", lambda runs: (float(len(runs)), 0.0))
+    monkeypatch.setattr(compare, "mean_scores", lambda runs: {"val/accuracy": float(len(runs))})
     monkeypatch.setattr(compare.results, "row_of", row_of)
     monkeypatch.setattr(compare.results, "with_auto", lambda rows, names: [("auto", len(rows), names)])
     run: Any = SimpleNamespace(stages=None)

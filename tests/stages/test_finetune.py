@@ -207,7 +207,7 @@ def test_a_classifier_on_frozen_features_is_fitted_on_the_labeled_images(
     features = lambda encoder, data, device: (torch.full((len(data), 32), float(len(data))), data.labels)  # noqa: E731
     monkeypatch.setattr(finetune, "labeled_features", features)
     monkeypatch.setattr(finetune, "fit_head", lambda *given: fitted.append(given))
-    settings: Any = SimpleNamespace(mode=mode, seed=7)
+    settings: Any = SimpleNamespace(mode=mode, seed=7, balance="weights")
     data, val = labeled(6), labeled(4)
     data.groups = np.array([*"aabbcc"], dtype=object)
     made = finetune._on_frozen_features(settings, small_encoder(), data, val, CPU, 0.25)
@@ -220,7 +220,11 @@ def test_a_classifier_on_frozen_features_is_fitted_on_the_labeled_images(
         return
     assert isinstance(made, Classifier)
     finetune._on_frozen_features(settings, small_encoder(), data, None, CPU, None)
-    (head, bank, labels, (val_bank, val_labels), seed, regularization, groups), (*_, no_val, _, unknown, _) = fitted
+    (
+        (head, bank, labels, (val_bank, val_labels), seed, regularization, groups, balance),
+        (*_, no_val, _, unknown, _, _),
+    ) = fitted
+    assert balance == "weights"
     assert (head, seed, regularization, no_val, unknown) == (made, 7, 0.25, None, None)
     assert (len(bank), len(val_bank)) == (6, 4)
     assert labels is data.labels

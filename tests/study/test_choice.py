@@ -269,13 +269,13 @@ def finished(name: str, accuracy: float, loss: float) -> StudyRun:
 
 def test_ties_in_accuracy_are_broken_by_loss() -> None:
     high, low = [finished("probe", 0.8, 0.9)], [finished("finetune", 0.8, 0.4)]
-    assert score_of(low) > score_of(high)
-    assert score_of([finished("scratch", 0.81, 2.0)]) > score_of(low)
+    assert score_of(low, "val/accuracy") > score_of(high, "val/accuracy")
+    assert score_of([finished("scratch", 0.81, 2.0)], "val/accuracy") > score_of(low, "val/accuracy")
 
 
 def test_the_score_is_the_mean_over_folds() -> None:
     folds = [finished("probe_fold1of2", 0.5, 1.0), finished("probe_fold2of2", 0.9, 0.2), finished("c", 0.7, 0.3)]
-    assert score_of(folds) == (pytest.approx(0.7), pytest.approx(-0.5))
+    assert score_of(folds, "val/accuracy") == (pytest.approx(0.7), pytest.approx(-0.5))
 
 
 def test_the_checkpoints_of_the_best_candidate_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,7 +150,7 @@ def test_a_row_has_validation_and_training_from_the_classifier_and_test_from_its
 
 def test_a_row_of_a_classifier_without_validation_has_no_validation_accuracy() -> None:
     row = row_of(written(**{"val/accuracy": None, "val/loss": None}), "simclr")
-    assert row.val_accuracy is row.val_loss is row.selection_score is None
+    assert row.val_accuracy is row.val_loss is row.selection_score("val/accuracy") is None
     assert row.test_accuracy == 0.72
 
 
@@ -160,11 +160,27 @@ def test_a_classifier_and_its_evaluation_are_the_same_row() -> None:
     assert row_of(evaluated, "simclr").label_budget == "4 per class"
 
 
-@pytest.mark.parametrize("cv", [(0.55, -0.9), None])
-def test_classifiers_are_compared_by_cross_validation_where_there_is_one(cv: tuple[float, float] | None) -> None:
-    row = row_of(written(), "simclr", cv)
-    assert row.selection_score == (cv or (0.61, -1.23))
-    assert (row.cv_accuracy, row.cv_loss) == ((0.55, 0.9) if cv else (None, None))
+@pytest.mark.parametrize("cv", [{"val/accuracy": 0.55, "val/f1_macro": 0.5, "val/loss": 0.9}, None])
+def test_classifiers_are_compared_by_cross_validation_where_there_is_one(cv: dict[str, float] | None) -> None:
+    row = row_of(written(**{"val/f1_macro": 0.6}), "simclr", cv)
+    assert row.selection_score("val/accuracy") == ((0.55, -0.9) if cv else (0.61, -1.23))
+    assert row.selection_score("val/f1_macro") == ((0.5, -0.9) if cv else (0.6, -1.23))
+    assert (row.cv_accuracy, row.cv_f1_macro, row.cv_loss) == ((0.55, 0.5, 0.9) if cv else (None, None, None))
+
+
+def test_balanced_classifiers_are_chosen_by_macro_f1_even_if_only_one_is() -> None:
+    def judged(mode: str, accuracy: float, f1: float, **known: Any) -> Row:
+        return row("simclr", mode, val_accuracy=accuracy, val_f1_macro=f1, val_loss=1.0, **known)
+
+    rows = [judged("finetune", 0.9, 0.3), judged("probe", 0.7, 0.6)]
+    best = results.best_classifier(rows)
+    assert best is not None
+    assert best.mode == "finetune"
+    best = results.best_classifier([rows[0], replace(rows[1], balance="logit")])
+    assert best is not None
+    assert best.mode == "probe"
+    (auto,) = results.with_auto([replace(rows[0], balance="logit"), rows[1]], ["simclr"])
+    assert auto.chosen == "probe"
 
 
 def validated(initialization: str, mode: str, accuracy: float, loss: float, **known: Any) -> Row:
@@ -229,7 +245,10 @@ def test_the_best_classifier_has_the_most_labels() -> None:
 
 def test_rows_of_a_study_are_read_back() -> None:
     evaluated = written()
-    rows = [row_of(evaluated, "simclr", (0.7, -0.3)), row_of(evaluated, "simclr 2", setting="augment.probability=0.5")]
+    rows = [
+        row_of(evaluated, "simclr", {"val/accuracy": 0.7, "val/loss": 0.3}),
+        row_of(evaluated, "simclr 2", setting="augment.probability=0.5"),
+    ]
     study = Path("study")
     study.mkdir()
     (study / "summary.json").write_text(json.dumps({**SUMMARY, "stage": "compare", "wall_time_seconds": 1.0}))

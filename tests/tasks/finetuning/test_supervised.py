@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -108,3 +109,61 @@ def test_the_backbone_rate_applies_only_to_the_encoders_weights() -> None:
     assert {name: decays[id(p)] for name, p in task.named_parameters()} == {
         name: 0.05 if p.ndim > 1 else 0.0 for name, p in task.named_parameters()
     }
+
+
+def balanced(label_smoothing: float, **balance: Tensor) -> Finetuning:
+    torch.manual_seed(0)
+    classifier = Classifier(Encoder(smallcnn(32, widths=[4, 8]), [0.5] * 3, [0.25] * 3), 3)
+    return Finetuning(classifier, Augment(**UNCHANGED), label_smoothing, 0, False, 1.0, **balance).eval()
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.4])
+@torch.no_grad()
+def test_class_weights_multiply_the_loss_of_each_image(label_smoothing: float, pieces: Tensor) -> None:
+    labels, weights = (torch.arange(60) % 7).clamp(max=2), torch.tensor([0.25, 1.0, 3.0])
+    task = balanced(label_smoothing, class_weights=weights)
+    p = task.classifier.head(task.classifier.encoder(pieces)).softmax(1)
+    total = 0.0
+    for row, k in zip(p.tolist(), labels.tolist(), strict=True):
+        target = [label_smoothing / 3 + (1 - label_smoothing) * (c == k) for c in range(3)]
+        total -= float(weights[k]) * sum(t * math.log(q) for t, q in zip(target, row, strict=True))
+    loss = task({"images": pieces, "labels": labels}, rng())["loss"]
+    assert float(loss) == pytest.approx(total / 60, rel=1e-5)
+    assert "class_weights" not in task.state_dict()
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.4])
+@torch.no_grad()
+def test_logit_adjustment_is_the_softmax_weighted_by_the_priors(label_smoothing: float, pieces: Tensor) -> None:
+    """Menon et al. 2021, eq. 10: -log(prior_y exp(f_y) / sum of prior_c exp(f_c)); the accuracy is of f itself."""
+    labels, priors = (torch.arange(60) % 7).clamp(max=2), torch.tensor([0.7, 0.2, 0.1])
+    task = balanced(label_smoothing, class_priors=priors)
+    logits = task.classifier.head(task.classifier.encoder(pieces))
+    total = 0.0
+    for row, k in zip(logits.tolist(), labels.tolist(), strict=True):
+        weighted = [float(q) * math.exp(f) for q, f in zip(priors, row, strict=True)]
+        target = [label_smoothing * float(q) + (1 - label_smoothing) * (c == k) for c, q in enumerate(priors)]
+        total -= sum(t * math.log(w / sum(weighted)) for t, w in zip(target, weighted, strict=True))
+    out = task({"images": pieces, "labels": labels}, rng())
+    assert float(out["loss"]) == pytest.approx(total / 60, rel=1e-5)
+    assert float(out["accuracy"]) == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+    assert "class_priors" not in task.state_dict()
+
+
+def test_smoothed_labels_with_logit_adjustment_favor_no_rare_class() -> None:
+    """Logits that only know the frequencies: a constant classifier is best with equal logits, smoothed or not."""
+    task = balanced(0.1, class_priors=torch.tensor([0.98, 0.02]))
+    logits = torch.zeros(100, 2, requires_grad=True)
+    labels = torch.tensor([0] * 98 + [1] * 2)
+    (gradient,) = torch.autograd.grad(task._loss(logits, labels), logits)
+    assert torch.allclose(gradient.sum(0), torch.zeros(2), atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_class_without_labels_leaves_the_loss_finite(pieces: Tensor) -> None:
+    labels = torch.arange(60) % 2
+    for balance in (
+        {"class_priors": torch.tensor([0.5, 0.5, 0.0])},
+        {"class_weights": torch.tensor([1.0, 1.0, 0.0])},
+    ):
+        assert balanced(0.1, **balance)({"images": pieces, "labels": labels}, rng())["loss"].isfinite()
