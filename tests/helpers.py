@@ -110,7 +110,8 @@ def row(initialization: str, mode: str, **known: Any) -> Row:
     usual: dict[str, Any] = {
         "labels": 30, "label_budget": "0.1 of the labels", "labels_validation": 10, "seed": 0, "subset": "a",
         "test_accuracy": 0.5, "test_f1_macro": 0.5, "val_accuracy": None, "val_f1_macro": None, "val_loss": None,
-        "cv_accuracy": None, "cv_f1_macro": None, "cv_loss": None, "balance": "none", "chosen": None, "setting": "", "dataset": "digits", "backbone": "smallcnn",
+        "cv_accuracy": None, "cv_f1_macro": None, "cv_loss": None, "chosen": None, "setting": "", "balance": "none",
+        "dataset": "digits", "backbone": "smallcnn",
         "seconds": 1.0, "finetuned": f"{initialization} {mode}", "evaluated": "",
     }  # fmt: skip
     return Row(initialization=initialization, mode=mode, **{**usual, **known})

@@ -51,8 +51,9 @@ def choose(run: Run, images: Sequence[str], weights: str, validation: int, fewes
     """Train all candidates as separate runs, copy the one with the best validation score, and log the scores.
 
     Finetuning and training from scratch are tried with each setting of `search`; with `init=scratch`, these are the
-    only candidates. The score is the accuracy or, if classes are balanced, macro F1. With fewer than 100 validation images, candidates are compared by 3-fold cross-validation on the
-    labeled images (2-fold, if a class has two labels), and the best one is then trained on all of them.
+    only candidates. The score is the accuracy or, if classes are balanced, macro F1. With fewer than 100 validation
+    images, candidates are compared by 3-fold cross-validation on the labeled images (2-fold, if a class has two
+    labels), and the best one is then trained on all of them.
 
     Args:
         run: of finetune, with all settings resolved.

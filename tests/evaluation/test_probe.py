@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from sklearn.metrics import f1_score, log_loss, recall_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from sslrun.data.balance import Balance
 from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images
 from sslrun.device import Device
@@ -369,3 +370,59 @@ def test_c_and_pooling_are_chosen_on_other_groups_than_those_fitted() -> None:
     weight, _, c = regression(features, labels, None, 0, 2, groups=groups)
     assert c == probe._best(others) < probe._best(known)
     assert weight.shape == (2, 12)
+
+
+def imbalanced(n: int = 0) -> tuple[Tensor, Tensor]:
+    """Overlapping classes of 120, 20 and 8 images, on a line; ids 0, 2 and 3 of 4."""
+    labels = torch.tensor([0] * 120 + [2] * 20 + [3] * 8)
+    rng = np.random.default_rng(n)
+    return torch.from_numpy(rng.normal(size=(148, 2)) + 0.7 * labels.numpy()[:, None]).float(), labels
+
+
+@pytest.mark.parametrize("balance", ["sampling", "weights"])
+def test_a_regression_weights_the_classes(balance: Balance) -> None:
+    x, labels = imbalanced()
+    n = {0: 120, 2: 20, 3: 8}
+    if balance == "sampling":
+        weights = {c: 148 / (3 * k) for c, k in n.items()}
+    else:
+        raw = {c: (1 - 0.999) / (1 - 0.999**k) for c, k in n.items()}
+        weights = {c: w * 148 / sum(raw[i] * k for i, k in n.items()) for c, w in raw.items()}
+    weight, bias, _ = regression(x, labels, None, 0, 4, 1.0, balance=balance)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=300, tol=1e-3))
+    model.fit(x, labels, logisticregression__sample_weight=[weights[k] for k in labels.tolist()])
+    p = (x @ weight.T + bias).softmax(1)[:, [0, 2, 3]]
+    assert torch.allclose(p, torch.from_numpy(model.predict_proba(x)).float(), atol=2e-3)
+
+
+def test_a_regression_with_logit_adjustment_has_probabilities_divided_by_the_priors() -> None:
+    x, labels = imbalanced()
+    plain, adjusted = (
+        (x @ weight.T + bias).softmax(1)
+        for weight, bias, _ in (regression(x, labels, None, 0, 4, 1.0, balance=b) for b in ("none", "logit"))
+    )
+    expected = plain[:, [0, 2, 3]] / torch.tensor([120, 20, 8])
+    assert torch.allclose(adjusted[:, [0, 2, 3]], expected / expected.sum(1, keepdim=True), atol=1e-3)
+    assert 1 not in adjusted.argmax(1)
+
+
+@pytest.mark.parametrize("balance", ["sampling", "weights", "logit"])
+@pytest.mark.parametrize("validation", [True, False])
+def test_balancing_finds_more_of_the_rare_classes_and_c_is_chosen_by_macro_f1(
+    balance: Balance, validation: bool
+) -> None:
+    x, labels = imbalanced()
+    val = imbalanced(1) if validation else None
+    test_x, test_labels = imbalanced(2)
+    recalls = {}
+    methods: tuple[Balance, ...] = ("none", balance)
+    for b in methods:
+        weight, bias, c = regression(x, labels, val, 0, 4, balance=b)
+        recalls[b] = recall_score(test_labels, (test_x @ weight.T + bias).argmax(1), average="macro")
+        scores = probe._search(x, labels, val, 0, balance=b)
+        assert c == max(scores, key=lambda k: scores[k])
+        if val is not None:
+            p = (val[0] @ weight.T + bias).argmax(1)
+            expected = (p == val[1]).float().mean() if b == "none" else f1_score(val[1], p, average="macro")
+            assert scores[c][0] == pytest.approx(float(expected), abs=1e-6)
+    assert recalls[balance] > recalls["none"] + 0.02

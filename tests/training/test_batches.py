@@ -22,9 +22,11 @@ def test_an_epoch_has_every_image_once_in_batches_of_nearly_equal_size() -> None
 
 
 @pytest.mark.parametrize("done", [0, 1, 3, 4, 7, 9, 10])
-def test_batches_after_some_steps_equal_those_of_an_uninterrupted_training(done: int) -> None:
+@pytest.mark.parametrize("balanced", [False, True])
+def test_batches_after_some_steps_equal_those_of_an_uninterrupted_training(done: int, balanced: bool) -> None:
     """Rows, labels and random numbers, with 4 steps an epoch. Only the needed batches are gathered."""
     images, gathered = ramp(27), 0
+    labels = torch.arange(27).clamp(max=3) if balanced else torch.arange(27)
 
     class Counted:
         def __len__(self) -> int:
@@ -36,7 +38,7 @@ def test_batches_after_some_steps_equal_those_of_an_uninterrupted_training(done:
             return images[rows]
 
     def seen(after: int) -> list[tuple[int, list[int], list[int], float, int]]:
-        batches = Batches(Counted(), torch.arange(27), 8, 10, 5, CPU)  # type: ignore[arg-type]
+        batches = Batches(Counted(), labels, 8, 10, 5, CPU, balanced)  # type: ignore[arg-type]
         assert batches.per_epoch == 4
         return [
             (s.step, (s.batch["images"][:, 0, 0, 0] * 255).round().tolist(), s.batch["labels"].tolist(),
@@ -45,7 +47,10 @@ def test_batches_after_some_steps_equal_those_of_an_uninterrupted_training(done:
 
     everything = seen(0)
     assert [s[0] for s in everything] == list(range(10))
-    assert all(s[1] == s[2] and len(s[1]) == s[4] for s in everything)
+    assert all([min(r, 3 if balanced else r) for r in s[1]] == s[2] and len(s[1]) == s[4] for s in everything)
+    assert sorted([k for s in everything[:4] for k in s[2]].count(c) for c in range(4)) == [
+        *([6, 7, 7, 7] if balanced else [1] * 4)
+    ]
     assert len({s[3] for s in everything}) == 10
     gathered = 0
     assert seen(done) == everything[done:]
