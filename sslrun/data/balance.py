@@ -1,6 +1,6 @@
 """Training on imbalanced classes: sampling, class weights and logit adjustment, from the labels of the training images.
 
-In all functions, classes without labels are left as they are: they are never sampled, and have weight 0.
+Classes without labels are never sampled, and have weight 0.
 """
 
 from typing import Literal
@@ -11,7 +11,7 @@ from torch import Tensor
 Balance = Literal["none", "sampling", "weights", "logit"]
 
 IMBALANCED = 10.0  # ratio of the largest to the smallest class above which `auto` balances
-BALANCED_BY: Balance = "logit"  # what `auto` chooses then, see docs/finetune.md
+BALANCED_BY: Balance = "weights"  # what `auto` chooses then: measured, see benchmarks/README.md
 BETA = 0.999  # of effective numbers
 
 

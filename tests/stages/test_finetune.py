@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -24,7 +25,7 @@ from sslrun.runs import checkpoint
 from sslrun.runs.run import Run
 from sslrun.stages import finetune
 from sslrun.tasks.finetuning.supervised import Finetuning
-from tests.helpers import CPU, QUICK, Cli, runs, small_encoder, source_node, summary
+from tests.helpers import CPU, QUICK, TINY, Cli, runs, small_encoder, source_node, summary
 
 
 def test_finetune_starts_from_the_newest_run_and_logs_it(world: Path) -> None:
@@ -315,3 +316,69 @@ def test_the_summary_has_no_threshold_of_another_state(
     answer = cli("finetune", "mode=finetune", "pooling=average", "train.steps=2", "train.evaluations=1", *QUICK)
     assert answer.code == 0, answer.err
     assert {k: v for k, v in summary(runs("finetune")[-1]).items() if k.startswith("val/")} == best
+
+
+@pytest.fixture
+def uneven(photos: Path, tmp_path: Path) -> tuple[str, ...]:
+    """30 photos of a temple and 3 of a flower: 19 and 1 of them for training."""
+    for name, n in (("temple", 30), ("flower", 3)):
+        (tmp_path / "uneven" / name).mkdir(parents=True)
+        for file in sorted((photos / name).iterdir())[:n]:
+            shutil.copy(file, tmp_path / "uneven" / name)
+    data = ("dataset=folder", "dataset.root=uneven", "dataset.image_size=16", "dataset.val_fraction=0.2")
+    return (*data, "init=scratch", "pooling=average", *TINY, "train.batch_size=8", "train.evaluations=1")
+
+
+def test_imbalanced_classes_are_balanced_by_default_and_judged_by_macro_f1(uneven: tuple[str, ...], cli: Cli) -> None:
+    answer = cli("finetune", *uneven, "mode=finetune", "train.steps=3")
+    assert answer.code == 0, answer.err
+    assert "balance=weights: the largest class has 19 times the labels of the smallest.\n" in answer.err
+    result = summary(runs("finetune")[-1])
+    assert result["config"]["balance"] == "weights"
+    assert f"Best state by validation macro F1: step {result['best/step']} of 3" in answer.err
+    assert 0 <= result["val/f1_macro"] <= 1
+    assert "val/f1_macro" in (runs("finetune")[-1] / "metrics.jsonl").read_text()
+
+
+def test_a_small_class_gives_all_its_labels_and_that_is_logged(uneven: tuple[str, ...], cli: Cli) -> None:
+    answer = cli("finetune", *uneven, "mode=probe", "labels_per_class=4")
+    assert answer.code == 0, answer.err
+    assert "labels_per_class=4: flower has 1 (without validation); all of them are used.\n" in answer.err
+    result = summary(runs("finetune")[-1])
+    assert result["labels"]["train"] == 5
+    assert result["config"]["balance"] == "none"
+    assert "balance=" not in answer.err.replace("balance=none", "")
+
+
+@pytest.mark.parametrize("mode", ["finetune", "probe"])
+def test_every_method_of_balancing_changes_the_classifier(uneven: tuple[str, ...], cli: Cli, mode: str) -> None:
+    heads = []
+    for balance in ("none", "sampling", "weights", "logit"):
+        answer = cli("finetune", *uneven, f"mode={mode}", "train.steps=2", f"balance={balance}")
+        assert answer.code == 0, answer.err
+        content = checkpoint.load(runs("finetune")[-1] / "last.pt")
+        assert content["config"]["balance"] == balance
+        heads.append(content["model"]["classifier.head.bias"])
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(heads, 2))
+
+
+@pytest.mark.parametrize("balance", ["sampling", "weights", "logit"])
+def test_balanced_training_resumes_exactly(uneven: tuple[str, ...], cli: Cli, balance: str) -> None:
+    answer = cli("finetune", *uneven, "mode=finetune", "train.steps=6", "train.keep_every=2", f"balance={balance}")
+    assert answer.code == 0, answer.err
+    run = runs("finetune")[-1]
+    whole = checkpoint.load(run / "last.pt")["model"]
+    shutil.copy(run / "step_000002.pt", run / "last.pt")
+    answer = cli("finetune", f"resume={run}")
+    assert "Resuming after step 2" in answer.err
+    again = checkpoint.load(run / "last.pt")["model"]
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+def test_neighbors_are_not_balanced(uneven: tuple[str, ...], cli: Cli) -> None:
+    answer = cli("finetune", *uneven, "mode=knn", "balance=logit")
+    assert answer.code == 1
+    line = "sslrun: mode=knn does not balance classes; remove balance=logit, or set mode=probe"
+    assert answer.err.strip().splitlines()[-1] == line
+    assert cli("finetune", *uneven, "mode=knn").code == 0
+    assert summary(runs("finetune")[-1])["config"]["balance"] == "none"

@@ -18,7 +18,7 @@ from sslrun.runs import checkpoint
 from sslrun.runs.log import read_metrics
 from sslrun.runs.run import Run, Stages
 from sslrun.stages.table import job, stage
-from sslrun.study.choice import choose, folds_of, score_of
+from sslrun.study.choice import choose, folds_of, score_among, score_of
 from sslrun.study.launch import StudyRun
 from tests.helpers import QUICK, SMALL_STUDY, STUDY_DATA, Cli, runs, study_runs, study_table, summary
 
@@ -384,3 +384,26 @@ def test_candidates_are_trained_on_folds_and_the_best_one_on_all_labels(
     assert {k: v for k, v in result.items() if "/" in k} == {"val/accuracy": 0.66, "val/loss": 0.6}
     assert checkpoint.load(run.directory / "best.pt")["model"]["weight"].item() == pytest.approx(0.66)
     assert "Accuracy on 5 validation images and labeled images in 2-fold cross-validation: " in caplog.text
+
+
+def test_candidates_are_compared_by_macro_f1_if_any_is_balanced() -> None:
+    runs = {}
+    for name, balance, accuracy, f1 in (("a", "none", 0.9, 0.3), ("b", "weights", 0.7, 0.6)):
+        runs[name] = finished(name, accuracy, 1.0)
+        path = runs[name].directory / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"val/f1_macro": f1, "config": {"balance": balance}}))
+    assert score_among([runs["a"]]) == "val/accuracy"
+    assert score_among([*runs.values()]) == "val/f1_macro"
+    assert score_among([finished("older", 0.5, 1.0)]) == "val/accuracy"
+    assert score_of([*runs.values()], "val/f1_macro") == (pytest.approx(0.45), -1.0)
+
+
+def test_the_candidates_of_auto_are_balanced_as_it_is(in_world: Path, cli: Cli) -> None:
+    common = ("balance=logit", "train.steps=2", "train.evaluations=1", "dataset.val_fraction=0.4", *QUICK)
+    answer = cli("finetune", *common)
+    assert answer.code == 0, answer.err
+    assert "Macro F1 on " in answer.err
+    made = [summary(Path("outputs/finetune/study_runs", p)) for p in study_runs("finetune")]
+    assert {s["config"]["balance"] for s in made} == {"logit"}
+    result = summary(sorted(Path("outputs/finetune").glob("2*"))[-1])
+    assert result["val/f1_macro"] in {s["val/f1_macro"] for s in made}
