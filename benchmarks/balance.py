@@ -43,6 +43,7 @@ COMMON = ("backbone=smallcnn", "backbone.widths=[16,32,64,128]", "train.batch_si
           "device.threads=1")  # fmt: skip
 PRETRAINING, STEPS = 300, 300
 SIZES = {"fashion_mnist": 28, "elpv": 48}  # px
+KEYS = ("data", "initialization", "mode", "balance")
 COLUMNS = ("data", "initialization", "mode", "seed", "balance", "f1_macro", "accuracy", "recall_macro", "f1_macro_even")
 
 
@@ -108,26 +109,20 @@ def measured(name: str, root: Path, initialization: str, mode: str, seed: int, b
 
 
 def table(rows: list[dict[str, str]]) -> None:
-    """Print mean and SD by balance, and the paired difference from none with its 95 % CI."""
-    print("| data | network | balance | macro F1 | against none | accuracy | macro recall | macro F1, even classes |")
+    """Print mean and SD over the seeds in percent, and the paired gain in macro F1 over none with its 95 % CI."""
+    print("| data | network | balance | macro F1 | gain | accuracy | macro recall | macro F1, even classes |")
     print("|---|---|---|---|---|---|---|---|")
-    keys = dict.fromkeys((r["data"], r["initialization"], r["mode"], r["balance"]) for r in rows)
-    for data, initialization, mode, balance in keys:
 
-        def of(column: str, method: str, *where: str) -> list[float]:
-            return [100 * float(r[column]) for r in rows if (r["data"], r["initialization"], r["mode"]) == where
-                    and r["balance"] == method]  # fmt: skip
+    def of(column: str, *key: str) -> np.ndarray:
+        return np.array([100 * float(r[column]) for r in rows if key == tuple(r[k] for k in KEYS)])
 
-        where = (data, initialization, mode)
-        f1, none = of("f1_macro", balance, *where), of("f1_macro", "none", *where)
-        cells = [f"{np.mean(v):.1f} ± {np.std(v, ddof=1):.1f}" if len(v) > 1 else "" for c in COLUMNS[5:]
-                 for v in [of(c, balance, *where)]]  # fmt: skip
-        gain = ""
-        if balance != "none" and len(f1) == len(none) > 1:
-            interval = mean_interval([a - b for a, b in zip(f1, none, strict=True)])
-            gain = f"{interval.mean:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
-        cells.insert(1, gain)
-        print(f"| {data} | {initialization}, {mode} | {balance} | " + " | ".join(cells) + " |")
+    for key in dict.fromkeys(tuple(r[k] for k in KEYS) for r in rows):
+        *network, balance = key
+        columns = [of(c, *key) for c in COLUMNS[5:]]
+        cells = ["" if np.isnan(v).any() else f"{v.mean():.1f} ± {v.std(ddof=1):.1f}" for v in columns]
+        gain = mean_interval(list(columns[0] - of("f1_macro", *network, "none")))
+        text = "" if balance == "none" else f"{gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]"
+        print("|", " | ".join([key[0], f"{key[1]}, {key[2]}", balance, cells[0], text, *cells[1:]]), "|")
 
 
 def main() -> None:

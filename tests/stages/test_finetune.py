@@ -326,7 +326,15 @@ def uneven(photos: Path, tmp_path: Path) -> tuple[str, ...]:
         for file in sorted((photos / name).iterdir())[:n]:
             shutil.copy(file, tmp_path / "uneven" / name)
     data = ("dataset=folder", "dataset.root=uneven", "dataset.image_size=16", "dataset.val_fraction=0.2")
-    return (*data, "init=scratch", "pooling=average", *TINY, "train.batch_size=8", "train.evaluations=1")
+    return (
+        *data,
+        "backbone=smallcnn",
+        "init=scratch",
+        "pooling=average",
+        *TINY,
+        "train.batch_size=8",
+        "train.evaluations=1",
+    )
 
 
 def test_imbalanced_classes_are_balanced_by_default_and_judged_by_macro_f1(uneven: tuple[str, ...], cli: Cli) -> None:
