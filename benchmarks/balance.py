@@ -22,7 +22,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from sklearn.metrics import f1_score, recall_score
 from torchvision.datasets import FashionMNIST
@@ -31,6 +30,7 @@ from sslrun.data.dataset import Dataset, load_test, load_train
 from sslrun.device import Device
 from sslrun.evaluation.features import probabilities
 from sslrun.evaluation.intervals import mean_interval
+from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.trained import load_classifier
 from sslrun.runs.find import read_summary
 
@@ -76,10 +76,12 @@ def sslrun(command: str, *overrides: str) -> Path:
 
 
 def measured(name: str, root: Path, initialization: str, mode: str, seed: int, balance: str) -> dict[str, float]:
-    """Train on all folds but one, in turn, and return the metrics of the pooled predictions."""
+    """Train without each of the folds, and return the metrics of the pooled predictions."""
     device = Device(name="cpu", precision="fp32", memory_format="channels_last", compile=None, threads=1)
     device.claim()
-    labels, predicted, even = [], [], []
+    labels: list[np.ndarray] = []
+    predicted: list[np.ndarray] = []
+    even: list[float] = []
     for k in range(FOLDS):
         run = sslrun(
             "finetune", *COMMON, f"dataset.root={root}", f"dataset.image_size={SIZES[name]}", f"init={initialization}",
@@ -89,7 +91,7 @@ def measured(name: str, root: Path, initialization: str, mode: str, seed: int, b
         classifier, node = load_classifier(run).classifier, read_summary(run)["config"]["dataset"]
         assert classifier is not None
 
-        def of(data: Dataset, classifier: torch.nn.Module = classifier) -> tuple[np.ndarray, np.ndarray]:
+        def of(data: Dataset, classifier: Classifier | KNNClassifier = classifier) -> tuple[np.ndarray, np.ndarray]:
             assert data.labels is not None
             return data.labels.numpy(), probabilities(classifier, data.images, device).numpy().argmax(1)
 

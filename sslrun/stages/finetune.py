@@ -75,6 +75,12 @@ class Finetune:
         """The label budget."""
         return LabelBudget(self.label_fraction, self.labels_per_class, self.subset_seed)
 
+    @property
+    def balanced_by(self) -> Balance:
+        """How classes are balanced; `auto` has to be resolved before."""
+        assert self.balance != "auto"
+        return self.balance
+
 
 def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     """Train a classifier on a stratified subset of the labels, and keep the state with the best validation score.
@@ -102,7 +108,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     inverse_regularization = None  # of logistic regression: chosen when it is fitted
     if settings.pooling == "auto":
         encoder.pooling, scores, inverse_regularization = better_pooling(
-            encoder, chosen, val, device, settings.seed, settings.balance
+            encoder, chosen, val, device, settings.seed, settings.balanced_by
         )
         run.resolve(pooling=encoder.pooling)
         run.note(poolings=scores)
@@ -260,9 +266,9 @@ def _trained(
         features, targets = labeled_features(encoder, data, device)
         fit_head(
             classifier, features, targets, val_features, settings.seed, inverse_regularization, data.groups,
-            settings.balance,
+            settings.balanced_by,
         )  # fmt: skip
-    score, counted_labels = score_name(settings.balance), (data.labels, len(data.class_names))
+    score, counted_labels = score_name(settings.balanced_by), (data.labels, len(data.class_names))
     task = Finetuning(
         classifier,
         build(settings.augment),
@@ -270,15 +276,17 @@ def _trained(
         freeze_steps=round(settings.freeze_fraction * training.total_steps(len(data))) if pretrained else 0,
         freeze_batch_norm=pretrained and len(data) < settings.freeze_batch_norm_below,
         backbone_rate=settings.backbone_rate if pretrained else 1.0,
-        class_weights=effective_number_weights(*counted_labels) if settings.balance == "weights" else None,
-        class_priors=class_priors(*counted_labels) if settings.balance == "logit" else None,
+        class_weights=effective_number_weights(*counted_labels) if settings.balanced_by == "weights" else None,
+        class_priors=class_priors(*counted_labels) if settings.balanced_by == "logit" else None,
     )
     if not run.in_study:
         views_figure(run, task, sample_images(data.images, settings.seed), settings.seed)
     device.put(task)
     images, labels = data.images.on(device.torch), data.labels.to(device.torch)
     total = training.total_steps(len(images), quiet=False)
-    batches = Batches(images, labels, training.batch_size, total, settings.seed, device, settings.balance == "sampling")
+    batches = Batches(
+        images, labels, training.batch_size, total, settings.seed, device, settings.balanced_by == "sampling"
+    )
     optimizer = build_optimizer(settings.optimizer, task, training.learning_rate)
     state = State(run, task, optimizer, device, keep, score)
     result = fit(task, batches, optimizer, training, device, state, lambda: classifier_metrics(classifier, val, device))
@@ -312,7 +320,7 @@ def _on_frozen_features(
     classifier = Classifier(encoder, len(data.class_names))
     val_features = labeled_features(encoder, val, device) if val else None
     fit_head(
-        classifier, bank, labels, val_features, settings.seed, inverse_regularization, data.groups, settings.balance
+        classifier, bank, labels, val_features, settings.seed, inverse_regularization, data.groups, settings.balanced_by
     )
     device.put(classifier)
     return classifier

@@ -348,8 +348,10 @@ def test_labels_to_train_on_are_chosen_by_the_budget_of_the_whole_training_set()
             rows(data)[i] for i in budget.rows(np.array([0, 0, 1, 1, 2, 2]), {0: 20, 1: 2, 2: 10})
         ]  # fmt: skip
         assert chosen.labels.tolist() == [0, 0, 1, 2]
-    with pytest.raises(UserError, match="more than available: cat has 2, dog has 2, cow has 2"):
-        data.labeled(LabelBudget(per_class=3), "mine")
+    assert len(data.labeled(LabelBudget(per_class=3), "mine")) == 6
+    assert data.shortage(LabelBudget(per_class=3)) == (
+        "labels_per_class=3: cat has 2, dog has 2, cow has 2 (without validation); all of them are used"
+    )
     one = Dataset(data.images, data.labels, ["cat"], data.names)
     with pytest.raises(UserError, match=r"mine has only one class \(cat\)"):
         one.labeled(budget, "mine")

@@ -213,7 +213,7 @@ def test_the_runs_of_a_study_are_launched_in_order_and_once(monkeypatch: pytest.
     ]
     assert judged == [
         (evaluations[cells[0]].directory, "scratch", None, ""),
-        (evaluations[cells[1]].directory, "simclr", (3.0, 0.0), "a=1"),
+        (evaluations[cells[1]].directory, "simclr", {"val/accuracy": 3.0}, "a=1"),
     ]
     assert compare._evaluated(run, plan, "auto")[2:] == [("auto", 2, ["simclr"])]
 

@@ -208,7 +208,7 @@ def test_a_classifier_on_frozen_features_is_fitted_on_the_labeled_images(
     features = lambda encoder, data, device: (torch.full((len(data), 32), float(len(data))), data.labels)  # noqa: E731
     monkeypatch.setattr(finetune, "labeled_features", features)
     monkeypatch.setattr(finetune, "fit_head", lambda *given: fitted.append(given))
-    settings: Any = SimpleNamespace(mode=mode, seed=7, balance="weights")
+    settings: Any = SimpleNamespace(mode=mode, seed=7, balanced_by="weights")
     data, val = labeled(6), labeled(4)
     data.groups = np.array([*"aabbcc"], dtype=object)
     made = finetune._on_frozen_features(settings, small_encoder(), data, val, CPU, 0.25)

@@ -160,7 +160,7 @@ def test_smoothed_labels_with_logit_adjustment_favor_no_rare_class() -> None:
 
 
 @torch.no_grad()
-def test_a_class_without_labels_leaves_the_loss_finite(pieces: Tensor) -> None:
+def test_classes_without_labels_leave_the_loss_finite(pieces: Tensor) -> None:
     labels = torch.arange(60) % 2
     for balance in (
         {"class_priors": torch.tensor([0.5, 0.5, 0.0])},
