@@ -58,7 +58,7 @@ def test_sampling_draws_every_class_equally_often_and_its_images_evenly() -> Non
     assert sorted(LABELS[drawn].bincount(minlength=5).tolist()) == [0, 0, 71, 71, 72]
     times = Counter(drawn.tolist())
     for c, size in ((0, 200), (1, 8), (3, 6)):
-        each = [times[int(i)] for i in torch.where(c == LABELS)[0]]
+        each = [times[int(i)] for i in torch.arange(len(LABELS))[LABELS.eq(c)]]
         assert len(each) == size
         assert max(each) - min(each) <= 1
 
