@@ -28,6 +28,7 @@ def report(**pixels: Any) -> dict[str, Any]:
             **{k: [] for k in ("exact", "near", "train_and_test", "classes_differ")},
             "test_images_in_training": 0,
         },
+        "groups": None,
         "labels": {
             "classes": 2,
             "validation": 200,
@@ -86,3 +87,11 @@ def test_few_validation_images_are_reported() -> None:
     few = report()
     few["labels"]["validation"] = 12
     assert [(level, text[:30]) for level, text in findings(few)] == [("advice", "only 12 validation images: val")]
+
+
+def test_groups_that_training_and_test_share_are_a_warning() -> None:
+    groups = {"groups": 12, "largest": "cup", "largest_images": 8, "train_and_test": ["cup", "mug"]}
+    assert findings(report() | {"groups": groups}) == [
+        ("warning", "groups in both training and test: 2, such as cup, mug"),
+        ("advice", "dataset.groups: 12 groups; the largest, cup, has 8 images"),
+    ]
