@@ -460,6 +460,7 @@ def test_every_exception_is_needed(house: Sources) -> None:
 
 TESTS = Path(__file__).parent
 ABOUT_ALL: dict[str, str] = {  # tests of the repository as a whole, at the top of tests/ -> what they are about
+    "test_as_they_lie.py": "images and labels as people have them, from check to predict",
     "test_cases.py": "the numbered cases and their tests",
     "test_docs.py": "README and docs/: commands, defaults, links",
     "test_extend.py": "tasks, backbones and data sets from outside the package",

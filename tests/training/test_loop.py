@@ -83,8 +83,8 @@ def test_rows_name_training_and_validation_apart_and_progress_counts_steps(
     (row,) = re.findall(r"^step 24/24 (.*)", answer.err, re.M)
     names = re.split(r" [\d.,e+-]+(?: %|)(?:  |$)", row)
     assert names[:2] == ["train loss", "train accuracy"]
-    assert names[2:4] == ["val accuracy", "val loss"]
-    assert re.search(r"train accuracy \d+\.\d %  val accuracy \d+\.\d %  val loss [\d.]+ ", row)
+    assert names[2:5] == ["val accuracy", "val f1 macro", "val loss"]
+    assert re.search(r"train accuracy \d+\.\d %  val accuracy \d+\.\d %  val f1 macro \d+\.\d %  val loss [\d.]+ ", row)
     assert re.search(r"  [\d,]+ images/s$", row)
     assert re.search(r"^finetune step 23/24, [\d,]+ images/s, [\d.]+ s left  train loss [\d.]+$", answer.err, re.M)
     assert "finished earlier" not in answer.err
