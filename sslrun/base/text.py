@@ -15,6 +15,11 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
 
 
+def small_percent(fraction: float) -> str:
+    """Format a fraction as percent with two significant digits, since it may be small."""
+    return f"{100 * fraction:.2g} %" if fraction < 0.995 else "100 %"
+
+
 def percent_or_dash(fraction: float | None) -> str:
     """Format a fraction as percent; `-` if it is undefined."""
     return "-" if fraction is None else percent(fraction)

@@ -111,11 +111,13 @@ class Dataset:
         return min((counts(labels) if self.groups is None else groups_per_class(labels, self.groups)).values())
 
     def fingerprint(self) -> str:
-        """Return a hash of the pixels, labels and class names."""
+        """Return a hash of the pixels, labels, class names and groups."""
         digest = self.images.fingerprint()
         digest.update("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
         if self.labels is not None:
             digest.update(self.labels.numpy().data)
+        if self.groups is not None:
+            digest.update("\0".join(self.groups.tolist()).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()[:16]
 
 

@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
+from sslrun.base.text import small_percent
+
 Range = Sequence[float]  # (low, high): the values that become black and white
 SUFFIXES = (".png", ".tif", ".tiff")  # of the formats that can have more than 8 bits; Pillow reads others with 8
 UNSIGNED, SIGNED, FLOAT, COMPLEX = (1,), (2,), (3,), (5, 6)  # values of TIFF's SampleFormat
@@ -119,5 +121,5 @@ def clipped_text(outside: Sequence[float], gray_range: Range, n: int, where: str
     low, high = gray_range
     return (
         f"{len(share):,} of {n:,} image{'s' * (n != 1)}{where} {'has' if n == 1 else 'have'} values outside "
-        f"dataset.range=[{low:g},{high:g}] ({100 * float(np.mean(share)):.2g} % of their values), clipped"
+        f"dataset.range=[{low:g},{high:g}] ({small_percent(float(np.mean(share)))} of their values), clipped"
     )

@@ -25,8 +25,8 @@ class ImageNames:
     def find_all(self, values: Sequence[str]) -> list[int]:
         """Return the position of the image of each name, or NONE or SEVERAL.
 
-        A path may begin above the folder of the images. If some begin with the end of that folder's own path, the
-        others are of other images: `train/1.jpg` and `test/1.jpg`, with images in `data/train`.
+        A path may begin above the folder of the images, in that folder itself or in one of another machine, but not in
+        one next to it: `train/1.jpg` and `test/1.jpg`, with images in `data/train`.
         """
         found = [self._paths.get(v, NONE) for v in values]
         above: dict[str, list[int]] = {}  # folders above the images in a path -> positions in `found`
@@ -35,12 +35,19 @@ class ImageNames:
                 found[k], folders = self._search(_plain(value))
                 if folders:
                     above.setdefault(folders.strip("/"), []).append(k)
-        own = f"/{os.path.abspath(self.top)}".replace(os.sep, "/")
-        of_top = {folders for folders in above if own.endswith(f"/{folders}")}
-        for folders in above.keys() - of_top if of_top else ():
+        foreign = self._foreign(list(above))
+        for folders in foreign:
             for k in above[folders]:
                 found[k] = NONE
         return found
+
+    def _foreign(self, above: Sequence[str]) -> list[str]:
+        """Return those of the folders at the beginning of paths that are not the folder of the images."""
+        own = Path(os.path.abspath(self.top))
+        of_top = [folders for folders in above if folders.rpartition("/")[2] == own.name]
+        if of_top:
+            return [folders for folders in above if folders not in of_top]
+        return [folders for folders in above if (own.parent / folders.rpartition("/")[2]).is_dir()]
 
     def several(self, value: str) -> list[str]:
         """Return the names of the images that a name fits."""

@@ -32,6 +32,7 @@ def given_labels(
     Raises:
         UserError: the labels cannot be read, or no image has one.
     """
+    unused: list[str] = []
     if pattern is not None and not labels is columns is None:
         raise UserError("dataset.label_pattern reads labels from file names: remove dataset.labels and dataset.columns")
     paths = top.below()
@@ -42,23 +43,27 @@ def given_labels(
         out = _laid_out(paths, _by_pattern(names, pattern, layout), [None] * len(paths), layout, top.path)
         out.labels_from = f"file names ({pattern})"
         return out
-    has_classes = any(part.classes for part in (layout.train, layout.test, layout.val))
-    folder = Path(top.path)
+    classes = {name for part in (layout.train, layout.test, layout.val) for name in part.classes}
+    folder, notes = Path(top.path), layout.notes
     file: Path | None
     if labels is not None:
         file = file_of_labels(labels, folder)
-    elif not has_classes or columns is not None:
-        file = find_label_file(folder, names)
+    elif len(classes) < 2 or columns is not None:
+        file, unused = find_label_file(folder, names, columns)
+        notes += [f"not read as labels: {reason}" for reason in unused]
     else:
-        if file := find_label_file(folder, names, next_to=False):
-            layout.notes.append(f"{file} is not read, since the folders are classes; dataset.labels={file} reads it")
+        if file := find_label_file(folder, names, next_to=False)[0]:
+            notes.append(f"{file} is not read, since the folders are classes; dataset.labels={file} reads it")
         return None
     if file is None and columns is not None:
-        raise UserError(f"dataset.columns needs a label file, found none in or next to {folder}: set dataset.labels")
+        raise UserError(
+            f"dataset.columns needs a label file, found none in or next to {folder}: "
+            f"{'; '.join(unused) or 'set dataset.labels'}"
+        )
     if file is None:
         return None
     found = read_labels(file, names, columns, folder, groups)
-    layout.notes[:0] = found.notes
+    layout.notes = found.notes  # those on the folders may be wrong now
     out = _laid_out(paths, found.labels, found.splits, layout, top.path)
     out.label_file, out.labels_from = file, f"{file} ({found.summary})"
     if found.groups:
@@ -68,6 +73,7 @@ def given_labels(
 
 def _by_pattern(names: Sequence[str], pattern: str, layout: Layout) -> list[str | None]:
     """Return the label in each file name; None where the expression does not match."""
+    layout.notes = []
     try:
         expression = re.compile(pattern)
     except re.error as error:
@@ -77,7 +83,7 @@ def _by_pattern(names: Sequence[str], pattern: str, layout: Layout) -> list[str 
     labels = [(m[group] or "").strip() or None if m else None for m in matches]
     without = [name for name, label in zip(names, labels, strict=True) if label is None]
     if len(without) == len(names):
-        raise UserError(f"dataset.label_pattern={pattern} matches no file name, such as {names[0]}")
+        raise UserError(f"dataset.label_pattern={pattern} matches no file name, such as {names[0].rpartition('/')[2]}")
     if without:
         named = ", ".join(without[:FIRST])
         layout.notes.append(f"{counted(len(without), 'file name')} not matched by dataset.label_pattern: {named}")

@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,14 @@ class Table:
         rows: of text, without surrounding spaces, all of the same length. In CSV the first one may be the header.
         columns: names of the columns of JSON lines; None for CSV.
         nested: columns of JSON lines with lists or objects, which are not text.
+        encoding: of the file.
     """
 
     path: Path
     rows: list[list[str]]
     columns: list[str] | None = None
     nested: frozenset[str] = frozenset()
+    encoding: str = "utf-8"
 
 
 def read_table(path: Path, limit: int | None = None) -> Table:
@@ -54,28 +56,30 @@ def read_table(path: Path, limit: int | None = None) -> Table:
             content = file.read(-1 if limit is None else limit)
     except OSError as error:
         raise UserError(f"{path} cannot be opened: {error.strerror}") from None
-    if limit is not None and len(content) == limit:
-        content = content[: content.rfind(b"\n") + 1]
-    text = _decoded(content, path)
+    text, encoding = _decoded(content, path, whole := len(content) != limit)
+    if not whole:
+        text = text[: text.rfind("\n") + 1]
     if not text.strip():
         raise UserError(f"{path} is empty")
     is_json = text.lstrip()[:1] == "{" or path.suffix.lower() in (".jsonl", ".ndjson", ".json")
-    return _json_lines(text, path) if is_json else Table(path, _csv_rows(text, path))
+    table = _json_lines(text, path) if is_json else Table(path, _csv_rows(text, path))
+    return replace(table, encoding=encoding)
 
 
-def _decoded(content: bytes, path: Path) -> str:
-    """Return the content as text: in the encoding of its byte-order mark, or UTF-8, or else Windows-1252."""
+def _decoded(content: bytes, path: Path, whole: bool) -> tuple[str, str]:
+    """Return the content as text, and its encoding: that of its byte-order mark, or UTF-8, or else Windows-1252."""
     for start, kind in NOT_TEXT:
         if content.startswith(start):
             raise UserError(f"{path} is {kind}: save it as CSV")
     encoding = next((name for mark, name in MARKS if content.startswith(mark)), "utf-8")
     try:
-        text = content.decode(encoding)
+        text = codecs.getincrementaldecoder(encoding)().decode(content, final=whole)  # without half a character
     except UnicodeDecodeError:
+        encoding = "Windows-1252"
         text = content.decode("cp1252", "replace")
     if "\0" in text:
         raise UserError(f"{path} is not a text file: save it as CSV in UTF-8")
-    return text
+    return text, encoding
 
 
 def _csv_rows(text: str, path: Path) -> list[list[str]]:
@@ -93,7 +97,9 @@ def _csv_rows(text: str, path: Path) -> list[list[str]]:
                 f"{path}: row {number} has {len(row)} values, the first row has {width}: put values that contain "
                 f"{_named(separator)} in quotes"
             )
-    return [[*row[:width], *[""] * (width - len(row))] for row in rows]
+    rows = [[*row[:width], *[""] * (width - len(row))] for row in rows]
+    used = max(i + 1 for i in range(width) for row in rows if row[i])
+    return [row[:used] for row in rows]  # without empty columns at the end
 
 
 def _parsed(text: str, separator: str, path: Path) -> list[list[str]]:
@@ -129,7 +135,7 @@ def _named(separator: str) -> str:
 
 def _json_lines(text: str, path: Path) -> Table:
     records: list[dict[str, Any]] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

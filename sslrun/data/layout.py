@@ -85,6 +85,9 @@ def understood(top: Folder) -> Layout:
     layout.train_folder = TRAIN in roles
     if roles.keys() & {TRAIN, TEST, VAL}:
         layout.unlabeled += [f.below() for f in roles.get(UNLABELED, [])]
+        for role, folders in roles.items():
+            if len(folders) > 1 and role != UNLABELED:
+                layout.notes.append(f"{', '.join(f'{f.name}/' for f in folders)} are all read as {role}")
         parts = {
             role: _joined([_part(_unwrapped(f, layout, role), layout, role) for f in folders], top.path)
             for role, folders in roles.items()

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from sslrun.base.errors import UserError
 from sslrun.config.build import parameters
+from sslrun.config.nodes import same_root
 from sslrun.config.types import Also, Count, Fraction, FromCheckpoint, Node, PositiveInt, Share, Supplied
 from sslrun.data.decode import Channels, Resize
 
@@ -91,3 +92,16 @@ def describe(node: Node) -> str:
     """Return the data set's name, and the path if it is a folder."""
     name = str(node["_target_"]).rsplit(".", 1)[-1]
     return f"{name} {node['root']}" if name == "folder" else name
+
+
+def labels_of(node: Node, trained_on: Node, overrides: Mapping[str, str]) -> Node:
+    """Return a data set's config node without the label file of an earlier run, if that had other images.
+
+    Args:
+        node: the config node, completed from the earlier run.
+        trained_on: the earlier run's config node.
+        overrides: of the command line, key -> value.
+    """
+    if "labels" not in node or same_root(node, trained_on):
+        return node
+    return {**node, **{k: None for k in ("labels", "columns") if f"dataset.{k}" not in overrides}}

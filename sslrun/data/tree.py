@@ -142,7 +142,9 @@ def read_tree(top: str | Path) -> Tree:
         seen.add((here.st_dev, here.st_ino))
         system = [d for d in dirs if d.lower() in SYSTEM_FOLDERS]
         tree.system += [os.path.join(path, d) for d in system]
-        dirs[:] = sorted(d for d in dirs if not d.startswith(".") and d not in system)
+        kept = [d for d in dirs if not d.startswith(".") and d not in system]
+        links = {d for d in kept if os.path.islink(os.path.join(path, d))}
+        dirs[:] = [*sorted(set(kept) - links), *sorted(links)]  # of a folder and a link to it, the link is skipped
         folder = folders.setdefault(path, Folder(path))
         if parent := folders.get(os.path.dirname(path)):
             parent.folders.append(folder)
@@ -153,6 +155,8 @@ def read_tree(top: str | Path) -> Tree:
                 folder.images.append(os.path.join(path, name))
             else:
                 folder.others[os.path.splitext(name)[1].lower() or "without a suffix"] += 1
+    for folder in folders.values():
+        folder.folders.sort(key=lambda f: f.path)
     tree.top = folders.get(top, tree.top)
     return tree
 

@@ -14,7 +14,7 @@ from sslrun.config.compose import compose_nodes
 from sslrun.config.nodes import overlaid, short_name
 from sslrun.config.types import Node
 from sslrun.data.dataset import Dataset
-from sslrun.data.options import AUTO, describe, mismatch, preprocessing_of
+from sslrun.data.options import AUTO, describe, labels_of, mismatch, preprocessing_of
 from sslrun.data.statistics import normalization
 from sslrun.models.backbones.stem import for_imagenet
 from sslrun.models.encoder import Encoder, Pooling, build_encoder
@@ -158,6 +158,6 @@ def _completed(
         raise UserError(mismatch(f"backbone.{key}", chosen[key], has_backbone.get(key), path))
     data = overlaid("dataset", dataset if dataset.get("_target_") else has_dataset, dataset, overrides)
     if config:
-        data = preprocessing_of(data, has_dataset, overrides, path)
+        data = labels_of(preprocessing_of(data, has_dataset, overrides, path), has_dataset, overrides)
         data["range"] = data["range"] or AUTO  # the run had no gray images of more than 8 bits, this one may
     return (for_imagenet(chosen, data["image_size"]) if imagenet else chosen), data

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sslrun.base.output import new_table
-from sslrun.base.text import counted, duration, percent
+from sslrun.base.text import counted, duration, percent, small_percent
 from sslrun.data.decode import EXTRAS
 from sslrun.study.choice import MIN_VALIDATION
 
@@ -30,7 +30,7 @@ def findings(report: dict[str, Any]) -> list[Finding]:
         *_duplicates(report["duplicates"]),
         *_groups(report["groups"]),
         *_labels(report),
-        *_pixels(report["pixels"], report["options"]["horizontal_flip"]),
+        *_pixels(report["pixels"], report["options"]["horizontal_flip"], report["options"]["range"]),
         *_memory(report),
     ]
     return sorted(result, key=lambda f: ("error", "warning", "advice").index(f[0]))
@@ -82,7 +82,7 @@ def _range(report: dict[str, Any]) -> list[Finding]:
         if outside["images"] and name != "test":
             low, high = report["options"]["range"]
             level: Literal["warning", "advice"] = "warning" if outside["values"] > MAX_OUTSIDE else "advice"
-            share = f"{100 * outside['values']:.2g} % of the values"
+            share = f"{small_percent(outside['values'])} of the values"
             out.append(
                 (
                     level,
@@ -185,7 +185,9 @@ def advice(pixels: dict[str, Any], horizontal_flip: bool) -> list[str]:
     return [text for _, text in _pixels(pixels, horizontal_flip)]
 
 
-def _pixels(pixels: dict[str, Any] | None, horizontal_flip: bool) -> list[Finding]:
+def _pixels(
+    pixels: dict[str, Any] | None, horizontal_flip: bool, gray_range: list[float] | None = None
+) -> list[Finding]:
     out: list[Finding] = []
     if pixels is None:
         return out
@@ -193,7 +195,8 @@ def _pixels(pixels: dict[str, Any] | None, horizontal_flip: bool) -> list[Findin
         out.append(
             (
                 "warning" if pixels["blank"] > 0.01 else "advice",
-                f"{100 * pixels['blank']:.2g} % of the images are blank",
+                f"{small_percent(pixels['blank'])} of the images are blank"
+                + (f"; is dataset.range={gray_range} that of all gray images?" if gray_range else ""),
             )
         )
     if pixels["gray"] > 0.99:

@@ -17,7 +17,7 @@ from sslrun.config.nodes import overlaid, same_root, short_name
 from sslrun.config.types import Node, PositiveInt
 from sslrun.data.dataset import Dataset, listed, load, load_test, load_train
 from sslrun.data.labels import LabelBudget
-from sslrun.data.options import OF_FOLDERS, AnyDatasetNode, describe, preprocessing_of
+from sslrun.data.options import OF_FOLDERS, AnyDatasetNode, describe, labels_of, preprocessing_of
 from sslrun.data.tree import normalized
 from sslrun.device import Device, inference_device
 from sslrun.evaluation import calibration
@@ -69,6 +69,8 @@ def evaluate(run: Run, settings: Evaluate) -> dict[str, Any]:
     )
     if against:
         scores["against"] = _compared(classifier, against)
+    if not run.in_study:
+        _warn_if_changed(classifier)
     if settings.stages and not run.in_study and isinstance(classifier.trained.classifier, Classifier):
         scores["stages"] = _map_probes(classifier, settings.batch_size)
     of_run = read_summary(classifier.directory)
@@ -168,14 +170,31 @@ def _refuse_training_images(test: Dataset, node: Node, trained_on: Node) -> None
     changed = [k for k in OF_FOLDERS if node.get(k) != trained_on.get(k) and k != "root"]
     if not changed or not same_root(node, trained_on):
         return
-    listing = listed(trained_on, "train")
-    same = set(test.names) & set(listing.names if listing else ())
+    tested, used = listed(node, "test"), listed(trained_on, "train")
+    same = set(tested.items if tested else ()) & set(used.items if used else ())  # names depend on the labels
     if same:
         keys = ", ".join(f"dataset.{k}={node.get(k)}" for k in changed)
         raise UserError(
             f"{keys}: {len(same)} of the {counted(len(test), 'test image')} are images of the training: evaluate with "
             f"{', '.join(f'dataset.{k}={trained_on.get(k)}' for k in changed)}, as in the training"
         )
+
+
+def _warn_if_changed(classifier: Evaluated) -> None:
+    """Log a warning if the training images in the folder are not those of the training any more."""
+    trained_on, node = classifier.trained.config["dataset"], classifier.dataset
+    if "test_fraction" not in parameters(locate(node["_target_"])) or not same_root(node, trained_on):
+        return
+    with silently():
+        try:
+            now = load_train(trained_on)[0].fingerprint()
+        except UserError:
+            return  # reported above, if it matters
+    if now != read_summary(classifier.directory).get("data_fingerprint", now):
+        log.warning(
+            "The training images of %s, their labels or groups have changed since the training: test images may be "
+            "among those it was trained on.", describe(node),
+        )  # fmt: skip
 
 
 def _digests(data: Dataset) -> set[bytes]:
@@ -190,8 +209,7 @@ def _evaluated(run: str, settings: Evaluate, overrides: dict[str, str]) -> Evalu
     base = dataset if dataset.get("_target_") else trained_on
     node = preprocessing_of(overlaid("dataset", base, dataset, overrides), trained_on, overrides, trained.path)
     keys = parameters(locate(node["_target_"]))
-    if "dataset.labels" not in overrides and node.get("labels") and not same_root(node, trained_on):
-        node = {**node, "labels": None, "columns": None}  # those of other images
+    node = labels_of(node, trained_on, overrides)
     if "dataset.groups" not in overrides and "groups" in keys:  # those of the training, for the same test split
         node = {**node, "groups": trained_on.get("groups")}
     if "dataset.test_fraction" not in overrides and "test_fraction" in keys:
@@ -234,7 +252,7 @@ def _excess(classifier: Evaluated, of_run: Node, accuracy: float) -> dict[str, A
     same = node["_target_"] == trained_on["_target_"] and same_root(node, trained_on)
     if not same or "groups" not in parameters(locate(node["_target_"])):
         return excess | {"reason": "other_images"}
-    return excess | {"reason": "few_groups" if trained_on.get("groups") else "no_groups"}
+    return excess | {"reason": "few_groups" if classifier.data.groups is not None else "no_groups"}
 
 
 def _compared(classifier: Evaluated, against: Evaluated) -> dict[str, Any]:

@@ -28,10 +28,14 @@ def test_the_images_that_a_name_fits() -> None:
     assert ImageNames(NAMES).several("1.jpg") == ["a/1.jpg", "b/1.jpg"]
 
 
-def test_paths_of_another_split_are_not_those_of_this_folder() -> None:
+def test_paths_of_another_folder_are_not_those_of_this_one() -> None:
+    Path("data/train").mkdir(parents=True)
+    Path("data/test").mkdir()
     images = ImageNames(["1.jpg", "2.jpg"], Path("data/train"))
     assert images.find_all(["train/1.jpg", "test/1.jpg", "test/2.jpg"]) == [0, NONE, NONE]
-    assert images.find_all(["/home/ann/1.jpg", "/home/bo/2.jpg"]) == [0, 1]  # neither is this folder's own path
+    assert images.find_all(["test/1.jpg", "data/test/2.jpg"]) == [NONE, NONE]  # a folder next to it
+    assert images.find_all(["/home/ann/train/1.jpg", "elsewhere/2.jpg"]) == [0, NONE]
+    assert images.find_all(["/home/ann/1.jpg", "/home/bo/2.jpg"]) == [0, 1]  # moved into one folder since
 
 
 def test_every_name_finds_its_image_again() -> None:

@@ -259,3 +259,41 @@ def test_unlabeled_images_of_test_groups_are_left_out(capfd: pytest.CaptureFixtu
         "unlabeled/5.jpg",
     )
     assert read("unlabeled", groups=r"(\d+)_\d") == ["unlabeled/5.jpg"]
+
+
+def test_a_single_folder_next_to_a_label_file_is_no_class() -> None:
+    images(*[f"images/{n}" for n in FLAT])
+    labels(f"file,species {ROWS}")
+    assert {c: len(n) for c, n in everything().items()} == {"a": 4, "b": 4}
+    images("thumbnails/x.jpg")
+    Path("set/images").rename("set/all")
+    assert list(everything(labels="labels.csv")) == ["a", "b"]
+
+
+def test_why_a_file_is_not_read_as_labels(capfd: pytest.CaptureFixture[str]) -> None:
+    start_logging()
+    images(*FLAT)
+    labels("file,kind,age " + " ".join(f"{n},{i % 3},{i}" for i, n in enumerate(FLAT)))
+    assert read("train") == FLAT
+    message = "set: not read as labels: set/labels.csv: which column is the label: kind, age? Set dataset.columns"
+    assert message in capfd.readouterr().err
+    assert list(everything(columns={"label": "kind"})) == ["0", "1", "2"]
+
+
+def test_notes_on_folders_do_not_stay_when_a_label_file_replaces_them(capfd: pytest.CaptureFixture[str]) -> None:
+    start_logging()
+    images(*FLAT, "test/a.jpg", "test/b.jpg")
+    labels(f"file,label {ROWS} test/a.jpg,a test/b.jpg,b")
+    assert read("test") == {"a": ["test/a.jpg"], "b": ["test/b.jpg"]}
+    err = capfd.readouterr().err
+    assert "train/ 8 images, 2 classes; test/ 2 images, 2 classes" in err
+    assert "outside" not in err
+    assert "left out" not in err
+
+
+def test_groups_with_a_label_file_are_searched_below_the_folders_of_splits() -> None:
+    images(*[f"train/{i // 2}_{i % 2}.jpg" for i in range(8)], *[f"test/{i}_0.jpg" for i in range(8, 12)])
+    names = [*(f"train/{i // 2}_{i % 2}" for i in range(8)), *(f"test/{i}_0" for i in range(8, 12))]
+    labels("file,label " + " ".join(f"{n},{'ab'[i // 2 % 2]}" for i, n in enumerate(names)))
+    found = sides(groups=r"^(\d+)_")
+    assert found == {"train": {"0", "1", "2", "3"}, "test": {"8", "9", "10", "11"}}

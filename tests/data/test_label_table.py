@@ -88,3 +88,20 @@ def test_a_file_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").mkdir()
     with pytest.raises(UserError, match=r"labels.csv cannot be opened: Is a directory"):
         read_table(tmp_path / "labels.csv")
+
+
+def test_a_line_separator_of_unicode_is_no_end_of_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text('{"file": "a.jpg", "label": "x\u2028y"}\n', encoding="utf-8")
+    assert read_table(path).rows == [["a.jpg", "x\u2028y"]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8", "utf-8-sig", "utf-32"])
+def test_a_limit_may_cut_a_character(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_bytes(("file,label\n" + "猫.jpg,犬\n" * 50).encode(encoding))
+    for limit in range(200, 216):
+        table = read_table(path, limit)
+        assert table.rows[0] == ["file", "label"]
+        assert table.rows[1:] == [["猫.jpg", "犬"]] * (len(table.rows) - 1)
+        assert table.encoding != "Windows-1252"

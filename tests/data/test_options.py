@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sslrun.base.errors import UserError
-from sslrun.data.options import preprocessing_of
+from sslrun.data.options import labels_of, preprocessing_of
 from tests.helpers import Cli
 
 OTHERS = {"image_size": 8, "resize": "crop", "channels": "rgb", "mean": None, "std": None}
@@ -60,3 +60,12 @@ def test_an_odd_range_is_one_line_before_anything_is_read(cli: Cli, command: str
     (line,) = answer.lines()
     assert line.startswith("sslrun: dataset.range: must be auto or two increasing numbers, [low,high], found ")
     assert not Path("outputs").exists()
+
+
+def test_the_label_file_of_other_images_is_not_used() -> None:
+    here = {"root": "set", "labels": "labels.csv", "columns": {"label": "a"}}
+    there = here | {"root": "other"}
+    assert labels_of(here, here | {"root": "./set"}, {}) == here
+    assert labels_of(there, here, {}) == {"root": "other", "labels": None, "columns": None}
+    assert labels_of(there, here, {"dataset.labels": "labels.csv"}) == there | {"columns": None}
+    assert labels_of({"root": "data"}, {"root": "x"}, {}) == {"root": "data"}  # of a published data set

@@ -95,3 +95,13 @@ def test_groups_that_training_and_test_share_are_a_warning() -> None:
         ("warning", "groups in both training and test: 2, such as cup, mug"),
         ("advice", "dataset.groups: 12 groups; the largest, cup, has 8 images"),
     ]
+
+
+def test_blank_images_may_be_those_of_another_range() -> None:
+    data = report(blank=0.33)
+    assert findings(data) == [("warning", "33 % of the images are blank")]
+    data["options"]["range"] = [0, 65535]
+    assert findings(data) == [
+        ("warning", "33 % of the images are blank; is dataset.range=[0, 65535] that of all gray images?")
+    ]
+    assert findings(report(blank=1.0)) == [("warning", "100 % of the images are blank")]

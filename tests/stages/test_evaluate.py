@@ -399,3 +399,51 @@ def test_groups_of_a_data_set_without_the_key_are_refused(cli: Cli) -> None:
     answer = cli("evaluate", "dataset.groups=x", *QUICK)
     assert answer.code == 1
     assert answer.lines()[-1] == "sslrun: digits has no key dataset.groups; it is one of dataset=folder"
+
+
+def test_labels_that_have_changed_since_the_training_are_a_warning(photos: Path, cli: Cli) -> None:
+    files = sorted(photos.rglob("*.jpg"))
+
+    def write(test: int) -> None:
+        rows = [
+            f"{f.parent.name}/{f.name},{f.parent.name},{'test' if i % 2 == test else 'train'}"
+            for i, f in enumerate(files)
+        ]
+        Path("labels.csv").write_text("\n".join(["file,label,split", *rows]))
+
+    write(1)
+    data = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=16", "dataset.labels=labels.csv")
+    assert (
+        cli("finetune", "init=scratch", "mode=probe", *data, "backbone=smallcnn", "backbone.widths=[8,16]", *QUICK).code
+        == 0
+    )
+    warning = "their labels or groups have changed since the training: test images may be among those it was trained on"
+    assert warning not in cli("evaluate", "stages=false", *QUICK).err
+    write(0)
+    assert warning in cli("evaluate", "stages=false", *QUICK).err
+    Path("all.csv").write_text(Path("labels.csv").read_text().replace(",train", ",test", 40))
+    answer = cli("evaluate", "dataset.labels=all.csv", *QUICK)
+    assert answer.code == 1
+    assert "images are images of the training: evaluate with dataset.labels=labels.csv" in answer.err
+
+
+def test_another_folder_is_read_with_its_own_labels_and_what_is_left_out_is_logged(photos: Path, cli: Cli) -> None:
+    rows = [
+        f"{f.parent.name}/{f.name},{'flower' if f.parent.name == 'temple' else 'temple'}" for f in photos.rglob("*.jpg")
+    ]
+    Path("wrong.csv").write_text("\n".join(["file,label", *rows]))
+    data = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=16", "dataset.labels=wrong.csv")
+    assert (
+        cli("finetune", "init=scratch", "mode=probe", *data, "backbone=smallcnn", "backbone.widths=[8,16]", *QUICK).code
+        == 0
+    )
+    for name in ("flower", "temple"):
+        Path("other", name).mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGB", (40, 40), (i, 200, len(name))).save(f"other/{name}/{i}.png")
+    Path("other/flower/raw.cr2").touch()
+    answer = cli("evaluate", "dataset.root=other", "stages=false", *QUICK)
+    assert answer.code == 0, answer.err
+    assert "other: 10 images, 2 classes" in answer.err
+    assert "left out: 1 file of other formats: 1 .cr2" in answer.err
+    assert "wrong.csv" not in answer.err

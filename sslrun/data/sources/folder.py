@@ -74,18 +74,25 @@ def _group_of(layout: Layout, groups: str | None, top: Path) -> dict[str, str] |
     parts = {role: part for role, part in ((TRAIN, layout.train), (VAL, layout.val), (TEST, layout.test)) if len(part)}
     files = {role: part.paths() for role, part in parts.items()}
     paths = [p for of_role in files.values() for p in of_role]
-    names = [normalized(relative(p, parts[role].base)) for role, of_role in files.items() for p in of_role]
+    names = [_below_split(p, parts[role], layout) for role, of_role in files.items() for p in of_role]
     given = _given_groups(layout, paths, names, groups)
     source = f"{groups}{f' (no column of {layout.label_file})' if layout.label_file and layout.groups is None else ''}"
     found = grouped(names, given, source)
-    of_path = dict(zip(paths, found, strict=True))
+    of_path, in_groups = dict(zip(paths, found, strict=True)), dict(zip(paths, given, strict=True))
     notes = []
     for a, b in itertools.combinations(files, 2):
-        if same := shared_groups(*([of_path[p] for p in files[role]] for role in (a, b))):
+        if same := shared_groups(*([g for p in files[role] if (g := in_groups[p])] for role in (a, b))):
             named = ", ".join(same[:FIRST])
             notes.append(f"{a}/ and {b}/ have {counted(len(same), 'group')} in common ({KEY}): {named}")
     _log(top, [described(names, found)], notes, [])
     return of_path
+
+
+def _below_split(path: str, part: Part, layout: Layout) -> str:
+    """Return the path of an image below the folder of its split, or below the root if there is none."""
+    name = normalized(relative(path, part.base))
+    first, _, rest = name.partition("/")
+    return rest if layout.labels_from and rest and role_of(first) else name
 
 
 def _given_groups(
@@ -109,7 +116,9 @@ def _without_test_groups(
     except UserError:  # there is no test split, which only evaluate needs
         test = None
     of_test = set(test.groups or ()) if test else set()
-    given = _given_groups(layout, images, [normalized(relative(p, top)) for p in images], groups)
+    below = [normalized(relative(p, top)).partition("/") for p in images]
+    names = [rest if rest and role_of(first) else first + slash + rest for first, slash, rest in below]
+    given = _given_groups(layout, images, names, groups)
     kept = [p for p, group in zip(images, given, strict=True) if group not in of_test]
     if left_out := len(images) - len(kept):
         _log(top, [], [f"{counted(left_out, 'unlabeled image')} in groups of the test split are left out ({KEY})"], [])
@@ -187,7 +196,7 @@ def _split(
     if not names:
         return _listing(train.base, train.images, None, (), group_of) if split == TRAIN else None
     for role, part in ((TEST, test), (VAL, val)):
-        if role == split or (role, split) == (VAL, TRAIN):
+        if role == split or split == TRAIN:
             _refuse_unknown(top, role, part, names)
     if split == TEST and test.classes:
         return _labeled(test, names, group_of)
@@ -269,6 +278,6 @@ def _log(top: Path, read: list[str], notes: list[str], left_out: list[str]) -> N
     lines += [(note, logging.WARNING) for note in notes]
     lines += [(f"left out: {', '.join(left_out)}", logging.INFO)] if left_out else []
     for text, level in lines:
-        if (entry := (top.resolve(), text)) not in _logged:
+        if (entry := (top.resolve(), text)) not in _logged and not log.disabled:
             log.log(level, "%s: %s", top, text)
             _logged.add(entry)
