@@ -1,6 +1,7 @@
 """Finding images by the names that a label file has for them."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,8 @@ class ImageNames:
     def __init__(self, names: Sequence[str], top: str | Path = "") -> None:
         self.names, self.top = names, top
         self._paths = dict(zip(names, range(len(names)), strict=True))
-        self._by_stem: dict[str, list[int]] | None = None  # built when a name is not a whole path
+        self._by_stem: dict[str, int] | None = None  # built when a name is not a whole path
+        self._same: dict[str, list[int]] | None = None  # built when several images have the same file name
 
     def find_all(self, values: Sequence[str]) -> list[int]:
         """Return the position of the image of each name, or NONE or SEVERAL.
@@ -55,19 +57,34 @@ class ImageNames:
 
     def _search(self, value: str) -> tuple[int, str]:
         """Return the image that fits a name best, or NONE or SEVERAL, and the folders above `top` in the name."""
-        if (i := self._paths.get(value)) is not None:
-            return i, ""
+        if (whole := self._paths.get(value)) is not None:
+            return whole, ""
+        text, index = value.lower(), self._stems()
+        last = text[text.rfind("/") + 1 :]
+        i, j = index.get(last), index.get(last[: last.rfind(".")]) if "." in last else None
+        i = j if i is None else i if j is None else SEVERAL
+        if i is None:
+            return NONE, ""
+        if i != SEVERAL:  # letter case and suffix need not tell images apart
+            path = self.names[i].lower()
+            for end in (path, path[: path.rfind(".")]):
+                if end == text or _is_end(end, text):
+                    return i, ""
+                if _is_end(text, end):
+                    return i, value[: -len(end)]
+            return NONE, ""
         fit, folders = self._candidates(value)
         return (NONE if not fit else fit[0] if len(fit) == 1 else SEVERAL), folders
 
     def _candidates(self, value: str) -> tuple[list[int], str]:
         """Return the images that fit a name best, and the folders above `top` in the name."""
         last = value[value.rfind("/") + 1 :].lower()
-        index = self._stems()
-        same = [*index.get(last, ()), *(index.get(_without_suffix(last), ()) if "." in last else ())]
-        if len(same) == 1:  # letter case and suffix need not tell images apart
-            return _ends(self.names[same[0]].lower(), value, same)
-        for change in (_unchanged, str.lower) if same else ():
+        if self._same is None:
+            self._same = {}
+            for i, name in enumerate(self.names):
+                self._same.setdefault(_stem(name), []).append(i)
+        same = [*self._same.get(last, ()), *(self._same.get(last[: last.rfind(".")], ()) if "." in last else ())]
+        for change in (_unchanged, str.lower):
             text = change(value)
             for cut in (_unchanged, _without_suffix):
                 paths = [cut(change(self.names[i])) for i in same]
@@ -78,26 +95,18 @@ class ImageNames:
                     return [*dict.fromkeys(fit)], value[: -len(cut(self.names[fit[0]]))]
         return [], ""
 
-    def _stems(self) -> dict[str, list[int]]:
-        """Return images by their file name in lower case, without suffix."""
+    def _stems(self) -> dict[str, int]:
+        """Return the image of each file name in lower case, without suffix; SEVERAL for that of several images."""
         if self._by_stem is None:
-            stems = [name[name.rfind("/") + 1 : name.rfind(".")].lower() for name in self.names]
-            by_stem: dict[str, list[int]] = {}
-            for i, stem in enumerate(stems):
-                by_stem.setdefault(stem, []).append(i)
-            self._by_stem = by_stem
+            stems = [_stem(name) for name in self.names]
+            self._by_stem = dict(zip(stems, range(len(stems)), strict=True))
+            if len(self._by_stem) < len(stems):
+                self._by_stem |= {stem: SEVERAL for stem, n in Counter(stems).items() if n > 1}
         return self._by_stem
 
 
-def _ends(path: str, value: str, image: list[int]) -> tuple[list[int], str]:
-    """Return an image if a name fits its path, in lower case, and the folders above its path in the name."""
-    text = value.lower()
-    for end in (path, path[: path.rfind(".")]):
-        if end == text or _is_end(end, text):
-            return image, ""
-        if _is_end(text, end):
-            return image, value[: -len(end)]
-    return [], ""
+def _stem(name: str) -> str:
+    return name[name.rfind("/") + 1 : name.rfind(".")].lower()
 
 
 def _unchanged(name: str) -> str:

@@ -103,8 +103,9 @@ def _values(
     """Return the value of a column for each image; None where it is empty or there is no row."""
     out: list[str | None] = [None] * len(names)
     several: dict[int, str] = {}
+    none = {"", *(v for v in {row[column] for row in rows} if v.lower() in MISSING)}
     for row, i in zip(rows, found, strict=True):
-        if i < 0 or not row[column] or row[column].lower() in MISSING:
+        if i < 0 or row[column] in none:
             continue
         value = row[column] if row[column].isascii() else normalized(row[column])
         if out[i] is not None and out[i] != value:

@@ -97,9 +97,11 @@ def _csv_rows(text: str, path: Path) -> list[list[str]]:
                 f"{path}: row {number} has {len(row)} values, the first row has {width}: put values that contain "
                 f"{_named(separator)} in quotes"
             )
-    rows = [[*row[:width], *[""] * (width - len(row))] for row in rows]
-    used = max(i + 1 for i in range(width) for row in rows if row[i])
-    return [row[:used] for row in rows]  # without empty columns at the end
+    rows = [row if len(row) == width else [*row[:width], *[""] * (width - len(row))] for row in rows]
+    used = width
+    while not any(row[used - 1] for row in rows):
+        used -= 1  # an empty column at the end
+    return rows if used == width else [row[:used] for row in rows]
 
 
 def _parsed(text: str, separator: str, path: Path) -> list[list[str]]:
