@@ -23,7 +23,7 @@ TRANSIENT = "cannot be opened"  # start of a reason that may no longer hold next
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 HEIF = importlib.util.find_spec("pillow_heif") is not None  # an extra
-VERSION = f"4 {PIL.__version__}{' heif' * HEIF}"  # of this decoder: raise it when a change alters the decoded pixels
+VERSION = f"5 {PIL.__version__}{' heif' * HEIF}"  # of this decoder: raise it when a change alters the decoded pixels
 if features.check("avif"):
     FORMATS, SUFFIXES = (*FORMATS, "AVIF"), SUFFIXES | {".avif"}
 if HEIF:
@@ -174,7 +174,9 @@ def to_rgb(image: Image.Image, gray_range: Range | None) -> tuple[Image.Image, f
             raise UnreadableImage(
                 f"gray image of {kind}, but there is no dataset.range to read it with; convert it to 8 bits"
             )
-        gray, outside = depth.scaled(depth.values(image, kind), limits)
+        values = depth.values(image, kind)
+        depth.refuse_other_unit(values, kind, limits)
+        gray, outside = depth.scaled(values, limits)
         image = Image.fromarray(gray)
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -13,6 +13,7 @@ Range = Sequence[float]  # (low, high): the values that become black and white
 SUFFIXES = (".png", ".tif", ".tiff")  # of the formats that can have more than 8 bits; Pillow reads others with 8
 UNSIGNED, SIGNED, FLOAT, COMPLEX = (1,), (2,), (3,), (5, 6)  # values of TIFF's SampleFormat
 WIDTH, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, SAMPLE_FORMAT = 256, 258, 259, 262, 277, 339  # tags of TIFF
+OTHER_UNIT = 100  # width of a range of which values between 0 and 1 are not
 WHITE_IS_ZERO = 0  # a value of PhotometricInterpretation
 
 
@@ -61,6 +62,23 @@ def values(image: Image.Image, of: Kind) -> np.ndarray:
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow inverts 8 bits only
         result = 2**of.bits - 1 - result if of.type == "unsigned" else 0 - result
     return result
+
+
+def refuse_other_unit(gray: np.ndarray, of: Kind, gray_range: Range) -> None:
+    """Refuse an image of floating point values from 0 to 1 next to a range of whole numbers, where it would be black.
+
+    Raises:
+        NotRead: its values are in another unit than the range.
+    """
+    if of.type != "float" or gray_range[1] - gray_range[0] < OTHER_UNIT:
+        return
+    finite = gray[np.isfinite(gray)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if 0 <= low < high <= 1:
+        start, end = gray_range
+        raise NotRead(
+            f"values of {low:.2g} to {high:.2g}, but dataset.range is {start:g} to {end:g}: convert the image"
+        )
 
 
 def scaled(gray: np.ndarray, gray_range: Range) -> tuple[np.ndarray, float]:

@@ -167,3 +167,17 @@ def test_the_sentence_on_values_outside() -> None:
         "1 of 1 image has values outside dataset.range=[-2.5,4095]"
     )
     assert clipped_text([0, 0], [0, 1], 2) == ""
+
+
+def test_floats_between_0_and_1_are_not_read_with_a_range_of_whole_numbers(tmp_path: Path) -> None:
+    """They would be black: in a data set with 16-bit images, or in `predict` of a network for these."""
+    values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / "unit.tif")
+    Image.fromarray(values * 0).save(tmp_path / "blank.tif")
+    Image.fromarray(values * 4095).save(tmp_path / "counts.tif")
+    message = "values of 0 to 1, but dataset.range is 0 to 4095: convert the image"
+    with pytest.raises(UnreadableImage, match=message):
+        decode(tmp_path / "unit.tif", 8, gray_range=[0, 4095])
+    assert decode(tmp_path / "unit.tif", 8, gray_range=[0, 1]).max() == 255
+    assert decode(tmp_path / "blank.tif", 8, gray_range=[0, 4095]).max() == 0
+    assert decode(tmp_path / "counts.tif", 8, gray_range=[0, 4095]).max() == 255
