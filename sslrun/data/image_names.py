@@ -34,7 +34,10 @@ class ImageNames:
         above: dict[str, list[int]] = {}  # folders above the images in a path -> positions in `found`
         for k, value in enumerate(values):
             if found[k] == NONE and value:
-                found[k], folders = self._search(_plain(value))
+                plain = _plain(value)
+                found[k], folders = self._paths.get(plain, NONE) if plain is not value else NONE, ""
+                if found[k] == NONE:
+                    found[k], folders = self._search(plain)
                 if folders:
                     above.setdefault(folders.strip("/"), []).append(k)
         foreign = self._foreign(list(above))
@@ -57,21 +60,21 @@ class ImageNames:
 
     def _search(self, value: str) -> tuple[int, str]:
         """Return the image that fits a name best, or NONE or SEVERAL, and the folders above `top` in the name."""
-        if (whole := self._paths.get(value)) is not None:
-            return whole, ""
         text, index = value.lower(), self._stems()
         last = text[text.rfind("/") + 1 :]
-        i, j = index.get(last), index.get(last[: last.rfind(".")]) if "." in last else None
-        i = j if i is None else i if j is None else SEVERAL
-        if i is None:
+        i, path = index.get(last[: last.rfind(".")], NONE) if "." in last else NONE, ""
+        if i < 0 or not (path := self.names[i].lower()).endswith(last):  # no suffix, or another
+            others = {k for k in (i, index.get(last, NONE)) if k != NONE}
+            i = others.pop() if len(others) == 1 else SEVERAL if others else NONE
+            path = self.names[i].lower() if i >= 0 else ""
+        if i == NONE:
             return NONE, ""
         if i != SEVERAL:  # letter case and suffix need not tell images apart
-            path = self.names[i].lower()
-            for end in (path, path[: path.rfind(".")]):
-                if end == text or _is_end(end, text):
-                    return i, ""
-                if _is_end(text, end):
-                    return i, value[: -len(end)]
+            end = path if path[path.rfind("/") + 1 :] == last else path[: path.rfind(".")]
+            if end == text or _is_end(end, text):
+                return i, ""
+            if _is_end(text, end):
+                return i, value[: -len(end)]
             return NONE, ""
         fit, folders = self._candidates(value)
         return (NONE if not fit else fit[0] if len(fit) == 1 else SEVERAL), folders

@@ -113,6 +113,8 @@ def _parsed(text: str, separator: str, path: Path) -> list[list[str]]:
         if text.count('"') % 2 or "field larger" in str(error):
             raise UserError(f"{path}: line {reader.line_num}: {error}: check the quotes") from None
         rows = list(_reader(text, separator, strict=False))  # spaces between a quote and a separator, say
+    if not re.search(r"[^\S\r\n]", text):  # no spaces: saves a third of the time
+        return [row for row in rows if any(row)]
     return [values for row in rows if any(values := [v.strip() for v in row])]
 
 

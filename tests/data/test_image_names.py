@@ -7,7 +7,17 @@ import pytest
 
 from sslrun.data.image_names import NONE, SEVERAL, ImageNames
 
-NAMES = ["a/1.jpg", "a/2.JPG", "b/1.jpg", "b/thé.png", "c/d/img.v1.png", "lone.jpeg", "c/Upper.jpg", "c/upper.jpg"]
+NAMES = [
+    "a/1.jpg",
+    "a/2.JPG",
+    "b/1.jpg",
+    "b/thé.png",
+    "c/d/img.v1.png",
+    "lone.jpeg",
+    "c/Upper.jpg",
+    "c/upper.jpg",
+    "c/g.jpg",
+]
 
 
 @pytest.mark.parametrize(
@@ -18,6 +28,7 @@ NAMES = ["a/1.jpg", "a/2.JPG", "b/1.jpg", "b/thé.png", "c/d/img.v1.png", "lone.
         ("b/the\u0301.png", 3), ("thé", 3), ("img.v1", 4), ("d/img.v1.png", 4), ("d/img.v1", 4), ("img", NONE),
         ("photos/a/1.jpg", 0), ("/data/photos/b/1", 2), ("lone.jpeg", 5), ("lone.png", NONE), ("x/lone.jpeg", 5),
         ("Upper.jpg", 6), ("upper", 7), ("UPPER", SEVERAL), ("z/2.JPG", NONE), ("1.jpg/a", NONE), ("/", NONE),
+        ("g", 8), ("c/g", 8), ("G.JPG", 8), ("photos/c/g", 8), ("jpg", NONE), (".jpg", NONE),
     ],
 )  # fmt: skip
 def test_paths_and_file_names_with_and_without_suffix(value: str, expected: int) -> None:
