@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sslrun.base.errors import UserError
-from sslrun.base.text import counted
+from sslrun.base.text import counted, listed
 from sslrun.data.tree import normalized
 
 KEY = "dataset.groups"
@@ -125,8 +125,7 @@ def held_out(labels: np.ndarray, groups: Sequence[str] | np.ndarray, targets: di
 def not_held_out(labels: np.ndarray, rows: np.ndarray, class_names: Sequence[str]) -> str:
     """Return the first names of the classes of which none of these rows is, and the number of further ones."""
     without = [class_names[c] for c in sorted(set(labels.tolist()) - set(labels[rows].tolist()))]
-    more = f" and {len(without) - FIRST} more" if len(without) > FIRST else ""
-    return ", ".join(without[:FIRST]) + more
+    return listed(without, FIRST)
 
 
 def group_folds(labels: np.ndarray, groups: np.ndarray, n: int, seed: int) -> list[np.ndarray]:

@@ -3,12 +3,11 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from sslrun.base.text import counted
+from sslrun.base.text import counted, listed
 from sslrun.data.decode import EXTRAS, is_image, relative
 
 # Folders that operating systems, network storage and tools create, lower case; hidden folders are skipped, too.
@@ -93,14 +92,14 @@ class Tree:
 
     def closed(self) -> list[str]:
         """Return a line about the folders that cannot be opened, if there are any."""
-        named = ", ".join(f"{path} ({reason})" for path, reason in self.unreadable[:FIRST]) + _more(self.unreadable)
+        named = listed([f"{path} ({reason})" for path, reason in self.unreadable], FIRST)
         return [f"{counted(len(self.unreadable), 'folder')} cannot be opened: {named}"] if self.unreadable else []
 
     def left_out(self) -> list[str]:
         """Return a line each about the files of other formats and the system folders that were left out."""
         others, lines = self.others(), []
         if others:
-            named = ", ".join(f"{n:,} {suffix}" for suffix, n in others.most_common(FIRST)) + _more(list(others))
+            named = listed([f"{n:,} {suffix}" for suffix, n in others.items()], FIRST)
             convertible = sorted({EXTRAS[s] for s in others if s in EXTRAS})
             hint = f"; {', '.join(convertible)}" if convertible else ""
             lines.append(f"{counted(others.total(), 'file')} of other formats: {named}{hint}")
@@ -108,10 +107,6 @@ class Tree:
             named = ", ".join(dict.fromkeys(os.path.basename(p) for p in self.system))
             lines.append(f"{counted(len(self.system), 'system folder')}: {named}")
         return lines
-
-
-def _more(found: Sequence[Any]) -> str:
-    return f" and {len(found) - FIRST} more" if len(found) > FIRST else ""
 
 
 def normalized(name: str) -> str:

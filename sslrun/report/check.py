@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sslrun.base.output import new_table
-from sslrun.base.text import counted, duration, percent, small_percent
+from sslrun.base.text import counted, duration, listed, percent, small_percent
 from sslrun.data.decode import EXTRAS
 from sslrun.study.choice import MIN_VALIDATION
 
@@ -36,10 +36,6 @@ def findings(report: dict[str, Any]) -> list[Finding]:
     return sorted(result, key=lambda f: ("error", "warning", "advice").index(f[0]))
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:MAX_LISTED]) + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
-
-
 def _files(report: dict[str, Any]) -> list[Finding]:
     out: list[Finding] = []
     options = report["options"]
@@ -47,7 +43,7 @@ def _files(report: dict[str, Any]) -> list[Finding]:
         bad = split["unreadable"]
         n = split["images"] + len(bad)
         if bad:
-            named = _listed([f"{b['file']} ({b['reason']})" for b in bad])
+            named = listed([f"{b['file']} ({b['reason']})" for b in bad], MAX_LISTED)
             many = len(bad) > options["max_bad_fraction"] * n
             limit = f", more than dataset.max_bad_fraction={options['max_bad_fraction']:g}" if many else ""
             text = f"{len(bad)} of {counted(n, 'image')} in {name} cannot be read{limit}: {named}"
@@ -70,7 +66,7 @@ def _files(report: dict[str, Any]) -> list[Finding]:
         named = ", ".join(f"{n} {s} ({EXTRAS[s]})" for s, n in others.items())
         out.append(("warning", f"images in formats that are not read: {named}"))
     if report["unreadable_folders"]:
-        out.append(("warning", f"folders that cannot be opened: {_listed(report['unreadable_folders'])}"))
+        out.append(("warning", f"folders that cannot be opened: {listed(report['unreadable_folders'], MAX_LISTED)}"))
     return out
 
 
@@ -105,7 +101,7 @@ def _duplicates(result: dict[str, Any]) -> list[Finding]:
         ("near", "advice", "near duplicates"),
     ]
     return [
-        (level, f"{text}: {counts[kind]}; first group: {_listed(result[kind][0])}")
+        (level, f"{text}: {counts[kind]}; first group: {listed(result[kind][0], MAX_LISTED)}")
         for kind, level, text in kinds
         if result[kind]
     ]
@@ -122,7 +118,7 @@ def _groups(result: dict[str, Any] | None) -> list[Finding]:
     both = result["train_and_test"]
     out: list[Finding] = [("advice", f"dataset.groups: {counted(result['groups'], 'group')}; {largest}")]
     if both:
-        out.append(("warning", f"groups in both training and test: {len(both)}, such as {_listed(both)}"))
+        out.append(("warning", f"groups in both training and test: {len(both)}, such as {listed(both, MAX_LISTED)}"))
     return out
 
 
@@ -137,11 +133,11 @@ def _labels(report: dict[str, Any]) -> list[Finding]:
         out.append(
             (
                 "error",
-                f"classes too small for a validation split: {_listed(result['too_few_for_validation'])}; "
+                f"classes too small for a validation split: {listed(result['too_few_for_validation'], MAX_LISTED)}; "
                 "add images, or set dataset.val_fraction=0 to train without validation",
             )
         )
-    few = _listed([f"{name} ({n})" for name, n in result["too_few"].items()])
+    few = listed([f"{name} ({n})" for name, n in result["too_few"].items()], MAX_LISTED)
     if few and result["labels_per_class"]:
         out.append(
             (
