@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from sslrun.base.errors import UserError
 from sslrun.base.text import counted
 from sslrun.data.decode import relative
-from sslrun.data.label_file import Role, file_of_labels, find_label_file, read_labels, refuse_unique
+from sslrun.data.label_file import FileLabels, Role, file_of_labels, find_label_file, read_labels, refuse_unique
 from sslrun.data.layout import FIRST, TEST, TRAIN, UNLABELED, VAL, Layout, Part
 from sslrun.data.tree import Folder, normalized
 
@@ -62,13 +63,32 @@ def given_labels(
         )
     if file is None:
         return None
-    found = read_labels(file, names, columns, folder, groups)
-    layout.notes = found.notes  # those on the folders may be wrong now
+    stat = file.stat()
+    given = tuple(sorted(columns.items())) if columns else ()
+    found = _read_once(file, (stat.st_mtime_ns, stat.st_size), tuple(names), given, folder, groups)
+    layout.notes = [*found.notes]  # those on the folders may be wrong now
     out = _laid_out(paths, found.labels, found.splits, layout, top.path)
     out.label_file, out.labels_from = file, f"{file} ({found.summary})"
     if found.groups:
         out.groups = {p: group for p, group in zip(paths, found.groups, strict=True) if group is not None}
     return out
+
+
+@lru_cache(maxsize=1)
+def _read_once(
+    file: Path,
+    stamp: tuple[int, int],
+    names: tuple[str, ...],
+    columns: tuple[tuple[Role, str | int], ...],
+    top: Path,
+    groups: str | None,
+) -> FileLabels:
+    """Read a label file, once for all splits of a data set.
+
+    Args:
+        stamp: modification time and size of the file.
+    """
+    return read_labels(file, names, dict(columns), top, groups)
 
 
 def _by_pattern(names: Sequence[str], pattern: str, layout: Layout) -> list[str | None]:

@@ -8,7 +8,9 @@ import pytest
 
 from sslrun.base.console import start_logging
 from sslrun.base.errors import UserError
+from sslrun.data import label_layout
 from sslrun.data.dataset import listed
+from sslrun.data.label_file import read_labels
 from sslrun.data.sources.source import Listing
 from tests.helpers import folder_node
 
@@ -297,3 +299,24 @@ def test_groups_with_a_label_file_are_searched_below_the_folders_of_splits() -> 
     labels("file,label " + " ".join(f"{n},{'ab'[i // 2 % 2]}" for i, n in enumerate(names)))
     found = sides(groups=r"^(\d+)_")
     assert found == {"train": {"0", "1", "2", "3"}, "test": {"8", "9", "10", "11"}}
+
+
+def test_a_label_file_is_read_once_for_all_splits_and_again_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    images(*FLAT)
+    labels(f"file,label {ROWS}")
+    calls: list[Path] = []
+
+    def counted(path: Path, *given: Any) -> Any:
+        calls.append(path)
+        return read_labels(path, *given)
+
+    monkeypatch.setattr(label_layout, "read_labels", counted)
+    read("train")
+    read("test")
+    read("unlabeled")
+    assert len(calls) == 1
+    labels(f"file,label {ROWS.replace('0.jpg,a', '0.jpg,bb')}")
+    assert everything()["bb"] == ["0.jpg"]
+    images("new.jpg")
+    assert "new.jpg" in (read("unlabeled") or ())
+    assert len(calls) == 3
