@@ -199,12 +199,17 @@ def _root(values: Node, run: Node) -> None:
 
 
 def _labels(values: Node) -> None:
-    """Raise if a given label file does not exist."""
+    """Raise if a given label file does not exist, or the expression for labels is none."""
     node = values.get("dataset")
     labels, root = (node.get("labels"), node.get("root")) if isinstance(node, dict) else (None, None)
     in_root = isinstance(root, str) and isinstance(labels, str) and _exists(os.path.join(root, labels))
     if isinstance(labels, str) and isinstance(root, str) and not _exists(labels) and not in_root:
         raise UserError(f"dataset.labels={labels}: no such file in the working directory or in {root}")
+    if isinstance(node, dict) and isinstance(pattern := node.get("label_pattern"), str):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"dataset.label_pattern={pattern} is not a regular expression: {error}") from None
 
 
 def _new(command: str, values: Node) -> None:

@@ -62,7 +62,7 @@ class Finetune:
     backbone_rate: Positive
     freeze_batch_norm_below: Count
     label_smoothing: Fraction
-    balance: Balance | Literal["auto"]
+    balance: Literal["auto", Balance]
     device: Node
     optimizer: Node
     train: Node

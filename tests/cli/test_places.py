@@ -134,3 +134,10 @@ def test_regular_expressions_are_typed_as_they_are(pattern: str) -> None:
         assert plain(config)["dataset"]["groups"] == pattern
     quoted = ["dataset.groups='a.b'", 'dataset.groups="(a)"', "dataset.groups=null", "dataset.groups="]
     assert quoted_paths(quoted, False) == quoted
+
+
+def test_an_invalid_expression_for_labels_is_one_line_before_anything_is_read(cli: Cli) -> None:
+    Path("set").mkdir()
+    answer = cli("pretrain", "dataset=folder", "dataset.root=set", "dataset.label_pattern=(a")
+    assert answer.err.startswith("sslrun: dataset.label_pattern=(a is not a regular expression: missing )")
+    assert len(answer.lines()) == 1
