@@ -149,7 +149,7 @@ def main() -> None:
                 encoder.write_text(str(sslrun("pretrain", "pretext=simclr", *COMMON, *own).resolve()))
             init = "scratch" if initialization == "scratch" else encoder.read_text()
             result = measured(name, root, init, mode, seed, balance)
-            row = dict(zip(COLUMNS, (name, initialization, mode, str(seed), balance), strict=False))
+            row = {"data": name, "initialization": initialization, "mode": mode, "seed": str(seed), "balance": balance}
             row |= {k: f"{v:.4f}" for k, v in result.items()}
             rows.append(row)
             with args.rows.open("a", newline="") as file:
