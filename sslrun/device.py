@@ -129,6 +129,12 @@ class Device:
         return torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
 
 
+def in_float32(module: nn.Module, x: Tensor) -> Tensor:
+    """Apply a head to features in float32, outside autocast: its work is small, and bf16 would leave 8 bits."""
+    with torch.autocast(x.device.type, enabled=False):
+        return module(x.float())
+
+
 def kind(name: Literal["auto", "cpu", "cuda", "mps"]) -> Literal["cpu", "cuda", "mps"]:
     """Resolve `auto`; return other names unchanged."""
     if name == "auto":

@@ -69,24 +69,24 @@ class Encoder(nn.Module):
         return maps
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return features, `N x feature_dim`, of images, `N x 3 x H x W` in [0, 1]."""
+        """Return features, `N x feature_dim` in float32, of images, `N x 3 x H x W` in [0, 1]."""
         return pooled(self.maps(images), self.pooling)
 
 
 def pooled(maps: list[Tensor], pooling: Pooling) -> Tensor:
-    """Pool the feature maps of a backbone to features, `N x D`."""
+    """Pool the feature maps of a backbone to features, `N x D`, in float32: bf16 has 8 bits, a mean needs more."""
     return average(maps[-1]) if pooling == "average" else torch.cat([grid_average(m) for m in maps[-GRID_MAPS:]], 1)
 
 
 def average(features: Tensor) -> Tensor:
-    """Average a feature map, `N x C x H x W`, over its positions to `N x C`."""
-    return F.adaptive_avg_pool2d(features, 1).flatten(1)
+    """Average a feature map, `N x C x H x W`, over its positions to `N x C`, in float32."""
+    return features.mean((2, 3), dtype=torch.float32)
 
 
 def grid_average(features: Tensor) -> Tensor:
-    """Average a feature map, `N x C x H x W`, in 2 x 2 cells to `N x 4C`; a side of 1 px has one cell."""
+    """Average a feature map, `N x C x H x W`, in 2 x 2 cells to `N x 4C`, in float32; a side of 1 px has one cell."""
     sides = (min(GRID, features.shape[2]), min(GRID, features.shape[3]))
-    return F.adaptive_avg_pool2d(features, sides).flatten(1)
+    return F.adaptive_avg_pool2d(features.float(), sides).flatten(1)
 
 
 def _example_maps(backbone: nn.Module, image_size: int) -> list[Tensor]:

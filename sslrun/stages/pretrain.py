@@ -17,12 +17,12 @@ from sslrun.data.images import Images
 from sslrun.data.options import DatasetNode, describe
 from sslrun.data.statistics import normalization
 from sslrun.device import Device
-from sslrun.evaluation.validation import encoder_metrics
+from sslrun.evaluation.validation import encoder_metrics, evaluated_images, knn_images
 from sslrun.models.encoder import BackboneNode, Encoder, build_encoder
 from sslrun.report.training import curves_figure, sample_images, task_figures, views_figure
 from sslrun.runs.resume import CHECKPOINT
 from sslrun.runs.run import Run
-from sslrun.tasks.task import Task, TaskNode, build_task
+from sslrun.tasks.task import Task, TaskNode, build_task, views_per_image
 from sslrun.training.autotune import choose
 from sslrun.training.batches import Batches
 from sslrun.training.loop import fit
@@ -47,7 +47,7 @@ class Pretrain:
 
 
 def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
-    """Train a backbone on a pretext task, on the training split without validation, plus unlabeled images if given.
+    """Train a backbone on a pretext task, on all images of the training split, plus unlabeled images if given.
 
     Returns:
         Entries of the run's summary.
@@ -60,7 +60,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     if training.batch_size < SMALLEST_BATCH:
         raise UserError(f"train.batch_size: must be at least {SMALLEST_BATCH} to pretrain, found {training.batch_size}")
     device = build(settings.device)
-    data, val = load_train(settings.dataset)
+    data, given = load_train(settings.dataset)
     images, dataset = data.images, {**settings.dataset, "range": data.range}
     for extra in load_unlabeled(dataset, settings.unlabeled):
         images = images + extra.images
@@ -72,8 +72,14 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     mean, std = normalization(settings.dataset, data)
     encoder = build_encoder(settings.backbone, settings.dataset["image_size"], mean, std)
+    if not any(True for _ in encoder.parameters()):
+        name = short_name(settings.backbone["_target_"])
+        raise UserError(
+            f"backbone={name} has no weights to pretrain; use it with sslrun finetune init=scratch mode=probe"
+        )
     task = build_task(settings.pretext, encoder, settings.dataset["image_size"])
     views_figure(run, task, sample_images(images, settings.seed), settings.seed)
+    views = views_per_image(task, settings.dataset["image_size"])
     fastest = choose(device, settings.backbone, settings.dataset["image_size"], training.batch_size)
     config = run.resolve(device=settings.device | fastest, dataset=dataset)
     device.put(task)
@@ -83,9 +89,18 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     total = training.total_steps(len(on_device), quiet=False)
     batches = Batches(on_device, None, training.batch_size, total, settings.seed, device)
     optimizer = build_optimizer(settings.optimizer, task, training.learning_rate)
-    state = State(run, task, optimizer, device, {"stage": run.stage, "config": config}, "val/knn_accuracy")
+    state = State(run, task, optimizer, device, {"stage": run.stage, "config": config}, None)
     downstream = cast(Encoder, task.get_submodule(task.downstream))  # may be that of a teacher
-    metrics = partial(encoder_metrics, downstream, on_device, data, val, device)
+    knn = knn_images(data, given)
+    if knn is not None:
+        log.info(
+            "val knn accuracy: %s%s, by neighbors among %s. Their labels are only shown: they decide nothing.",
+            counted(len(knn[1]), "image"), " of val/" if given else "", counted(len(knn[0]), "training image"),
+        )  # fmt: skip
+    training = training.with_affordable_evaluations(
+        total * batches.size * views, evaluated_images(images, knn), quiet=False
+    )
+    metrics = partial(encoder_metrics, downstream, on_device, knn, device)
     result = fit(task, batches, optimizer, training, device, state, metrics)
     curves_figure(run)
     task_figures(run, task, sample_images(images, settings.seed), settings.seed, device)

@@ -129,6 +129,13 @@ def build_task(node: Node, encoder: Encoder, image_size: int) -> Task:
     return task
 
 
+def views_per_image(task: Task, image_size: int) -> int:
+    """Return how many views of each image a step trains on, as far as the task, on the CPU, shows them; at least 1."""
+    images = torch.zeros(TRIAL_BATCHES[1], 3, image_size, image_size)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        return max(1, len(task.views(images, Rng(torch.Generator().manual_seed(0)))))
+
+
 def _check_methods(task: Task, contract: Contract) -> None:
     """Check a task without running it."""
     for name, arguments in METHODS.items():

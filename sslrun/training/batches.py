@@ -13,7 +13,6 @@ from sslrun.augment import ORDER, VIEWS, Rng, generator
 from sslrun.data.balance import balanced_order
 from sslrun.data.images import Images
 from sslrun.device import Device
-from sslrun.training.settings import batches_per_epoch
 
 
 class Step(NamedTuple):
@@ -23,7 +22,7 @@ class Step(NamedTuple):
         step: number of the step, from 0.
         batch: `images`, `N x 3 x S x S`, floats in [0, 1], and `labels`, N, if there are any; on the device.
         rng: random numbers for the views.
-        images: N.
+        images: N, the same in every step.
     """
 
     step: int
@@ -33,17 +32,20 @@ class Step(NamedTuple):
 
 
 class Batches:
-    """Batches of nearly equal size. They depend only on (seed, epoch, step).
+    """Batches of one size, from a stream of images. They depend only on (seed, step).
+
+    The stream has the images of the first epoch in random order, then those of the second, and so on: a batch may have
+    images of two epochs.
 
     Args:
         images: `N x 3 x S x S`, uint8, on any device.
         labels: N, or None.
-        batch_size: maximum.
+        batch_size: images per batch; all images, if there are fewer.
         total: number of steps of the whole training.
         balanced: draw an epoch's images by `balanced_order`, instead of every image once per epoch; needs labels.
 
     Attributes:
-        per_epoch: number of batches per epoch.
+        size: number of images of every batch.
     """
 
     def __init__(
@@ -58,7 +60,11 @@ class Batches:
     ) -> None:
         self.images, self.labels, self.total, self.seed, self.device = images, labels, total, seed, device
         self._balanced_by = labels.cpu() if balanced and labels is not None else None
-        self.per_epoch = batches_per_epoch(len(images), batch_size)
+        self.size = min(batch_size, len(images))
+
+    def epochs(self, steps: int) -> float:
+        """Return the number of epochs after this many steps."""
+        return steps * self.size / len(self.images)
 
     def after(self, done: int) -> Iterator[Step]:
         """Yield the steps after the first `done`. The next batch is prefetched in a thread during each step."""
@@ -69,23 +75,26 @@ class Batches:
                 prefetched.extend(itertools.islice(submitted, 1))
                 rows, pixels = prefetched.popleft().result()
                 batch = batch_of(pixels, self.labels, rows, self.device)
-                rng = Rng(generator(self.seed, VIEWS, *divmod(step, self.per_epoch)))
+                rng = Rng(generator(self.seed, VIEWS, step))
                 yield Step(step, batch, rng, len(rows))
 
     def _rows(self, done: int) -> Iterator[Tensor]:
         """Yield the rows of every step after the first `done`."""
-        epoch, i = divmod(done, self.per_epoch)
-        rows = itertools.chain.from_iterable(map(self._order, itertools.count(epoch)))
-        return itertools.islice(rows, i, i + self.total - done)
+        epoch, used = divmod(done * self.size, len(self.images))
+        rows = self._order(epoch)[used:]
+        for _ in range(done, self.total):
+            if len(rows) < self.size:
+                epoch += 1
+                rows = torch.cat([rows, self._order(epoch)])
+            yield rows[: self.size]
+            rows = rows[self.size :]
 
-    def _order(self, epoch: int) -> tuple[Tensor, ...]:
-        """Return the rows of every batch of an epoch."""
+    def _order(self, epoch: int) -> Tensor:
+        """Return the rows of an epoch, in their order."""
         numbers = generator(self.seed, ORDER, epoch)
-        if self._balanced_by is None:
-            order = torch.randperm(len(self.images), generator=numbers)
-        else:
-            order = balanced_order(self._balanced_by, numbers)
-        return order.tensor_split(self.per_epoch)
+        if self._balanced_by is not None:
+            return balanced_order(self._balanced_by, numbers)
+        return torch.randperm(len(self.images), generator=numbers)
 
     def _gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         return rows, self.images[rows]

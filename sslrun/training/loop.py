@@ -9,6 +9,7 @@ from sslrun.base import signals
 from sslrun.base.console import log, progress
 from sslrun.base.errors import UserError
 from sslrun.device import Device
+from sslrun.runs.find import has_checkpoint
 from sslrun.tasks.task import Task
 from sslrun.training.batches import Batches, Step
 from sslrun.training.settings import Training
@@ -39,18 +40,18 @@ def fit(
         Stopped: on a signal, after the state of the last complete step has been saved.
     """
     run, window, total, stops = state.run, state.window, batches.total, training.evaluated_after(batches.total)
-    start = state.restore() if run.resumed else 0
+    resumed = run.resumed and has_checkpoint(run.directory)
+    start = state.restore() if resumed else 0
     if start > total:
         raise UserError(f"cannot end after {total} steps: {start} steps are done already")
     run.keep_changes()
     if start == total:
         log.info("Nothing to do: all %d steps are done. To train longer, set train.steps or train.epochs", total)
-    if not run.resumed:
+    if not resumed:
         state.evaluated(0, _evaluate(task, evaluate))
 
-    per_step = len(batches.images) / batches.per_epoch
     with (
-        progress(f"{run.stage} step", total, "images", start, per_step) as advance,
+        progress(f"{run.stage} step", total, "images", start, batches.size) as advance,
         signals.deferred(),
     ):
         window.start_clock()
@@ -61,17 +62,19 @@ def fit(
             advance(1, window.note)
             done = step.step + 1
             if done % training.log_every == 0 or done in stops:
-                row = state.log(done, done / batches.per_epoch)
+                row = state.log(done, batches.epochs(done))
             also = f"step_{done:06d}.pt" if training.kept_after(done) else None
             stop = signals.stop_requested()
             if done in stops:
-                state.evaluated(done, _evaluate(task, evaluate), also)
-                log.info("step %d/%d %s", done, total, formatted(row | state.metrics))
+                metrics = _evaluate(task, evaluate)
+                state.evaluated(done, metrics, also)
+                log.info("step %d/%d %s", done, total, formatted(row | metrics))
             elif also or stop or state.minutes() > training.save_minutes:
                 state.save(done, also)
             if stop:
                 signals.check()
     signals.check()
+    state.finished(total)
     return state.summary()
 
 

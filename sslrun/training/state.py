@@ -19,6 +19,15 @@ from sslrun.runs.resume import differing_keys
 from sslrun.runs.run import Run
 from sslrun.tasks.task import Task
 
+HIDDEN = (
+    "learning_rate",
+    "epoch",
+    "images_per_second",
+    "images",
+    "confidence_certified",
+    "confidence_correct",
+    "confidence_accepted",
+)  # from the lines of the log
 EXPLODED = 2.0  # a warning is logged if the loss rises by this multiple of its first value
 
 
@@ -108,7 +117,7 @@ def diverged(what: str, step: int, rate: float, run: Run) -> UserError:
 
 def formatted(row: dict[str, float]) -> str:
     """Format a row of metrics for people, with the names of training and validation metrics in full."""
-    shown = [metric(k, v) for k, v in row.items() if k not in ("learning_rate", "epoch", "images_per_second")]
+    shown = [metric(k, v) for k, v in row.items() if not k.endswith(HIDDEN)]
     speed = [f"{row['images_per_second']:,.0f} images/s"] if "images_per_second" in row else []
     return "  ".join([*shown, *speed])
 
@@ -118,10 +127,12 @@ class State:
 
     Args:
         keep: entries for every checkpoint.
-        monitor: metric whose highest value determines `best.pt`; if it is missing, the last state is the best.
+        monitor: metric whose highest value determines `best.pt`; where it is not measured, the last state is the best.
+            With None nothing is chosen: `best.pt` is the state after the last step, and written only then.
+        metrics: known before the training.
 
     Attributes:
-        metrics: metrics of the last evaluation.
+        metrics: metrics of the last evaluation, or those known before.
         best: highest value of `monitor`, and its step.
     """
 
@@ -132,12 +143,13 @@ class State:
         optimizer: torch.optim.Optimizer,
         device: Device,
         keep: dict[str, Any],
-        monitor: str,
+        monitor: str | None,
+        metrics: dict[str, float] | None = None,
     ) -> None:
         self.run, self.task, self.optimizer, self.device = run, task, optimizer, device
         self.keep, self.monitor, self.window = keep, monitor, Window()
         self.best: tuple[float, int] = (-math.inf, 0)
-        self.metrics: dict[str, float] = {}
+        self.metrics = metrics or {}
         self._saved_at = time.monotonic()
 
     def log(self, steps: int, epochs: float) -> dict[str, float]:
@@ -156,13 +168,22 @@ class State:
 
     def evaluated(self, step: int, metrics: dict[str, float], also: str | None = None) -> None:
         """Log an evaluation and save `last.pt`, and `best.pt` if the score is at least the best so far."""
-        self.metrics = metrics
+        self.metrics = metrics or self.metrics
         self.run.log.scalars(step, metrics)
-        value = metrics.get(self.monitor, float(step))
-        if value >= self.best[0]:
-            self.best = (value, step)
-            checkpoint.save(self.run.directory / BEST, self._content(step))
+        if self.monitor is not None:
+            value = metrics.get(self.monitor, float(step))
+            if value >= self.best[0]:
+                self._keep_best(value, step)
         self.save(step, also)
+
+    def finished(self, step: int) -> None:
+        """Save `best.pt` after the last step if nothing is chosen."""
+        if self.monitor is None:
+            self._keep_best(float(step), step)
+
+    def _keep_best(self, value: float, step: int) -> None:
+        self.best = (value, step)
+        checkpoint.save(self.run.directory / BEST, self._content(step))
 
     def save(self, step: int, also: str | None = None) -> None:
         """Save the state after this many steps as `last.pt`, and under the name `also`, if given."""

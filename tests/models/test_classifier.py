@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from sslrun.models.classifier import Classifier, KNNClassifier, knn_probabilities
 from tests.helpers import small_encoder
@@ -58,3 +59,12 @@ def test_classifiers_give_the_probabilities_of_their_features() -> None:
     knn.labels.copy_(torch.arange(40) % 3)
     assert torch.allclose(knn.probabilities(images), knn_probabilities(features, knn.bank, knn.labels, 3), atol=1e-6)
     assert {"bank", "labels"} <= knn.state_dict().keys()
+
+
+def test_logits_are_float32_when_the_network_is_bf16(pieces: Tensor) -> None:
+    classifier = Classifier(small_encoder(), 3).eval()
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            features, found = classifier.encoder(pieces), classifier.probabilities(pieces)
+        expected = classifier.head(features).softmax(1)
+    assert torch.equal(found, expected)

@@ -11,7 +11,7 @@ from sslrun.base.errors import UserError
 from sslrun.config.build import build
 from sslrun.config.compose import compose_nodes
 from sslrun.models.backbones.smallcnn import smallcnn
-from sslrun.models.encoder import Encoder, build_encoder
+from sslrun.models.encoder import Encoder, build_encoder, pooled
 from tests.helpers import BACKBONES, encoder_of
 
 
@@ -191,3 +191,19 @@ def test_maps_of_another_batch_or_order_are_refused(shapes: list[tuple[int, ...]
     with pytest.raises(UserError, match=words):
         Encoder(Given(*shapes), [0.5] * 3, [0.5] * 3)
     Encoder(Given((2, 4, 8, 8), (2, 4, 8, 8), (2, 6, 1, 1)), [0.5] * 3, [0.5] * 3)  # equal sides are fine to coarse
+
+
+def eight_bits(x: Tensor) -> bool:
+    return torch.equal(x, x.bfloat16().float())
+
+
+@pytest.mark.parametrize("pooling", ["average", "grid"])
+def test_features_are_float32_when_the_maps_are_bf16(pooling: Any, pieces: Tensor) -> None:
+    encoder = encoder_of("smallcnn", 32)
+    encoder.pooling = pooling
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        maps, features = encoder.maps(pieces), encoder(pieces)
+    assert {m.dtype for m in maps} == {torch.bfloat16}
+    assert features.dtype == torch.float32
+    assert not eight_bits(features)
+    torch.testing.assert_close(features, pooled([m.float() for m in maps], pooling), rtol=1e-6, atol=1e-7)

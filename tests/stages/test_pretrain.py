@@ -14,7 +14,8 @@ from sslrun.data.options import describe
 from sslrun.models.encoder import Encoder
 from sslrun.runs import checkpoint
 from sslrun.stages import pretrain
-from tests.helpers import DIGITS, QUICK, REPOSITORY, TINY, Cli, folder_node, runs, summary
+from sslrun.training import settings
+from tests.helpers import DIGITS, PRETRAIN, QUICK, REPOSITORY, TINY, Cli, folder_node, runs, summary
 
 
 def test_case_53_permuted_labels_leave_pretrained_weights_unchanged(cli: Cli) -> None:
@@ -54,7 +55,7 @@ def test_unlabeled_images_are_added_to_pretraining(cli: Cli, photos: Path) -> No
     assert b == a + 30
     result, content = summary(runs("pretrain")[0]), checkpoint.load(runs("pretrain")[0] / "last.pt")
     own, _ = load_train(result["config"]["dataset"])
-    assert result["images"] == len(own) == 44
+    assert result["images"] == len(own) == 48
     assert result["data_fingerprint"] == own.images.fingerprint().hexdigest()[:16]
     assert (result["pretext"], result["backbone"]) == ("simclr", "smallcnn")
     assert result["dataset"] == describe(result["config"]["dataset"])
@@ -114,7 +115,7 @@ def test_three_tasks_times_three_backbones_pretrain_and_finetune(
     assert cli("evaluate", *steps[2:]).code == 0
 
 
-def test_the_knn_accuracy_is_measured_on_validation(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretraining_has_all_images_and_the_knn_accuracy_some(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[Any, ...]] = []
 
     def fit(*arguments: Any) -> None:
@@ -123,8 +124,17 @@ def test_the_knn_accuracy_is_measured_on_validation(cli: Cli, monkeypatch: pytes
 
     monkeypatch.setattr(pretrain, "fit", fit)
     cli("pretrain", *DIGITS, "train.steps=2")
-    ((encoder, images, data, val, _),) = given
-    assert len(data.names) + len(val.names) == 120
-    assert not set(data.names) & set(val.names)
-    assert len(images) == len(data.names)
+    ((encoder, images, (bank, queries), _),) = given
+    assert len(images) == len(bank) + len(queries) == 120
+    assert len(queries) == 24
+    assert not set(bank.names) & set(queries.names)
     assert isinstance(encoder, Encoder)
+
+
+def test_a_short_training_is_evaluated_less_often(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 steps of two views of 32 images, and evaluations of 120 + 120 images at a third of the cost."""
+    monkeypatch.setattr(settings, "EVALUATION_SHARE", 0.3)
+    answer = cli(*PRETRAIN, "train.evaluations=20")
+    assert "Evaluations: 4 instead of train.evaluations=20; more would take over a tenth of the training." in answer.err
+    assert answer.err.count("step 24/24") == 1
+    assert len([line for line in answer.lines() if line.startswith("step ")]) == 4

@@ -11,7 +11,7 @@ from sslrun.augment import Rng
 from sslrun.base.errors import UserError
 from sslrun.models.encoder import Encoder
 from sslrun.tasks import task as task_module
-from sslrun.tasks.task import HOOKS, Task, build_task
+from sslrun.tasks.task import HOOKS, Task, build_task, views_per_image
 from tests.helpers import IDENTITY, make_task, rng, small_encoder
 
 TASKS = ("rotation", "simclr", "jigsaw")
@@ -43,6 +43,24 @@ def test_case_60_every_task_learns_one_batch(name: str, pieces: Tensor) -> None:
 def test_the_loss_depends_only_on_the_given_random_numbers(name: str, pieces: Tensor) -> None:
     losses = [float(make_task(name).eval()({"images": pieces}, rng(s))["loss"].detach()) for s in (1, 1, 2)]
     assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize(("name", "head"), [("rotation", "head"), ("jigsaw", "head"), ("simclr", "projector")])
+def test_heads_compute_in_float32_outside_autocast(name: str, head: str, pieces: Tensor) -> None:
+    task, seen = make_task(name), []
+    task.get_submodule(head).register_forward_hook(lambda module, inputs, out: seen.append(out.detach()))
+    with torch.autocast("cpu", torch.bfloat16):
+        task({"images": pieces}, rng())
+    (logits,) = seen
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
+@pytest.mark.parametrize(("name", "views"), [("rotation", 4), ("jigsaw", 1), ("simclr", 2)])
+def test_the_number_of_views_per_image(name: str, views: int) -> None:
+    task, before = make_task(name), torch.random.get_rng_state()
+    assert views_per_image(task, 32) == views
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -9,22 +9,41 @@ from torch import Tensor
 
 from sslrun.base import signals
 from sslrun.training.batches import Batches
-from tests.helpers import CPU, MeanTask, ramp, train
+from tests.helpers import CPU, MeanTask, metric_rows, ramp, train
 
 
-def test_an_epoch_has_every_image_once_in_batches_of_nearly_equal_size() -> None:
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize(("n", "size"), [(27, 8), (25, 8), (24, 8), (5, 8), (9, 8), (8, 8), (15, 2)])
+def test_every_batch_has_one_size_and_each_epoch_of_the_stream_every_image_once(
+    n: int, size: int, balanced: bool
+) -> None:
+    labels, total = torch.arange(n) // 2, 3 * -(-n // size) + 1
+    batches = list(Batches(ramp(n), labels, size, total, 5, CPU, balanced).after(0))
+    assert {len(s.batch["images"]) for s in batches} == {s.images for s in batches} == {min(n, size)}
+    stream = torch.cat([(s.batch["images"][:, 0, 0, 0] * 255).round().long() for s in batches])
+    epochs = [e.tolist() for e in stream.split(n) if len(e) == n]
+    assert len(epochs) >= 3
+    assert n < 8 or epochs[0] != epochs[1] != epochs[2]
+    for epoch in epochs:
+        if balanced:
+            of_classes = (torch.tensor(epoch) // 2).bincount()
+            assert of_classes.max() - of_classes.min() <= 1
+        else:
+            assert sorted(epoch) == list(range(n))
+
+
+def test_a_training_of_some_epochs_ends_with_the_step_that_completes_the_last() -> None:
     model = MeanTask()
-    train(model, ramp(27), "a", epochs=2, steps=None)
-    assert [len(s) for s in model.seen] == [7, 7, 7, 6] * 2
-    for epoch in (model.seen[:4], model.seen[4:]):
-        assert sorted(torch.cat(epoch).tolist()) == list(range(27))
-    assert torch.cat(model.seen[:4]).tolist() != torch.cat(model.seen[4:]).tolist()
+    train(model, ramp(27), "a", epochs=3, steps=None, log_every=3)
+    assert [len(s) for s in model.seen] == [8] * 11  # 81 images, and 7 of the fourth epoch
+    rows = [r for r in metric_rows("a") if "epoch" in r]
+    assert {r["step"]: r["epoch"] for r in rows}.items() >= {3: 0.888889, 9: 2.666667, 11: 3.259259}.items()
 
 
 @pytest.mark.parametrize("done", [0, 1, 3, 4, 7, 9, 10])
 @pytest.mark.parametrize("balanced", [False, True])
 def test_batches_after_some_steps_equal_those_of_an_uninterrupted_training(done: int, balanced: bool) -> None:
-    """Rows, labels and random numbers, with 4 steps an epoch. Only the needed batches are gathered."""
+    """Rows, labels and random numbers, in batches of 8 of 27 images. Only the needed batches are gathered."""
     images, gathered = ramp(27), 0
     labels = torch.arange(27).clamp(max=3) if balanced else torch.arange(27)
 
@@ -39,7 +58,6 @@ def test_batches_after_some_steps_equal_those_of_an_uninterrupted_training(done:
 
     def seen(after: int) -> list[tuple[int, list[int], list[int], float, int]]:
         batches = Batches(Counted(), labels, 8, 10, 5, CPU, balanced)  # type: ignore[arg-type]
-        assert batches.per_epoch == 4
         return [
             (s.step, (s.batch["images"][:, 0, 0, 0] * 255).round().tolist(), s.batch["labels"].tolist(),
              float(s.rng.rand()), s.images) for s in batches.after(after)
@@ -48,9 +66,8 @@ def test_batches_after_some_steps_equal_those_of_an_uninterrupted_training(done:
     everything = seen(0)
     assert [s[0] for s in everything] == list(range(10))
     assert all([min(r, 3 if balanced else r) for r in s[1]] == s[2] and len(s[1]) == s[4] for s in everything)
-    assert sorted([k for s in everything[:4] for k in s[2]].count(c) for c in range(4)) == [
-        *([6, 7, 7, 7] if balanced else [1] * 4)
-    ]
+    first = [k for s in everything for k in s[2]][:27]
+    assert sorted(first.count(c) for c in range(4)) == ([6, 7, 7, 7] if balanced else [1] * 4)
     assert len({s[3] for s in everything}) == 10
     gathered = 0
     assert seen(done) == everything[done:]

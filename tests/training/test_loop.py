@@ -78,7 +78,7 @@ def test_rows_name_training_and_validation_apart_and_progress_counts_steps(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console, "PLAIN_EVERY", 0.0)
-    answer = cli(*FINETUNE)
+    answer = cli(*FINETUNE, "validation=extra")
     assert answer.code == 0, answer.err
     (row,) = re.findall(r"^step 24/24 (.*)", answer.err, re.M)
     names = re.split(r" [\d.,e+-]+(?: %|)(?:  |$)", row)

@@ -28,15 +28,37 @@ from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.tasks.task import Task
 from sslrun.training.optimizers import build_optimizer
 from sslrun.training.state import State, Window, formatted
-from tests.helpers import IDENTITY, SGD, MeanTask, metric_rows, ramp, train
+from tests.helpers import IDENTITY, SGD, MeanTask, metric_rows, ramp, same, train
 from tests.training.fitting import PLAIN_SGD, Slope, device, fit_slope
 
 
-def test_case_63_a_smaller_batch_counts_by_its_size() -> None:
-    train(MeanTask(), ramp(27), "a", epochs=1, steps=None, evaluations=1, learning_rate=1e-9)
+def test_case_63_every_image_counts_once_in_the_means() -> None:
+    model = MeanTask()
+    train(model, ramp(27), "a", epochs=1, steps=None, evaluations=1, learning_rate=1e-9)
     row = next(r for r in metric_rows("a") if "train/sizes" in r)
-    assert row["train/sizes"] == pytest.approx((3 * 7 * 7 + 6 * 6) / 27, abs=1e-5)
-    assert row["train/loss"] == pytest.approx(float((torch.arange(27) / 255).pow(2).mean()), abs=1e-5)
+    assert row["train/sizes"] == 8
+    assert row["train/loss"] == pytest.approx(float((torch.cat(model.seen) / 255).pow(2).mean()), abs=1e-5)
+
+
+def test_without_a_monitor_the_best_state_is_the_last_and_saved_at_the_end() -> None:
+    class Stops(MeanTask):
+        def after_step(self, step: int, total: int) -> None:
+            if step == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    scores = iter([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    keys: dict[str, Any] = {"steps": 8, "evaluations": 4, "evaluate": lambda: {"val/accuracy": next(scores)}}
+    with signals.handled(), pytest.raises(signals.Stopped):
+        train(Stops(), ramp(32), "a", monitor=None, **keys)
+    assert not Path("a/best.pt").exists()
+    result = train(MeanTask(), ramp(32), "a", monitor=None, resumed=True, **keys)
+    best, last = (checkpoint.load(Path("a", name)) for name in ("best.pt", "last.pt"))
+    assert result["best/step"] == best["step"] == last["step"] == 8
+    assert same(best["model"], last["model"])
+    assert best["metrics"] == last["metrics"]
+    Path("a/best.pt").unlink()  # killed just before it was saved
+    train(MeanTask(), ramp(32), "a", monitor=None, resumed=True, **keys)
+    assert checkpoint.load(Path("a/best.pt"))["step"] == 8
 
 
 class Teacher(Task):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sslrun.augment import Augment, Rng
 from sslrun.data.balance import log_priors
+from sslrun.device import in_float32
 from sslrun.models.classifier import Classifier
 from sslrun.tasks.task import Task
 
@@ -76,7 +77,7 @@ class Finetuning(Task):
         images = self.augment(batch["images"], rng)
         with torch.set_grad_enabled(not self.frozen and torch.is_grad_enabled()):
             features = self.classifier.encoder(images)
-        logits = self.classifier.head(features).float()
+        logits = in_float32(self.classifier.head, features)
         return {
             "loss": self._loss(logits, batch["labels"]),
             "accuracy": (logits.argmax(1) == batch["labels"]).float().mean(),

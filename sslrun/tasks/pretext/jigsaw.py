@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sslrun.augment import Augment, Rng
 from sslrun.config.types import Node, PositiveInt, Share
+from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
 from sslrun.tasks.task import Task
 
@@ -92,7 +93,7 @@ class Jigsaw(Task):
         """Return the cross-entropy and the accuracy of the predicted permutations."""
         tiles, which = self.shuffled(batch["images"], rng)
         features = self.encoder(tiles.flatten(0, 1)).view(len(tiles), -1)
-        logits = self.head(features).float()
+        logits = in_float32(self.head, features)
         return {
             "loss": F.cross_entropy(logits, which),
             "pretext_accuracy": (logits.argmax(1) == which).float().mean(),

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sslrun.augment import Augment, Rng
 from sslrun.config.types import Node, PositiveInt, Share
+from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
 from sslrun.tasks.task import Task
 
@@ -63,7 +64,7 @@ class Rotation(Task):
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         """Return the cross-entropy and the accuracy of the predicted rotations."""
         images, rotations = self.rotated(batch["images"], rng)
-        logits = self.head(self.encoder(images)).float()
+        logits = in_float32(self.head, self.encoder(images))
         return {
             "loss": F.cross_entropy(logits, rotations),
             "pretext_accuracy": (logits.argmax(1) == rotations).float().mean(),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sslrun.augment import Augment, Rng
 from sslrun.config.types import Node, Positive, PositiveInt
+from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
 from sslrun.tasks.task import Task
 
@@ -58,7 +59,7 @@ class SimCLR(Task):
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         """Return the loss, and the fraction of views whose nearest neighbor is the other view of their image."""
         views = self.views(batch["images"], rng)
-        z = self.projector(self.encoder(torch.cat(list(views.values())))).float()
+        z = in_float32(self.projector, self.encoder(torch.cat(list(views.values()))))
         with torch.autocast(z.device.type, enabled=False):
             similarity = cosine(z)
             loss = self.loss(similarity, self.temperature)
