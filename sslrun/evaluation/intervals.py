@@ -2,26 +2,15 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 LEVEL = 0.95
-SAMPLES = 2000  # of the bootstrap
-
-
-def bootstrap_interval(values: np.ndarray) -> tuple[float, float] | None:
-    """Return the 95 % bootstrap interval of a mean (2,000 samples, percentiles), or None for fewer than two values."""
-    from scipy.stats import bootstrap
-
-    if len(values) < 2:
-        return None
-    result = bootstrap(
-        (values.astype(np.float64),), np.mean, n_resamples=SAMPLES, method="percentile", batch=50, rng=0
-    ).confidence_interval
-    return float(result.low), float(result.high)
+Z = 1.959963984540054  # quantile of the normal distribution for a two-sided interval of this level
+MIN_GROUPS = 10  # for an interval that considers groups
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
@@ -33,6 +22,64 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 
     result = binomtest(successes, n).proportion_ci(LEVEL, method="wilson")
     return float(result.low), float(result.high)
+
+
+def clopper_pearson_interval(successes: float, n: float) -> tuple[float, float]:
+    """Return the 95 % Clopper-Pearson (exact) interval of a proportion (Clopper & Pearson 1934).
+
+    Args:
+        successes, n: may be fractions, as of an effective number of images; `n` is positive.
+    """
+    from scipy.stats import beta
+
+    tail = (1 - LEVEL) / 2
+    low = float(beta.ppf(tail, successes, n - successes + 1)) if successes > 0 else 0.0
+    high = float(beta.ppf(1 - tail, successes + 1, n - successes)) if successes < n else 1.0
+    return low, high
+
+
+def effective_size(correct: np.ndarray, groups: np.ndarray) -> float | None:
+    """Return the number of independent images whose accuracy would be as uncertain as that of grouped ones.
+
+    The variance of the accuracy as a ratio of group sums is divided by that of independent images (the design effect,
+    Kish 1965), with a correction for few groups by Student's t. If all images are correct or none is, the groups cannot
+    show how alike their images are, and those of one group count as the same.
+
+    Args:
+        correct, groups: N booleans and N names; N is at least 1.
+
+    Returns:
+        At most N; None for fewer than ten groups.
+    """
+    from scipy.stats import t
+
+    names, group = np.unique(groups, return_inverse=True)
+    n, g, p = len(correct), len(names), float(correct.mean())
+    if g < MIN_GROUPS:
+        return None
+    images = np.bincount(group).astype(np.float64)
+    if 0 < p < 1:
+        sums = np.bincount(group, weights=correct)
+        variance = g / (g - 1) * float(((sums - p * images) ** 2).sum()) / n**2
+        effect = max(1.0, variance / (p * (1 - p) / n))
+    else:
+        effect = float((images**2).sum()) / n
+    return min(float(n), n / effect * (Z / float(t.ppf((1 + LEVEL) / 2, g - 1))) ** 2)
+
+
+def proportion_interval(correct: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float] | None:
+    """Return the 95 % CI of the share of N booleans that are true: an accuracy, recall or precision.
+
+    Returns:
+        Wilson's interval; with groups, that of Clopper and Pearson for the `effective_size`. None without values, and
+        for fewer than ten groups.
+    """
+    if not len(correct):
+        return None
+    if groups is None:
+        return wilson_interval(int(correct.sum()), len(correct))
+    n = effective_size(correct, groups)
+    return None if n is None else clopper_pearson_interval(float(correct.mean()) * n, n)
 
 
 def validation_excess(val_accuracy: float, validation: int, accuracy: float, images: int) -> dict[str, Any] | None:
@@ -53,27 +100,66 @@ def validation_excess(val_accuracy: float, validation: int, accuracy: float, ima
     return sides if low > high else None
 
 
-def paired_test(correct: np.ndarray, rival: np.ndarray) -> dict[str, Any]:
+def paired_test(correct: np.ndarray, rival: np.ndarray, groups: np.ndarray | None = None) -> dict[str, Any]:
     """Compare two classifiers on the same N images.
 
     Args:
         correct, rival: N booleans, whether each classifier's prediction is correct.
+        groups: N names of groups of dependent images.
 
     Returns:
-        `difference` of the accuracies and its 95 % bootstrap `interval` over images; `only_this` and `only_rival`, the
-        numbers of images that only one of the two classifies correctly; `p`, McNemar's exact test of these numbers.
+        `difference` of the accuracies and its 95 % `interval`; `only_this` and `only_rival`, the numbers of images that
+        only one of the two classifies correctly; `p` of `mcnemar_mid_p` and, with groups, their number `groups`, and
+        interval and p of a t test on the sums of the differences of each group: None if all sums are equal, as with one
+        group.
     """
-    from scipy.stats import binomtest
-
     only_this, only_rival = int((correct & ~rival).sum()), int((rival & ~correct).sum())
     differences = correct.astype(np.float64) - rival
-    return {
-        "difference": float(differences.mean()),
-        "interval": bootstrap_interval(differences),
-        "only_this": only_this,
-        "only_rival": only_rival,
-        "p": float(binomtest(only_this, only_this + only_rival).pvalue) if only_this + only_rival else 1.0,
-    }
+    result: dict[str, Any] = {
+        "difference": float(differences.mean()), "only_this": only_this, "only_rival": only_rival,
+    }  # fmt: skip
+    if groups is None:
+        interval = paired_interval(only_this, only_rival, len(correct))
+        return {**result, "groups": None, "interval": interval, "p": mcnemar_mid_p(only_this, only_rival)}
+    sums = np.bincount(np.unique(groups, return_inverse=True)[1], weights=differences)
+    if np.ptp(sums) == 0:
+        return {**result, "groups": len(sums), "interval": None, "p": None}
+    from scipy.stats import ttest_1samp
+
+    test = ttest_1samp(sums, 0)
+    ends = test.confidence_interval(LEVEL)
+    per_image = len(sums) / len(correct)
+    low, high = (float(np.clip(end * per_image, -1, 1)) for end in (ends.low, ends.high))
+    return {**result, "groups": len(sums), "interval": (low, high), "p": float(test.pvalue)}
+
+
+def mcnemar_mid_p(only_this: int, only_rival: int) -> float:
+    """Return the two-sided p-value of McNemar's mid-p test (Fagerland, Lydersen & Laake 2013).
+
+    Args:
+        only_this, only_rival: numbers of images that only one of two classifiers classifies correctly.
+    """
+    from scipy.stats import binom
+
+    n, fewer = only_this + only_rival, min(only_this, only_rival)
+    observed = float(binom.pmf(fewer, n, 0.5))
+    if only_this == only_rival:
+        return 1 - observed / 2 if n else 1.0
+    return 2 * float(binom.cdf(fewer, n, 0.5)) - observed
+
+
+def paired_interval(only_this: int, only_rival: int, n: int) -> tuple[float, float]:
+    """Return the 95 % CI of the difference of two accuracies on the same n images.
+
+    It is Wald's interval after adding one image to each of the two counts, and two to n (Bonett & Price 2012), so that
+    it has a width if the two classifiers agree on every image.
+
+    Args:
+        only_this, only_rival: numbers of images that only one of the two classifies correctly.
+    """
+    a, b = (only_this + 1) / (n + 2), (only_rival + 1) / (n + 2)
+    half = Z * math.sqrt((a + b - (a - b) ** 2) / (n + 2))
+    return max(-1.0, a - b - half), min(1.0, a - b + half)
 
 
 MIN_VALUES = 3  # for an interval: that of two values would be their mean +- 9 SD (Student's t)
@@ -99,10 +185,6 @@ class Interval:
         """Whether there are enough values for an interval."""
         return self.n >= MIN_VALUES
 
-    def excludes_zero(self) -> bool:
-        """Return whether the whole interval is on one side of 0."""
-        return self.low > 0 or self.high < 0
-
 
 def mean_interval(values: Sequence[float]) -> Interval:
     """Return the mean of independent values and its 95 % CI (Student's t).
@@ -121,16 +203,3 @@ def mean_interval(values: Sequence[float]) -> Interval:
         return Interval(mean, mean, mean, n)
     result = ttest_1samp(values, 0).confidence_interval(LEVEL)
     return Interval(mean, float(result.low), float(result.high), n)
-
-
-def paired(values: Mapping[str, float], baseline: Mapping[str, float]) -> Interval | None:
-    """Return the mean of the paired differences `values - baseline` and its 95 % CI.
-
-    Args:
-        values, baseline: accuracy by name of the label subset; subsets that only one of them has are ignored.
-
-    Returns:
-        None if they have no subset in common.
-    """
-    both = [values[k] - baseline[k] for k in values if k in baseline]
-    return mean_interval(both) if both else None

@@ -1,7 +1,6 @@
 """Metrics of features and of predictions."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.evaluation import calibration
-from sslrun.evaluation.intervals import wilson_interval
+from sslrun.evaluation.intervals import LEVEL, MIN_GROUPS, effective_size, proportion_interval
 
+TOP_5_CLASSES = 20  # with more, the top-5 accuracy is computed
+SAMPLES, CHUNK = 2000, 100  # of the bootstrap, and how many at once
+MANY_IMAGES = 10  # of every class: with fewer, the bootstrap is only approximate
 COLLAPSED_SPREAD = 0.05  # where 1 is a uniform distribution on the sphere
 COLLAPSED_RANK = 2.0
 
@@ -43,83 +45,160 @@ def has_collapsed(health: dict[str, float]) -> bool:
     return health["feature_spread"] < COLLAPSED_SPREAD or health["effective_rank"] < COLLAPSED_RANK
 
 
-def scored(probabilities: np.ndarray, labels: np.ndarray, class_names: list[str], temperature: float) -> dict[str, Any]:
+def scored(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    class_names: list[str],
+    temperature: float,
+    groups: np.ndarray | None = None,
+) -> dict[str, Any]:
     """Compute the metrics of `classification`, and those of the probabilities and their calibration.
 
     Args:
         probabilities: `N x classes`.
         labels: N.
         temperature: fitted on validation.
+        groups: N names of groups of dependent images.
 
     Returns:
-        Also `top5_accuracy` (with more than five classes), `nll` in nats, `ece` (15 bins), `reliability`, and the last
+        Also `top5_accuracy` (with more than 20 classes), `nll` in nats, `ece` (15 bins), `reliability`, and the last
         three after temperature scaling, with the suffix `_calibrated`.
     """
     from sklearn.metrics import top_k_accuracy_score
 
-    predicted = probabilities.argmax(1)
     result: dict[str, Any] = {}
     for suffix, p in (("", probabilities), ("_calibrated", calibration.tempered(probabilities, temperature))):
         result["nll" + suffix] = calibration.log_loss(p, labels)
         result["ece" + suffix] = calibration.calibration_error(p, labels)
         result["reliability" + suffix] = calibration.reliability(p, labels)
-    ids, many = range(len(class_names)), len(class_names) > 5
+    ids, many = range(len(class_names)), len(class_names) > TOP_5_CLASSES
     return {
-        **classification(labels, predicted, class_names),
+        **classification(labels, probabilities.argmax(1), class_names, groups),
         **({"top5_accuracy": float(top_k_accuracy_score(labels, probabilities, k=5, labels=ids))} if many else {}),
         "temperature": temperature,
         **result,
     }
 
 
-def classification(labels: Sequence[int] | np.ndarray, predicted: np.ndarray, class_names: list[str]) -> dict[str, Any]:
+def classification(
+    labels: np.ndarray, predicted: np.ndarray, class_names: list[str], groups: np.ndarray | None = None
+) -> dict[str, Any]:
     """Compute accuracy, precision, recall and F1 (macro average and per class), and the confusion matrix.
 
-    A class that is not in the labels has no recall and, if it is not predicted either, no precision and no F1: they
-    are None, and not part of the macro averages. If it is predicted, its precision and F1 are 0. The averages equal
-    those of scikit-learn's `precision_score`, `balanced_accuracy_score` and `f1_score`.
+    A class that is not in the labels has no recall and, if it is not predicted either, no F1; one that is not predicted
+    has no precision. They are None. Macro averages count a class that occurs in labels or predictions; there, no
+    precision counts as 0, as in scikit-learn's `precision_score`. The others equal `balanced_accuracy_score` and
+    `f1_score`.
 
     Args:
         labels, predicted: N class indices; N is at least 1.
+        groups: N names of groups of dependent images, which all intervals consider.
 
     Returns:
-        Also `accuracy_interval`, and `recall_low` and `recall_high` of each class (95 % CIs, Wilson).
+        `accuracy`, `precision_macro`, `balanced_accuracy` (the macro average of recall), `f1_macro`, `classes`,
+        `confusion_matrix`, and 95 % CIs, None where there is none: `accuracy_interval`, see `proportion_interval`,
+        `f1_macro_interval`, see `f1_interval`, and `low` and `high` of each class's precision and recall.
+        `f1_macro_approximate` is whether a class has fewer than ten images. With groups also their number, `groups`,
+        and `effective_images`, see `effective_size`.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     ids = list(range(len(class_names)))
     matrix = confusion_matrix(labels, predicted, labels=ids)
-    columns = precision_recall_fscore_support(labels, predicted, labels=ids, zero_division=0)[:3]
-    images, occurring = matrix.sum(1), matrix.sum(1) + matrix.sum(0) > 0
-    precision, recall, f1 = (
-        np.where(known, column, np.nan)
-        for column, known in zip(columns, (occurring, images > 0, occurring), strict=True)
-    )
+    precision, _, f1, _ = precision_recall_fscore_support(labels, predicted, labels=ids, zero_division=0)
+    images, guesses, correct = matrix.sum(1), matrix.sum(0), labels == predicted
     rows = []
     for k, name in enumerate(class_names):
-        low, high = wilson_interval(int(matrix[k, k]), int(images[k])) if images[k] else (None, None)
+        row: dict[str, Any] = {"class": name}
+        for metric, of_class in (("precision", predicted == k), ("recall", labels == k)):
+            of_groups = None if groups is None else groups[of_class]
+            low, high = proportion_interval(correct[of_class], of_groups) or (None, None)
+            value = float(correct[of_class].mean()) if of_class.any() else None
+            row |= {metric: value, f"{metric}_low": low, f"{metric}_high": high}
+        known = images[k] + guesses[k] > 0
         rows.append(
-            {
-                "class": name,
-                "precision": _none_if_nan(precision[k]),
-                "recall": _none_if_nan(recall[k]),
-                "recall_low": low,
-                "recall_high": high,
-                "f1": _none_if_nan(f1[k]),
-                "images": int(images[k]),
-            }
+            {**row, "f1": float(f1[k]) if known else None, "images": int(images[k]), "predicted": int(guesses[k])}
         )
-    correct, n = int(np.trace(matrix)), int(matrix.sum())
+    occurring = images + guesses > 0
     return {
-        "accuracy": correct / n,
-        "accuracy_interval": wilson_interval(correct, n),
-        "precision_macro": float(np.nanmean(precision)),
-        "recall_macro": float(np.nanmean(recall)),
-        "f1_macro": float(np.nanmean(f1)),
+        "accuracy": float(correct.mean()),
+        "accuracy_interval": proportion_interval(correct, groups),
+        **_grouped(correct, groups),
+        "precision_macro": float(precision[occurring].mean()),
+        "balanced_accuracy": float(np.mean([r["recall"] for r in rows if r["recall"] is not None])),
+        "f1_macro": float(f1[occurring].mean()),
+        "f1_macro_interval": f1_interval(labels, predicted, len(ids), groups),
+        "f1_macro_approximate": bool((images[images > 0] < MANY_IMAGES).any()),
         "classes": rows,
         "confusion_matrix": matrix.tolist(),
     }
 
 
-def _none_if_nan(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+def _grouped(correct: np.ndarray, groups: np.ndarray | None) -> dict[str, Any]:
+    if groups is None:
+        return {}
+    return {"groups": len(np.unique(groups)), "effective_images": effective_size(correct, groups)}
+
+
+def f1_interval(
+    labels: np.ndarray, predicted: np.ndarray, classes: int, groups: np.ndarray | None = None
+) -> tuple[float, float] | None:
+    """Return the 95 % bootstrap interval of the macro F1 (2,000 samples, percentiles).
+
+    Images are drawn within each class; with groups, whole groups are drawn.
+
+    Args:
+        labels, predicted: N class indices.
+        groups: N names.
+
+    Returns:
+        None if the samples do not differ, as when all predictions are correct, and for fewer than ten groups.
+    """
+    rng = np.random.default_rng(0)
+    if groups is None:
+        f1 = _f1_of_images(labels, predicted, classes, rng)
+    elif len(np.unique(groups)) < MIN_GROUPS:
+        return None
+    else:
+        f1 = _f1_of_groups(labels, predicted, classes, groups, rng)
+    low, high = np.quantile(f1, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return (float(low), float(high)) if low < high else None
+
+
+def _f1_of_images(labels: np.ndarray, predicted: np.ndarray, classes: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the macro F1 of each bootstrap sample of images, stratified by class."""
+    matrix = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(matrix, (labels, predicted), 1)
+    images, occurring = matrix.sum(1), matrix.sum(0) + matrix.sum(1) > 0
+    correct, guesses = np.zeros((SAMPLES, classes)), np.zeros((SAMPLES, classes))
+    for k in np.flatnonzero(images):  # drawing images of a class is drawing from its row
+        drawn = rng.multinomial(images[k], matrix[k] / images[k], size=SAMPLES)
+        correct[:, k] = drawn[:, k]
+        guesses += drawn
+    return _macro_f1(correct, images, guesses, occurring)
+
+
+def _f1_of_groups(
+    labels: np.ndarray, predicted: np.ndarray, classes: int, groups: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the macro F1 of each bootstrap sample of groups."""
+    names, group = np.unique(groups, return_inverse=True)
+    n = len(names)
+    correct, images, guesses = (np.zeros((n, classes)) for _ in range(3))
+    np.add.at(images, (group, labels), 1)
+    np.add.at(guesses, (group, predicted), 1)
+    hits = labels == predicted
+    np.add.at(correct, (group[hits], labels[hits]), 1)
+    occurring = images.sum(0) + guesses.sum(0) > 0
+    out = []
+    for _ in range(SAMPLES // CHUNK):
+        times = rng.multinomial(n, np.full(n, 1 / n), size=CHUNK).astype(np.float64)
+        out.append(_macro_f1(times @ correct, times @ images, times @ guesses, occurring))
+    return np.concatenate(out)
+
+
+def _macro_f1(correct: np.ndarray, images: np.ndarray, guesses: np.ndarray, occurring: np.ndarray) -> np.ndarray:
+    """Return the mean F1 of the occurring classes, from counts `samples x classes`."""
+    f1: np.ndarray = 2 * correct / np.maximum(images + guesses, 1)
+    mean: np.ndarray = f1[:, occurring].mean(1)
+    return mean

@@ -89,14 +89,15 @@ class Model:
         gray_range: the values of gray images of more than 8 bits that become black and white, as in training; None if
             it had no such images.
         temperature: for calibration, fitted on validation.
-        confidence_threshold: the confidence at or above which 95 % of the predictions on validation were correct; None
-            if there is none.
+        confidence_threshold: the confidence at or above which the accuracy should be 95 %; None if there is none.
+        confidence_certified: whether it is at least 95 %, with 95 % confidence; otherwise the threshold aims at it.
     """
 
     def __init__(self, network: Trained, device: Device, command: bool = False) -> None:
         self.network, self.device, self._command = network, device, command
         self.class_names, self.temperature = network.class_names, network.temperature
         self.confidence_threshold = network.confidence_threshold
+        self.confidence_certified = bool(network.metrics.get("val/confidence_certified"))
         self.image_size: int = network.config["dataset"]["image_size"]
         self.gray_range: list[float] | None = network.config["dataset"]["range"]
         device.put(network.classifier or network.encoder)

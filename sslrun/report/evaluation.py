@@ -15,18 +15,15 @@ from sslrun.base.console import ERR, log
 from sslrun.base.files import write_text
 from sslrun.base.output import Row, new_table
 from sslrun.base.text import counted, interval, listed, metric, percent, percent_or_dash
+from sslrun.evaluation.intervals import MIN_GROUPS
+from sslrun.evaluation.metrics import MANY_IMAGES
 from sslrun.report import plots
 from sslrun.report.html import render
 from sslrun.report.style import new_figure, styled
 from sslrun.runs.run import Run
 
-NUMBERS = ("precision", "recall", "f1", "images")  # numeric columns of the per-class table
+NUMBERS = ("precision", "recall", "f1", "images", "predicted")  # numeric columns of the per-class table
 FEW_IMAGES = 5  # of a class: with fewer, its recall is hardly known
-MACRO = {
-    "precision": "macro average over classes with test images or predictions",
-    "recall": "macro average over classes with test images",
-    "F1": "macro average over classes with test images or predictions",
-}
 
 
 @styled()
@@ -66,14 +63,25 @@ def confusion_figure(run: Run, counts: list[list[int]], class_names: list[str]) 
 
 def print_classification(result: dict[str, Any], source: Path, table: bool) -> None:
     """Log the accuracy, and the classes with few or no test images; with `table`, print metrics by class to stderr."""
-    ends = interval(*result["accuracy_interval"])
-    log.info("%s: %s (95 %% CI %s)", source, metric("test/accuracy", result["accuracy"]), ends)
+    log.info("%s: %s (%s)", source, metric("test/accuracy", result["accuracy"]), accuracy_text(result))
     if table:
         ERR.print(_classes_table(result))
     if missing := missing_text(result["classes"]):
         log.info("%s", missing)
     if few := few_text(result["classes"]):
         log.warning("%s", few)
+
+
+def accuracy_text(result: dict[str, Any]) -> str:
+    """Return the interval of the accuracy, and how it considers groups, as part of a sentence."""
+    parts = [] if result["accuracy_interval"] is None else [f"95 % CI {interval(*result['accuracy_interval'])}"]
+    return ", ".join([*parts, _groups_text(result)] if "groups" in result else parts)
+
+
+def _groups_text(result: dict[str, Any]) -> str:
+    if result["effective_images"] is None:
+        return f"no CI: {counted(result['groups'], 'group')} of dependent images, at least {MIN_GROUPS} are needed"
+    return f"images of one group count as dependent: effective n = {result['effective_images']:,.0f}"
 
 
 def missing_text(classes: Sequence[Row]) -> str:
@@ -83,27 +91,32 @@ def missing_text(classes: Sequence[Row]) -> str:
         return ""
     have, them = ("has", "it") if len(names) == 1 else ("have", "them")
     which = f"{len(names)} of {len(classes)} classes {have} no test images: {listed(names)}"
-    return f"{which}; the macro average of recall leaves {them} out."
+    return f"{which}; the balanced accuracy leaves {them} out."
 
 
 def few_text(classes: Sequence[Row]) -> str:
     """Return a warning of the classes with fewer than five test images; empty if there are none."""
-    few = [f"{c['class']} ({c['images']})" for c in classes if 0 < c["images"] < FEW_IMAGES]
+    few = [c for c in classes if 0 < c["images"] < FEW_IMAGES]
     if not few:
         return ""
-    have = "has" if len(few) == 1 else "have"
-    which = f"{len(few)} of {len(classes)} classes {have} fewer than {FEW_IMAGES} test images"
-    return f"{which}, too few to measure recall: {listed(few)}."
+    if len(few) == 1:
+        (c,) = few
+        ends = "" if c["recall_low"] is None else f" (95 % CI {interval(c['recall_low'], c['recall_high'])})"
+        return f"{counted(c['images'], 'test image')} of class {c['class']}: too few to measure its recall{ends}."
+    names = [f"{c['class']} ({c['images']})" for c in few]
+    which = f"{len(few)} of {len(classes)} classes have fewer than {FEW_IMAGES} test images"
+    return f"{which}, too few to measure recall: {listed(names)}."
 
 
 def _classes_table(result: dict[str, Any]) -> Table:
     table = new_table(("class", *NUMBERS), NUMBERS)
     for row in result["classes"]:
         numbers = [percent_or_dash(row[k]) for k in ("precision", "recall", "f1")]
-        table.add_row(Text(row["class"]), *numbers, str(row["images"]))
+        table.add_row(Text(row["class"]), *numbers, str(row["images"]), str(row["predicted"]))
     table.add_section()
-    macro = [percent(result[k]) for k in ("precision_macro", "recall_macro", "f1_macro")]
-    table.add_row("macro average", *macro, str(sum(r["images"] for r in result["classes"])))
+    macro = [percent(result[k]) for k in ("precision_macro", "balanced_accuracy", "f1_macro")]
+    total = str(sum(r["images"] for r in result["classes"]))
+    table.add_row("macro average", *macro, total, total)
     return table
 
 
@@ -136,6 +149,8 @@ def publish(own: Run, scores: dict[str, Any], directory: Path, dataset: str, ima
         missing=missing_text(scores["classes"]),
         few=few_text(scores["classes"]),
         rival=comparison_text(scores["against"]) if "against" in scores else "",
+        sign=_result(scores["against"]) if "against" in scores else "",
+        intervals=GROUPED if "groups" in scores else INDEPENDENT,
         excess=excess_text(scores["validation_excess"]) if "validation_excess" in scores else "",
         command=own.command,
     )
@@ -166,26 +181,57 @@ def excess_text(excess: dict[str, Any]) -> str:
     )
 
 
+INDEPENDENT = "95 % CIs of precision and recall: Wilson score intervals over images."
+GROUPED = (
+    "95 % CIs of precision and recall consider that images of one group are dependent; a class whose images belong to "
+    f"fewer than {MIN_GROUPS} groups has none."
+)
+
+
+def _result(rival: dict[str, Any]) -> str:
+    if rival["p"] is None:
+        return "undecided"
+    return "no difference shown" if rival["p"] >= 0.05 else "better" if rival["difference"] > 0 else "worse"
+
+
 def comparison_text(rival: dict[str, Any]) -> str:
-    """Return the result of a paired comparison of two classifiers as a sentence."""
-    points, p = 100 * rival["difference"], rival["p"]
+    """Return the result of a paired comparison of two classifiers in two sentences."""
     ends = "" if rival["interval"] is None else f" (95 % CI {interval(*rival['interval'])})"
-    result = "no difference shown" if p >= 0.05 else "better" if points > 0 else "worse"
+    if rival["p"] is None:
+        test = f"no test: the differences of the {counted(rival['groups'], 'group')} of dependent images do not vary"
+    elif rival["groups"] is None:
+        test = f"p = {rival['p']:.2g} (McNemar's mid-p test)"
+    else:
+        test = f"p = {rival['p']:.2g} (t test over {counted(rival['groups'], 'group')} of dependent images)"
     return (
-        f"{result}: {points:+.1f} points{ends} compared with {rival['run']}; only this classifier correct: "
-        f"{rival['only_this']}, only the other: {rival['only_rival']}; p = {p:.2g} (exact McNemar test)"
+        f"{_result(rival)}: accuracy {100 * rival['difference']:+.1f} points{ends} compared with {rival['run']}; "
+        f"only this classifier correct: {rival['only_this']}, only the other: {rival['only_rival']}; {test}. "
+        "This compares two trained classifiers, not two methods: other labels or seeds may give another result."
     )
 
 
 def _numbers(scores: dict[str, Any]) -> Any:
     """Yield the rows of the table of metrics: name, value and explanation."""
+    how = "95 % CI: Wilson score interval over images" if "groups" not in scores else _groups_text(scores)
+    yield "accuracy", _with_interval(scores["accuracy"], scores["accuracy_interval"]), how
     yield (
-        "accuracy",
-        f"{percent(scores['accuracy'])} ({interval(*scores['accuracy_interval'])})",
-        "95 % CI in parentheses: Wilson score interval over images",
+        "balanced accuracy",
+        percent(scores["balanced_accuracy"]),
+        "macro average of recall, over classes with test images",
     )
-    for name, key in (("precision", "precision_macro"), ("recall", "recall_macro"), ("F1", "f1_macro")):
-        yield name, percent(scores[key]), MACRO[name]
+    yield (
+        "precision",
+        percent(scores["precision_macro"]),
+        "macro average over classes with test images or predictions; 0 without predictions",
+    )
+    of_what = "images, stratified by class" if "groups" not in scores else "groups"
+    few = f"; approximate, since a class has fewer than {MANY_IMAGES} test images" * scores["f1_macro_approximate"]
+    drawn = f"; 95 % CI: bootstrap over {of_what}{few}" if scores["f1_macro_interval"] else ""
+    yield (
+        "F1",
+        _with_interval(scores["f1_macro"], scores["f1_macro_interval"]),
+        f"macro average over classes with test images or predictions{drawn}",
+    )
     if "top5_accuracy" in scores:
         yield "top-5 accuracy", percent(scores["top5_accuracy"]), "true class among the five most probable ones"
     scaling = f"after temperature scaling (T = {scores['temperature']:.2f}, fitted on validation)"
@@ -193,3 +239,7 @@ def _numbers(scores: dict[str, Any]) -> Any:
         name = suffix.replace("_", ", ")
         yield f"log loss{name}", f"{scores['nll' + suffix]:.3f}", nll
         yield f"expected calibration error (ECE){name}", percent(scores["ece" + suffix]), ece
+
+
+def _with_interval(value: float, ends: tuple[float, float] | None) -> str:
+    return percent(value) if ends is None else f"{percent(value)} ({interval(*ends)})"

@@ -15,12 +15,13 @@ from sslrun.base.text import counted
 from sslrun.config.build import locate, parameters
 from sslrun.config.nodes import overlaid, same_root, short_name
 from sslrun.config.types import Node, PositiveInt
-from sslrun.data.dataset import Dataset, listed, load, load_test, load_train
-from sslrun.data.labels import LabelBudget
+from sslrun.data.dataset import Dataset, listed, load, load_test
+from sslrun.data.labeled import labeled_of
 from sslrun.data.options import OF_FOLDERS, AnyDatasetNode, describe, labels_of, preprocessing_of
 from sslrun.data.tree import normalized
 from sslrun.device import Device, inference_device
 from sslrun.evaluation import calibration
+from sslrun.evaluation.correctness import PREDICTIONS
 from sslrun.evaluation.features import probabilities
 from sslrun.evaluation.intervals import paired_test, validation_excess
 from sslrun.evaluation.metrics import scored
@@ -32,8 +33,14 @@ from sslrun.report.evaluation import confusion_figure, print_classification
 from sslrun.report.sheets import mistakes_figure
 from sslrun.runs.find import find_run, read_summary
 from sslrun.runs.run import Run
+from sslrun.training.candidates import folds_of
 
-KEPT = ("init", "mode", "backbone", "label_fraction", "labels_per_class", "labels", "seeds", "subset_fingerprint")
+KEPT = (
+    "init", "mode", "backbone", "label_budget", "labels_total", "labels_train", "labels_val", "seeds",
+    "subset_fingerprint",
+)  # fmt: skip
+METRICS = ("accuracy", "balanced_accuracy", "precision_macro", "f1_macro", "top5_accuracy", "nll", "ece",
+           "ece_calibrated")  # of the summary  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +71,9 @@ def evaluate(run: Run, settings: Evaluate) -> dict[str, Any]:
     run.resolve(
         run=str(classifier.directory), dataset=classifier.dataset, against=str(against.directory) if against else None
     )
+    data = classifier.data
     scores = scored(
-        classifier.probabilities, classifier.labels, classifier.data.class_names, classifier.trained.temperature
+        classifier.probabilities, classifier.labels, data.class_names, classifier.trained.temperature, data.groups
     )
     if against:
         scores["against"] = _compared(classifier, against)
@@ -77,10 +85,10 @@ def evaluate(run: Run, settings: Evaluate) -> dict[str, Any]:
     if excess := _excess(classifier, of_run, scores["accuracy"]):
         scores["validation_excess"] = excess
     _write(run, classifier, scores)
-    mistakes_figure(run, classifier.data.images, classifier.labels, classifier.calibrated, classifier.data.class_names)
+    mistakes_figure(run, data.images, classifier.labels, classifier.calibrated, data.class_names)
     if not run.in_study:
-        confusion_figure(run, scores["confusion_matrix"], classifier.data.class_names)
-        page = evaluation.publish(run, scores, classifier.directory, describe(classifier.dataset), len(classifier.data))
+        confusion_figure(run, scores["confusion_matrix"], data.class_names)
+        page = evaluation.publish(run, scores, classifier.directory, describe(classifier.dataset), len(data))
     print_classification(scores, classifier.directory, table=not run.in_sweep)
     if against:
         log.info("%s", evaluation.comparison_text(scores["against"]))
@@ -88,8 +96,7 @@ def evaluate(run: Run, settings: Evaluate) -> dict[str, Any]:
         if excess:
             log.warning("%s", evaluation.excess_text(excess))
         log.info("Report: %s", page)
-    names = ("accuracy", "precision_macro", "recall_macro", "f1_macro", "top5_accuracy", "nll", "ece", "ece_calibrated")
-    metrics = {f"test/{k}": scores[k] for k in names if k in scores}
+    metrics = {f"test/{k}": scores[k] for k in METRICS if k in scores}
     run.log.scalars(0, metrics)
     return {
         **{k: of_run.get(k) for k in KEPT},
@@ -97,11 +104,11 @@ def evaluate(run: Run, settings: Evaluate) -> dict[str, Any]:
         "of_overrides": of_run["overrides"],
         "source": of_run["config"]["init"],
         "dataset": describe(classifier.dataset),
-        "images": len(classifier.data),
-        "data_fingerprint": classifier.data.fingerprint(),
+        "images": len(data),
+        "data_fingerprint": data.fingerprint(),
         "device": classifier.device.describe(),
         "precision": classifier.device.precision,
-        "images_per_second": round(len(classifier.data) / classifier.seconds, 1),
+        "images_per_second": round(len(data) / classifier.seconds, 1),
         **metrics,
     }
 
@@ -187,7 +194,7 @@ def _warn_if_changed(classifier: Evaluated) -> None:
         return
     with silently():
         try:
-            now = load_train(trained_on)[0].fingerprint()
+            now = labeled_of(classifier.trained.config).pool.fingerprint()
         except UserError:
             return  # reported above, if it matters
     if now != read_summary(classifier.directory).get("data_fingerprint", now):
@@ -240,7 +247,7 @@ def _excess(classifier: Evaluated, of_run: Node, accuracy: float) -> dict[str, A
         it is, or `other_images`.
     """
     images, trained_on, node = (
-        of_run.get("labels", {}).get("validation"),
+        int(of_run.get("val/images", 0)),
         of_run["config"]["dataset"],
         classifier.dataset,
     )
@@ -256,7 +263,7 @@ def _excess(classifier: Evaluated, of_run: Node, accuracy: float) -> dict[str, A
 
 
 def _compared(classifier: Evaluated, against: Evaluated) -> dict[str, Any]:
-    """Compare two classifiers on the same images with a paired test.
+    """Compare two classifiers on the same images with a paired test, by groups if the test images have them.
 
     Raises:
         UserError: they were evaluated on different images.
@@ -267,8 +274,9 @@ def _compared(classifier: Evaluated, against: Evaluated) -> dict[str, Any]:
             f"{classifier.directory} and {against.directory} have different test images or classes; they can only be "
             "compared on the same ones"
         )
-    correct = [e.probabilities.argmax(1) == e.labels for e in (classifier, against)]
-    return {"run": str(against.directory), "accuracy": float(correct[1].mean()), **paired_test(*correct)}
+    correct, rival = (e.probabilities.argmax(1) == e.labels for e in (classifier, against))
+    test = paired_test(correct, rival, classifier.data.groups)
+    return {"run": str(against.directory), "accuracy": float(rival.mean()), **test}
 
 
 def _map_probes(classifier: Evaluated, batch_size: int) -> list[dict[str, Any]]:
@@ -278,26 +286,25 @@ def _map_probes(classifier: Evaluated, batch_size: int) -> list[dict[str, Any]]:
     moved = evaluated_on["_target_"] == node["_target_"] and node.get("root") and not Path(node["root"]).exists()
     node = node | {"root": evaluated_on["root"]} if moved else node
     try:
-        data, val = load_train(node)
-        budget = LabelBudget(config["label_fraction"], config["labels_per_class"], config["subset_seed"])
-        chosen = data.labeled(budget, describe(node))
-        if config["fold"] is None and chosen.fingerprint() != read_summary(classifier.directory)["subset_fingerprint"]:
+        labeled = labeled_of({**config, "dataset": node})
+        if labeled.budget.fingerprint() != read_summary(classifier.directory)["subset_fingerprint"]:
             raise UserError("the labeled images are not those of the run")
     except UserError as error:
         log.info("Skipped the probes of the stages: %s", error)
         return []
-    return map_probes(
-        classifier.trained.encoder, chosen, val, classifier.data, classifier.device, config["seed"], batch_size
-    )
+    folds = folds_of(labeled, config["subset_seed"]).regressions
+    return map_probes(classifier.trained.encoder, labeled, folds, classifier.data, classifier.device, batch_size)
 
 
 def _write(run: Run, classifier: Evaluated, scores: dict[str, Any]) -> None:
     write_json(run.directory / "report.json", scores)
-    write_csv(run.directory / "classes.csv", scores["classes"])
-    np.savez_compressed(
-        run.directory / "predictions.npz",
-        probabilities=classifier.calibrated.astype(np.float16),
-        labels=classifier.labels,
-        names=np.array(classifier.data.names),
-        class_names=np.array(classifier.data.class_names),
-    )
+    write_csv(run.directory / "per_class.csv", scores["classes"])
+    arrays: dict[str, Any] = {
+        "probabilities": classifier.calibrated.astype(np.float16),
+        "labels": classifier.labels,
+        "names": np.array(classifier.data.names),
+        "class_names": np.array(classifier.data.class_names),
+    }
+    if classifier.data.groups is not None:
+        arrays["groups"] = classifier.data.groups.astype(str)
+    np.savez_compressed(run.directory / PREDICTIONS, **arrays)

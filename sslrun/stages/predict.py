@@ -15,7 +15,7 @@ from sslrun.base.output import Row, as_csv, as_json, as_jsonl, as_table
 from sslrun.base.text import counted, percent, speed
 from sslrun.config.commands import WITH_CLASSIFIER
 from sslrun.config.types import Count, Fraction, Node, PositiveInt
-from sslrun.evaluation.calibration import no_threshold_text
+from sslrun.evaluation.calibration import Threshold, no_threshold_text
 from sslrun.inference.inputs import named_images
 from sslrun.inference.model import Model, Prediction, open_model
 from sslrun.report.sheets import prediction_figures
@@ -100,8 +100,7 @@ def _report_unsure(rows: Sequence[Row], model: Model, settings: Predict) -> int 
     if settings.unsure is None:
         return None
     if settings.unsure == "auto" and model.confidence_threshold is None:
-        highest = model.network.metrics.get("val/accuracy_if_confident")
-        reason = no_threshold_text(model.network.validation_images, highest)
+        reason = no_threshold_text(model.network.metrics)
         sorted_too = ", and all are sorted by class" if settings.sort_into else ""
         log.info("No image was checked for being unsure%s: %s.", sorted_too, reason)
         return None
@@ -112,8 +111,10 @@ def _report_unsure(rows: Sequence[Row], model: Model, settings: Predict) -> int 
 
 
 def _threshold_text(model: Model, unsure: str | float | None) -> str:
-    if unsure == "auto" and model.confidence_threshold is not None:
-        return f"{percent(model.confidence_threshold)} confidence (accuracy of 95 % above it on validation)"
+    threshold = Threshold.of(model.network.metrics)
+    if unsure == "auto" and threshold is not None:
+        grouped = model.network.config["dataset"].get("groups") is not None
+        return f"{percent(threshold.value)} confidence ({threshold.text(grouped)})"
     return f"{unsure}"
 
 

@@ -44,7 +44,7 @@ def test_views_of_an_image_do_not_depend_on_the_rest_of_the_batch(in_world: Path
     together = model.probabilities(photo_files[:4], views=3)
     alone = np.concatenate([model.probabilities(f, views=3) for f in photo_files[:4]])
     assert np.allclose(together, alone, atol=1e-5)
-    assert not np.allclose(together, model.probabilities(photo_files[:4]), atol=1e-5)
+    assert not np.allclose(together, model.probabilities(photo_files[:4]), rtol=1e-3, atol=0)
 
 
 def test_a_confidence_equal_to_the_threshold_is_not_unsure(in_world: Path, photo_files: list[str]) -> None:
@@ -52,8 +52,10 @@ def test_a_confidence_equal_to_the_threshold_is_not_unsure(in_world: Path, photo
     from sslrun.evaluation.calibration import tempered, threshold
 
     model = sslrun.load(device="cpu")
-    p = tempered(np.tile([[0.9999, 0.0001]], (50, 1)), 2.7)
-    model.confidence_threshold = threshold(p, np.zeros(50, int))
+    p = tempered(np.tile([[0.9999, 0.0001]], (60, 1)), 2.7)
+    fitted = threshold(p, np.zeros(60, int))
+    assert fitted is not None
+    model.confidence_threshold = fitted.value
     model._calibrated = lambda pixels, views, batch_size: p[: len(pixels)]  # type: ignore[method-assign]
     assert not any(g.unsure for g in model.predict(photo_files))
 

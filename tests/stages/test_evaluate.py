@@ -15,9 +15,10 @@ from PIL import Image
 
 import sslrun
 from sslrun.base.errors import UserError
-from sslrun.data.dataset import load_test, load_train
+from sslrun.data.dataset import load_test
+from sslrun.data.labeled import load_labeled
 from sslrun.data.labels import LabelBudget
-from sslrun.evaluation.intervals import wilson_interval
+from sslrun.evaluation.intervals import effective_size, proportion_interval, wilson_interval
 from sslrun.runs import checkpoint
 from sslrun.stages import evaluate
 from tests.helpers import QUICK, TINY, Cli, folder_node, frames, runs, source_node, summary
@@ -40,9 +41,10 @@ def test_a_report_of_one_classifier(in_world: Path, cli: Cli) -> None:
         "init",
         "mode",
         "backbone",
-        "label_fraction",
-        "labels_per_class",
-        "labels",
+        "label_budget",
+        "labels_total",
+        "labels_train",
+        "labels_val",
         "seeds",
         "subset_fingerprint",
     ):
@@ -55,7 +57,7 @@ def test_a_report_of_one_classifier(in_world: Path, cli: Cli) -> None:
         len(right),
     )
     assert made["data_fingerprint"] == load_test(classifier["config"]["dataset"]).fingerprint()
-    for key in ("accuracy", "precision_macro", "recall_macro", "f1_macro", "nll", "ece", "ece_calibrated"):
+    for key in ("accuracy", "precision_macro", "balanced_accuracy", "f1_macro", "nll", "ece", "ece_calibrated"):
         assert made[f"test/{key}"] == actual[key]
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(m["step"], m["test/accuracy"]) for m in metrics] == [(0, pytest.approx(actual["accuracy"], abs=1e-6))]
@@ -109,19 +111,24 @@ def test_classes_without_or_with_few_test_images_are_named(in_world: Path, cli: 
     assert knn.code == 0, knn.err
     answer = cli("evaluate", *QUICK)
     assert answer.code == 0, answer.err
-    assert "1 of 3 classes has no test images: blank; the macro average of recall leaves it out." in answer.err
-    few = "1 of 3 classes has fewer than 5 test images, too few to measure recall: temple (1)."
-    assert [line for line in answer.err.splitlines() if "fewer than" in line] == [few]
-    assert re.search(r"blank +- +- +- +0 *\n", answer.err)
+    assert "1 of 3 classes has no test images: blank; the balanced accuracy leaves it out." in answer.err
     run = runs("evaluate")[-1]
     report = json.loads((run / "report.json").read_text())
-    blank, flower, _ = report["classes"]
+    blank, flower, temple = report["classes"]
+    ends = f"{100 * temple['recall_low']:.1f} to {100 * temple['recall_high']:.1f}"
+    few = f"1 test image of class temple: too few to measure its recall (95 % CI {ends})."
+    assert [line for line in answer.err.splitlines() if "too few" in line] == [few]
+    assert re.search(r"blank +- +- +- +0 +0 *\n", answer.err)
     assert [blank[k] for k in ("precision", "recall", "recall_low", "recall_high", "f1", "images")] == [None] * 5 + [0]
-    assert report["recall_macro"] == pytest.approx(np.mean([c["recall"] for c in report["classes"][1:]]))
-    rows = list(csv.DictReader((run / "classes.csv").open()))
-    assert rows[0] == {**dict.fromkeys(rows[0], ""), "class": "blank", "images": "0"}
+    assert report["balanced_accuracy"] == pytest.approx(np.mean([c["recall"] for c in report["classes"][1:]]))
+    rows = list(csv.DictReader((run / "per_class.csv").open()))
+    assert list(rows[0]) == ["class", "precision", "precision_low", "precision_high", "recall", "recall_low",
+                             "recall_high", "f1", "images", "predicted"]  # fmt: skip
+    assert rows[0] == {**dict.fromkeys(rows[0], ""), "class": "blank", "images": "0", "predicted": "0"}
     assert float(rows[1]["recall_low"]) == flower["recall_low"] < flower["recall"]
     page = (run / "report.html").read_text()
+    assert few in page
+    assert "approximate, since a class has fewer than 10 test images" in page or report["f1_macro_interval"] is None
     assert "1 of 3 classes has no test images: blank" in page
     assert f"{100 * flower['recall_low']:.1f} to {100 * flower['recall_high']:.1f}" in page
 
@@ -137,17 +144,20 @@ def test_two_classifiers_are_compared_image_by_image(in_world: Path, cli: Cli) -
     other = json.loads((runs("evaluate")[-1] / "report.json").read_text())
     assert actual["against"]["accuracy"] == pytest.approx(other["accuracy"])
     assert actual["against"]["difference"] == pytest.approx(actual["accuracy"] - other["accuracy"])
-    assert "McNemar" in result.err
+    (line,) = [line for line in result.err.splitlines() if "McNemar's mid-p test" in line]
+    assert line.endswith("This compares two trained classifiers, not two methods: other labels or seeds may give "
+                         "another result.")  # fmt: skip
+    assert f"compared with {rival}; only this classifier correct: " in line
     assert "stages" not in actual
     same = cli("evaluate", f"run={classifier}", f"against={classifier}", "stages=false", *QUICK)
-    assert "no difference shown: +0.0 points" in same.err
+    assert "no difference shown: accuracy +0.0 points (95 % CI -" in same.err
 
 
 def test_the_accuracy_of_against_is_that_of_the_other_classifier() -> None:
     labels, names = np.array([0, 1, 1, 0]), ["a", "b", "c", "d"]
 
     def evaluated(name: str, *predicted: int) -> Any:
-        data = SimpleNamespace(names=names, class_names=["flower", "temple"])
+        data = SimpleNamespace(names=names, class_names=["flower", "temple"], groups=None)
         return SimpleNamespace(directory=Path(name), data=data, labels=labels, probabilities=np.eye(2)[list(predicted)])
 
     result = evaluate._compared(evaluated("this", 0, 1, 1, 1), evaluated("other", 0, 0, 0, 1))
@@ -213,7 +223,7 @@ def test_a_folder_of_runs_or_images_without_its_key_is_recognized(in_world: Path
 
 def test_classifiers_with_other_test_images_labels_or_classes_are_not_compared() -> None:
     def evaluated(names: str = "abc", labels: str = "011", classes: str = "xy") -> Any:
-        data = SimpleNamespace(names=list(names), class_names=list(classes))
+        data = SimpleNamespace(names=list(names), class_names=list(classes), groups=None)
         labels_of = np.array([int(c) for c in labels])
         return SimpleNamespace(directory=Path("run"), data=data, labels=labels_of, probabilities=np.eye(2)[labels_of])
 
@@ -223,14 +233,17 @@ def test_classifiers_with_other_test_images_labels_or_classes_are_not_compared()
             evaluate._compared(evaluated(), other)
 
 
-def test_stages_are_probed_on_the_labels_of_the_run(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("validation", ["inside", "extra"])
+def test_stages_are_probed_on_the_labels_of_the_run(
+    validation: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also if its images have moved, but not on other labels."""
     node = folder_node("gone", val_fraction=0.2)
     shutil.copytree(photos, "mine")
     here = node | {"root": "mine"}
-    data, validation = load_train(here)
-    assert validation is not None
-    chosen = data.labeled(LabelBudget(None, 3, 7), "photos")
+    settings: Any = {"labels": None, "label_fraction": None, "labels_per_class": 3, "subset_seed": 7}
+    config: dict[str, Any] = {"dataset": node, **settings, "seed": 5, "validation": validation}
+    chosen = load_labeled(here, LabelBudget(per_class=3, seed=7), config["validation"])
     used: list[Any] = []
 
     def map_probes(*given: Any) -> list[dict[str, int]]:
@@ -238,31 +251,24 @@ def test_stages_are_probed_on_the_labels_of_the_run(photos: Path, monkeypatch: p
         return [{"features": 8}]
 
     monkeypatch.setattr(evaluate, "map_probes", map_probes)
-    known = {"subset_fingerprint": chosen.fingerprint()}
+    known = {"subset_fingerprint": chosen.budget.fingerprint()}
     monkeypatch.setattr(evaluate, "read_summary", lambda directory: known)
-    config: dict[str, Any] = {
-        "dataset": node,
-        "label_fraction": None,
-        "labels_per_class": 3,
-        "subset_seed": 7,
-        "seed": 5,
-        "fold": None,
-    }
     trained = SimpleNamespace(config=config, encoder="encoder")
     classifier: Any = SimpleNamespace(trained=trained, dataset=here, directory=Path("run"), data="test", device="cpu")
     assert evaluate._map_probes(classifier, 9) == [{"features": 8}]
-    ((encoder, labeled, val, test, device, seed, batch_size),) = used
-    assert (encoder, test, device, seed, batch_size) == ("encoder", "test", "cpu", 5, 9)
-    assert (labeled.names, val.names) == (chosen.names, validation.names)
+    ((encoder, labeled, folds, test, device, batch_size),) = used
+    assert (encoder, test, device, batch_size) == ("encoder", "test", "cpu", 9)
+    assert labeled.every.names == chosen.every.names
+    assert len(labeled.every) == (6 if validation == "inside" else 6 + 10)
+    assert [len(f.train) for f in folds] == ([4, 4, 4] if validation == "inside" else [6])
     known["subset_fingerprint"] = "other"
     assert evaluate._map_probes(classifier, 9) == []
-    config["fold"] = [0, 3]
-    assert evaluate._map_probes(classifier, 9) == [{"features": 8}]
+    known["subset_fingerprint"] = chosen.budget.fingerprint()
     config["dataset"] = here | {"root": str(photos)}  # which is still there
     assert evaluate._map_probes(classifier, 9) == [{"features": 8}]
-    assert len(used) == 3
     shutil.rmtree("mine")
     assert evaluate._map_probes(classifier, 9) == [{"features": 8}]
+    assert len(used) == 3
     config["dataset"] = node
     assert evaluate._map_probes(classifier, 9) == []
 
@@ -314,8 +320,9 @@ def test_keys_that_make_training_images_test_images_are_refused(in_world: Path, 
         assert last.endswith(f"evaluate with {key.partition('=')[0]}={training}, as in the training")
 
 
-FRAMES = ("dataset=folder", "dataset.root=frames", "dataset.image_size=24", "dataset.val_fraction=0.3", "init=scratch",
-          "mode=probe", "pooling=grid", "backbone=smallcnn", *TINY)  # fmt: skip
+FRAMES = ("dataset=folder", "dataset.root=frames", "dataset.image_size=24", "validation=extra",
+          "dataset.val_fraction=0.3", "init=scratch", "mode=probe", "pooling=grid", "backbone=smallcnn",
+          *TINY)  # fmt: skip
 OF_AN_OBJECT = r"dataset.groups=([^/]+)_\d+\."
 
 
@@ -378,9 +385,42 @@ def test_the_test_split_of_a_run_with_groups_is_that_of_its_training(cli: Cli) -
         names = np.load(runs("evaluate")[-1] / "predictions.npz")["names"].tolist()
         objects = {n.rpartition("_")[0] for n in names}
         assert len(names) == 4 * len(objects) == 16
+        report = json.loads((runs("evaluate")[-1] / "report.json").read_text())
+        assert (report["groups"], report["accuracy_interval"]) == (4, None)
+        page = (runs("evaluate")[-1] / "report.html").read_text()
+        assert "no CI: 4 groups of dependent images, at least 10 are needed" in page
     frames("elsewhere", 3, 2, 1, "{object}{frame:02d}.png")  # which the expression does not match
     assert cli("evaluate", "stages=false", "dataset=folder", "dataset.root=elsewhere", *QUICK).code == 0
     assert len(np.load(runs("evaluate")[-1] / "predictions.npz")["names"]) == 12
+
+
+def test_groups_of_the_test_images_widen_the_interval_and_change_the_comparison(cli: Cli) -> None:
+    frames("frames/train", 20, 4, 0)
+    frames("frames/test", 15, 8, 1000, first=20)
+    for mode in ("probe", "knn"):
+        assert cli("finetune", *FRAMES, f"mode={mode}", OF_AN_OBJECT).code == 0
+    first, second = runs("finetune")
+    answer = cli("evaluate", f"run={first}", f"against={second}", "stages=false", *QUICK)
+    assert answer.code == 0, answer.err
+    report = json.loads((runs("evaluate")[-1] / "report.json").read_text())
+    kept = np.load(runs("evaluate")[-1] / "predictions.npz")
+    correct = kept["probabilities"].argmax(1) == kept["labels"]
+    groups = np.array([n.rpartition("_")[0] for n in kept["names"]])
+    assert report["accuracy_interval"] == list(proportion_interval(correct, groups) or ())
+    low, high = (100 * end for end in report["accuracy_interval"])
+    n = effective_size(correct, groups)
+    assert n is not None
+    assert n < 120 < len(correct)
+    assert (
+        f"test accuracy {100 * correct.mean():.1f} % (95 % CI {low:.1f} to {high:.1f}, images of one group count as "
+        f"dependent: effective n = {n:.0f})" in answer.err
+    )
+    assert report["against"]["groups"] == 30
+    assert re.search(r"p = \S+ \(t test over 30 groups of dependent images\)", answer.err)
+    page = (runs("evaluate")[-1] / "report.html").read_text()
+    assert f"images of one group count as dependent: effective n = {n:.0f}" in page
+    assert "95 % CIs of precision and recall consider that images of one group are dependent" in page
+    assert "bootstrap over groups" in page
 
 
 def test_groups_of_a_data_set_without_the_key_are_refused(cli: Cli) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 import sslrun
-from sslrun.base.output import write_json
 from sslrun.runs import checkpoint
 from sslrun.stages import predict
 from tests.helpers import QUICK, Cli, ended, run_here, runs, spawn, summary
@@ -30,13 +29,14 @@ def test_every_format_has_the_same_predictions(in_world: Path, cli: Cli, photo_f
     table = list(csv.DictReader(io.StringIO(result["csv"].out)))
     assert [r["image"] for r in rows] == photo_files == [r["image"] for r in table]
     assert [r["class"] for r in rows] == [r["class_1"] for r in table]
-    assert [r["unsure"] for r in rows] == [None] * len(rows)  # validation has 10 images
-    assert [r["unsure"] for r in table] == [""] * len(rows)
+    threshold = summary(runs("finetune")[-1])["val/confidence_threshold"]
+    assert [r["unsure"] for r in rows] == [r["confidence"] < threshold for r in rows]
+    assert [r["unsure"] for r in table] == [str(r["unsure"]).lower() for r in rows]
     for run in runs("predict"):
         made = summary(run)
         assert json.loads((run / "predictions.json").read_text()) == rows
         assert list(csv.DictReader((run / "predictions.csv").open())) == table
-        assert (made["images"], made["unsure"]) == (len(rows), None)
+        assert (made["images"], made["unsure"]) == (len(rows), sum(r["unsure"] for r in rows))
         assert (made["precision"], made["config"]["run"]) == ("fp32", str(runs("finetune")[-1]))
         assert not list((run / "figures").glob("*.png"))
     for r in rows:
@@ -65,7 +65,7 @@ def test_an_image_below_the_threshold_is_unsure(in_world: Path, cli: Cli, photo_
     middle = sorted(r["confidence"] for r in rows)[len(rows) // 2]
     assert unsure(str(middle)) == [r["confidence"] < middle for r in rows]
     assert not any(unsure("null"))
-    assert all(unsure("1.0"))
+    assert unsure("1.0") == [r["confidence"] < 1 for r in rows]
     assert "unsure: must be" in cli("predict", *photo_files, "unsure=often", *QUICK).err
 
 
@@ -91,7 +91,7 @@ def test_copies_are_sorted_into_classes_and_nothing_is_overwritten(
         assert "already exists and is not empty" in again.err
     doubts = cli("predict", *photo_files, "sort_into=doubts", "unsure=1.0", *QUICK)
     assert doubts.code == 0, doubts.err
-    assert len(list(Path("doubts/_unsure").iterdir())) == len(photo_files)
+    assert len(list(Path("doubts/_unsure").iterdir())) == sum(r["confidence"] < 1 for r in rows[:-1]) > 0
 
 
 def test_odd_class_names_get_valid_and_unique_folders() -> None:
@@ -199,6 +199,7 @@ def predictions(cli: Cli, photos: Path, *settings: str) -> list[dict[str, Any]]:
 def test_by_default_predictions_below_the_threshold_of_validation_are_unsure(
     best: Path, cli: Cli, photos: Path
 ) -> None:
+    with_metrics(best, temperature=30.0)  # so that no confidence is rounded to 1
     confidences = sorted(p["confidence"] for p in predictions(cli, photos, "unsure=null"))
     for threshold in (confidences[0], confidences[9], 1.0):
         with_metrics(best, confidence_threshold=threshold)
@@ -212,21 +213,19 @@ def test_by_default_predictions_below_the_threshold_of_validation_are_unsure(
 
 
 @pytest.mark.parametrize(
-    ("validation", "highest", "reason"),
+    ("known", "reason"),
     [
-        (0, {}, "without validation images there is no confidence threshold"),
-        (19, {}, "a confidence threshold needs at least 20 validation images, found 19"),
-        (21, {"accuracy_if_confident": 0.875}, "and at least 20, are classified correctly; at most 87.5 % are"),
+        (None, "without validation images there is no confidence threshold"),
+        ({"highest_confidence": 0.875}, "a calibrated confidence of 95.0 %; the highest is 87.5 %"),
+        ({"accuracy_if_confident": 0.875}, "the accuracy on validation is 95.0 %; the highest is 87.5 %"),
     ],
 )
 def test_without_a_threshold_no_image_is_called_sure_or_unsure(
-    validation: int, highest: dict[str, float], reason: str, best: Path, cli: Cli, photos: Path
+    known: dict[str, float] | None, reason: str, best: Path, cli: Cli, photos: Path
 ) -> None:
     content = checkpoint.load(best)
-    metrics = {k: v for k, v in content["metrics"].items() if k != "val/confidence_threshold"}
-    checkpoint.save(best, {**content, "metrics": metrics | {f"val/{k}": v for k, v in highest.items()}})
-    known = summary(best.parent)
-    write_json(best.parent / "summary.json", known | {"labels": {"train": 24, "validation": validation}})
+    metrics = {k: v for k, v in content["metrics"].items() if "confidence" not in k and known is not None}
+    checkpoint.save(best, {**content, "metrics": metrics | {f"val/{k}": v for k, v in (known or {}).items()}})
     Path("broken.png").write_text("no image")
     common = (str(photos / "flower"), "broken.png", "figures=0", *QUICK)
     answer = cli("predict", *common, "format=json", "sort_into=sorted")
@@ -245,8 +244,34 @@ def test_without_a_threshold_no_image_is_called_sure_or_unsure(
     assert [r["unsure"] for r in rows] == [None if r["error"] else r["confidence"] < 0.8 for r in rows]
 
 
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ({}, "aimed at an accuracy of 95 % above it, not certified"),  # of an older version
+        ({"certified": 0.0, "correct": 38.0, "accepted": 40.0}, "aimed at an accuracy of 95 % above it, not certified: "
+         "38 of 40 predictions on validation are correct, 95 % CI 83.5 to 98.6"),
+        ({"certified": 1.0, "correct": 93.0, "accepted": 93.0}, "accuracy above it at least 95 %, certified with 95 % "
+         "confidence: 93 of 93 predictions on validation are correct"),
+    ],
+)  # fmt: skip
+def test_what_is_known_of_the_threshold_is_printed(
+    metrics: dict[str, float], words: str, best: Path, cli: Cli, photos: Path
+) -> None:
+    content = checkpoint.load(best)
+    kept = {k: v for k, v in content["metrics"].items() if "confidence" not in k}
+    given = {
+        "val/temperature": 30.0,
+        "val/confidence_threshold": 1.0,
+        **{f"val/confidence_{k}": v for k, v in metrics.items()},
+    }
+    checkpoint.save(best, {**content, "metrics": kept | given})
+    answer = cli("predict", str(photos / "flower"), "figures=0", *QUICK)
+    assert f"30 of 30 are unsure: below 100.0 % confidence ({words})." in answer.err
+    assert sslrun.load(best.parent, device="cpu").confidence_certified == bool(metrics.get("certified"))
+
+
 def test_views_and_temperature_are_those_of_the_python_api(best: Path, cli: Cli, photos: Path) -> None:
-    with_metrics(best, temperature=4.0)
+    with_metrics(best, temperature=30.0)  # so that no confidence is rounded to 1
     model = sslrun.load(best.parent, device="cpu")
     files = sorted(map(str, (photos / "flower").glob("*.jpg")))
     for views in (1, 3):
