@@ -43,7 +43,8 @@ from sslrun.runs.find import BEST, LAST
 from sslrun.runs.run import Run
 from sslrun.study.results import Row
 from sslrun.tasks.task import Task, build_task
-from sslrun.training import autotune, estimate
+from sslrun.training import autotune, estimate, jobs
+from sslrun.training import settings as training_settings
 from sslrun.training.batches import Batches
 from sslrun.training.loop import fit
 from sslrun.training.optimizers import build_optimizer
@@ -54,10 +55,19 @@ REPOSITORY = Path(__file__).parent.parent
 QUICK = ("device=cpu", "device.precision=fp32", "device.memory_format=channels_last")
 TINY = ("backbone.widths=[8,16]", "train.batch_size=64", *QUICK)  # a network that trains in a second
 SMALL = ("backbone.widths=[8,16]", "batch_size=32", *QUICK)  # the same for `sslrun data check`
-QUICKER: tuple[tuple[ModuleType, str, float], ...] = (  # for commands in this process and in forked ones
+
+
+def one_core() -> int:
+    """Return 1, so that validation trainings run in this process: starting others takes seconds."""
+    return 1
+
+
+QUICKER: tuple[tuple[ModuleType, str, Any], ...] = (  # for commands in this process and in forked ones
     (autotune, "SECONDS", 0.5),  # any mode will do
     (estimate, "SECONDS", 0.1),  # rough estimates will do, too
     (figures, "VIEWS_SHOWN", 2),
+    (training_settings, "EVALUATION_SHARE", 1e9),  # trainings of a few steps are evaluated as often as requested
+    (jobs, "cores", one_core),
 )
 NO_MAP = ("map=0", "projector=0", *QUICK)  # `sslrun embed` without figures
 SSLRUN = f"{sys.executable} -m sslrun"  # in a shell
@@ -108,9 +118,10 @@ def process(*arguments: str, **settings: str) -> Answer:
 def row(initialization: str, mode: str, **known: Any) -> Row:
     """Return what is compared of a classifier that there is not: 30 labels, and what is known of it."""
     usual: dict[str, Any] = {
-        "labels": 30, "label_budget": "0.1 of the labels", "labels_validation": 10, "seed": 0, "subset": "a",
+        "pretrain_seed": None, "labels": 30, "labels_train": 30, "labels_val": 0, "label_budget": "labels=30",
+        "seed": 0, "subset": "a",
         "test_accuracy": 0.5, "test_f1_macro": 0.5, "val_accuracy": None, "val_f1_macro": None, "val_loss": None,
-        "cv_accuracy": None, "cv_f1_macro": None, "cv_loss": None, "chosen": None, "setting": "", "balance": "none",
+        "chosen": None, "setting": "", "balance": "none",
         "dataset": "digits", "backbone": "smallcnn",
         "seconds": 1.0, "finetuned": f"{initialization} {mode}", "evaluated": "",
     }  # fmt: skip
@@ -296,10 +307,9 @@ STUDY_STEPS = (
     *("train.steps=4", "train.batch_size=32", "train.evaluations=1"),
     *("finetune.train.steps=4", "finetune.train.evaluations=1"),
 )
-# With 120 images of validation, on which mode=auto chooses.
-SMALL_STUDY = (*STUDY_DATA, "dataset.val_fraction=0.4", "search=[]", *STUDY_STEPS)
+SMALL_STUDY = (*STUDY_DATA, "equal_time=false", "search=[]", *STUDY_STEPS)
 STUDY = ("compare", *SMALL_STUDY, "pretexts=[rotation,simclr]", "labels_per_class=[3]", "seeds=2")
-STUDY_RUNS = 2 * (2 + 2 * 2)  # seeds x (scratch and frozen, two tasks in two modes)
+STUDY_RUNS = 2 * (4 + 2 * 2)  # seeds x (scratch, frozen, two on pixels, two tasks in two modes)
 
 
 def study_runs(stage: str) -> dict[str, int]:
@@ -359,13 +369,13 @@ TRAINING: dict[str, Any] = {
 
 def train(model: Task, images: Tensor, where: str, resumed: bool = False, seed: int = 0, **keys: Any) -> dict:
     evaluate, optimizer, labels = keys.pop("evaluate", dict), keys.pop("optimizer", ADAMW), keys.pop("labels", None)
-    device = keys.pop("device", CPU)
+    device, monitor = keys.pop("device", CPU), keys.pop("monitor", "val/accuracy")
     training = Training(**{**TRAINING, **keys})
     run = Run(Path(where), "pretrain", OmegaConf.create({"seed": seed}), {}, resumed)
     try:
         batches = Batches(images, labels, training.batch_size, training.total_steps(len(images)), seed, device)
         built = build_optimizer(optimizer, model, training.learning_rate)
-        state = State(run, model, built, device, {}, "val/accuracy")
+        state = State(run, model, built, device, {}, monitor)
         return fit(model, batches, built, training, device, state, evaluate)
     finally:
         run.close("finished")
@@ -439,10 +449,6 @@ def source_node(name: str, root: Path | str | None, **more: Any) -> dict[str, An
 def folder_node(root: Path | str, **more: Any) -> dict[str, Any]:
     target = "sslrun.data.sources.folder.folder"
     return {"_target_": target, "root": str(root), "image_size": 16, "val_fraction": 0.0, **more}
-
-
-def named_values(values: np.ndarray) -> list[tuple[str, float]]:
-    return [(f"subset {i}", float(v)) for i, v in enumerate(values)]
 
 
 FUZZ = int(os.environ.get("SSLRUN_FUZZ", "1"))

@@ -15,7 +15,7 @@ from sslrun.base.text import percent
 from sslrun.cli.launch import run_command
 from sslrun.runs.find import OUTPUTS, find, newest
 
-LABELS = 0.02
+LABELS = 30  # in all
 NUMBERS = ("test accuracy", "±", "label subsets")  # right-aligned columns
 FEW_LABELS = (
     "mode=finetune",
@@ -41,9 +41,8 @@ def demo(epochs: int, seeds: int) -> None:
         "finetune",
         "-m",
         f"init={pretrained},scratch",
-        f"label_fraction={LABELS}",
+        f"labels={LABELS}",
         f"seed={subsets}",
-        "train.steps=150",
         *FEW_LABELS,
     )
     sweep = _newest("finetune").parent
@@ -102,7 +101,7 @@ def _test_image(folder: Path) -> Path:
 def _print_results(evaluated: Path, directories: dict[str, Path]) -> None:
     runs: list[dict[str, Any]] = [json.loads(p.read_text()) for p in sorted(evaluated.glob("*/summary.json"))]
     arms = {name: [r for r in runs if r["init"] == name] for name in ("simclr", "scratch")}
-    title = f"Digits, {runs[0]['labels']['train']} labels of 10 classes"
+    title = f"Digits, {runs[0]['labels_total']} labels of 10 classes"
     table = new_table(("network", *NUMBERS), NUMBERS, title=title)
     rows: dict[str, list[float]] = {}
     for name, label in (("simclr", "pretrained with SimCLR"), ("scratch", "from scratch")):

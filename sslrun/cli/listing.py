@@ -11,9 +11,9 @@ from sslrun.base.output import as_csv, as_json, new_table
 from sslrun.base.text import metric
 from sslrun.config.commands import LISTED
 from sslrun.config.names import nearest
-from sslrun.runs.find import find, score
+from sslrun.runs.find import find, labels_text, score
 
-COLUMNS = ("run", "stage", "status", "pretext", "backbone", "dataset", "fraction", "score", "duration")
+COLUMNS = ("run", "stage", "status", "pretext", "backbone", "dataset", "labels", "score", "duration")
 
 
 def print_runs(stage: str | None, format: str) -> None:
@@ -40,7 +40,6 @@ def print_runs(stage: str | None, format: str) -> None:
 
 def _row(path: str, summary: dict[str, Any]) -> dict[str, Any]:
     named = score(summary)
-    per_class = summary.get("labels_per_class")
     return {
         "run": path,
         "stage": summary["stage"],
@@ -48,14 +47,14 @@ def _row(path: str, summary: dict[str, Any]) -> dict[str, Any]:
         "pretext": summary.get("pretext") or summary.get("init"),
         "backbone": summary.get("backbone"),
         "dataset": summary.get("dataset"),
-        "fraction": f"{per_class} per class" if per_class else summary.get("label_fraction"),
+        "labels": labels_text(summary),
         "score": named,
         "duration": round(summary.get("wall_time_seconds", 0.0), 1),
     }
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    table = new_table(COLUMNS, {"fraction", "duration"}, fold=True)
+    table = new_table(COLUMNS, {"labels", "duration"}, fold=True)
     for row in rows:
         formatted = {**row, "score": row["score"] and metric(*row["score"])}
         cells = ["" if formatted[c] is None else str(formatted[c]) for c in COLUMNS[:-1]]

@@ -12,7 +12,7 @@ from sslrun.base.errors import UserError
 from sslrun.base.text import with_article
 from sslrun.cli import places
 from sslrun.cli.invocation import Invocation
-from sslrun.config.commands import COMPARE
+from sslrun.config.commands import COMPARE, FINETUNE
 from sslrun.config.compose import compose_config
 from sslrun.config.grammar import key_of, quoted
 from sslrun.config.overrides import check_resumed, check_shape
@@ -104,6 +104,12 @@ def checked(invocation: Invocation, directory: Path) -> Invocation:
         UserError: one line for each mistake.
     """
     command, summary = invocation.command, read_summary(directory)
+    refuse_older(directory, summary)
+    if command in (COMPARE, FINETUNE) and summary["stage"] == command and "validation" not in summary["config"]:
+        raise UserError(
+            f"{directory} was started by a version that did not count validation labels in the label budget, and "
+            "cannot be resumed: start a new run"
+        )
     if command == COMPARE:
         invocation = restored_study(invocation, summary)
     more = [v for v in invocation.overrides if not is_resume(v)]

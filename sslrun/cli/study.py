@@ -16,6 +16,7 @@ from sslrun.config.grammar import key_of
 from sslrun.config.names import nearest
 from sslrun.config.overrides import check_overrides, composed_configs
 
+LABEL_LISTS = ("labels", "labels_per_class", "label_fractions")
 OPTIMIZER = "optimizer"  # config group whose keys may differ between pretext tasks, and depend on its choice
 Check = Callable[[str, list[str]], object]  # called with a command and its overrides
 
@@ -39,6 +40,7 @@ def mistakes(config: DictConfig, overrides: Sequence[str], config_dir: str | Non
     return [
         *(line for spec in _texts(config, "pretexts") for line in _pretext(spec, overrides, check, config_dir)),
         *_budget(config.get("budget")),
+        *_label_budgets(config),
         *(
             line
             for s in _texts(config, "search")
@@ -79,6 +81,12 @@ def _budget(value: object) -> list[str]:
     except UserError as error:
         return [str(error)]
     return []
+
+
+def _label_budgets(config: DictConfig) -> list[str]:
+    """Return a line if a study has several kinds of label budgets."""
+    kinds = [k for k in LABEL_LISTS if config.get(k) is not None] if "label_fractions" in config else []
+    return [f"set only one of {', '.join(kinds)}: a study has one kind of label budget"] if len(kinds) > 1 else []
 
 
 def _texts(config: DictConfig, key: str) -> list[str]:

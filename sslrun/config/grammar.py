@@ -3,7 +3,9 @@
 import re
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import OmegaConf
 
 from sslrun.config.types import Node
 
@@ -28,6 +30,14 @@ def literal(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ",".join(f"{_escaped(str(k))}:{literal(v)}" for k, v in value.items()) + "}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def with_override(config: Node, override: str) -> Node:
+    """Return a resolved config with one override, `key=value`, of a key that it has."""
+    parsed = OverridesParser.create().parse_override(override)
+    changed = OmegaConf.create(config)
+    OmegaConf.update(changed, parsed.key_or_group, parsed.value())
+    return OmegaConf.to_container(changed, resolve=True)  # type: ignore[return-value]
 
 
 def _escaped(key: str) -> str:

@@ -43,6 +43,17 @@ def renamed_keys(mapping: Node, table: dict[str, str]) -> Node:
     return {table.get(k, k): v for k, v in mapping.items()}
 
 
+def with_label_counts(summary: Node) -> Node:
+    """Return a summary in which labels are counted as today: older ones have `labels: {train, validation}`."""
+    if not isinstance(summary.get("labels"), dict):
+        return summary
+    train, val = summary["labels"].get("train", 0), summary["labels"].get("validation", 0)
+    per_class, fraction = summary.get("labels_per_class"), summary.get("label_fraction")
+    budget = f"label_fraction={fraction or 1.0:g}" if per_class is None else f"labels_per_class={per_class}"
+    counts = {"labels_total": train + val, "labels_train": train, "labels_val": val, "val/images": val}
+    return {k: v for k, v in summary.items() if k != "labels"} | counts | {"label_budget": budget}
+
+
 def renamed_overrides(overrides: Iterable[str], notice: bool = False) -> list[str]:
     """Return overrides with current keys.
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +11,16 @@ import torch
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.text import counted
+from sslrun.base.text import listed as listed_names
 from sslrun.config.build import parameters
 from sslrun.config.contract import Contract
 from sslrun.config.types import Node
 from sslrun.data.cache import Decoded, decode_all, resize_all
 from sslrun.data.depth import clipped_text
 from sslrun.data.gray_range import measured
-from sslrun.data.groups import KEY, groups_per_class, not_held_out
+from sslrun.data.groups import KEY, not_held_out
 from sslrun.data.images import Images
-from sslrun.data.labels import LabelBudget, counts, fold_rows, validation
+from sslrun.data.labels import LabelBudget, counts, validation
 from sslrun.data.options import AUTO, OF_FOLDERS, Options, describe, shared
 from sslrun.data.sources.folder import unlabeled_folder
 from sslrun.data.sources.source import Listing, SplitName, checked
@@ -37,7 +38,6 @@ class Dataset:
         labels: N labels, int64, or None.
         class_names: the name of each label.
         names: N image names.
-        class_sizes: number of images per class before validation was split off; label fractions refer to it.
         validation: N booleans: which images are for validation; None if the data set does not say.
         groups: N names of groups that no split divides, or None.
         range: with which gray images of more than 8 bits were decoded; None without such images.
@@ -47,7 +47,6 @@ class Dataset:
     labels: torch.Tensor | None
     class_names: list[str]
     names: list[str]
-    class_sizes: dict[int, int] = field(default_factory=dict)
     validation: np.ndarray | None = None
     groups: np.ndarray | None = None
     range: list[float] | None = None
@@ -61,7 +60,7 @@ class Dataset:
         names = [self.names[i] for i in positions]
         images = self.images.take(positions)
         groups = None if self.groups is None else self.groups[positions]
-        return Dataset(images, labels, self.class_names, names, self.class_sizes, None, groups, self.range)
+        return Dataset(images, labels, self.class_names, names, None, groups, self.range)
 
     def __add__(self, other: "Dataset") -> "Dataset":
         assert self.labels is not None
@@ -70,45 +69,32 @@ class Dataset:
         images = self.images + other.images
         both = self.groups is not None and other.groups is not None
         groups = np.concatenate([self.groups, other.groups]) if both else None
-        return Dataset(images, labels, self.class_names, names, self.class_sizes, None, groups, self.range)
+        return Dataset(images, labels, self.class_names, names, None, groups, self.range)
 
-    def labeled(self, budget: LabelBudget, name: str) -> "Dataset":
+    def labeled(self, budget: LabelBudget, name: str, of: int | None = None) -> "Dataset":
         """Return the images whose labels are used to train a classifier.
 
         Args:
             budget: number of labels.
             name: of the data set, for the messages.
+            of: number of labels that a fraction refers to, by default of all images here.
 
         Raises:
-            UserError: there are no labels, or only one class.
+            UserError: there are no labels, only one class, a class without images, or too few images.
         """
         if self.labels is None:
             raise UserError(f"{name} has no labels: {LABEL_THEM}")
         if len(self.class_names) < 2:
             raise UserError(f"{name} has only one class ({', '.join(self.class_names)}); a classifier needs at least 2")
-        return self.within(budget)
-
-    def within(self, budget: LabelBudget) -> "Dataset":
-        """Return the images selected by a label budget."""
-        assert self.labels is not None
-        return self.take(budget.rows(self.labels.numpy(), self.class_sizes))
-
-    def shortage(self, budget: LabelBudget) -> str | None:
-        """Return in a line which classes have fewer labels than a budget, or None."""
-        assert self.labels is not None
-        return budget.shortage(self.labels.numpy(), self.class_names)
-
-    def without_fold(self, k: int, n: int, seed: int) -> tuple["Dataset", "Dataset"]:
-        """Return the data set without the k-th of n stratified folds, and that fold; k counts from 0."""
-        assert self.labels is not None
-        rows = fold_rows(self.labels.numpy(), k, n, seed, self.groups)
-        return self.take(np.setdiff1d(np.arange(len(self)), rows)), self.take(rows)
-
-    def smallest_class_size(self) -> int:
-        """Return the number of images of the smallest class; with groups, the smallest number of groups of a class."""
-        assert self.labels is not None
         labels = self.labels.numpy()
-        return min((counts(labels) if self.groups is None else groups_per_class(labels, self.groups)).values())
+        if without := [n for i, n in enumerate(self.class_names) if i not in counts(labels)]:
+            raise UserError(
+                f"{name} has no training image of {listed_names(without)}: add some, or choose the classes with "
+                "dataset.classes"
+            )
+        if short := budget.shortage(labels, self.class_names):
+            log.info("%s.", short)
+        return self.take(budget.rows(labels, of))
 
     def fingerprint(self) -> str:
         """Return a hash of the pixels, labels, class names and groups."""
@@ -122,18 +108,18 @@ class Dataset:
 
 
 def load_train(node: Node) -> tuple[Dataset, Dataset | None]:
-    """Load the train split and split off validation.
-
-    Returns:
-        Training, and validation: that of the data set, or split off; None without labels, or with `val_fraction=0`.
-    """
+    """Load the train split: all its images except a given val/, and that val/ or None."""
     data = load(node, "train")
-    options = shared(node)
     assert data is not None
-    if data.validation is not None and data.validation.any():
-        given = data.validation
-        log.info("Validation: the %s of val/; dataset.val_fraction is not used.", counted(int(given.sum()), "image"))
-        return data.take(np.flatnonzero(~given)), data.take(np.flatnonzero(given))
+    if data.validation is None or not data.validation.any():
+        return data, None
+    given = data.validation
+    return data.take(np.flatnonzero(~given)), data.take(np.flatnonzero(given))
+
+
+def split_validation(data: Dataset, node: Node) -> tuple[Dataset, Dataset | None]:
+    """Split `dataset.val_fraction` off for validation; that is None without labels, or with `val_fraction=0`."""
+    options = shared(node)
     if data.labels is None or options.val_fraction == 0:
         return data, None
     labels = data.labels.numpy()
@@ -144,6 +130,15 @@ def load_train(node: Node) -> tuple[Dataset, Dataset | None]:
         if without := not_held_out(labels, val, data.class_names):
             log.warning("No validation images of %s: too few groups (%s)", without, KEY)
     return data.take(train), data.take(val)
+
+
+def load_split(node: Node) -> tuple[Dataset, Dataset | None]:
+    """Load the train split and its validation images: a given val/, or `dataset.val_fraction` split off."""
+    data, given = load_train(node)
+    if given is None:
+        return split_validation(data, node)
+    log.info("Validation: the %s of val/; dataset.val_fraction is not used.", counted(len(given), "image"))
+    return data, given
 
 
 def load_test(node: Node) -> Dataset:
@@ -290,9 +285,7 @@ def _decoded(listing: Listing, options: Options, name: str) -> Dataset:
     if labels is None:
         return Dataset(result.images(), None, [], names, groups=group, range=limits)
     val = None if listing.validation is None else listing.validation[result.good()]
-    sizes = counts(labels if val is None else labels[~val])
-    classes = list(listing.class_names)
-    return Dataset(result.images(), torch.from_numpy(labels), classes, names, sizes, val, group, limits)
+    return Dataset(result.images(), torch.from_numpy(labels), list(listing.class_names), names, val, group, limits)
 
 
 def _check_unreadable(listing: Listing, bad: dict[int, str], max_bad_fraction: float) -> None:
@@ -347,8 +340,6 @@ def _cap(listing: Listing, n: int) -> Listing:
         classes = len(listing.class_names)
         if n < classes:
             raise UserError(f"dataset.max_images={n} is less than one image for each of the {classes} classes")
-        keep = train[LabelBudget(n / len(train)).rows(listing.labels[train])]
-        if len(keep) > n:
-            keep = np.sort(rng.permutation(keep)[:n])
+        keep = train[LabelBudget(n).rows(listing.labels[train])]
     log.info("Using %d of %d training images (dataset.max_images).", len(keep), len(train))
     return listing.take(np.sort(np.concatenate([keep, np.flatnonzero(given)])))

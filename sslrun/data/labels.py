@@ -1,8 +1,4 @@
-"""Splits and label subsets: deterministic, stratified, nested.
-
-The images are shuffled once per seed, and a subset is a prefix of each class in that permutation. So the 1 % subset
-is contained in the 10 % subset, for every class.
-"""
+"""Splits, label budgets and folds: deterministic and stratified; budgets are nested."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -12,7 +8,7 @@ import numpy as np
 
 from sslrun.base.errors import UserError
 from sslrun.base.text import counted
-from sslrun.data.groups import KEY, group_folds, held_out
+from sslrun.data.groups import KEY, group_folds, groups_per_class, held_out
 
 
 def hashed_train_test_split(
@@ -75,14 +71,14 @@ def validation(
         if not len(val):
             raise UserError(
                 f"{KEY} puts the training images of each class into one group; a validation set needs at least two: "
-                "set dataset.val_fraction=0 to train without"
+                "set validation=inside"
             )
         return np.setdiff1d(np.arange(len(labels)), val), val
     for c, n in counts(labels).items():
         if sizes[c] >= n:
             raise UserError(
                 f"class {class_names[c]} has only {counted(n, 'training image')}, too few to split off a validation "
-                "set: add images to it, exclude it with dataset.classes, or set dataset.val_fraction=0"
+                "set: add images to it, exclude it with dataset.classes, or set validation=inside"
             )
     permutation = np.random.default_rng([seed, 1]).permutation(len(labels))
     val = _prefixes(permutation, labels, sizes)
@@ -91,22 +87,41 @@ def validation(
 
 @dataclass(frozen=True)
 class LabelBudget:
-    """The number of training labels to use: a fraction, or a number per class; by default all.
+    """The number of labels that may influence a classifier; by default all.
+
+    Labels are ordered once per seed, see `label_order`. A budget is a prefix of this order, so smaller budgets are
+    contained in larger ones; with `per_class` it is a prefix of each class.
 
     Attributes:
-        fraction: of each class, counted before validation is split off; at least one image per class.
+        total: number of labels; takes precedence over the others.
+        fraction: of the labels of all training images.
         per_class: number of labels per class, or all that a smaller class has; takes precedence over `fraction`.
-        seed: of the subset; for one seed, smaller subsets are contained in larger ones.
+        seed: of the order.
     """
 
+    total: int | None = None
     fraction: float | None = None
     per_class: int | None = None
     seed: int = 0
 
     @property
+    def key(self) -> str:
+        """Return the key of the config that sets the number of labels."""
+        return (
+            "labels" if self.total is not None else "label_fraction" if self.per_class is None else "labels_per_class"
+        )
+
+    @property
     def value(self) -> float:
-        """Return the number of labels per class if it is set, else the fraction."""
-        return self.per_class if self.per_class is not None else 1.0 if self.fraction is None else self.fraction
+        """Return the value of this key."""
+        values = {"labels": self.total, "labels_per_class": self.per_class, "label_fraction": self.fraction}
+        value = values[self.key]
+        return 1.0 if value is None else value
+
+    @property
+    def text(self) -> str:
+        """Return the budget as a setting: `labels=60`."""
+        return f"{self.key}={self.value:g}" if self.key == "label_fraction" else f"{self.key}={self.value}"
 
     def check(self, keys: Collection[str] = ()) -> None:
         """Check the label budget.
@@ -115,26 +130,24 @@ class LabelBudget:
             keys: of the overrides on the command line.
 
         Raises:
-            UserError: the fraction is above 1, or both a fraction and a number per class are set.
+            UserError: the fraction is above 1, or several keys are set.
         """
         if self.fraction is not None and self.fraction > 1:
             raise UserError(
                 f"label_fraction must be at most 1, found {self.fraction:g}; for a number of labels use "
-                "labels_per_class"
+                f"labels={self.fraction:g}"
             )
-        if {"label_fraction", "labels_per_class"} <= set(keys):
-            raise UserError("set label_fraction or labels_per_class, not both")
+        given = [k for k in BUDGET_KEYS if k in keys]
+        if len(given) > 1:
+            raise UserError(f"set only one of {', '.join(given)}")
 
-    def too_small(self, available: dict[int, int], class_sizes: dict[int, int]) -> list[int]:
-        """Return the classes with fewer images than `per_class`, or whose fraction is less than one image.
+    def too_small(self, available: dict[int, int]) -> list[int]:
+        """Return the classes with fewer images than `per_class`.
 
         Args:
-            available: number of images per class, without validation.
-            class_sizes: number of images per class, with validation.
+            available: number of images per class.
         """
-        if self.per_class is not None:
-            return [c for c, n in available.items() if n < self.per_class]
-        return [c for c in available if self.fraction is not None and self.fraction * class_sizes[c] < 1]
+        return [c for c, n in available.items() if self.key == "labels_per_class" and n < self.value]
 
     def shortage(self, labels: np.ndarray, class_names: Sequence[str]) -> str | None:
         """Return in a line which classes have fewer images than `per_class`, or None.
@@ -143,58 +156,127 @@ class LabelBudget:
             labels: N labels to select from.
         """
         available = counts(labels)
-        few = self.too_small(available, available) if self.per_class is not None else []
+        few = self.too_small(available)
         if not few:
             return None
         named = ", ".join(f"{class_names[c]} has {available[c]:,}" for c in few[:5])
         more = f" and {counted(len(few) - 5, 'more class')}" if len(few) > 5 else ""
-        return f"labels_per_class={self.per_class}: {named}{more} (without validation); all of them are used"
+        return f"labels_per_class={self.per_class}: {named}{more}; all of them are used"
 
-    def rows(self, labels: np.ndarray, class_sizes: dict[int, int] | None = None) -> np.ndarray:
-        """Select the images whose labels are used: stratified, at least one per class, nested for one seed.
+    def size(self, labels: np.ndarray, of: int | None = None) -> int:
+        """Return the number of labels.
 
         Args:
             labels: N labels to select from.
-            class_sizes: number of images per class that the fraction refers to; by default the counts in `labels`.
+            of: number of labels that the fraction refers to, N by default.
+
+        Raises:
+            UserError: there are not so many labels, or fewer are wanted than there are classes.
+        """
+        available = counts(labels)
+        if self.per_class is not None and self.total is None:
+            return sum(min(n, self.per_class) for n in available.values())
+        size = self.total if self.total is not None else round(self.value * (of or len(labels)))
+        if self.total is not None and size > len(labels):
+            raise UserError(f"{self.text}: there are only {counted(len(labels), 'label')} for training; set fewer")
+        if size < len(available):
+            wanted = self.text if self.total is not None else f"{self.text} is {counted(size, 'label')}, which"
+            raise UserError(
+                f"{wanted} is fewer than the {len(available)} classes; every class needs a label: set "
+                f"labels={len(available)} or more, or use fewer classes (dataset.classes)"
+            )
+        return min(size, len(labels))
+
+    def rows(self, labels: np.ndarray, of: int | None = None) -> np.ndarray:
+        """Select the images whose labels are used: at least one per class, otherwise in proportion to class sizes.
+
+        Args, raises: see `size`.
 
         Returns:
             Sorted positions.
         """
-        available = counts(labels)
-        sizes = class_sizes or available
-        if self.per_class is not None:
-            subset = dict.fromkeys(available, self.per_class)
-        else:
-            subset = {c: min(n, max(1, round(self.value * sizes[c]))) for c, n in available.items()}
-        permutation = np.random.default_rng([self.seed, 2]).permutation(len(labels))
-        return _prefixes(permutation, labels, subset)
+        order, size = label_order(labels, self.seed), self.size(labels, of)
+        if self.key != "labels_per_class":
+            return np.sort(order[:size])
+        return np.sort(np.concatenate([order[labels[order] == c][: self.per_class] for c in counts(labels)]))
 
 
-def fold_rows(labels: np.ndarray, k: int, n: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """Return the sorted positions of the k-th of n folds, stratified by class; k counts from 0.
+BUDGET_KEYS = ("labels", "labels_per_class", "label_fraction")
+
+
+def label_order(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Return positions in the order in which labels are used, so that every prefix is stratified.
+
+    Within a class the order is random. First comes one image of each class, then the r-th image of a class with n
+    images has the place (r - 1/2) / n.
+    """
+    permutation = np.random.default_rng([seed, 2]).permutation(len(labels))
+    permuted = labels[permutation]
+    place = np.empty(len(labels))
+    for c, n in counts(labels).items():
+        rank = np.arange(1, n + 1)
+        place[permuted == c] = np.where(rank == 1, -1.0, (rank - 0.5) / n)
+    return permutation[np.argsort(place, kind="stable")]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Positions of the images of one training and of its validation."""
+
+    train: np.ndarray
+    val: np.ndarray
+
+
+def folds(labels: np.ndarray, most: int, seed: int, groups: np.ndarray | None = None) -> list[Fold]:
+    """Return the folds of a stratified k-fold cross-validation, which do not divide groups.
+
+    k is the smallest number of images (with groups, of groups) among the classes with at least two, and at most `most`.
+    The only image, or group, of a class is in the training part of every fold, and does not count.
 
     Args:
-        groups: N names of groups that are not divided.
+        labels: N labels.
+        most: highest k.
+        groups: N names of groups, or None.
+
+    Returns:
+        An empty list if every class has only one.
 
     Raises:
-        UserError: there is no such fold, or there are too few groups.
+        UserError: groups have images of several classes, so that a fold would have no training image of a class.
     """
-    if not 0 <= k < n:
-        raise UserError(f"fold=[{k},{n}]: the first number must be from 0 to {n - 1}")
-    if groups is not None:
-        try:
-            return group_folds(labels, groups, n, seed)[k]
-        except ValueError:
-            raise UserError(f"fold=[{k},{n}]: too few groups ({KEY}) or images for {n} folds") from None
-    permutation = np.random.default_rng([seed, 3]).permutation(len(labels))
-    permuted = labels[permutation]
-    first = 0
-    rows_by_class = []
-    for c, size in counts(labels).items():
-        position = np.arange(first, first + size)  # not from 0 for each class: small classes would all be in fold 0
-        rows_by_class.append(permutation[permuted == c][position % n == k])
-        first += size
-    return np.sort(np.concatenate(rows_by_class))
+    sizes = counts(labels) if groups is None else groups_per_class(labels, groups)
+    divided = np.isin(labels, [c for c, n in sizes.items() if n > 1])
+    if groups is not None:  # neither in validation: a group with images of a class that has no other group
+        divided &= ~np.isin(groups.astype(str), groups[~divided].astype(str))
+    rows = np.flatnonzero(divided)
+    if not len(rows):
+        return []
+    vals = _stratified(labels, rows, most, seed) if groups is None else _of_groups(labels, rows, most, seed, groups)
+    return [Fold(np.setdiff1d(np.arange(len(labels)), val), val) for val in vals]
+
+
+def _stratified(labels: np.ndarray, rows: np.ndarray, most: int, seed: int) -> list[np.ndarray]:
+    k = min(most, *counts(labels[rows]).values())
+    permutation = rows[np.random.default_rng([seed, 3]).permutation(len(rows))]
+    by_class = permutation[np.argsort(labels[permutation], kind="stable")]
+    fold = np.arange(len(rows)) % k  # not from 0 for each class: small classes would all be in the first folds
+    return [np.sort(by_class[fold == i]) for i in range(k)]
+
+
+def _of_groups(labels: np.ndarray, rows: np.ndarray, most: int, seed: int, groups: np.ndarray) -> list[np.ndarray]:
+    several = [n for n in groups_per_class(labels[rows], groups[rows]).values() if n > 1]
+    k = min([most, *several])
+    parts = group_folds(labels[rows], groups[rows], k, seed) if several else [np.arange(len(rows))]
+    vals = [rows[val] for val in parts if len(val)]
+    for val in vals:
+        lost = set(labels.tolist()) - set(np.delete(labels, val).tolist())
+        if lost:
+            raise UserError(
+                f"{KEY}: cross-validation with {len(vals)} folds would have no training image of "
+                f"{counted(len(lost), 'class')}, since groups have images of several classes: label more groups, or "
+                "set validation=extra"
+            )
+    return vals
 
 
 def counts(labels: np.ndarray) -> dict[int, int]:

@@ -34,8 +34,8 @@ def workers(tasks: int, processes: bool = True) -> Iterator[Executor]:
             yield threads
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(cores(), context, initializer=_initialize_worker) as pool, _cancel_on_error(pool):
-        with _ignore_ctrl_c():
+    with ProcessPoolExecutor(cores(), context, initializer=initialize_worker) as pool, _cancel_on_error(pool):
+        with ignore_ctrl_c():
             for _ in range(cores()):
                 pool.submit(int)  # starts a process
         try:
@@ -74,7 +74,7 @@ def in_order(pool: Executor, work: Callable[[T], R], tasks: Iterable[T]) -> Iter
 
 
 @contextmanager
-def _ignore_ctrl_c() -> Iterator[None]:
+def ignore_ctrl_c() -> Iterator[None]:
     """Ignore Ctrl-C while processes are started; they inherit this, and the parent stops them."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -86,7 +86,7 @@ def _ignore_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _initialize_worker() -> None:
+def initialize_worker() -> None:
     """Silence Pillow's warnings, and exit when the parent exits, even if it is killed."""
     from sslrun.data.decode import ignore_pillow_warnings
 

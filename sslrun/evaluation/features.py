@@ -3,7 +3,7 @@
 Images are `N x 3 x S x S`, uint8. Networks must be on the device; they are set to evaluation mode.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -17,26 +17,29 @@ from sslrun.models.encoder import Encoder, Pooling, average, pooled
 Out = TypeVar("Out")
 
 
-def features(
-    encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int = 512, pooling: Pooling | None = None
-) -> Tensor:
-    """Compute the features of images, `N x D`, float32, on the CPU.
+def features(encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int = 512) -> Tensor:
+    """Compute the features of images, `N x feature_dim`, float32, on the CPU."""
+    return torch.cat([f.cpu() for f in _batches(encoder, encoder, images, device, batch_size)])
 
-    Args:
-        pooling: the encoder's own by default, with `D = encoder.feature_dim`.
-    """
 
-    def forward(batch: Tensor) -> Tensor:
-        return encoder(batch) if pooling is None else pooled(encoder.maps(batch), pooling)
+def pooled_features(
+    encoder: Encoder, images: Tensor | Images, device: Device, poolings: Sequence[Pooling], batch_size: int = 512
+) -> dict[Pooling, Tensor]:
+    """Compute the features of images with several poolings at once: for each `N x D`, float32, on the CPU."""
 
-    return torch.cat([f.float().cpu() for f in _batches(encoder, forward, images, device, batch_size)])
+    def forward(batch: Tensor) -> list[Tensor]:
+        maps = encoder.maps(batch)
+        return [pooled(maps, pooling).cpu() for pooling in poolings]
+
+    columns = zip(*_batches(encoder, forward, images, device, batch_size), strict=True)
+    return {pooling: torch.cat(column) for pooling, column in zip(poolings, columns, strict=True)}
 
 
 def map_features(encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int = 512) -> list[Tensor]:
     """Compute the spatial means of the backbone's feature maps: for each map `N x C`, float32, on the CPU."""
 
     def means(batch: Tensor) -> list[Tensor]:
-        return [average(m).float().cpu() for m in encoder.maps(batch)]
+        return [average(m).cpu() for m in encoder.maps(batch)]
 
     columns = zip(*_batches(encoder, means, images, device, batch_size), strict=True)
     return [torch.cat(column) for column in columns]

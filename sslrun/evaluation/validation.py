@@ -1,6 +1,6 @@
 """Metrics computed during training."""
 
-import torch
+import numpy as np
 
 from sslrun.base.console import log
 from sslrun.data.dataset import Dataset
@@ -16,21 +16,61 @@ SCORES = {"val/accuracy": "accuracy", "val/f1_macro": "macro F1"}  # by which cl
 HEALTH_IMAGES, KNN_BANK, KNN_QUERIES = 1024, 5000, 2000
 
 
+KNN_FRACTION = 0.2  # of the training images, at most, that are queries
+
+
+def knn_images(data: Dataset, given: Dataset | None) -> tuple[Dataset, Dataset] | None:
+    """Draw the bank and the queries of the kNN accuracy of a pretraining; None without labels of two classes.
+
+    Args:
+        data: training images; at most 5,000 are the bank.
+        given: a given val/; at most 2,000 of it are the queries. Without one, up to a fifth of the training images are;
+            no image is on both sides, and no group.
+    """
+    if data.labels is None or len(data.class_names) < 2:
+        return None
+    if given is not None:
+        return None if given.labels is None else (_drawn(data, KNN_BANK), _drawn(given, KNN_QUERIES))
+    units = np.arange(len(data)) if data.groups is None else np.unique(data.groups, return_inverse=True)[1]
+    rank = _order(units.max() + 1)[units]
+    order = rank.argsort(kind="stable")
+    n = min(KNN_QUERIES, round(KNN_FRACTION * len(data)))
+    queries = order[:n]
+    bank = order[rank[order] > rank[queries].max(initial=-1)]
+    return (_drawn(data.take(np.sort(bank)), KNN_BANK), data.take(np.sort(queries))) if n and len(bank) else None
+
+
+def _drawn(data: Dataset, most: int) -> Dataset:
+    """Return at most this many images, drawn at random, since images may be listed by class."""
+    return data.take(np.sort(_order(len(data))[:most]))
+
+
+def _order(n: int) -> np.ndarray:
+    return np.random.default_rng(0).permutation(n)
+
+
+def evaluated_images(images: Images, knn: tuple[Dataset, Dataset] | None) -> int:
+    """Return how many images `encoder_metrics` passes through the encoder."""
+    return len(range(len(images))[_of_health(images)]) + sum(map(len, knn or ()))
+
+
+def _of_health(images: Images) -> slice:
+    return slice(None, None, max(1, len(images) // HEALTH_IMAGES))
+
+
 def encoder_metrics(
-    encoder: Encoder, images: Images, data: Dataset, val: Dataset | None, device: Device
+    encoder: Encoder, images: Images, knn: tuple[Dataset, Dataset] | None, device: Device
 ) -> dict[str, float]:
     """Compute the metrics of an encoder during pretraining; log a warning if the embedding has collapsed.
 
     Args:
         images: images of the pretraining; about 1,024 of them are used for `embedding_health`.
-        data, val: training and validation data; a kNN classifier of 5,000 training images is evaluated on 2,000
-            validation images; both are drawn at random if there are more.
+        knn: bank and queries of a kNN classifier, see `knn_images`. Its accuracy is only shown.
 
     Returns:
-        `val/feature_spread` and `val/effective_rank` (see `embedding_health`), and `val/knn_accuracy` if there are
-        labels of more than one class.
+        `val/feature_spread` and `val/effective_rank` (see `embedding_health`), and `val/knn_accuracy` with a bank.
     """
-    health = embedding_health(features(encoder, images[:: max(1, len(images) // HEALTH_IMAGES)], device))
+    health = embedding_health(features(encoder, images[_of_health(images)], device))
     if has_collapsed(health):
         log.warning(
             "The embedding has collapsed: feature spread %.3f (expected about 1), effective rank %.1f. Try a lower "
@@ -39,17 +79,18 @@ def encoder_metrics(
             health["effective_rank"],
         )
     metrics = {f"val/{k}": v for k, v in health.items()}
-    if val is None or val.labels is None or data.labels is None or len(data.class_names) < 2:
+    if knn is None:
         return metrics
-    rows, of_val = _drawn(len(data), KNN_BANK), _drawn(len(val), KNN_QUERIES).sort().values
-    bank, queries = features(encoder, data.images[rows], device), features(encoder, val.images[of_val], device)
-    predicted = knn_probabilities(queries, bank, data.labels[rows], len(data.class_names)).argmax(1)
-    return {**metrics, "val/knn_accuracy": float((predicted == val.labels[of_val]).float().mean())}
-
-
-def _drawn(n: int, most: int) -> torch.Tensor:
-    """Return the positions of at most this many of n images, drawn at random, since images may be listed by class."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:most]
+    bank, queries = knn
+    assert bank.labels is not None
+    assert queries.labels is not None
+    p = knn_probabilities(
+        features(encoder, queries.images, device),
+        features(encoder, bank.images, device),
+        bank.labels,
+        len(bank.class_names),
+    )
+    return {**metrics, "val/knn_accuracy": float((p.argmax(1) == queries.labels).float().mean())}
 
 
 def score_name(*balance: str) -> str:
@@ -58,27 +99,42 @@ def score_name(*balance: str) -> str:
 
 
 def classifier_metrics(classifier: Classifier | KNNClassifier, val: Dataset | None, device: Device) -> dict[str, float]:
-    """Compute a classifier's accuracy, loss and calibration on validation; empty without validation data.
+    """Compute a classifier's accuracy, loss and calibration on validation, see `prediction_metrics`.
 
     Returns:
-        `val/accuracy`, `val/f1_macro` over the classes that occur in the labels or predictions, `val/loss` in nats,
-        `val/temperature`, and `val/confidence_threshold` if there is one. Without one, but with 20 or more images,
-        `val/accuracy_if_confident`, see `calibration.highest_accuracy`.
+        Empty without validation data.
     """
     if val is None:
         return {}
+    assert val.labels is not None
+    p = probabilities(classifier, val.images, device).numpy()
+    return prediction_metrics(p, val.labels.numpy(), grouped=val.groups is not None)
+
+
+def prediction_metrics(p: np.ndarray, labels: np.ndarray, grouped: bool = False) -> dict[str, float]:
+    """Compute accuracy, loss and calibration of predictions on images that the classifier was not trained on.
+
+    Args:
+        p: probabilities, `N x classes`; N is at least 1.
+        labels: N.
+        grouped: whether images belong to groups, so that no threshold can be certified.
+
+    Returns:
+        `val/images`, N; `val/accuracy`, `val/f1_macro` over the classes that occur in the labels or predictions,
+        `val/loss` in nats,
+        `val/temperature`, and the metrics of the `calibration.Threshold` or, if there is none, the
+        `val/highest_confidence`, calibrated.
+    """
     from sklearn.metrics import f1_score
 
-    assert val.labels is not None
-    p, labels = probabilities(classifier, val.images, device).numpy(), val.labels.numpy()
     temperature = calibration.fit_temperature(p, labels)
     calibrated = calibration.tempered(p, temperature)
-    threshold, highest = calibration.threshold(calibrated, labels), calibration.highest_accuracy(calibrated, labels)
-    lacking = {} if highest is None else {"val/accuracy_if_confident": highest}  # why there is no threshold
+    threshold = calibration.threshold(calibrated, labels, independent=not grouped)
     return {
+        "val/images": len(labels),
         "val/accuracy": float((p.argmax(1) == labels).mean()),
         "val/f1_macro": float(f1_score(labels, p.argmax(1), average="macro", zero_division=0)),
         "val/loss": calibration.log_loss(p, labels),
         "val/temperature": temperature,
-        **(lacking if threshold is None else {"val/confidence_threshold": threshold}),
+        **(threshold.metrics() if threshold else {"val/highest_confidence": float(calibrated.max())}),
     }

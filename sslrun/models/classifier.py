@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
 
 KNN_TEMPERATURE = 0.07  # Wu et al. 2018
@@ -46,9 +47,15 @@ class Classifier(nn.Module):
         self.encoder = encoder
         self.head = nn.Linear(encoder.feature_dim, classes)
 
+    @torch.no_grad()
+    def set_head(self, weight: Tensor, bias: Tensor) -> None:
+        """Set the weights of the head, `classes x D` and `classes`."""
+        self.head.weight.copy_(weight)
+        self.head.bias.copy_(bias)
+
     def probabilities(self, images: Tensor) -> Tensor:
         """Return class probabilities, `N x classes`, of images, `N x 3 x S x S` in [0, 1]."""
-        return self.head(self.encoder(images)).float().softmax(1)
+        return in_float32(self.head, self.encoder(images)).softmax(1)
 
 
 class KNNClassifier(nn.Module):
@@ -69,6 +76,11 @@ class KNNClassifier(nn.Module):
         self.register_buffer("bank", torch.zeros(bank, encoder.feature_dim))
         self.register_buffer("labels", torch.zeros(bank, dtype=torch.int64))
 
+    def set_bank(self, features: Tensor, labels: Tensor) -> None:
+        """Set the features of the labeled images, `bank x D`, and their labels, `bank`."""
+        self.bank.copy_(features)
+        self.labels.copy_(labels)
+
     def probabilities(self, images: Tensor) -> Tensor:
         """Return class probabilities, `N x classes`, of images, `N x 3 x S x S` in [0, 1]."""
-        return knn_probabilities(self.encoder(images).float(), self.bank, self.labels, self.classes)
+        return knn_probabilities(self.encoder(images), self.bank, self.labels, self.classes)

@@ -26,9 +26,8 @@ class Trained:
         classifier: computes the probabilities; None after pretraining.
         class_names: in the order of the probabilities.
         temperature: divisor of the logits, fitted on validation; 1 without validation.
-        confidence_threshold: confidence above which the validation accuracy is 95 %; None if there is none.
+        confidence_threshold: confidence above which the accuracy should be 95 %; None if there is none.
         metrics: of the classifier on validation.
-        validation_images: their number; None if unknown.
     """
 
     encoder: Encoder
@@ -39,7 +38,6 @@ class Trained:
     temperature: float = 1.0
     confidence_threshold: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
-    validation_images: int | None = None
 
 
 def load_network(directory: Path) -> Trained:
@@ -50,11 +48,8 @@ def load_network(directory: Path) -> Trained:
     Raises:
         UserError: there is no checkpoint.
     """
-    summary = read_summary(directory)
-    if summary["stage"] in WITH_CLASSIFIER:
-        trained = load_classifier(directory)
-        trained.validation_images = summary.get("labels", {}).get("validation")
-        return trained
+    if read_summary(directory)["stage"] in WITH_CLASSIFIER:
+        return load_classifier(directory)
     path, content = checkpoint.newest_intact(directory)
     with torch.random.fork_rng(devices=[]):
         encoder = _encoder(content["config"])

@@ -80,6 +80,9 @@ CLASSIFIERS = ("fc.", "classifier.")  # of torchvision's networks; the backbones
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
+NO_IMAGENET = "init=imagenet: there are no ImageNet weights for this backbone; use resnet18 or mobilenetv2"
+
+
 def imagenet_weights(node: Node, image_size: int) -> Any:
     """Return torchvision's ImageNet weights for a backbone, or None if it has none."""
     return getattr(build(node, image_size), "imagenet", None)
@@ -106,7 +109,7 @@ def load_imagenet(encoder: Encoder) -> None:
     backbone: Any = encoder.backbone
     weights = getattr(backbone, "imagenet", None)
     if weights is None:
-        raise UserError("init=imagenet: there are no ImageNet weights for this backbone; use resnet18 or mobilenetv2")
+        raise UserError(NO_IMAGENET)
     with explained("the ImageNet weight file", weights.url, str(_weight_file(weights))):
         state = weights.get_state_dict(progress=False, check_hash=True)
     backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith(CLASSIFIERS)})

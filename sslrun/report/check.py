@@ -10,7 +10,6 @@ from rich.text import Text
 from sslrun.base.output import new_table
 from sslrun.base.text import counted, duration, listed, percent, small_percent
 from sslrun.data.decode import EXTRAS
-from sslrun.study.choice import MIN_VALIDATION
 
 MAX_LISTED = 5  # entries of a long list
 MAX_OUTSIDE = 0.01  # fraction of the values of gray images of more than 8 bits outside dataset.range without a warning
@@ -129,35 +128,15 @@ def _labels(report: dict[str, Any]) -> list[Finding]:
     if result["classes"] < 2:
         return [("warning", "there is only one class: pretrain works, finetune needs at least two")]
     out: list[Finding] = []
-    if result["too_few_for_validation"]:
-        out.append(
-            (
-                "error",
-                f"classes too small for a validation split: {listed(result['too_few_for_validation'], MAX_LISTED)}; "
-                "add images, or set dataset.val_fraction=0 to train without validation",
-            )
-        )
+    if result["mistake"]:
+        out.append(("error", result["mistake"]))
     few = listed([f"{name} ({n})" for name, n in result["too_few"].items()], MAX_LISTED)
-    if few and result["labels_per_class"]:
-        out.append(
-            (
-                "warning",
-                f"labels_per_class={result['labels_per_class']} is more than these classes have without validation: "
-                f"{few}; all of their labels are used",
-            )
-        )
-    elif few:
-        out.append(
-            ("warning", f"label_fraction={result['label_fraction']:g} is less than one image of {few}; one is used")
-        )
-    if 0 < result["validation"] < MIN_VALIDATION:
-        out.append(
-            (
-                "advice",
-                f"only {counted(result['validation'], 'validation image')}: validation accuracy is imprecise, and "
-                "classifiers are chosen by k-fold cross-validation on the labeled images, too",
-            )
-        )
+    if few:
+        text = f"{result['budget']} is more than these classes have: {few}; all of their labels are used"
+        out.append(("warning", text))
+    if result["single"]:
+        text = f"classes with one label ({result['budget']}): {listed(result['single'], MAX_LISTED)}; cross-validation "
+        out.append(("advice", f"{text}cannot tell how well they are recognized"))
     sizes = sorted(report["splits"]["train"]["classes"].items(), key=lambda c: c[1])
     (smallest, least), (largest, most) = sizes[0], sizes[-1]
     if most >= IMBALANCED * least:

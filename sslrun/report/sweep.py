@@ -12,7 +12,7 @@ from sslrun.base.console import ERR, log
 from sslrun.base.errors import UserError
 from sslrun.base.output import new_table, write_csv
 from sslrun.base.text import percent, words
-from sslrun.runs.find import job_order, read_summary, score
+from sslrun.runs.find import job_order, labels_text, read_summary, score
 
 
 def sweep_rows(directory: Path) -> list[dict[str, Any]]:
@@ -32,8 +32,7 @@ def sweep_rows(directory: Path) -> list[dict[str, Any]]:
         overrides = dict(o.split("=", 1) for o in summary.get("of_overrides") or summary["overrides"] if "=" in o)
         row: dict[str, Any] = {"job": job.name, "run": str(job), "status": summary["status"]}
         row |= {k: summary.get(k) for k in ("of_run", "dataset", "backbone", "pretext", "init", "source", "mode")}
-        row |= {k: summary.get(k) for k in ("label_fraction", "labels_per_class")}
-        row |= {f"labels_{k}": v for k, v in (summary.get("labels") or {}).items()}
+        row |= {k: summary.get(k) for k in ("label_budget", "labels_total", "labels_train", "labels_val")}
         row |= {f"{k}_seed": v for k, v in (summary.get("seeds") or {}).items()}
         row |= {f"override {k}": v for k, v in overrides.items() if k not in (*row, "seed")}
         row |= {k: v for k, v in summary.items() if "/" in k}
@@ -45,7 +44,7 @@ def sweep_rows(directory: Path) -> list[dict[str, Any]]:
 
 def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Return mean and SD of the score over seeds, one row per combination of the other settings."""
-    ignored = {"job", "run", "of_run", "status", "score", "labels_train", "labels_validation"}
+    ignored = {"job", "run", "of_run", "status", "score", "labels_total", "labels_train", "labels_val"}
     sources: dict[str, set[str]] = {}
     for r in rows:
         sources.setdefault(str(r.get("init")), set()).add(str(r.get("source")))
@@ -54,7 +53,7 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
     done = [r for r in rows if r["status"] == "finished"] or rows
     columns = [k for k in dict.fromkeys(k for r in rows for k in r) if k not in ignored and "/" not in k]
     columns = [k for k in columns if not k.endswith("_seed")]
-    keys = [k for k in columns if k in ("label_fraction", "init") or len({str(r.get(k)) for r in done}) > 1]
+    keys = [k for k in columns if k in ("label_budget", "init") or len({str(r.get(k)) for r in done}) > 1]
     keys = [k for k in keys if any(r.get(k) is not None for r in rows) and k != "score_name"]
     grouped: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for r in rows:
@@ -62,10 +61,10 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
     names = {r["score_name"] for r in rows if r.get("score_name")}
     varied = [k.removeprefix("override ").replace("_", " ") for k in keys]
     numbers = ("labels", ", ".join(words(n) for n in sorted(names)) or "score", "SD", "runs")
-    table = new_table((*varied, *numbers), {"label fraction", *numbers})
+    table = new_table((*varied, *numbers), {*numbers})
     for key, members in grouped.items():
         scores = [r["score"] for r in members if r["score"] is not None and r["status"] == "finished"]
-        labels = _cell(members[0].get("labels_train"))
+        labels = labels_text(members[0]) or ""
         mean = percent(statistics.mean(scores)) if scores else "failed"
         deviation = f"{100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
         missing = len(members) - len(scores)

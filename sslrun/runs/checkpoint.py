@@ -2,7 +2,7 @@
 
 last.pt          the newest, with the optimizer state, for resuming
 previous.pt      the one before it, in case the newest is damaged
-best.pt          the weights with the best validation metric
+best.pt          the weights with the best validation metric, or the last ones if nothing is chosen
 step_000500.pt   every `train.keep_every` steps, if set
 """
 

@@ -13,6 +13,7 @@ from sslrun.config.types import Node
 from sslrun.runs.find import FoundRun, has_checkpoint, newest
 
 SCRATCH, IMAGENET, LATEST = "scratch", "imagenet", "latest"  # values of init= other than runs and files
+PIXELS = "pixels"  # the backbone without weights
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")  # suffixes of files with weights
 
 

@@ -1,7 +1,7 @@
 """Finding and reading earlier runs. torch is not imported here."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from sslrun.base.errors import UserError
 from sslrun.base.text import with_article
 from sslrun.config.build import renamed
 from sslrun.config.commands import FOR_ENCODER, LISTED, WITH_CLASSIFIER, typed
-from sslrun.config.renames import FOLDERS, SUMMARY, renamed_keys, renamed_overrides
+from sslrun.config.renames import FOLDERS, SUMMARY, renamed_keys, renamed_overrides, with_label_counts
 
 OUTPUTS = Path("outputs")
 STUDY_RUNS = "study_runs"  # folder for runs of studies and of mode=auto
@@ -47,7 +47,7 @@ def read_summary(directory: Path) -> dict[str, Any]:
     if not all(isinstance(o, str) and "=" in o for o in summary["overrides"]) or not summary["config"]:
         raise UserError(f"{path} is not the summary of a run")
     overrides = {k: renamed_overrides(summary[k]) for k in ("overrides", "of_overrides") if k in summary}
-    return renamed_keys(summary, SUMMARY) | overrides | {"config": renamed(summary["config"])}
+    return with_label_counts(renamed_keys(summary, SUMMARY)) | overrides | {"config": renamed(summary["config"])}
 
 
 def job_order(job: Path) -> tuple[int, str]:
@@ -88,6 +88,14 @@ def newest(runs: Sequence[FoundRun], fits: Callable[[Path, dict[str, Any]], bool
     return next((run for run in reversed(runs) if fits(*run)), None)
 
 
+def labels_text(summary: Mapping[str, Any]) -> str | None:
+    """Return the number of labels of a classifier, `60`, or `60 + 301 val` with a validation split; None without."""
+    if summary.get("labels_total") is None:
+        return None
+    val = summary["labels_val"]
+    return f"{summary['labels_train']:,}" + (f" + {val:,} val" if val else "")
+
+
 def score(summary: dict[str, Any]) -> tuple[str, float] | None:
     """Return name and value of a run's main metric, if it has one."""
     for name in ("test/accuracy", "val/accuracy", "val/knn_accuracy"):
@@ -109,8 +117,18 @@ def find_run(run: str, stages: Sequence[str] = WITH_CLASSIFIER) -> Path:
     if run == "latest":
         log.info("Using %s", directory)
     elif summary["status"] != "finished":
+        _refuse_without_classifier(directory, summary)
         log.warning("%s did not finish (%s): using its best checkpoint so far", run, summary["status"])
     return directory
+
+
+def _refuse_without_classifier(directory: Path, summary: dict[str, Any]) -> None:
+    """Raise if an unfinished finetuning has no classifier yet."""
+    if summary["stage"] in WITH_CLASSIFIER and not (directory / BEST).exists():
+        again = "run it again"
+        if summary.get("resumable"):
+            again = f"continue it with {typed(summary['stage'])} resume={directory}"
+        raise UserError(f"{directory} has not finished ({summary['status']}) and has no classifier yet: {again}")
 
 
 def named_run(run: str, stages: Sequence[str] = WITH_CLASSIFIER) -> FoundRun:

@@ -173,7 +173,7 @@ def _open(config: DictConfig, hydra: Any, stages: Stages, before: dict[str, Any]
     resumed = config.get("resume")
     if before is not None:
         refuse_older(directory, before)
-        if before.get("resumable") == CHECKPOINT and has_checkpoint(directory):
+        if before.get("resumable") in (CHECKPOINT, STUDY) and has_checkpoint(directory):
             resumed = directory
     if resumed:
         changes = {k: v for k, v in overrides.items() if k in MAY_DIFFER} if before is not None else overrides

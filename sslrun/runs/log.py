@@ -12,7 +12,7 @@ from sslrun.base.files import disk_error, write_text
 from sslrun.config.nodes import flattened
 
 METRICS = "metrics.jsonl"
-HPARAMS = ("pretext", "init", "mode", "labels", "seeds")  # for TensorBoard, in addition to the config
+HPARAMS = ("pretext", "init", "mode", "labels_total", "seeds")  # for TensorBoard, in addition to the config
 
 
 class Logger(Protocol):

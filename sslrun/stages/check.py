@@ -25,7 +25,7 @@ from sslrun.data.dataset import decoded, listed, with_range, with_range_of
 from sslrun.data.duplicates import exact_duplicates, headers, near_duplicates
 from sslrun.data.groups import KEY, shared_groups
 from sslrun.data.images import Images
-from sslrun.data.labels import LabelBudget, counts, validation, validation_sizes
+from sslrun.data.labels import LabelBudget, counts
 from sslrun.data.options import DatasetNode, Options, describe, shared
 from sslrun.data.orientation import pixels, sample
 from sslrun.data.sides import Labeled
@@ -95,6 +95,7 @@ class Check:
     backbone: BackboneNode
     optimizer: Node
     device: Node
+    labels: PositiveInt | None
     label_fraction: Positive | None
     labels_per_class: PositiveInt | None
     batch_size: Annotated[int, Field(ge=SMALLEST_BATCH)]
@@ -113,7 +114,7 @@ def check(run: Run, settings: Check) -> dict[str, Any]:
     Raises:
         UserError: a run would stop with an error (raised after the report).
     """
-    budget = LabelBudget(settings.label_fraction, settings.labels_per_class)
+    budget = LabelBudget(settings.labels, settings.label_fraction, settings.labels_per_class)
     budget.check(run.overrides)
     dataset = with_range(settings.dataset)
     if settings.unlabeled:
@@ -133,7 +134,7 @@ def check(run: Run, settings: Check) -> dict[str, Any]:
         **_left_out(settings.dataset),
         "duplicates": _duplicates(splits, exact, near),
         "groups": _groups(splits, [*exact, *near], dataset, run),
-        "labels": _labels(splits[0], next((p for p in splits if p.name == "val"), None), options, budget),
+        "labels": _labels(splits[0], budget),
         "pixels": pixels(sample(images, groups=groups)) if len(images) else None,
     }
     if len(images) > 1:
@@ -306,36 +307,22 @@ def _sizes(groups: Sequence[str]) -> dict[str, Any]:
     return {"groups": len(set(groups)), "largest": largest, "largest_images": n}
 
 
-def _labels(
-    split: CheckedSplit, val: CheckedSplit | None, options: Options, budget: LabelBudget
-) -> dict[str, Any] | None:
-    """Return the classes with too few images for validation or for the label budget; None without labels."""
+def _labels(split: CheckedSplit, budget: LabelBudget) -> dict[str, Any] | None:
+    """Return what the label budget means for these classes; None without labels."""
     if split.labels is None:
         return None
     names, sizes = split.listing.class_names, counts(split.labels)
-    val_sizes = dict.fromkeys(sizes, 0) if val is not None else _validation_sizes(split, sizes, options)
-    available = {c: n - val_sizes[c] for c, n in sizes.items()}
-    return {
-        "label_fraction": budget.fraction,
-        "labels_per_class": budget.per_class,
+    result = {
+        "budget": budget.text,
         "classes": len(sizes),
-        "validation": sum(val_sizes.values()) if val is None else len(val.good),
-        "too_few_for_validation": [names[c] for c, n in sizes.items() if val_sizes[c] >= n],
-        "too_few": {names[c]: available[c] for c in budget.too_small(available, sizes)},
+        "too_few": {names[c]: sizes[c] for c in budget.too_small(sizes)},
     }
-
-
-def _validation_sizes(split: CheckedSplit, sizes: dict[int, int], options: Options) -> dict[int, int]:
-    """Return the number of validation images per class; all images if groups leave no class for validation."""
-    assert split.labels is not None
-    if split.listing.groups is None:
-        return validation_sizes(sizes, options.val_fraction)
-    names, fraction, seed = split.listing.class_names, options.val_fraction, options.split_seed
     try:
-        val = validation(split.labels, names, fraction, seed, split.groups())[1]
-    except UserError:
-        return sizes
-    return dict.fromkeys(sizes, 0) | counts(split.labels[val])
+        chosen = budget.rows(split.labels)
+    except UserError as error:
+        return result | {"labels": None, "mistake": str(error), "single": []}
+    single = [names[c] for c, n in counts(split.labels[chosen]).items() if n == 1]
+    return result | {"labels": len(chosen), "mistake": None, "single": single}
 
 
 def _estimate(images: Images, settings: Check) -> dict[str, Any]:

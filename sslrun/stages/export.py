@@ -153,6 +153,7 @@ def _about(model: Model, what: str) -> dict[str, Any]:
         "class_names": model.class_names,
         "temperature": model.temperature,
         "confidence_threshold": model.confidence_threshold,
+        "confidence_certified": model.confidence_certified,
     }
     return {
         "input": f"images: N x 3 x {dataset['image_size']} x {dataset['image_size']}, uint8 RGB",

@@ -1,46 +1,60 @@
 """`sslrun finetune`: train a classifier on few labels."""
 
+import shutil
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
-from pydantic import Field
+from hydra.core.hydra_config import HydraConfig
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.base.files import file_hash
+from sslrun.base.files import replacing
 from sslrun.base.text import counted, interval, percent
 from sslrun.config.build import build, built_settings
 from sslrun.config.compose import group_choices
 from sslrun.config.nodes import short_name
 from sslrun.config.types import Count, Fraction, FromCheckpoint, Node, Positive, PositiveInt
-from sslrun.data.balance import Balance, balanced_method, class_priors, class_ratio, effective_number_weights
-from sslrun.data.dataset import Dataset, load_train
+from sslrun.data.balance import Balance, balanced_method, class_ratio
+from sslrun.data.labeled import Labeled, Validation, load_labeled
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import AnyDatasetNode, describe
 from sslrun.device import Device
 from sslrun.evaluation.intervals import wilson_interval
-from sslrun.evaluation.probe import better_pooling, fit_head, labeled_features
-from sslrun.evaluation.validation import SCORES, classifier_metrics, score_name
+from sslrun.evaluation.selection import choose, corrected_accuracy
+from sslrun.evaluation.validation import SCORES, classifier_metrics, prediction_metrics, score_name
 from sslrun.models.classifier import Classifier, KNNClassifier
-from sslrun.models.encoder import BackboneNode, Encoder, Pooling
+from sslrun.models.encoder import BackboneNode, Pooling
 from sslrun.models.initialization import Network, resolve
-from sslrun.models.trained import load_classifier
+from sslrun.models.weights import NO_IMAGENET, imagenet_weights
 from sslrun.report.training import curves_figure, sample_images, views_figure
 from sslrun.runs import checkpoint
 from sslrun.runs.encoders import SCRATCH
-from sslrun.runs.find import BEST, LAST, read_summary
-from sslrun.runs.resume import CHECKPOINT, STUDY
+from sslrun.runs.find import BEST, LAST, has_checkpoint
+from sslrun.runs.resume import STUDY
 from sslrun.runs.run import Run
-from sslrun.study.choice import choose, searched
+from sslrun.study.choice import searched
 from sslrun.study.launch import user_config_dir
 from sslrun.tasks.finetuning.supervised import Finetuning
-from sslrun.training import autotune
+from sslrun.training import autotune, estimate, jobs
 from sslrun.training.batches import Batches
+from sslrun.training.candidates import (
+    KNN,
+    OUT_OF_FOLD,
+    PROBE,
+    TUNED,
+    Candidate,
+    Folds,
+    candidates_of,
+    compared,
+    folds_of,
+)
+from sslrun.training.folds import finetuning
+from sslrun.training.frozen import Frozen
 from sslrun.training.loop import fit
 from sslrun.training.optimizers import build_optimizer
-from sslrun.training.settings import Training
+from sslrun.training.settings import Training, default_steps
 from sslrun.training.state import State, formatted
 
 
@@ -50,10 +64,11 @@ class Finetune:
 
     init: str
     mode: Literal["auto", "finetune", "probe", "knn"]
+    labels: PositiveInt | None
     label_fraction: Positive | None
     labels_per_class: PositiveInt | None
+    validation: Literal["auto"] | Validation
     search: list[str]
-    fold: Annotated[list[Count], Field(min_length=2, max_length=2)] | None
     backbone: Annotated[BackboneNode, FromCheckpoint()]
     dataset: AnyDatasetNode
     augment: Node
@@ -73,159 +88,173 @@ class Finetune:
     @property
     def budget(self) -> LabelBudget:
         """The label budget."""
-        return LabelBudget(self.label_fraction, self.labels_per_class, self.subset_seed)
-
-    @property
-    def balanced_by(self) -> Balance:
-        """How classes are balanced; `auto` has to be resolved before."""
-        assert self.balance != "auto"
-        return self.balance
+        return LabelBudget(self.labels, self.label_fraction, self.labels_per_class, self.subset_seed)
 
 
 def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
-    """Train a classifier on a stratified subset of the labels, and keep the state with the best validation score.
-
-    The score is the accuracy or, if classes are balanced, macro F1.
+    """Choose a classifier by cross-validation inside a label budget, or on a split outside it, and train it.
 
     Returns:
         Entries of the run's summary.
 
     Raises:
-        UserError: no initial weights, a single class, or settings that exclude each other.
+        UserError: no initial weights, too few labels, or settings that exclude each other.
     """
     network, settings = _resolved(run, settings)
     device = build(settings.device)
-    data, chosen, val = _labeled(settings)
-    run.resolve(dataset={**settings.dataset, "range": data.range})
-    settings = _balanced(run, settings, chosen)
-    torch.manual_seed(settings.seed)
-    encoder = network.encoder(data, "average" if settings.pooling == "auto" else settings.pooling)
+    labeled = load_labeled(settings.dataset, settings.budget, settings.validation, run.overrides)
+    settings = _with_data(run, settings, labeled)
+    folds = _folds(labeled, settings)
     fastest = autotune.choose(device, settings.backbone, settings.dataset["image_size"], settings.train["batch_size"])
-    if settings.mode == "auto":  # the encoder above only serves to report weights that do not fit now, and once
-        run.resolve(device=settings.device | fastest)
-        return _best(run, network, device, data, chosen, val)
-    device.put(encoder)
-    inverse_regularization = None  # of logistic regression: chosen when it is fitted
-    if settings.pooling == "auto":
-        encoder.pooling, scores, inverse_regularization = better_pooling(
-            encoder, chosen, val, device, settings.seed, settings.balanced_by
-        )
-        run.resolve(pooling=encoder.pooling)
-        run.note(poolings=scores)
     config = run.resolve(device=settings.device | fastest)
-    device.compile(encoder)
-    _begin(run, network, device, data, chosen, val)
-    keep = {"stage": run.stage, "config": config, "class_names": data.class_names}
-    if settings.mode == "finetune":
-        return _trained(run, settings, encoder, chosen, val, device, keep, inverse_regularization)
-    classifier = _on_frozen_features(settings, encoder, chosen, val, device, inverse_regularization)
-    metrics = classifier_metrics(classifier, val, device)
-    state = {f"classifier.{k}": v for k, v in classifier.state_dict().items()}
-    content = {**keep, "downstream": Finetuning.downstream, "step": 0, "metrics": metrics, "model": state}
-    for name in (LAST, BEST):
-        checkpoint.save(run.directory / name, content)
-    run.log.scalars(0, metrics)
-    _log_accuracy(metrics, val)
-    return metrics
+    _begin(run, network, device, labeled)
+    if run.resumed and has_checkpoint(run.directory):
+        return _continued(run, network, labeled, device)
+    candidates = candidates_of(config, settings.search if folds.trainings else [])
+    launcher = HydraConfig.get().launcher["_target_"]
+    joblib = "joblib" in launcher  # whose own processes use the cores
+    parallel = device.torch.type == "cpu" and device.threads != 1 and not joblib
+    trained = sum(c.is_trained for c in candidates)
+    if trained and not run.in_study:  # a study estimates the time of all its runs
+        expected = estimate.finetuning_seconds(config, labeled, trained)
+        log.info("This will take about %s.", estimate.time_range(expected))
+    with jobs.stopped_on_error():
+        if parallel and len(folds.trainings) * trained > 1:
+            jobs.start()  # meanwhile the features are computed
+        frozen: dict[str, Frozen] = {}
+        for name in dict.fromkeys(c.name for c in candidates):
+            known = frozen.get(PROBE) if name == TUNED else None  # the same network
+            frozen[name] = known or _frozen(name, network, settings, labeled, folds, device)
+        chosen: Candidate = candidates[0]
+        metrics: dict[str, float] = {}
+        if labeled.val is None or len(candidates) > 1 or chosen.name in (PROBE, KNN):
+            chosen, metrics = _chosen(run, candidates, frozen, folds, labeled, parallel)
+    its = frozen[chosen.name]
+    init = network.init if chosen.name != SCRATCH else SCRATCH
+    used = {**chosen.config, "mode": chosen.mode, "init": init, "search": [], "pooling": its.pooling}
+    run.note(chosen=chosen.name, setting=chosen.setting, pooling=its.pooling)
+    content = {"stage": run.stage, "config": used, "class_names": labeled.pool.class_names}
+    if chosen.name in (PROBE, KNN):
+        return _saved(run, its, chosen.name, labeled, device, content, metrics)
+    torch.manual_seed(settings.seed)
+    classifier = Classifier(its.encoder, its.classes)
+    if chosen.name == TUNED:
+        classifier.set_head(*its.head(np.arange(len(labeled.budget))))
+    return _trained(run, classifier, labeled, device, content, metrics)
 
 
 def _resolved(run: Run, settings: Finetune) -> tuple[Network, Finetune]:
     """Resolve the initial weights, and the settings that depend on them."""
-    if settings.mode == "auto":
-        run.note(resumable=STUDY)  # as early as possible, in case of an interruption
+    run.note(resumable=STUDY)  # folds that are finished are not repeated
     settings.budget.check(run.overrides)
-    if run.resumed and settings.mode not in ("auto", "finetune"):
-        raise UserError(f"mode={settings.mode} has no steps to resume; run it again without resume=")
     if settings.mode == "knn" and settings.balance not in ("auto", "none"):
         raise UserError(f"mode=knn does not balance classes; remove balance={settings.balance}, or set mode=probe")
-    resumed_summary = run.summary if run.resumed and settings.mode == "finetune" else None
-    network = resolve(settings.init, settings.backbone, settings.dataset, run.overrides, resumed_summary)
-    search, mode = _searched(run, settings), settings.mode
-    if search and mode != "auto":
-        raise UserError(f"search= needs mode=auto, found mode={mode}; remove one of them")
-    if network.kind == "scratch" and mode == "auto" and not search:
-        mode = "finetune"  # the only candidate
+    resumed = run.summary if run.resumed and has_checkpoint(run.directory) else None
+    network = resolve(settings.init, settings.backbone, settings.dataset, run.overrides, resumed)
+    if network.kind == "pretrained" and not imagenet_weights(network.backbone, network.dataset["image_size"]):
+        raise UserError(NO_IMAGENET)
+    search = searched(
+        run.stages, settings.search, group_choices(run.summary["overrides"], user_config_dir()), user_config_dir()
+    )
+    if search and settings.mode in (PROBE, KNN):
+        raise UserError(f"search= needs mode=auto or mode=finetune, found mode={settings.mode}; remove one of them")
     init = settings.init if run.resumed else network.init
-    config = run.resolve(backbone=network.backbone, dataset=network.dataset, init=init, mode=mode, search=search)
-    run.note(**{"auto": {"resumable": STUDY}, "finetune": {"resumable": CHECKPOINT}}.get(mode, {}))
+    config = run.resolve(backbone=network.backbone, dataset=network.dataset, init=init, search=search)
     return network, built_settings(Finetune, config)
 
 
-def _searched(run: Run, settings: Finetune) -> list[str]:
-    """Return the settings to try; their keys may depend on the run's config groups, such as the optimizer."""
-    config_dir = user_config_dir()
-    groups = group_choices(run.summary["overrides"], config_dir)
-    return searched(run.stages, settings.search, groups, config_dir)
+def _with_data(run: Run, settings: Finetune, labeled: Labeled) -> Finetune:
+    """Resolve the settings that depend on the labeled images: range, validation, number of steps, balancing."""
+    labels = labeled.budget.labels
+    assert labels is not None
+    train = settings.train
+    if train["steps"] == "auto":
+        train = {**train, "steps": None if train["epochs"] else default_steps(len(labels))}
+    balance = balanced_method(settings.balance, labels) if settings.mode != "knn" else "none"
+    if balance != "none":
+        ratio = class_ratio(labels)
+        log.info("balance=%s: the largest class has %.3g times the labels of the smallest.", balance, ratio)
+    dataset = {**settings.dataset, "range": labeled.pool.range}
+    return built_settings(
+        Finetune, run.resolve(dataset=dataset, validation=labeled.validation, train=train, balance=balance)
+    )
 
 
-def _labeled(settings: Finetune) -> tuple[Dataset, Dataset, Dataset | None]:
-    """Return the training split, its labeled subset, and validation."""
-    data, val = load_train(settings.dataset)
-    chosen = data.labeled(settings.budget, describe(settings.dataset))
-    if short := data.shortage(settings.budget):
-        log.info("%s.", short)
-    if settings.fold is not None:
-        k, n = settings.fold
-        chosen, fold = chosen.without_fold(k, n, settings.subset_seed)
-        val = fold if val is None else val + fold
-    return data, chosen, val
+def _folds(labeled: Labeled, settings: Finetune) -> Folds:
+    """Return the folds in which the candidates are compared."""
+    folds = folds_of(labeled, settings.subset_seed)
+    if not folds.regressions:
+        log.info(
+            "Every class has one label%s: nothing can be chosen by cross-validation, so the defaults are used, and "
+            "there is no estimate of the accuracy.",
+            " or one group" if labeled.budget.groups is not None else "",
+        )
+    return folds
 
 
-def _balanced(run: Run, settings: Finetune, data: Dataset) -> Finetune:
-    """Resolve how classes are balanced."""
-    assert data.labels is not None
-    method = balanced_method(settings.balance, data.labels) if settings.mode != "knn" else "none"
-    run.resolve(balance=method)
-    if method != "none":
-        ratio = class_ratio(data.labels)
-        log.info("balance=%s: the largest class has %.3g times the labels of the smallest.", method, ratio)
-    return replace(settings, balance=method)
+def _frozen(name: str, network: Network, settings: Finetune, labeled: Labeled, folds: Folds, device: Device) -> Frozen:
+    """Return the network with which a candidate starts."""
+    torch.manual_seed(settings.seed)
+    start = Network("scratch", SCRATCH, None, network.backbone, network.dataset) if name == SCRATCH else network
+    encoder = start.encoder(labeled.pool)
+    device.put(encoder)
+    assert settings.balance != "auto"
+    return Frozen(
+        encoder, settings.pooling, labeled.every, folds.regressions, device, settings.balance, knn=name == KNN
+    )
 
 
-def _best(
-    run: Run, network: Network, device: Device, data: Dataset, chosen: Dataset, val: Dataset | None
-) -> dict[str, Any]:
-    """Choose the best mode and settings by a study."""
-    _begin(run, network, device, data, chosen, val)
-    weights = file_hash(network.path, "sha256").hexdigest() if network.path else network.name
-    fingerprints = [data.fingerprint(), val.fingerprint() if val else ""]
-    result = choose(run, fingerprints, weights, len(val) if val else 0, chosen.smallest_class_size())
-    _log_accuracy(result, val)
-    if not run.in_study:
-        _figures_of_chosen(run, Path(result["chosen_run"]), chosen)
-    return result
+def _chosen(
+    run: Run, candidates: list[Candidate], frozen: dict[str, Frozen], folds: Folds, labeled: Labeled, parallel: bool
+) -> tuple[Candidate, dict[str, float]]:
+    """Evaluate the candidates in the folds and choose one; without folds, take the first.
+
+    Returns:
+        The candidate and its metrics.
+    """
+    if not folds.regressions:
+        return candidates[0], {}
+    result = compared(candidates, frozen, folds, parallel, run.directory)
+    if not (run.in_sweep or run.in_study):
+        jobs.stop()
+    predictions, best = result.predictions, choose(result.predictions)
+    chosen, name = result.candidates[best], score_name("none" if not predictions.macro else "")
+    with replacing(run.directory / OUT_OF_FOLD) as path, path.open("wb") as file:
+        np.savez_compressed(
+            file,
+            candidates=np.array(result.variants),
+            probabilities=predictions.probabilities,
+            labels=predictions.labels,
+        )
+    shutil.rmtree(run.directory / "folds", ignore_errors=True)
+    scores = result.scores()
+    run.note(candidates={c: round(s, 6) for c, s in scores.items()})
+    if len(candidates) > 1:
+        n = len(folds.trainings)
+        where = "on validation" if labeled.val else f"in {n}-fold cross-validation" if n > 1 else "on a held-out fifth"
+        text = ", ".join(f"{c} {percent(s)}" for c, s in sorted(scores.items(), key=lambda s: -s[1]))
+        simpler = scores[str(chosen)] < max(scores.values())
+        why = " (simpler, and within one standard error of the best)" if simpler else ""
+        log.info("%s %s: %s. Chosen: %s%s.", SCORES[name].capitalize(), where, text, chosen, why)
+    rows = predictions.evaluated(np.array([best]))
+    metrics = prediction_metrics(
+        predictions.probabilities[best, rows], predictions.labels[rows], grouped=labeled.budget.groups is not None
+    )
+    if labeled.val is None:
+        metrics["val/accuracy"] = corrected_accuracy(predictions)
+    return chosen, metrics
 
 
-def _figures_of_chosen(run: Run, chosen_run: Path, data: Dataset) -> None:
-    """Draw the figures of the chosen run, which has none of its own as a run of a study; a linear probe has none."""
-    config = read_summary(chosen_run)["config"]
-    if config["mode"] != "finetune":
-        return
-    classifier = load_classifier(run.directory).classifier
-    assert isinstance(classifier, Classifier)
-    task = Finetuning(classifier, build(config["augment"]), config["label_smoothing"], 0, False, 1.0)
-    views_figure(run, task, sample_images(data.images, config["seed"]), config["seed"])
-    curves_figure(run)
-
-
-def _log_accuracy(metrics: dict[str, Any], val: Dataset | None) -> None:
-    """Log the accuracy on validation with its 95 % CI over images."""
-    if val:
-        accuracy, n = metrics["val/accuracy"], len(val)
-        ends = interval(*wilson_interval(round(accuracy * n), n))
-        log.info("Validation accuracy %s (95 %% CI %s) on %s", percent(accuracy), ends, counted(n, "image"))
-
-
-def _begin(run: Run, network: Network, device: Device, data: Dataset, chosen: Dataset, val: Dataset | None) -> None:
+def _begin(run: Run, network: Network, device: Device, labeled: Labeled) -> None:
     """Log and note what will be trained; raise if a resumed run has other data."""
-    run.refuse_other_data(data.fingerprint(), len(data))
+    run.refuse_other_data(labeled.pool.fingerprint(), len(labeled.pool))
     config = run.config
-    used = {"train": len(chosen), "validation": len(val) if val else 0}
     titles = {"auto": "Best classifier", "finetune": "Finetuning", "probe": "Linear probe", "knn": "kNN classifier"}
     log.info(
-        "%s of %s from %s on %s of %s (plus %d for validation); %s, %s, %s",
+        "%s of %s from %s on %s of %s%s; %s, %s, %s",
         titles[config["mode"]], short_name(config["backbone"]["_target_"]), config["init"],
-        counted(used["train"], "label"), describe(config["dataset"]), used["validation"], device.describe(),
+        counted(len(labeled.budget), "label"), describe(config["dataset"]),
+        f" + {counted(len(labeled.val), 'validation label')}" if labeled.val else "", device.describe(),
         device.precision, device.memory_format,
     )  # fmt: skip
     run.note(
@@ -234,93 +263,98 @@ def _begin(run: Run, network: Network, device: Device, data: Dataset, chosen: Da
         mode=config["mode"],
         backbone=short_name(config["backbone"]["_target_"]),
         dataset=describe(config["dataset"]),
-        label_fraction=config["label_fraction"] if config["labels_per_class"] is None else None,
-        labels_per_class=config["labels_per_class"],
-        labels=used,
+        label_budget=built_settings(Finetune, config).budget.text,
+        **labeled.sizes,
         seeds={"training": config["seed"], "subset": config["subset_seed"], "split": config["dataset"]["split_seed"]},
-        data_fingerprint=data.fingerprint(),
-        subset_fingerprint=chosen.fingerprint(),
+        data_fingerprint=labeled.pool.fingerprint(),
+        subset_fingerprint=labeled.budget.fingerprint(),
         device=device.describe(),
         precision=device.precision,
         memory_format=device.memory_format,
     )
 
 
-def _trained(
-    run: Run,
-    settings: Finetune,
-    encoder: Encoder,
-    data: Dataset,
-    val: Dataset | None,
-    device: Device,
-    keep: dict[str, Any],
-    inverse_regularization: float | None,
+def _saved(
+    run: Run, frozen: Frozen, name: str, labeled: Labeled, device: Device, content: Node, metrics: dict[str, float]
 ) -> dict[str, Any]:
-    """Initialize the head by logistic regression if the features are pretrained; then finetune the network."""
+    """Fit a classifier on frozen features of the budget, and save it."""
+    rows = np.arange(len(labeled.budget))
+    classifier: Classifier | KNNClassifier
+    if name == KNN:
+        classifier = KNNClassifier(frozen.encoder, frozen.classes, len(rows))
+        classifier.set_bank(frozen.features[frozen.pooling][rows], frozen.labels[rows])
+    else:
+        classifier = Classifier(frozen.encoder, frozen.classes)
+        classifier.set_head(*frozen.head(rows))
+    device.put(classifier)
+    state = {f"classifier.{k}": v for k, v in classifier.state_dict().items()}
+    content |= {"downstream": Finetuning.downstream, "step": 0, "metrics": metrics, "model": state}
+    for name in (LAST, BEST):
+        checkpoint.save(run.directory / name, content)
+    run.log.scalars(0, metrics)
+    _log_accuracy(metrics, labeled)
+    return metrics
+
+
+def _continued(run: Run, network: Network, labeled: Labeled, device: Device) -> dict[str, Any]:
+    """Continue the training of the chosen candidate from the last checkpoint."""
+    if run.summary.get("chosen") in (PROBE, KNN):
+        raise UserError(f"{run.directory}: a classifier on frozen features has no steps to resume; start a new run")
+    _, content = checkpoint.newest_intact(run.directory, resumable=True)
+    config, given = content["config"], run.config
+    config["train"] |= {k: given["train"][k] for k in given["train"] if f"train.{k}" in run.overrides}
+    config |= {"device": given["device"], "resume": given["resume"]}
+    encoder = network.encoder(labeled.pool, config["pooling"])
+    keep = {"stage": run.stage, "config": config, "class_names": labeled.pool.class_names}
+    classifier = Classifier(encoder, len(labeled.pool.class_names))
+    return _trained(run, classifier, labeled, device, keep, {})
+
+
+def _trained(
+    run: Run, classifier: Classifier, labeled: Labeled, device: Device, content: Node, metrics: dict[str, float]
+) -> dict[str, Any]:
+    """Train a classifier on the budget. Its last state is the result; with a validation split, the best on that.
+
+    Args:
+        content: of the checkpoints; its `config` is that of the chosen candidate.
+        metrics: of the candidate in cross-validation.
+    """
+    config, data, val = content["config"], labeled.budget, labeled.val
     assert data.labels is not None
-    classifier = Classifier(encoder, len(data.class_names))
-    training: Training = build(settings.train)
-    pretrained = settings.init != SCRATCH
-    if pretrained and not run.resumed:
-        val_features = labeled_features(encoder, val, device) if val else None
-        features, targets = labeled_features(encoder, data, device)
-        fit_head(
-            classifier, features, targets, val_features, settings.seed, inverse_regularization, data.groups,
-            settings.balanced_by,
-        )  # fmt: skip
-    score, counted_labels = score_name(settings.balanced_by), (data.labels, len(data.class_names))
-    task = Finetuning(
-        classifier,
-        build(settings.augment),
-        settings.label_smoothing,
-        freeze_steps=round(settings.freeze_fraction * training.total_steps(len(data))) if pretrained else 0,
-        freeze_batch_norm=pretrained and len(data) < settings.freeze_batch_norm_below,
-        backbone_rate=settings.backbone_rate if pretrained else 1.0,
-        class_weights=effective_number_weights(*counted_labels) if settings.balanced_by == "weights" else None,
-        class_priors=class_priors(*counted_labels) if settings.balanced_by == "logit" else None,
-    )
+    training: Training = build(config["train"])
+    total = training.total_steps(len(data), quiet=False)
+    task = finetuning(classifier, config, data.labels, total, pretrained=config["init"] != SCRATCH)
     if not run.in_study:
-        views_figure(run, task, sample_images(data.images, settings.seed), settings.seed)
+        views_figure(run, task, sample_images(data.images, config["seed"]), config["seed"])
     device.put(task)
+    device.compile(classifier.encoder)
     images, labels = data.images.on(device.torch), data.labels.to(device.torch)
-    total = training.total_steps(len(images), quiet=False)
-    batches = Batches(
-        images, labels, training.batch_size, total, settings.seed, device, settings.balanced_by == "sampling"
-    )
-    optimizer = build_optimizer(settings.optimizer, task, training.learning_rate)
-    state = State(run, task, optimizer, device, keep, score)
+    sampling = config["balance"] == "sampling"
+    batches = Batches(images, labels, training.batch_size, total, config["seed"], device, sampling)
+    if val:
+        training = training.with_affordable_evaluations(total * batches.size, len(val), quiet=False)
+    else:
+        training = replace(training, evaluations=1)  # nothing is evaluated: only the last state is saved
+    optimizer = build_optimizer(config["optimizer"], task, training.learning_rate)
+    score = score_name(config["balance"])
+    state = State(run, task, optimizer, device, content, score if val else None, metrics)
     result = fit(task, batches, optimizer, training, device, state, lambda: classifier_metrics(classifier, val, device))
     if not run.in_study:
         curves_figure(run)
     best = checkpoint.load(run.directory / BEST)
     if val:
-        unchanged = ", the linear probe: finetuning did not improve on it" if pretrained and best["step"] == 0 else ""
-        kept = f"step {best['step']} of {total}{unchanged}"
+        unchanged = ", the linear probe: finetuning did not improve on it"
+        kept = f"step {best['step']} of {total}{unchanged if config['init'] != SCRATCH and best['step'] == 0 else ''}"
         log.info("Best state by validation %s: %s (%s)", SCORES[score], kept, formatted(best["metrics"]))
-    _log_accuracy(best["metrics"], val)
+    _log_accuracy(best["metrics"], labeled)
     return {k: v for k, v in result.items() if not k.startswith("val/")} | best["metrics"]
 
 
-def _on_frozen_features(
-    settings: Finetune,
-    encoder: Encoder,
-    data: Dataset,
-    val: Dataset | None,
-    device: Device,
-    inverse_regularization: float | None,
-) -> Classifier | KNNClassifier:
-    """Fit a linear probe or a kNN classifier on the features of the frozen encoder."""
-    bank, labels = labeled_features(encoder, data, device)
-    if settings.mode == "knn":
-        knn = KNNClassifier(encoder, len(data.class_names), len(bank))
-        knn.bank.copy_(bank)
-        knn.labels.copy_(labels)
-        device.put(knn)
-        return knn
-    classifier = Classifier(encoder, len(data.class_names))
-    val_features = labeled_features(encoder, val, device) if val else None
-    fit_head(
-        classifier, bank, labels, val_features, settings.seed, inverse_regularization, data.groups, settings.balanced_by
-    )
-    device.put(classifier)
-    return classifier
+def _log_accuracy(metrics: dict[str, Any], labeled: Labeled) -> None:
+    """Log the accuracy on images that were not trained on, with its 95 % CI over images."""
+    if "val/accuracy" not in metrics:
+        return
+    accuracy, n = metrics["val/accuracy"], int(metrics["val/images"])
+    ends = interval(*wilson_interval(round(accuracy * n), n))
+    what = "Validation accuracy" if labeled.val else "Out-of-fold accuracy, corrected for the choice:"
+    log.info("%s %s (95 %% CI %s) on %s", what, percent(accuracy), ends, counted(n, "image"))

@@ -1,5 +1,6 @@
 """Estimates of training time and memory on this machine, from a few training steps."""
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -8,24 +9,34 @@ import torch
 from torch import Tensor
 
 from sslrun.augment import ORDER, VIEWS, Rng, generator
-from sslrun.base.machine import physical_memory
+from sslrun.base.machine import cores, physical_memory
+from sslrun.base.text import duration
 from sslrun.config.build import build
 from sslrun.config.types import Node
-from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images
+from sslrun.data.labeled import Labeled
 from sslrun.device import Device
-from sslrun.evaluation.probe import C_VALUES, SEARCHED, labeled_features, regression
+from sslrun.evaluation.features import features as features_of
+from sslrun.evaluation.probe import C_VALUES, DEFAULT_C, POOLINGS, SEARCHED, regression
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import build_encoder
 from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.tasks.task import Task, build_task
 from sslrun.training.autotune import choose
 from sslrun.training.batches import Step, batch_of
+from sslrun.training.candidates import folds_of
+from sslrun.training.jobs import one_torch_thread
 from sslrun.training.loop import train_step
 from sslrun.training.optimizers import build_optimizer
-from sslrun.training.settings import Training
+from sslrun.training.settings import FORWARD_COST, Training
 
 SECONDS = 3.0  # time budget of a measurement, approximately
+UNCERTAINTY = 1.25  # factor between an estimate and the ends of its range
+
+
+def time_range(seconds: float) -> str:
+    """Return an estimate of a time as a range: `40 s to 63 s`."""
+    return f"{duration(seconds / UNCERTAINTY)} to {duration(seconds * UNCERTAINTY)}"
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ def measure(
     batch_size: int,
     memory: int,
     labels: Tensor | None = None,
+    quick: bool = False,
 ) -> Measurement:
     """Measure speed and memory in a few training steps with a learning rate of 0.
 
@@ -56,6 +68,7 @@ def measure(
 
     Args:
         memory: memory of the device in bytes.
+        quick: time a single step.
     """
     optimizer = build_optimizer(optimizer_node, task, 0.0)
     weights = [p for p in task.parameters() if p.requires_grad]
@@ -70,7 +83,7 @@ def measure(
         began = time.perf_counter()
         rows = torch.randperm(len(images), generator=generator(0, ORDER, i))[:n]
         batch = batch_of(images[rows], labels, rows, device)
-        out = train_step(task, Step(0, batch, Rng(generator(0, VIEWS, 0, i)), n), 1, optimizer, device, None)
+        out = train_step(task, Step(0, batch, Rng(generator(0, VIEWS, i)), n), 1, optimizer, device, None)
         float(out["loss"])  # waits for the device
         return time.perf_counter() - began
 
@@ -83,7 +96,7 @@ def measure(
     n = min(batch_size, len(images))
     n = n if step(small, 1) * n / small < SECONDS and needed < memory / 2 else small
     times: list[float] = []
-    while len(times) < 3 or sum(times) < SECONDS / 3:
+    while not times or (not quick and (len(times) < 3 or sum(times) < SECONDS / 3)):
         times.append(step(n, 2 + len(times)))
     times.sort()
     return Measurement(n / times[len(times) // 2], needed)
@@ -133,58 +146,83 @@ class ClassifierEstimate:
 
     Attributes:
         images_per_second: speed of training.
-        probe: seconds for a linear probe, including evaluation.
+        one_thread: the same with one thread, as in the folds.
+        at_once: number of trainings of folds that run at the same time.
+        probe: seconds for the regressions on frozen features, in all folds and finally, including evaluation.
+        labels, validation: number of labeled images, and of those of a validation split.
+        folds: in which trainings are compared.
     """
 
     images_per_second: float
+    one_thread: float
+    at_once: int
     probe: float
+    labels: int
+    validation: int
+    folds: int
 
-    def finetuning(self, training: Training, labels: int, validation: int) -> float:
-        """Return the seconds for finetuning, including the linear probe that initializes the head, and evaluation.
+    def finetuning(self, training: Training, steps: int, candidates: int) -> float:
+        """Return the seconds for a finetuning: regressions, trainings in the folds, and the final training.
 
         Args:
             training: settings of the finetuning.
-            labels: number of labeled images.
-            validation: number of validation images.
+            steps: of each training.
+            candidates: number of trained networks, or settings, that are compared.
         """
-        steps = training.total_steps(labels)
-        # A forward pass takes a third of a step.
-        images = steps * min(labels, training.batch_size) + training.evaluations * validation / 3
-        return self.probe + images / self.images_per_second
+        compared = self.folds * candidates if candidates > 1 or not self.validation else 0
+        each = images = steps * min(self.labels, training.batch_size)
+        in_folds = math.ceil(compared / self.at_once) * each / self.one_thread
+        if self.validation:
+            evaluations = 1 + training.with_affordable_evaluations(each, self.validation).evaluations
+            images += round(evaluations * self.validation * FORWARD_COST)
+        return self.probe + in_folds + images / self.images_per_second
 
 
-def classifier(config: Node, data: Dataset, val: Dataset | None, labels: int) -> ClassifierEstimate:
+def classifier(config: Node, labeled: Labeled, seed: int = 0, quick: bool = False) -> ClassifierEstimate:
     """Estimate classifiers from a few steps of finetuning and a small logistic regression.
 
     Args:
         config: config of the finetuning.
-        data, val: training and validation data; some of the training images are used for the measurement.
-        labels: number of labeled images.
+        labeled: the labeled images; further ones of their pool are used for the measurement.
+        seed: of the folds.
+        quick: time single steps.
     """
     hardware = build(config["device"])
     hardware.claim()  # as the run will; its number of threads may differ from the study's
     image_size, batch_size = config["dataset"]["image_size"], config["train"]["batch_size"]
     choose(hardware, config["backbone"], image_size, batch_size)
     encoder = build_encoder(config["backbone"], image_size, [0.5] * 3, [0.5] * 3, "grid")  # the slower pooling
-    network = Classifier(encoder, len(data.class_names))
-    task = Finetuning(network, build(config["augment"]), 0.1, 0, False, 1.0)
+    data, classes = labeled.pool, len(labeled.pool.class_names)
+    task = Finetuning(Classifier(encoder, classes), build(config["augment"]), 0.1, 0, False, 1.0)
     hardware.put(task)
     assert data.labels is not None
-    measured = measure(
-        task,
-        data.images,
-        hardware,
-        config["optimizer"],
-        min(labels, batch_size),
-        physical_memory(),
-        data.labels,
-    )
-    searched, validation = min(labels, SEARCHED), len(val or ())
+    labels, validation = len(labeled.budget), len(labeled.val or ())
+    arguments = (task, data.images, hardware, config["optimizer"], min(labels, batch_size), physical_memory())
+    speed = measure(*arguments, data.labels, quick).images_per_second
+    one_thread, at_once = speed, 1
+    if hardware.torch.type == "cpu" and cores() > 1:
+        with one_torch_thread():
+            one_thread, at_once = measure(*arguments, data.labels, quick).images_per_second, cores()
     some = data.take(np.linspace(0, len(data) - 1, min(len(data), REGRESSION_IMAGES)).astype(int))
-    features = labeled_features(encoder, some, hardware)
+    assert some.labels is not None
+    x = features_of(encoder, some.images, hardware)
     began = time.perf_counter()
-    regression(*features, features, 0, len(data.class_names))
-    fit = (time.perf_counter() - began) / (len(C_VALUES) + 1) / len(some)  # seconds per label
-    probe = OVERHEAD + fit * (len(C_VALUES) * searched + labels)
-    embedded = 2 * (searched + validation) + labels + validation  # with both poolings, then with the chosen one
-    return ClassifierEstimate(measured.images_per_second, probe + embedded / 3 / measured.images_per_second)
+    regression(x, some.labels, classes, DEFAULT_C)
+    fit = (time.perf_counter() - began) / len(some)  # seconds per label
+    folds = folds_of(labeled, seed)
+    searched = sum(min(len(f.train), SEARCHED) for f in folds.regressions) * len(C_VALUES) * len(POOLINGS)
+    probe = OVERHEAD + fit * (searched + labels) + (labels + validation) * FORWARD_COST / speed
+    return ClassifierEstimate(speed, one_thread, at_once, probe, labels, validation, len(folds.trainings))
+
+
+def finetuning_seconds(config: Node, labeled: Labeled, candidates: int) -> float:
+    """Return the seconds of a finetuning, from a quick measurement.
+
+    Args:
+        config: config of the finetuning.
+        labeled: the labeled images.
+        candidates: number of trained networks, or settings, that are compared.
+    """
+    training: Training = build(config["train"])
+    measured = classifier(config, labeled, config["subset_seed"], quick=True)
+    return measured.finetuning(training, training.total_steps(len(labeled.budget)), candidates)

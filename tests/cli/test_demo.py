@@ -7,7 +7,7 @@ import pytest
 
 from sslrun.cli import demo
 from sslrun.cli.launch import guarded, run_command
-from tests.helpers import QUICK, Cli
+from tests.helpers import QUICK, Cli, runs, summary
 
 
 @pytest.mark.slow
@@ -21,8 +21,8 @@ def test_the_demo_shows_a_gain(cli: Cli) -> None:
 
 def test_a_small_demo_runs_four_commands_and_prints_a_table(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def smaller(command: str, arguments: list[str]) -> None:
-        short = [a.replace("train.steps=150", "train.steps=10") for a in arguments]
-        run_command(command, [*short, *QUICK, *(["backbone.widths=[8,16]"] if command == "pretrain" else [])])
+        more = {"pretrain": ["backbone.widths=[8,16]"], "finetune": ["train.steps=10"]}.get(command, [])
+        run_command(command, [*arguments, *QUICK, *more])
 
     monkeypatch.setattr(demo, "run_command", smaller)
     answer = cli("demo", "--epochs", "1", "--seeds", "1")
@@ -30,6 +30,8 @@ def test_a_small_demo_runs_four_commands_and_prints_a_table(cli: Cli, monkeypatc
     typed = [line.split()[2] for line in answer.err.splitlines() if line.startswith("$ sslrun")]
     assert typed == ["pretrain", "finetune", "evaluate", "predict"]
     assert "from scratch" in answer.err
+    assert "Digits, 30 labels of 10 classes" in answer.err
+    assert [(r["labels_total"], r["labels_val"]) for r in map(summary, runs("finetune"))] == [(30, 0)] * 2
     for line in answer.err.splitlines():
         if line.startswith(("pretrained ", "classifiers ", "evaluated ", "predicted ")) and "outputs" in line:
             assert Path(line.split()[1]).is_dir()

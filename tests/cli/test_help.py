@@ -8,7 +8,7 @@ from tests.helpers import Cli
 def test_help_of_a_command_lists_its_groups_choices_and_keys(cli: Cli) -> None:
     result = cli("pretrain", "--help").out
     assert "jigsaw | rotation | simclr" in result
-    assert "mobilenetv2 | resnet18 | smallcnn" in result
+    assert "mobilenetv2 | pixels | resnet18 | smallcnn" in result
     for name in ("cifar10", "folder", "rotation_flowers", "learning_rate: ", "-m  "):
         assert name in result
     assert "from_checkpoint" not in result

@@ -56,7 +56,7 @@ def test_cfg_shows_the_config_and_starts_nothing(cli: Cli) -> None:
         (["evaluate", "run=nowhere"], "is not a run of sslrun"),
         (["predict", "x.jpg"], "no finished finetune run"),
         (["predict"], "no images given"),
-        (["finetune", "init=scratch", "label_fraction=0.1", "labels_per_class=3"], "not both"),
+        (["finetune", "init=scratch", "label_fraction=0.1", "labels_per_class=3"], "set only one of"),
         (["pretrain", "train.batch_size=1"], "train.batch_size: must be at least 4 to pretrain"),
         (["pretrain", f"dataset.classes={{a: [{','.join(f'n{i:08d}' for i in range(60))}]}}"], "no class n00000000"),
         (["runs", "finetuned"], "no such stage"),

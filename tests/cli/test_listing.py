@@ -12,7 +12,8 @@ def test_runs_lists_all_runs(in_world: Path, cli: Cli) -> None:
     rows = json.loads(cli("runs", "--format", "json").out)
     assert [r["stage"] for r in rows] == ["pretrain", "pretrain", "finetune"]
     assert [r["pretext"] for r in rows] == ["rotation", "simclr", "simclr"]
-    assert rows[2]["fraction"] == 0.5
+    assert [r["labels"] for r in rows] == [None, None, rows[2]["labels"]]
+    assert re.fullmatch(r"\d+", rows[2]["labels"])
     assert re.fullmatch(r"val/accuracy [01]\.\d+", rows[2]["score"])
     table = cli("runs").out
     assert "rotation" in table

@@ -29,7 +29,7 @@ def test_mistakes_in_all_lists_are_reported_together(cli: Cli) -> None:
 
 def test_ranges_of_classifier_settings_are_checked_later(cli: Cli) -> None:
     answer = cli("compare", "finetune.train.steps=0")
-    assert answer.err == "sslrun: finetune.train.steps: must be at least 1, found 0\n"
+    assert answer.err == "sslrun: finetune.train.steps: must be at least 1 or auto, found 0\n"
 
 
 def test_settings_of_a_task_may_be_those_of_the_chosen_optimizer() -> None:

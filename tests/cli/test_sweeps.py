@@ -34,12 +34,13 @@ def test_a_sweep_ends_with_a_table_and_a_csv_and_names_its_failures(in_world: Pa
     assert answer.code == 0
     sweep = next(Path("outputs/finetune").glob("*/sweep.csv")).parent
     rows = list(csv.DictReader((sweep / "sweep.csv").open()))
-    assert [(r["label_fraction"], r["training_seed"], r["labels_train"]) for r in rows] == [
-        ("0.2", "0", "10"), ("0.2", "1", "10"), ("0.5", "0", "24"), ("0.5", "1", "24"),
+    assert [(r["label_budget"], r["training_seed"], r["labels_total"]) for r in rows] == [
+        ("label_fraction=0.2", "0", "10"), ("label_fraction=0.2", "1", "10"),
+        ("label_fraction=0.5", "0", "24"), ("label_fraction=0.5", "1", "24"),
     ]  # fmt: skip
-    table = [line.split() for line in answer.err.splitlines() if line.strip().startswith(("simclr", "0."))]
+    table = [line.split() for line in answer.err.splitlines() if line.strip().startswith(("simclr", "label_"))]
     mean = (float(rows[0]["val/accuracy"]) + float(rows[1]["val/accuracy"])) / 2
-    assert any(f"{100 * mean:.1f}" in line and "0.2" in line for line in table)
+    assert any(f"{100 * mean:.1f}" in line and "label_fraction=0.2" in line for line in table)
     answer = cli("evaluate", f"run={sweep}", *QUICK)
     assert answer.code == 0
     evaluated = next(Path("outputs/evaluate").glob("*/sweep.csv"))

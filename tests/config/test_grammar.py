@@ -3,7 +3,7 @@
 import pytest
 
 from sslrun.config.compose import compose_config
-from sslrun.config.grammar import differing
+from sslrun.config.grammar import differing, with_override
 from sslrun.config.nodes import plain
 from sslrun.config.types import Node
 
@@ -24,7 +24,8 @@ def composed(overrides: list[str]) -> Node:
         [
             "augment.horizontal_flip=false",
             "train.gradient_clip=1.5",
-            "fold=[1,3]",
+            "labels=60",
+            "validation=extra",
             'search=["optimizer.weight_decay=0"]',
         ],
     ],
@@ -52,3 +53,13 @@ def test_any_text_survives_quoting() -> None:
     config = composed(["dataset=digits", *differing(wanted, {"search": [], "dataset": {"classes": None}})])
     assert config["search"] == texts
     assert config["dataset"]["classes"] == wanted["dataset"]["classes"]
+
+
+def test_a_resolved_config_with_another_value_is_a_copy() -> None:
+    config = {"mode": "auto", "train": {"steps": 5, "rates": [1.0, 2.0]}, "augment": {"probability": 1.0}}
+    changed = with_override(config, "train.rates=[0.5,0.1]")
+    assert changed == {**config, "train": {"steps": 5, "rates": [0.5, 0.1]}}
+    assert with_override(config, "augment.probability=0")["augment"] == {"probability": 0}
+    assert with_override(config, "mode=knn") == {**config, "mode": "knn"}
+    assert with_override(config, "train.steps=null")["train"]["steps"] is None
+    assert config["train"] == {"steps": 5, "rates": [1.0, 2.0]}

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from sslrun.config import renames
-from sslrun.config.renames import KEYS, renamed_config, renamed_overrides
+from sslrun.config.renames import KEYS, renamed_config, renamed_overrides, with_label_counts
 from tests.helpers import QUICK, Cli
 
 HERE = Path(__file__).parents[2]
@@ -145,3 +145,21 @@ def test_old_keys_in_user_yaml_files(cli: Cli) -> None:
         made = OmegaConf.create(config("pretrain")).pretext.augment
         assert made.degrees == degrees
         assert "tilt" not in made
+
+
+@pytest.mark.parametrize(
+    ("old", "budget"),
+    [
+        ({"label_fraction": 0.1, "labels_per_class": None}, "label_fraction=0.1"),
+        ({"label_fraction": None, "labels_per_class": 5}, "labels_per_class=5"),
+        ({}, "label_fraction=1"),
+    ],
+)
+def test_the_labels_of_older_runs_are_counted_as_today(old: dict[str, object], budget: str) -> None:
+    summary = {"stage": "finetune", "labels": {"train": 30, "validation": 12}, **old}
+    assert with_label_counts(summary) == {
+        "stage": "finetune", **old, "label_budget": budget, "labels_total": 42, "labels_train": 30, "labels_val": 12,
+        "val/images": 12,
+    }  # fmt: skip
+    for today in ({"stage": "pretrain"}, {"labels_total": 60, "labels_train": 60, "labels_val": 0}):
+        assert with_label_counts(today) == today

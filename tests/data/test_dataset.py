@@ -13,27 +13,50 @@ from PIL import Image
 
 from sslrun.base.errors import UserError
 from sslrun.data.cache import resized
-from sslrun.data.dataset import Dataset, decoded, listing_hash, load, load_test, load_train, load_unlabeled
+from sslrun.data.dataset import (
+    Dataset,
+    decoded,
+    listing_hash,
+    load,
+    load_split,
+    load_test,
+    load_train,
+    load_unlabeled,
+    split_validation,
+)
 from sslrun.data.decode import decode
 from sslrun.data.images import Images, digests
-from sslrun.data.labels import LabelBudget, fold_rows, validation
+from sslrun.data.labels import LabelBudget, validation
 from sslrun.data.options import Options
 from sslrun.data.sources.source import Listing
 from tests.helpers import folder_node, source_node
 
 
 def test_a_subset_of_classes_in_the_given_order(photos: Path) -> None:
-    train, _ = load_train(source_node("folder", photos, classes=["temple"]))
+    train, _ = load_split(source_node("folder", photos, classes=["temple"]))
     assert train.class_names == ["temple"]
-    train, _ = load_train(source_node("folder", photos, classes=["temple", "flower"]))
+    train, _ = load_split(source_node("folder", photos, classes=["temple", "flower"]))
     assert train.class_names == ["temple", "flower"]
     assert all(n.startswith("temple") == (c == 0) for n, c in zip(train.names, train.labels.tolist(), strict=True))  # type: ignore[union-attr]
 
 
+def test_training_has_all_images_until_validation_is_split_off() -> None:
+    node = source_node("digits", None)
+    data, given = load_train(node)
+    train, val = split_validation(data, node)
+    assert given is None
+    assert val is not None
+    assert sorted([*train.names, *val.names]) == sorted(data.names)
+    assert len(val) / len(data) == pytest.approx(node["val_fraction"], abs=0.01)
+    assert split_validation(data, {**node, "val_fraction": 0.0}) == (data, None)
+
+
 def test_classes_merged_in_groups() -> None:
-    train, _ = load_train(source_node("digits", None, classes={"round": ["0", "8"], "straight": ["1", "7", "4"]}))
+    train, _ = load_split(source_node("digits", None, classes={"round": ["0", "8"], "straight": ["1", "7", "4"]}))
     assert train.class_names == ["round", "straight"]
-    assert train.class_sizes[1] > train.class_sizes[0]
+    assert train.labels is not None
+    round_ones, straight_ones = train.labels.bincount().tolist()
+    assert straight_ones > round_ones
 
 
 @pytest.mark.parametrize(
@@ -45,22 +68,22 @@ def test_classes_merged_in_groups() -> None:
 )
 def test_unknown_classes(photos: Path, classes: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        load_train(source_node("folder", photos, classes=classes))
+        load_split(source_node("folder", photos, classes=classes))
 
 
 def test_max_images_caps_training_and_not_test(photos: Path) -> None:
-    train, val = load_train(source_node("folder", photos, max_images=20))
+    train, val = load_split(source_node("folder", photos, max_images=20))
     assert len(train) + len(val or ()) == 20
     assert len(load_test(source_node("folder", photos))) == 12
-    flat, _ = load_train(source_node("folder", photos / "flower", max_images=7))
+    flat, _ = load_split(source_node("folder", photos / "flower", max_images=7))
     assert len(flat) == 7
 
 
 def test_different_data_has_different_fingerprints(photos: Path) -> None:
-    a, _ = load_train(source_node("folder", photos))
-    assert a.fingerprint() == load_train(source_node("folder", photos))[0].fingerprint()
-    assert a.fingerprint() != load_train(source_node("folder", photos, image_size=15))[0].fingerprint()
-    assert a.fingerprint() != load_train(source_node("folder", photos, split_seed=1))[0].fingerprint()
+    a, _ = load_split(source_node("folder", photos))
+    assert a.fingerprint() == load_split(source_node("folder", photos))[0].fingerprint()
+    assert a.fingerprint() != load_split(source_node("folder", photos, image_size=15))[0].fingerprint()
+    assert a.fingerprint() != load_split(source_node("folder", photos, split_seed=1))[0].fingerprint()
 
 
 def test_case_39_unreadable_files_are_skipped_up_to_a_fraction(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -69,9 +92,9 @@ def test_case_39_unreadable_files_are_skipped_up_to_a_fraction(photos: Path, cap
     Path("set/temple/a text.jpg").write_text("I am not an image")
     Path("set/flower/an empty one.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"1 of 50 images cannot be read.*\n.*set/temple/a text\.jpg: not an image"):
-        load_train(folder_node("set", max_bad_fraction=0.01))
+        load_split(folder_node("set", max_bad_fraction=0.01))
     for _ in range(2):  # the second time from the cache, including the reasons
-        data, _ = load_train(folder_node("set", max_bad_fraction=0.05))
+        data, _ = load_split(folder_node("set", max_bad_fraction=0.05))
         assert data.labels is not None
         assert len(data) == len(data.labels) == len(data.names) == 49
         assert "temple/a text.jpg" not in data.names
@@ -79,7 +102,7 @@ def test_case_39_unreadable_files_are_skipped_up_to_a_fraction(photos: Path, cap
             assert (image.permute(1, 2, 0).numpy() == decode(f"set/{name}", 16)).all()
             assert name.startswith(data.class_names[label])
     with pytest.raises(UserError, match="max_bad_fraction=0"):
-        load_train(folder_node("set", max_bad_fraction=0.0))
+        load_split(folder_node("set", max_bad_fraction=0.0))
 
 
 CLASSES = ["cat", "dog", "cow"]
@@ -90,8 +113,7 @@ def dataset(first: int, labels: list[int]) -> Dataset:
     numbers = np.arange(first, first + len(labels), dtype=np.uint8)
     pixels = np.ascontiguousarray(np.broadcast_to(numbers[:, None, None, None], (len(labels), 4, 4, 3)))
     names = [f"{n}.png" for n in numbers]
-    sizes = {c: 10 * labels.count(c) for c in range(3)}
-    return Dataset(Images([torch.from_numpy(pixels)], digests(pixels)), torch.tensor(labels), CLASSES, names, sizes)
+    return Dataset(Images([torch.from_numpy(pixels)], digests(pixels)), torch.tensor(labels), CLASSES, names)
 
 
 def rows(data: Dataset) -> list[tuple[int, str, str]]:
@@ -106,21 +128,12 @@ def test_each_image_of_concatenated_data_sets_keeps_its_label_and_name() -> None
     assert rows(first)[0] == (0, "cow", "0.png")
     assert rows(first + second) == rows(first) + rows(second)
     assert rows(second + first) == rows(second) + rows(first)
-    assert (first + second).class_sizes == first.class_sizes  # label fractions refer to the first
 
 
 def test_each_image_of_a_selection_keeps_its_label_and_name() -> None:
     data = dataset(0, [2, 0, 1, 1, 0, 2])
     positions = np.array([5, 0, 3])
     assert rows(data.take(positions)) == [rows(data)[i] for i in positions]
-    assert data.take(positions).class_sizes == data.class_sizes
-
-
-def test_a_fold_and_the_rest_are_disjoint_and_complete() -> None:
-    data = dataset(0, [0, 1, 2] * 4)
-    rest, fold = data.without_fold(0, 2, 0)
-    assert sorted(rows(rest) + rows(fold)) == rows(data)
-    assert len(fold) == 6
 
 
 @pytest.fixture
@@ -210,12 +223,11 @@ def test_validation_is_a_tenth_by_default_or_the_fraction_and_seed_given() -> No
         ({"val_fraction": 0.3, "split_seed": 7}, 0.3, 7),
         ({"val_fraction": 0.3, "split_seed": 8}, 0.3, 8),
     ):
-        train, val = load_train(made_node(**keys))
+        train, val = load_split(made_node(**keys))
         expected = validation(np.arange(30) % 3, CLASSES, fraction, seed)
         assert (numbers(train), numbers(val)) == (expected[0].tolist(), expected[1].tolist())
-        assert train.class_sizes == {0: 10, 1: 10, 2: 10}  # with validation
     for more in ({"val_fraction": 0.0}, {"labels": False}):
-        train, val = load_train(made_node(**more))
+        train, val = load_split(made_node(**more))
         assert (numbers(train), val) == (list(range(30)), None)
 
 
@@ -225,7 +237,7 @@ def test_a_test_split_without_labels_or_no_split_at_all_is_refused() -> None:
     with pytest.raises(UserError, match="made has no labels to evaluate on"):
         load_test(made_node(labels=False))
     with pytest.raises(UserError, match="made has no training split"):
-        load_train(made_node(train=False))
+        load_split(made_node(train=False))
     assert load(made_node(unlabeled=0), "unlabeled") is None
     assert listing_hash(made_node(unlabeled=0), "unlabeled") == ""
 
@@ -243,9 +255,9 @@ def test_classes_are_chosen_in_train_and_test_and_max_images_only_in_train() -> 
                 assert all(i % 3 != 1 for i in numbers(data))
     assert len(load_test(made_node(max_images=3))) == 12
     assert len(load(made_node(max_images=3), "unlabeled") or ()) == 5
-    assert len(load_train(made_node(max_images=29, val_fraction=0.0))[0]) == 29
+    assert len(load_split(made_node(max_images=29, val_fraction=0.0))[0]) == 29
     with pytest.raises(UserError, match="these images have no labels"):
-        load_train(made_node(labels=False, classes=["cat"]))
+        load_split(made_node(labels=False, classes=["cat"]))
 
 
 @pytest.mark.parametrize("labels", [True, False])
@@ -254,14 +266,14 @@ def test_max_images_are_the_same_random_ones_each_time_in_their_order(
 ) -> None:
     caplog.set_level("INFO")
     node = made_node(labels=labels, max_images=9, val_fraction=0.0)
-    first, again = numbers(load_train(node)[0]), numbers(load_train(node)[0])
+    first, again = numbers(load_split(node)[0]), numbers(load_split(node)[0])
     assert first == again == sorted(first) != list(range(9))
     assert len(first) == 9
     if labels:
         assert sorted(i % 3 for i in first) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
         assert "Using 9 of 30 training images" in caplog.text
     n = 3 if labels else 2  # at least one of each class
-    few = numbers(load_train({**node, "max_images": n})[0])
+    few = numbers(load_split({**node, "max_images": n})[0])
     assert len(few) == n
     assert few == sorted(few)
 
@@ -317,57 +329,58 @@ def test_unreadable_files_are_listed_and_the_others_keep_their_names_and_labels(
         Path("mine/test/dog").mkdir(parents=True)
         Image.new("RGB", (8, 8)).save("mine/test/dog/x.png")
     node = folder_node("mine", image_size=8, max_bad_fraction=10 / (13 if labels else 12))
-    data, _ = load_train(node)
+    data, _ = load_split(node)
     assert numbers(data) == ([3, 7, 20] if labels else [3, 7])
     assert [n[-6:] for n in data.names] == ["03.png", "07.png", *(["/x.png"] if labels else [])]
     if labels:
         assert data.labels is not None
-        assert (data.labels.tolist(), data.class_sizes) == ([0, 0, 1], {0: 2, 1: 1})
+        assert data.labels.tolist() == [0, 0, 1]
     warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert [w for w in warned if w.startswith("Skipped ")] == warned
     assert len(warned) == 10
     (root / "03.png").write_text("text")
     with pytest.raises(UserError, match=r"^11 of 1[23] images cannot be read, more than") as refused:
-        load_train(node)
+        load_split(node)
     lines = str(refused.value).splitlines()
     assert lines[1].endswith("00.png: not an image in a supported format")
     assert (len(lines), lines[-1]) == (12, "... and 1 more")
     (root / "07.png").write_text("text")
     if not labels:
         with pytest.raises(UserError, match="no images are left to use"):
-            load_train({**node, "max_bad_fraction": 1.0})
+            load_split({**node, "max_bad_fraction": 1.0})
 
 
-def test_labels_to_train_on_are_chosen_by_the_budget_of_the_whole_training_set() -> None:
+def test_the_images_of_a_label_budget(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    data = dataset(0, [0, 0, 1, 1, 1, 2, 2, 2, 2])
+    labels = np.array([0, 0, 1, 1, 1, 2, 2, 2, 2])
+    for budget, of in ((LabelBudget(4, seed=3), None), (LabelBudget(fraction=0.5, seed=3), 14)):
+        chosen = data.labeled(budget, "mine", of)
+        assert rows(chosen) == [rows(data)[i] for i in budget.rows(labels, of)]
+        assert len(chosen) == (4 if of is None else 7)
+    assert not caplog.text
+    assert len(data.labeled(LabelBudget(per_class=3), "mine")) == 8
+    assert "labels_per_class=3: cat has 2; all of them are used." in caplog.text
+
+
+def test_images_without_usable_labels_are_refused() -> None:
     data = dataset(0, [0, 0, 1, 1, 2, 2])
-    data.class_sizes = {0: 20, 1: 2, 2: 10}  # before validation
-    budget = LabelBudget(0.1, seed=3)
-    for chosen in (data.labeled(budget, "mine"), data.within(budget)):
-        assert chosen.labels is not None
-        assert rows(chosen) == [
-            rows(data)[i] for i in budget.rows(np.array([0, 0, 1, 1, 2, 2]), {0: 20, 1: 2, 2: 10})
-        ]  # fmt: skip
-        assert chosen.labels.tolist() == [0, 0, 1, 2]
-    assert len(data.labeled(LabelBudget(per_class=3), "mine")) == 6
-    assert data.shortage(LabelBudget(per_class=3)) == (
-        "labels_per_class=3: cat has 2, dog has 2, cow has 2 (without validation); all of them are used"
-    )
-    one = Dataset(data.images, data.labels, ["cat"], data.names)
-    with pytest.raises(UserError, match=r"mine has only one class \(cat\)"):
-        one.labeled(budget, "mine")
-    with pytest.raises(UserError, match="mine has no labels"):
-        Dataset(data.images, None, [], data.names).labeled(budget, "mine")
-    assert dataset(0, [0, 0, 0, 1, 2, 2]).smallest_class_size() == 1
-
-
-def test_each_fold_is_the_one_of_its_number_and_seed() -> None:
-    data = dataset(0, [0, 1, 2] * 6)
-    for k in range(3):
-        for seed in (0, 5):
-            rest, fold = data.without_fold(k, 3, seed)
-            expected = fold_rows(np.array([0, 1, 2] * 6), k, 3, seed).tolist()
-            assert numbers(fold) == expected
-            assert numbers(rest) == [i for i in range(18) if i not in expected]
+    refused = {
+        "mine has only one class (cat); a classifier needs at least 2": Dataset(
+            data.images, data.labels, ["cat"], data.names
+        ),
+        "mine has no labels: put the images into one folder per class, or set dataset.labels": Dataset(
+            data.images, None, [], data.names
+        ),
+        "mine has no training image of dog: add some, or choose the classes with dataset.classes": dataset(0, [0, 2]),
+        "mine has no training image of cat, dog: add some, or choose the classes with dataset.classes": dataset(0, [2]),
+    }
+    for text, images in refused.items():
+        with pytest.raises(UserError) as error:
+            images.labeled(LabelBudget(), "mine")
+        assert str(error.value) == text
+    with pytest.raises(UserError, match="labels=7: there are only 6 labels for training"):
+        data.labeled(LabelBudget(7), "mine")
 
 
 def test_other_labels_or_class_names_of_the_same_images_are_another_fingerprint() -> None:
@@ -412,16 +425,12 @@ def given(split: str) -> Listing:
     return GIVEN[0]
 
 
-def test_groups_stay_with_their_images_and_no_fold_divides_them() -> None:
+def test_groups_stay_with_their_images() -> None:
     data = dataset(0, [0, 1] * 9)
     data.groups = np.array([f"g{i // 2 % 3}" for i in range(18)], dtype=object)
-    for k in range(3):
-        rest, fold = data.without_fold(k, 3, 0)
-        for part in (rest, fold, rest + fold):
-            assert part.groups is not None
-            assert part.groups.tolist() == [f"g{i // 2 % 3}" for i in numbers(part)]
-        assert len({*fold.groups}) == 1  # type: ignore[misc]
+    some, others = data.take(np.arange(0, 18, 5)), data.take(np.array([17, 3]))
+    data.class_names = ["cat", "dog"]
+    for part in (some, others, some + others, data.labeled(LabelBudget(6), "mine")):
+        assert part.groups is not None
+        assert part.groups.tolist() == [f"g{i // 2 % 3}" for i in numbers(part)]
     assert (dataset(0, [0]) + data).groups is None
-    assert data.smallest_class_size() == 3
-    data.groups[:] = [f"g{i}" if i % 2 else "one" for i in range(18)]
-    assert data.smallest_class_size() == 1

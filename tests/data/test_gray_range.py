@@ -16,7 +16,7 @@ from PIL import Image
 from sslrun.base.errors import UserError
 from sslrun.data import decode as decoding
 from sslrun.data import gray_range
-from sslrun.data.dataset import load, load_test, load_train, load_unlabeled, with_range
+from sslrun.data.dataset import load, load_split, load_test, load_unlabeled, with_range
 from sslrun.data.gray_range import measured
 from tests.helpers import folder_node, source_node
 from tests.tiffs import write_tiff
@@ -287,7 +287,7 @@ def test_one_hot_pixel_turns_neither_its_image_nor_the_others_black(type_: str, 
         array = halves.astype(type_)
         array[5, 5] = hot if i == 1 else array[5, 5]
         write_tiff(f"set/{i}.tif", array)
-    data, _ = load_train(folder_node("set", image_size=32))
+    data, _ = load_split(folder_node("set", image_size=32))
     for image in data.images[:][:, 0]:
         assert (image[0, 0], image[-1, -1]) == (51, 204)
     assert data.images[:][1, 0, 5, 5] == (255 if hot > 0 else 0)
@@ -340,7 +340,7 @@ def test_a_given_range_is_used_and_nothing_is_measured(monkeypatch: pytest.Monke
     monkeypatch.setattr("sslrun.data.dataset.measured", lambda files: pytest.fail("measured"))
     node = folder_node(deep_folder("<u2", 0, 4000), image_size=32, range=[1000, 2000])
     assert with_range(node) is node
-    train, _ = load_train(node)
+    train, _ = load_split(node)
     assert train.range == [1000, 2000]
     assert train.images[:].flatten(1).max(1).values.tolist() == [255] * len(train)
 
@@ -348,8 +348,8 @@ def test_a_given_range_is_used_and_nothing_is_measured(monkeypatch: pytest.Monke
 def test_an_8_bit_data_set_has_no_range_and_the_same_pixels_with_any(photos: Path) -> None:
     node = folder_node(photos)
     assert with_range(node) == {**node, "range": None}
-    train, _ = load_train(node)
-    other, _ = load_train({**node, "range": [0, 9]})
+    train, _ = load_split(node)
+    other, _ = load_split({**node, "range": [0, 9]})
     assert train.range is None
     assert train.fingerprint() == other.fingerprint()
     assert load(source_node("digits", None), "train").range is None  # type: ignore[union-attr]
@@ -359,7 +359,7 @@ def test_a_mixed_data_set_reads_8_bit_images_as_they_are() -> None:
     root = deep_folder("<u2", 0, 4095)
     flat = np.full((32, 32), 77, np.uint8)
     save("set/a/flat.png", flat)
-    data, _ = load_train(folder_node(root, image_size=32, test_fraction=0.01))
+    data, _ = load_split(folder_node(root, image_size=32, test_fraction=0.01))
     assert data.range == [0, 4095]
     assert (data.images[:][data.names.index("a/flat.png")] == 77).all()
 
@@ -373,7 +373,7 @@ def test_values_outside_are_reported_once_for_each_split_and_cached(
     save("set/a/1.tif", with_hot_pixel(between(0.1, 0.9, "<f4"), 5.0, 1))
     for _ in range(2):  # decoded, and from the cache
         caplog.clear()
-        load_train(folder_node(root, test_fraction=0.01))
+        load_split(folder_node(root, test_fraction=0.01))
         lines = [r.getMessage() for r in caplog.records if "outside" in r.getMessage()]
         assert lines == [
             "2 of 20 images in train have values outside dataset.range=[0,1] (0.098 % of their values), clipped."
@@ -384,9 +384,9 @@ def test_values_outside_are_reported_once_for_each_split_and_cached(
 
 def test_another_range_is_another_cache_entry() -> None:
     root = deep_folder("<u2", 0, 4000)
-    first, second = (load_train(folder_node(root, range=r))[0] for r in ([0, 4095], [0, 65535]))
+    first, second = (load_split(folder_node(root, range=r))[0] for r in ([0, 4095], [0, 65535]))
     assert first.fingerprint() != second.fingerprint()
-    again, _ = load_train(folder_node(root, range=[0.0, 4095.0]))  # the same number
+    again, _ = load_split(folder_node(root, range=[0.0, 4095.0]))  # the same number
     assert len(list(Path("cache/decoded").glob("*/images.npy"))) == 2
     assert again.fingerprint() == first.fingerprint()
 
@@ -394,4 +394,4 @@ def test_another_range_is_another_cache_entry() -> None:
 def test_without_a_range_floating_point_images_stop_a_run_with_the_reason() -> None:
     node: dict[str, Any] = folder_node(deep_folder("<f4", 0, 1), range=None)
     with pytest.raises(UserError, match=r"gray image of 32 bits \(float\), but there is no dataset\.range"):
-        load_train(node)
+        load_split(node)

@@ -5,13 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sslrun.base.errors import UserError
 from sslrun.data.groups import described, group_folds, grouped, groups_per_class, held_out, matched, not_held_out
-from sslrun.data.labels import fold_rows, hashed_train_test_split, validation
-from tests.helpers import bounded
+from sslrun.data.labels import hashed_train_test_split, validation
 
 NAMES = ["a/cup_01.jpg", "a/cup_02.jpg", "a/mug_1.jpg", "b/pan_7.jpg", "b/lid.jpg"]
 
@@ -154,32 +151,10 @@ def test_no_split_if_each_class_has_one_group() -> None:
     labels, groups = np.array([0, 0, 1, 1]), ["a", "a", "b", "b"]
     with pytest.raises(UserError, match=r"dataset.groups puts the images of each class into one group; a test split"):
         hashed_train_test_split([*"abcd"], labels, 0.2, groups)
-    with pytest.raises(UserError, match=r"dataset.groups puts the training images .* set dataset.val_fraction=0"):
+    with pytest.raises(UserError, match=r"dataset.groups puts the training images .* set validation=inside"):
         validation(labels, ["x", "y"], 0.1, 0, groups)
     assert hashed_train_test_split([*"abcd"], labels, 1.0, groups)[1].tolist() == [0, 1, 2, 3]
     assert validation(labels, ["x", "y"], 0.0, 0, groups)[1].tolist() == []
-
-
-@given(st.integers(0, 10_000), st.integers(2, 3))
-@bounded(60)
-def test_folds_do_not_divide_groups_and_keep_each_class(seed: int, n: int) -> None:
-    labels, groups = random_groups(np.random.default_rng(seed))
-    enough = np.isin(labels, [c for c, k in groups_per_class(labels, groups).items() if k >= n])
-    labels, groups = labels[enough], groups[enough]
-    if not len(labels):
-        return
-    folds = [fold_rows(labels, k, n, 0, groups) for k in range(n)]
-    assert sorted(np.concatenate(folds)) == list(range(len(labels)))
-    for rows in folds:
-        rest = np.setdiff1d(np.arange(len(labels)), rows)
-        assert not {*groups[rows]} & {*groups[rest]}
-        assert {*labels[rest]} == {*labels}
-    assert all((a == b).all() for a, b in zip(folds, group_folds(labels, groups, n, 0), strict=True))
-
-
-def test_more_folds_than_groups_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"fold=\[0,3\]: too few groups \(dataset.groups\) or images for 3 folds"):
-        fold_rows(np.array([0, 0, 1, 1]), 0, 3, 0, np.array([*"abab"], dtype=object))
 
 
 @pytest.mark.parametrize("seed", [*range(30), 74, 110, 124, 147, 152, 279, 314, 337, 346, 360])

@@ -6,9 +6,23 @@ import os
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sslrun.base.errors import UserError
-from sslrun.data.labels import LabelBudget, counts, fold_rows, hashed_train_test_split, validation, validation_sizes
+from sslrun.data.groups import groups_per_class
+from sslrun.data.labels import (
+    Fold,
+    LabelBudget,
+    counts,
+    folds,
+    hashed_train_test_split,
+    label_order,
+    validation,
+    validation_sizes,
+)
+from tests.data.test_groups import random_groups
+from tests.helpers import bounded
 
 CLASSES = ["daisy", "tulip", "rose"]
 LABELS = np.repeat([0, 1, 2], [100, 50, 10])
@@ -46,8 +60,8 @@ def test_the_test_split_does_not_depend_on_the_order_of_the_files() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_case_51_subsets_are_nested_and_stratified(seed: int) -> None:
-    subsets = [set(LabelBudget(f, seed=seed).rows(LABELS).tolist()) for f in (0.01, 0.05, 0.1, 0.5, 1.0)]
+def test_case_51_budgets_are_nested_and_stratified(seed: int) -> None:
+    subsets = [set(LabelBudget(fraction=f, seed=seed).rows(LABELS).tolist()) for f in (0.02, 0.05, 0.1, 0.5, 1.0)]
     for small, large in itertools.pairwise(subsets):
         assert small < large
     assert counts(LABELS[sorted(subsets[2])]) == {0: 10, 1: 5, 2: 1}
@@ -59,95 +73,272 @@ def test_case_51_subsets_are_nested_and_stratified(seed: int) -> None:
 
 
 def test_seeds_change_subsets_and_validation() -> None:
-    assert LabelBudget(0.1, seed=0).rows(LABELS).tolist() != LabelBudget(0.1, seed=1).rows(LABELS).tolist()
+    assert LabelBudget(20, seed=0).rows(LABELS).tolist() != LabelBudget(20, seed=1).rows(LABELS).tolist()
     assert validation(LABELS, CLASSES, 0.1, 0)[1].tolist() != validation(LABELS, NAMES, 0.1, 1)[1].tolist()
 
 
-def test_a_fraction_refers_to_the_whole_training_set() -> None:
+def random_labels(seed: int) -> np.ndarray:
+    """Return labels of up to 8 classes with 1 to 60 images each, in random order; some class ids do not occur."""
+    rng = np.random.default_rng(seed)
+    classes = rng.choice(12, int(rng.integers(1, 9)), replace=False)
+    return rng.permutation(np.repeat(classes, rng.integers(1, 61, len(classes)))).astype(np.int64)
+
+
+@given(st.integers(0, 10_000), st.data())
+@bounded(80)
+def test_a_budget_is_exact_in_total_and_every_smaller_one_is_a_part_of_it(seed: int, data: st.DataObject) -> None:
+    labels = random_labels(seed)
+    classes = len(counts(labels))
+    small, large = sorted(data.draw(st.lists(st.integers(classes, len(labels)), min_size=2, max_size=2)))
+    a, b = (LabelBudget(n, seed=seed).rows(labels) for n in (small, large))
+    assert (len(a), len(b)) == (small, large)
+    assert a.tolist() == sorted(set(a.tolist()))
+    assert {*a.tolist()} <= {*b.tolist()}
+    fraction = LabelBudget(fraction=large / len(labels), seed=seed)
+    assert fraction.rows(labels).tolist() == b.tolist()
+
+
+@given(st.integers(0, 10_000))
+@bounded(60)
+def test_every_prefix_of_the_order_is_stratified(seed: int) -> None:
+    """After its first image, each class is within one image of the share that all classes have in common."""
+    labels = random_labels(seed)
+    order, sizes = label_order(labels, seed), counts(labels)
+    assert sorted(order.tolist()) == list(range(len(labels)))
+    assert sorted(labels[order[: len(sizes)]].tolist()) == list(sizes)
+    for m in range(len(sizes), len(labels) + 1):
+        taken = counts(labels[order[:m]])
+        lowest = max((taken[c] - 1) / n for c, n in sizes.items() if taken[c] > 1) if m > len(sizes) else 0.0
+        highest = min((taken[c] + 1) / n for c, n in sizes.items())
+        assert lowest <= highest + 1e-9  # a share for which no class has more than one image too many or too few
+
+
+@pytest.mark.parametrize("n", [7, 10])
+def test_classes_of_one_size_have_equally_many_labels_in_every_budget(n: int) -> None:
+    labels = np.random.default_rng(n).permutation(np.repeat(np.arange(n), 20))
+    for total in range(n, 20 * n + 1):
+        taken = counts(labels[LabelBudget(total, seed=3).rows(labels)])
+        assert len(taken) == n
+        assert max(taken.values()) - min(taken.values()) <= 1
+
+
+@given(st.integers(0, 10_000))
+@bounded(40)
+def test_the_order_is_one_of_each_class_and_then_by_rank_and_class_size(seed: int) -> None:
+    labels = random_labels(seed)
+    permutation = np.random.default_rng([seed, 2]).permutation(len(labels)).tolist()
+    sizes = {c: labels.tolist().count(c) for c in labels.tolist()}
+    seen: dict[int, int] = dict.fromkeys(sizes, 0)
+    placed = []
+    for position, i in enumerate(permutation):
+        c = int(labels[i])
+        seen[c] += 1
+        placed.append((seen[c] > 1, (seen[c] - 0.5) / sizes[c] if seen[c] > 1 else 0, position, i))
+    assert label_order(labels, seed).tolist() == [i for *_, i in sorted(placed)]
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_the_order_of_labels_is_the_same_as_ever(seed: int) -> None:
+    """Another order would change every result."""
+    golden = {
+        0: [12, 19, 11, 24, 35, 10, 0, 31, 8, 26, 13, 21],
+        4: [21, 25, 8, 30, 2, 10, 15, 7, 36, 33, 27, 9],
+    }
+    assert label_order(UNEVEN, seed)[:12].tolist() == golden[seed]
+
+
+def test_a_fraction_refers_to_all_training_images() -> None:
     keep, _ = validation(LABELS, CLASSES, 0.2, 0)
-    subset = LabelBudget(0.5).rows(LABELS[keep], class_sizes=counts(LABELS))
+    subset = LabelBudget(fraction=0.5).rows(LABELS[keep], of=160)
     assert counts(LABELS[keep][subset]) == {0: 50, 1: 25, 2: 5}
+    assert len(LabelBudget(fraction=0.9).rows(LABELS[keep], of=160)) == 128  # all that are left
+    assert len(LabelBudget(40).rows(LABELS[keep], of=160)) == 40
 
 
-def test_case_45_more_labels_than_available() -> None:
-    assert counts(LABELS[LabelBudget(per_class=11).rows(LABELS)]) == {0: 11, 1: 11, 2: 10}
-    assert LabelBudget(per_class=11).shortage(LABELS, CLASSES) == (
-        "labels_per_class=11: rose has 10 (without validation); all of them are used"
-    )
-    with pytest.raises(UserError, match="class dog has only 1 training image, too few to split off a validation set"):
-        validation(np.array([0, 0, 0, 1]), ["cat", "dog"], 0.1, 0)
-
-
-def test_small_classes_give_all_their_labels_and_the_others_as_many_as_wanted() -> None:
+def test_case_45_small_classes_give_all_their_labels_and_the_others_as_many_as_wanted() -> None:
     labels = np.repeat([0, 1, 2], [200, 7, 5])
     budget = LabelBudget(per_class=8)
     rows = budget.rows(labels)
     assert counts(labels[rows]) == {0: 8, 1: 7, 2: 5}
+    assert budget.size(labels) == len(rows) == 20
     assert set(LabelBudget(per_class=6).rows(labels)) < set(rows)
-    assert budget.shortage(labels, ["a", "b", "c"]) == (
-        "labels_per_class=8: b has 7, c has 5 (without validation); all of them are used"
-    )
-    assert LabelBudget(per_class=5).shortage(labels, ["a", "b", "c"]) is None
-    assert LabelBudget(0.001).shortage(labels, ["a", "b", "c"]) is None
+    assert budget.too_small(counts(labels)) == [1, 2]
+    shortage = "labels_per_class=8: b has 7, c has 5; all of them are used"
+    assert budget.shortage(labels, ["a", "b", "c"]) == shortage
+    for enough in (LabelBudget(per_class=5), LabelBudget(fraction=0.1), LabelBudget(3), LabelBudget()):
+        assert enough.shortage(labels, ["a", "b", "c"]) is None
+        assert enough.too_small(counts(labels)) == []
 
 
 def test_of_many_small_classes_five_are_named() -> None:
     labels, names = np.repeat(np.arange(7), 2), list("abcdefg")
     assert len(LabelBudget(per_class=3).rows(labels)) == 14
     assert LabelBudget(per_class=3).shortage(labels, names) == (
-        "labels_per_class=3: a has 2, b has 2, c has 2, d has 2, e has 2 and 2 more classes (without validation); all "
-        "of them are used"
+        "labels_per_class=3: a has 2, b has 2, c has 2, d has 2, e has 2 and 2 more classes; all of them are used"
     )
-    assert "e has 2 and 1 more class (" in str(LabelBudget(per_class=3).shortage(labels[:12], names))
+    assert "e has 2 and 1 more class;" in str(LabelBudget(per_class=3).shortage(labels[:12], names))
 
 
-def test_the_classes_reported_as_too_small_give_fewer_labels() -> None:
-    """`data check` and training use the same numbers."""
-    sizes = counts(LABELS)
-    taken = validation_sizes(sizes, 0.1)
-    keep, _ = validation(LABELS, CLASSES, 0.1, 0)
-    assert counts(LABELS[keep]) == {c: n - taken[c] for c, n in sizes.items()}
-    assert LabelBudget(per_class=10).too_small(counts(LABELS[keep]), sizes) == [2]
-    assert counts(LABELS[keep][LabelBudget(per_class=10).rows(LABELS[keep], sizes)]) == {0: 10, 1: 10, 2: 9}
-    assert LabelBudget(per_class=9).too_small(counts(LABELS[keep]), sizes) == []
-    assert LabelBudget(0.05).too_small(counts(LABELS[keep]), sizes) == [2]  # one image of it is used nevertheless
-    assert counts(LABELS[keep][LabelBudget(0.05).rows(LABELS[keep], sizes)]) == {0: 5, 1: 2, 2: 1}
+FEWER = (
+    "fewer than the 3 classes; every class needs a label: set labels=3 or more, or use fewer classes (dataset.classes)"
+)
 
 
-def test_folds_are_stratified_and_cover_every_label_once() -> None:
-    from sslrun.data.labels import fold_rows
+@pytest.mark.parametrize(
+    ("budget", "text"),
+    [
+        (LabelBudget(161), "labels=161: there are only 160 labels for training; set fewer"),
+        (LabelBudget(2), f"labels=2 is {FEWER}"),
+        (LabelBudget(fraction=0.01), f"label_fraction=0.01 is 2 labels, which is {FEWER}"),
+        (LabelBudget(fraction=0.001), f"label_fraction=0.001 is 0 labels, which is {FEWER}"),
+    ],
+)
+def test_a_budget_that_cannot_be_met_is_one_line(budget: LabelBudget, text: str) -> None:
+    for function in (budget.size, budget.rows):
+        with pytest.raises(UserError) as error:
+            function(LABELS)
+        assert str(error.value) == text
 
+
+def test_the_largest_and_the_smallest_budget() -> None:
+    assert LabelBudget(160).rows(LABELS).tolist() == list(range(160))
+    assert counts(LABELS[LabelBudget(3).rows(LABELS)]) == {0: 1, 1: 1, 2: 1}
+    assert counts(LABELS[LabelBudget(per_class=1).rows(LABELS)]) == {0: 1, 1: 1, 2: 1}
+    assert LabelBudget().size(LABELS) == 160
+
+
+def test_a_budget_is_written_as_a_setting() -> None:
+    budgets = {
+        "labels=60": LabelBudget(60),
+        "labels=1234567": LabelBudget(1234567),
+        "labels_per_class=5": LabelBudget(per_class=5),
+        "label_fraction=0.1": LabelBudget(fraction=0.1),
+        "label_fraction=1": LabelBudget(),
+    }
+    assert [b.text for b in budgets.values()] == list(budgets)
+    assert [b.value for b in budgets.values()] == [60, 1234567, 5, 0.1, 1.0]
+    assert LabelBudget(60, 0.1, 5).text == "labels=60"
+    assert LabelBudget(None, 0.1, 5).text == "labels_per_class=5"
+
+
+def test_a_budget_has_one_key() -> None:
+    LabelBudget(fraction=1.0).check(["label_fraction"])
+    LabelBudget(per_class=5).check(["labels_per_class", "seed"])
+    LabelBudget(60).check(["labels"])
+    with pytest.raises(UserError, match=r"label_fraction must be at most 1, found 1\.5; for a number of labels use"):
+        LabelBudget(fraction=1.5).check()
+    with pytest.raises(UserError, match=r"label_fraction must be at most 1, found 60; .* use labels=60"):
+        LabelBudget(fraction=60).check(["label_fraction"])
+    with pytest.raises(UserError, match="set only one of labels_per_class, label_fraction"):
+        LabelBudget(fraction=0.5).check(["labels_per_class", "seed", "label_fraction"])
+    with pytest.raises(UserError, match="set only one of labels, labels_per_class, label_fraction"):
+        LabelBudget(60).check(["label_fraction", "labels", "labels_per_class"])
+
+
+def check_folds(labels: np.ndarray, most: int, result: list[Fold], groups: np.ndarray | None = None) -> None:
+    """Check what holds for all folds: each image that can be is held out once, and neither class nor group is lost."""
+    units = np.arange(len(labels)).astype(str) if groups is None else groups
+    units_of = {c: {*units[labels == c].tolist()} for c in counts(labels)}
+    kept = set().union(*(u for u in units_of.values() if len(u) == 1))  # the only one of a class
+    held_out = [i for i, unit in enumerate(units.tolist()) if unit not in kept]
+    assert len(result) <= most
+    assert sorted(i for fold in result for i in fold.val.tolist()) == held_out
+    for fold in result:
+        assert sorted([*fold.train, *fold.val]) == list(range(len(labels)))
+        assert len(fold.val)
+        assert {*labels[fold.train].tolist()} == {*labels.tolist()}
+        assert not {*units[fold.train].tolist()} & {*units[fold.val].tolist()}
+
+
+@given(st.integers(0, 10_000), st.sampled_from([2, 3, 5, 10]))
+@bounded(80)
+def test_folds_hold_out_each_image_once_but_single_ones(seed: int, most: int) -> None:
+    labels = random_labels(seed)
+    result = folds(labels, most, seed)
+    check_folds(labels, most, result)
+    several = [n for n in counts(labels).values() if n > 1]
+    assert len(result) == (min(most, *several) if several else 0)
+    for c, n in counts(labels).items():
+        shares = [int((labels[fold.val] == c).sum()) for fold in result]
+        assert n == 1 or max(shares) - min(shares) <= 1
+    if result:
+        sizes = [len(fold.val) for fold in result]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_folds_are_those_of_their_seed() -> None:
     labels = np.repeat([0, 1, 2], [9, 6, 1])
-    val_features = [fold_rows(labels, k, 3, seed=0) for k in range(3)]
-    assert sorted(np.concatenate(val_features).tolist()) == list(range(16))
-    for rows in val_features:
-        assert (labels[rows] == 0).sum() == 3
-        assert (labels[rows] == 1).sum() == 2
-    assert not np.array_equal(val_features[0], fold_rows(labels, 0, 3, seed=1))
+    first, again, other = (folds(labels, 3, seed) for seed in (0, 0, 1))
+    assert [f.val.tolist() for f in first] == [f.val.tolist() for f in again]
+    assert [f.val.tolist() for f in first] != [f.val.tolist() for f in other]
+    permutation = [i for i in np.random.default_rng([0, 3]).permutation(15).tolist()]
+    by_class = [i for c in range(2) for i in permutation if labels[i] == c]
+    assert [f.val.tolist() for f in first] == [sorted(by_class[k::3]) for k in range(3)]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_folds_of_classes_with_one_label_each_are_of_nearly_equal_size(seed: int) -> None:
-    folds = [fold_rows(np.arange(7), k, 3, seed) for k in range(3)]
-    assert sorted(map(len, folds)) == [2, 2, 3]
-    assert sorted(np.concatenate(folds).tolist()) == list(range(7))
+def test_without_any_class_of_two_there_are_no_folds() -> None:
+    assert folds(np.arange(7), 5, 0) == []
+    assert folds(np.array([0, 0, 1, 1]), 5, 0, np.array([*"aabb"], dtype=object)) == []
 
 
-def test_folds_of_small_classes_are_of_nearly_equal_size() -> None:
-    labels = np.repeat(np.arange(10), [2, 4, 1, 5, 2, 1, 1, 4, 2, 5])
-    for n in (2, 3, 5):
-        folds = [fold_rows(labels, k, n, seed=0) for k in range(n)]
-        assert max(map(len, folds)) - min(map(len, folds)) <= 1
-        for c in range(10):
-            shares = [int((labels[rows] == c).sum()) for rows in folds]
-            assert max(shares) - min(shares) <= 1
-        assert sorted(np.concatenate(folds).tolist()) == list(range(len(labels)))
+@given(st.integers(0, 10_000), st.sampled_from([2, 3, 5]))
+@bounded(40)
+def test_folds_of_groups_of_one_class_hold_out_each_group_once(seed: int, most: int) -> None:
+    labels, groups = random_groups(np.random.default_rng(seed))
+    result = folds(labels, most, seed, groups)
+    check_folds(labels, most, result, groups)
+    several = [n for n in groups_per_class(labels, groups).values() if n > 1]
+    assert len(result) == (min(most, *several) if several else 0)
 
 
-def test_a_fold_that_does_not_exist_is_refused() -> None:
-    for k in (-1, 3):
-        with pytest.raises(UserError, match=r"the first number must be from 0 to 2"):
-            fold_rows(np.arange(9), k, 3, seed=0)
+@pytest.mark.parametrize("seed", range(150))
+def test_folds_of_groups_of_several_classes_are_whole_or_refused(seed: int) -> None:
+    """Of few groups, many have the only image of a class."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat([*"abcdefgh"], rng.integers(0, 5, 8)).astype(object)
+    labels = rng.integers(0, int(rng.integers(2, 7)), len(groups))
+    most = int(rng.choice([2, 3, 5]))
+    try:
+        result = folds(labels, most, seed, groups)
+    except UserError as error:
+        assert "would have no training image of" in str(error)
+        return
+    check_folds(labels, most, result, groups)
+
+
+def test_a_group_with_the_only_image_of_its_class_is_never_held_out() -> None:
+    """The plate is on one photograph, which shows two cups, too."""
+    labels = np.array([0, 0, 2, 0, 0, 0, 1, 1, 1, 1])
+    groups = np.array([*"aaabbccdde"], dtype=object)
+    result = folds(labels, 5, 0, groups)
+    check_folds(labels, 5, result, groups)
+    assert len(result) == 2
+    assert all({0, 1, 2} <= {*fold.train.tolist()} for fold in result)
+
+
+def test_a_single_group_that_can_be_held_out_is_one_fold() -> None:
+    """Two of the three groups of class 0 have the only images of classes 1 and 2."""
+    labels, groups = np.array([0, 1, 0, 2, 0, 0]), np.array([*"aabbcc"], dtype=object)
+    (fold,) = folds(labels, 5, 0, groups)
+    assert (fold.train.tolist(), fold.val.tolist()) == ([0, 1, 2, 3], [4, 5])
+
+
+def test_folds_in_which_some_class_would_have_no_training_image_are_refused() -> None:
+    """Both groups with images of class 1 are needed to train on class 0 or class 1."""
+    labels = np.array([0, 1, 0, 1, 2, 2, 3, 3])
+    groups = np.array([*"aabbabab"], dtype=object)
+    assert len(folds(labels, 2, 0, groups)) == 2
+    labels, groups = np.array([0, 1, 1, 2, 2, 0]), np.array([*"aabbcc"], dtype=object)
+    refused = []
+    for seed in range(10):
+        try:
+            check_folds(labels, 2, folds(labels, 2, seed, groups), groups)
+        except UserError as error:
+            refused.append(str(error))
+    assert {*refused} == {
+        "dataset.groups: cross-validation with 2 folds would have no training image of 1 class, since groups have "
+        "images of several classes: label more groups, or set validation=extra"
+    }
 
 
 def naive(permutation: np.ndarray, labels: np.ndarray, sizes: dict[int, int]) -> list[int]:
@@ -166,25 +357,20 @@ UNEVEN = np.array([2, 0, 1] * 8 + [0] * 10 + [1] * 3)  # 18, 11 and 8 of the cla
 
 
 @pytest.mark.parametrize("seed", [0, 4])
-def test_validation_subsets_and_folds_are_the_same_as_ever_and_independent_of_each_other(seed: int) -> None:
+def test_validation_and_labels_per_class_are_the_same_as_ever_and_independent_of_each_other(seed: int) -> None:
     """Other random numbers would change every published result."""
-    permutations = [np.random.default_rng([seed, purpose]).permutation(len(UNEVEN)) for purpose in (1, 2, 3)]
+    permutations = [np.random.default_rng([seed, purpose]).permutation(len(UNEVEN)) for purpose in (1, 2)]
     keep, val = validation(UNEVEN, CLASSES, 0.15, seed)
     assert val.tolist() == naive(permutations[0], UNEVEN, {0: 3, 1: 2, 2: 1})
     assert keep.tolist() == sorted(set(range(len(UNEVEN))) - set(val.tolist()))
-    for budget, sizes in (
-        (LabelBudget(0.15, seed=seed), {0: 3, 1: 2, 2: 1}),
-        (LabelBudget(0.01, seed=seed), {0: 1, 1: 1, 2: 1}),
-        (LabelBudget(per_class=4, seed=seed), {0: 4, 1: 4, 2: 4}),
-        (LabelBudget(0.9, per_class=2, seed=seed), {0: 2, 1: 2, 2: 2}),
-        (LabelBudget(seed=seed), {0: 18, 1: 11, 2: 8}),
-    ):
-        assert budget.rows(UNEVEN).tolist() == naive(permutations[1], UNEVEN, sizes)
-    larger = LabelBudget(0.5, seed=seed).rows(UNEVEN, {0: 20, 1: 30, 2: 9})  # of 1 there are fewer than half of 30
-    assert larger.tolist() == naive(permutations[1], UNEVEN, {0: 10, 1: 11, 2: 4})
-    for k in range(3):
-        by_class = [i for c in range(3) for i in permutations[2].tolist() if UNEVEN[i] == c]
-        assert fold_rows(UNEVEN, k, 3, seed).tolist() == sorted(by_class[k::3])
+    for n in (2, 4):
+        rows = LabelBudget(fraction=0.9, per_class=n, seed=seed).rows(UNEVEN)
+        assert rows.tolist() == naive(permutations[1], UNEVEN, dict.fromkeys(range(3), n))
+
+
+def test_any_class_too_small_for_validation_is_named() -> None:
+    with pytest.raises(UserError, match="class dog has only 1 training image, too few to split off a validation set"):
+        validation(np.array([0, 0, 0, 1]), ["cat", "dog"], 0.1, 0)
 
 
 def test_the_test_split_is_a_fifth_of_each_class_by_the_hash_of_the_whole_name() -> None:
@@ -201,23 +387,3 @@ def test_validation_has_at_least_one_image_of_each_class_and_none_at_a_fraction_
     assert validation_sizes({0: 3, 1: 26, 2: 100}, 0.1) == {0: 1, 1: 3, 2: 10}
     assert validation_sizes({0: 3, 1: 26}, 0.0) == {0: 0, 1: 0}
     assert [len(rows) for rows in validation(LABELS, CLASSES, 0.0, 0)] == [160, 0]
-
-
-def test_a_budget_is_checked_and_has_one_value() -> None:
-    assert [b.value for b in (LabelBudget(), LabelBudget(0.1), LabelBudget(per_class=5), LabelBudget(0.1, 5))] == [
-        1.0, 0.1, 5, 5,
-    ]  # fmt: skip
-    LabelBudget(1.0).check(["label_fraction"])
-    LabelBudget(per_class=5).check(["labels_per_class", "seed"])
-    with pytest.raises(UserError, match=r"label_fraction must be at most 1, found 1\.5"):
-        LabelBudget(1.5).check()
-    with pytest.raises(UserError, match="set label_fraction or labels_per_class, not both"):
-        LabelBudget(0.5).check(["labels_per_class", "seed", "label_fraction"])
-
-
-def test_classes_too_small_for_a_fraction_are_judged_by_their_size_with_validation() -> None:
-    available, sizes = {0: 9, 1: 18, 2: 5}, {0: 10, 1: 20, 2: 9}
-    assert LabelBudget(0.1).too_small(available, sizes) == [2]
-    assert LabelBudget(0.05).too_small(available, sizes) == [0, 2]
-    assert LabelBudget().too_small(available, sizes) == []
-    assert LabelBudget(0.1, per_class=6).too_small(available, sizes) == [2]

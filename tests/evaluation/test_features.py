@@ -1,9 +1,8 @@
-import pytest
 import torch
 from torch import Tensor
 
 from sslrun.device import Device
-from sslrun.evaluation.features import features, map_features, probabilities
+from sslrun.evaluation.features import features, map_features, pooled_features, probabilities
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import Pooling, build_encoder
 from tests.helpers import CPU, encoder_of, small_encoder
@@ -39,23 +38,29 @@ def photos(n: int) -> Tensor:
     return (torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
 
 
-@pytest.mark.parametrize("pooling", ["average", "grid"])
 @torch.no_grad()
-def test_features_are_those_of_the_encoder_in_evaluation_mode_with_the_given_pooling(pooling: Pooling) -> None:
+def test_features_are_those_of_the_encoder_in_evaluation_mode_with_each_pooling() -> None:
     encoder, images = small_encoder((4, 8)), photos(7)
     encoder.train()
-    given = features(encoder, images, CPU, 3, pooling)
+    poolings: list[Pooling] = ["grid", "average"]
+    together = pooled_features(encoder, images, CPU, poolings, 3)
     assert not encoder.training
-    encoder.pooling = pooling
-    assert torch.allclose(features(encoder, images, CPU, 3), given)
-    assert torch.allclose(encoder(images / 255), given, atol=1e-5)
-    assert given.shape == (7, encoder.feature_dim)
+    assert list(together) == poolings
+    assert encoder.pooling == "average"
+    for pooling in poolings:
+        encoder.pooling = pooling
+        assert torch.allclose(features(encoder, images, CPU, 3), together[pooling])
+        assert torch.allclose(encoder(images / 255), together[pooling], atol=1e-5)
+        assert together[pooling].shape == (7, encoder.feature_dim)
+    encoder.pooling = "average"
+    assert list(pooled_features(encoder, images, CPU, ["grid"])) == ["grid"]
 
 
 def test_in_half_precision_features_and_probabilities_are_still_of_32_bits() -> None:
     device = Device(name="cpu", precision="bf16", memory_format="contiguous", compile=None, threads=None)
     encoder, images = small_encoder((4, 8)), photos(3)
     assert features(encoder, images, device).dtype == torch.float32
+    assert pooled_features(encoder, images, device, ["grid"])["grid"].dtype == torch.float32
     assert [m.dtype for m in map_features(encoder, images, device)] == [torch.float32] * 2
     assert probabilities(Classifier(encoder, 3), images, device).dtype == torch.float32
     assert not torch.equal(features(encoder, images, device), features(encoder, images, CPU))

@@ -30,11 +30,12 @@ def report(**pixels: Any) -> dict[str, Any]:
         },
         "groups": None,
         "labels": {
+            "budget": "labels_per_class=20",
             "classes": 2,
-            "validation": 200,
-            "too_few_for_validation": [],
             "too_few": {},
-            "labels_per_class": None,
+            "labels": 40,
+            "mistake": None,
+            "single": [],
         },
         "pixels": {"gray": 0.0, "blank": 0.0, "orientation": None, **pixels},
     }
@@ -83,10 +84,19 @@ def test_no_findings_for_good_data() -> None:
     assert findings(report()) == []
 
 
-def test_few_validation_images_are_reported() -> None:
-    few = report()
-    few["labels"]["validation"] = 12
-    assert [(level, text[:30]) for level, text in findings(few)] == [("advice", "only 12 validation images: val")]
+def test_what_a_label_budget_means_is_reported() -> None:
+    def found(**labels: Any) -> list[tuple[str, str]]:
+        return [(level, text) for level, text in findings(report() | {"labels": {**report()["labels"], **labels}})]
+
+    assert found(too_few={"a": 7, "b": 9}) == [
+        ("warning", "labels_per_class=20 is more than these classes have: a (7), b (9); all of their labels are used")
+    ]
+    assert found(mistake="labels=1 is fewer than the 2 classes", labels=None) == [
+        ("error", "labels=1 is fewer than the 2 classes")
+    ]
+    assert found(budget="labels=3", single=["b"]) == [
+        ("advice", "classes with one label (labels=3): b; cross-validation cannot tell how well they are recognized")
+    ]
 
 
 def test_groups_that_training_and_test_share_are_a_warning() -> None:

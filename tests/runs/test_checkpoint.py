@@ -193,9 +193,9 @@ def test_case_16_retention_keeps_last_best_and_every_nth(cli: Cli) -> None:
         "best.pt", "last.pt", "previous.pt", "step_000010.pt", "step_000020.pt"]  # fmt: skip
     assert [checkpoint.load(place / f"step_0000{s}0.pt")["step"] for s in (1, 2)] == [10, 20]
     assert checkpoint.load(place / LAST)["step"] == STEPS
-    scores = {r["step"]: r["val/knn_accuracy"] for r in logged(place) if "val/knn_accuracy" in r}
-    best = checkpoint.load(place / BEST)
-    assert best["metrics"]["val/knn_accuracy"] == pytest.approx(max(scores.values()), abs=1e-6)
+    best, last = checkpoint.load(place / BEST), checkpoint.load(place / LAST)
+    assert best["step"] == STEPS
+    assert same(best["model"], last["model"])  # the kNN accuracy decides nothing
 
 
 def test_case_22_a_checkpoint_from_a_gpu_loads_on_a_cpu() -> None:

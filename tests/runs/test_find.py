@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from sslrun.base.errors import UserError
-from sslrun.runs.find import find, find_run, is_complete, job_order, newest, read_summary, score
+from sslrun.runs.find import find, find_run, is_complete, job_order, labels_text, newest, read_summary, score
 from tests.helpers import QUICK, Cli, runs, summary
 
 
@@ -66,6 +66,12 @@ def test_the_score_of_a_run_is_its_test_accuracy_or_else_validation() -> None:
     assert score({"val/accuracy": None, "val/loss": 3.0}) is None
 
 
+def test_labels_are_shown_with_those_of_a_validation_split() -> None:
+    assert labels_text({"labels_total": 1060, "labels_train": 1060, "labels_val": 0}) == "1,060"
+    assert labels_text({"labels_total": 361, "labels_train": 60, "labels_val": 301}) == "60 + 301 val"
+    assert labels_text({"stage": "pretrain"}) is None
+
+
 def test_jobs_are_sorted_by_number() -> None:
     assert sorted(map(Path, ("a/10", "a/9", "b/2")), key=job_order) == [Path("b/2"), Path("a/9"), Path("a/10")]
 
@@ -90,6 +96,13 @@ def test_a_named_run_is_of_the_right_stage(caplog: pytest.LogCaptureFixture, mon
     assert find_run("latest") == classifier
     assert find_run("latest", both) == pretrained
     assert caplog.messages == [f"Using {classifier}", f"Using {pretrained}"]
+    with pytest.raises(UserError) as error:
+        find_run(str(unfinished))
+    assert str(error.value) == f"{unfinished} has not finished (interrupted) and has no classifier yet: run it again"
+    resumable = found("e", "2026-01-04", status="interrupted", resumable="checkpoint")
+    with pytest.raises(UserError, match=f"yet: continue it with sslrun finetune resume={resumable}$"):
+        find_run(str(resumable))
+    (unfinished / "best.pt").touch()
     assert find_run(str(unfinished)) == unfinished
     assert caplog.messages[2:] == [f"{unfinished} did not finish (interrupted): using its best checkpoint so far"]
     assert find_run(str(classifier)) == classifier

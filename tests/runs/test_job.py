@@ -19,7 +19,7 @@ from sslrun.base.version import __version__
 from sslrun.config.types import PositiveInt
 from sslrun.runs import job
 from sslrun.runs.run import Run, Stages
-from tests.helpers import DIGITS, SMALL, ended, in_steps, start, summary, wait_for
+from tests.helpers import SMALL, STUDY, ended, in_steps, start, summary, wait_for
 
 
 def test_a_closed_pipe_is_no_error(photos: Path) -> None:
@@ -34,17 +34,16 @@ def test_a_closed_pipe_is_no_error(photos: Path) -> None:
 
 
 def test_a_study_that_is_stopped_says_so_once() -> None:
-    study = ("finetune", "mode=auto", "init=scratch", 'search=["augment.probability=0.5","augment.probability=0"]')
-    process = start(*study, "backbone=smallcnn", *DIGITS, "train.steps=5000", "train.log_every=1")
-    wait_for(process, lambda: in_steps("finetune/study_runs/*"))
+    process = start(*(a.replace("train.steps=4", "train.steps=100000") for a in STUDY))
+    wait_for(process, lambda: in_steps("*/study_runs/*"))
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
     assert ended(process) == 128 + signal.SIGTERM
     answer = Path("output").read_text()
     assert answer.count("Stopped by SIGTERM") == 1
-    assert "Resume with: sslrun finetune resume=" in answer
-    (log,) = Path("outputs/finetune/study_runs").glob("*/run.log")
-    assert log.read_text().count("Stopped by SIGTERM") == 1
+    assert "Resume with: sslrun compare resume=" in answer
+    logs = [p.read_text() for p in Path("outputs").glob("*/study_runs/*/run.log")]
+    assert sum(log.count("Stopped by SIGTERM") for log in logs) == 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,14 +199,17 @@ def test_a_job_with_a_checkpoint_is_resumed_with_what_may_change(monkeypatch: py
 
     absolute = Path.cwd() / PLACE
     assert open_with(None) == (PLACE, False, False, False)
-    assert open_with(before) == (PLACE, False, False, True)
+    for resumable in ("checkpoint", "study"):
+        assert open_with({**before, "resumable": resumable}) == (PLACE, False, False, True)
     PLACE.mkdir(parents=True)
     (PLACE / "last.pt").touch()
-    assert open_with({**before, "resumable": "study"}) == (PLACE, False, False, True)
+    assert open_with({**before, "resumable": None}) == (PLACE, False, False, True)
     assert not changed
-    assert open_with(before) == (absolute, True, True, True)
+    for resumable in ("checkpoint", "study"):
+        assert open_with({**before, "resumable": resumable}) == (absolute, True, True, True)
     assert open_with(None, "other") == (Path("other"), True, True, False)
-    assert changed == [(absolute, "pretrain", {"train.steps": "9"}), (Path("other"), "pretrain", overrides)]
+    here = (absolute, "pretrain", {"train.steps": "9"})
+    assert changed == [here, here, (Path("other"), "pretrain", overrides)]
 
 
 def test_a_user_without_a_home_or_name(photos: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from sslrun.cli.places import quoted_paths
 from sslrun.config.compose import compose_config
 from sslrun.config.nodes import plain
-from sslrun.data.dataset import load_test, load_train
+from sslrun.data.dataset import load_split, load_test
 from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget
 from sslrun.data.sources.source import Listing
@@ -55,7 +55,7 @@ def messy(photos: Path) -> Path:
 
 
 def test_check_finds_what_is_wrong_with_a_folder(messy: Path, cli: Cli) -> None:
-    answer = check(cli, "format=json", "dataset.max_bad_fraction=0.1", "label_fraction=0.02")
+    answer = check(cli, "format=json", "dataset.max_bad_fraction=0.1", "labels=2")
     assert answer.code == 0, answer.err
     report = json.loads(answer.out)
     train = report["splits"]["train"]
@@ -74,7 +74,7 @@ def test_check_finds_what_is_wrong_with_a_folder(messy: Path, cli: Cli) -> None:
     assert "exact or near duplicate in training: 2; first group: set/t" in warnings
     assert "images with an exact or near duplicate in another class: 1;" in warnings
     assert "1 .dng (convert them to JPEG or PNG)" in warnings
-    assert "label_fraction=0.02 is less than one image of flower (23), temple (23)" in warnings
+    assert "classes with one label (labels=2): flower, temple; cross-validation cannot" in result(answer, "advice")
     assert json.loads(next(Path("outputs/check").glob("*/check.json")).read_text()) == report
 
 
@@ -90,10 +90,10 @@ def test_the_table_has_the_same_findings(messy: Path, cli: Cli) -> None:
 
 
 def test_errors_are_raised_after_the_report(messy: Path, cli: Cli) -> None:
-    answer = check(cli, "labels_per_class=25", "format=json")
+    answer = check(cli, "labels_per_class=27", "format=json")
     assert answer.code == 1
     assert "more than dataset.max_bad_fraction=0.01" in result(answer, "error")
-    few = "labels_per_class=25 is more than these classes have without validation: flower (23), temple (23)"
+    few = "labels_per_class=27 is more than these classes have: flower (26), temple (26)"
     assert f"{few}; all of their labels are used" in result(answer, "warning")
     assert "sslrun: training would fail" in answer.err
     assert "Traceback" not in answer.err
@@ -105,10 +105,8 @@ def test_case_45_classes_of_one_image_and_only_one_class(photos: Path, cli: Cli)
     shutil.copy(photos / "flower/flower 00.jpg", "set/train/rare/one.jpg")
     shutil.copytree(photos, "set/test")
     answer = check(cli, "format=json")
-    assert answer.code == 1
-    assert "classes too small for a validation split: rare" in result(answer, "error")
-    answer = check(cli, "format=json", "dataset.val_fraction=0")
     assert answer.code == 0
+    assert "classes with one label (label_fraction=1): rare; cross-validation" in result(answer, "advice")
     assert "has 30 images, rare has 1" in result(answer, "warning")
     answer = check(cli, "format=json", "dataset.classes=[flower]")
     assert "there is only one class" in result(answer, "warning")
@@ -184,7 +182,12 @@ def test_each_copy_of_an_image_in_test_is_counted(photos: Path, cli: Cli) -> Non
 
 def test_label_budgets_that_finetune_refuses_are_refused(photos: Path, cli: Cli) -> None:
     assert "label_fraction must be at most 1" in check(cli, "label_fraction=10", root=photos).err
-    assert "not both" in check(cli, "label_fraction=0.1", "labels_per_class=1", root=photos).err
+    typed = check(cli, "label_fraction=0.1", "labels_per_class=1", root=photos).err
+    assert "set only one of labels_per_class, label_fraction" in typed
+    few = check(cli, "labels=1", "format=json", root=photos)
+    assert few.code == 1
+    assert "labels=1 is fewer than the 2 classes; every class needs a label" in result(few, "error")
+    assert "labels=49: there are only 48 labels for training" in check(cli, "labels=49", root=photos).err
 
 
 def test_a_file_name_that_is_not_utf8_is_printed(photos: Path) -> None:
@@ -271,28 +274,18 @@ def test_arrays_have_a_size_and_no_paths(channels: int, mode: str) -> None:
     assert split.digests() == [images.digests[i].tobytes() for i in range(4)]
 
 
-def test_classes_with_too_few_images_for_the_budget_without_validation() -> None:
+def test_what_a_label_budget_means_for_the_classes() -> None:
     split = split_of([(8, 8)] * 15, [0] * 3 + [1] * 12)
-    options: Any = SimpleNamespace(val_fraction=0.5)
-    whole: dict[str, Any] = {
-        "label_fraction": None,
-        "labels_per_class": 2,
-        "classes": 2,
-        "validation": 8,
-        "too_few_for_validation": [],
-    }
-    assert stage._labels(split, None, options, LabelBudget(per_class=2)) == whole | {"too_few": {"a": 1}}
-    by_fraction = stage._labels(split, None, options, LabelBudget(0.1))
-    assert by_fraction is not None
-    assert (by_fraction["label_fraction"], by_fraction["labels_per_class"], by_fraction["too_few"]) == (
-        0.1,
-        None,
-        {"a": 1},
-    )
-    few = stage._labels(split_of([(8, 8)] * 3, [0, 1, 1]), None, options, LabelBudget())
-    assert few is not None
-    assert (few["too_few_for_validation"], few["too_few"]) == (["a"], {})
-    assert stage._labels(split_of([(8, 8)]), None, options, LabelBudget()) is None
+    whole: dict[str, Any] = {"classes": 2, "too_few": {}, "mistake": None, "single": []}
+    per_class = {"budget": "labels_per_class=4", "labels": 7, "too_few": {"a": 3}}
+    assert stage._labels(split, LabelBudget(per_class=4)) == whole | per_class
+    assert stage._labels(split, LabelBudget(4)) == whole | {"budget": "labels=4", "labels": 4, "single": ["a"]}
+    assert stage._labels(split, LabelBudget()) == whole | {"budget": "label_fraction=1", "labels": 15}
+    refused = stage._labels(split, LabelBudget(16))
+    assert refused is not None
+    assert refused["mistake"] == "labels=16: there are only 15 labels for training; set fewer"
+    assert (refused["labels"], refused["single"]) == (None, [])
+    assert stage._labels(split_of([(8, 8)]), LabelBudget()) is None
 
 
 def test_the_splits_of_a_data_set(photos: Path) -> None:
@@ -309,10 +302,6 @@ def test_the_splits_of_a_data_set(photos: Path) -> None:
     shutil.copytree(photos / "flower", "set/val/flower")
     splits = list(stage._splits(folder_node("set"), None))
     assert [(p.name, len(p.good)) for p in splits] == [("train", 60), ("val", 30), ("unlabeled", 30), ("test", 60)]
-    options: Any = SimpleNamespace(val_fraction=0.5)
-    labels = stage._labels(splits[0], splits[1], options, LabelBudget(per_class=30))
-    assert labels is not None
-    assert (labels["validation"], labels["too_few"], labels["too_few_for_validation"]) == (30, {}, [])
 
 
 def test_the_estimate_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,7 +334,7 @@ def sides(*overrides: str) -> dict[str, str]:
     """Return the side of each image, as training and evaluation load it."""
     where = ["dataset=folder", "dataset.root=set", "dataset.image_size=16", *overrides]
     node = plain(compose_config("finetune", where, None))["dataset"]
-    train, val = load_train(node)
+    train, val = load_split(node)
     assert val is not None
     parts = {"train": train, "val": val, "test": load_test(node)}
     return {name: side for side, part in parts.items() for name in part.names}
@@ -460,5 +449,4 @@ def test_classes_of_one_group_are_named_and_stay_in_training(cli: Cli) -> None:
     answer = check(cli, "format=json", r"dataset.groups=(only|[^/]+)_", size=16)
     assert "set: no test images of cup: too few groups (dataset.groups)" in answer.err
     assert json.loads(answer.out)["splits"]["train"]["classes"] == {"bowl": 9, "cup": 12}
-    assert json.loads(answer.out)["labels"]["validation"] == 3
-    assert json.loads(answer.out)["labels"]["too_few_for_validation"] == []
+    assert json.loads(answer.out)["labels"]["labels"] == 21

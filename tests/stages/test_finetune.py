@@ -1,31 +1,70 @@
 """`sslrun finetune`."""
 
 import csv
-import hashlib
 import itertools
 import json
+import os
+import re
 import shutil
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from PIL import Image
 
 from sslrun.base.errors import UserError
+from sslrun.base.machine import cores
+from sslrun.data import labeled
 from sslrun.data.dataset import Dataset, load_train
-from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget
+from sslrun.evaluation import calibration
 from sslrun.evaluation.intervals import wilson_interval
-from sslrun.models.classifier import Classifier, KNNClassifier
-from sslrun.models.initialization import Network
+from sslrun.evaluation.selection import Predictions, choose, corrected_accuracy
 from sslrun.runs import checkpoint
-from sslrun.runs.run import Run
+from sslrun.runs.find import BEST, LAST
 from sslrun.stages import finetune
 from sslrun.tasks.finetuning.supervised import Finetuning
-from tests.helpers import CPU, QUICK, TINY, Cli, runs, small_encoder, source_node, summary
+from sslrun.training import candidates, jobs, loop
+from tests.data.test_workers import children_of
+from tests.helpers import (
+    QUICK,
+    TINY,
+    Cli,
+    ended,
+    only_run,
+    run_here,
+    runs,
+    same,
+    spawn,
+    summary,
+    wait_for,
+)
+
+EXTRA = ("validation=extra", "dataset.val_fraction=0.2")
+FEW = ("labels=30", "train.steps=3", "train.evaluations=1", "train.batch_size=16", *QUICK)
+
+
+def sizes(run: Path) -> tuple[int, int, int]:
+    """Return the numbers of labels of a run: in all, for training, and for validation."""
+    result = summary(run)
+    return result["labels_total"], result["labels_train"], result["labels_val"]
+
+
+def predictions_of(run: Path) -> tuple[Predictions, list[str]]:
+    """Return the out-of-fold predictions of a run, and the names of the variants."""
+    with np.load(run / finetune.OUT_OF_FOLD) as file:
+        variants = file["candidates"].tolist()
+        return Predictions([v.split()[0] for v in variants], file["probabilities"], file["labels"]), variants
+
+
+def weights(run: Path, name: str = BEST) -> dict[str, torch.Tensor]:
+    model: dict[str, torch.Tensor] = checkpoint.load(run / name)["model"]
+    return model
 
 
 def test_finetune_starts_from_the_newest_run_and_logs_it(world: Path) -> None:
@@ -34,43 +73,45 @@ def test_finetune_starts_from_the_newest_run_and_logs_it(world: Path) -> None:
     result = json.loads((run / "summary.json").read_text())
     assert f"outputs/pretrain/{newest.name}" in (run / "run.log").read_text()
     assert result["init"] == "simclr"
-    assert (result["mode"], result["backbone"], result["resumable"]) == ("finetune", "smallcnn", "checkpoint")
+    assert (result["mode"], result["backbone"], result["resumable"]) == ("finetune", "smallcnn", "study")
     assert result["source"] == result["config"]["init"] == f"outputs/pretrain/{newest.name}/last.pt"
-    assert (result["label_fraction"], result["labels_per_class"]) == (0.5, None)
+    assert result["label_budget"] == "label_fraction=0.5"
     assert result["seeds"] == {"training": 0, "subset": 0, "split": 0}
-    data, _ = load_train(result["config"]["dataset"])
+    data, given = load_train(result["config"]["dataset"])
+    assert given is None
     assert result["data_fingerprint"] == data.fingerprint()
-    assert result["subset_fingerprint"] == data.within(LabelBudget(0.5)).fingerprint()
+    assert result["subset_fingerprint"] == data.labeled(LabelBudget(fraction=0.5), "photos").fingerprint()
     assert (result["precision"], result["memory_format"]) == ("fp32", "channels_last")
     assert result["config"]["device"]["precision"] == "fp32"
     content = checkpoint.load(run / "best.pt")
     assert (content["stage"], content["class_names"]) == ("finetune", ["flower", "temple"])
-    assert content["config"]["pooling"] == result["config"]["pooling"] != "auto"
+    assert content["config"]["pooling"] == result["pooling"] != "auto"
     assert result["config"]["backbone"]["widths"] == [8, 16]
     assert result["config"]["dataset"]["image_size"] == 32
-    assert result["labels"] == {"train": 24, "validation": 10}
+    assert sizes(run) == (24, 24, 0)
+    assert result["config"]["validation"] == "inside"
     assert result["val/accuracy"] > 0.6
     assert "test/accuracy" not in result
-    kept = f"Best state by validation accuracy: step {result['best/step']} of 20"
-    assert kept in (run / "run.log").read_text()
+    assert result["best/step"] == 20
+    assert "Best state" not in (run / "run.log").read_text()
 
 
 def test_finetuning_resumes_and_a_probe_does_not(in_world: Path, cli: Cli) -> None:
     run = runs("finetune")[-1]
     before = summary(run)
-    assert set(before["poolings"]) == {"average", "grid"}
     answer = cli("finetune", f"resume={run}", "train.steps=24")
     assert answer.code == 0
     assert "Resuming after step 20" in answer.err
-    assert summary(run)["config"]["pooling"] == before["config"]["pooling"] != "auto"
-    assert summary(run)["poolings"] == before["poolings"]
-    assert summary(run)["init"] == before["init"] == "simclr"
-    assert summary(run)["best/step"] <= 24
+    after = summary(run)
+    assert after["config"]["train"]["steps"] == after["best/step"] == checkpoint.load(run / BEST)["step"] == 24
+    for key in ("pooling", "chosen", "candidates", "init", "val/accuracy", "val/temperature"):
+        assert after[key] == before[key]
     assert cli("finetune", "mode=probe", *QUICK).code == 0
     probe = runs("finetune")[-1]
-    weights = (probe / "best.pt").read_bytes()
-    assert "no steps to resume" in cli("finetune", f"resume={probe}").err
-    assert (probe / "best.pt").read_bytes() == weights
+    weights = (probe / BEST).read_bytes()
+    answer = cli("finetune", f"resume={probe}")
+    assert answer.lines()[-1].endswith("a classifier on frozen features has no steps to resume; start a new run")
+    assert (probe / BEST).read_bytes() == weights
 
 
 def test_defaults_do_not_override_the_checkpoint(in_world: Path, cli: Cli) -> None:
@@ -87,9 +128,11 @@ def test_every_mode_gives_a_classifier_for_evaluate_and_predict(
     trained = cli("finetune", f"mode={mode}", "train.steps=20", *QUICK)
     assert trained.code == 0
     run = runs("finetune")[-1]
-    accuracy, n = summary(run)["val/accuracy"], summary(run)["labels"]["validation"]
+    accuracy, n = summary(run)["val/accuracy"], summary(run)["val/images"]
+    assert sizes(run) == (48, n, 0) == (48, 48, 0)
     ends = " to ".join(f"{100 * end:.1f}" for end in wilson_interval(round(accuracy * n), n))
-    assert f"Validation accuracy {100 * accuracy:.1f} % (95 % CI {ends}) on {n} images\n" in trained.err
+    line = f"Out-of-fold accuracy, corrected for the choice: {100 * accuracy:.1f} % (95 % CI {ends}) on 48 images"
+    assert line in trained.lines()
     answer = cli("evaluate", *QUICK)
     assert answer.code == 0
     evaluated = runs("evaluate")[-1]
@@ -99,36 +142,12 @@ def test_every_mode_gives_a_classifier_for_evaluate_and_predict(
     report = json.loads((evaluated / "report.json").read_text())
     assert sum(map(sum, report["confusion_matrix"])) == result["images"] == 12
     assert (evaluated / "figures/confusion_matrix.png").stat().st_size > 5000
-    assert [r["class"] for r in csv.DictReader((evaluated / "classes.csv").open())] == ["flower", "temple"]
+    assert [r["class"] for r in csv.DictReader((evaluated / "per_class.csv").open())] == ["flower", "temple"]
     answer = cli("predict", str(photos / "temple"), "format=json", *QUICK)
     rows = json.loads(answer.out)
     assert len(rows) == 30
     assert sum(r["class"] == "temple" for r in rows) > 20
     assert all(sum(g["confidence"] for g in r["top"]) == pytest.approx(1, abs=1e-3) for r in rows)
-
-
-def test_finetuning_without_validation(in_world: Path, cli: Cli) -> None:
-    few = ("dataset.val_fraction=0", "labels_per_class=4", "train.steps=3")
-    answer = cli("finetune", "mode=finetune", *few, *QUICK)
-    assert answer.code == 0
-    assert "Validation accuracy" not in answer.err
-    result = summary(runs("finetune")[-1])
-    assert result["labels"] == {"train": 8, "validation": 0}
-    assert result["best/step"] == 3
-    assert cli("evaluate", *QUICK).code == 0
-
-
-@pytest.mark.parametrize("val_fraction", [0.0, 0.2])
-def test_without_a_fold_of_the_labels_validation_has_the_fold_as_well(val_fraction: float) -> None:
-    node = source_node("digits", None, max_images=120, val_fraction=val_fraction)
-    settings: Any = SimpleNamespace(dataset=node, budget=LabelBudget(), fold=None, subset_seed=0)
-    _, every, val = finetune._labeled(settings)
-    settings.fold = [0, 3]
-    _, chosen, more = finetune._labeled(settings)
-    before = val.names if val else []
-    assert more is not None
-    assert len(chosen) == pytest.approx(2 / 3 * len(every), abs=1)
-    assert sorted(more.names) == sorted([*before, *(set(every.names) - set(chosen.names))])
 
 
 @pytest.mark.parametrize("init", ["latest", "scratch"])
@@ -158,7 +177,9 @@ def test_freezing_and_the_backbone_rate_apply_to_pretrained_networks_only(
 
 def test_the_summary_has_the_metrics_of_the_best_state_not_of_the_last(in_world: Path, cli: Cli) -> None:
     """With a very high learning rate, training only makes the probe worse."""
-    answer = cli("finetune", "mode=finetune", "train.steps=6", "train.learning_rate=1", "train.evaluations=2", *QUICK)
+    answer = cli(
+        "finetune", "mode=finetune", "train.steps=6", "train.learning_rate=1", "train.evaluations=2", *EXTRA, *QUICK
+    )
     assert answer.code == 0, answer.err
     run = runs("finetune")[-1]
     logged = {
@@ -172,18 +193,6 @@ def test_the_summary_has_the_metrics_of_the_best_state_not_of_the_last(in_world:
     assert f"step {result['best/step']} of 6" in answer.err
 
 
-def test_the_pooling_is_chosen_on_the_label_budget(in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    used = []
-
-    def choice(encoder: Any, data: Any, *_: Any) -> None:
-        used.append(len(data))
-        raise UserError("no choice here")
-
-    monkeypatch.setattr(finetune, "better_pooling", choice)
-    assert cli("finetune", "mode=probe", "pooling=auto", "labels_per_class=3", *QUICK).code == 1
-    assert used == [6]
-
-
 def test_init_finds_the_pretraining_of_a_study(in_world: Path, cli: Cli) -> None:
     for run in runs("pretrain")[:-1]:
         shutil.rmtree(run)
@@ -195,137 +204,14 @@ def test_init_finds_the_pretraining_of_a_study(in_world: Path, cli: Cli) -> None
     assert f"Initializing from {of_study}" in answer.err
 
 
-def labeled(n: int) -> Dataset:
-    pixels = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 32, 32, 3).contiguous()
-    return Dataset(Images([pixels], np.zeros((n, 16), np.uint8)), torch.arange(n) % 2, ["a", "b"], [""] * n)
-
-
-@pytest.mark.parametrize("mode", ["probe", "knn"])
-def test_a_classifier_on_frozen_features_is_fitted_on_the_labeled_images(
-    mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fitted: list[tuple[Any, ...]] = []
-    features = lambda encoder, data, device: (torch.full((len(data), 32), float(len(data))), data.labels)  # noqa: E731
-    monkeypatch.setattr(finetune, "labeled_features", features)
-    monkeypatch.setattr(finetune, "fit_head", lambda *given: fitted.append(given))
-    settings: Any = SimpleNamespace(mode=mode, seed=7, balanced_by="weights")
-    data, val = labeled(6), labeled(4)
-    data.groups = np.array([*"aabbcc"], dtype=object)
-    made = finetune._on_frozen_features(settings, small_encoder(), data, val, CPU, 0.25)
-    assert data.labels is not None
-    if mode == "knn":
-        assert isinstance(made, KNNClassifier)
-        assert torch.equal(made.labels, data.labels)
-        assert made.bank.tolist() == [[6.0] * 32] * 6
-        assert not fitted
-        return
-    assert isinstance(made, Classifier)
-    finetune._on_frozen_features(settings, small_encoder(), data, None, CPU, None)
-    (
-        (head, bank, labels, (val_bank, val_labels), seed, regularization, groups, balance),
-        (*_, no_val, _, unknown, _, _),
-    ) = fitted
-    assert balance == "weights"
-    assert (head, seed, regularization, no_val, unknown) == (made, 7, 0.25, None, None)
-    assert (len(bank), len(val_bank)) == (6, 4)
-    assert labels is data.labels
-    assert groups is data.groups  # which no fold of a cross-validation divides
-    assert val_labels is val.labels
-
-
-@pytest.mark.parametrize(
-    ("init", "requested", "search", "mode", "resumable"),
-    [
-        ("scratch", "auto", [], "finetune", "checkpoint"),
-        ("scratch", "auto", ["augment.probability=0.5"], "auto", "study"),
-        ("run", "auto", [], "auto", "study"),
-        ("run", "probe", [], "probe", None),
-        ("scratch", "finetune", [], "finetune", "checkpoint"),
-    ],
-)
-def test_auto_from_scratch_has_one_candidate_and_is_resumed_like_finetuning(
-    init: str, requested: str, search: list[str], mode: str, resumable: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    network = Network(init, init, None, {"b": 1}, {"d": 1})  # type: ignore[arg-type]
-    monkeypatch.setattr(finetune, "resolve", lambda *_: network)
-    monkeypatch.setattr(finetune, "_searched", lambda *_: search)
-    monkeypatch.setattr(finetune, "built_settings", lambda settings, config: config)
-    run = Run(Path("run"), "finetune", OmegaConf.create({"mode": requested, "search": ["x"], "init": "given"}), {})
-    settings: Any = SimpleNamespace(mode=requested, budget=LabelBudget(), init="given", backbone={}, dataset={})
-    _, config = finetune._resolved(run, settings)
-    assert config == {"mode": mode, "search": search, "init": init, "backbone": {"b": 1}, "dataset": {"d": 1}}
-    assert run.summary.get("resumable") == resumable
-    if search:
-        settings.mode = "probe"
-        with pytest.raises(UserError, match="search= needs mode=auto, found mode=probe"):
-            finetune._resolved(run, settings)
-        settings.mode = requested
-    run.resumed = True
-    if mode == "probe":
-        with pytest.raises(UserError, match="mode=probe has no steps to resume"):
-            finetune._resolved(run, settings)
-    else:
-        assert finetune._resolved(run, settings)[1]["init"] == "given"  # type: ignore[index]
-    run.close("finished")
-
-
-def test_a_label_budget_per_class_is_noted_without_a_fraction() -> None:
-    data, few, val = labeled(8), labeled(4), labeled(2)
-    nodes = {"backbone": {"_target_": "a.smallcnn"}, "dataset": {"_target_": "digits", "split_seed": 6}}
-    budget = {"label_fraction": 0.3, "labels_per_class": 2}
-    config = {"mode": "probe", "init": "outputs/a", "seed": 4, "subset_seed": 5, **nodes, **budget}
-    run = Run(Path("run"), "finetune", OmegaConf.create(config), {})
-    finetune._begin(run, Network("run", "simclr", None, {}, {}), CPU, data, few, val)
-    result = run.summary
-    run.close("finished")
-    assert (result["label_fraction"], result["labels_per_class"]) == (None, 2)
-    assert result["labels"] == {"train": 4, "validation": 2}
-    assert result["seeds"] == {"training": 4, "subset": 5, "split": 6}
-    assert (result["init"], result["source"]) == ("simclr", "outputs/a")
-    assert result["data_fingerprint"] == data.fingerprint() != few.fingerprint() == result["subset_fingerprint"]
-
-
-def test_auto_chooses_by_the_data_the_weights_and_the_smallest_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[Any] = []
-    monkeypatch.setattr(finetune, "_begin", lambda *_: None)
-    best = {"val/accuracy": 1.0}
-
-    def choose(*values: Any) -> dict[str, float]:
-        given.append(values[1:])
-        return best
-
-    monkeypatch.setattr(finetune, "choose", choose)
-    run: Any = SimpleNamespace(in_study=True)
-    Path("a.pt").write_text("weights")
-    data, few, val = labeled(8), labeled(5), labeled(3)
-    for path in (Path("a.pt"), None):
-        network = Network("run", "imagenet", path, {}, {})
-        assert finetune._best(run, network, CPU, data, few, val) == best
-    finetune._best(run, network, CPU, data, few, None)
-    prints, alone = [data.fingerprint(), val.fingerprint()], [data.fingerprint(), ""]
-    digest = hashlib.sha256(b"weights").hexdigest()
-    assert given == [(prints, digest, 3, 2), (prints, "imagenet", 3, 2), (alone, "imagenet", 0, 2)]
-
-
-def test_the_summary_has_no_threshold_of_another_state(
-    in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    best, last = {"val/accuracy": 0.9, "val/loss": 1.0}, {"val/accuracy": 0.5, "val/confidence_threshold": 0.8}
-    states = iter([best, last])
-    monkeypatch.setattr(finetune, "classifier_metrics", lambda *_: next(states))
-    answer = cli("finetune", "mode=finetune", "pooling=average", "train.steps=2", "train.evaluations=1", *QUICK)
-    assert answer.code == 0, answer.err
-    assert {k: v for k, v in summary(runs("finetune")[-1]).items() if k.startswith("val/")} == best
-
-
 @pytest.fixture
 def uneven(photos: Path, tmp_path: Path) -> tuple[str, ...]:
-    """30 photos of a temple and 3 of a flower: 19 and 1 of them for training."""
+    """30 photos of a temple and 3 of a flower: 24 and 2 of them for training."""
     for name, n in (("temple", 30), ("flower", 3)):
         (tmp_path / "uneven" / name).mkdir(parents=True)
         for file in sorted((photos / name).iterdir())[:n]:
             shutil.copy(file, tmp_path / "uneven" / name)
-    data = ("dataset=folder", "dataset.root=uneven", "dataset.image_size=16", "dataset.val_fraction=0.2")
+    data = ("dataset=folder", "dataset.root=uneven", "dataset.image_size=16")
     return (
         *data,
         "backbone=smallcnn",
@@ -340,20 +226,23 @@ def uneven(photos: Path, tmp_path: Path) -> tuple[str, ...]:
 def test_imbalanced_classes_are_balanced_by_default_and_judged_by_macro_f1(uneven: tuple[str, ...], cli: Cli) -> None:
     answer = cli("finetune", *uneven, "mode=finetune", "train.steps=3")
     assert answer.code == 0, answer.err
-    assert "balance=weights: the largest class has 19 times the labels of the smallest.\n" in answer.err
+    assert "balance=weights: the largest class has 12 times the labels of the smallest.\n" in answer.err
     result = summary(runs("finetune")[-1])
     assert result["config"]["balance"] == "weights"
-    assert f"Best state by validation macro F1: step {result['best/step']} of 3" in answer.err
     assert 0 <= result["val/f1_macro"] <= 1
+    answer = cli("finetune", *uneven, "mode=finetune", "train.steps=3", *EXTRA)
+    assert answer.code == 0, answer.err
+    result = summary(runs("finetune")[-1])
+    assert f"Best state by validation macro F1: step {result['best/step']} of 3" in answer.err
     assert "val/f1_macro" in (runs("finetune")[-1] / "metrics.jsonl").read_text()
 
 
 def test_a_small_class_gives_all_its_labels_and_that_is_logged(uneven: tuple[str, ...], cli: Cli) -> None:
     answer = cli("finetune", *uneven, "mode=probe", "labels_per_class=4")
     assert answer.code == 0, answer.err
-    assert "labels_per_class=4: flower has 1 (without validation); all of them are used.\n" in answer.err
+    assert "labels_per_class=4: flower has 2; all of them are used.\n" in answer.err
     result = summary(runs("finetune")[-1])
-    assert result["labels"]["train"] == 5
+    assert sizes(runs("finetune")[-1]) == (6, 6, 0)
     assert result["config"]["balance"] == "none"
     assert "balance=" not in answer.err.replace("balance=none", "")
 
@@ -390,3 +279,402 @@ def test_neighbors_are_not_balanced(uneven: tuple[str, ...], cli: Cli) -> None:
     assert answer.err.strip().splitlines()[-1] == line
     assert cli("finetune", *uneven, "mode=knn").code == 0
     assert summary(runs("finetune")[-1])["config"]["balance"] == "none"
+
+
+@pytest.mark.usefixtures("short_run")
+@pytest.mark.parametrize("init", ["latest", "scratch"])
+@pytest.mark.parametrize("mode", ["probe", "knn", "finetune", "auto"])
+def test_inside_a_budget_every_number_of_labels_is_at_most_the_budget(cli: Cli, mode: str, init: str) -> None:
+    answer = cli("finetune", f"mode={mode}", f"init={init}", *FEW)
+    assert answer.code == 0, answer.err
+    run = runs("finetune")[-1]
+    result, (predictions, variants) = summary(run), predictions_of(run)
+    assert sizes(run) == (30, 30, 0)
+    assert result["label_budget"] == "labels=30"
+    printed = answer.err + (run / "run.log").read_text()
+    counted = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) (?:\w+ )?labels?\b", printed)]
+    assert max(counted) == 30
+    assert len(predictions.labels) == 30
+    trained = "scratch" if init == "scratch" else "finetune"
+    expected = {"finetune": [trained], "auto": ["scratch"] if init == "scratch" else ["probe", "finetune", "scratch"]}
+    assert [*dict.fromkeys(predictions.names)] == expected.get(mode, [mode]) == [*result["candidates"]]
+    assert predictions.probabilities.shape == (len(variants), 30, 10)
+    assert predictions.probabilities.dtype == np.float32
+    sums = predictions.probabilities.sum(2)
+    assert np.allclose(sums[~np.isnan(sums)], 1, atol=1e-5)
+    chosen = choose(predictions)
+    assert result["chosen"] == predictions.names[chosen]
+    rows = predictions.evaluated(np.array([chosen]))
+    p, labels = predictions.probabilities[chosen, rows], predictions.labels[rows]
+    assert result["val/images"] == len(rows)
+    assert result["val/accuracy"] == pytest.approx(corrected_accuracy(predictions), abs=1e-6)
+    assert result["val/temperature"] == pytest.approx(calibration.fit_temperature(p, labels), abs=1e-6)
+    assert result["val/loss"] == pytest.approx(calibration.log_loss(p, labels), abs=1e-6)
+    metrics = checkpoint.load(run / BEST)["metrics"]
+    assert metrics == {k: pytest.approx(v, abs=1e-6) for k, v in result.items() if k in metrics}
+    assert same(weights(run), weights(run, LAST))
+    assert result.get("best/step", 3) == 3
+    assert not (run / "folds").exists()
+
+
+@pytest.mark.usefixtures("short_run")
+@pytest.mark.parametrize("mode", ["probe", "finetune", "auto"])
+def test_a_validation_split_outside_the_budget_is_counted_and_named(cli: Cli, mode: str) -> None:
+    answer = cli("finetune", f"mode={mode}", *EXTRA, *FEW)
+    assert answer.code == 0, answer.err
+    run = runs("finetune")[-1]
+    total, train, val = sizes(run)
+    assert (total, train) == (30 + val, 30)
+    assert f"on 30 labels of digits + {val} validation labels" in answer.err
+    assert summary(run)["val/images"] == val
+    assert f"on {val} images" in answer.lines()[-2]
+    if mode != "finetune":  # whose only choice is that of its best state
+        predictions, _ = predictions_of(run)
+        assert len(predictions.labels) == total
+        assert np.isnan(predictions.probabilities[:, :30]).all()
+        assert not np.isnan(predictions.probabilities[:, 30:]).any()
+
+
+@pytest.mark.usefixtures("short_run")
+@pytest.mark.parametrize("mode", ["finetune", "probe", "auto"])
+def test_with_one_label_per_class_nothing_is_chosen_and_one_line_says_so(cli: Cli, mode: str) -> None:
+    answer = (
+        cli("finetune", f"mode={mode}", "labels=10", 'search=["label_smoothing=0"]', *FEW[1:])
+        if mode != "probe"
+        else (cli("finetune", "mode=probe", "labels=10", *FEW[1:]))
+    )
+    assert answer.code == 0, answer.err
+    assert sum("Every class has one label: nothing can be chosen" in line for line in answer.lines()) == 1
+    run = runs("finetune")[-1]
+    result = summary(run)
+    assert not (run / finetune.OUT_OF_FOLD).exists()
+    assert result["chosen"] == ("finetune" if mode == "finetune" else "probe")
+    assert (result["setting"], result["pooling"]) == ("", "average")
+    assert not any(k.startswith("val/") for k in result)
+    assert "Out-of-fold accuracy" not in answer.err
+    assert (run / BEST).is_file()
+
+
+@pytest.mark.usefixtures("short_run")
+@pytest.mark.parametrize("mode", ["finetune", "auto"])
+def test_a_search_tries_every_setting_for_every_trained_network(
+    cli: Cli, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = "finetune label_smoothing=0.3"
+    variants: list[str] = []
+    save: Any = np.savez_compressed
+
+    def saved(file: Any, **arrays: np.ndarray) -> None:
+        variants.extend(arrays["candidates"].tolist())
+        save(file, **arrays)
+
+    position = {"finetune": 1, "auto": 15}[mode]
+    monkeypatch.setattr(finetune, "choose", lambda predictions: position)
+    monkeypatch.setattr(np, "savez_compressed", saved)
+    search = 'search=["label_smoothing=0.2","label_smoothing=0.3"]'
+    answer = cli("finetune", f"mode={mode}", search, *FEW)
+    assert answer.code == 0, answer.err
+    tried = [f"{name} label_smoothing={s}" for name in ("finetune", "scratch") for s in (0.2, 0.3)]
+    trained = tried[:2] if mode == "finetune" else tried
+    assert variants[-len(trained) :] == trained
+    run = runs("finetune")[-1]
+    result, config = summary(run), checkpoint.load(run / BEST)["config"]
+    assert f"{result['chosen']} {result['setting']}" == variants[position]
+    if variants[position] == best:
+        assert config["label_smoothing"] == 0.3
+    assert (config["search"], config["mode"]) == ([], result["chosen"].replace("scratch", "finetune"))
+    assert f"Chosen: {variants[position]}" in answer.err.replace("probe average C=1", "probe")
+
+
+@pytest.mark.usefixtures("short_run")
+@pytest.mark.parametrize("chosen", ["probe", "finetune", "scratch"])
+def test_the_classifier_of_auto_is_that_of_the_chosen_mode_alone(
+    chosen: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "choose", lambda predictions: [*predictions.names].index(chosen))
+        answer = cli("finetune", "mode=auto", *FEW)
+        assert answer.code == 0, answer.err
+    auto = runs("finetune")[-1]
+    assert summary(auto)["chosen"] == chosen
+    alone = ("mode=finetune", "init=scratch") if chosen == "scratch" else (f"mode={chosen}",)
+    answer = cli("finetune", *alone, *FEW)
+    assert answer.code == 0, answer.err
+    run = runs("finetune")[-1]
+    assert same(weights(run), weights(auto))
+    (of_auto, names), (single, _) = predictions_of(auto), predictions_of(run)
+    rows = [i for i, name in enumerate(names) if name.split()[0] == chosen]
+    assert np.array_equal(of_auto.probabilities[rows], single.probabilities, equal_nan=True)
+
+
+class Permuting:
+    """Permutes the labels of all training images outside the first draw; the draw itself is kept."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.draws: dict[int, np.ndarray] = {}  # by number of images: dataset.max_images is drawn like a label budget
+        self.changed = 0
+        draw, load = LabelBudget.rows, labeled.load_train
+
+        def rows(budget: LabelBudget, labels: np.ndarray, of: int | None = None) -> np.ndarray:
+            if len(labels) not in self.draws:
+                self.draws[len(labels)] = draw(budget, labels, of)
+            return self.draws[len(labels)]
+
+        def loaded(node: Any) -> tuple[Dataset, Dataset | None]:
+            data, given = load(node)
+            if len(data) in self.draws:
+                assert data.labels is not None
+                drawn = self.draws[len(data)]
+                others = np.setdiff1d(np.arange(len(data)), drawn)
+                before, data.labels = data.labels, data.labels.clone()
+                data.labels[others] = data.labels[np.random.default_rng(0).permutation(others)]
+                self.changed = int((before != data.labels).sum())
+                assert torch.equal(before[drawn], data.labels[drawn])
+            return data, given
+
+        monkeypatch.setattr(LabelBudget, "rows", rows)
+        monkeypatch.setattr(labeled, "load_train", loaded)
+
+
+def twice(cli: Cli, *arguments: str) -> tuple[Path, Path]:
+    """Run a finetuning twice."""
+    for _ in range(2):
+        answer = cli("finetune", *arguments)
+        assert answer.code == 0, answer.err
+    first, second = runs("finetune")[-2:]
+    return first, second
+
+
+def assert_same_classifier(a: Path, b: Path) -> None:
+    assert same(weights(a), weights(b))
+    assert same(weights(a, LAST), weights(b, LAST))
+    assert same(checkpoint.load(a / BEST)["metrics"], checkpoint.load(b / BEST)["metrics"])
+    (one, names), (other, again) = predictions_of(a), predictions_of(b)
+    assert names == again
+    assert np.array_equal(one.probabilities, other.probabilities, equal_nan=True)
+    assert np.array_equal(one.labels, other.labels)
+    mine, its = ({k: v for k, v in summary(p).items() if k.startswith(("val/", "train/"))} for p in (a, b))
+    assert mine == its
+    for key in ("chosen", "setting", "pooling", "candidates", "labels_total"):
+        assert summary(a)[key] == summary(b)[key]
+
+
+@pytest.mark.usefixtures("short_run")
+@pytest.mark.parametrize("budget", ["labels=24", "labels_per_class=3", "label_fraction=0.25"])
+@pytest.mark.parametrize("mode", ["probe", "knn", "finetune", "auto"])
+def test_labels_outside_the_budget_change_no_bit(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, mode: str, budget: str
+) -> None:
+    """Every mode with every budget, and each of both with a pretrained network and from scratch."""
+    position = ["labels=24", "labels_per_class=3", "label_fraction=0.25"].index(budget)
+    init = ("latest", "scratch")[(position + (mode in ("knn", "finetune"))) % 2]
+    spy = Permuting(monkeypatch)
+    settings = ('search=["label_smoothing=0"]',) if mode == "finetune" else ()
+    assert_same_classifier(*twice(cli, f"mode={mode}", f"init={init}", budget, *settings, *FEW[1:]))
+    assert spy.changed > 40
+
+
+@pytest.mark.parametrize("mode", ["probe", "finetune", "auto"])
+def test_labels_outside_the_budget_change_no_bit_of_imbalanced_classes(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    rng = np.random.default_rng(0)
+    for name, n in (("a", 110), ("b", 8)):
+        Path("many", name).mkdir(parents=True)
+        for i in range(n):
+            noise = rng.integers(0, 200, (16, 16, 3)) + 50 * (name == "b")
+            Image.fromarray(noise.astype(np.uint8)).save(f"many/{name}/{i}.png")
+    spy = Permuting(monkeypatch)
+    data = ("dataset=folder", "dataset.root=many", "dataset.image_size=16", "backbone=smallcnn", *TINY)
+    few = ("label_fraction=0.5", "train.steps=3", "train.batch_size=16", "train.evaluations=1")
+    first, second = twice(cli, f"mode={mode}", "init=scratch", *data, *few)
+    assert_same_classifier(first, second)
+    assert summary(first)["config"]["balance"] == summary(second)["config"]["balance"] == "weights"
+    assert spy.changed
+
+
+@pytest.mark.usefixtures("short_run")
+def test_case_69_the_saved_config_of_a_finetuning_runs_again(cli: Cli) -> None:
+    assert cli("finetune", "mode=auto", 'search=["label_smoothing=0"]', *FEW).code == 0
+    first = runs("finetune")[-1]
+    config = summary(first)["config"]
+    keys = ("init", "mode", "labels", "validation", "seed", "subset_seed", "pooling", "balance", "label_smoothing")
+    train = [f"train.{k}={config['train'][k]}" for k in ("steps", "batch_size", "learning_rate", "evaluations")]
+    search = "search=" + json.dumps(config["search"])
+    answer = cli("finetune", *(f"{k}={config[k]}" for k in keys), *train, search, *QUICK)
+    assert answer.code == 0, answer.err
+    second = runs("finetune")[-1]
+    assert summary(second)["config"] == summary(first)["config"]
+    assert_same_classifier(first, second)
+
+
+@pytest.mark.usefixtures("short_run")
+def test_case_10_a_finetuning_in_a_sweep_is_that_of_a_single_run(cli: Cli) -> None:
+    assert cli("finetune", "-m", "seed=0,1", "mode=auto", *FEW).code == 0
+    (of_sweep,) = [p for p in runs("finetune") if p.name == "1"]
+    assert cli("finetune", "seed=1", "mode=auto", *FEW).code == 0
+    assert_same_classifier(of_sweep, runs("finetune")[-1])
+
+
+@pytest.mark.usefixtures("short_run")
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("labels=9",), "labels=9 is fewer than the 10 classes; every class needs a label"),
+        (("labels=121",), "labels=121: there are only 120 labels for training; set fewer"),
+        (("label_fraction=0.01",), "label_fraction=0.01 is 1 label, which is fewer than the 10 classes"),
+        (("label_fraction=2",), "label_fraction must be at most 1, found 2; for a number of labels use labels=2"),
+        (("labels=30", "labels_per_class=3"), "set only one of labels, labels_per_class"),
+        (("dataset.val_fraction=0.1",), "dataset.val_fraction is for validation=extra"),
+        (("validation=extra", "dataset.val_fraction=0"), "validation=extra needs validation images"),
+        (("validation=inside", "dataset.val_fraction=0.1"), "dataset.val_fraction is for validation=extra"),
+        (('search=["label_smoothing=0"]', "mode=probe"), "search= needs mode=auto or mode=finetune, found mode=probe"),
+        (('search=["pooling=grid"]',), "search: pooling=grid: expected a training setting"),
+        (('search=["labels=20"]',), "search: labels=20: expected a training setting"),
+        (('search=["label_smoothing=2"]',), "label_smoothing"),
+        (("fold=[0,3]",), "fold"),
+    ],
+)
+def test_bad_input_is_one_line_before_training(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], line: str
+) -> None:
+    def trained(*_: Any) -> None:
+        raise AssertionError("something was computed")
+
+    monkeypatch.setattr(finetune, "Frozen", trained)
+    answer = cli("finetune", *arguments, *QUICK)
+    assert answer.code == 1
+    assert "Traceback" not in answer.err
+    (reported,) = [text for text in answer.lines() if text.startswith("sslrun: ")]
+    assert line in reported
+
+
+def stopping(function: Callable[..., Any], after: int, calls: list[int]) -> Callable[..., Any]:
+    """Return the function, which sends SIGTERM to this process after so many calls."""
+
+    def call(*given: Any) -> Any:
+        result = function(*given)
+        calls.append(1)
+        if len(calls) == after + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    return call
+
+
+@pytest.fixture
+def uninterrupted(short_run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finetuning with `AUTO` in which finetuning was chosen."""
+    names = ["probe", "finetune", "scratch"]
+    monkeypatch.setattr(finetune, "choose", lambda p: [*p.names].index(names[1]))
+    answer = cli("finetune", *AUTO)
+    assert answer.code == 0, answer.err
+    return runs("finetune")[-1]
+
+
+AUTO = ("init=simclr", "mode=auto", *FEW, "train.steps=6")
+
+
+def resumed(cli: Cli, answer: Any) -> Any:
+    """Run the command that an interrupted run has printed."""
+    command = re.search(r"Resume with: sslrun finetune (\S+)", answer.err)
+    assert command is not None, answer.err
+    result = cli("finetune", command[1])
+    assert result.code == 0, result.err
+    return result
+
+
+def test_cases_23_and_26_an_interrupted_validation_training_repeats_no_fold(
+    uninterrupted: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(candidates, "fold_probabilities", stopping(candidates.fold_probabilities, 4, calls))
+        answer = cli("finetune", *AUTO)
+        assert answer.code == 128 + signal.SIGTERM
+        run = runs("finetune")[-1]
+        assert summary(run)["status"] == "interrupted"
+        assert not (run / BEST).exists()
+        assert not (run / LAST).exists()
+        assert len(list((run / "folds").glob("*.npy"))) == 4 + 1  # and the images
+        resumed(cli, answer)
+    assert len(calls) == 5 + 2  # three folds of finetuning and three from scratch, of which four were kept
+    assert not (run / "folds").exists()
+    assert_same_classifier(uninterrupted, run)
+
+
+def test_cases_23_and_26_an_interrupted_final_training_repeats_no_fold_and_has_no_classifier(
+    uninterrupted: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, photos: Path
+) -> None:
+    steps: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", stopping(loop.train_step, 2, steps))
+        answer = cli("finetune", *AUTO)
+    assert answer.code == 128 + signal.SIGTERM
+    run = runs("finetune")[-1]
+    assert checkpoint.load(run / LAST)["step"] == 3
+    assert not (run / BEST).exists()
+    for command in (("evaluate",), ("predict", str(photos)), ("export",)):
+        refused = cli(*command, f"run={run}", *(QUICK if command != ("export",) else ()))
+        assert refused.code == 1
+        (line,) = refused.lines()[-1:]
+        assert "has no classifier yet" in line
+        assert f"sslrun finetune resume={run}" in line
+    calls: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(candidates, "fold_probabilities", stopping(candidates.fold_probabilities, 99, calls))
+        assert "Resuming after step 3" in resumed(cli, answer).err
+    assert not calls
+    assert_same_classifier(uninterrupted, run)
+
+
+def on_cores(n: int, *arguments: str) -> int:
+    """Run a command with so many cores, and worker processes."""
+    jobs.cores = cores
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:n])
+    torch.set_num_threads(n)
+    return run_here(*arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cores() < 2, reason="this machine has one core")
+@pytest.mark.usefixtures("short_run")
+def test_the_number_of_cores_changes_no_bit_of_the_predictions_in_folds() -> None:
+    for n in (1, 2):
+        Path("output").write_text("")
+        process = spawn(on_cores, n, "finetune", *AUTO)
+        assert ended(process) == 0, Path("output").read_text()
+    first, second = runs("finetune")
+    (one, names), (two, again) = predictions_of(first), predictions_of(second)
+    assert names == again
+    assert np.array_equal(one.probabilities, two.probabilities, equal_nan=True)
+    for key in ("chosen", "setting", "pooling", "candidates", "val/accuracy", "val/temperature"):
+        assert summary(first)[key] == summary(second)[key]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cores() < 2, reason="this machine has one core")
+@pytest.mark.usefixtures("short_run")
+def test_case_26_an_interrupted_validation_training_leaves_no_worker_process() -> None:
+    Path("output").write_text("")
+    process = spawn(on_cores, 2, "finetune", *AUTO, "train.steps=100000")
+    pid = process.pid or 0
+    wait_for(process, lambda: bool(list(Path("outputs/finetune").glob("*/folds"))))
+    wait_for(process, lambda: len(children_of(pid)) == 2)
+    children = children_of(pid)
+    os.kill(pid, signal.SIGTERM)
+    assert ended(process) == 128 + signal.SIGTERM
+    assert "Traceback" not in Path("output").read_text()
+    assert summary(only_run(stage="finetune"))["status"] == "interrupted"
+    deadline = time.monotonic() + 20
+    while any(state_of(child) != "Z" for child in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert {state_of(child) for child in children} == {"Z"}
+
+
+def state_of(pid: int) -> str:
+    """Return the state of a process; Z if it has ended and nobody has waited for it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return "Z"

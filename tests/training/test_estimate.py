@@ -1,5 +1,6 @@
 """Estimates of time and memory, with a clock that only the trained network moves."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from sslrun.augment import Rng
 from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images
+from sslrun.data.labeled import Labeled
 from sslrun.device import Device
 from sslrun.models.classifier import Classifier
 from sslrun.tasks.task import Task
@@ -105,13 +107,19 @@ def test_labels_belong_to_the_measured_images(clock: list[float]) -> None:
     assert len({tuple(labels.tolist()) for labels in task.labels if labels is not None}) > 3
 
 
-def test_finetuning_takes_the_probe_the_steps_and_the_evaluations() -> None:
-    times = ClassifierEstimate(images_per_second=100.0, probe=7.0)
-    settings = Training(**{**SETTINGS, "steps": 50, "batch_size": 20, "evaluations": 4})
-    assert times.finetuning(settings, 30, 150) == pytest.approx(7 + (50 * 20 + 4 * 150 / 3) / 100)
-    assert times.finetuning(settings, 12, 0) == pytest.approx(7 + 50 * 12 / 100)
-    by_epochs = Training(**{**SETTINGS, "steps": None, "epochs": 3, "batch_size": 20})
-    assert times.finetuning(by_epochs, 30, 0) == pytest.approx(7 + 6 * 20 / 100)
+def test_finetuning_takes_the_regressions_the_trainings_in_folds_and_a_final_one() -> None:
+    """Of three folds, one of two cores has two; a fold has one thread."""
+    times = ClassifierEstimate(100.0, one_thread=80.0, at_once=2, probe=7.0, labels=30, validation=0, folds=3)
+    settings = Training(**{**SETTINGS, "batch_size": 20, "evaluations": 4})
+    assert times.finetuning(settings, 50, 1) == pytest.approx(7 + 50 * 20 * (2 / 80 + 1 / 100))
+    assert times.finetuning(settings, 50, 2) == pytest.approx(7 + 50 * 20 * (3 / 80 + 1 / 100))
+    small = replace(times, labels=12, folds=0)  # one label a class: no folds
+    assert small.finetuning(settings, 50, 2) == pytest.approx(7 + 50 * 12 / 100)
+    with_val = replace(times, validation=3, folds=1)
+    evaluations = 1 + settings.with_affordable_evaluations(1000, 3).evaluations
+    forward = round(evaluations * 3 * estimate.FORWARD_COST)
+    assert with_val.finetuning(settings, 50, 1) == pytest.approx(7 + (50 * 20 + forward) / 100)
+    assert with_val.finetuning(settings, 50, 2) == pytest.approx(7 + 50 * 20 / 80 + (50 * 20 + forward) / 100)
 
 
 def config() -> dict[str, Any]:
@@ -134,34 +142,37 @@ def dataset(n: int) -> Dataset:
     )
 
 
-@pytest.mark.parametrize(
-    ("labels", "searched", "val", "some"), [(40, 40, 30, 60), (40, 40, None, 60), (9000, 5000, 30, 25)]
-)
+@pytest.mark.parametrize("val", [None, 30])
 def test_a_probe_takes_the_search_of_c_the_fit_and_the_features(
-    labels: int, searched: int, val: int | None, some: int, clock: list[float], monkeypatch: pytest.MonkeyPatch
+    val: int | None, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The measured regression takes 0.4 s: eight fits, of which seven are the search of C."""
+    """The measured regression takes 0.4 s on 25 labels. Each of five folds trains with 32 of 40 labels."""
     seen: dict[str, Any] = {}
 
-    def measured(task: Any, images: Any, device: Device, optimizer: Any, batch_size: int, memory: int, y: Any) -> Any:
+    def measured(
+        task: Any, images: Any, device: Device, optimizer: Any, batch_size: int, memory: int, y: Any, quick: bool
+    ) -> Any:
         seen.update(task=task, images=len(images), batch_size=batch_size, labels=len(y))
         return Measurement(200.0, 0)
 
-    def regression(x: Tensor, y: Tensor, val: Any, seed: int, classes: int) -> None:
-        seen.update(fitted=(len(x), len(y), len(val[0]), classes), shape=x.shape)
+    def regression(x: Tensor, y: Tensor, classes: int, c: float) -> None:
+        seen.update(fitted=(len(x), len(y), classes))
         clock[0] += 0.4
 
     monkeypatch.setattr(estimate, "measure", measured)
     monkeypatch.setattr(estimate, "regression", regression)
-    monkeypatch.setattr(estimate, "REGRESSION_IMAGES", some)
+    monkeypatch.setattr(estimate, "REGRESSION_IMAGES", 25)
     data = dataset(60)
-    result = estimate.classifier(config(), data, dataset(val) if val else None, labels)
-    fit, validation = 0.4 / 8 / some, val or 0
-    embedded = 2 * (searched + validation) + labels + validation
-    assert result.images_per_second == 200
-    assert result.probe == pytest.approx(2.5 + fit * (7 * searched + labels) + embedded / 3 / 200)
-    assert (seen["images"], seen["labels"], seen["batch_size"]) == (60, 60, min(labels, 16))
-    assert seen["fitted"] == (some, some, some, 3)
+    with_val = dataset(val) if val else None
+    labeled = Labeled(data, data.take(np.arange(40)), with_val, "extra" if val else "inside")
+    result = estimate.classifier(config(), labeled)
+    searched = (40 if val else 5 * 32) * 7 * 2  # values of C, poolings
+    embedded = (40 + (val or 0)) * estimate.FORWARD_COST / 200
+    assert result.probe == pytest.approx(2.5 + 0.4 / 25 * (searched + 40) + embedded)
+    assert (result.images_per_second, result.labels, result.validation) == (200, 40, val or 0)
+    assert result.folds == (1 if val else 3)
+    assert (seen["images"], seen["labels"], seen["batch_size"]) == (60, 60, 16)
+    assert seen["fitted"] == (25, 25, 3)
     assert isinstance(seen["task"].classifier, Classifier)
     assert seen["task"].classifier.encoder.pooling == "grid"
     assert seen["task"].classifier.head.out_features == 3

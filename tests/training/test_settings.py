@@ -4,7 +4,8 @@ import pytest
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.training.settings import Training, batches_per_epoch
+from sslrun.training import settings as settings_module
+from sslrun.training.settings import Training
 from tests.helpers import TRAINING
 from tests.training.fitting import SETTINGS
 
@@ -17,7 +18,9 @@ def test_length_is_epochs_or_steps_whichever_ends_first() -> None:
     assert total_steps(100, None, 7, 10) == 7
     assert total_steps(100, 3, 7, 10) == 7
     assert total_steps(100, 3, 70, 10) == 30
-    assert batches_per_epoch(101, 10) == 11
+    assert total_steps(101, 1, None, 10) == 11
+    assert total_steps(101, 3, None, 10) == 31  # 303 images
+    assert total_steps(7, 3, None, 10) == 3
     with pytest.raises(UserError, match=r"train\.epochs"):
         total_steps(100, None, None, 10)
 
@@ -62,6 +65,32 @@ def test_evaluations_are_spread_evenly_and_one_is_after_the_last_step() -> None:
     assert training(evaluations=20).evaluated_after(3) == {1, 2, 3}
 
 
+@pytest.mark.parametrize(
+    ("passes", "evaluated", "expected"),
+    [
+        (30_000, 300, 20),
+        (21_000, 300, 20),
+        (20_990, 300, 19),
+        (3_000, 300, 2),
+        (2_990, 300, 1),
+        (30, 300, 1),
+        (999, 0, 20),
+    ],
+)
+def test_evaluations_take_at_most_a_tenth_of_the_training(
+    passes: int, evaluated: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forward pass costs a third; the evaluation before the first step counts."""
+    monkeypatch.setattr(settings_module, "EVALUATION_SHARE", 0.1)
+    messages: list[str] = []
+    monkeypatch.setattr(log, "info", lambda text, *values: messages.append(text % values))
+    n = training(evaluations=20).with_affordable_evaluations(passes, evaluated, quiet=False).evaluations
+    assert n == expected
+    assert n == 1 or (n + 1) * evaluated / 3 <= passes / 10 + 1e-9
+    assert bool(messages) == (n < 20)
+    assert all(f"{n} instead of train.evaluations=20" in m for m in messages)
+
+
 def test_what_ends_first_is_logged_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     messages: list[str] = []
     monkeypatch.setattr(log, "info", lambda text, *values: messages.append(text % values))
@@ -69,8 +98,8 @@ def test_what_ends_first_is_logged_only_on_request(monkeypatch: pytest.MonkeyPat
         settings = training(epochs=3, steps=steps, batch_size=10)
         settings.total_steps(95)
         assert messages == []
-        assert settings.total_steps(95, quiet=False) == min(30, steps)
-        assert messages == [f"train.epochs=3 is 30 steps, train.steps={steps}: {by} ends first."]
+        assert settings.total_steps(95, quiet=False) == min(29, steps)
+        assert messages == [f"train.epochs=3 is 29 steps, train.steps={steps}: {by} ends first."]
         messages.clear()
     training(steps=7).total_steps(95, quiet=False)
     assert messages == []

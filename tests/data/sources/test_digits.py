@@ -1,9 +1,9 @@
-from sslrun.data.dataset import load_test, load_train
+from sslrun.data.dataset import load_split, load_test
 from tests.helpers import source_node
 
 
 def test_the_splits_of_digits_are_disjoint_and_complete() -> None:
-    train, val = load_train(source_node("digits", None))
+    train, val = load_split(source_node("digits", None))
     test = load_test(source_node("digits", None))
     assert val is not None
     names = [set(d.names) for d in (train, val, test)]

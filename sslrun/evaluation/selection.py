@@ -1,0 +1,153 @@
+"""Choosing among candidates by their predictions on images that their training did not use."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from sslrun.evaluation.calibration import EPSILON
+
+BAGS, DRAWS = 1000, 5_000_000  # of the bootstrap, as in Tsamardinos et al. 2018; fewer bags of more images in all
+TIE = 1e-9  # weight of the log-likelihood, which only breaks ties, and tolerance for rounding errors
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of several candidates, each on images that its training did not use.
+
+    Attributes:
+        names: the candidates, the simplest first; A entries, since variants of a candidate have the same name.
+        probabilities: `A x N x classes`; NaN for images on which a candidate was not evaluated.
+        labels: N.
+        macro: choose by macro F1 instead of accuracy.
+    """
+
+    names: Sequence[str]
+    probabilities: np.ndarray
+    labels: np.ndarray
+    macro: bool = False
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """The predicted classes, `A x N`; 0 where a candidate was not evaluated."""
+        return np.asarray(np.nan_to_num(self.probabilities).argmax(2))
+
+    @cached_property
+    def correct(self) -> np.ndarray:
+        """Whether they are correct, `A x N`, as floats."""
+        return (self.predicted == self.labels).astype(np.float64)
+
+    @cached_property
+    def log_likelihood(self) -> np.ndarray:
+        """The logarithm of the probability of the label, `A x N`; NaN where a candidate was not evaluated."""
+        of_label = self.probabilities[:, np.arange(len(self.labels)), self.labels]
+        return np.asarray(np.log(of_label.astype(np.float64).clip(EPSILON)))
+
+    def evaluated(self, candidates: np.ndarray) -> np.ndarray:
+        """Return the positions of the images on which all of these candidates were evaluated."""
+        return np.flatnonzero(~np.isnan(self.probabilities[candidates]).any((0, 2)))
+
+
+def choose(predictions: Predictions) -> int:
+    """Return the index of the best candidate by accuracy or macro F1.
+
+    Of the variants of a candidate the best is used (ties: by likelihood). Candidates are compared on the images that
+    all of them have; a simpler one is preferred if its score is within one standard error of the best: that of the
+    mean difference in correctness, weighted by inverse class frequency for macro F1.
+    """
+    return int(_chosen(predictions, np.ones((1, len(predictions.labels))))[0])
+
+
+def score(predictions: Predictions, candidate: int) -> float:
+    """Return a candidate's accuracy, or macro F1 over the classes that occur, on all images that it has."""
+    rows = predictions.evaluated(np.array([candidate]))
+    return float(_scores(predictions, np.ones((1, len(rows))), np.array([candidate]), rows)[0, 0])
+
+
+def corrected_accuracy(predictions: Predictions) -> float:
+    """Return the accuracy of the chosen candidate, corrected for the choice (BBC-CV, Tsamardinos et al. 2018).
+
+    The best of several candidates owes part of its accuracy to chance. Images are drawn with replacement, the choice is
+    made on them, and the chosen candidate is evaluated on the images that were not drawn; the mean of 1,000
+    repetitions is returned. With one candidate there is no choice, and the result is its accuracy.
+    """
+    every = np.arange(len(predictions.names))
+    common = predictions.evaluated(every)
+    if len(every) == 1:
+        return float(predictions.correct[0, common].mean())
+    some = np.flatnonzero(~np.isnan(predictions.probabilities).all((0, 2)))
+    bags = max(100, min(BAGS, DRAWS // len(some)))
+    draws = np.random.default_rng(0).multinomial(len(some), np.full(len(some), 1 / len(some)), bags)
+    weights = np.zeros((bags, len(predictions.labels)))
+    weights[:, some] = draws
+    left = weights[:, common] == 0
+    usable = left.any(1) & ~left.all(1)
+    if not usable.any():
+        return float(predictions.correct[choose(predictions), common].mean())
+    chosen, left = _chosen(predictions, weights[usable]), left[usable]
+    hits = (left * predictions.correct[chosen][:, common]).sum(1)
+    return float((hits / left.sum(1)).mean())
+
+
+def _chosen(predictions: Predictions, weights: np.ndarray) -> np.ndarray:
+    """Return the index of the choice for each of B weightings of the images, `B x N`."""
+    names = list(dict.fromkeys(predictions.names))
+    variants = [np.flatnonzero(np.array(predictions.names) == name) for name in names]
+    best = np.stack([_best(predictions, weights, v) for v in variants], 1)  # B x candidates
+    every = np.arange(len(predictions.names))
+    common = predictions.evaluated(every)
+    weights = weights[:, common]
+    scores = np.take_along_axis(_scores(predictions, weights, every, common), best, 1)
+    chosen = top = np.take_along_axis(best, scores.argmax(1)[:, None], 1)[:, 0]
+    for k in reversed(range(len(names))):  # the simplest that is good enough is assigned last
+        gap = scores.max(1) - scores[:, k]
+        error = _standard_errors(predictions, weights, common, top, best[:, k])
+        chosen = np.where(gap <= error + TIE, best[:, k], chosen)
+    return chosen
+
+
+def _best(predictions: Predictions, weights: np.ndarray, variants: np.ndarray) -> np.ndarray:
+    """Return the best variant of a candidate for each weighting, B."""
+    if len(variants) == 1:
+        return np.full(len(weights), variants[0])
+    rows = predictions.evaluated(variants)
+    weights = weights[:, rows]
+    likelihood = weights @ predictions.log_likelihood[np.ix_(variants, rows)].T / weights.sum(1, keepdims=True)
+    ranked = _scores(predictions, weights, variants, rows) + TIE * likelihood
+    return variants[ranked.argmax(1)]
+
+
+def _scores(predictions: Predictions, weights: np.ndarray, candidates: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the score of each candidate for each weighting of these images, `B x candidates`."""
+    correct = predictions.correct[np.ix_(candidates, rows)]
+    if not predictions.macro:
+        return np.asarray(weights @ correct.T / weights.sum(1, keepdims=True))
+    one_hot = np.eye(predictions.probabilities.shape[2])
+    images = weights @ one_hot[predictions.labels[rows]]
+    out = []
+    for candidate, hits in zip(candidates, correct, strict=True):
+        guesses = one_hot[predictions.predicted[candidate, rows]]
+        both = images + weights @ guesses
+        f1 = 2 * (weights @ (guesses * hits[:, None])) / np.maximum(both, 1e-12)
+        out.append(f1.sum(1) / (both > 0).sum(1))
+    return np.stack(out, 1)
+
+
+def _standard_errors(
+    predictions: Predictions, weights: np.ndarray, rows: np.ndarray, a: np.ndarray, b: np.ndarray
+) -> np.ndarray:
+    """Return the standard error of the mean difference in correctness of candidates a and b, for each weighting."""
+    labels, n = predictions.labels[rows], weights.sum(1)
+    image_weight = np.ones(len(rows))
+    if predictions.macro:
+        _, position, images = np.unique(labels, return_inverse=True, return_counts=True)
+        image_weight = len(labels) / len(images) / images[position]
+    out = np.zeros(len(weights))
+    for one, other in {*zip(a.tolist(), b.tolist(), strict=True)}:
+        difference = image_weight * (predictions.correct[one, rows] - predictions.correct[other, rows])
+        of_pair = (a == one) & (b == other)
+        mean = weights[of_pair] @ difference / n[of_pair]
+        variance = weights[of_pair] @ difference**2 / n[of_pair] - mean**2
+        out[of_pair] = np.sqrt(variance.clip(0) / (n[of_pair] - 1).clip(1))
+    return out

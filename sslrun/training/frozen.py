@@ -1,0 +1,84 @@
+"""A network with its initial weights: its features of the labeled images, and classifiers on them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslrun.data.balance import Balance
+from sslrun.data.dataset import Dataset
+from sslrun.data.labels import Fold
+from sslrun.device import Device
+from sslrun.evaluation.features import pooled_features
+from sslrun.evaluation.probe import C_VALUES, DEFAULT_C, POOLINGS, regression, regressions
+from sslrun.evaluation.selection import Predictions, choose
+from sslrun.models.classifier import knn_probabilities
+from sslrun.models.encoder import Encoder, Pooling
+
+
+class Frozen:
+    """An encoder with its initial weights: features of the labeled images, and logistic regressions on them.
+
+    Args:
+        pooling: a pooling, or `auto` to choose the one with the more accurate regression.
+        data: labeled images, then those of a validation split.
+        folds: for the regressions; without any, the choices are `average` and C = 1.
+        knn: the pooling is for a kNN classifier.
+
+    Attributes:
+        state: the initial weights, on the CPU.
+        features: `N x D` by pooling.
+        variants: the names of the regressions (or kNN classifiers), `pooling C=...`.
+        probabilities: of these, `variants x N x classes`; NaN for images in no validation part.
+        pooling, c: the best ones.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        pooling: Pooling | str,
+        data: Dataset,
+        folds: Sequence[Fold],
+        device: Device,
+        balance: Balance,
+        knn: bool = False,
+    ) -> None:
+        assert data.labels is not None
+        self.encoder, self.data, self.classes, self.balance = encoder, data, len(data.class_names), balance
+        self.state = {k: v.detach().cpu().clone().numpy() for k, v in encoder.state_dict().items()}
+        self.poolings: list[Pooling] = list(POOLINGS) if pooling == "auto" else [pooling]  # type: ignore[list-item]
+        self.features = pooled_features(encoder, data.images, device, self.poolings)
+        labels = data.labels
+        if knn:
+            variants = [(p, DEFAULT_C) for p in self.poolings]
+            blocks = [_knn(self.features[p], labels, folds, self.classes)[None] for p in self.poolings]
+        else:
+            variants = [(p, c) for p in self.poolings for c in C_VALUES]
+            blocks = [regressions(self.features[p], labels, folds, self.classes, balance) for p in self.poolings]
+        self.variants = [p if knn else f"{p} C={c:g}" for p, c in variants]
+        self.probabilities = np.concatenate(blocks)
+        self.pooling, self.c = self.poolings[0], DEFAULT_C
+        if folds:
+            predictions = Predictions([""] * len(variants), self.probabilities, labels.numpy(), balance != "none")
+            self.pooling, self.c = variants[choose(predictions)]
+        encoder.pooling = self.pooling
+
+    @property
+    def labels(self) -> Tensor:
+        """Return the N labels."""
+        assert self.data.labels is not None
+        return self.data.labels
+
+    def head(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of the regression of these images' labels on their features."""
+        at = torch.from_numpy(rows)
+        return regression(self.features[self.pooling][at], self.labels[at], self.classes, self.c, self.balance)
+
+
+def _knn(features: Tensor, labels: Tensor, folds: Sequence[Fold], classes: int) -> np.ndarray:
+    out = np.full((len(labels), classes), np.nan, dtype=np.float32)
+    for fold in folds:
+        train, val = torch.from_numpy(fold.train), torch.from_numpy(fold.val)
+        out[fold.val] = knn_probabilities(features[val], features[train], labels[train], classes).numpy()
+    return out
