@@ -1,6 +1,6 @@
 """Figures of evaluations and studies, each as PNG and as SVG for a page."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,16 @@ import numpy as np
 from sslrun.base.text import percent
 from sslrun.evaluation.intervals import mean_interval
 from sslrun.report.style import COLORS, GRAY, INK, colors, legend, page_figure, save_figure, styled
-from sslrun.runs.encoders import SCRATCH
+from sslrun.runs.encoders import PIXELS, SCRATCH
 from sslrun.runs.log import read_metrics
-from sslrun.study.choice import KNN, PROBE, TUNED
-from sslrun.study.results import Entry, Row
+from sslrun.study.comparison import Entry
+from sslrun.study.results import EQUAL_TIME, Row
+from sslrun.training.candidates import KNN, PROBE, TUNED
 
 FROM_SCRATCH = "from scratch"
-MODE_NAMES = {TUNED: "finetuned", PROBE: "linear probe", KNN: "k-NN"}
+BASELINES = (SCRATCH, PIXELS)
+BASELINE_STYLES = {TUNED: ("--", "o"), EQUAL_TIME: ("-.", "^"), PROBE: (":", "s"), KNN: (":", "D")}  # line and marker
+MODE_NAMES = {TUNED: "finetuned", PROBE: "linear probe", KNN: "k-NN", EQUAL_TIME: "equal time"}
 
 
 def name_of(initialization: str, mode: str) -> str:
@@ -24,35 +27,37 @@ def name_of(initialization: str, mode: str) -> str:
         return FROM_SCRATCH
     if initialization == SCRATCH:
         initialization = "random initialization" if mode in (PROBE, KNN) else FROM_SCRATCH
+    if (initialization, mode) == (PIXELS, PROBE):
+        return f"{PIXELS}, logistic regression"
     return f"{initialization}, {MODE_NAMES.get(mode, mode)}"
 
 
 @styled()
-def label_efficiency(entries: Sequence[Entry], selected: Callable[[Entry], bool], folder: Path) -> str:
+def label_efficiency(entries: Sequence[Entry], folder: Path) -> str:
     """Draw test accuracy over the number of labels with 95 % CIs, shifted a little so that none hides another."""
     figure, ((axis,),) = page_figure(1, 1, (6.4, 4.0))
     lines: dict[tuple[str, str], list[Entry]] = {}
     for e in entries:
-        if selected(e):
-            lines.setdefault((e.initialization, e.mode), []).append(e)
-    tint = colors(list(dict.fromkeys(initialization for initialization, _ in lines)))
+        lines.setdefault((e.initialization, e.mode), []).append(e)
+    tint = colors(list(dict.fromkeys(initialization for initialization, _ in lines if initialization not in BASELINES)))
     for i, ((initialization, mode), points) in enumerate(lines.items()):
         offset = 1.012 ** (i - (len(lines) - 1) / 2)
         mean = np.array([100 * p.accuracy.mean for p in points])
         ends = np.array([[100 * p.accuracy.low, 100 * p.accuracy.high] for p in points]).T
-        probe = (initialization, mode) == (SCRATCH, PROBE)
+        line, marker = BASELINE_STYLES[mode] if initialization in BASELINES else ("-", "o")
         axis.errorbar(
-            [p.labels * offset for p in points], mean, np.nan_to_num(np.abs(ends - mean)),
-            color=tint[initialization], label=name_of(initialization, mode), marker="o", markersize=4, capsize=3,
-            linewidth=1.6, linestyle=":" if probe else "--" if initialization == SCRATCH else "-",
+            [p.labels_train * offset for p in points], mean, np.nan_to_num(np.abs(ends - mean)),
+            color=tint.get(initialization, GRAY), label=name_of(initialization, mode), marker=marker, markersize=4,
+            capsize=3, linewidth=1.6, linestyle=line, markerfacecolor="none" if initialization == PIXELS else None,
         )  # fmt: skip
     axis.set_xscale("log")
-    ticks = sorted({p.labels for points in lines.values() for p in points})
+    ticks = sorted({e.labels_train for e in entries})
+    val = {e.budget.labels_val for e in entries}
     axis.set_xticks(ticks, [f"{t:,}" for t in ticks])
     axis.minorticks_off()
-    axis.set_xlabel("labeled images")
-    axis.set_ylabel("test accuracy (%), 95 % CI")
-    legend(axis)
+    axis.set_xlabel("labels" + (f" + {max(val):,} validation labels" if val != {0} else ""))
+    axis.set_ylabel("test accuracy (%)" + ", 95 % CI" * any(e.accuracy.known for e in entries))
+    legend(axis, fontsize=8)
     figure.tight_layout()
     return save_figure(figure, folder, "label_efficiency")
 

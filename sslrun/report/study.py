@@ -3,7 +3,7 @@
 import base64
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,124 +11,42 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from omegaconf import OmegaConf
-from rich.table import Table
-from rich.text import Text
 
 from sslrun.base.console import ERR, log
 from sslrun.base.files import write_text
-from sslrun.base.output import new_table, write_csv
-from sslrun.base.text import counted, interval, percent
+from sslrun.base.output import write_csv
+from sslrun.base.text import counted, percent
 from sslrun.evaluation.intervals import MIN_VALUES
 from sslrun.report import plots
+from sslrun.report.comparison import (
+    accuracy_interval,
+    comparisons,
+    conclusions,
+    difference_text,
+    gain_interval,
+    kind_of,
+    labels_text,
+    network_text,
+    number_of_labels,
+    table,
+)
+from sslrun.report.gains import brackets, p_text
 from sslrun.report.html import render
 from sslrun.report.plots import FROM_SCRATCH, name_of
-from sslrun.runs.encoders import SCRATCH
+from sslrun.runs.encoders import PIXELS, SCRATCH
 from sslrun.runs.find import read_summary
-from sslrun.study.choice import AUTO, PROBE, TUNED
-from sslrun.study.results import Entry, Row, Verdict, compared, is_scratch
+from sslrun.study.comparison import Budget, Entry, budget_of, compared, gain_table
+from sslrun.study.gains import ASSUMED_SD
+from sslrun.study.results import EQUAL_TIME, Row, is_scratch
+from sslrun.training.candidates import AUTO, TUNED
 
-RESULTS = {  # texts of verdicts in tables
-    "better": "better",
-    "worse": "worse",
-    "none": "no difference shown",
-    "too few subsets": "undecided (too few label subsets)",
-    "no baseline": "no baseline",
-}
-STYLES = {"better": "green", "worse": "red"}  # of verdicts in a terminal; a page has CSS classes of these names
-NUMBERS = ("test accuracy", "± 95 % CI", "vs. scratch")  # numeric columns of the table
 Maps = tuple[Mapping[str, np.ndarray], np.ndarray]
-
-
-def table(entries: Sequence[Entry]) -> Table:
-    """Return the comparison as a table for a terminal."""
-    columns = ("labels", "network", *NUMBERS, "result")
-    caption = "95 % CI over label subsets; vs. scratch: paired difference in points (95 % CI)"
-    out = new_table(columns, {"labels", *NUMBERS}, caption=caption, caption_justify="left")
-    last = None
-    for e in entries:
-        if last is not None and e.labels != last:
-            out.add_section()
-        half = (e.accuracy.high - e.accuracy.low) / 2
-        style = STYLES.get(e.verdict.kind, "") if e.verdict else ""
-        out.add_row(
-            "" if e.labels == last else str(e.labels),
-            Text(_name(e)),
-            percent(e.accuracy.mean),
-            f"{100 * half:.1f}" if half == half else "",
-            Text(difference_text(e.verdict), style=style),
-            Text(RESULTS[e.verdict.kind] if e.verdict else "", style=style),
-        )
-        last = e.labels
-    return out
-
-
-def _name(entry: Entry) -> str:
-    """Return the name of a network, with the choices of `mode=auto`, most frequent first: `probe 3, scratch 2`."""
-    chosen = ", ".join(f"{c} {n}" for c, n in sorted(entry.chosen.items(), key=lambda x: -x[1]))
-    return name_of(entry.initialization, entry.mode) + (f" ({chosen})" if chosen else "")
-
-
-def difference_text(verdict: Verdict | None) -> str:
-    """Return a paired difference in points with its 95 % CI: `+6.1 (4.0 to 8.2)`; empty if there is none."""
-    if verdict is None or verdict.difference is None:
-        return ""
-    difference = verdict.difference
-    ends = f" ({interval(difference.low, difference.high)})" if difference.known else ""
-    return f"{100 * difference.mean:+.1f}{ends}"
-
-
-def verdict_text(verdict: Verdict) -> str:
-    """Return a verdict as part of a sentence: `better than scratch by 6.1 points (95 % CI 4.0 to 8.2)`."""
-    difference = verdict.difference
-    if difference is None:
-        return "no network trained from scratch to compare with"
-    if verdict.kind == "too few subsets":
-        subsets = counted(difference.n, "label subset")
-        return f"undecided: {subsets}, too few for a confidence interval; set seeds={MIN_VALUES} or more"
-    if verdict.kind == "none":
-        ends = interval(difference.low, difference.high)
-        return f"no difference shown: {100 * difference.mean:+.1f} points (95 % CI {ends})"
-    low, high = sorted(abs(x) for x in (difference.low, difference.high))
-    points = f"{abs(100 * difference.mean):.1f} points (95 % CI {interval(low, high)})"
-    return f"{verdict.kind} than scratch by {points}"
-
-
-def conclusions(entries: Sequence[Entry], mode: str) -> list[str]:
-    """Return a sentence for each pretraining and label budget.
-
-    Args:
-        entries: as returned by `compared`.
-        mode: of the classifiers that are compared with scratch.
-    """
-    return [_conclusion(e, e.verdict, entries) for e in _judged(entries, mode) if e.verdict]
-
-
-def _judged(entries: Sequence[Entry], mode: str) -> list[Entry]:
-    return [e for e in entries if e.initialization != SCRATCH and e.mode == mode]
-
-
-def _conclusion(e: Entry, verdict: Verdict, entries: Sequence[Entry]) -> str:
-    sentence = f"{e.initialization}, {counted(e.labels, 'label')}: {verdict_text(verdict)}"
-    if e.chosen == {SCRATCH: e.accuracy.n}:
-        sentence += " (auto chose scratch on every label subset)"
-    elif verdict.kind == "better" and e.labels_needed:
-        number, sign = e.labels_needed
-        more = {"=": "about ", ">": "more than ", "<": "fewer than "}[sign]
-        sentence += f"; scratch needs {more}{number:,.0f} labels for the same accuracy"
-    random = [
-        r.accuracy.mean
-        for r in entries
-        if (r.initialization, r.mode, r.label_budget) == (SCRATCH, PROBE, e.label_budget)
-    ]
-    if random and random[0] >= e.accuracy.mean:
-        sentence += f"; but a linear probe of the randomly initialized network reaches {percent(random[0])}"
-    return sentence
 
 
 def publish(
     directory: Path, rows: Sequence[Row], mode: str, maps: Maps | None, about: dict[str, Any] | None
 ) -> list[str]:
-    """Write `results.csv`, `report.html` and `figures/` to a directory; print the table and the conclusions.
+    """Write the tables, the page and its figures to a directory; print the comparison and the conclusions.
 
     Args:
         directory: of the report.
@@ -138,11 +56,13 @@ def publish(
         about: the summary of the study, if there is one.
 
     Returns:
-        A sentence for each pretraining and label budget.
+        A sentence for each label budget from scratch, and for each pretraining and label budget.
     """
     write_csv(directory / "results.csv", [asdict(r) for r in rows])
-    entries = compared(rows)
-    sentences = conclusions(entries, mode)
+    entries = compared(rows, mode)
+    if gains := gain_table(entries):
+        write_csv(directory / "gains.csv", gains)
+    sentences = [text for _, text in conclusions(entries)]
     write_text(directory / "report.html", _page(directory / "figures", rows, entries, mode, maps, about))
     ERR.print(table(entries))
     for sentence in sentences:
@@ -159,21 +79,17 @@ def _page(
     maps: Maps | None,
     about: dict[str, Any] | None,
 ) -> str:
-    first, names, judged = rows[0], _class_names(rows[0]), _judged(entries, mode)
+    first, names, judged = rows[0], _class_names(rows[0]), [e for e in entries if e.in_family]
     return render(
         "study.html.jinja",
         title="Pretraining compared with training from scratch",
         subtitle=f"{first.dataset}, {first.backbone}; {counted(_tested(rows), 'test image')}",
-        conclusions=[
-            {"text": text, "verdict": _css_class(e)} for text, e in zip(conclusions(entries, mode), judged, strict=True)
-        ],
+        conclusions=[{"text": text, "kind": kind_of(e)} for e, text in conclusions(entries)],
         figures=[*_figures(folder, rows, entries, judged, mode, names), *_embeddings(folder, maps, names)],
         rows=list(_page_rows(entries)),
         runs=list(_page_runs(rows)),
-        subsets=max(e.accuracy.n for e in entries),
-        enough=any(e.accuracy.known for e in entries),
-        auto=mode == AUTO,
-        facts=_facts(rows, about),
+        reading=_reading(entries, mode),
+        facts=_facts(rows, entries, about),
         advice=about["advice"] if about else [],
         command=about["command"] if about else "",
         config=OmegaConf.to_yaml(about["config"]) if about else "",
@@ -183,44 +99,43 @@ def _page(
 def _figures(
     folder: Path, rows: Sequence[Row], entries: Sequence[Entry], judged: Sequence[Entry], mode: str, names: list[str]
 ) -> Iterator[dict[str, Any]]:
-    svg = plots.label_efficiency(entries, lambda e: e.initialization == SCRATCH or e.mode == mode, folder)
-    n = max(e.accuracy.n for e in entries)
+    shown = [e for e in entries if e.initialization in (SCRATCH, PIXELS) or e.mode == mode]
+    svg = plots.label_efficiency(shown, folder)
+    n = max(e.accuracy.n for e in shown)
     text = (
-        f"Mean test accuracy; error bars: 95 % CI over {n} label subsets."
+        "Mean test accuracy; error bars: 95 % CI for other label subsets, with these pretrainings and test images."
         if n >= MIN_VALUES
         else f"Mean test accuracy over {counted(n, 'label subset')}, too few for a 95 % CI."
     )
     yield _figure("label_efficiency", "Label efficiency", svg, text)
-    if any(r.mode == TUNED for r in rows):
+    if any(r.mode == TUNED and r.labels_val for r in rows):  # others are not evaluated during their training
         text = (
             "Validation accuracy during finetuning, mean over label subsets. The best checkpoint of each run is kept."
         )
         yield _figure("learning_curves", "Learning curves", plots.learning_curves(rows, folder), text)
     if judged:
-        fewest = min(e.labels for e in judged)
-        base = [r for r in rows if is_scratch(r) and r.labels == fewest]
+        fewest = min(e.budget for e in judged)
+        here = [r for r in rows if budget_of(r) == fewest]
+        base = [r for r in here if is_scratch(r)]
         initializations = dict.fromkeys(e.initialization for e in judged)
-        own = {
-            name_of(s, mode): [r for r in rows if (r.initialization, r.mode, r.labels) == (s, mode, fewest)]
-            for s in initializations
-        }
+        own = {name_of(s, mode): [r for r in here if (r.initialization, r.mode) == (s, mode)] for s in initializations}
         yield from _by_class(folder, base, own, names, fewest)
 
 
 def _by_class(
-    folder: Path, base: Sequence[Row], own: Mapping[str, Sequence[Row]], names: list[str], labels: int
+    folder: Path, base: Sequence[Row], own: Mapping[str, Sequence[Row]], names: list[str], budget: Budget
 ) -> Iterator[dict[str, Any]]:
-    """Yield the per-class figures and the most confident errors at one number of labels.
+    """Yield the per-class figures and the most confident errors at one label budget.
 
     Args:
         base: the classifiers trained from scratch.
         own: the classifiers that are compared with them, by name of the network.
     """
-    title = counted(labels, "label")
+    title = labels_text(budget)
     groups = {name: members for name, members in {FROM_SCRATCH: base, **own}.items() if members}
     counts = {name: [_report(r)["confusion_matrix"] for r in members] for name, members in groups.items()}
     svg = plots.confusion_matrices({name: np.sum(c, axis=0) for name, c in counts.items()}, names, title, folder)
-    text = "Rows: true classes, columns: predicted classes; sum over all label subsets, normalized by true class."
+    text = "Rows: true classes, columns: predicted classes; sum over label subsets and pretrainings."
     yield _figure("confusion_matrices", "Confusion matrix, normalized by true class", svg, text)
     gains = {name: _recalls(members, base) for name, members in own.items()}
     gains = {name: differences for name, differences in gains.items() if len(differences)}
@@ -228,7 +143,7 @@ def _by_class(
         svg = plots.class_gains(gains, names, title, folder)
         text = "Recall minus that of training from scratch on the same labels."
         if all(len(differences) >= MIN_VALUES for differences in gains.values()):
-            text += " Error bars: 95 % CI over label subsets."
+            text += " Error bars: 95 % CI for other label subsets, not for other pretrainings or test images."
         yield _figure("class_gains", "Difference in recall by class", svg, text)
     text = (
         f"Misclassified test images by confidence: predicted class, confidence, true class. One label subset, {title}."
@@ -262,10 +177,16 @@ def _class_names(row: Row) -> list[str]:
 
 
 def _recalls(rows: Sequence[Row], base: Sequence[Row]) -> np.ndarray:
-    """Return differences in recall on the label subsets of both, `subsets x classes`; NaN without test images."""
-    scratch = {(r.subset, r.seed): r for r in base}
-    pairs = [(r, scratch[r.subset, r.seed]) for r in rows if (r.subset, r.seed) in scratch]
-    return np.array([_recall(r) - _recall(base) for r, base in pairs])
+    """Return differences in recall on the label subsets of both, `subsets x classes`; NaN without test images.
+
+    They are means over pretrainings, which are not independent on one subset.
+    """
+    scratch = {(r.subset, r.seed): _recall(r) for r in base}
+    differences: dict[tuple[str, int], list[np.ndarray]] = {}
+    for r in rows:
+        if (r.subset, r.seed) in scratch:
+            differences.setdefault((r.subset, r.seed), []).append(_recall(r) - scratch[r.subset, r.seed])
+    return np.array([np.mean(d, axis=0) for d in differences.values()])
 
 
 def _recall(row: Row) -> np.ndarray:
@@ -280,29 +201,23 @@ def _mistakes(name: str, members: Sequence[Row]) -> list[dict[str, str]]:
     return [{"heading": name, "data": base64.b64encode(sheet.read_bytes()).decode()}]
 
 
-def _css_class(entry: Entry) -> str:
-    return entry.verdict.kind if entry.verdict and entry.verdict.kind in STYLES else ""
-
-
 def _page_rows(entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
     last = None
     for e in entries:
-        half = 50 * (e.accuracy.high - e.accuracy.low)
-        needed = ""
-        if e.labels_needed and e.initialization != SCRATCH:
-            number, sign = e.labels_needed
-            needed = f"{ {'=': '', '<': 'fewer than ', '>': 'more than '}[sign] }{number:,.0f}"
+        gain = e.gain
         yield {
-            "first": last is not None and e.labels != last,
-            "labels": f"{e.labels:,}" if e.labels != last else "",
-            "name": _name(e),
-            "accuracy": percent(e.accuracy.mean) + (f" ± {half:.1f}" if half == half else ""),
-            "difference": difference_text(e.verdict),
-            "verdict": _css_class(e),
-            "result": RESULTS[e.verdict.kind] if e.verdict else "",
-            "needed": needed,
+            "first": last is not None and e.budget != last,
+            "labels": labels_text(e.budget) if e.budget != last else "",
+            "name": network_text(e),
+            "accuracy": percent(e.accuracy.mean),
+            "interval": accuracy_interval(e.accuracy),
+            "difference": difference_text(e),
+            "gain_interval": gain_interval(e),
+            "fixed_split": brackets(gain.fixed_split) if gain and gain.fixed_split else "",
+            "p": "" if e.p is None else p_text(e.p),
+            "kind": kind_of(e),
         }
-        last = e.labels
+        last = e.budget
 
 
 def _page_runs(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
@@ -310,27 +225,60 @@ def _page_runs(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
         if r.mode != AUTO:
             yield {
                 "name": ", ".join(filter(None, [name_of(r.initialization, r.mode), r.setting])),
-                "labels": f"{r.labels:,}",
+                "labels": number_of_labels(budget_of(r)),
+                "pretrain_seed": "" if r.pretrain_seed is None else r.pretrain_seed,
                 "seed": r.seed,
                 "test": percent(r.test_accuracy),
                 "val": "" if r.val_accuracy is None else percent(r.val_accuracy),
-                "cv": "" if (h := r.cv_accuracy) is None else percent(h),
                 "seconds": f"{r.seconds:.0f}",
                 "run": r.finetuned,
             }
 
 
-def _cross_validated(rows: Sequence[Row]) -> bool:
-    return any(r.cv_accuracy is not None for r in rows)
+def _reading(entries: Sequence[Entry], mode: str) -> dict[str, Any]:
+    """Return what the page explains on how to read it."""
+    gains = [e.gain for e in entries if e.gain]
+    some = max(entries, key=lambda e: (e.in_family, e.budget.labels_val))
+    return {
+        "labels": labels_text(some.budget),
+        "train": some.labels_train,
+        "val": some.budget.labels_val,
+        "auto": mode == AUTO,
+        "equal_time": any(e.mode == EQUAL_TIME for e in entries),
+        "comparisons": comparisons(entries),
+        "pretrainings": max((g.pretrainings for g in gains), default=1),
+        "subsets": max((g.subsets for g in gains), default=1),
+        "one_subset": any(g.subsets == 1 for g in gains),
+        "one_pretraining": any(g.pretrainings == 1 for g in gains),
+        "test_images": any(g.fixed_split for g in gains),
+        "assumed": f"{100 * ASSUMED_SD:g}",
+    }
 
 
-def _selection(rows: Sequence[Row], validation: int) -> str:
-    if _cross_validated(rows):
+def _counting(rows: Sequence[Row]) -> str:
+    validation = max(r.labels_val for r in rows)
+    if validation:
         return (
-            "classifiers and settings are chosen by k-fold cross-validation on the labeled images, as there are only "
-            f"{counted(validation, 'validation image')}; the best checkpoint of each training is chosen on these"
+            f"a budget counts the labels for training; all choices are made on {counted(validation, 'further label')}, "
+            "the validation split"
         )
-    return f"all choices are made on {counted(validation, 'validation image')}"
+    return "a budget counts every label; all choices are made by cross-validation inside it"
+
+
+def _number_of_comparisons(entries: Sequence[Entry]) -> str:
+    family = [e for e in entries if e.gain]
+    tasks, budgets = len({e.initialization for e in family}), len({e.budget for e in family})
+    return f"{len(family)} ({counted(tasks, 'task')}, {counted(budgets, 'label budget')}), corrected by Holm's method"
+
+
+def _pretrainings(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
+    most = max((e.gain.pretrainings for e in entries if e.gain), default=0)
+    seeds = {r.pretrain_seed for r in rows if r.pretrain_seed is not None}
+    return f"{most} of each task" + (f"; seeds {_seeds(seeds)}" if seeds else "")
+
+
+def _seeds(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(set(seeds))))
 
 
 def _tested(rows: Sequence[Row]) -> int:
@@ -344,24 +292,22 @@ def _precisions(rows: Sequence[Row]) -> str:
     return ", ".join(f"{k} ({n} of {used.total()})" if len(used) > 1 else k for k, n in used.most_common())
 
 
-def _facts(rows: Sequence[Row], about: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _facts(rows: Sequence[Row], entries: Sequence[Entry], about: dict[str, Any] | None) -> list[tuple[str, str]]:
     made = read_summary(Path(rows[0].finetuned))
     test = read_summary(Path(rows[0].evaluated))
     tuned = [r.seconds for r in rows if r.mode == TUNED]
     facts = [
         ("data", f"{made['dataset']}; fingerprints: train {made['data_fingerprint']}, test {test['data_fingerprint']}"),
-        ("model selection", _selection(rows, made["labels"]["validation"])),
-        (
-            "seeds",
-            ", ".join(map(str, sorted({r.seed for r in rows}))) + f"; validation split: {made['seeds']['split']}",
-        ),
+        ("labels", _counting(rows)),
+        ("comparisons", _number_of_comparisons(entries)),
+        ("pretrainings", _pretrainings(rows, entries)),
+        ("seeds of label subsets", _seeds(r.seed for r in rows)),
         ("machine", f"{made['machine']}, {made['device']}; {_precisions(rows)}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in made["versions"].items())),
     ]
     if searched := Counter(r.setting for r in rows if r.setting and r.mode != AUTO):
         chosen = ", ".join(f"{s} ({n} of {searched.total()})" for s, n in searched.most_common())
-        judge = "in cross-validation" if _cross_validated(rows) else "on validation"
-        facts.append(("settings", f"the best {judge} for each network, also from scratch: {chosen}"))
+        facts.append(("settings", f"the best for each network and label subset, also from scratch: {chosen}"))
     if tuned:
         facts.append(("finetuning", f"{counted(len(tuned), 'run')}, {np.mean(tuned):.0f} s on average"))
     if about:

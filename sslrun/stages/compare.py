@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,30 +9,36 @@ from hydra.core.hydra_config import HydraConfig
 from pydantic import Field
 
 from sslrun.base.console import ERR, log
+from sslrun.base.errors import UserError
 from sslrun.base.text import counted, seconds_of
-from sslrun.config.commands import COMPARE, FINETUNE, PRETRAIN
+from sslrun.config.commands import COMPARE
 from sslrun.config.grammar import key_of
 from sslrun.config.types import Count, Node, Positive, PositiveInt
+from sslrun.data.labeled import Validation
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import DatasetNode, describe
 from sslrun.data.orientation import pixels, sample
 from sslrun.evaluation.validation import SCORES
 from sslrun.models.encoder import BackboneNode
 from sslrun.report import check
+from sslrun.report.comparison import labels_text
 from sslrun.report.plots import name_of
 from sslrun.report.study import Maps, publish
-from sslrun.runs.encoders import SCRATCH
+from sslrun.runs.encoders import PIXELS, SCRATCH
 from sslrun.runs.find import find, read_summary
 from sslrun.runs.resume import STUDY
 from sslrun.runs.run import Run
 from sslrun.study import results
+from sslrun.study.auto import with_auto
 from sslrun.study.budget import times_of
-from sslrun.study.choice import AUTO, mean_scores
+from sslrun.study.comparison import budget_of
 from sslrun.study.embeddings import embedding_maps
-from sslrun.study.launch import StudyRun, launch_all, launcher_overrides, user_config_dir
-from sslrun.study.plan import Plan, StudyData, best_settings, load_data, plan_of
+from sslrun.study.equal_time import equal_time_steps
+from sslrun.study.launch import launch_all, launcher_overrides, user_config_dir
+from sslrun.study.plan import Plan, StudyData, load_data, plan_of
 from sslrun.study.settings import overrides_of
 from sslrun.tasks.task import TaskNode
+from sslrun.training.candidates import AUTO
 
 NotEmpty = Field(min_length=1)
 
@@ -43,9 +48,13 @@ class Compare:
     """Settings of `sslrun compare`, documented in conf/compare.yaml."""
 
     pretexts: Annotated[list[str], NotEmpty] | None
-    label_fractions: Annotated[list[Positive], NotEmpty]
+    labels: Annotated[list[PositiveInt], NotEmpty] | None
     labels_per_class: Annotated[list[PositiveInt], NotEmpty] | None
+    label_fractions: Annotated[list[Positive], NotEmpty] | None
+    validation: Literal["auto"] | Validation
     seeds: PositiveInt
+    pretrain_seeds: PositiveInt
+    equal_time: bool
     mode: Literal["auto", "finetune", "probe"]
     imagenet: bool | Literal["auto"]
     search: list[str]
@@ -63,10 +72,10 @@ class Compare:
 
 
 def compare(run: Run, settings: Compare) -> dict[str, Any]:
-    """Pretrain once with each task; train classifiers from it and from scratch on the same label subsets.
+    """Pretrain with each task; train classifiers from it and from scratch on the same label subsets.
 
-    Every classifier is evaluated on the test split. Choices (`mode=auto`, the best epoch) are made on validation, or by
-    k-fold cross-validation on the labeled images if validation is small.
+    Every classifier makes its choices inside its own label budget, or on an extra validation split. Each is evaluated
+    on the test split at the end.
 
     Returns:
         Entries of the run's summary.
@@ -75,68 +84,109 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
         UserError: no labels, a task or setting that does not exist, a budget that is too small, or runs that failed.
     """
     run.note(resumable=STUDY)
-    for fraction in settings.label_fractions:
-        LabelBudget(fraction).check(run.overrides)
+    for fraction in settings.label_fractions or []:
+        LabelBudget(fraction=fraction).check()
     limit = None if settings.budget is None else seconds_of("budget", settings.budget)
     chosen, config_dir = _choices(run)
+    if chosen["backbone"] == PIXELS:
+        raise UserError("backbone=pixels has no weights to pretrain; a study has it as a baseline anyway")
+    validation = settings.validation
+    if validation == "auto" and chosen.get("experiment"):
+        validation = "extra"  # as in the publication
     overrides_of(run.stages, run.config, chosen, config_dir)  # reports mistakes before images are decoded
-    loaded = load_data(settings.dataset, settings.unlabeled)
+    loaded = load_data(settings.dataset, settings.unlabeled, validation, run.overrides)
+    run.resolve(validation=loaded.pool.validation)
     advice = check.advice(pixels(sample(loaded.images)), settings.dataset["horizontal_flip"])
     for sentence in advice:
         log.info("Advice: %s.", sentence)
-    run.refuse_other_data(loaded.data.fingerprint(), len(loaded.data))
+    data = loaded.pool.data
+    run.refuse_other_data(data.fingerprint(), len(data))
     plan = _planned(run, chosen, config_dir, loaded, limit, settings.train)
     run.note(
         pretext=", ".join(plan.pretrainings),
         backbone=run.summary["choices"]["backbone"],
         dataset=describe(settings.dataset),
         images=len(loaded.images),
-        data_fingerprint=loaded.data.fingerprint(),
+        data_fingerprint=data.fingerprint(),
+        label_budgets=_sizes(plan),
         advice=advice,
-        seeds={"training": settings.seed, "split": settings.dataset["split_seed"], "subsets": settings.seeds},
+        seeds={
+            "training": settings.seed,
+            "split": settings.dataset["split_seed"],
+            "subsets": settings.seeds,
+            "pretraining": settings.pretrain_seeds,
+        },
     )
     run.keep_changes()
-    rows = _evaluated(run, plan, settings.mode)
-    pretrained = {n: p.directory for n, p in plan.pretrainings.items()}
-    run.note(pretraining_seconds={n: read_summary(d)["wall_time_seconds"] for n, d in pretrained.items()})
-    conclusions = publish(run.directory, rows, settings.mode, _maps(settings, pretrained, loaded), run.summary)
+    rows = _evaluated(
+        run, plan, settings, lambda steps: plan_of(run.stages, run.config, chosen, loaded, config_dir, steps)
+    )
+    times = {
+        t: [read_summary(r.directory)["wall_time_seconds"] for r in runs.values()]
+        for t, runs in plan.pretrainings.items()
+    }
+    run.note(pretraining_seconds={t: sum(seconds) / len(seconds) for t, seconds in times.items()})
+    first = {t: next(iter(runs.values())).directory for t, runs in plan.pretrainings.items()}
+    conclusions = publish(run.directory, rows, settings.mode, _maps(settings, first, loaded), run.summary)
     best = results.best_classifier(rows)
     if best:
         name = name_of(best.initialization, best.mode)
         score = SCORES[results.score_among([r for r in rows if r.labels == best.labels])]
-        by = "cross-validation" if best.cv_accuracy is not None else "validation"
-        ERR.print(f"Best classifier at {counted(best.labels, 'label')} by {by} {score}: {name}", markup=False)
+        by = "validation" if best.labels_val else "cross-validation"
+        at = labels_text(budget_of(best))
+        ERR.print(f"Best classifier at {at} by {by} {score}: {name}", markup=False)
         ERR.print(f"To use it: sslrun predict image.jpg run={best.finetuned}", markup=False)
     return {"conclusions": conclusions, "best_classifier": best and best.finetuned}
 
 
-def _evaluated(run: Run, plan: Plan, mode: str) -> list[results.Row]:
-    """Launch the runs of a study, and return one row for each classifier, with its best setting."""
-    launched: set[StudyRun] = set()
-    trials = chain.from_iterable(plan.trials.values())
-    for title, runs in (
-        (PRETRAIN, plan.pretrainings.values()),
-        (FINETUNE, plan.classifiers.values()),
-        ("fold", trials),
-    ):
-        fresh = [r for r in runs if r not in launched]
-        launch_all(fresh, run.stages, title)
-        launched.update(fresh)
-    evaluated = {c: plan.evaluations[c] for c in best_settings(plan)}
-    launch_all(list(evaluated.values()), run.stages)
-    cv = {c: mean_scores(trials) for c, trials in plan.trials.items()}
-    rows = [results.row_of(p.directory, c.initialization, cv.get(c), c.setting) for c, p in evaluated.items()]
-    if mode == AUTO:
-        rows += results.with_auto(rows, [s for s in dict.fromkeys(r.initialization for r in rows) if s != SCRATCH])
+def _sizes(plan: Plan) -> dict[str, dict[str, float]]:
+    """Return the number of labels of each budget, and their fraction of the images from which they were drawn.
+
+    Subsets of one budget are drawn from the same images, so the fraction is also how far two of them overlap.
+    """
+    pool = plan.classified.pool
+    sizes = {b.text: len(pool.labeled(b).budget) for b in plan.budgets}
+    return {text: {"labels": n, "overlap": round(n / len(pool.data), 6)} for text, n in sizes.items()}
+
+
+def _evaluated(
+    run: Run, plan: Plan, settings: Compare, with_equal_time: Callable[[dict[str, int]], Plan]
+) -> list[results.Row]:
+    """Launch the runs of a study, and return one row for each classifier.
+
+    Args:
+        with_equal_time: returns the plan with classifiers trained from scratch for as long as a pretraining.
+    """
+    launch_all(plan.each_pretraining, run.stages)
+    launch_all(list(plan.classifiers.values()), run.stages)
+    if plan.matched:
+        plan = with_equal_time(_equal_time(run, plan))
+        launch_all(list(plan.classifiers.values()), run.stages, "equal time")
+    launch_all(list(plan.evaluations.values()), run.stages)
+    rows = [results.row_of(p.directory, c.initialization, c.mode) for c, p in plan.evaluations.items()]
+    if settings.mode == AUTO:
+        pretrained = [i for i in dict.fromkeys(r.initialization for r in rows) if i not in (SCRATCH, PIXELS)]
+        rows += with_auto(rows, pretrained)
     return rows
 
 
+def _equal_time(run: Run, plan: Plan) -> dict[str, int]:
+    """Return and note the steps of each label budget that take as long as a pretraining, once all have been run."""
+    steps = equal_time_steps([r.directory for r in plan.each_pretraining], plan.scratch)
+    run.note(equal_time_steps=steps)
+    named = ", ".join(f"{n:,} ({text})" for text, n in steps.items())
+    log.info("Steps from scratch for as long as a pretraining takes: %s.", named)
+    return steps
+
+
 def _maps(settings: Compare, pretrained: Mapping[str, Path], loaded: StudyData) -> Maps | None:
-    """Return maps of the validation images; None if the classifiers may have other classes than the study."""
+    """Return maps of validation or else training images; None if the classifiers may have other classes."""
     if any(key_of(s).startswith("dataset.") for s in settings.finetune):
         return None
-    mapped = loaded.val or loaded.data
-    return embedding_maps(pretrained, settings.backbone, settings.dataset, settings.device, loaded.data, mapped)
+    pool = loaded.pool
+    return embedding_maps(
+        pretrained, settings.backbone, settings.dataset, settings.device, pool.train, pool.val or pool.data
+    )
 
 
 def _choices(run: Run) -> tuple[dict[str, str], str | None]:
@@ -152,15 +202,19 @@ def _planned(
     run: Run, chosen: dict[str, str], config_dir: str | None, loaded: StudyData, limit: float | None, train: Node
 ) -> Plan:
     """Plan the runs, fit the number of epochs to the time budget, and log how long they will take."""
+
+    def planned(config: Node, steps: dict[str, int] | None = None) -> Plan:
+        return plan_of(run.stages, config, chosen, loaded, config_dir, steps)
+
     to_be_fitted = limit is not None and "budget_epochs" not in run.summary
-    plan = plan_of(run.stages, run.config, chosen, loaded, config_dir)
+    plan = planned(run.config, run.summary.get("equal_time_steps"))
     times = times_of(plan, loaded, new_epochs=to_be_fitted)
     if to_be_fitted:
         assert limit is not None
 
         def with_epochs(epochs: int) -> Plan:
             config = {**run.config, "train": {**train, "epochs": epochs, "steps": None}}
-            return plan_of(run.stages, config, chosen, loaded, config_dir)
+            return planned(config)
 
         epochs = _epochs_before(run, with_epochs) or times.epochs_within(limit)
         run.resolve(train={**train, "epochs": epochs, "steps": None})
@@ -169,6 +223,9 @@ def _planned(
         times = times_of(plan, loaded)
         budget = run.config["budget"]
         log.info("budget=%s allows %s of each pretraining.", budget, counted(epochs, "epoch"))
+    if plan.matched and all(r.finished() for r in [*plan.each_pretraining, *plan.classifiers.values()]):
+        plan = planned(run.config, _equal_time(run, plan))  # which another study may have trained
+        times = times_of(plan, loaded)
     log.info("%s", times.describe(plan))
     return plan
 
@@ -179,7 +236,7 @@ def _epochs_before(run: Run, with_epochs: Callable[[int], Plan]) -> int | None:
     for directory, summary in reversed(find([COMPARE])):
         if "budget_epochs" in summary and _without_epochs(summary["config"]) == wanted:
             epochs = int(summary["budget_epochs"])
-            if any(p.directory.is_dir() for p in with_epochs(epochs).pretrainings.values()):
+            if any(r.directory.is_dir() for r in with_epochs(epochs).each_pretraining):
                 log.info("Using the number of epochs of the same study in %s, to reuse its pretrainings.", directory)
                 return epochs
     return None

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from sslrun.base.errors import UserError
 from sslrun.report.study import publish
-from sslrun.runs.encoders import SCRATCH
+from sslrun.runs.encoders import PIXELS, SCRATCH
 from sslrun.runs.find import OUTPUTS, read_summary
-from sslrun.study.choice import AUTO, PROBE, TUNED
-from sslrun.study.results import ORDER, Row, disambiguated, rows_of, with_auto
+from sslrun.study.auto import with_auto
+from sslrun.study.results import ORDER, Row, disambiguated, rows_of
+from sslrun.training.candidates import AUTO, PROBE, TUNED
 
 
 def report_on(paths: Sequence[str], outputs: Path = OUTPUTS) -> Path:
@@ -25,10 +26,10 @@ def report_on(paths: Sequence[str], outputs: Path = OUTPUTS) -> Path:
     Raises:
         UserError: a run is none of these or was not evaluated, or they were evaluated on different images.
     """
-    rows: dict[str, Row] = {}
+    rows: dict[tuple[str, str], Row] = {}
     for path in paths:
         for row in rows_of(Path(path)):
-            rows.setdefault(row.evaluated, row)
+            rows.setdefault((row.evaluated, row.mode), row)
     compared = disambiguated(list(rows.values()))
     if not compared:
         raise UserError(f"{' '.join(paths)}: no finished run")
@@ -40,7 +41,7 @@ def report_on(paths: Sequence[str], outputs: Path = OUTPUTS) -> Path:
         )
     modes = {r.mode for r in compared}
     mode = next(m for m in ORDER if m in modes)
-    pretrained = [r for r in compared if r.initialization != SCRATCH]
+    pretrained = [r for r in compared if r.initialization not in (SCRATCH, PIXELS)]
     if mode == TUNED and pretrained:
         modes = {r.mode for r in pretrained}
         both = {TUNED, PROBE} <= modes

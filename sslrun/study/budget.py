@@ -1,7 +1,8 @@
 """Estimated duration of a study, and the number of pretraining epochs that fit a time budget."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from sslrun.base.console import quietly
 from sslrun.base.errors import UserError
@@ -11,9 +12,13 @@ from sslrun.config.commands import FINETUNE, PRETRAIN
 from sslrun.config.compose import compose_config
 from sslrun.config.nodes import plain
 from sslrun.config.types import Node
-from sslrun.study.plan import Plan, StudyData, best_settings
+from sslrun.runs.encoders import PIXELS
+from sslrun.study.equal_time import usual_steps
+from sslrun.study.launch import StudyRun
+from sslrun.study.plan import Plan, StudyData
 from sslrun.training import estimate
-from sslrun.training.settings import Training, batches_per_epoch
+from sslrun.training.candidates import TUNED
+from sslrun.training.settings import Training
 
 
 @dataclass
@@ -21,14 +26,18 @@ class Times:
     """Estimated times of the unfinished runs of a study on this machine.
 
     Attributes:
-        classifiers: seconds for all classifiers and their evaluations.
-        epoch: seconds per epoch of each pretraining, by name.
-        epochs: number of epochs of each pretraining, by name; a fraction if it has fewer steps than an epoch.
+        classifiers: seconds for all classifiers and their evaluations, without those of `matched`.
+        epoch: seconds per epoch of one pretraining of each task.
+        epochs: number of epochs of a pretraining of each task; a fraction if it has fewer steps than an epoch.
+        left: number of pretrainings of each task.
+        matched: number of classifiers that train for as long as a pretraining does, on the average over tasks.
     """
 
-    classifiers: float
-    epoch: dict[str, float]
-    epochs: dict[str, float]
+    classifiers: float = 0.0
+    epoch: dict[str, float] = field(default_factory=dict)
+    epochs: dict[str, float] = field(default_factory=dict)
+    left: dict[str, int] = field(default_factory=dict)
+    matched: int = 0
 
     def epochs_within(self, limit: float) -> int:
         """Return the number of epochs of each pretraining that fit a limit in seconds, after the classifiers.
@@ -36,31 +45,43 @@ class Times:
         Raises:
             UserError: less than one.
         """
-        each = sum(self.epoch.values())
+        each = sum(n * self.epoch[t] for t, n in self.left.items())
+        each += self.matched * sum(self.epoch.values()) / len(self.epoch)
         epochs = math.floor((limit - self.classifiers) / each)
         if epochs < 1:
+            more = " and of training from scratch for as long (equal_time)" if self.matched else ""
             raise UserError(
                 f"budget is too small: the classifiers take about {duration(self.classifiers)}, one epoch of every "
-                f"pretraining {duration(each)}; set budget={math.ceil((self.classifiers + each) / 60)}m or more, or "
-                "lower seeds or finetune.train.steps"
+                f"pretraining{more} {duration(each)}; set budget={math.ceil((self.classifiers + each) / 60)}m or more, "
+                f"or lower seeds, {'equal_time, ' if self.matched else ''}pretrain_seeds or finetune.train.steps"
             )
         return epochs
 
     def describe(self, plan: Plan) -> str:
         """Return the estimate as a sentence."""
-        todo = {n: p for n, p in plan.pretrainings.items() if not p.finished()}
-        each = {n: self.epochs[n] * self.epoch[n] for n in todo}
-        every = [*plan.classifiers.values(), *(p for trials in plan.trials.values() for p in trials)]
-        classifiers = sum(not p.finished() for p in every)
-        texts = [f"{n} {self.epochs[n]:.3g} epochs, {duration(s)}" for n, s in each.items()]
-        total = sum(each.values()) + self.classifiers
-        if not todo and not classifiers:
-            finished = all(plan.evaluations[c].finished() for c in best_settings(plan))
+        seconds = {t: self.epochs[t] * self.epoch[t] for t in self.epoch}
+        pretrainings = {t: sum(not r.finished() for r in runs.values()) for t, runs in plan.pretrainings.items()}
+        classifiers = sum(not r.finished() for r in dict.fromkeys(plan.classifiers.values()))
+        if not sum(pretrainings.values()) and not classifiers and not plan.matched:
+            finished = all(r.finished() for r in plan.evaluations.values())
             return "All runs of this study are finished." if finished else "To run: evaluations."
-        pretrainings = f"{counted(len(todo), 'pretraining')} ({'; '.join(texts)})" if todo else ""
-        trained = f"{counted(classifiers, 'classifier')} ({duration(self.classifiers)})" if classifiers else ""
-        parts = " and ".join(filter(None, [pretrainings, trained]))
-        return f"To run: {parts}; about {duration(total)} in total if run sequentially."
+        of_tasks = sum(n * seconds[t] for t, n in pretrainings.items())
+        as_long = plan.matched * sum(seconds.values()) / max(1, len(seconds))
+        texts = [
+            f"{t} {self.epochs[t]:.3g} epochs, {duration(seconds[t])}{' each' * (n > 1)}"
+            for t, n in pretrainings.items()
+            if n
+        ]
+        parts = [
+            f"{counted(sum(pretrainings.values()), 'pretraining')} ({'; '.join(texts)})" if texts else "",
+            f"{counted(classifiers, 'classifier')} ({duration(self.classifiers)})" if classifiers else "",
+            f"{counted(plan.matched, 'training')} from scratch for as long as a pretraining ({duration(as_long)})"
+            if plan.matched
+            else "",
+        ]
+        total = of_tasks + self.classifiers + as_long
+        ends = estimate.time_range(total)
+        return f"To run: {' and '.join(filter(None, parts))}; about {ends} in total if run sequentially."
 
 
 def times_of(plan: Plan, loaded: StudyData, new_epochs: bool = False) -> Times:
@@ -69,38 +90,50 @@ def times_of(plan: Plan, loaded: StudyData, new_epochs: bool = False) -> Times:
     Args:
         plan: the runs of the study.
         loaded: its data.
-        new_epochs: the number of pretraining epochs will change, so that classifiers of pretrained networks count
-            even if they are finished.
+        new_epochs: the number of pretraining epochs will change, so that pretrainings, and classifiers of pretrained
+            networks, count even if they are finished.
     """
     with quietly():
-        return _measured(plan, loaded, new_epochs)
+        times = Times(matched=plan.matched)
+        for task, runs in plan.pretrainings.items():
+            times.left[task] = sum(new_epochs or not r.finished() for r in runs.values())
+            times.epoch[task], times.epochs[task] = _pretraining(next(iter(runs.values())), loaded)
+        times.classifiers = sum(_classifiers(plan, new_epochs))
+        return times
 
 
-def _measured(plan: Plan, loaded: StudyData, new_epochs: bool) -> Times:
-    times = Times(0.0, {}, {})
-    for name, p in plan.pretrainings.items():
-        c = plain(compose_config(PRETRAIN, list(p.overrides), None))
-        speed = estimate.pretraining(
-            loaded.images, c["pretext"], c["backbone"], c["optimizer"], c["device"], c["dataset"]["image_size"],
-            c["train"]["batch_size"],
-        )  # fmt: skip
-        n = min(len(loaded.images), c["dataset"]["max_images"] or len(loaded.images))
-        training: Training = build(c["train"])
-        times.epoch[name] = n / speed.images_per_second
-        times.epochs[name] = training.total_steps(n) / batches_per_epoch(n, training.batch_size)
-    configs: dict[str, Node] = {}
-    measured: dict[float, tuple[int, estimate.ClassifierEstimate]] = {}
-    data, val = plan.classified.data, plan.classified.val
-    every = [*plan.classifiers.items(), *((c, p) for c, trials in plan.trials.items() for p in trials)]
-    for cell, p in every:
-        if p.finished() and not (new_epochs and cell.initialization in plan.pretrainings):
+def _pretraining(run: StudyRun, loaded: StudyData) -> tuple[float, float]:
+    """Return the seconds per epoch and the number of epochs."""
+    c = plain(compose_config(PRETRAIN, list(run.overrides), None))
+    speed = estimate.pretraining(
+        loaded.images, c["pretext"], c["backbone"], c["optimizer"], c["device"], c["dataset"]["image_size"],
+        c["train"]["batch_size"],
+    )  # fmt: skip
+    n = min(len(loaded.images), c["dataset"]["max_images"] or len(loaded.images))
+    training: Training = build(c["train"])
+    return n / speed.images_per_second, training.total_steps(n) * min(n, training.batch_size) / n
+
+
+def _classifiers(plan: Plan, new_epochs: bool) -> Iterator[float]:
+    """Yield the seconds of each classifier; one of each budget is measured."""
+    measured: dict[str, estimate.ClassifierEstimate] = {}
+    configs: dict[tuple[str, ...], Node] = {}
+    for cell, run in plan.classifiers.items():
+        if run.finished() and not (new_epochs and cell.initialization in plan.pretrainings):
             continue
-        if cell.setting not in configs:
-            configs[cell.setting] = plain(compose_config(FINETUNE, list(p.overrides), None))
-        if cell.budget.value not in measured:
-            n = len(data.within(cell.budget))
-            measured[cell.budget.value] = n, estimate.classifier(configs[cell.setting], data, val, n)
-        n, each = measured[cell.budget.value]
-        training = build(configs[cell.setting]["train"])
-        times.classifiers += each.probe if cell.mode == "probe" else each.finetuning(training, n, len(val or ()))
-    return times
+        if cell.initialization == PIXELS:
+            yield estimate.OVERHEAD
+            continue
+        common = tuple(o for o in run.overrides if not o.startswith(("init=", "seed=")))
+        if common not in configs:
+            configs[common] = plain(compose_config(FINETUNE, list(run.overrides), None))
+        config, text = configs[common], cell.budget.text
+        if text not in measured:
+            measured[text] = estimate.classifier(config, plan.classified.pool.labeled(cell.budget))
+        each = measured[text]
+        if config["mode"] != TUNED:
+            yield each.probe
+            continue
+        steps = usual_steps(config["train"], each.labels)
+        training = build({**config["train"], "steps": steps, "epochs": None})
+        yield each.finetuning(training, steps, len(config["search"]))

@@ -1,7 +1,9 @@
 """The plan of a study: the compared classifiers, their label budgets, and the runs that they need."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
@@ -11,16 +13,21 @@ from sslrun.config.compose import compose_config
 from sslrun.config.grammar import literal
 from sslrun.config.nodes import plain
 from sslrun.config.types import Node
-from sslrun.data.dataset import Dataset, listing_hash, load_train, load_unlabeled
+from sslrun.data.dataset import listing_hash, load_unlabeled
 from sslrun.data.images import Images
+from sslrun.data.labeled import Pool, Validation, load_pool
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import describe
 from sslrun.models.weights import imagenet_cached, imagenet_weights
-from sslrun.runs.encoders import IMAGENET, SCRATCH
+from sslrun.runs.encoders import IMAGENET, PIXELS, SCRATCH
 from sslrun.runs.run import Stages
-from sslrun.study.choice import AUTO, PROBE, TUNED, folds_of, score_among, score_of
+from sslrun.study.equal_time import usual_steps
 from sslrun.study.launch import StudyRun, study_run
+from sslrun.study.results import EQUAL_TIME
 from sslrun.study.settings import device_of, overrides_of
+from sslrun.training.candidates import AUTO, KNN, PROBE, TUNED, folds_of
+
+FRACTIONS = (0.01, 0.1, 1.0)  # the default label budgets
 
 
 @dataclass(frozen=True)
@@ -28,21 +35,22 @@ class Cell:
     """One classifier of a study.
 
     Attributes:
-        initialization: name of a pretraining, `scratch` or `imagenet`.
-        mode: `finetune` or `probe`.
+        initialization: name of a pretraining, `scratch`, `imagenet`, or `pixels`.
+        mode: `finetune`, `probe`, `knn`, or `equal_time`: trained for as long as a pretraining takes.
         budget: the label budget; its seed is also that of the training.
-        setting: override of a search, or ''; only the best setting of each network is evaluated.
+        pretrain_seed: of the pretraining.
     """
 
     initialization: str
     mode: str
     budget: LabelBudget
-    setting: str = ""
+    pretrain_seed: int | None = None
 
     @property
-    def labels(self) -> dict[str, float]:
-        """Return the label budget as a setting of finetune."""
-        return {"label_fraction" if self.budget.per_class is None else "labels_per_class": self.budget.value}
+    def name(self) -> str:
+        """Return a name for the run's folder."""
+        network = self.initialization + (f"_seed{self.pretrain_seed}" if self.pretrain_seed is not None else "")
+        return f"{network}_{self.mode}_{self.budget.key}{self.budget.value:g}_subset{self.budget.seed}"
 
 
 @dataclass
@@ -50,13 +58,12 @@ class StudyData:
     """The data of a study without the test split, which is read only by evaluations.
 
     Attributes:
-        data, val: labeled training and validation data.
-        images: for pretraining: training and unlabeled images.
+        pool: images from which the label budgets are drawn.
+        images: for pretraining: all training images, and unlabeled ones.
         test: hash of the names, sizes and times of the test files.
     """
 
-    data: Dataset
-    val: Dataset | None
+    pool: Pool
     images: Images
     test: str
 
@@ -67,174 +74,235 @@ class Plan:
 
     Attributes:
         classified: data of the classifiers, which may have fewer or merged classes.
-        pretrainings: by name.
+        pretrainings: by task and seed.
         classifiers, evaluations: by cell.
-        trials: runs of cross-validation by cell, each without one fold of the labels; none if validation is large.
+        matched: the number of classifiers that will be trained for as long as a pretraining, once its time is known.
     """
 
     classified: StudyData
-    pretrainings: dict[str, StudyRun]
+    pretrainings: dict[str, dict[int, StudyRun]]
     classifiers: dict[Cell, StudyRun]
     evaluations: dict[Cell, StudyRun]
-    trials: dict[Cell, list[StudyRun]]
+    matched: int = 0
+
+    @property
+    def each_pretraining(self) -> list[StudyRun]:
+        """Return the pretrainings of all tasks and seeds."""
+        return [run for runs in self.pretrainings.values() for run in runs.values()]
+
+    @property
+    def scratch(self) -> dict[LabelBudget, Path]:
+        """Return the directories of the networks trained from scratch, by label budget and subset seed."""
+        cells = {c.budget: c for c in self.classifiers if (c.initialization, c.mode) == (SCRATCH, TUNED)}
+        return {budget: self.classifiers[cell].directory for budget, cell in cells.items()}
+
+    @property
+    def budgets(self) -> list[LabelBudget]:
+        """Return the label budgets, with the first subset seed."""
+        return list(dict.fromkeys(replace(c.budget, seed=0) for c in self.classifiers))
 
 
-def load_data(dataset: Node, unlabeled: str | None) -> StudyData:
+def load_data(
+    dataset: Node, unlabeled: str | None, validation: Validation | Literal["auto"], keys: Collection[str] = ()
+) -> StudyData:
     """Load the data of a study.
 
     Args:
         dataset: node of the config.
         unlabeled: a folder of further images for pretraining.
+        validation, keys: see `load_pool`.
 
     Raises:
         UserError: there are no labels, fewer than two classes, or no test split.
     """
-    data, val = load_train(dataset)
-    if data.labels is None or len(data.class_names) < 2:
+    pool = load_pool(dataset, validation, keys)
+    if pool.data.labels is None or len(pool.data.class_names) < 2:
         raise UserError(f"{describe(dataset)}: a study needs labeled images of at least two classes")
     test = listing_hash(dataset, "test")
     if not test:
         raise UserError(f"{describe(dataset)} has no test split, which a study needs")
-    images = data.images
-    for extra in load_unlabeled({**dataset, "range": data.range}, unlabeled):
+    images = pool.train.images
+    for extra in load_unlabeled({**dataset, "range": pool.data.range}, unlabeled):
         images = images + extra.images
-    return StudyData(data, val, images, test)
+    return StudyData(pool, images, test)
 
 
 def plan_of(
-    stages: Stages, config: Node, chosen: Mapping[str, str], loaded: StudyData, config_dir: str | None = None
+    stages: Stages,
+    config: Node,
+    chosen: Mapping[str, str],
+    loaded: StudyData,
+    config_dir: str | None = None,
+    equal_time: Mapping[str, int] | None = None,
 ) -> Plan:
     """Return the runs of a study.
 
     Args:
         stages, config, chosen, config_dir: as in `overrides_of`.
         loaded: the data.
+        equal_time: numbers of steps by label budget, see `equal_time_steps`; None if they are not known yet.
 
     Raises:
-        UserError: as in `overrides_of`; or there are no validation images and too few labels for cross-validation.
+        UserError: as in `overrides_of`; or a label budget is too small, or groups leave a fold without a class.
     """
-    pretrained_by: dict[str, StudyRun] = {}
-    pretrainings, common, settings = overrides_of(stages, config, chosen, config_dir)
-    for name, overrides in pretrainings.items():
-        composed = plain(compose_config(PRETRAIN, overrides, None))
-        pretraining = study_run(stages, PRETRAIN, name, composed, overrides, loaded.images.fingerprint().hexdigest())
-        same = next((n for n, p in pretrained_by.items() if p.key == pretraining.key), None)
-        if same is None:
-            pretrained_by[name] = pretraining
-        else:
-            log.info("pretexts: %s is the same as %s, so it is run only once.", name, same)
-    composed_with = {s: plain(compose_config(FINETUNE, [*common, *filter(None, [s])], None)) for s in ["", *settings]}
-    classified = _classified(composed_with[""]["dataset"], config["dataset"], loaded)
+    given = overrides_of(stages, config, chosen, config_dir)
+    pretrained = _pretrainings(stages, given.pretrainings, config["pretrain_seeds"], loaded)
+    classified = _classified(given.common, config["dataset"], loaded)
+    pool = classified.pool
+    budgets = _budgets(config, pool)
+    cells = list(_cells(config, {t: list(runs) for t, runs in pretrained.items()}, budgets))
+    timed = [c for c in cells if c.mode == EQUAL_TIME]
+    if equal_time is None:
+        cells = [c for c in cells if c.mode != EQUAL_TIME]
+    fingerprints = [d.fingerprint() if d else "" for d in (pool.data, pool.val)]
+    composed: dict[tuple[str, ...], Node] = {}
     evaluating = device_of(config, chosen, EVALUATE)
-    classifiers, evaluations, trials = {}, {}, {}
-    fingerprints = [d.fingerprint() if d else "" for d in (classified.data, classified.val)]
-    for cell in _cells(config, list(pretrained_by), settings, _budgets(config, classified.data)):
-        init = (
-            pretrained_by[cell.initialization].directory.as_posix()
-            if cell.initialization in pretrained_by
-            else cell.initialization
-        )
-        own = {"init": init, "mode": cell.mode, **cell.labels, "seed": cell.budget.seed}
-        label_budget = f"{cell.budget.value:g}" + "_per_class" * (cell.budget.per_class is not None)
-        name = f"{cell.initialization}_{cell.mode}_{label_budget}_seed{cell.budget.seed}"
-
-        def classifier(name: str, settings: Node, setting: str) -> StudyRun:
-            all_overrides = [
-                *common,
-                *(f"{k}={literal(v)}" for k, v in settings.items()),
-                *([setting] if setting else []),
-            ]
-            whole = composed_with[setting] | settings | {"subset_seed": settings["seed"]}
-            return study_run(stages, FINETUNE, name, whole, all_overrides, *fingerprints, setting=setting)
-
-        classifiers[cell] = classifier(name, own, cell.setting)
-        if folds := _folds(cell, classified, len(settings), config["mode"]):
-            trials[cell] = [
-                classifier(f"{name}_fold{k + 1}of{n}", own | {"fold": [k, n]}, cell.setting) for k, n in folds
-            ]
-        reading = [f"run={literal(classifiers[cell].directory.as_posix())}", *evaluating]
-        if "root" in config["dataset"]:  # the current location of the images, which may have been moved
-            reading.append(f"dataset.root={literal(config['dataset']['root'])}")
-        if "test_fraction" in config["dataset"]:
-            reading.append(f"dataset.test_fraction={literal(config['dataset']['test_fraction'])}")
-        read = {"run": classifiers[cell].directory.as_posix(), "device": config["device"]}
-        evaluations[cell] = study_run(stages, EVALUATE, name, read, reading, loaded.test)
-    return Plan(classified, pretrained_by, classifiers, evaluations, trials)
+    classifiers: dict[Cell, StudyRun] = {}
+    evaluations: dict[Cell, StudyRun] = {}
+    for cell in cells:
+        common, own = given.of_classifier(cell.initialization, cell.mode), _own(cell, pretrained, pool, given.search)
+        longer: dict[str, int | None] = {}
+        if tuple(common) not in composed:
+            composed[tuple(common)] = plain(compose_config(FINETUNE, common, None))
+        if equal_time and cell.mode == EQUAL_TIME:
+            steps = equal_time[cell.budget.text]
+            if steps == usual_steps(composed[tuple(common)]["train"], len(pool.labeled(cell.budget).budget)):
+                usual = replace(cell, mode=TUNED)
+                classifiers[cell], evaluations[cell] = classifiers[usual], evaluations[usual]
+                continue
+            longer = {"steps": steps, "epochs": None}
+        settings = [
+            *(f"{k}={literal(v)}" for k, v in own.items()),
+            *(f"train.{k}={literal(v)}" for k, v in longer.items()),
+        ]
+        whole = composed[tuple(common)] | own | {"subset_seed": cell.budget.seed}
+        whole["train"] = whole["train"] | longer
+        classifiers[cell] = study_run(stages, FINETUNE, cell.name, whole, [*common, *settings], *fingerprints)
+        evaluations[cell] = _evaluation(stages, config, cell.name, classifiers[cell], evaluating, loaded.test)
+    return Plan(classified, pretrained, classifiers, evaluations, len(timed) if equal_time is None else 0)
 
 
-def best_settings(plan: Plan) -> list[Cell]:
-    """Return the classifiers to evaluate: each network with its best setting."""
-    by_network: dict[Cell, list[Cell]] = {}
-    for cell in plan.classifiers:
-        by_network.setdefault(replace(cell, setting=""), []).append(cell)
-    return [_best_setting(plan, cells) for cells in by_network.values()]
+def _pretrainings(
+    stages: Stages, overrides: Mapping[str, Sequence[str]], seeds: int, loaded: StudyData
+) -> dict[str, dict[int, StudyRun]]:
+    """Return the pretrainings by task and seed, without tasks that are the same as an earlier one."""
+    out: dict[str, dict[int, StudyRun]] = {}
+    for task, given in overrides.items():
+        first = int(plain(compose_config(PRETRAIN, list(given), None))["seed"])
+        runs = {}
+        for seed in range(first, first + seeds):
+            own = [*(o for o in given if o.partition("=")[0] != "seed"), f"seed={seed}"]
+            config = plain(compose_config(PRETRAIN, own, None))
+            data = loaded.images.fingerprint().hexdigest()
+            runs[seed] = study_run(stages, PRETRAIN, f"{task}_seed{seed}", config, own, data)
+        keys = {r.key for r in runs.values()}
+        same = next((t for t, others in out.items() if keys & {r.key for r in others.values()}), None)
+        if same is None:
+            out[task] = runs
+        else:
+            log.info("pretexts: %s is the same as %s, so it is run only once.", task, same)
+    return out
 
 
-def _best_setting(plan: Plan, cells: Sequence[Cell]) -> Cell:
-    if len(cells) == 1:
-        return cells[0]
-    judged = {c: plan.trials.get(c) or [plan.classifiers[c]] for c in cells}
-    name = score_among(r for runs in judged.values() for r in runs)
-    return max(cells, key=lambda c: score_of(judged[c], name))
+def _own(
+    cell: Cell, pretrained: Mapping[str, Mapping[int, StudyRun]], pool: Pool, search: Sequence[str]
+) -> dict[str, Any]:
+    """Return the settings of one classifier."""
+    init = cell.initialization if cell.initialization != PIXELS else SCRATCH
+    if cell.pretrain_seed is not None:
+        init = pretrained[cell.initialization][cell.pretrain_seed].directory.as_posix()
+    mode = TUNED if cell.mode == EQUAL_TIME else cell.mode
+    own = {"init": init, "mode": mode, cell.budget.key: cell.budget.value, "validation": pool.validation}
+    own |= {"search": list(search)} if mode == TUNED and search else {}
+    return own | {"seed": cell.budget.seed}
 
 
-def _classified(dataset: Node, of_study: Node, loaded: StudyData) -> StudyData:
+def _evaluation(
+    stages: Stages, config: Node, name: str, classifier: StudyRun, overrides: Sequence[str], test: str
+) -> StudyRun:
+    """Return the evaluation of a classifier on the test split."""
+    run, dataset = classifier.directory.as_posix(), config["dataset"]
+    reading = [f"run={literal(run)}", *overrides]
+    if "root" in dataset:  # the current location of the images, which may have been moved
+        reading.append(f"dataset.root={literal(dataset['root'])}")
+    if "test_fraction" in dataset:
+        reading.append(f"dataset.test_fraction={literal(dataset['test_fraction'])}")
+    return study_run(stages, EVALUATE, name, {"run": run, "device": config["device"]}, reading, test)
+
+
+def _classified(common: Sequence[str], of_study: Node, loaded: StudyData) -> StudyData:
     """Return the data of the classifiers, whose data set may have other classes than the study's."""
+    dataset = plain(compose_config(FINETUNE, list(common), None))["dataset"]
+    dataset |= {"val_fraction": of_study["val_fraction"]}  # which is for validation=extra alone
     if dataset == of_study:
         return loaded
-    data, val = load_train(dataset)
-    return replace(loaded, data=data, val=val)
+    return replace(loaded, pool=load_pool(dataset, loaded.pool.validation))
 
 
-def _folds(cell: Cell, loaded: StudyData, settings: int, mode: str) -> list[list[int]]:
-    """Return the folds for cross-validation of a classifier; none if validation is large enough.
-
-    Without `mode=auto` and with a single setting, nothing is chosen and there are no folds. With several settings,
-    probes are cross-validated, too, so that they can be compared when the best classifier is named.
-    """
-    if (settings < 2 and mode != AUTO) or (cell.initialization, cell.mode) == (SCRATCH, PROBE):
-        return []
-    folds = folds_of(len(loaded.val or ()), loaded.data.within(cell.budget).smallest_class_size())
-    if folds == [None] and not loaded.val:
-        (label_budget,) = (f"{k}={v:g}" for k, v in cell.labels.items())
-        raise UserError(
-            f"cannot choose a classifier without validation images and with {label_budget}; set mode=finetune search=[]"
-        )
-    return [f for f in folds if f is not None]
-
-
-def _budgets(config: Node, data: Dataset) -> list[LabelBudget]:
-    """Return the label budgets; of those that give the same number of labels only the first."""
-    per_class = config["labels_per_class"]
-    if per_class is not None:
-        budgets = [LabelBudget(per_class=n) for n in sorted(set(per_class))]
-    else:
-        budgets = [LabelBudget(fraction) for fraction in sorted(set(config["label_fractions"]))]
+def _budgets(config: Node, pool: Pool) -> list[LabelBudget]:
+    """Return the label budgets, checked for every subset; of those that give the same number only the first."""
+    budgets = [LabelBudget(total=n) for n in sorted(set(config["labels"] or []))]
+    budgets = budgets or [LabelBudget(per_class=n) for n in sorted(set(config["labels_per_class"] or []))]
+    budgets = budgets or [LabelBudget(fraction=f) for f in sorted(set(config["label_fractions"] or []))]
+    budgets = budgets or [b for f in FRACTIONS if _has_every_class(b := LabelBudget(fraction=f), pool)]
     sizes: dict[int, LabelBudget] = {}
     for budget in budgets:
-        if short := data.shortage(budget):
-            log.info("%s.", short)
-        n = len(data.within(budget))
+        n = len(pool.labeled(budget).budget)
         if sizes.setdefault(n, budget) != budget:
-            values = sizes[n].value, budget.value
-            log.info("Label budgets %g and %g both give %s; only the first is used.", *values, counted(n, "label"))
+            values = sizes[n].text, budget.text
+            log.info("Label budgets %s and %s both give %s; only the first is used.", *values, counted(n, "label"))
+    for budget in sizes.values():
+        _check_folds(budget, pool, config["seeds"])
     return list(sizes.values())
 
 
-def _cells(
-    config: Node, pretrained: Sequence[str], settings: Sequence[str], budgets: Sequence[LabelBudget]
-) -> Iterator[Cell]:
-    """Yield the classifiers: from scratch, a probe of the randomly initialized network, and the pretrained ones."""
+def _has_every_class(budget: LabelBudget, pool: Pool) -> bool:
+    """Return whether a budget has a label for each class; log if not."""
+    try:
+        pool.labeled(budget)
+    except UserError as error:
+        if budget.value == FRACTIONS[-1]:
+            raise  # another reason
+        log.info("%s; this budget is left out.", str(error).partition(";")[0])
+        return False
+    return True
+
+
+def _check_folds(budget: LabelBudget, pool: Pool, seeds: int) -> None:
+    """Raise if groups leave a fold of a subset without a class; log if nothing can be chosen within a budget."""
+    if pool.validation == "extra":
+        return
+    lacking = 0
+    for seed in range(seeds):
+        seeded = replace(budget, seed=seed)
+        try:
+            lacking += not folds_of(pool.labeled(seeded), seed).regressions
+        except UserError as error:
+            raise UserError(f"{budget.text}, subset {seed}: {error}") from None
+    if lacking:
+        log.info(
+            "%s: every class has one label%s, so nothing can be chosen by cross-validation, and the defaults are used.",
+            budget.text,
+            " or one group" if pool.data.groups is not None else "",
+        )
+
+
+def _cells(config: Node, pretrained: Mapping[str, Sequence[int]], budgets: Sequence[LabelBudget]) -> Iterator[Cell]:
+    """Yield the classifiers: from scratch, baselines without training, and the pretrained ones, for every subset."""
     network = (config["backbone"], config["dataset"]["image_size"])
     imagenet = imagenet_cached(*network) if config["imagenet"] == "auto" else config["imagenet"]
     if imagenet and not imagenet_weights(*network):
         raise UserError("imagenet=true: no ImageNet weights for this backbone; use resnet18 or mobilenetv2")
-    modes = [TUNED, PROBE] if config["mode"] == AUTO else [config["mode"]]
+    modes = [PROBE, TUNED] if config["mode"] == AUTO else [config["mode"]]
     for unseeded in budgets:
         for seed in range(config["seeds"]):
             budget = replace(unseeded, seed=seed)
-            yield Cell(SCRATCH, PROBE, budget)
-            for initialization in [SCRATCH, *([IMAGENET] if imagenet else []), *pretrained]:
-                for mode in modes if initialization != SCRATCH else [TUNED]:
-                    for setting in settings if mode == TUNED else [""]:
-                        yield Cell(initialization, mode, budget, setting)
+            yield Cell(SCRATCH, TUNED, budget)
+            if config["equal_time"]:
+                yield Cell(SCRATCH, EQUAL_TIME, budget)
+            yield from (Cell(SCRATCH, PROBE, budget), Cell(PIXELS, PROBE, budget), Cell(PIXELS, KNN, budget))
+            if imagenet:
+                yield from (Cell(IMAGENET, mode, budget) for mode in modes)
+            for task, pretrain_seeds in pretrained.items():
+                for pretrain_seed in pretrain_seeds:
+                    yield from (Cell(task, mode, budget, pretrain_seed) for mode in modes)

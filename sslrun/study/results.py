@@ -1,30 +1,27 @@
-"""Results of a study: rows of evaluated classifiers, paired differences from scratch, and verdicts."""
+"""Results of a study: rows of evaluated classifiers."""
 
 import csv
-import itertools
 import json
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sslrun.base.errors import UserError
 from sslrun.base.text import with_article
-from sslrun.config.commands import COMPARE, EVALUATE, FINETUNE
+from sslrun.config.commands import COMPARE, EVALUATE, FINETUNE, PRETRAIN
 from sslrun.config.grammar import key_of
 from sslrun.config.nodes import flattened
 from sslrun.config.renames import COLUMNS, renamed_keys
-from sslrun.evaluation.intervals import Interval, mean_interval, paired
 from sslrun.evaluation.validation import score_name
-from sslrun.runs.encoders import IMAGENET, SCRATCH
+from sslrun.runs.encoders import IMAGENET, PIXELS, SCRATCH
 from sslrun.runs.find import find, job_order, read_summary
-from sslrun.study.choice import AUTO, KNN, PROBE, TUNED
 from sslrun.study.launch import IGNORED_KEYS
+from sslrun.training.candidates import AUTO, KNN, PROBE, TUNED
 
-ORDER = (AUTO, TUNED, PROBE, KNN)  # of the modes; a report compares the first one that it has with scratch
-Sign = Literal["=", "<", ">"]
+EQUAL_TIME = "equal_time"  # mode of a row: trained from scratch for as long as a pretraining takes
+ORDER = (AUTO, TUNED, EQUAL_TIME, PROBE, KNN)  # of the modes; a report compares the first one that it has with scratch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,24 +29,28 @@ class Row:
     """One evaluated classifier: a row of `results.csv`, which has these columns in this order.
 
     Attributes:
-        initialization: `scratch`, `imagenet`, or the name of a pretraining.
-        labels: number of labels for training.
-        label_budget: the requested label budget in words.
+        initialization: `scratch`, `imagenet`, `pixels`, or the name of a pretraining.
+        pretrain_seed: of the pretraining; None without one.
+        mode: `finetune`, `probe`, `knn`, `auto`, or `equal_time`: trained for as long as a pretraining takes.
+        labels: number of labels that influenced the classifier: those of training and of a validation split.
+        label_budget: the requested label budget, `labels=60`.
+        seed: of the training.
         subset: fingerprint of the label subset.
-        val_f1_macro, cv_f1_macro: None in older runs.
-        cv_accuracy, cv_loss: mean over the folds of k-fold cross-validation; None if validation is large enough.
-        chosen: the choice of `mode=auto`, without its setting.
-        setting: the best setting of a search, or ''.
+        val_accuracy: in cross-validation, corrected for the choice; on validation if there is a split.
+        chosen: what was chosen inside the budget: `probe`, `finetune` or `scratch`.
+        setting: the chosen setting of a search, or ''.
         balance: how classes are balanced.
         seconds: wall time of the training.
         finetuned, evaluated: the run directories.
     """
 
     initialization: str
+    pretrain_seed: int | None
     mode: str
     labels: int
+    labels_train: int
+    labels_val: int
     label_budget: str
-    labels_validation: int
     seed: int
     subset: str
     test_accuracy: float
@@ -57,9 +58,6 @@ class Row:
     val_accuracy: float | None
     val_f1_macro: float | None
     val_loss: float | None
-    cv_accuracy: float | None
-    cv_f1_macro: float | None
-    cv_loss: float | None
     chosen: str | None
     setting: str
     balance: str
@@ -70,103 +68,36 @@ class Row:
     evaluated: str
 
     def selection_score(self, name: str) -> tuple[float, float] | None:
-        """Return a metric and, to break ties, log-likelihood in cross-validation or else on validation, or None.
+        """Return a metric and, to break ties, the log-likelihood in cross-validation or on validation, or None.
 
         Args:
             name: of the metric, as returned by `score_name`.
         """
-        cv, val = (self.cv_accuracy, self.cv_f1_macro), (self.val_accuracy, self.val_f1_macro)
-        i = 0 if name == "val/accuracy" else 1
-        judged = (cv[i], self.cv_loss), (val[i], self.val_loss)
-        return next(((score, -loss) for score, loss in judged if score is not None and loss is not None), None)
+        score = self.val_accuracy if name == "val/accuracy" else self.val_f1_macro
+        return None if score is None or self.val_loss is None else (score, -self.val_loss)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Result of a paired comparison with training from scratch.
-
-    Attributes:
-        kind: `none` if the interval contains zero; `too few subsets` if there is no interval.
-        difference: of the accuracies, in [-1, 1], on the same label subsets; None without a baseline.
-    """
-
-    kind: Literal["better", "worse", "none", "too few subsets", "no baseline"]
-    difference: Interval | None
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Results of one network at one label budget.
-
-    Attributes:
-        accuracy: mean test accuracy and its 95 % CI over label subsets.
-        verdict: the comparison with scratch; None for scratch itself.
-        labels_needed: by scratch for the same accuracy, as returned by `labels_needed`; None without a baseline.
-        chosen: counts of the choices of `mode=auto`.
-    """
-
-    initialization: str
-    mode: str
-    labels: int
-    label_budget: str
-    accuracy: Interval
-    verdict: Verdict | None
-    labels_needed: tuple[float, Sign] | None
-    chosen: dict[str, int]
-
-
-def verdict(difference: Interval | None) -> Verdict:
-    """Return the verdict on a paired difference of accuracies, in [-1, 1], with its 95 % CI."""
-    if difference is None:
-        return Verdict("no baseline", None)
-    if not difference.known:
-        return Verdict("too few subsets", difference)
-    if not difference.excludes_zero():
-        return Verdict("none", difference)
-    return Verdict("better" if difference.mean > 0 else "worse", difference)
-
-
-def labels_needed(curve: Sequence[tuple[int, float]], accuracy: float) -> tuple[float, Sign]:
-    """Return the number of labels at which a curve reaches an accuracy, interpolated linearly in log(labels).
-
-    Args:
-        curve: points (labels, accuracy) of the baseline, at least one.
-        accuracy: to be reached.
-
-    Returns:
-        The number of labels and `"="`; if the accuracy is outside the curve, its first number of labels and `"<"`, or
-        its last one and `">"`.
-    """
-    points = sorted(curve)
-    if accuracy <= points[0][1]:
-        return points[0][0], "=" if accuracy == points[0][1] else "<"
-    for (n, a), (m, b) in itertools.pairwise(points):
-        if a < accuracy <= b:
-            return math.exp(math.log(n) + (accuracy - a) / (b - a) * (math.log(m) - math.log(n))), "="
-    return points[-1][0], ">"
-
-
-def row_of(evaluated: Path, initialization: str, cv: Mapping[str, float] | None = None, setting: str = "") -> Row:
+def row_of(evaluated: Path, initialization: str, mode: str | None = None) -> Row:
     """Return the row of one evaluated classifier.
 
     Args:
         evaluated: run directory of the evaluation.
         initialization: as in `Row`.
-        cv: metrics in cross-validation, see `mean_scores`.
-        setting: as in `Row`.
+        mode: as in `Row`; that of the run by default.
     """
     test = read_summary(evaluated)
     directory = Path(test["of_run"])
     made = read_summary(directory)
-    fraction = made["label_fraction"]
+    chosen, _, setting = str(made.get("chosen", "")).partition(" ")  # older runs have both in one
+    pretrained = _pretraining(made)
     return Row(
         initialization=initialization,
-        mode=made["mode"],
-        labels=made["labels"]["train"],
-        label_budget=f"{fraction:.3g} of the labels"
-        if fraction is not None
-        else f"{made['labels_per_class']} per class",
-        labels_validation=made["labels"]["validation"],
+        pretrain_seed=pretrained["seed"] if pretrained else None,
+        mode=mode or made["mode"],
+        labels=made["labels_total"],
+        labels_train=made["labels_train"],
+        labels_val=made["labels_val"],
+        label_budget=made["label_budget"],
         seed=made["seeds"]["training"],
         subset=made["subset_fingerprint"],
         test_accuracy=test["test/accuracy"],
@@ -174,11 +105,8 @@ def row_of(evaluated: Path, initialization: str, cv: Mapping[str, float] | None 
         val_accuracy=made.get("val/accuracy"),
         val_f1_macro=made.get("val/f1_macro"),
         val_loss=made.get("val/loss"),
-        cv_accuracy=cv["val/accuracy"] if cv else None,
-        cv_f1_macro=cv.get("val/f1_macro") if cv else None,
-        cv_loss=cv["val/loss"] if cv else None,
-        chosen=made["chosen"].split()[0] if "chosen" in made else None,  # without its setting
-        setting=setting,
+        chosen=chosen or None,
+        setting=made.get("setting", setting),
         balance=made["config"].get("balance", "none"),
         dataset=made["dataset"],
         backbone=made["backbone"],
@@ -188,27 +116,15 @@ def row_of(evaluated: Path, initialization: str, cv: Mapping[str, float] | None 
     )
 
 
-def with_auto(rows: Sequence[Row], initializations: Iterable[str]) -> list[Row]:
-    """Return rows of `mode=auto`: the best of probe, finetuning and scratch on the same labels, as in `finetune`.
-
-    The choice is made on validation, or in cross-validation where validation is small, never on test.
-    """
-    out = []
-    for initialization in initializations:
-        for row in rows:
-            if row.initialization != initialization or row.mode != TUNED:
-                continue
-            candidates = [
-                r for r in rows if _same_labels(r, row) and (r.initialization == initialization or is_scratch(r))
-            ]
-            name = score_among(candidates)
-            scores = [(r.selection_score(name), r) for r in candidates]
-            if any(s is None for s, _ in scores):
-                continue  # neither validation nor cross-validation
-            best = max(scores, key=lambda s: s[0] or (0.0, 0.0))[1]
-            chosen = SCRATCH if is_scratch(best) else best.mode
-            out.append(replace(best, initialization=initialization, mode=AUTO, chosen=chosen))
-    return out
+def _pretraining(made: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the config of the pretraining of a classifier; None if there is none, or it was deleted."""
+    source = Path(str(made["source"]))
+    try:
+        summary = read_summary(source.parent if source.suffix == ".pt" else source)
+    except UserError:
+        return None
+    config: dict[str, Any] = summary["config"]
+    return config if summary["stage"] == PRETRAIN else None
 
 
 def score_among(rows: Sequence[Row]) -> str:
@@ -216,50 +132,17 @@ def score_among(rows: Sequence[Row]) -> str:
     return score_name(*(r.balance for r in rows))
 
 
-def _same_labels(a: Row, b: Row) -> bool:
-    return (a.subset, a.seed, a.label_budget) == (b.subset, b.seed, b.label_budget)
-
-
-def is_scratch(network: Row | Entry) -> bool:
-    """Return whether a network was trained from scratch, the baseline of all comparisons."""
-    return (network.initialization, network.mode) == (SCRATCH, TUNED)
-
-
-def compared(rows: Sequence[Row]) -> list[Entry]:
-    """Return one entry per network and label budget, ordered by number of labels, then as in `rows`."""
-    groups: dict[tuple[int, str, str, str], list[Row]] = {}
-    initializations = list(dict.fromkeys(r.initialization for r in rows))
-    for row in sorted(rows, key=lambda r: (r.labels, initializations.index(r.initialization), ORDER.index(r.mode))):
-        groups.setdefault((row.labels, row.label_budget, row.initialization, row.mode), []).append(row)
-    scratch = {(n, label_budget): rs for (n, label_budget, *_), rs in groups.items() if is_scratch(rs[0])}
-    curve = [(n, _accuracy(rs).mean) for (n, _), rs in scratch.items()]
-    out = []
-    for (labels, label_budget, initialization, mode), members in groups.items():
-        accuracy, own = _accuracy(members), is_scratch(members[0])
-        base = scratch.get((labels, label_budget), [])
-        chosen = [r.chosen for r in members if mode == AUTO and r.chosen]
-        judged = None if own else verdict(paired(_by_subset(members), _by_subset(base)))
-        needed = labels_needed(curve, accuracy.mean) if curve and not own else None
-        counts = {c: chosen.count(c) for c in dict.fromkeys(chosen)}
-        out.append(Entry(initialization, mode, labels, label_budget, accuracy, judged, needed, counts))
-    return out
-
-
-def _accuracy(rows: Sequence[Row]) -> Interval:
-    return mean_interval([r.test_accuracy for r in rows])
-
-
-def _by_subset(rows: Sequence[Row]) -> dict[str, float]:
-    return {f"{r.subset} {r.seed}": r.test_accuracy for r in rows}
+def is_scratch(row: Row) -> bool:
+    """Return whether a network was trained from scratch for the usual time, the baseline of all comparisons."""
+    return (row.initialization, row.mode) == (SCRATCH, TUNED)
 
 
 def best_classifier(rows: Sequence[Row]) -> Row | None:
     """Return the best classifier at the largest label budget by selection score; None if there is no score."""
     most = max(r.labels for r in rows)
-    cv = any(r.cv_accuracy is not None for r in rows)
     largest = [r for r in rows if r.mode != AUTO and r.labels == most]
     name = score_among(largest)
-    scores = [(s, r) for r in largest if (s := r.selection_score(name)) and (not cv or r.cv_accuracy is not None)]
+    scores = [(s, r) for r in largest if (s := r.selection_score(name))]
     return max(scores, key=lambda s: s[0])[1] if scores else None
 
 
@@ -290,8 +173,7 @@ def rows_of(path: Path) -> list[Row]:
             raise UserError(
                 f"{path / 'results.csv'} is not a table of results; to write it again: sslrun compare resume={path}"
             )
-        cells = [r for r in cells if r["mode"] != AUTO]
-        return [row_of(Path(r["evaluated"]), r["initialization"], _cv(r), r.get("setting") or "") for r in cells]
+        return [row_of(Path(r["evaluated"]), r["initialization"], r["mode"]) for r in cells if r["mode"] != AUTO]
     if stage == COMPARE:
         raise UserError(f"{path} is an unfinished study; to continue it: sslrun compare resume={path}")
     raise UserError(
@@ -299,37 +181,56 @@ def rows_of(path: Path) -> list[Row]:
     )
 
 
-def _cv(row: dict[str, str]) -> dict[str, float] | None:
-    scores = {f"val/{k}": float(v) for k in ("accuracy", "f1_macro", "loss") if (v := row.get(f"cv_{k}"))}
-    return scores or None
-
-
 def _initialization(evaluated: Path) -> str:
-    return str(read_summary(Path(read_summary(evaluated)["of_run"]))["init"])
+    made = read_summary(Path(read_summary(evaluated)["of_run"]))
+    return PIXELS if made.get("backbone") == PIXELS else str(made["init"])
 
 
 def disambiguated(rows: Sequence[Row]) -> list[Row]:
     """Return rows with distinct names for networks from different pretraining runs and with different settings.
 
-    Settings that differ from those of most networks from scratch are appended to the name.
+    Pretrainings that differ in nothing but their seed have the same name. Settings that differ from those of most
+    networks from scratch with as many labels are appended to the name.
     """
     sources: dict[str, dict[str, str]] = {}
     searched = {key_of(r.setting) for r in rows}
     configs = [_settings(r, searched) for r in rows]
-    common = Counter(
-        json.dumps(c, sort_keys=True) for c, r in zip(configs, rows, strict=True) if r.initialization == SCRATCH
-    )
-    common = common or Counter(json.dumps(c, sort_keys=True) for c in configs)
-    base = json.loads(common.most_common(1)[0][0]) if rows else {}
     out = []
     for r, config in zip(rows, configs, strict=True):
-        source = str(read_summary(Path(r.finetuned))["source"])
+        made = read_summary(Path(r.finetuned))
+        source = json.dumps(unseeded(p), sort_keys=True) if (p := _pretraining(made)) else str(made["source"])
         of = sources.setdefault(r.initialization, {})
         of.setdefault(source, r.initialization if not of else f"{r.initialization} {len(of) + 1}")
-        initialization = of[source] if r.initialization not in (SCRATCH, IMAGENET) else r.initialization
-        others = [f"{k}={config.get(k)}" for k in {**base, **config} if base.get(k) != config.get(k)]
+        initialization = r.initialization if r.initialization in (SCRATCH, IMAGENET, PIXELS) else of[source]
+        base = _most_common(rows, configs, r.labels)
+        differing = [k for k in {**base, **config} if base.get(k) != config.get(k) and not _inherent(k, r)]
+        others = [f"{k}={config.get(k)}" for k in differing]
         out.append(replace(r, initialization=" ".join([initialization, *others])))
     return out
+
+
+def unseeded(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a pretraining's config without what differs between seeds and machines."""
+    return {k: v for k, v in flattened(config).items() if k not in ("seed", "resume") and not k.startswith("device.")}
+
+
+def _most_common(rows: Sequence[Row], configs: Sequence[dict[str, Any]], labels: int) -> dict[str, Any]:
+    """Return the most common settings, if possible of networks from scratch with this number of labels."""
+    every = list(zip(configs, rows, strict=True))
+    here = [(c, r) for c, r in every if r.labels == labels]
+    fits = [(c, r) for c, r in here if r.initialization == SCRATCH] or [
+        (c, r) for c, r in every if r.initialization == SCRATCH
+    ]
+    common = Counter(json.dumps(c, sort_keys=True) for c, _ in fits or here)
+    base: dict[str, Any] = json.loads(common.most_common(1)[0][0])
+    return base
+
+
+def _inherent(key: str, row: Row) -> bool:
+    """Return whether a setting differs from that of other networks because of what the network is."""
+    if row.initialization == PIXELS:
+        return key.startswith("backbone.") or key == "balance"
+    return row.mode == EQUAL_TIME and key in ("train.steps", "train.epochs")
 
 
 def _settings(row: Row, searched: set[str]) -> dict[str, Any]:
@@ -341,8 +242,8 @@ def _settings(row: Row, searched: set[str]) -> dict[str, Any]:
     """
     summary = read_summary(Path(row.finetuned))
     flat = flattened(summary["config"])
-    ignored = {"init", "mode", "search", "seed", "subset_seed", "fold", "resume", "label_fraction", "labels_per_class",
-            "backbone.stem", *IGNORED_KEYS}  # fmt: skip
+    ignored = {"init", "mode", "search", "seed", "subset_seed", "fold", "resume", "labels", "label_fraction",
+            "labels_per_class", "backbone.stem", *IGNORED_KEYS}  # fmt: skip
     flat["pooling"] = "auto" if "poolings" in summary else flat.get("pooling", "average")  # older runs lack the key
     if row.mode != TUNED or row.setting:
         ignored |= searched

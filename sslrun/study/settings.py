@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sslrun.base.errors import UserError
@@ -15,22 +16,44 @@ from sslrun.config.nodes import plain
 from sslrun.config.overrides import check_overrides
 from sslrun.config.types import Node
 from sslrun.data.options import PREPROCESSING
+from sslrun.runs.encoders import PIXELS
 from sslrun.runs.run import Stages
 from sslrun.study.choice import searched
+from sslrun.training.candidates import KNN
 
 NODES = ("dataset", "backbone", "optimizer", "device")  # shared by a study and its pretrainings
 STUDY_KEYS = (  # keys of finetune that the study sets
-    "init", "mode", "fold", "resume", "seed", "subset_seed", "label_fraction", "labels_per_class",
+    "init", "mode", "resume", "seed", "subset_seed", "labels", "label_fraction", "labels_per_class", "validation",
     "search", "backbone", "dataset", "dataset.root", "dataset.val_fraction", "dataset.split_seed",
     *(f"dataset.{k}" for k in PREPROCESSING),
 )  # fmt: skip
 TASK_KEYS = ("pretext", "train", "optimizer", "seed", "dataset.max_images")  # keys that may differ between tasks
 
 
-def overrides_of(
-    stages: Stages, config: Node, chosen: Mapping[str, str], config_dir: str | None
-) -> tuple[dict[str, list[str]], list[str], list[str]]:
-    """Return the overrides of each pretraining by name, the overrides common to all classifiers, and searched settings.
+@dataclass(frozen=True)
+class StudyOverrides:
+    """Overrides of the runs of a study.
+
+    Attributes:
+        pretrainings: of each pretraining, by name.
+        common: of all classifiers.
+        pixels: of the classifiers on pixels, instead of `common`.
+        search: settings that are tried for every trained network.
+    """
+
+    pretrainings: dict[str, list[str]]
+    common: list[str]
+    pixels: list[str]
+    search: list[str]
+
+    def of_classifier(self, initialization: str, mode: str) -> list[str]:
+        """Return the overrides common to classifiers of this kind; kNN does not balance classes."""
+        overrides = self.pixels if initialization == PIXELS else self.common
+        return [o for o in overrides if key_of(o) != "balance"] if mode == KNN else overrides
+
+
+def overrides_of(stages: Stages, config: Node, chosen: Mapping[str, str], config_dir: str | None) -> StudyOverrides:
+    """Return the overrides of the runs of a study.
 
     Args:
         stages: the commands.
@@ -50,13 +73,11 @@ def overrides_of(
             mistakes.extend(str(error).splitlines())
 
     pretrainings = collected(lambda: _pretrainings(stages, config, chosen, config_dir))
-    common, settings = (
-        collected(lambda: _common(stages, config, chosen)),
-        collected(lambda: _settings(stages, config, config_dir)),
-    )
+    common = collected(lambda: _common(stages, config, chosen))
+    search = collected(lambda: searched(stages, config["search"], config["finetune"], config_dir))
     if mistakes:
         raise UserError("\n".join(mistakes))
-    return pretrainings, common, settings
+    return StudyOverrides(pretrainings, common, _on_pixels(common), search)
 
 
 def _pretrainings(
@@ -88,6 +109,8 @@ def _pretraining(
     for s in settings:
         if key_of(s) in ("train.epochs", "train.steps") and config["budget"]:
             raise UserError(f"budget= sets the epochs of each pretraining; remove {s}")
+        if key_of(s) == "seed" and config["pretrain_seeds"] > 1:
+            raise UserError(f"pretrain_seeds={config['pretrain_seeds']} sets the seeds of each pretraining; remove {s}")
         if key_of(s) not in TASK_KEYS and key_of(s).split(".")[0] not in TASK_KEYS:
             raise UserError(
                 f"{s}: cannot differ between the tasks of a study; use settings of pretext, train or optimizer"
@@ -107,6 +130,8 @@ def _common(stages: Stages, config: Node, chosen: Mapping[str, str]) -> list[str
     overrides = [f"{n}={chosen[n]}" for n in ("dataset", "backbone")]
     for n in ("dataset", "backbone"):  # all keys, since the defaults come from the newest pretraining
         overrides += [f"{n}.{k}={literal(v)}" for k, v in config[n].items() if k != "_target_"]
+    if config["validation"] == "inside":
+        overrides = [o for o in overrides if key_of(o) != "dataset.val_fraction"]
     overrides += [*device_of(config, chosen, FINETUNE), *config["finetune"]]
     try:
         composed = compose_config(FINETUNE, overrides, None)
@@ -118,12 +143,13 @@ def _common(stages: Stages, config: Node, chosen: Mapping[str, str]) -> list[str
     return overrides
 
 
+def _on_pixels(common: list[str] | None) -> list[str]:
+    """Return the overrides of classifiers on pixels, with that backbone instead of the study's."""
+    kept = [o for o in common or [] if key_of(o) != "backbone" and not key_of(o).startswith("backbone.")]
+    return [f"backbone={PIXELS}", *kept]
+
+
 def device_of(config: Node, chosen: Mapping[str, str], stage: str) -> list[str]:
     """Return the overrides of the device for a command."""
     choice = f"device={chosen['device']}"
     return [choice, *differing({"device": config["device"]}, plain(compose_config(stage, [choice], None)))]
-
-
-def _settings(stages: Stages, config: Node, config_dir: str | None) -> list[str]:
-    """Return the settings to try for each trained network; `[""]`, which changes nothing, if none is searched."""
-    return searched(stages, config["search"], config["finetune"], config_dir) or [""]

@@ -11,6 +11,7 @@ import pytest
 
 from sslrun.base.output import write_json
 from sslrun.report import plots, study
+from sslrun.study.comparison import compared
 from tests.helpers import row
 
 
@@ -35,6 +36,40 @@ def test_learning_curves_show_the_steps_common_to_all_runs_of_a_network(
     ((steps, means),) = drawn
     assert steps == [0, 100]
     assert means == pytest.approx([20, 70])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("subsets", [2, 3])
+def test_label_efficiency_has_the_intervals_of_the_entries(
+    subsets: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, tuple[list[float], list[float], np.ndarray]] = {}
+    real = matplotlib.axes.Axes.errorbar
+
+    def errorbar(self: Any, x: Any, y: Any, yerr: Any, **keys: Any) -> Any:
+        drawn[keys["label"]] = (list(x), list(y), yerr)
+        return real(self, x, y, yerr, **keys)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "errorbar", errorbar)
+    rows = [
+        row(initialization, "finetune", test_accuracy=base + 0.02 * s + n / 1000, subset=f"{n} {s}", labels=n + 40,
+            labels_train=n, labels_val=40, pretrain_seed=0 if initialization == "simclr" else None)
+        for n in (20, 100) for s in range(subsets) for initialization, base in (("scratch", 0.5), ("simclr", 0.6))
+    ]  # fmt: skip
+    entries = compared(rows, "finetune")
+    svg = plots.label_efficiency(entries, tmp_path)
+    assert list(drawn) == ["from scratch", "simclr, finetuned"]
+    for initialization, (x, y, ends) in zip(("scratch", "simclr"), drawn.values(), strict=True):
+        own = [e.accuracy for e in entries if e.initialization == initialization]
+        assert x == pytest.approx([20, 100], rel=0.02)
+        assert y == pytest.approx([100 * a.mean for a in own])
+        low, high = (y - ends[0], y + ends[1])
+        known = subsets >= 3
+        assert low == pytest.approx([100 * (a.low if known else a.mean) for a in own])
+        assert high == pytest.approx([100 * (a.high if known else a.mean) for a in own])
+        assert (low < y).all() == known
+    assert "labels + 40 validation labels" in svg
+    assert ("test accuracy (%), 95 % CI" in svg) == (subsets >= 3)
 
 
 @pytest.mark.filterwarnings("error")

@@ -11,53 +11,71 @@ from typing import Any
 
 import pytest
 
-from sslrun.evaluation.intervals import paired
-from sslrun.report.study import conclusions, verdict_text
-from sslrun.study import results
-from sslrun.study.results import Row, verdict
+from sslrun.report import study
+from sslrun.report.gains import p_text
+from sslrun.study.comparison import compared
 from tests.helpers import CHROMIUM, row, summary
 
 
-@pytest.mark.parametrize(
-    ("values", "kind", "text"),
-    [
-        ([0.06, 0.062, 0.061], "better", r"better than scratch by 6\.1 points \(95 % CI 5\.9 to 6\.3\)"),
-        ([-0.06, -0.062, -0.061], "worse", r"worse than scratch by 6\.1 points \(95 % CI 5\.9 to 6\.3\)"),
-        ([0.06, -0.06, 0.01], "none", r"no difference shown: \+0\.3 points \(95 % CI -14\.6 to 15\.3\)"),
-        ([0.0, 0.0, 0.0], "none", "no difference shown"),
-        (
-            [0.06],
-            "too few subsets",
-            "undecided: 1 label subset, too few for a confidence interval; set seeds=3",
-        ),
-        ([0.06, 0.1], "too few subsets", "undecided: 2 label subsets, too few"),
-    ],
-)
-def test_verdict_texts(values: list[float], kind: str, text: str) -> None:
-    zero = {str(i): 0.0 for i in range(len(values))}
-    result = verdict(paired({str(i): v for i, v in enumerate(values)}, zero))
-    assert result.kind == kind
-    assert re.match(text, verdict_text(result))
+def test_gains_csv_has_the_gains_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row("scratch", "finetune", test_accuracy=0.5 + 0.02 * s, subset=str(s)) for s in range(3)]
+    rows += [
+        row("simclr", "finetune", test_accuracy=0.7 + 0.03 * s - 0.02 * p * s**2, subset=str(s), pretrain_seed=p)
+        for s in range(3) for p in range(2)
+    ]  # fmt: skip
+    rows += [row("simclr", "probe", test_accuracy=0.6, subset=str(s), pretrain_seed=0) for s in range(3)]
+    monkeypatch.setattr(study, "_page", lambda *given: "")
+    sentences = study.publish(tmp_path, rows, "finetune", None, None)
+    (entry,) = (e for e in compared(rows, "finetune") if e.in_family)
+    (gained,) = csv.DictReader((tmp_path / "gains.csv").open())
+    gain = entry.gain
+    assert gain is not None
+    names = ("labels", "labels_val", "label_budget", "initialization", "mode", "basis", "pretrainings", "subsets")
+    assert [gained[n] for n in names] == ["30", "0", "labels=30", "simclr", "finetune", "one task", "2", "3"]
+    values = {"gain": gain.gain, "low": gain.low, "high": gain.high, "p": gain.p, "holm_p": entry.p, "df": gain.df}
+    assert {n: float(gained[n]) for n in values} == values
+    empty = [f"{n}_{end}" for n in ("fixed_split", "alone", "assumed") for end in ("low", "high")]
+    assert list(gained) == [*names[:5], "pretrainings", "subsets", *values, "basis", *empty]
+    assert {gained[n] for n in empty} == {""}
+    assert f"{100 * float(gained['gain']):.1f} points" in sentences[1]
 
 
-def test_a_gain_that_random_features_reach_is_qualified() -> None:
-    def rows(initialization: str, mode: str, test: float) -> list[Row]:
-        return [row(initialization, mode, test_accuracy=test + 0.001 * n, subset=str(n), seed=n) for n in range(3)]
+def test_without_scratch_there_is_no_gains_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "_page", lambda *given: "")
+    study.publish(tmp_path, [row("simclr", "probe", subset=s) for s in "abc"], "probe", None, None)
+    assert not (tmp_path / "gains.csv").exists()
 
-    pretrained = [*rows("scratch", "finetune", 0.5), *rows("simclr", "finetune", 0.7)]
-    (sentence,) = conclusions(results.compared([*pretrained, *rows("scratch", "probe", 0.72)]), "finetune")
-    assert "better than scratch by 20.0 points" in sentence
-    assert sentence.endswith("but a linear probe of the randomly initialized network reaches 72.1 %")
-    (sentence,) = conclusions(results.compared([*pretrained, *rows("scratch", "probe", 0.6)]), "finetune")
-    assert "randomly initialized" not in sentence
+
+def test_the_page_shows_the_gains_of_the_study(in_study: Path) -> None:
+    text = html.unescape((in_study / "report.html").read_text())
+    gains = list(csv.DictReader((in_study / "gains.csv").open()))
+    assert [(g["initialization"], g["mode"], g["labels"]) for g in gains] == [
+        ("rotation", "auto", "30"), ("simclr", "auto", "30"),
+    ]  # fmt: skip
+    table = text[text.index('<th class="n">Holm p</th>') : text.index("How to read this")]
+    found = [re.findall("<td[^>]*>(.*?)</td>", r) for r in table.split("<tr")]
+    lines = {cells[1]: cells for cells in found if cells}
+    for g in gains:
+        (cells,) = (cells for network, cells in lines.items() if network.startswith(f"{g['initialization']}, auto ("))
+        value = {name: 100 * float(g[name]) for name in ("gain", "low", "high", "fixed_split_low", "fixed_split_high")}
+        assert cells[4:] == [
+            f"{value['gain']:+.1f}",
+            f"[{value['low']:.1f}, {value['high']:.1f}]",
+            f"[{value['fixed_split_low']:.1f}, {value['fixed_split_high']:.1f}]",
+            p_text(float(g["holm_p"])),
+        ]
+    base, untested = lines["from scratch"], lines["random initialization, linear probe"]
+    assert base[4:] == [""] * 4
+    assert untested[4] != ""
+    assert untested[5:] == [""] * 3
 
 
 def test_the_page_is_self_contained(in_study: Path) -> None:
     text = (in_study / "report.html").read_text()
     assert not re.search(r"(src|href)=\"(?!data:|#)", text)
     assert not re.search(r"@import|url\((?!#)", text)
-    for heading in ("Label efficiency", "Learning curves", "Confusion matrix", "recall by class", "confident errors",
-                    "before and after", "Experimental setup"):  # fmt: skip
+    for heading in ("Label efficiency", "Confusion matrix", "recall by class", "confident errors",
+                    "before and after", "How to read this", "Experimental setup"):  # fmt: skip
         assert heading in text
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text

@@ -33,9 +33,10 @@ def job(name: str, accuracy: float | None, status: str = "finished", **more: Any
     """Write the summary of a finetuning, as a job of the folder `sweep`."""
     folder = Path("sweep", name)
     folder.mkdir(parents=True)
-    known = {"stage": "finetune", "config": {"seed": 0}, "overrides": ["seed=0", "label_fraction=0.1", "train.steps=3"],
+    known = {"stage": "finetune", "config": {"seed": 0}, "overrides": ["seed=0", "train.steps=3"],
              "wall_time_seconds": 1.0, "status": status, "init": "simclr", "source": "a", "mode": "probe",
-             "label_fraction": 0.1, "labels": {"train": 30, "validation": 9}, "seeds": {"training": 4, "split": 5},
+             "label_budget": "label_fraction=0.1", "labels_total": 39, "labels_train": 30, "labels_val": 9,
+             "seeds": {"training": 4, "split": 5},
              "val/loss": 0.7}  # fmt: skip
     (folder / "summary.json").write_text(json.dumps({**known, "val/accuracy": accuracy, **more}))
 
@@ -64,27 +65,25 @@ def test_rows_of_a_sweep_are_in_order_and_have_what_varies_and_the_metrics() -> 
     evaluated, tuned = rows[:2]
     assert {k: v for k, v in evaluated.items() if k.startswith("override ")} == {"override optimizer": "sgd"}
     assert {k: v for k, v in tuned.items() if k.startswith("override ")} == {"override train.steps": "3"}
-    assert (tuned["labels_train"], tuned["labels_validation"], tuned["training_seed"], tuned["split_seed"]) == (
-        30,
-        9,
-        4,
-        5,
-    )
+    assert [tuned[f"labels_{k}"] for k in ("total", "train", "val")] == [39, 30, 9]
+    assert (tuned["training_seed"], tuned["split_seed"]) == (4, 5)
     assert (tuned["val/accuracy"], tuned["val/loss"], tuned["score_name"]) == (0.5, 0.7, "val/accuracy")
-    assert (evaluated["of_run"], tuned["source"], tuned["mode"], tuned["label_fraction"]) == ("b", "a", "probe", 0.1)
+    assert (evaluated["of_run"], tuned["source"], tuned["mode"], tuned["label_budget"]) == (
+        "b", "a", "probe", "label_fraction=0.1",
+    )  # fmt: skip
 
 
 def test_the_table_of_a_sweep_has_mean_and_deviation_over_seeds() -> None:
     job("0", 0.5)
     job("1", 0.7, seeds={"training": 5, "split": 5})
     job("2", None, "failed", seeds={"training": 6, "split": 5}, mode="knn")  # no mode of a finished job
-    job("3", 0.8, label_fraction=0.2, labels={"train": 60, "validation": 9})
-    job("4", 0.9, "interrupted", label_fraction=0.3, labels={"train": 90, "validation": 9})
+    job("3", 0.8, label_budget="labels=1060", labels_total=1060, labels_train=1060, labels_val=0)
+    job("4", 0.9, "interrupted", label_budget="labels_per_class=9", labels_train=90)
     assert lines(sweep_rows(Path("sweep"))) == [
-        ["init", "label fraction", "labels", "val accuracy", "SD", "runs"],
-        ["simclr", "0.1", "30", "60.0 %", "14.1", "2, 1 failed"],
-        ["simclr", "0.2", "60", "80.0 %", "", "1"],
-        ["simclr", "0.3", "90", "failed", "", "0, 1 failed"],
+        ["init", "label budget", "labels", "val accuracy", "SD", "runs"],
+        ["simclr", "label_fraction=0.1", "30 + 9 val", "60.0 %", "14.1", "2, 1 failed"],
+        ["simclr", "labels=1060", "1,060", "80.0 %", "", "1"],
+        ["simclr", "labels_per_class=9", "90 + 9 val", "failed", "", "0, 1 failed"],
     ]
 
 
@@ -92,12 +91,12 @@ def test_the_table_of_a_sweep_names_only_what_varies() -> None:
     for i, (source, steps) in enumerate((("a", 3), ("b", 3), ("a", 4), ("b", 4))):
         job(f"{i}", 0.5, source=source, overrides=[f"train.steps={steps}"], of_run=f"{i}")
     header, *rows = lines(sweep_rows(Path("sweep")))
-    assert header[:4] == ["init", "source", "label fraction", "train.steps"]
-    assert [r[:4] for r in rows] == [["simclr", s, "0.1", n] for n in "34" for s in "ab"]
+    assert header[:4] == ["init", "source", "label budget", "train.steps"]
+    assert [r[:4] for r in rows] == [["simclr", s, "label_fraction=0.1", n] for n in "34" for s in "ab"]
     same = sweep_rows(Path("sweep"))
     for r in same:
         r["init"] = r["source"]
-    assert lines(same)[0][:3] == ["init", "label fraction", "train.steps"]
+    assert lines(same)[0][:3] == ["init", "label budget", "train.steps"]
 
 
 def test_the_end_of_a_sweep_counts_failures_and_needs_a_score(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """`sslrun compare`."""
 
 import json
-from collections.abc import Sequence
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ from sslrun.stages import compare
 from sslrun.stages.table import job, stage
 from sslrun.study.launch import StudyRun
 from sslrun.study.plan import Cell, Plan, StudyData
-from tests.helpers import SMALL_STUDY, STUDY_RUNS, Cli, study_runs, study_table, summary
+from tests.helpers import QUICK, SMALL_STUDY, STUDY_RUNS, Cli, runs, study_runs, study_table, summary
 
 
 def test_a_study_has_all_networks_on_the_same_subsets_and_all_outputs(in_study: Path) -> None:
@@ -26,25 +26,30 @@ def test_a_study_has_all_networks_on_the_same_subsets_and_all_outputs(in_study: 
     rows = study_table(in_study)
     networks = {(r["initialization"], r["mode"]) for r in rows}
     modes = ("finetune", "probe", "auto")
-    assert networks == {("scratch", "finetune"), ("scratch", "probe")} | {
+    assert networks == {("scratch", "finetune"), ("scratch", "probe"), ("pixels", "probe"), ("pixels", "knn")} | {
         (s, m) for s in ("rotation", "simclr") for m in modes
     }
     for seed in "01":
         same = [r for r in rows if r["seed"] == seed]
-        assert len(same) == 8
-        assert {r["labels"] for r in same} == {"30"}
+        assert len(same) == 10
+        assert {(r["labels"], r["labels_train"], r["labels_val"]) for r in same} == {("30", "30", "0")}
         assert len({r["subset"] for r in same}) == 1
     assert len({r["subset"] for r in rows}) == 2
     figures = {p.name for p in (in_study / "figures").iterdir()}
-    for name in ("label_efficiency", "learning_curves", "confusion_matrices", "class_gains", "embeddings"):
+    for name in ("label_efficiency", "confusion_matrices", "class_gains", "embeddings"):
         assert {f"{name}.png", f"{name}.svg"} <= figures
     answer = summary(in_study)
-    assert len(answer["conclusions"]) == 2
-    pretrained = {p.name.split("-")[0]: summary(p) for p in Path("outputs/pretrain/study_runs").iterdir()}
+    assert [c.partition(":")[0] for c in answer["conclusions"]] == [
+        "from scratch, 30 labels", "rotation, 30 labels", "simclr, 30 labels",
+    ]  # fmt: skip
+    assert (in_study / "gains.csv").is_file()
+    pretrained = {p.name.split("_")[0]: summary(p) for p in Path("outputs/pretrain/study_runs").iterdir()}
     assert answer["pretraining_seconds"] == {n: s["wall_time_seconds"] for n, s in pretrained.items()}
-    assert answer["seeds"] == {"training": 0, "split": 0, "subsets": 2}
+    assert answer["seeds"] == {"training": 0, "split": 0, "subsets": 2, "pretraining": 1}
     assert (answer["pretext"], answer["backbone"], answer["resumable"]) == ("rotation, simclr", "smallcnn", "study")
     assert answer["images"] == pretrained["simclr"]["images"] == len(load_train(answer["config"]["dataset"])[0])
+    assert answer["label_budgets"] == {"labels_per_class=3": {"labels": 30, "overlap": 0.1}}
+    assert answer["config"]["validation"] == "inside"
     made = [summary(Path(r["finetuned"])) for r in rows]
     assert {s["data_fingerprint"] for s in made} == {answer["data_fingerprint"]}
     best = max(
@@ -55,25 +60,30 @@ def test_a_study_has_all_networks_on_the_same_subsets_and_all_outputs(in_study: 
     assert Path(answer["best_classifier"], "best.pt").is_file()
 
 
-def test_accuracies_are_those_of_the_evaluations_and_auto_uses_validation_only(in_study: Path) -> None:
+def test_accuracies_are_those_of_the_evaluations(in_study: Path) -> None:
     rows = study_table(in_study)
     for r in rows:
         predicted = np.load(Path(r["evaluated"]) / "predictions.npz")
         right = predicted["probabilities"].argmax(1) == predicted["labels"]
         assert float(r["test_accuracy"]) == pytest.approx(right.mean(), abs=0.006)  # they are kept with 11 bits
-    for r in [r for r in rows if r["mode"] == "auto"]:
-        rivals = [
-            o
-            for o in rows
-            if o["mode"] != "auto"
-            and (o["subset"], o["seed"]) == (r["subset"], r["seed"])
-            and (
-                o["initialization"] == r["initialization"]
-                or (o["initialization"], o["mode"]) == ("scratch", "finetune")
-            )
-        ]
-        assert len(rivals) == 3
-        assert float(r["val_accuracy"]) == max(float(o["val_accuracy"]) for o in rivals)
+
+
+def test_auto_of_a_study_is_the_choice_of_finetune(in_study: Path, cli: Cli) -> None:
+    """The same candidates, scores and corrected accuracy."""
+    (row,) = (
+        r for r in study_table(in_study) if (r["initialization"], r["mode"], r["seed"]) == ("simclr", "auto", "1")
+    )
+    (run,) = Path("outputs/pretrain/study_runs").glob("simclr*")
+    own = ("train.steps=4", "train.evaluations=1", "labels_per_class=3", "seed=1")
+    answer = cli("finetune", f"init={run}", "mode=auto", *own, *QUICK)
+    assert answer.code == 0, answer.err
+    made = summary(runs("finetune")[-1])
+    assert (made["chosen"], made["subset_fingerprint"]) == (row["chosen"], row["subset"])
+    assert made["val/accuracy"] == pytest.approx(float(row["val_accuracy"]), abs=1e-6)
+    rivals = {r["mode"]: summary(Path(r["finetuned"])) for r in study_table(in_study) if r["seed"] == "1"
+              and r["initialization"] == "simclr"}  # fmt: skip
+    scores = {m: rivals[m]["candidates"][m] for m in ("probe", "finetune")}
+    assert {k: v for k, v in made["candidates"].items() if k in scores} == scores
 
 
 @pytest.mark.parametrize(
@@ -99,6 +109,17 @@ def test_accuracies_are_those_of_the_evaluations_and_auto_uses_validation_only(i
         (("finetune.optimizer=sgd", "finetune.optimizer.betas=[0.9,0.9]"), "finetune.optimizer.betas: no such key"),
         (('pretexts=["simclr unlabeled=more"]',), "unlabeled=more: cannot differ between the tasks of a study"),
         (("imagenet=true",), "imagenet=true: no ImageNet weights for this backbone"),
+        (("labels=[20]", "labels_per_class=[3]"), "set only one of labels, labels_per_class: a study has one kind"),
+        (("labels=[20]", "label_fractions=[0.1]"), "set only one of labels, label_fractions: a study has one kind"),
+        (("labels=[20,9]",), "labels=9 is fewer than the 10 classes"),
+        (("labels=[301]",), "labels=301: there are only 300 labels for training"),
+        (("labels=[0]",), "labels: must be"),
+        (("labels=60",), "labels: must be a list"),
+        (("validation=extra", "dataset.val_fraction=0"), "validation=extra needs validation images"),
+        (("dataset.val_fraction=0.2",), "dataset.val_fraction is for validation=extra"),
+        (("pretrain_seeds=0",), "pretrain_seeds: must be at least 1"),
+        (('pretexts=["simclr seed=1"]', "pretrain_seeds=2"), "pretrain_seeds=2 sets the seeds of each pretraining"),
+        (("finetune.validation=extra",), "the study sets validation itself"),
     ],
 )
 def test_mistakes(cli: Cli, overrides: tuple[str, ...], words: str) -> None:
@@ -109,6 +130,30 @@ def test_mistakes(cli: Cli, overrides: tuple[str, ...], words: str) -> None:
     assert answer.code == 1
     assert "Traceback" not in answer.err
     assert not study_runs("pretrain")
+
+
+def test_pixels_cannot_be_pretrained_in_a_study(cli: Cli) -> None:
+    answer = cli("compare", "dataset=digits", "backbone=pixels", *QUICK)
+    assert answer.code == 1
+    assert "backbone=pixels has no weights to pretrain; a study has it as a baseline anyway" in answer.err
+
+
+def test_a_study_with_another_way_of_counting_labels_is_not_resumed(in_study: Path, cli: Cli) -> None:
+    for key, was in (("validation=extra", "inside"), ("labels=[30]", "None"), ("labels_per_class=[4]", "\\[3\\]")):
+        wrong = cli("compare", f"resume={in_study}", key)
+        assert wrong.code == 1
+        assert re.search(f"{re.escape(key)}: the run was started with {was}; remove it, or start a new run", wrong.err)
+    path = in_study / "summary.json"
+    config = json.loads(path.read_text())
+    for key in ("validation", "labels", "pretrain_seeds", "equal_time"):
+        del config["config"][key]
+    path.write_text(json.dumps(config))
+    wrong = cli("compare", f"resume={in_study}")
+    assert wrong.code == 1
+    assert wrong.err == (
+        f"sslrun: {in_study} was started by a version that did not count validation labels in the label budget, and "
+        "cannot be resumed: start a new run\n"
+    )
 
 
 def run_of(stage_name: str, name: str, done: bool = False) -> StudyRun:
@@ -132,8 +177,8 @@ def test_an_earlier_study_with_the_same_settings_gives_the_number_of_epochs() ->
 
     def before(*done: int) -> int | None:
         def with_epochs(n: int) -> Any:
-            runs = {"a": StudyRun("pretrain", "none", (), "0"), "b": StudyRun("pretrain", f"{n}", (), "0")}
-            return SimpleNamespace(pretrainings=runs)
+            runs = [StudyRun("pretrain", "none", (), "0"), StudyRun("pretrain", f"{n}", (), "0")]
+            return SimpleNamespace(each_pretraining=runs)
 
         for n in done:
             run_of("pretrain", f"{n}", True)
@@ -158,8 +203,11 @@ def test_a_budget_is_fitted_once(earlier: int | None, monkeypatch: pytest.Monkey
         seen.append((plan, loaded, new_epochs))
         return SimpleNamespace(epochs_within=lambda limit: int(limit / 20), describe=lambda plan: f"for {plan}")
 
+    class Planned(str):
+        matched = 0
+
     def plan_of(stages: Any, config: Any, *_: Any) -> str:
-        return f"{config['train']['epochs']} {config['train']['steps']} {config['train']['batch_size']}"
+        return Planned(f"{config['train']['epochs']} {config['train']['steps']} {config['train']['batch_size']}")
 
     monkeypatch.setattr(compare, "times_of", times_of)
     monkeypatch.setattr(compare, "plan_of", plan_of)
@@ -179,43 +227,46 @@ def test_a_budget_is_fitted_once(earlier: int | None, monkeypatch: pytest.Monkey
     run.close("finished")
 
 
-def test_the_runs_of_a_study_are_launched_in_order_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runs_of_a_study_are_launched_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training from scratch for as long as a pretraining comes after those of which it needs the times."""
     launched: list[tuple[list[str], str]] = []
-    judged: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(
+        compare, "launch_all", lambda runs, _, title="": launched.append(([r.name for r in runs], title))
+    )
+    monkeypatch.setattr(compare.results, "row_of", lambda *given: SimpleNamespace(initialization=given[1], given=given))
+    monkeypatch.setattr(compare, "with_auto", lambda rows, names: [("auto", len(rows), names)])
+    monkeypatch.setattr(compare, "equal_time_steps", lambda pretrained, scratch: {"labels=9": len(pretrained) * 100})
+    tuned, frozen = (Cell("scratch", m, LabelBudget(9)) for m in ("finetune", "probe"))
+    own, longer = Cell("simclr", "probe", LabelBudget(9), 0), Cell("scratch", "equal_time", LabelBudget(9))
+    pretrainings = {"simclr": {k: run_of("pretrain", f"p{k}") for k in range(2)}}
+    runs = {c: run_of("finetune", f"c{i}") for i, c in enumerate((tuned, frozen, own, longer))}
+    tests = {c: run_of("evaluate", f"e{i}") for i, c in enumerate(runs)}
+    data = StudyData(None, None, "")  # type: ignore[arg-type]
 
-    def launch(runs: Sequence[StudyRun], stages: Any, title: str = "") -> None:
-        launched.append(([r.name for r in runs], title))
+    def planned(cells: list[Cell], matched: int) -> Plan:
+        return Plan(data, pretrainings, {c: runs[c] for c in cells}, {c: tests[c] for c in cells}, matched)
 
-    def row_of(*given: Any) -> Any:
-        judged.append(given)
-        return SimpleNamespace(initialization=given[1])
+    def with_equal_time(steps: dict[str, int]) -> Plan:
+        assert steps == {"labels=9": 200}
+        return planned(list(runs), 0)
 
-    cells = [
-        Cell(i, "finetune", LabelBudget(0.1), s) for i, s in (("scratch", ""), ("simclr", "a=1"), ("simclr", "a=2"))
-    ]
-    classifiers = {c: run_of("finetune", f"c{i}") for i, c in enumerate(cells)}
-    evaluations = {c: run_of("evaluate", f"e{i}") for i, c in enumerate(cells)}
-    trials = {cells[1]: [classifiers[cells[0]], run_of("finetune", "t0"), run_of("finetune", "t1")]}
-    data = StudyData(None, None, None, "")  # type: ignore[arg-type]
-    plan = Plan(data, {"simclr": run_of("pretrain", "p")}, classifiers, evaluations, trials)
-    monkeypatch.setattr(compare, "launch_all", launch)
-    monkeypatch.setattr(compare, "best_settings", lambda plan: cells[:2])
-    monkeypatch.setattr(compare, "mean_scores", lambda runs: {"val/accuracy": float(len(runs))})
-    monkeypatch.setattr(compare.results, "row_of", row_of)
-    monkeypatch.setattr(compare.results, "with_auto", lambda rows, names: [("auto", len(rows), names)])
-    run: Any = SimpleNamespace(stages=None)
-    assert len(compare._evaluated(run, plan, "finetune")) == 2
+    noted: dict[str, Any] = {}
+    run: Any = SimpleNamespace(stages=None, note=noted.update)
+    some = planned([tuned, frozen, own], 1)
+    rows: Any = compare._evaluated(run, some, SimpleNamespace(mode="finetune"), with_equal_time)  # type: ignore[arg-type]
     assert launched == [
-        (["p"], "pretrain"),
-        (["c0", "c1", "c2"], "finetune"),
-        (["t0", "t1"], "fold"),
-        (["e0", "e1"], ""),
+        (["p0", "p1"], ""),
+        (["c0", "c1", "c2"], ""),
+        (["c0", "c1", "c2", "c3"], "equal time"),
+        (["e0", "e1", "e2", "e3"], ""),
     ]
-    assert judged == [
-        (evaluations[cells[0]].directory, "scratch", None, ""),
-        (evaluations[cells[1]].directory, "simclr", {"val/accuracy": 3.0}, "a=1"),
-    ]
-    assert compare._evaluated(run, plan, "auto")[2:] == [("auto", 2, ["simclr"])]
+    assert [r.given for r in rows] == [(tests[c].directory, c.initialization, c.mode) for c in runs]
+    assert noted == {"equal_time_steps": {"labels=9": 200}}
+    launched.clear()
+    without = planned([tuned, frozen, own], 0)
+    rows = compare._evaluated(run, without, SimpleNamespace(mode="auto"), with_equal_time)  # type: ignore[arg-type]
+    assert rows[3:] == [("auto", 3, ["simclr"])]
+    assert [title for _, title in launched] == ["", "", ""]
 
 
 def test_maps_are_of_validation_images_unless_the_classifiers_have_other_classes(
@@ -223,16 +274,11 @@ def test_maps_are_of_validation_images_unless_the_classifiers_have_other_classes
 ) -> None:
     monkeypatch.setattr(compare, "embedding_maps", lambda *given: given)
     settings: Any = SimpleNamespace(finetune=["label_smoothing=0.1"], backbone="b", dataset="d", device="cpu")
-    loaded: Any = SimpleNamespace(data="train", val="validation")
-    assert compare._maps(settings, {"a": Path("x")}, loaded) == (
-        {"a": Path("x")},
-        "b",
-        "d",
-        "cpu",
-        "train",
-        "validation",
-    )
-    loaded.val = None
-    assert compare._maps(settings, {}, loaded)[-2:] == ("train", "train")  # type: ignore[index]
+    pool = SimpleNamespace(train="all", data="training", val="validation")
+    loaded: Any = SimpleNamespace(pool=pool)
+    expected = ({"a": Path("x")}, "b", "d", "cpu", "all", "validation")
+    assert compare._maps(settings, {"a": Path("x")}, loaded) == expected
+    pool.val = None
+    assert compare._maps(settings, {}, loaded)[-2:] == ("all", "training")  # type: ignore[index]
     settings.finetune.append("++dataset.classes=[a]")
     assert compare._maps(settings, {}, loaded) is None

@@ -137,7 +137,7 @@ def test_the_backbone_of_a_pretrained_network_is_exported_without_a_classifier(i
     for name in ("mean", "std"):
         assert json.loads(about[name]) == getattr(encoder, name).flatten().tolist()
     made = summary(runs("export")[-1])
-    assert (made["file"], made["of_run"], made["images"]) == ("weights.safetensors", str(run), 38)
+    assert (made["file"], made["of_run"], made["images"]) == ("weights.safetensors", str(run), 48)
     assert made["config"]["run"] == str(run)
     assert 0 <= made["largest_difference"] < 1e-4
 
@@ -216,4 +216,4 @@ def test_a_wrong_export_is_moved_into_the_run_and_refused(
         assert answer.code == code, answer.err
         assert Path(f"{code}.safetensors").exists() == (code == 0)
         assert (runs("export")[-1] / "wrong.safetensors").exists() == (code == 1)
-        assert ("outputs of the exported network differ by 0.0003 on 38 images" in answer.err) == (code == 1)
+        assert ("outputs of the exported network differ by 0.0003 on 48 images" in answer.err) == (code == 1)

@@ -33,7 +33,7 @@ def test_report_names_unusable_runs(in_world: Path, cli: Cli) -> None:
     assert cli("evaluate", *QUICK).code == 0
     answer = cli("report", str(classifier))
     assert answer.code == 0, answer.err
-    assert "no network trained from scratch to compare with" in answer.err
+    assert "no network trained from scratch on the same labels to compare with" in answer.err
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from sslrun.base.errors import UserError
 from sslrun.base.output import write_json
 from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images
+from sslrun.data.labeled import Labeled, Pool
 from sslrun.data.labels import LabelBudget
 from sslrun.study import budget
 from sslrun.study.budget import Times, times_of
@@ -21,12 +23,12 @@ from tests.helpers import SMALL_STUDY, Cli, runs, summary
 
 @pytest.mark.slow
 def test_a_budget_sets_the_epochs_and_is_logged_before_the_start(cli: Cli) -> None:
-    quick = ("labels_per_class=[2]", "seeds=1", "mode=probe", "budget=20s")
+    quick = ("labels_per_class=[2]", "seeds=1", "mode=probe", "budget=40s")
     answer = cli("compare", *(s for s in SMALL_STUDY if not s.startswith("train.steps")), *quick)
     assert answer.code == 0, answer.err
     epochs = summary(runs("compare")[0])["config"]["train"]["epochs"]
     assert epochs >= 1
-    assert f"budget=20s allows {epochs} epoch" in answer.err
+    assert f"budget=40s allows {epochs} epoch" in answer.err
     assert answer.err.index("about") < answer.err.index("pretrain 1/1")
     (pretrained,) = Path("outputs/pretrain/study_runs").glob("*/summary.json")
     assert json.loads(pretrained.read_text())["config"]["train"]["epochs"] == epochs
@@ -37,10 +39,21 @@ def test_a_budget_sets_the_epochs_and_is_logged_before_the_start(cli: Cli) -> No
 
 
 def test_a_budget_that_is_too_small_names_the_smallest_one() -> None:
-    times = Times(classifiers=100.0, epoch={"rotation": 20.0, "simclr": 30.0}, epochs={})
+    times = Times(classifiers=100.0, epoch={"rotation": 20.0, "simclr": 30.0}, left={"rotation": 1, "simclr": 1})
     with pytest.raises(UserError, match="set budget=3m or more"):
         times.epochs_within(149.0)
     assert times.epochs_within(180.0) == 1  # which is 3m
+
+
+def test_a_budget_counts_every_pretraining_and_training_from_scratch_for_as_long() -> None:
+    """100 s of classifiers; an epoch is 3 x 20 + 2 x 30 s of pretraining and 4 x 25 s from scratch."""
+    times = Times(100.0, {"rotation": 20.0, "simclr": 30.0}, {}, {"rotation": 3, "simclr": 2}, matched=4)
+    assert times.epochs_within(100 + 3 * 220.0) == 3
+    assert times.epochs_within(100 + 3 * 220.0 - 1) == 2
+    with pytest.raises(
+        UserError, match=r"from scratch for as long \(equal_time\) 4 min; .* or lower seeds, equal_time,"
+    ):
+        times.epochs_within(319.0)
 
 
 def run_of(stage: str, name: str, done: bool = False, *overrides: str) -> StudyRun:
@@ -62,21 +75,29 @@ def dataset(n: int) -> Dataset:
     return Dataset(images(n), torch.arange(n) % 2, ["a", "b"], [str(i) for i in range(n)])
 
 
-def test_the_estimate_names_only_the_runs_that_are_left() -> None:
-    def plan(done: bool) -> Plan:
-        a, b = (Cell("simclr", mode, LabelBudget(0.1)) for mode in ("probe", "finetune"))
-        pretrainings = {n: run_of("pretrain", f"{n}{done}", done or n == "rotation") for n in ("rotation", "simclr")}
-        classifiers = {c: run_of("finetune", f"{c.mode}{done}", done or c is a) for c in (a, b)}
-        trials = {b: [run_of("finetune", f"fold{k}{done}", done or k == 1) for k in range(3)]}
-        evaluations = {c: run_of("evaluate", f"{c.mode}{done}", done and c is a) for c in (a, b)}
-        return Plan(StudyData(None, None, None, ""), pretrainings, classifiers, evaluations, trials)  # type: ignore[arg-type]
+def study_plan(done: bool) -> Plan:
+    a, b = (Cell("simclr", mode, LabelBudget(fraction=0.1), 0) for mode in ("probe", "finetune"))
+    pretrainings = {
+        n: {k: run_of("pretrain", f"{n}{k}{done}", done or n == "rotation") for k in range(2)}
+        for n in ("rotation", "simclr")
+    }
+    classifiers = {c: run_of("finetune", f"{c.mode}{done}", done or c is a) for c in (a, b)}
+    evaluations = {c: run_of("evaluate", f"{c.mode}{done}", done and c is a) for c in (a, b)}
+    return Plan(StudyData(None, None, ""), pretrainings, classifiers, evaluations)  # type: ignore[arg-type]
 
+
+def test_the_estimate_names_only_the_runs_that_are_left() -> None:
     times = Times(90.0, {"rotation": 1000.0, "simclr": 60.0}, {"rotation": 7.0, "simclr": 2.5})
-    assert times.describe(plan(False)) == (
-        "To run: 1 pretraining (simclr 2.5 epochs, 2 min) and 3 classifiers (90 s); about 4 min in total if run "
-        "sequentially."
+    some = study_plan(False)
+    assert times.describe(some) == (
+        "To run: 2 pretrainings (simclr 2.5 epochs, 2 min each) and 1 classifier (90 s); about 5 min to 8 min in total "
+        "if run sequentially."
     )
-    finished = plan(True)
+    longer = replace(some, matched=3)
+    assert " and 3 trainings from scratch for as long as a pretraining (3.0 h); about 2.5 h to 3.9 h" in times.describe(
+        longer
+    )
+    finished = study_plan(True)
     assert times.describe(finished) == "To run: evaluations."
     for run in finished.evaluations.values():
         if not run.finished():
@@ -86,18 +107,19 @@ def test_the_estimate_names_only_the_runs_that_are_left() -> None:
 
 @pytest.mark.parametrize("new_epochs", [False, True])
 def test_times_are_measured_once_per_label_budget(monkeypatch: pytest.MonkeyPatch, new_epochs: bool) -> None:
-    """10 images per second in pretraining; a probe takes 1 s a label, finetuning 100 s a step and 1 s a val. image."""
-    measured: list[tuple[int, int, int]] = []
+    """10 images per second in pretraining; a probe takes 1 s a label, finetuning 100 s a step and 1000 s a setting."""
+    measured: list[tuple[int, int]] = []
 
     def pretraining(all_images: Images, *nodes: Any) -> SimpleNamespace:
         assert len(all_images) == 50
         assert nodes[-2:] == (16, 16)  # image size and batch size
         return SimpleNamespace(images_per_second=10.0)
 
-    def classifier(config: Any, data: Dataset, val: Dataset, n: int) -> SimpleNamespace:
-        measured.append((n, len(data), len(val)))
-        finetuning = lambda training, labels, validation: 100.0 * training.steps + 1000 * (labels - n) + validation  # noqa: E731
-        return SimpleNamespace(probe=float(n), finetuning=finetuning)
+    def classifier(config: Any, labeled: Labeled) -> SimpleNamespace:
+        n = len(labeled.budget)
+        measured.append((n, len(labeled.pool)))
+        finetuning = lambda training, steps, settings: 100.0 * steps + 1000 * settings  # noqa: E731
+        return SimpleNamespace(probe=float(n), labels=n, finetuning=finetuning)
 
     monkeypatch.setattr(budget.estimate, "pretraining", pretraining)
     monkeypatch.setattr(budget.estimate, "classifier", classifier)
@@ -105,23 +127,30 @@ def test_times_are_measured_once_per_label_budget(monkeypatch: pytest.MonkeyPatc
     capped = ("dataset.max_images=20", "train.epochs=3", "train.steps=null")
     lengths = {"rotation": capped, "simclr": ("train.steps=2", "train.epochs=null")}
     pretrainings = {
-        n: run_of("pretrain", n, n == "simclr", *shared, f"pretext={n}", "train.batch_size=16", *more)
+        n: {
+            k: run_of(
+                "pretrain", f"{n}{k}", n == "simclr" or k == 0, *shared, f"pretext={n}", "train.batch_size=16", *more
+            )
+            for k in range(2)
+        }
         for n, more in lengths.items()
     }
     few, many = LabelBudget(per_class=2), LabelBudget(per_class=5)
-    usual = ("init=scratch", *shared, "train.steps=3")
+    tuned, probe = (*shared, "init=scratch", "mode=finetune", "train.steps=3"), (*shared, "init=scratch", "mode=probe")
+    search = 'search=["augment.probability=0","augment.probability=1"]'
     classifiers = {
-        Cell("simclr", "probe", few): run_of("finetune", "a", False, *usual),
-        Cell("simclr", "finetune", few): run_of("finetune", "b", False, *usual),
-        Cell("simclr", "finetune", few, "train.steps=5"): run_of("finetune", "c", False, *usual, "train.steps=5"),
-        Cell("simclr", "probe", many): run_of("finetune", "d", True, *usual),
-        Cell("scratch", "finetune", many): run_of("finetune", "e", True, *usual),
+        Cell("simclr", "probe", few, 0): run_of("finetune", "a", False, *probe),
+        Cell("simclr", "finetune", few, 0): run_of("finetune", "b", False, *tuned),
+        Cell("simclr", "finetune", few, 1): run_of("finetune", "c", False, *tuned, search),
+        Cell("simclr", "probe", many, 0): run_of("finetune", "d", True, *probe),
+        Cell("scratch", "finetune", many): run_of("finetune", "e", True, *tuned),
+        Cell("pixels", "knn", few): run_of("finetune", "f", False, *probe),
     }
-    trials = {Cell("simclr", "probe", few): [run_of("finetune", f"fold{k}", k == 0, *usual) for k in range(2)]}
-    plan = Plan(StudyData(dataset(40), dataset(8), images(40), ""), pretrainings, classifiers, {}, trials)
-    times = times_of(plan, StudyData(dataset(30), None, images(50), ""), new_epochs)
+    data = dataset(40)
+    plan = Plan(StudyData(Pool(data, data, None, "inside", "photos"), images(40), ""), pretrainings, classifiers, {})
+    times = times_of(plan, StudyData(plan.classified.pool, images(50), ""), new_epochs)
     assert times.epoch == {"rotation": 2.0, "simclr": 5.0}
-    assert times.epochs == {"rotation": 3.0, "simclr": 0.5}
-    unfinished = 4 + 308 + 508 + 4
-    assert times.classifiers == unfinished + (10 + 4 if new_epochs else 0)
-    assert measured == [(4, 40, 8), (10, 40, 8)][: 1 + new_epochs]
+    assert times.epochs == {"rotation": pytest.approx(3.0, rel=0.3), "simclr": pytest.approx(2 * 16 / 50)}
+    assert times.left == ({"rotation": 2, "simclr": 2} if new_epochs else {"rotation": 1, "simclr": 0})
+    assert times.classifiers == 4 + 300 + 2300 + 2.5 + (10 if new_epochs else 0)
+    assert measured == [(4, 40), (10, 40)][: 1 + new_epochs]

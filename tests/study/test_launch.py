@@ -110,7 +110,7 @@ def test_failed_runs_are_listed_and_only_they_are_repeated(
     in_study: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     smaller = ("compare", *SMALL_STUDY, "pretexts=[rotation]", "labels_per_class=[3]", "seeds=1")  # runs of the other
-    (victim,) = Path("outputs/finetune/study_runs").glob("scratch_finetune_*_seed0*")
+    (victim,) = Path("outputs/finetune/study_runs").glob("scratch_finetune_*_subset0*")
     shutil.rmtree(victim)
     victim.write_text("in the way")
     answer = cli(*smaller)
@@ -133,7 +133,7 @@ def test_runs_do_not_depend_on_the_location_of_images_and_on_save_minutes(cli: C
         place = Path("photos", ("train", "test")[i % 4 == 0], "ab"[i % 2])
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(place / f"{i}.png")
-    overrides = ("dataset=folder", "dataset.image_size=16", "dataset.val_fraction=0.3", "pretexts=[rotation]",
+    overrides = ("dataset=folder", "dataset.image_size=16", "equal_time=false", "pretexts=[rotation]",
                  "seeds=1", "labels_per_class=[3]", "mode=probe", "backbone.widths=[8,16]", *STUDY_STEPS,
                  *QUICK)  # fmt: skip
     assert cli("compare", *overrides, "dataset.root=photos").code == 0

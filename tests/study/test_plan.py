@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +10,40 @@ import pytest
 import torch
 
 from sslrun.base.errors import UserError
-from sslrun.base.output import write_json
 from sslrun.config.compose import compose_config
 from sslrun.config.nodes import plain
 from sslrun.config.types import Node
 from sslrun.data.dataset import Dataset, listing_hash
 from sslrun.data.images import Images
+from sslrun.data.labeled import Pool, Validation
 from sslrun.data.labels import LabelBudget
 from sslrun.runs.run import Stages
 from sslrun.stages.table import job, stage
 from sslrun.study import plan
 from sslrun.study.launch import StudyRun
-from sslrun.study.plan import Cell, Plan, StudyData, best_settings, load_data, plan_of
+from sslrun.study.plan import Plan, StudyData, load_data, plan_of
+from sslrun.study.settings import StudyOverrides
 from tests.helpers import SMALL_STUDY, Cli, folder_node, runs, study_runs, study_table, summary
 
 
 @pytest.mark.slow
 def test_duplicates_run_once_and_lost_weights_are_trained_again(cli: Cli) -> None:
-    twice = ('pretexts=[rotation,"rotation  train.steps=4"]', "label_fractions=[0.01,0.02]", "mode=finetune", "seeds=1")
+    twice = (
+        'pretexts=[rotation,"rotation  train.steps=4"]',
+        "label_fractions=[0.1,0.1001]",
+        "mode=finetune",
+        "seeds=1",
+    )
     answer = cli("compare", *SMALL_STUDY, *twice)
     assert answer.code == 0, answer.err
-    assert "Label budgets 0.01 and 0.02 both give 10 labels; only the first is used." in answer.err
+    assert (
+        "Label budgets label_fraction=0.1 and label_fraction=0.1001 both give 30 labels; only the first is used."
+        in answer.err
+    )
     assert "rotation  train.steps=4 is the same as rotation, so it is run only once." in answer.err
-    assert (len(study_runs("pretrain")), len(study_runs("finetune"))) == (1, 3)
+    assert (len(study_runs("pretrain")), len(study_runs("finetune"))) == (1, 5)
     (study,) = runs("compare")
-    assert len(study_table(study)) == 3
+    assert len(study_table(study)) == 5
     own = cli("report", str(study))  # without auto, since there is no pretrained probe
     assert own.code == 0, own.err
     assert "auto" not in own.out + own.err
@@ -43,7 +53,7 @@ def test_duplicates_run_once_and_lost_weights_are_trained_again(cli: Cli) -> Non
         path.unlink()
     again = cli("compare", *SMALL_STUDY, *twice[:-1], "seeds=2")
     assert again.code == 0, again.err
-    assert (len(study_runs("pretrain")), len(study_runs("finetune"))) == (1, 6)
+    assert (len(study_runs("pretrain")), len(study_runs("finetune"))) == (1, 10)
     assert json.loads(before)["data_fingerprint"] == summary(weights)["data_fingerprint"]
     damaged = Path("outputs/finetune/study_runs", min(study_runs("finetune")))
     (damaged / "summary.json").write_text("{")
@@ -58,39 +68,6 @@ def test_duplicates_run_once_and_lost_weights_are_trained_again(cli: Cli) -> Non
         assert "Traceback" not in wrong.err
 
 
-def finished(name: str, accuracy: float) -> StudyRun:
-    """Return a run of a study that there is, with this accuracy on validation."""
-    run = StudyRun("finetune", name, (), "0")
-    run.directory.mkdir(parents=True)
-    summary = {"stage": "finetune", "status": "finished", "config": {"seed": 0}, "overrides": [],
-               "wall_time_seconds": 1.0, "val/accuracy": accuracy, "val/loss": 1.0}  # fmt: skip
-    write_json(run.directory / "summary.json", summary)
-    return run
-
-
-@pytest.mark.parametrize("folds", [True, False])
-def test_a_search_chooses_by_cross_validation_and_without_it_by_validation(folds: bool) -> None:
-    slow, fast = (Cell("simclr", "finetune", LabelBudget(0.1), f"train.learning_rate={r}") for r in (0.001, 0.1))
-    classifiers = {slow: finished("slow", 0.6), fast: finished("fast", 0.7)}
-    trials = {
-        slow: [finished("slow_without0", 0.9), finished("slow_without1", 0.7)],
-        fast: [finished("fast_without0", 0.5), finished("fast_without1", 0.8)],
-    }
-    data = StudyData(None, None, None, "")  # type: ignore[arg-type]
-    plan = Plan(data, {}, classifiers, {}, trials if folds else {})
-    assert best_settings(plan) == [slow if folds else fast]
-
-
-@pytest.mark.parametrize(("per_class", "folds"), [(1, 0), (2, 2), (3, 3), (6, 3)])
-def test_the_number_of_folds_follows_the_label_budget(per_class: int, folds: int) -> None:
-    """The training split has 40 images a class, validation has 20."""
-    data = Dataset(Images([torch.zeros(80, 2, 2, 3, dtype=torch.uint8)], np.zeros((80, 16), np.uint8)),
-                   torch.arange(80) % 2, ["a", "b"], [str(i) for i in range(80)], {0: 40, 1: 40})  # fmt: skip
-    cell = Cell("simclr", "finetune", LabelBudget(per_class=per_class))
-    found = plan._folds(cell, StudyData(data, data.take(np.arange(20)), data.images, ""), 1, "auto")
-    assert found == [[k, folds] for k in range(folds)]
-
-
 def composed(command: str, overrides: Sequence[str]) -> Node:
     return plain(compose_config(command, list(overrides), None))
 
@@ -100,66 +77,108 @@ def with_labels(n: int, value: int = 0) -> Dataset:
     return Dataset(Images([pixels], np.full((n, 16), value, np.uint8)), torch.arange(n) % 2, ["a", "b"], [""] * n)
 
 
-def test_the_runs_of_a_study_have_its_settings_and_depend_on_the_data_that_they_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def pool_of(data: Dataset, validation: Validation = "inside", val: Dataset | None = None) -> Pool:
+    return Pool(data, data, val, validation, "photos")
+
+
+COMMON = ["dataset=folder", "dataset.root=photos", "backbone=smallcnn", "device=cpu"]
+ON_PIXELS = ["backbone=pixels", *(o for o in COMMON if o != "backbone=smallcnn")]
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, tuple[Node, tuple[str, ...]]]]:
+    """Config and data of each run by command and name; the two tasks of the study have the same settings."""
     made: dict[str, dict[str, tuple[Node, tuple[str, ...]]]] = {s: {} for s in ("pretrain", "finetune", "evaluate")}
 
-    def named(
-        stages: Any, stage: str, name: str, config: Node, overrides: Any, *data: str, setting: str = ""
-    ) -> StudyRun:
-        made[stage][f"{name} {setting}".strip()] = config, data
-        return StudyRun(stage, name, tuple(overrides), f"{len(made[stage])}" if stage != "pretrain" else "0", setting)
+    def named(stages: Any, stage: str, name: str, config: Node, overrides: Any, *data: str) -> StudyRun:
+        made[stage][name] = config, data
+        return StudyRun(stage, name, tuple(overrides), f"{len(made[stage])}" if stage != "pretrain" else config["seed"])
 
     monkeypatch.setattr(plan, "study_run", named)
-    common = ["dataset=folder", "dataset.root=photos", "backbone=smallcnn", "device=cpu"]
-    monkeypatch.setattr(
-        plan, "overrides_of", lambda *_: ({"rotation": common, "again": common}, common, ["", "label_smoothing=0.3"])
-    )
-    own = ["search=[]", "labels_per_class=[2]", "seeds=2", "imagenet=false", "mode=finetune", "device.threads=1"]
-    config = composed("compare", [*common, *own])
-    data, val = with_labels(20), with_labels(6, 9)
-    images = data.images + with_labels(3, 7).images
-    made_plan = plan_of(Stages(stage, job), config, {"device": "cpu"}, StudyData(data, val, images, "test"))
-    assert [d for _, d in made["pretrain"].values()] == [(images.fingerprint().hexdigest(),)] * 2
-    assert list(made_plan.pretrainings) == ["rotation"]  # the other one has the same key
-    weights = made_plan.pretrainings["rotation"].directory.as_posix()
-    inits = {"scratch": "scratch", "rotation": weights}
-    cells = list(made_plan.classifiers)
-    tried = ["scratch probe", *["scratch finetune"] * 2, *["rotation finetune"] * 2]
-    assert [f"{c.initialization} {c.mode}" for c in cells] == tried * 2
-    assert [c.budget for c in cells] == [LabelBudget(per_class=2)] * 5 + [LabelBudget(per_class=2, seed=1)] * 5
-    whole = {
-        "": composed("finetune", common),
-        "label_smoothing=0.3": composed("finetune", [*common, "label_smoothing=0.3"]),
-    }
-    for cell, run in made_plan.classifiers.items():
+    given = StudyOverrides({"rotation": COMMON, "again": COMMON}, COMMON, ON_PIXELS, ["label_smoothing=0.3"])
+    monkeypatch.setattr(plan, "overrides_of", lambda *_: given)
+    return made
+
+
+def planned(*own: str, equal_time: dict[str, int] | None = None, pool: Pool | None = None) -> Plan:
+    config = composed("compare", [*COMMON, "seeds=2", "imagenet=false", "device.threads=1", *own])
+    pool = pool or pool_of(with_labels(20))
+    data = StudyData(pool, pool.data.images + with_labels(3, 7).images, "test")
+    return plan_of(Stages(stage, job), config, {"device": "cpu"}, data, None, equal_time)
+
+
+def test_the_runs_of_a_study_have_its_settings_and_depend_on_the_data_that_they_read(
+    made: dict[str, dict[str, tuple[Node, tuple[str, ...]]]],
+) -> None:
+    result = planned("labels=[4]", "pretrain_seeds=2", "mode=finetune")
+    images = (with_labels(20).images + with_labels(3, 7).images).fingerprint().hexdigest()
+    assert list(result.pretrainings) == ["rotation"]  # the other one has the same keys
+    assert {s: r.name for s, r in result.pretrainings["rotation"].items()} == {0: "rotation_seed0", 1: "rotation_seed1"}
+    for seed in (0, 1):
+        config, data = made["pretrain"][f"rotation_seed{seed}"]
+        assert (config, data) == (composed("pretrain", [*COMMON, f"seed={seed}"]), (images,))
+    shared = [
+        ("scratch", "finetune", None),
+        ("scratch", "probe", None),
+        ("pixels", "probe", None),
+        ("pixels", "knn", None),
+    ]
+    networks = [*shared, ("rotation", "finetune", 0), ("rotation", "finetune", 1)]
+    cells = list(result.classifiers)
+    assert [(c.initialization, c.mode, c.pretrain_seed) for c in cells] == networks * 2
+    assert [c.budget for c in cells] == [LabelBudget(4)] * 6 + [LabelBudget(4, seed=1)] * 6
+    assert result.matched == 2
+    for cell, run in result.classifiers.items():
         seed = cell.budget.seed
-        assert run.name == f"{cell.initialization}_{cell.mode}_2_per_class_seed{seed}"
-        settings = {"init": inits[cell.initialization], "mode": cell.mode, "labels_per_class": 2, "seed": seed}
-        settings["subset_seed"] = seed
-        trials = made_plan.trials.get(cell, [])
-        assert len(trials) == (0 if (cell.initialization, cell.mode) == ("scratch", "probe") else 2)
-        for fold, r in [(None, run), *(([k, 2], t) for k, t in enumerate(trials))]:
-            used, fingerprints = made["finetune"][f"{r.name} {r.setting}".strip()]
-            assert used == whole[cell.setting] | settings | {"fold": fold}
-            assert fingerprints == (data.fingerprint(), val.fingerprint())
-            written = {k: str(v) for k, v in settings.items() if k != "subset_seed"}
-            assert {f"{k}={v}" for k, v in written.items()} <= {o.replace("'", "") for o in r.overrides}
-            assert (f"fold={fold}".replace(" ", "") in r.overrides) == (fold is not None)
-            assert r.setting == cell.setting
-            assert r.overrides[: len(common)] == tuple(common)
-            assert r.overrides.count("label_smoothing=0.3") == (cell.setting != "")
-            assert not fold or r.name == f"{run.name}_fold{fold[0] + 1}of2"
-        reading = {o.replace("'", "") for o in made_plan.evaluations[cell].overrides}
+        init = {"rotation": "outputs/pretrain/study_runs/" + f"rotation_seed{cell.pretrain_seed}-{cell.pretrain_seed}"}
+        own = {"init": init.get(cell.initialization, "scratch"), "mode": cell.mode, "labels": 4, "seed": seed}
+        own |= {"validation": "inside", "search": ["label_smoothing=0.3"] if cell.mode == "finetune" else []}
+        common = ON_PIXELS if cell.initialization == "pixels" else COMMON
+        used, fingerprints = made["finetune"][run.name]
+        assert used == composed("finetune", common) | own | {"subset_seed": seed}
+        assert seed or composed("finetune", list(run.overrides)) == used
+        assert fingerprints == (with_labels(20).fingerprint(), "")
+        seeded = "" if cell.pretrain_seed is None else f"_seed{cell.pretrain_seed}"
+        assert run.name == f"{cell.initialization}{seeded}_{cell.mode}_labels4_subset{seed}"
+        reading = {o.replace("'", "") for o in result.evaluations[cell].overrides}
         place = {"dataset.root=photos", "dataset.test_fraction=0.2"}
         assert reading == {f"run={run.directory.as_posix()}", "device=cpu", "device.threads=1", *place}
-    evaluated = list(made_plan.evaluations.values())
-    assert {r.stage for r in evaluated} == {"evaluate"}
+    assert {r.stage for r in result.evaluations.values()} == {"evaluate"}
     assert {d for _, d in made["evaluate"].values()} == {("test",)}
-    runs = {r.directory.as_posix() for r in made_plan.classifiers.values()}
-    assert {c["run"] for c, _ in made["evaluate"].values()} <= runs
-    assert all(c["device"] == config["device"] for c, _ in made["evaluate"].values())
+    assert {c["run"] for c, _ in made["evaluate"].values()} == {
+        r.directory.as_posix() for r in result.classifiers.values()
+    }
+
+
+def test_a_validation_split_is_passed_to_every_classifier(
+    made: dict[str, dict[str, tuple[Node, tuple[str, ...]]]],
+) -> None:
+    data, val = with_labels(20), with_labels(6, 9)
+    planned("labels_per_class=[2]", "mode=probe", "equal_time=false", pool=pool_of(data, "extra", val))
+    assert {c["validation"] for c, _ in made["finetune"].values()} == {"extra"}
+    assert {d for _, d in made["finetune"].values()} == {(data.fingerprint(), val.fingerprint())}
+
+
+def test_scratch_is_trained_for_as_long_as_a_pretraining_once_the_steps_are_known(
+    made: dict[str, dict[str, tuple[Node, tuple[str, ...]]]],
+) -> None:
+    """A number of steps that is the usual one needs no further run."""
+    result = planned("labels=[4,6]", "seeds=1", equal_time={"labels=4": 900, "labels=6": 100})
+    assert result.matched == 0
+    few, more = (
+        {
+            c.mode: r
+            for c, r in result.classifiers.items()
+            if (c.initialization, c.budget) == ("scratch", LabelBudget(n))
+        }
+        for n in (4, 6)
+    )
+    usual, longer = (made["finetune"][few[m].name][0] for m in ("finetune", "equal_time"))
+    assert longer == usual | {"train": {**usual["train"], "steps": 900}}
+    assert composed("finetune", list(few["equal_time"].overrides)) == longer
+    assert more["equal_time"] is more["finetune"]
+    assert len(made["finetune"]) == 2 * 6 + 1  # one is longer
+    assert sorted(b.text for b in result.scratch) == ["labels=4", "labels=6"]
 
 
 def test_the_classifiers_of_each_mode(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,68 +190,82 @@ def test_the_classifiers_of_each_mode(monkeypatch: pytest.MonkeyPatch) -> None:
         plan, "imagenet_cached", lambda backbone, size: there["cached"] and (backbone, size) == ({}, 64)
     )
 
-    def cells(mode: str = "auto", imagenet: bool | str = False, seeds: int = 1) -> list[tuple[str, str, str]]:
-        config = {"backbone": {}, "dataset": {"image_size": 64}, "imagenet": imagenet, "mode": mode, "seeds": seeds}
-        found = plan._cells(config, ["simclr"], ["", "a=1"], [LabelBudget(0.1)])
-        return [(c.initialization, c.mode, c.setting) for c in found]
+    def cells(
+        mode: str = "auto", imagenet: bool | str = False, seeds: int = 1, equal_time: bool = False
+    ) -> list[tuple[str, str, int | None]]:
+        config = {"backbone": {}, "dataset": {"image_size": 64}, "imagenet": imagenet, "mode": mode, "seeds": seeds,
+                  "equal_time": equal_time}  # fmt: skip
+        found = plan._cells(config, {"simclr": [3, 4]}, [LabelBudget(fraction=0.1)])
+        return [(c.initialization, c.mode, c.pretrain_seed) for c in found]
 
-    frozen, scratch = ("scratch", "probe", ""), [("scratch", "finetune", s) for s in ("", "a=1")]
-    tuned, probe = [("simclr", "finetune", s) for s in ("", "a=1")], ("simclr", "probe", "")
-    assert cells() == [frozen, *scratch, *tuned, probe]
-    assert cells("finetune") == [frozen, *scratch, *tuned]
-    assert cells("probe") == [frozen, *scratch, probe]
+    scratch, frozen = ("scratch", "finetune", None), ("scratch", "probe", None)
+    base = [scratch, frozen, ("pixels", "probe", None), ("pixels", "knn", None)]
+    pretrained = [("simclr", mode, seed) for seed in (3, 4) for mode in ("probe", "finetune")]
+    assert cells() == [*base, *pretrained]
+    assert cells("finetune") == [*base, *(("simclr", "finetune", s) for s in (3, 4))]
+    assert cells("probe") == [*base, *(("simclr", "probe", s) for s in (3, 4))]
+    assert cells(equal_time=True) == [scratch, ("scratch", "equal_time", None), *base[1:], *pretrained]
     assert len(cells(seeds=3)) == 3 * len(cells())
     assert cells(imagenet="auto") == cells()
-    assert cells("probe", True) == [frozen, *scratch, ("imagenet", "probe", ""), probe]
+    both = [("imagenet", "probe", None), ("imagenet", "finetune", None)]
+    assert cells("auto", True) == [*base, *both, *pretrained]
     there["cached"] = True
-    assert cells("probe", "auto") == cells("probe", True)
+    assert cells("auto", "auto") == cells("auto", True)
     there["weights"] = False
     with pytest.raises(UserError, match="imagenet=true: no ImageNet weights"):
         cells(imagenet=True)
 
 
+NO_BUDGET: Node = {"labels": None, "labels_per_class": None, "label_fractions": None, "seeds": 3}
+
+
 def test_label_budgets_are_sorted_and_those_of_the_same_size_are_used_once() -> None:
-    data = with_labels(20)
-    config: Node = {"labels_per_class": None, "label_fractions": [1.0, 0.5, 0.1, 0.5, 0.11]}
-    assert plan._budgets(config, data) == [LabelBudget(0.1), LabelBudget(0.5), LabelBudget(1.0)]
-    config["labels_per_class"] = [10, 2, 2]
-    assert plan._budgets(config, data) == [LabelBudget(per_class=2), LabelBudget(per_class=10)]
+    pool = pool_of(with_labels(20))
+    fractions = [LabelBudget(fraction=f) for f in (0.1, 0.5, 1.0)]
+    assert plan._budgets(NO_BUDGET | {"label_fractions": [1.0, 0.5, 0.1, 0.5, 0.11]}, pool) == fractions
+    per_class = [LabelBudget(per_class=n) for n in (2, 10)]
+    assert plan._budgets(NO_BUDGET | {"labels_per_class": [10, 2, 2]}, pool) == per_class
+    assert plan._budgets(NO_BUDGET | {"labels": [7, 5]}, pool) == [LabelBudget(5), LabelBudget(7)]
 
 
-def test_without_validation_a_choice_needs_two_labels_per_class() -> None:
-    data = with_labels(20)
-
-    def folds(initialization: str, mode: str, settings: int, study: str, val: Dataset | None, n: int = 2) -> int:
-        cell = Cell(initialization, mode, LabelBudget(per_class=n))
-        return len(plan._folds(cell, StudyData(data, val, data.images, ""), settings, study))
-
-    few, many = with_labels(20), with_labels(100)
-    assert folds("simclr", "probe", 1, "auto", few) == folds("scratch", "finetune", 1, "auto", None) == 2
-    assert folds("simclr", "probe", 2, "finetune", few) == folds("simclr", "finetune", 2, "probe", None) == 2
-    assert folds("simclr", "finetune", 1, "finetune", few) == folds("simclr", "probe", 1, "probe", None, 1) == 0
-    assert folds("scratch", "probe", 2, "auto", few) == folds("simclr", "probe", 2, "auto", many) == 0
-    assert folds("simclr", "probe", 2, "auto", few, 1) == 0
-    with pytest.raises(UserError, match="without validation images and with labels_per_class=1; set mode=finetune"):
-        folds("simclr", "probe", 1, "auto", None, 1)
+def test_default_budgets_without_a_label_of_each_class_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    assert plan._budgets(NO_BUDGET, pool_of(with_labels(30))) == [LabelBudget(fraction=f) for f in (0.1, 1.0)]
+    assert caplog.messages == [
+        "label_fraction=0.01 is 0 labels, which is fewer than the 2 classes; this budget is left out."
+    ]
 
 
-def test_the_best_setting_of_each_network_is_evaluated() -> None:
-    """Label budgets, seeds and modes are networks of their own."""
-    budgets = [LabelBudget(0.1), LabelBudget(0.1, seed=1), LabelBudget(0.2)]
-    scores = {"a=1": (0.6, 0.7, 0.5), "a=2": (0.7, 0.6, 0.5)}
-    runs = {
-        Cell("simclr", "finetune", b, s): finished(f"{s}{i}", a[i])
-        for s, a in scores.items()
-        for i, b in enumerate(budgets)
-    }
-    probe = Cell("simclr", "probe", budgets[0])
-    data = StudyData(None, None, None, "")  # type: ignore[arg-type]
-    best = best_settings(Plan(data, {}, {**runs, probe: finished("probe", 0.1)}, {}, {}))
-    tuned = [Cell("simclr", "finetune", b, s) for b, s in zip(budgets, ("a=2", "a=1", "a=1"), strict=True)]
-    assert best == [*tuned, probe]
+@pytest.mark.parametrize(
+    ("budgets", "text"),
+    [
+        ({"labels": [5, 1]}, "labels=1 is fewer than the 2 classes"),
+        ({"labels": [5, 21]}, "labels=21: there are only 20 labels"),
+        ({"label_fractions": [0.02, 1.0]}, "label_fraction=0.02 is 0 labels, which is fewer than the 2 classes"),
+    ],
+)
+def test_label_budgets_that_cannot_be_drawn(budgets: Node, text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        plan._budgets(NO_BUDGET | budgets, pool_of(with_labels(20)))
 
 
-def test_a_study_pretrains_on_training_and_unlabeled_images_and_needs_a_test_split(
+def test_groups_that_exclude_one_class_from_a_fold_are_named_with_their_budget() -> None:
+    labels, groups = [0, 1, 1, 2, 1, 1, 0, 0, 0, 2, 2, 1], "zyxywwwzwzzy"
+    data = replace(with_labels(12), labels=torch.tensor(labels), class_names=["a", "b", "c"])
+    pool = pool_of(replace(data, groups=np.array(list(groups), dtype=object)))
+    with pytest.raises(UserError, match=r"labels=12, subset 0: .* 2 folds would have no training image of 1 class"):
+        plan._budgets(NO_BUDGET | {"labels": [12]}, pool)
+
+
+def test_one_label_per_class_is_logged_since_nothing_can_be_chosen(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    plan._budgets(NO_BUDGET | {"labels": [2, 6]}, pool_of(with_labels(20)))
+    assert [r.message for r in caplog.records] == [
+        "labels=2: every class has one label, so nothing can be chosen by cross-validation, and the defaults are used."
+    ]
+
+
+def test_a_study_pretrains_on_all_training_and_unlabeled_images_and_needs_a_test_split(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = {**folder_node("set"), "val_fraction": 0.2}
@@ -240,13 +273,13 @@ def test_a_study_pretrains_on_training_and_unlabeled_images_and_needs_a_test_spl
     shutil.copytree(photos, "set/test")
     shutil.copytree(photos / "temple", "set/unlabeled")
     Path("set/test/flower/flower 00.jpg").unlink()
-    loaded = load_data(node, str(photos / "flower"))
-    assert loaded.val is not None
-    assert (len(loaded.data), len(loaded.val), len(loaded.images)) == (48, 12, 48 + 30 + 30)
-    assert loaded.test == listing_hash(node, "test") != listing_hash(node, "train")
-    fewer = plan._classified(node | {"max_images": 30}, node, loaded)
-    assert fewer.val is not None
-    assert (len(fewer.data), len(fewer.val), len(fewer.images), fewer.test) == (24, 6, 108, loaded.test)
+    inside, extra = (load_data(node, str(photos / "flower"), v) for v in ("inside", "extra"))
+    assert extra.pool.val is not None
+    assert (len(extra.pool.data), len(extra.pool.val), len(extra.images)) == (48, 12, 60 + 30 + 30)
+    assert (len(inside.pool.data), inside.pool.val, len(inside.images)) == (60, None, 60 + 30 + 30)
+    for loaded, n in ((inside, 30), (extra, 30)):  # a fraction is of all training images
+        assert len(loaded.pool.labeled(LabelBudget(fraction=0.5)).budget) == n
+    assert inside.test == listing_hash(node, "test") != listing_hash(node, "train")
     monkeypatch.setattr(plan, "listing_hash", lambda *_: "")
     with pytest.raises(UserError, match="has no test split, which a study needs"):
-        load_data(node, None)
+        load_data(node, None, "inside")

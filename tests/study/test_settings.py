@@ -28,8 +28,7 @@ def test_two_settings_of_one_task_are_two_networks(cli: Cli) -> None:
 def test_a_pretraining_has_the_seed_and_the_shared_settings_of_its_study() -> None:
     config = plain(compose_config("compare", ["seed=3", "train.epochs=7", "dataset=digits", "unlabeled=more"], None))
     chosen = {"pretext": "simclr", "backbone": "smallcnn", "dataset": "digits", "optimizer": "adamw", "device": "auto"}
-    pretrainings, _, _ = overrides_of(Stages(stage, job), config, chosen, None)
-    (overrides,) = pretrainings.values()
+    (overrides,) = overrides_of(Stages(stage, job), config, chosen, None).pretrainings.values()
     assert {"seed=3", "train.epochs=7", "unlabeled='more'"} <= set(overrides)
 
 
@@ -49,7 +48,8 @@ def test_the_overrides_of_a_study_give_the_configs_of_its_runs() -> None:
     more = ["pretext.temperature=0.4", "train.learning_rate=0.5", pretexts, "seed=4"]
     classifiers = ['finetune=["label_smoothing=0.3","dataset.max_images=50"]', 'search=["augment.probability=0.1"]']
     config = composed("compare", [*own, *device, *more, *classifiers])
-    pretrainings, common, settings = overrides_of(Stages(stage, job), config, CHOSEN, None)
+    given = overrides_of(Stages(stage, job), config, CHOSEN, None)
+    pretrainings, common = given.pretrainings, given.common
     assert list(pretrainings) == ["simclr", "rotation", "simclr pretext.temperature=0.7 train.steps=3 seed=9"]
     shared = [*own, *device, "train.learning_rate=0.5"]
     expected = [
@@ -61,14 +61,16 @@ def test_the_overrides_of_a_study_give_the_configs_of_its_runs() -> None:
         assert composed("pretrain", overrides) == composed("pretrain", same)
     data = ["dataset=digits", "dataset.max_images=50", "backbone=smallcnn", "backbone.widths=[8,16]", *own[:2], *device]
     assert composed("finetune", common) == composed("finetune", [*data, "label_smoothing=0.3"])
-    assert settings == ["augment.probability=0.1"]
+    assert given.search == ["augment.probability=0.1"]
+    on_pixels = composed("finetune", ["dataset=digits", "dataset.max_images=50", "backbone=pixels", *own[:2], *device])
+    assert composed("finetune", given.of_classifier("pixels", "probe")) == on_pixels | {"label_smoothing": 0.3}
     assert composed("evaluate", device_of(config, CHOSEN, "evaluate")) == composed("evaluate", device)
     config |= {"search": [], "pretexts": None}
-    pretrainings, _, settings = overrides_of(Stages(stage, job), config, CHOSEN, None)
-    (overrides,) = pretrainings.values()
-    assert list(pretrainings) == ["simclr"]
+    given = overrides_of(Stages(stage, job), config, CHOSEN, None)
+    (overrides,) = given.pretrainings.values()
+    assert list(given.pretrainings) == ["simclr"]
     assert composed("pretrain", overrides)["pretext"]["temperature"] == 0.4
-    assert settings == [""]
+    assert given.search == []
 
 
 def test_the_given_settings_of_classifiers_are_not_searched() -> None:
@@ -78,17 +80,36 @@ def test_the_given_settings_of_classifiers_are_not_searched() -> None:
     with pytest.raises(UserError, match="search: seed=1: expected a training setting"):
         overrides_of(Stages(stage, job), config, CHOSEN, None)
     config["search"].pop()
-    assert overrides_of(Stages(stage, job), config, CHOSEN, None)[2] == [""]
+    assert overrides_of(Stages(stage, job), config, CHOSEN, None).search == []
 
 
 def test_only_a_budget_forbids_the_length_of_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_settings, "_common", lambda *_: [])
-    monkeypatch.setattr(study_settings, "_settings", lambda *_: [""])
     config = composed("compare", [])
     for key in ("train.epochs", "train.steps"):
         config |= {"pretexts": [f"simclr {key}=3"], "budget": None}
-        (overrides,) = overrides_of(Stages(stage, job), config, CHOSEN, None)[0].values()
+        (overrides,) = overrides_of(Stages(stage, job), config, CHOSEN, None).pretrainings.values()
         assert overrides[-1] == f"{key}=3"
         config["budget"] = "9m"
         with pytest.raises(UserError, match=f"budget= sets the epochs of each pretraining; remove {key}=3"):
             overrides_of(Stages(stage, job), config, CHOSEN, None)
+
+
+def test_the_validation_fraction_is_given_to_classifiers_with_a_validation_split_only() -> None:
+    for validation in ("inside", "extra"):
+        config = composed("compare", ["dataset.val_fraction=0.3", f"validation={validation}"])
+        common = overrides_of(Stages(stage, job), config, CHOSEN, None).common
+        assert ("dataset.val_fraction=0.3" in common) == (validation == "extra")
+
+
+def test_knn_on_pixels_does_not_balance_classes() -> None:
+    given = overrides_of(Stages(stage, job), composed("compare", ['finetune=["balance=weights"]']), CHOSEN, None)
+    assert "balance=weights" in given.of_classifier("pixels", "probe")
+    assert "balance=weights" not in given.of_classifier("pixels", "knn")
+    assert "backbone=smallcnn" in given.of_classifier("scratch", "probe")
+
+
+def test_seeds_of_a_task_conflict_with_several_pretrainings() -> None:
+    config = composed("compare", ['pretexts=["simclr seed=3"]', "pretrain_seeds=2"])
+    with pytest.raises(UserError, match=r"pretexts: simclr seed=3: pretrain_seeds=2 sets the seeds .*; remove seed=3"):
+        overrides_of(Stages(stage, job), config, CHOSEN, None)

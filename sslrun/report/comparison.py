@@ -1,0 +1,149 @@
+"""The comparison of a study in words: its table for a terminal, and its conclusions."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from sslrun.base.output import new_table
+from sslrun.base.text import counted, percent
+from sslrun.evaluation.intervals import MIN_VALUES, Interval
+from sslrun.report.gains import ALPHA, brackets, gain_text, p_text, signed
+from sslrun.report.plots import FROM_SCRATCH, name_of
+from sslrun.runs.encoders import PIXELS, SCRATCH
+from sslrun.study.comparison import Budget, Entry
+from sslrun.study.results import EQUAL_TIME
+from sslrun.training.candidates import KNN, PROBE
+
+STYLES = {"better": "green", "worse": "red"}  # in a terminal; a page has CSS classes of these names
+RIVALS = {  # networks that a gain has to be compared with, too
+    (SCRATCH, EQUAL_TIME): "training from scratch for as long as a pretraining",
+    (SCRATCH, PROBE): "a linear probe of the randomly initialized network",
+    (SCRATCH, KNN): "k-NN on the randomly initialized network",
+    (PIXELS, PROBE): "logistic regression on pixels",
+    (PIXELS, KNN): "k-NN on pixels",
+}
+
+
+def table(entries: Sequence[Entry]) -> Table:
+    """Return the comparison as a table for a terminal."""
+    extra = any(e.budget.labels_val for e in entries)
+    labels = "labels +\nvalidation labels" if extra else "labels"
+    columns = (labels, "network", "test accuracy", "95 % CI", "gain", "95 % CI", "Holm p")
+    numbers = {labels, "test accuracy", "gain", "Holm p"}
+    out = new_table(columns, numbers, fold=True, caption=_caption(entries), caption_justify="left")
+    last = None
+    for e in entries:
+        if last is not None and e.budget != last:
+            out.add_section()
+        style = STYLES.get(kind_of(e), "")
+        out.add_row(
+            "" if e.budget == last else number_of_labels(e.budget),
+            Text(network_text(e)),
+            percent(e.accuracy.mean),
+            Text(accuracy_interval(e.accuracy)),
+            Text(difference_text(e), style=style),
+            Text(gain_interval(e), style=style),
+            Text("" if e.p is None else p_text(e.p), style=style),
+        )
+        last = e.budget
+    return out
+
+
+def _caption(entries: Sequence[Entry]) -> str:
+    text = "Accuracies: 95 % CI for other label subsets. Gains over scratch in points, on the same label subsets."
+    if n := comparisons(entries):
+        text += f"\nHolm p: corrected for {counted(n, 'comparison')}; the other rows are not tested."
+    return text
+
+
+def comparisons(entries: Sequence[Entry]) -> int:
+    """Return the number of comparisons in the family."""
+    return sum(e.gain is not None for e in entries)
+
+
+def kind_of(entry: Entry) -> str:
+    """Return `better` or `worse` for a network in the family, by its corrected p-value, or an empty string."""
+    if entry.gain is None or entry.p is None or entry.p >= ALPHA:
+        return ""
+    return "better" if entry.gain.gain > 0 else "worse"
+
+
+def number_of_labels(budget: Budget) -> str:
+    """Return the number of labels as in a table: `60`, or `60 + 301` with a validation split that comes on top."""
+    train = f"{budget.labels - budget.labels_val:,}"
+    return f"{train} + {budget.labels_val:,}" if budget.labels_val else train
+
+
+def labels_text(budget: Budget) -> str:
+    """Return the number of labels with its noun: `60 labels`, `60 + 301 validation labels`."""
+    if budget.labels_val:
+        return f"{number_of_labels(budget)} validation labels"
+    return counted(budget.labels, "label")
+
+
+def network_text(entry: Entry) -> str:
+    """Return the name of a network, with the choices of `mode=auto`, most frequent first: `(probe 3, scratch 2)`."""
+    chosen = ", ".join(f"{c} {n}" for c, n in sorted(entry.chosen.items(), key=lambda x: -x[1]))
+    return name_of(entry.initialization, entry.mode) + (f" ({chosen})" if chosen else "")
+
+
+def accuracy_interval(accuracy: Interval) -> str:
+    """Return the 95 % CI of an accuracy: `[65.5, 75.1]`; empty for fewer than three values."""
+    return brackets((accuracy.low, accuracy.high)) if accuracy.known else ""
+
+
+def difference_text(entry: Entry) -> str:
+    """Return the mean difference from scratch in points: `+6.1`; empty if there is none."""
+    return "" if entry.difference is None else signed(entry.difference)
+
+
+def gain_interval(entry: Entry) -> str:
+    """Return the 95 % CI of a gain: `[4.0, 8.2]`; empty if there is none."""
+    gain = entry.gain
+    return "" if gain is None or gain.low is None or gain.high is None else brackets((gain.low, gain.high))
+
+
+def conclusions(entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
+    """Return a sentence for each label budget from scratch, and for each network in the family.
+
+    Args:
+        entries: as returned by `compared`.
+    """
+    return [(e, _sentence(e, entries)) for e in entries if e.is_scratch or e.in_family]
+
+
+def _sentence(e: Entry, entries: Sequence[Entry]) -> str:
+    if e.is_scratch:
+        interval = accuracy_interval(e.accuracy) or (
+            f"(an interval needs {MIN_VALUES} or more label subsets, or runs with all labels)"
+        )
+        return f"{FROM_SCRATCH}, {labels_text(e.budget)}: test accuracy {percent(e.accuracy.mean)} {interval}"
+    name = f"{e.initialization}, {labels_text(e.budget)}"
+    if e.gain is None:
+        return f"{name}: no network trained from scratch on the same labels to compare with"
+    sentence = f"{name}: {gain_text(e.gain, e.p, comparisons(entries))}"
+    if set(e.chosen) == {SCRATCH}:
+        sentence += " (auto chose scratch on every label subset)"
+    elif kind_of(e) == "better" and e.labels_needed:
+        number, sign = e.labels_needed
+        more = {"=": "about ", ">": "more than ", "<": "fewer than "}[sign]
+        val = f" + {e.budget.labels_val:,} validation" if e.budget.labels_val else ""
+        sentence += f"; scratch needs {more}{number:,.0f}{val} labels for the same accuracy"
+    return sentence + _rivals(e, entries) + _dropped(e)
+
+
+def _rivals(e: Entry, entries: Sequence[Entry]) -> str:
+    """Return the networks that cost less, or as much as the pretraining, and are as accurate."""
+    reach = [
+        f"{RIVALS[r.initialization, r.mode]} reaches {percent(r.accuracy.mean)}"
+        for r in entries
+        if r.budget == e.budget and (r.initialization, r.mode) in RIVALS and r.accuracy.mean >= e.accuracy.mean
+    ]
+    return "; but " + " and ".join(filter(None, [", ".join(reach[:-1]), reach[-1]])) if reach else ""
+
+
+def _dropped(e: Entry) -> str:
+    counts = ((e.dropped.pretrainings, "pretraining"), (e.dropped.subsets, "label subset"))
+    without = " and ".join(counted(n, noun) for n, noun in counts if n)
+    return f"; without {without} for which runs are missing" if without else ""

@@ -1,0 +1,319 @@
+"""Comparison of networks with training from scratch on the same labels: the entries of a report, and its tests.
+
+A study tests one family of hypotheses, which is fixed beforehand: one network for each task and label budget. All other
+networks are shown with their accuracy and mean difference, without a test.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from sslrun.evaluation.correctness import Correctness, read_correctness
+from sslrun.evaluation.intervals import Interval, mean_interval
+from sslrun.runs.encoders import IMAGENET, PIXELS, SCRATCH
+from sslrun.study.gains import (
+    Gain,
+    gain_on_one_subset,
+    gains_over_scratch,
+    holm,
+    image_variance,
+)
+from sslrun.study.results import ORDER, Row
+from sslrun.training.candidates import AUTO, TUNED
+
+Sign = Literal["=", "<", ">"]
+
+
+class Budget(NamedTuple):
+    """A label budget: the number of labels in all, of these in a validation split, and as requested."""
+
+    labels: int
+    labels_val: int
+    text: str
+
+
+def budget_of(row: Row) -> Budget:
+    """Return the label budget of a classifier."""
+    return Budget(row.labels, row.labels_val, row.label_budget)
+
+
+class Dropped(NamedTuple):
+    """Numbers of pretrainings and label subsets that an interval cannot consider, since they lack runs."""
+
+    pretrainings: int
+    subsets: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Results of one network at one label budget.
+
+    Attributes:
+        initialization, mode: as in `Row`.
+        accuracy: mean test accuracy and its 95 % CI for other label subsets, with these pretrainings and test images;
+            for other runs where there is one subset.
+        difference: mean difference in test accuracy from scratch on the same label subsets; None without such.
+        in_family: whether it is compared with scratch by a test.
+        gain: the same difference with its interval; None without scratch, and outside the family.
+        p: p-value of the gain, corrected for all comparisons in the family; None without an interval.
+        dropped: what the gain does not consider.
+        labels_needed: by scratch for the same accuracy, as returned by `labels_needed`; None without scratch.
+        chosen: counts of the choices of `mode=auto`.
+    """
+
+    budget: Budget
+    initialization: str
+    mode: str
+    accuracy: Interval
+    difference: float | None
+    in_family: bool
+    gain: Gain | None
+    p: float | None
+    dropped: Dropped
+    labels_needed: tuple[float, Sign] | None
+    chosen: dict[str, int]
+
+    @property
+    def labels_train(self) -> int:
+        """The number of labels without those of a validation split."""
+        return self.budget.labels - self.budget.labels_val
+
+    @property
+    def is_scratch(self) -> bool:
+        """Whether it was trained from scratch for the usual time, the baseline of all comparisons."""
+        return (self.initialization, self.mode) == (SCRATCH, TUNED)
+
+
+class _Network(NamedTuple):
+    budget: Budget
+    initialization: str
+    mode: str
+
+
+class _Cell(NamedTuple):
+    pretrain_seed: int | None
+    subset: str
+
+
+_Cells = dict[_Cell, list[Row]]
+
+
+def compared(rows: Sequence[Row], mode: str) -> list[Entry]:
+    """Return one entry per network and label budget, ordered by number of labels, then as in `rows`.
+
+    Args:
+        rows: evaluated classifiers.
+        mode: of the networks in the family.
+    """
+    networks: dict[_Network, list[Row]] = {}
+    initializations = list(dict.fromkeys(r.initialization for r in rows))
+    for row in sorted(rows, key=lambda r: (r.labels, initializations.index(r.initialization), ORDER.index(r.mode))):
+        networks.setdefault(_Network(budget_of(row), row.initialization, row.mode), []).append(row)
+    cells = {network: _cells(members) for network, members in networks.items()}
+    scratch = {n.budget: c for n, c in cells.items() if (n.initialization, n.mode) == (SCRATCH, TUNED)}
+    family = _family(networks, mode)
+    entries = [_entry(n, cells[n], scratch, networks[n], n in family) for n in networks]
+    gains = _gains({n: cells[n] for n in family}, scratch)
+    corrected = dict(zip(gains, holm([gain.p for gain, _ in gains.values()]), strict=True))
+    for i, network in enumerate(networks):
+        if network in gains:
+            gain, dropped = gains[network]
+            p = corrected[network]
+            entries[i] = replace(entries[i], difference=gain.gain, gain=gain, p=p, dropped=dropped)
+    return entries
+
+
+def labels_needed(curve: Sequence[tuple[int, float]], accuracy: float) -> tuple[float, Sign]:
+    """Return the number of labels at which a curve reaches an accuracy, interpolated linearly in log(labels).
+
+    Args:
+        curve: points (labels, accuracy) of the baseline, at least one.
+        accuracy: to be reached.
+
+    Returns:
+        The number of labels and `"="`; if the accuracy is outside the curve, its first number of labels and `"<"`, or
+        its last one and `">"`.
+    """
+    points = sorted(curve)
+    if accuracy <= points[0][1]:
+        return points[0][0], "=" if accuracy == points[0][1] else "<"
+    for (n, a), (m, b) in itertools.pairwise(points):
+        if a < accuracy <= b:
+            return math.exp(math.log(n) + (accuracy - a) / (b - a) * (math.log(m) - math.log(n))), "="
+    return points[-1][0], ">"
+
+
+def gain_table(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """Return the family as rows of a table for programs; gains and ends of intervals are fractions."""
+    out = []
+    for e in entries:
+        if e.gain is None:
+            continue
+        g = e.gain
+        row = {"labels": e.budget.labels, "labels_val": e.budget.labels_val, "label_budget": e.budget.text,
+               "initialization": e.initialization, "mode": e.mode, "pretrainings": g.pretrainings,
+               "subsets": g.subsets, "gain": g.gain, "low": g.low, "high": g.high, "p": g.p, "holm_p": e.p,
+               "df": g.df, "basis": g.basis}  # fmt: skip
+        for name, ends in (("fixed_split", g.fixed_split), ("alone", g.alone), ("assumed", g.assumed)):
+            row |= {f"{name}_low": ends and ends[0], f"{name}_high": ends and ends[1]}
+        out.append(row)
+    return out
+
+
+def _family(networks: Iterable[_Network], mode: str) -> list[_Network]:
+    """Return the networks whose gains are tested: pretrained by a task, or without such those of ImageNet."""
+    fits = [n for n in networks if n.mode == mode]
+    kinds = [n.initialization.split()[0] for n in fits]  # a report adds other settings to the name
+    tasks = [n for n, kind in zip(fits, kinds, strict=True) if kind not in (SCRATCH, PIXELS, IMAGENET)]
+    return tasks or [n for n, kind in zip(fits, kinds, strict=True) if kind == IMAGENET]
+
+
+def _cells(rows: Iterable[Row]) -> _Cells:
+    cells: _Cells = {}
+    for r in rows:
+        cells.setdefault(_Cell(r.pretrain_seed, r.subset), []).append(r)
+    return cells
+
+
+def _entry(
+    network: _Network, cells: _Cells, scratch: Mapping[Budget, _Cells], rows: Sequence[Row], in_family: bool
+) -> Entry:
+    accuracy = _accuracy(cells)
+    own = (network.initialization, network.mode) == (SCRATCH, TUNED)
+    chosen = [r.chosen for r in rows if network.mode == AUTO and r.chosen]
+    curve = [
+        (b.labels - b.labels_val, _accuracy(c).mean)
+        for b, c in scratch.items()
+        if b.labels_val == network.budget.labels_val
+    ]
+    return Entry(
+        budget=network.budget,
+        initialization=network.initialization,
+        mode=network.mode,
+        accuracy=accuracy,
+        difference=None if own else _difference(cells, scratch.get(network.budget, {})),
+        in_family=in_family,
+        gain=None,
+        p=None,
+        dropped=Dropped(0, 0),
+        labels_needed=labels_needed(curve, accuracy.mean) if curve and not own else None,
+        chosen={c: chosen.count(c) for c in dict.fromkeys(chosen)},
+    )
+
+
+def _difference(cells: _Cells, scratch: _Cells) -> float | None:
+    own, base = _by_subset(cells), _by_subset(scratch)
+    both = [np.mean(own[s]) - np.mean(base[s]) for s in own if s in base]
+    return float(np.mean(both)) if both else None
+
+
+def _by_subset(cells: _Cells) -> dict[str, list[float]]:
+    """Return the mean accuracies of pretrainings on each subset."""
+    out: dict[str, list[float]] = {}
+    for cell, runs in cells.items():
+        out.setdefault(cell.subset, []).append(_mean(runs))
+    return out
+
+
+def _mean(runs: Sequence[Row]) -> float:
+    return float(np.mean([r.test_accuracy for r in runs]))
+
+
+def _complete(cells: Iterable[_Cell]) -> tuple[list[int | None], list[str]]:
+    """Return pretrainings and subsets of which every combination exists; what lacks the largest share is dropped."""
+    cells = set(cells)
+    pretrainings = sorted({c.pretrain_seed for c in cells}, key=lambda seed: -1 if seed is None else seed)
+    subsets = sorted({c.subset for c in cells})
+    while True:
+        lacking = np.array([[_Cell(p, s) not in cells for s in subsets] for p in pretrainings])
+        if not lacking.any():
+            return pretrainings, subsets
+        of_pretraining, of_subset = lacking.mean(1), lacking.mean(0)
+        if of_pretraining.max() > of_subset.max():
+            del pretrainings[int(of_pretraining.argmax())]
+        else:
+            del subsets[int(of_subset.argmax())]
+
+
+def _accuracy(cells: _Cells) -> Interval:
+    """Return the mean accuracy and its 95 % CI for other label subsets, or for other runs where there is one subset."""
+    by_subset = _by_subset(cells)
+    if len(by_subset) > 1:
+        return _clipped(mean_interval([float(np.mean(values)) for values in by_subset.values()]))
+    (subset,) = by_subset
+    return _clipped(mean_interval(_run_means(cells, [c.pretrain_seed for c in cells], subset)))
+
+
+def _run_means(cells: _Cells, pretrainings: Sequence[int | None], subset: str) -> list[float]:
+    """Return the accuracies of pretrainings, or of the runs of the only one."""
+    if len(pretrainings) > 1:
+        return [_mean(cells[_Cell(p, subset)]) for p in pretrainings]
+    return [r.test_accuracy for r in cells[_Cell(pretrainings[0], subset)]]
+
+
+def _clipped(interval: Interval) -> Interval:
+    """Return the interval of an accuracy, cut at 0 and 1; bounds that are NaN stay so."""
+    return replace(interval, low=float(np.maximum(interval.low, 0.0)), high=float(np.minimum(interval.high, 1.0)))
+
+
+def _gains(family: Mapping[_Network, _Cells], scratch: Mapping[Budget, _Cells]) -> dict[_Network, tuple[Gain, Dropped]]:
+    """Return the gains of all networks of the family that were trained on the same labels as one from scratch."""
+    images = _Images()
+    out: dict[_Network, tuple[Gain, Dropped]] = {}
+    for budget in dict.fromkeys(n.budget for n in family):
+        base = _by_subset(scratch.get(budget, {}))
+        matrices, variances, dropped = {}, {}, {}
+        for network, cells in family.items():
+            common = [c for c in cells if c.subset in base]
+            if network.budget != budget or not common:
+                continue
+            p, s = _complete(common)
+            every = {c.subset for c in cells} | set(base)
+            dropped[network] = Dropped(len({c.pretrain_seed for c in cells}) - len(p), len(every) - len(s))
+            variance = images.variance(cells, scratch[budget], p, s)
+            if len(s) == 1:
+                runs = [r.test_accuracy for r in scratch[budget][_Cell(None, s[0])]]
+                own = np.array(_run_means(cells, p, s[0]))
+                gain = gain_on_one_subset(own[:, None] if len(p) > 1 else own[None], np.array(runs), variance)
+                out[network] = gain, dropped[network]
+                continue
+            matrices[network] = np.array([[_mean(cells[_Cell(a, b)]) - np.mean(base[b]) for b in s] for a in p])
+            if variance is not None:
+                variances[network] = variance
+        by_name = {n.initialization: m for n, m in matrices.items()}
+        gains = gains_over_scratch(by_name, {n.initialization: v for n, v in variances.items()})
+        out |= {n: (gains[n.initialization], dropped[n]) for n in matrices}
+    return {n: out[n] for n in family if n in out}
+
+
+class _Images:
+    """The test images as a sample: which of them each classifier predicts correctly. Files are read once."""
+
+    def __init__(self) -> None:
+        self.read: dict[str, Correctness | None] = {}
+
+    def variance(
+        self, cells: _Cells, scratch: _Cells, pretrainings: Sequence[int | None], subsets: Sequence[str]
+    ) -> float | None:
+        """Return the variance of a gain over test images; None if a classifier lacks predictions on the same ones."""
+        own = [[r for p in pretrainings for r in cells[_Cell(p, s)]] for s in subsets]
+        base = [scratch[_Cell(None, s)] for s in subsets]
+        known = [self._correctness(r) for runs in (*own, *base) for r in runs]
+        first = known[0]
+        if first is None or not all(t is not None and t.same_images(first) for t in known):
+            return None
+        differences = np.stack([self._share(a) - self._share(b) for a, b in zip(own, base, strict=True)])
+        return image_variance(differences, first.groups)
+
+    def _share(self, runs: Sequence[Row]) -> np.ndarray:
+        return np.mean([t.correct for r in runs if (t := self._correctness(r))], axis=0)
+
+    def _correctness(self, row: Row) -> Correctness | None:
+        if row.evaluated not in self.read:
+            self.read[row.evaluated] = read_correctness(Path(row.evaluated))
+        return self.read[row.evaluated]
