@@ -20,26 +20,29 @@ import itertools
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.metrics import f1_score, recall_score
 from torchvision.datasets import FashionMNIST
 
+from sslrun.config.compose import compose_config
 from sslrun.data.dataset import Dataset, load_test, load_train
+from sslrun.data.labels import folds
 from sslrun.device import Device
 from sslrun.evaluation.features import probabilities
 from sslrun.evaluation.intervals import mean_interval
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.trained import load_classifier
-from sslrun.runs.find import read_summary
 
 BALANCE = ("none", "sampling", "weights", "logit")
 TRAINED = (("scratch", "finetune"), ("simclr", "probe"), ("simclr", "finetune"))
 FOLDS = 3
 FURTHER = 200  # images a class
 COMMON = ("backbone=smallcnn", "backbone.widths=[16,32,64,128]", "train.batch_size=64", "dataset=folder",
-          "dataset.val_fraction=0", "device=cpu", "device.precision=fp32", "device.memory_format=channels_last",
+          "device=cpu", "device.precision=fp32", "device.memory_format=channels_last",
           "device.threads=1")  # fmt: skip
 PRETRAINING, STEPS = 300, 300
 SIZES = {"fashion_mnist": 28, "elpv": 48}  # px
@@ -82,22 +85,29 @@ def measured(name: str, root: Path, initialization: str, mode: str, seed: int, b
     labels: list[np.ndarray] = []
     predicted: list[np.ndarray] = []
     even: list[float] = []
-    for k in range(FOLDS):
+    own = ["dataset=folder", f"dataset.root={root}", f"dataset.image_size={SIZES[name]}"]
+    node: Any = OmegaConf.to_container(compose_config("pretrain", own, None).dataset)
+    data, _ = load_train(node)
+    assert data.labels is not None
+    for fold in folds(data.labels.numpy(), FOLDS, seed):
+        file = Path("fold.csv").resolve()  # the labels of the other folds
+        with file.open("w", newline="") as out:
+            rows = [("file", "label", "split")]
+            rows += [(data.names[i], data.class_names[int(data.labels[i])], "train") for i in fold.train]
+            csv.writer(out).writerows(rows)
         run = sslrun(
             "finetune", *COMMON, f"dataset.root={root}", f"dataset.image_size={SIZES[name]}", f"init={initialization}",
-            f"mode={mode}", f"balance={balance}", f"seed={seed}", f"fold=[{k},{FOLDS}]", f"train.steps={STEPS}",
-            "train.evaluations=1", "pooling=average",
+            f"mode={mode}", f"balance={balance}", f"seed={seed}", f"train.steps={STEPS}", "pooling=average",
+            f"dataset.labels={file}",
         )  # fmt: skip
-        classifier, node = load_classifier(run).classifier, read_summary(run)["config"]["dataset"]
+        classifier = load_classifier(run).classifier
         assert classifier is not None
 
         def of(data: Dataset, classifier: Classifier | KNNClassifier = classifier) -> tuple[np.ndarray, np.ndarray]:
             assert data.labels is not None
             return data.labels.numpy(), probabilities(classifier, data.images, device).numpy().argmax(1)
 
-        for values, more in zip(
-            (labels, predicted), of(load_train(node)[0].without_fold(k, FOLDS, seed)[1]), strict=True
-        ):
+        for values, more in zip((labels, predicted), of(data.take(fold.val)), strict=True):
             values.append(more)
         if name == "fashion_mnist":
             even.append(f1_score(*of(load_test(node)), average="macro"))

@@ -28,7 +28,7 @@ from scipy.stats import t as student
 
 from sslrun.config.build import build
 from sslrun.config.compose import compose_config
-from sslrun.data.dataset import load_test, load_train
+from sslrun.data.dataset import load_split, load_test
 from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget
 from sslrun.evaluation.features import features
@@ -146,7 +146,7 @@ def accuracy(overrides: list[str], seconds: float, seeds: int) -> None:
     data = [o if not o.startswith("dataset.root=") else f"dataset.root={_absolute(o)}" for o in overrides]
     data.append("dataset.image_size=32")
     config: dict[str, Any] = OmegaConf.to_container(compose_config("pretrain", data, None), resolve=True)  # type: ignore[assignment]
-    train, val = load_train(config["dataset"])
+    train, val = load_split(config["dataset"])
     assert val is not None
     assert train.labels is not None
     assert val.labels is not None
@@ -225,7 +225,7 @@ def recipe(overrides: list[str], seeds: int, ours: bool) -> None:
     data = [o if not o.startswith("dataset.root=") else f"dataset.root={_absolute(o)}" for o in overrides]
     data += ["dataset.image_size=32", "dataset.val_fraction=0"]  # nobody gets more labels than the others
     config: dict[str, Any] = OmegaConf.to_container(compose_config("pretrain", data, None), resolve=True)  # type: ignore[assignment]
-    train, _ = load_train(config["dataset"])
+    train, _ = load_split(config["dataset"])
     test = load_test(config["dataset"])
     assert train.labels is not None
     assert test.labels is not None

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sslrun.data.dataset import load_train
+from sslrun.data.dataset import load_train, split_validation
+from sslrun.data.labels import folds
 from sslrun.device import Device
+from sslrun.evaluation.features import features
 from sslrun.evaluation.intervals import mean_interval
-from sslrun.evaluation.probe import labeled_features, regression
+from sslrun.evaluation.probe import best_c, regression
 from sslrun.inference.suggestion import typical_and_diverse
 from sslrun.models.trained import load_network
 
@@ -30,16 +32,20 @@ def main() -> None:
     args = parser.parse_args()
     network = load_network(args.run)
     node = network.config["dataset"] | ({"root": args.root} if args.root else {})
-    data, val = load_train(node)
+    data, val = split_validation(load_train(node)[0], node)
     assert val is not None
+    assert data.labels is not None
+    assert val.labels is not None
     device = Device(name="cpu", precision="fp32", memory_format="channels_last", compile=None, threads=None)
     device.claim()
     device.put(network.encoder)
-    x, labels = labeled_features(network.encoder, data, device)
-    xv, truth = labeled_features(network.encoder, val, device)
+    x, labels = features(network.encoder, data.images, device), data.labels
+    xv, truth = features(network.encoder, val.images, device), val.labels
 
     def accuracy(rows: np.ndarray) -> float:
-        weight, bias, _ = regression(x[rows], labels[rows], None, 0, len(data.class_names))
+        classes = len(data.class_names)
+        c = best_c(x[rows], labels[rows], folds(labels[rows].numpy(), 5, 0), classes)
+        weight, bias = regression(x[rows], labels[rows], classes, c)
         return 100 * float((xv @ weight.T + bias).argmax(1).eq(truth).double().mean())
 
     gains = []

@@ -114,6 +114,8 @@ def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[], No
             top.mkdir()
             patch.chdir(top)
             patch.setenv("SSLRUN_CACHE", str(top / "cache"))
+            for module, attribute, value in QUICKER:
+                patch.setattr(module, attribute, value)
             make()
             top.with_suffix(".made").touch()
     return top

@@ -51,7 +51,7 @@ OF_A_STUDY = {
     "choice": ("FINETUNE",),
     "launch": ("PRETRAIN", "FINETUNE", "EVALUATE"),
     "plan": ("PRETRAIN", "FINETUNE", "EVALUATE"),
-    "results": ("FINETUNE", "EVALUATE", "COMPARE"),
+    "results": ("PRETRAIN", "FINETUNE", "EVALUATE", "COMPARE"),
     "settings": ("PRETRAIN", "FINETUNE"),
 }
 # A command's name below stages/ that means something else there: (file, word) -> what it means.
@@ -59,8 +59,10 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("config/renames.py", "search"): "a key of finetune's config",
     ("config/renames.py", "finetune"): "a key of compare's config",
     ("report/sweep.py", "runs"): "a column of a sweep's table",
-    ("study/choice.py", "finetune"): "a value of mode=",
+    ("training/candidates.py", "finetune"): "a value of mode=",
+    ("study/budget.py", "search"): "a key of finetune's config",
     ("study/choice.py", "search"): "a key of finetune's config",
+    ("study/plan.py", "search"): "a key of finetune's config",
     ("study/results.py", "search"): "a key of finetune's config",
     ("study/settings.py", "search"): "a key of finetune's config, and of compare's",
     ("study/settings.py", "finetune"): "a key of compare's config",
@@ -72,6 +74,10 @@ ROWS = {("study/results.py", "Row")}
 NO_JOB = {"stages/report.py": "a plain command of Typer: it takes paths, and makes no run"}
 # Private parts of others: (file, function; "Class.method" for a method) -> the test that pins them.
 PRIVATE: dict[tuple[str, str], str] = {
+    (
+        "training/jobs.py",
+        "stop",
+    ): "tests/stages/test_finetune.py: test_case_26_an_interrupted_validation_training_leaves_no_worker_process",
     ("study/launch.py", "launcher"): "tests/study/test_launch.py: test_the_private_api_of_hydra_launches_a_job",
 }
 DOCUMENTED = {"_exit", "_replace", "_asdict", "_fields"}  # public despite the underscore: os._exit, named tuples

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from sslrun.base.errors import UserError
 from sslrun.config.types import Node
-from sslrun.data.dataset import Dataset, load, load_test, load_train
+from sslrun.data.dataset import Dataset, load, load_split, load_test
 from tests import published
 from tests.helpers import QUICK, REPOSITORY, TINY, Cli, Served
 
@@ -70,7 +70,7 @@ def test_fetch_check_preview_pretrain_finetune_evaluate(name: str, served: Serve
 
 
 def test_cifar10_pixels_labels_and_splits(served: Served) -> None:
-    train, _ = load_train(node("cifar10", served))
+    train, _ = load_split(node("cifar10", served))
     test = load_test(node("cifar10", served))
     assert (len(train), len(test)) == (100, 20)
     assert train.class_names[3] == "cat"
@@ -81,14 +81,14 @@ def test_cifar10_pixels_labels_and_splits(served: Served) -> None:
 
 
 def test_fashion_mnist_pixels_and_labels(served: Served) -> None:
-    train, _ = load_train(node("fashion_mnist", served, image_size=28))
+    train, _ = load_split(node("fashion_mnist", served, image_size=28))
     assert (len(train), len(load_test(node("fashion_mnist", served)))) == (100, 20)
     assert train.class_names[9] == "Ankle boot"
     assert train.images[:][:, 0, 0, 0].tolist() == (labels(train) * 20).tolist()
 
 
 def test_stl10_pixels_labels_and_the_unlabelled(served: Served) -> None:
-    train, _ = load_train(node("stl10", served))
+    train, _ = load_split(node("stl10", served))
     assert train.class_names[5] == "dog"
     assert labels(train)[:12].tolist() == [*range(10), 0, 1]
     first = np.array(published.piece(96, 300 * len("train")))
@@ -97,27 +97,27 @@ def test_stl10_pixels_labels_and_the_unlabelled(served: Served) -> None:
     assert unlabeled is not None
     assert (len(train), len(load_test(node("stl10", served))), len(unlabeled)) == (60, 20, 50)
     assert unlabeled.labels is None
-    some, _ = load_train(node("stl10", served, classes=["dog", "cat"]))
+    some, _ = load_split(node("stl10", served, classes=["dog", "cat"]))
     assert (len(some), some.class_names) == (12, ["dog", "cat"])
     assert load(node("stl10", served, classes=["dog", "cat"]), "unlabeled") is not None
 
 
 def test_tinyimagenet_words_and_annotations(served: Served) -> None:
-    train, _ = load_train(node("tinyimagenet", served))
+    train, _ = load_split(node("tinyimagenet", served))
     test = load_test(node("tinyimagenet", served))
     assert train.class_names == ["goldfish", "goose", "king penguin"]  # words, in the order of the ids
     assert (len(train), len(test)) == (90, 6)
     expected = {f"val/images/val_{2 * c + i}.JPEG": sorted(published.WNIDS).index(w)
                 for c, w in enumerate(published.WNIDS) for i in range(2)}  # fmt: skip
     assert dict(zip(test.names, labels(test).tolist(), strict=True)) == expected
-    two, _ = load_train(
+    two, _ = load_split(
         node("tinyimagenet", served, classes={"bird": ["n01855672", "n02056570"], "fish": ["goldfish"]})
     )
     assert two.class_names == ["bird", "fish"]
 
 
 def test_flowers_as_tensorflow_has_them(served: Served) -> None:
-    train, _ = load_train(node("flowers", served))
+    train, _ = load_split(node("flowers", served))
     assert train.class_names == ["daisy", "dandelion", "roses", "sunflowers", "tulips"]
     assert (len(train), len(load_test(node("flowers", served)))) == (80, 20)
 
@@ -130,14 +130,14 @@ def test_case_44_flowers_as_kaggle_has_them_with_their_nested_duplicate(
     if inner != "flowers":
         shutil.copytree(photos, f"data/{inner}")
     for root in ("data", "data/flowers"):
-        train, _ = load_train(node("flowers", served, root=root))
+        train, _ = load_split(node("flowers", served, root=root))
         assert len(train) == 48
         assert train.class_names == ["flower", "temple"]
     assert served.requests == []
 
 
 def test_flowers102_splits_and_names(served: Served) -> None:
-    train, _ = load_train(node("flowers102", served, image_size=16))
+    train, _ = load_split(node("flowers102", served, image_size=16))
     test = load_test(node("flowers102", served, image_size=16))
     assert (len(train), len(test), len(train.class_names)) == (204, 204, 102)
     assert not set(train.names) & set(test.names)
@@ -157,7 +157,7 @@ def test_case_43_without_network_one_line_says_what_to_fetch_and_where_to_put_it
     places = {}
     for _ in files:
         with pytest.raises(UserError, match=r"cannot be downloaded \(.*refused.*\): download") as caught:
-            load_train(settings)
+            load_split(settings)
         text = str(caught.value)
         assert "\n" not in text
         assert all(n in text for n in files if n not in places)  # all that are missing are named
@@ -166,7 +166,7 @@ def test_case_43_without_network_one_line_says_what_to_fetch_and_where_to_put_it
         assert address == f"{served.address}/{place.name}"
         place.write_bytes(files[place.name])
         places[place.name] = place
-    assert len(load_train(settings)[0]) > 0
+    assert len(load_split(settings)[0]) > 0
     assert set(places) == set(files)
 
 
@@ -184,7 +184,7 @@ def test_case_43_without_network_one_line_says_what_to_fetch_and_where_to_put_it
 @pytest.mark.parametrize("how", ["cut", "missing"])
 def test_a_damaged_data_set_is_named_in_one_line(name: str, damage: str, how: str, served: Served) -> None:
     settings = node(name, served)
-    load_train(settings)
+    load_split(settings)
     path = Path(damage)
     if how == "cut":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 - 1])
@@ -195,12 +195,12 @@ def test_a_damaged_data_set_is_named_in_one_line(name: str, damage: str, how: st
         p.unlink()
     served.server.shutdown()
     if name == "tinyimagenet" and how == "cut":
-        assert load_train(settings)[0].class_names[-1] in published.WNIDS  # the id stands for the word that is missing
+        assert load_split(settings)[0].class_names[-1] in published.WNIDS  # the id stands for the word that is missing
         return
     if how == "missing" and name in ("fashion_mnist", "flowers102"):
         served.server.server_close()
     with pytest.raises(UserError, match=r"does not match the published|cannot be downloaded") as caught:
-        load_train(settings)
+        load_split(settings)
     assert "\n" not in str(caught.value)
 
 
@@ -218,9 +218,9 @@ def test_a_pickle_that_would_run_code_is_refused(served: Served) -> None:
 
 def test_case_52_training_reads_nothing_of_test(served: Served) -> None:
     settings = node("cifar10", served, root="data")
-    load_train(settings)
+    load_split(settings)
     Path("data/cifar-10-batches-py/test_batch").unlink()
-    assert len(load_train(settings)[0]) == 100
+    assert len(load_split(settings)[0]) == 100
     with pytest.raises(UserError, match="test_batch"):
         load_test(settings)
 
@@ -236,7 +236,7 @@ def test_license_and_source_are_in_the_yaml_and_in_the_docs(name: str) -> None:
 def test_a_run_from_before_a_data_set_had_an_address_is_refused_in_words(served: Served) -> None:
     old = {k: v for k, v in node("cifar10", served).items() if k not in ("url", "md5")}
     with pytest.raises(UserError, match=r"cifar10 needs dataset.url, dataset.md5, which an older run lacks"):
-        load_train(old)
+        load_split(old)
 
 
 @pytest.mark.parametrize(
