@@ -278,6 +278,7 @@ def _saved(
     run: Run, frozen: Frozen, name: str, labeled: Labeled, device: Device, content: Node, metrics: dict[str, float]
 ) -> dict[str, Any]:
     """Fit a classifier on frozen features of the budget, and save it."""
+    run.note(resumable=None)  # a job that is interrupted from here on is repeated
     rows = np.arange(len(labeled.budget))
     classifier: Classifier | KNNClassifier
     if name == KNN:

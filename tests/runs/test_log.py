@@ -60,9 +60,8 @@ def test_tensorboards_hparams_tab_compares_a_studys_classifiers(in_study: Path, 
         board.wait()
     assert len(groups) == STUDY_RUNS
     shown = {(g["hparams"]["init"], g["hparams"]["mode"], g["hparams"]["seeds.subset"]) for g in groups}
-    assert shown == {
-        (s, m, n) for s in ("scratch", "rotation", "simclr") for m in ("finetune", "probe") for n in (0, 1)
-    }
+    networks = {(s, m) for s in ("scratch", "rotation", "simclr") for m in ("finetune", "probe")}
+    assert shown == {(s, m, n) for s, m in (*networks, ("scratch", "knn")) for n in (0, 1)}  # kNN on pixels
     metrics = [{m["name"]["tag"]: m["value"] for m in g["metricValues"]} for g in groups]
     kept = [float(r["test_accuracy"]) for r in study_table(in_study) if r["mode"] != "auto"]
     assert sorted(m["test/accuracy"] for m in metrics) == pytest.approx(sorted(kept), abs=1e-6)
