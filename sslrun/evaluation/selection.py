@@ -44,6 +44,11 @@ class Predictions:
         of_label = self.probabilities[:, np.arange(len(self.labels)), self.labels]
         return np.asarray(np.log(of_label.astype(np.float64).clip(EPSILON)))
 
+    @cached_property
+    def common(self) -> np.ndarray:
+        """The positions of the images on which all candidates were evaluated."""
+        return self.evaluated(np.arange(len(self.names)))
+
     def evaluated(self, candidates: np.ndarray) -> np.ndarray:
         """Return the positions of the images on which all of these candidates were evaluated."""
         return np.flatnonzero(~np.isnan(self.probabilities[candidates]).any((0, 2)))
@@ -59,9 +64,13 @@ def choose(predictions: Predictions) -> int:
     return int(_chosen(predictions, np.ones((1, len(predictions.labels))))[0])
 
 
-def score(predictions: Predictions, candidate: int) -> float:
-    """Return a candidate's accuracy, or macro F1 over the classes that occur, on all images that it has."""
-    rows = predictions.evaluated(np.array([candidate]))
+def score(predictions: Predictions, candidate: int, rows: np.ndarray | None = None) -> float:
+    """Return a candidate's accuracy, or macro F1 over the classes that occur.
+
+    Args:
+        rows: positions of images; by default all on which it was evaluated.
+    """
+    rows = predictions.evaluated(np.array([candidate])) if rows is None else rows
     return float(_scores(predictions, np.ones((1, len(rows))), np.array([candidate]), rows)[0, 0])
 
 
@@ -72,9 +81,8 @@ def corrected_accuracy(predictions: Predictions) -> float:
     made on them, and the chosen candidate is evaluated on the images that were not drawn; the mean of 1,000
     repetitions is returned. With one candidate there is no choice, and the result is its accuracy.
     """
-    every = np.arange(len(predictions.names))
-    common = predictions.evaluated(every)
-    if len(every) == 1:
+    common = predictions.common
+    if len(predictions.names) == 1:
         return float(predictions.correct[0, common].mean())
     some = np.flatnonzero(~np.isnan(predictions.probabilities).all((0, 2)))
     bags = max(100, min(BAGS, DRAWS // len(some)))
@@ -95,8 +103,7 @@ def _chosen(predictions: Predictions, weights: np.ndarray) -> np.ndarray:
     names = list(dict.fromkeys(predictions.names))
     variants = [np.flatnonzero(np.array(predictions.names) == name) for name in names]
     best = np.stack([_best(predictions, weights, v) for v in variants], 1)  # B x candidates
-    every = np.arange(len(predictions.names))
-    common = predictions.evaluated(every)
+    every, common = np.arange(len(predictions.names)), predictions.common
     weights = weights[:, common]
     scores = np.take_along_axis(_scores(predictions, weights, every, common), best, 1)
     chosen = top = np.take_along_axis(best, scores.argmax(1)[:, None], 1)[:, 0]

@@ -117,10 +117,11 @@ class Compared:
     predictions: Predictions
 
     def scores(self) -> dict[str, float]:
-        """Return the score of each candidate, that of its best variant."""
+        """Return the score of each candidate, that of its best variant, on the images that all candidates have."""
         out: dict[str, float] = {}
+        rows = self.predictions.common
         for i, candidate in enumerate(self.candidates):
-            out[str(candidate)] = max(out.get(str(candidate), 0.0), score(self.predictions, i))
+            out[str(candidate)] = max(out.get(str(candidate), 0.0), score(self.predictions, i, rows))
         return out
 
 
@@ -181,7 +182,7 @@ def _trained(
     results = []
     for i in range(len(candidates)):
         p = np.full((len(data), len(data.class_names)), np.nan, dtype=np.float32)
-        for fold, file in zip(folds, files[i * len(folds) :], strict=False):
+        for fold, file in zip(folds, files[i * len(folds) : (i + 1) * len(folds)], strict=True):
             p[fold.val] = np.load(file)
         results.append(p)
     return results
