@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from sslrun.augment import Rng
 from sslrun.cli.app import main
 from sslrun.config.compose import compose_config
+from sslrun.data.dataset import Dataset, load_train, split_validation
 from sslrun.device import Device
 from sslrun.models.backbones.smallcnn import smallcnn
 from sslrun.models.encoder import Encoder, build_encoder
@@ -503,3 +504,9 @@ def frames(
                 path = Path(top, kind, file)
                 path.parent.mkdir(exist_ok=True)
                 Image.fromarray(image).save(path)
+
+
+def load_split(node: dict[str, Any]) -> tuple[Dataset, Dataset | None]:
+    """Return the training images and those for validation: a given val/, or `dataset.val_fraction` split off."""
+    data, given = load_train(node)
+    return (data, given) if given else split_validation(data, node)

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 
 from sslrun.base.errors import UserError
 from sslrun.config.types import Node
-from sslrun.data.dataset import Dataset, load, load_split, load_test
+from sslrun.data.dataset import Dataset, load, load_test
 from tests import published
-from tests.helpers import QUICK, REPOSITORY, TINY, Cli, Served
+from tests.helpers import QUICK, REPOSITORY, TINY, Cli, Served, load_split
 
 NAMES = ["cifar10", "fashion_mnist", "flowers", "flowers102", "stl10", "tinyimagenet"]
 

@@ -132,15 +132,6 @@ def split_validation(data: Dataset, node: Node) -> tuple[Dataset, Dataset | None
     return data.take(train), data.take(val)
 
 
-def load_split(node: Node) -> tuple[Dataset, Dataset | None]:
-    """Load the train split and its validation images: a given val/, or `dataset.val_fraction` split off."""
-    data, given = load_train(node)
-    if given is None:
-        return split_validation(data, node)
-    log.info("Validation: the %s of val/; dataset.val_fraction is not used.", counted(len(given), "image"))
-    return data, given
-
-
 def load_test(node: Node) -> Dataset:
     """Load the test split, which only `evaluate` uses.
 

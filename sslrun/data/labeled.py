@@ -11,6 +11,7 @@ from sslrun.data.labels import LabelBudget
 from sslrun.data.options import describe, shared
 
 Validation = Literal["inside", "extra"]
+OF_EXTRA = ("dataset.val_fraction", "dataset.split_seed")  # keys that only validation=extra reads
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,12 @@ def load_pool(node: Node, validation: Validation | Literal["auto"], keys: Collec
     if validation == "auto":
         validation = "extra" if given else "inside"
     if validation == "inside":
-        if "dataset.val_fraction" in keys:
-            raise UserError(
-                "dataset.val_fraction is for validation=extra; by default choices are made by cross-validation inside "
-                "the label budget: remove it, or add validation=extra"
-            )
+        for key in OF_EXTRA:
+            if key in keys:
+                raise UserError(
+                    f"{key} is for validation=extra; by default choices are made by cross-validation inside the label "
+                    "budget: remove it, or add validation=extra"
+                )
         return Pool(data, data + given if given else data, None, validation, describe(node))
     if given is None and shared(node).val_fraction == 0:
         raise UserError("validation=extra needs validation images: set dataset.val_fraction above 0")

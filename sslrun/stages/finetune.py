@@ -40,6 +40,7 @@ from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.training import autotune, estimate, jobs
 from sslrun.training.batches import Batches
 from sslrun.training.candidates import (
+    FEW_LABELS,
     KNN,
     OUT_OF_FOLD,
     PROBE,
@@ -124,7 +125,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
         frozen: dict[str, Frozen] = {}
         for name in dict.fromkeys(c.name for c in candidates):
             known = frozen.get(PROBE) if name == TUNED else None  # the same network
-            frozen[name] = known or _frozen(name, network, settings, labeled, folds, device)
+            frozen[name] = known or _frozen(name, network, settings, labeled, folds, device, parallel)
         chosen: Candidate = candidates[0]
         metrics: dict[str, float] = {}
         if labeled.val is None or len(candidates) > 1 or chosen.name in (PROBE, KNN):
@@ -192,15 +193,19 @@ def _folds(labeled: Labeled, settings: Finetune) -> Folds:
     return folds
 
 
-def _frozen(name: str, network: Network, settings: Finetune, labeled: Labeled, folds: Folds, device: Device) -> Frozen:
+def _frozen(
+    name: str, network: Network, settings: Finetune, labeled: Labeled, folds: Folds, device: Device, parallel: bool
+) -> Frozen:
     """Return the network with which a candidate starts."""
     torch.manual_seed(settings.seed)
     start = Network("scratch", SCRATCH, None, network.backbone, network.dataset) if name == SCRATCH else network
     encoder = start.encoder(labeled.pool)
     device.put(encoder)
     assert settings.balance != "auto"
+    many = len(labeled.budget) > FEW_LABELS
+    regressions = folds.regressions[:1] if many and name == SCRATCH else folds.regressions  # choose only its pooling
     return Frozen(
-        encoder, settings.pooling, labeled.every, folds.regressions, device, settings.balance, knn=name == KNN
+        encoder, settings.pooling, labeled.every, regressions, device, settings.balance, name == KNN, parallel and many
     )
 
 
@@ -236,7 +241,7 @@ def _chosen(
         simpler = scores[str(chosen)] < max(scores.values())
         why = " (simpler, and within one standard error of the best)" if simpler else ""
         log.info("%s %s: %s. Chosen: %s%s.", SCORES[name].capitalize(), where, text, chosen, why)
-    rows = predictions.evaluated(np.array([best]))
+    rows = predictions.common
     metrics = prediction_metrics(
         predictions.probabilities[best, rows], predictions.labels[rows], grouped=labeled.budget.groups is not None
     )

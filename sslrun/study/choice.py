@@ -40,6 +40,9 @@ def searched(stages: Stages, search: Sequence[str], given: Sequence[str], config
             hint = f" (one key of {key}, not the whole group)" if key in nodes else ""
             mistakes.append(f"search: {s}: expected a training setting such as augment.probability=0.5{hint}")
             continue
+        if s.partition("=")[2].strip() == "auto":
+            mistakes.append(f"search: {s}: expected a value to try; auto is resolved before the search")
+            continue
         try:
             check_overrides(FINETUNE, settings_of(stages.named(FINETUNE)), [*chosen, s], config_dir, False)
         except UserError as error:

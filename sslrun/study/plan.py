@@ -233,7 +233,7 @@ def _evaluation(
 def _classified(common: Sequence[str], of_study: Node, loaded: StudyData) -> StudyData:
     """Return the data of the classifiers, whose data set may have other classes than the study's."""
     dataset = plain(compose_config(FINETUNE, list(common), None))["dataset"]
-    dataset |= {"val_fraction": of_study["val_fraction"]}  # which is for validation=extra alone
+    dataset |= {k: of_study[k] for k in ("val_fraction", "split_seed")}  # which are for validation=extra alone
     if dataset == of_study:
         return loaded
     return replace(loaded, pool=load_pool(dataset, loaded.pool.validation))

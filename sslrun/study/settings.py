@@ -15,6 +15,7 @@ from sslrun.config.names import nearest
 from sslrun.config.nodes import plain
 from sslrun.config.overrides import check_overrides
 from sslrun.config.types import Node
+from sslrun.data.labeled import OF_EXTRA
 from sslrun.data.options import PREPROCESSING
 from sslrun.runs.encoders import PIXELS
 from sslrun.runs.run import Stages
@@ -131,7 +132,7 @@ def _common(stages: Stages, config: Node, chosen: Mapping[str, str]) -> list[str
     for n in ("dataset", "backbone"):  # all keys, since the defaults come from the newest pretraining
         overrides += [f"{n}.{k}={literal(v)}" for k, v in config[n].items() if k != "_target_"]
     if config["validation"] == "inside":
-        overrides = [o for o in overrides if key_of(o) != "dataset.val_fraction"]
+        overrides = [o for o in overrides if key_of(o) not in OF_EXTRA]
     overrides += [*device_of(config, chosen, FINETUNE), *config["finetune"]]
     try:
         composed = compose_config(FINETUNE, overrides, None)

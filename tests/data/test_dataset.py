@@ -18,7 +18,6 @@ from sslrun.data.dataset import (
     decoded,
     listing_hash,
     load,
-    load_split,
     load_test,
     load_train,
     load_unlabeled,
@@ -29,7 +28,7 @@ from sslrun.data.images import Images, digests
 from sslrun.data.labels import LabelBudget, validation
 from sslrun.data.options import Options
 from sslrun.data.sources.source import Listing
-from tests.helpers import folder_node, source_node
+from tests.helpers import folder_node, load_split, source_node
 
 
 def test_a_subset_of_classes_in_the_given_order(photos: Path) -> None:

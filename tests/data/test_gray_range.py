@@ -16,9 +16,9 @@ from PIL import Image
 from sslrun.base.errors import UserError
 from sslrun.data import decode as decoding
 from sslrun.data import gray_range
-from sslrun.data.dataset import load, load_split, load_test, load_unlabeled, with_range
+from sslrun.data.dataset import load, load_test, load_unlabeled, with_range
 from sslrun.data.gray_range import measured
-from tests.helpers import folder_node, source_node
+from tests.helpers import folder_node, load_split, source_node
 from tests.tiffs import write_tiff
 
 STEPS = np.linspace(-0.01, 1.01, 1024).clip(0, 1).reshape(32, 32)  # several values at each end

@@ -18,12 +18,12 @@ from PIL import Image
 from sslrun.cli.places import quoted_paths
 from sslrun.config.compose import compose_config
 from sslrun.config.nodes import plain
-from sslrun.data.dataset import load_split, load_test
+from sslrun.data.dataset import load_test
 from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget
 from sslrun.data.sources.source import Listing
 from sslrun.stages import check as stage
-from tests.helpers import CPU, SMALL, Answer, Cli, ended, folder_node, frames, run_here, source_node, spawn
+from tests.helpers import CPU, SMALL, Answer, Cli, ended, folder_node, frames, load_split, run_here, source_node, spawn
 from tests.published import piece
 
 

@@ -526,6 +526,7 @@ def test_case_10_a_finetuning_in_a_sweep_is_that_of_a_single_run(cli: Cli) -> No
         (("label_fraction=2",), "label_fraction must be at most 1, found 2; for a number of labels use labels=2"),
         (("labels=30", "labels_per_class=3"), "set only one of labels, labels_per_class"),
         (("dataset.val_fraction=0.1",), "dataset.val_fraction is for validation=extra"),
+        (("dataset.split_seed=1",), "dataset.split_seed is for validation=extra"),
         (("validation=extra", "dataset.val_fraction=0"), "validation=extra needs validation images"),
         (("validation=inside", "dataset.val_fraction=0.1"), "dataset.val_fraction is for validation=extra"),
         (('search=["label_smoothing=0"]', "mode=probe"), "search= needs mode=auto or mode=finetune, found mode=probe"),

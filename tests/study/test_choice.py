@@ -20,6 +20,7 @@ from tests.helpers import QUICK, Cli
         ),
         (['search=["optimizer=sgd"]'], "search: optimizer=sgd: expected a training setting"),
         (['search=["labels=3"]'], "search: labels=3: expected a training setting"),
+        (['search=["balance=auto"]'], "search: balance=auto: expected a value to try"),
         (['search=["device.threads=1","train.save_minutes=1","hydra/launcher=basic"]'], "search: train.save_minutes=1"),
     ],
 )

@@ -1,5 +1,5 @@
-from sslrun.data.dataset import load_split, load_test
-from tests.helpers import source_node
+from sslrun.data.dataset import load_test
+from tests.helpers import load_split, source_node
 
 
 def test_the_splits_of_digits_are_disjoint_and_complete() -> None:

@@ -11,9 +11,9 @@ from PIL import Image
 
 from sslrun.base.console import start_logging
 from sslrun.base.errors import UserError
-from sslrun.data.dataset import listed, load, load_split, load_test
+from sslrun.data.dataset import listed, load, load_test
 from sslrun.data.tree import find_images
-from tests.helpers import folder_node, frames, source_node
+from tests.helpers import folder_node, frames, load_split, source_node
 
 
 def test_one_folder_per_class_is_split_into_train_and_test(photos: Path) -> None:
