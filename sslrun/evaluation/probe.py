@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from sslrun.models.encoder import Encoder, Pooling
 
 C_VALUES = tuple(10.0**k for k in range(-4, 3))  # inverse regularization strength, as in scikit-learn
 DEFAULT_C = 1.0  # where it cannot be chosen
+EXACT = 500  # images up to which regressions are cheap to solve one by one and more exactly
 PROBED = 10_000  # maximum number of training images of the probe of a feature map
 SEARCHED = 5000  # maximum number of training images in the search of C
 POOLINGS: tuple[Pooling, ...] = ("average", "grid")
@@ -47,38 +48,73 @@ def regression(
     return next(_fitted(features, labels, classes, [c], balance))
 
 
+class FoldRegression(NamedTuple):
+    """The regressions of a fold with every C of `C_VALUES`, as a job: NumPy arrays only.
+
+    Attributes:
+        features, labels: of the training images, `N x D` and N.
+        queries: features of the validation images.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    queries: np.ndarray
+    classes: int
+    balance: Balance
+
+    def probabilities(self) -> np.ndarray:
+        """Return the probabilities of the validation images, `C x queries x classes`."""
+        x, y = torch.from_numpy(self.features), torch.from_numpy(self.labels)
+        queries = torch.from_numpy(self.queries)
+        fitted = _fitted(x, y, self.classes, C_VALUES, self.balance)
+        return np.stack([(queries @ weight.T + bias).softmax(1).numpy() for weight, bias in fitted])
+
+
+def fold_regressions(
+    features: Tensor, labels: Tensor, folds: Sequence[Fold], classes: int, balance: Balance = "none"
+) -> list[FoldRegression]:
+    """Return the regressions of each fold; at most 5,000 training images, drawn at random, are used.
+
+    Args: see `regression`.
+    """
+    x, y = features.numpy(), labels.numpy()
+    trained = [fold.train[_sample(labels[torch.from_numpy(fold.train)], SEARCHED)] for fold in folds]
+    return [FoldRegression(x[t], y[t], x[f.val], classes, balance) for t, f in zip(trained, folds, strict=True)]
+
+
+def assembled(results: Sequence[np.ndarray], folds: Sequence[Fold], images: int, classes: int) -> np.ndarray:
+    """Return the probabilities of all folds, `C x images x classes`; NaN for images that are in no validation part."""
+    out = np.full((len(C_VALUES), images, classes), np.nan, dtype=np.float32)
+    for fold, p in zip(folds, results, strict=True):
+        out[:, fold.val] = p
+    return out
+
+
 def regressions(
     features: Tensor, labels: Tensor, folds: Sequence[Fold], classes: int, balance: Balance = "none"
 ) -> np.ndarray:
     """Compute the probabilities of logistic regressions with every C of `C_VALUES` on the validation images of folds.
 
-    At most 5,000 training images of a fold are used, drawn at random.
-
     Args: see `regression`.
 
-    Returns:
-        `C x N x classes`; NaN for images that are in no validation part.
+    Returns: see `assembled`.
     """
-    out = np.full((len(C_VALUES), len(labels), classes), np.nan, dtype=np.float32)
-    for fold in folds:
-        train = torch.from_numpy(fold.train[_sample(labels[torch.from_numpy(fold.train)], SEARCHED)])
-        queries = features[torch.from_numpy(fold.val)]
-        for i, (weight, bias) in enumerate(_fitted(features[train], labels[train], classes, C_VALUES, balance)):
-            out[i, fold.val] = (queries @ weight.T + bias).softmax(1).numpy()
-    return out
+    results = [job.probabilities() for job in fold_regressions(features, labels, folds, classes, balance)]
+    return assembled(results, folds, len(labels), classes)
 
 
 def _fitted(
     features: Tensor, labels: Tensor, classes: int, c_values: Sequence[float], balance: Balance
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield weight and bias of the regression with each C."""
+    """Yield weight and bias of the regression with each C, in ascending order."""
     mean, std = features.mean(0).double(), features.std(0, correction=0).clamp(min=1e-6).double()
     x = (features.double() - mean) / std
     basis = _span(x)
     x = (x if basis is None else x @ basis).float()
+    model = _model(balance, labels)
     for c in c_values:
         with _single_threaded():
-            model = _model(c, balance, labels).fit(x.numpy(), labels.numpy())
+            model.set_params(C=c).fit(x.numpy(), labels.numpy())
         coef, intercept = torch.from_numpy(model.coef_).double(), torch.from_numpy(model.intercept_).double()
         if len(coef) == 1:  # binary: scikit-learn has one logit z, which is split into -z/2 and z/2
             coef, intercept = torch.cat([-coef, coef]) / 2, torch.cat([-intercept, intercept]) / 2
@@ -101,11 +137,12 @@ def _span(x: Tensor) -> Tensor | None:
     """
     if len(x) >= x.shape[1]:
         return None
-    values, vectors = torch.linalg.eigh(x @ x.T)  # quicker than a singular value decomposition of x
-    if values[-1] <= 0:  # all images are equal
-        return None
-    kept = values > 1e-9 * values[-1]
-    return x.T @ (vectors[:, kept] / values[kept].sqrt())
+    with _single_threaded():  # NumPy, whose threads it limits: the last digits depend on their number
+        values, vectors = np.linalg.eigh(x.numpy() @ x.numpy().T)  # quicker than a singular value decomposition of x
+        if values[-1] <= 0:  # all images are equal
+            return None
+        kept = values > 1e-9 * values[-1]
+        return torch.from_numpy(x.numpy().T @ (vectors[:, kept] / np.sqrt(values[kept])))
 
 
 def map_probes(
@@ -168,11 +205,12 @@ def _single_threaded() -> Iterator[None]:
         yield
 
 
-def _model(c: float, balance: Balance, labels: Tensor) -> Any:
+def _model(balance: Balance, labels: Tensor) -> Any:
+    """Return a logistic regression; with many images it stops earlier, and starts from the weights of the C before."""
     from sklearn.linear_model import LogisticRegression
 
-    class_weight = None
+    many, class_weight = len(labels) > EXACT, None
     if balance in ("weights", "sampling"):
         weights = effective_number_weights if balance == "weights" else inverse_frequency_weights
         class_weight = dict(enumerate(weights(labels, int(labels.max()) + 1).tolist()))
-    return LogisticRegression(C=c, max_iter=300, tol=1e-4, class_weight=class_weight)
+    return LogisticRegression(max_iter=300, tol=1e-3 if many else 1e-4, warm_start=many, class_weight=class_weight)

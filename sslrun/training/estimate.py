@@ -1,5 +1,6 @@
 """Estimates of training time and memory on this machine, from a few training steps."""
 
+import importlib
 import math
 import time
 from dataclasses import dataclass
@@ -17,14 +18,14 @@ from sslrun.data.images import Images
 from sslrun.data.labeled import Labeled
 from sslrun.device import Device
 from sslrun.evaluation.features import features as features_of
-from sslrun.evaluation.probe import C_VALUES, DEFAULT_C, POOLINGS, SEARCHED, regression
+from sslrun.evaluation.probe import SEARCHED, FoldRegression
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import build_encoder
 from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.tasks.task import Task, build_task
 from sslrun.training.autotune import choose
 from sslrun.training.batches import Step, batch_of
-from sslrun.training.candidates import folds_of
+from sslrun.training.candidates import FEW_LABELS, folds_of
 from sslrun.training.jobs import one_torch_thread
 from sslrun.training.loop import train_step
 from sslrun.training.optimizers import build_optimizer
@@ -103,7 +104,9 @@ def measure(
 
 
 OVERHEAD = 2.5  # seconds per classifier that are not measured: startup, reading, evaluation
-REGRESSION_IMAGES = 500  # for timing the logistic regression
+REGRESSION_IMAGES = 500  # for timing the logistic regressions
+BOTH_POOLINGS = 1.25  # time of the regressions on both poolings, as a multiple of that on `grid`
+WORKERS = 6.0  # seconds until worker processes have started
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class ClassifierEstimate:
         at_once: number of trainings of folds that run at the same time.
         probe: seconds for the regressions on frozen features, in all folds and finally, including evaluation.
         labels, validation: number of labeled images, and of those of a validation split.
-        folds: in which trainings are compared.
+        folds: numbers of training images of the folds in which trainings are compared.
     """
 
     images_per_second: float
@@ -159,7 +162,7 @@ class ClassifierEstimate:
     probe: float
     labels: int
     validation: int
-    folds: int
+    folds: list[int]
 
     def finetuning(self, training: Training, steps: int, candidates: int) -> float:
         """Return the seconds for a finetuning: regressions, trainings in the folds, and the final training.
@@ -169,9 +172,12 @@ class ClassifierEstimate:
             steps: of each training.
             candidates: number of trained networks, or settings, that are compared.
         """
-        compared = self.folds * candidates if candidates > 1 or not self.validation else 0
+        compared = self.folds * candidates if candidates > 1 or not self.validation else []
         each = images = steps * min(self.labels, training.batch_size)
-        in_folds = math.ceil(compared / self.at_once) * each / self.one_thread
+        in_folds = 0.0
+        if compared:
+            largest = steps * min(max(compared), training.batch_size) / self.one_thread
+            in_folds = math.ceil(len(compared) / self.at_once) * largest + WORKERS * (self.at_once > 1)
         if self.validation:
             evaluations = 1 + training.with_affordable_evaluations(each, self.validation).evaluations
             images += round(evaluations * self.validation * FORWARD_COST)
@@ -206,13 +212,27 @@ def classifier(config: Node, labeled: Labeled, seed: int = 0, quick: bool = Fals
     some = data.take(np.linspace(0, len(data) - 1, min(len(data), REGRESSION_IMAGES)).astype(int))
     assert some.labels is not None
     x = features_of(encoder, some.images, hardware)
-    began = time.perf_counter()
-    regression(x, some.labels, classes, DEFAULT_C)
-    fit = (time.perf_counter() - began) / len(some)  # seconds per label
     folds = folds_of(labeled, seed)
-    searched = sum(min(len(f.train), SEARCHED) for f in folds.regressions) * len(C_VALUES) * len(POOLINGS)
-    probe = OVERHEAD + fit * (searched + labels) + (labels + validation) * FORWARD_COST / speed
-    return ClassifierEstimate(speed, one_thread, at_once, probe, labels, validation, len(folds.trainings))
+    searched = sum(min(len(f.train), SEARCHED) for f in folds.regressions)
+    fitted = _regression_seconds(x, some.labels, classes) * searched / (at_once if labels > FEW_LABELS else 1)
+    probe = OVERHEAD + fitted + (labels + validation) * FORWARD_COST / speed
+    sizes = [len(f.train) for f in folds.trainings]
+    return ClassifierEstimate(speed, one_thread, at_once, probe, labels, validation, sizes)
+
+
+def _regression_seconds(features: Tensor, labels: Tensor, classes: int) -> float:
+    """Return the seconds per image of the regressions of a fold: with every C, on both poolings.
+
+    Args:
+        features, labels: of some images with the slower pooling, `grid`.
+    """
+    x, y = features.numpy(), labels.numpy()
+    if len(labels.unique()) < 2:
+        return 0.0
+    importlib.import_module("sklearn.linear_model")  # which takes a second
+    began = time.perf_counter()
+    FoldRegression(x, y, x[:1], classes, "none").probabilities()
+    return BOTH_POOLINGS * (time.perf_counter() - began) / len(x)
 
 
 def finetuning_seconds(config: Node, labeled: Labeled, candidates: int) -> float:

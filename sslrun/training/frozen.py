@@ -11,10 +11,19 @@ from sslrun.data.dataset import Dataset
 from sslrun.data.labels import Fold
 from sslrun.device import Device
 from sslrun.evaluation.features import pooled_features
-from sslrun.evaluation.probe import C_VALUES, DEFAULT_C, POOLINGS, regression, regressions
+from sslrun.evaluation.probe import (
+    C_VALUES,
+    DEFAULT_C,
+    POOLINGS,
+    FoldRegression,
+    assembled,
+    fold_regressions,
+    regression,
+)
 from sslrun.evaluation.selection import Predictions, choose
 from sslrun.models.classifier import knn_probabilities
 from sslrun.models.encoder import Encoder, Pooling
+from sslrun.training.jobs import in_order
 
 
 class Frozen:
@@ -25,6 +34,7 @@ class Frozen:
         data: labeled images, then those of a validation split.
         folds: for the regressions; without any, the choices are `average` and C = 1.
         knn: the pooling is for a kNN classifier.
+        parallel: fit the regressions of several folds at the same time, on all cores.
 
     Attributes:
         state: the initial weights, on the CPU.
@@ -43,6 +53,7 @@ class Frozen:
         device: Device,
         balance: Balance,
         knn: bool = False,
+        parallel: bool = False,
     ) -> None:
         assert data.labels is not None
         self.encoder, self.data, self.classes, self.balance = encoder, data, len(data.class_names), balance
@@ -55,7 +66,7 @@ class Frozen:
             blocks = [_knn(self.features[p], labels, folds, self.classes)[None] for p in self.poolings]
         else:
             variants = [(p, c) for p in self.poolings for c in C_VALUES]
-            blocks = [regressions(self.features[p], labels, folds, self.classes, balance) for p in self.poolings]
+            blocks = self._regressions(folds, parallel)
         self.variants = [p if knn else f"{p} C={c:g}" for p, c in variants]
         self.probabilities = np.concatenate(blocks)
         self.pooling, self.c = self.poolings[0], DEFAULT_C
@@ -63,6 +74,18 @@ class Frozen:
             predictions = Predictions([""] * len(variants), self.probabilities, labels.numpy(), balance != "none")
             self.pooling, self.c = variants[choose(predictions)]
         encoder.pooling = self.pooling
+
+    def _regressions(self, folds: Sequence[Fold], parallel: bool) -> list[np.ndarray]:
+        """Return the probabilities of the regressions for each pooling; every fold is a job."""
+        of_poolings = [
+            fold_regressions(self.features[p], self.labels, folds, self.classes, self.balance) for p in self.poolings
+        ]
+        results = in_order(FoldRegression.probabilities, [job for jobs in of_poolings for job in jobs], parallel)
+        n = len(folds)
+        return [
+            assembled(results[i * n : (i + 1) * n], folds, len(self.labels), self.classes)
+            for i in range(len(self.poolings))
+        ]
 
     @property
     def labels(self) -> Tensor:

@@ -54,6 +54,12 @@ def run_jobs(function: Callable[[J], R], jobs: Sequence[J], parallel: bool) -> I
         raise
 
 
+def in_order(function: Callable[[J], R], jobs: Sequence[J], parallel: bool) -> list[R]:
+    """Return the results of all jobs, in their order; see `run_jobs`."""
+    results = dict(run_jobs(function, jobs, parallel))
+    return [results[i] for i in range(len(jobs))]
+
+
 def stop() -> None:
     """End the worker processes, without waiting for their jobs."""
     if _pool.cache_info().currsize:

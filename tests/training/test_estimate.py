@@ -13,6 +13,7 @@ from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images
 from sslrun.data.labeled import Labeled
 from sslrun.device import Device
+from sslrun.evaluation.probe import FoldRegression
 from sslrun.models.classifier import Classifier
 from sslrun.tasks.task import Task
 from sslrun.training import estimate
@@ -109,17 +110,21 @@ def test_labels_belong_to_the_measured_images(clock: list[float]) -> None:
 
 def test_finetuning_takes_the_regressions_the_trainings_in_folds_and_a_final_one() -> None:
     """Of three folds, one of two cores has two; a fold has one thread."""
-    times = ClassifierEstimate(100.0, one_thread=80.0, at_once=2, probe=7.0, labels=30, validation=0, folds=3)
+    times = ClassifierEstimate(100.0, 80.0, at_once=2, probe=7.0, labels=30, validation=0, folds=[17, 18, 18])
     settings = Training(**{**SETTINGS, "batch_size": 20, "evaluations": 4})
-    assert times.finetuning(settings, 50, 1) == pytest.approx(7 + 50 * 20 * (2 / 80 + 1 / 100))
-    assert times.finetuning(settings, 50, 2) == pytest.approx(7 + 50 * 20 * (3 / 80 + 1 / 100))
-    small = replace(times, labels=12, folds=0)  # one label a class: no folds
+    workers = estimate.WORKERS
+    assert times.finetuning(settings, 50, 1) == pytest.approx(7 + workers + 50 * (2 * 18 / 80 + 20 / 100))
+    assert times.finetuning(settings, 50, 2) == pytest.approx(7 + workers + 50 * (3 * 18 / 80 + 20 / 100))
+    alone = replace(times, at_once=1)  # in this process
+    assert alone.finetuning(settings, 50, 1) == pytest.approx(7 + 50 * (3 * 18 / 80 + 20 / 100))
+    small = replace(times, labels=12, folds=[])  # one label a class: no folds
     assert small.finetuning(settings, 50, 2) == pytest.approx(7 + 50 * 12 / 100)
-    with_val = replace(times, validation=3, folds=1)
+    with_val = replace(times, validation=3, folds=[30])
     evaluations = 1 + settings.with_affordable_evaluations(1000, 3).evaluations
     forward = round(evaluations * 3 * estimate.FORWARD_COST)
     assert with_val.finetuning(settings, 50, 1) == pytest.approx(7 + (50 * 20 + forward) / 100)
-    assert with_val.finetuning(settings, 50, 2) == pytest.approx(7 + 50 * 20 / 80 + (50 * 20 + forward) / 100)
+    expected = 7 + workers + 50 * 20 / 80 + (50 * 20 + forward) / 100
+    assert with_val.finetuning(settings, 50, 2) == pytest.approx(expected)
 
 
 def config() -> dict[str, Any]:
@@ -146,7 +151,7 @@ def dataset(n: int) -> Dataset:
 def test_a_probe_takes_the_search_of_c_the_fit_and_the_features(
     val: int | None, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The measured regression takes 0.4 s on 25 labels. Each of five folds trains with 32 of 40 labels."""
+    """The measured regressions take 0.4 s on 25 labels. Each of five folds trains with 32 of 40 labels."""
     seen: dict[str, Any] = {}
 
     def measured(
@@ -155,22 +160,22 @@ def test_a_probe_takes_the_search_of_c_the_fit_and_the_features(
         seen.update(task=task, images=len(images), batch_size=batch_size, labels=len(y))
         return Measurement(200.0, 0)
 
-    def regression(x: Tensor, y: Tensor, classes: int, c: float) -> None:
-        seen.update(fitted=(len(x), len(y), classes))
+    def probabilities(job: FoldRegression) -> None:
+        seen.update(fitted=(len(job.features), len(job.labels), job.classes))
         clock[0] += 0.4
 
     monkeypatch.setattr(estimate, "measure", measured)
-    monkeypatch.setattr(estimate, "regression", regression)
+    monkeypatch.setattr(FoldRegression, "probabilities", probabilities)
     monkeypatch.setattr(estimate, "REGRESSION_IMAGES", 25)
     data = dataset(60)
     with_val = dataset(val) if val else None
     labeled = Labeled(data, data.take(np.arange(40)), with_val, "extra" if val else "inside")
     result = estimate.classifier(config(), labeled)
-    searched = (40 if val else 5 * 32) * 7 * 2  # values of C, poolings
+    searched = (40 if val else 5 * 32) * estimate.BOTH_POOLINGS
     embedded = (40 + (val or 0)) * estimate.FORWARD_COST / 200
-    assert result.probe == pytest.approx(2.5 + 0.4 / 25 * (searched + 40) + embedded)
+    assert result.probe == pytest.approx(2.5 + 0.4 / 25 * searched + embedded)
     assert (result.images_per_second, result.labels, result.validation) == (200, 40, val or 0)
-    assert result.folds == (1 if val else 3)
+    assert result.folds == ([40] if val else [26, 27, 27])
     assert (seen["images"], seen["labels"], seen["batch_size"]) == (60, 60, 16)
     assert seen["fitted"] == (25, 25, 3)
     assert isinstance(seen["task"].classifier, Classifier)
