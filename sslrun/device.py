@@ -68,7 +68,7 @@ class Device:
         self.use(native if precision == "auto" else precision, self.formats[0])
 
     def claim(self) -> None:
-        """Configure this process for speed: number of threads, reuse of freed memory, cuDNN's benchmark mode.
+        """Configure this process for speed: number of threads, reuse of freed memory.
 
         Only commands call this. `sslrun.load()` leaves the settings of its host process unchanged.
         """
@@ -76,8 +76,6 @@ class Device:
             torch.set_num_threads(self.threads)
         if self.torch.type == "cpu":
             _keep_freed_memory()
-        if self.torch.type == "cuda":
-            torch.backends.cudnn.benchmark = True
 
     def use(self, precision: Precision, memory_format: MemoryFormat) -> None:
         """Set precision and memory format; modules and images placed before must be placed again."""

@@ -114,13 +114,14 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     candidates = candidates_of(config, settings.search if folds.trainings else [])
     launcher = HydraConfig.get().launcher["_target_"]
     joblib = "joblib" in launcher  # whose own processes use the cores
-    parallel = device.torch.type == "cpu" and device.threads != 1 and not joblib
+    parallel = device.threads != 1 and not joblib
+    trainings_parallel = parallel and device.torch.type == "cpu"
     trained = sum(c.is_trained for c in candidates)
     if trained and not run.in_study:  # a study estimates the time of all its runs
         expected = estimate.finetuning_seconds(config, labeled, trained)
         log.info("This will take about %s.", estimate.time_range(expected))
     with jobs.stopped_on_error():
-        if parallel and len(folds.trainings) * trained > 1:
+        if trainings_parallel and len(folds.trainings) * trained > 1:
             jobs.start()  # meanwhile the features are computed
         frozen: dict[str, Frozen] = {}
         for name in dict.fromkeys(c.name for c in candidates):
@@ -129,7 +130,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
         chosen: Candidate = candidates[0]
         metrics: dict[str, float] = {}
         if labeled.val is None or len(candidates) > 1 or chosen.name in (PROBE, KNN):
-            chosen, metrics = _chosen(run, candidates, frozen, folds, labeled, parallel)
+            chosen, metrics = _chosen(run, candidates, frozen, folds, labeled, trainings_parallel)
     its = frozen[chosen.name]
     init = network.init if chosen.name != SCRATCH else SCRATCH
     used = {**chosen.config, "mode": chosen.mode, "init": init, "search": [], "pooling": its.pooling}
