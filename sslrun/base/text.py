@@ -53,7 +53,7 @@ def interval(low: float, high: float) -> str:
 
 def counted(n: int, noun: str) -> str:
     """Format a count with its noun, singular or plural: `1 image`, `2,000 images`, `3 batches`."""
-    plural = noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+    plural = noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) and noun != "epoch" else "s")
     return f"{n:,} {noun if n == 1 else plural}"
 
 

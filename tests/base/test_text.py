@@ -38,7 +38,8 @@ def test_only_parts_of_a_whole_are_percent() -> None:
 @pytest.mark.parametrize(
     ("n", "noun", "text"),
     [(0, "image", "0 images"), (1, "image", "1 image"), (2, "image", "2 images"), (2000, "label", "2,000 labels"),
-     (1, "finetune run", "1 finetune run"), (3, "batch", "3 batches"), (2, "class", "2 classes")],
+     (1, "finetune run", "1 finetune run"), (3, "batch", "3 batches"), (2, "class", "2 classes"),
+     (77, "epoch", "77 epochs")],
 )  # fmt: skip
 def test_numbers_have_a_plural(n: int, noun: str, text: str) -> None:
     assert counted(n, noun) == text
