@@ -119,7 +119,8 @@ def process(*arguments: str, **settings: str) -> Answer:
 def row(initialization: str, mode: str, **known: Any) -> Row:
     """Return what is compared of a classifier that there is not: 30 labels, and what is known of it."""
     usual: dict[str, Any] = {
-        "pretrain_seed": None, "labels": 30, "labels_train": 30, "labels_val": 0, "label_budget": "labels=30",
+        "pretrain_seed": None, "source": f"{initialization} {known.get('pretrain_seed')}",
+        "labels": 30, "labels_train": 30, "labels_val": 0, "label_budget": "labels=30",
         "seed": 0, "subset": "a",
         "test_accuracy": 0.5, "test_f1_macro": 0.5, "val_accuracy": None, "val_f1_macro": None, "val_loss": None,
         "chosen": None, "setting": "", "balance": "none",
@@ -263,7 +264,7 @@ def wait_for(process: ForkServerProcess, there: Callable[[], bool]) -> None:
 
 def in_steps(where: str) -> bool:
     """Tell whether a run has logged more than the state before its first step."""
-    return any(len(p.read_text().splitlines()) > 1 for p in Path("outputs").glob(f"{where}/metrics.jsonl"))
+    return any("train/loss" in p.read_text() for p in Path("outputs").glob(f"{where}/metrics.jsonl"))
 
 
 def only_run(folder: str = ".", stage: str = "pretrain") -> Path:

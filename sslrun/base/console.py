@@ -122,7 +122,7 @@ def progress(what: str, total: int, unit: str, before: int = 0, per: float = 1.0
             last = now
             rate = (done - before) / (now - started)
             whole = f"/{total / scale:.0f}" if total else ""
-            left = f", {duration((total - done) / rate)} left" if total else ""
+            left = f", {duration((total - done) / rate)} left" if total > done else ""
             text = f"{what} {done / scale:.0f}{whole}, {per * rate / scale:,.0f} {shown}/s{left}  {note}"
             log.info("%s", text.rstrip(), extra={"progress": True})
 

@@ -41,15 +41,17 @@ def mistakes(config: DictConfig, overrides: Sequence[str], config_dir: str | Non
         *(line for spec in _texts(config, "pretexts") for line in _pretext(spec, overrides, check, config_dir)),
         *_budget(config.get("budget")),
         *_label_budgets(config),
-        *(
-            line
-            for s in _texts(config, "search")
-            if "=" in s
-            for line in _lines("search: ", check, FINETUNE, [*groups, s])
-        ),
+        *_searched(_texts(config, "search"), groups, check),
         *(_lines("finetune.", check, FINETUNE, own) if own else []),
         *(f"finetune.{o}: expected one value; to try several, use search=[...]" for o in swept),
     ]
+
+
+def _searched(search: Sequence[str], groups: list[str], check: Check) -> list[str]:
+    """Return one line for each mistake in the settings of a search, but none that the groups have without them."""
+    lines = [line for s in search if "=" in s for line in _lines("search: ", check, FINETUNE, [*groups, s])]
+    of_groups = _lines("search: ", check, FINETUNE, groups) if lines else []  # such as the required dataset.root
+    return [line for line in lines if line not in of_groups]
 
 
 def _is_sweep(override: str) -> bool:

@@ -4,9 +4,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
+from sslrun.base.console import log
 from sslrun.base.errors import UserError
+from sslrun.base.text import counted
 from sslrun.config.types import Node
 from sslrun.data.dataset import Dataset, load_train, split_validation
+from sslrun.data.groups import not_held_out
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import describe, shared
 
@@ -114,7 +119,16 @@ def load_pool(node: Node, validation: Validation | Literal["auto"], keys: Collec
                     "budget: remove it, or add validation=extra"
                 )
         return Pool(data, data + given if given else data, None, validation, describe(node))
+    for key in OF_EXTRA if given else ():
+        if key in keys:
+            own = counted(len(given or ()), "validation image")
+            raise UserError(f"{key} has no effect: {describe(node)} has {own} of its own; remove it")
     if given is None and shared(node).val_fraction == 0:
         raise UserError("validation=extra needs validation images: set dataset.val_fraction above 0")
     pool, val = (data, given) if given else split_validation(data, node)
+    if given and given.labels is not None and data.labels is not None:
+        rows = np.arange(len(data), len(data) + len(given))
+        without = not_held_out(np.concatenate([data.labels.numpy(), given.labels.numpy()]), rows, data.class_names)
+        if without:
+            log.warning("No validation images of %s: add some, or set validation=inside", without)
     return Pool(data, pool, val, validation, describe(node))

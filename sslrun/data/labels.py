@@ -114,8 +114,7 @@ class LabelBudget:
     @property
     def value(self) -> float:
         """Return the value of this key."""
-        values = {"labels": self.total, "labels_per_class": self.per_class, "label_fraction": self.fraction}
-        value = values[self.key]
+        value = self._values[self.key]
         return 1.0 if value is None else value
 
     @property
@@ -123,23 +122,29 @@ class LabelBudget:
         """Return the budget as a setting: `labels=60`."""
         return f"{self.key}={self.value:g}" if self.key == "label_fraction" else f"{self.key}={self.value}"
 
+    @property
+    def _values(self) -> dict[str, float | None]:
+        return {"labels": self.total, "labels_per_class": self.per_class, "label_fraction": self.fraction}
+
     def check(self, keys: Collection[str] = ()) -> None:
         """Check the label budget.
 
         Args:
-            keys: of the overrides on the command line.
+            keys: of the overrides on the command line; they take precedence over those of YAML files.
 
         Raises:
-            UserError: the fraction is above 1, or several keys are set.
+            UserError: the fraction is above 1, or a key has no effect, since another one is set.
         """
         if self.fraction is not None and self.fraction > 1:
-            raise UserError(
-                f"label_fraction must be at most 1, found {self.fraction:g}; for a number of labels use "
-                f"labels={self.fraction:g}"
-            )
-        given = [k for k in BUDGET_KEYS if k in keys]
+            hint = f"; for a number of labels use labels={self.fraction:g}" if self.fraction % 1 == 0 else ""
+            raise UserError(f"label_fraction must be at most 1, found {self.fraction:g}{hint}")
+        values = {k: v for k, v in self._values.items() if v is not None and (k, v) != ("label_fraction", 1.0)}
+        given = {k: v for k, v in self._values.items() if k in keys and v is not None} or values
         if len(given) > 1:
             raise UserError(f"set only one of {', '.join(given)}")
+        for key, value in given.items():
+            if key != self.key:
+                raise UserError(f"{key}={value:g} has no effect, since {self.text} is set, too: add {self.key}=null")
 
     def too_small(self, available: dict[int, int]) -> list[int]:
         """Return the classes with fewer images than `per_class`.
@@ -201,9 +206,6 @@ class LabelBudget:
         return np.sort(np.concatenate([order[labels[order] == c][: self.per_class] for c in counts(labels)]))
 
 
-BUDGET_KEYS = ("labels", "labels_per_class", "label_fraction")
-
-
 def label_order(labels: np.ndarray, seed: int) -> np.ndarray:
     """Return positions in the order in which labels are used, so that every prefix is stratified.
 
@@ -227,7 +229,9 @@ class Fold:
     val: np.ndarray
 
 
-def folds(labels: np.ndarray, most: int, seed: int, groups: np.ndarray | None = None) -> list[Fold]:
+def folds(
+    labels: np.ndarray, most: int, seed: int, groups: np.ndarray | None = None, limited: bool = True
+) -> list[Fold]:
     """Return the folds of a stratified k-fold cross-validation, which do not divide groups.
 
     k is the smallest number of images (with groups, of groups) among the classes with at least two, and at most `most`.
@@ -237,6 +241,7 @@ def folds(labels: np.ndarray, most: int, seed: int, groups: np.ndarray | None = 
         labels: N labels.
         most: highest k.
         groups: N names of groups, or None.
+        limited: whether the smallest class limits k; if not, it is in the validation part of some folds only.
 
     Returns:
         An empty list if every class has only one.
@@ -251,22 +256,25 @@ def folds(labels: np.ndarray, most: int, seed: int, groups: np.ndarray | None = 
     rows = np.flatnonzero(divided)
     if not len(rows):
         return []
-    vals = _stratified(labels, rows, most, seed) if groups is None else _of_groups(labels, rows, most, seed, groups)
+    if groups is None:
+        k = min(most, *counts(labels[rows]).values()) if limited else min(most, len(rows))
+        vals = _stratified(labels, rows, k, seed)
+    else:
+        several = [n for n in groups_per_class(labels[rows], groups[rows]).values() if n > 1] or [1]
+        k = min([most, *several]) if limited else min(most, max(several))
+        vals = _of_groups(labels, rows, k, seed, groups)
     return [Fold(np.setdiff1d(np.arange(len(labels)), val), val) for val in vals]
 
 
-def _stratified(labels: np.ndarray, rows: np.ndarray, most: int, seed: int) -> list[np.ndarray]:
-    k = min(most, *counts(labels[rows]).values())
+def _stratified(labels: np.ndarray, rows: np.ndarray, k: int, seed: int) -> list[np.ndarray]:
     permutation = rows[np.random.default_rng([seed, 3]).permutation(len(rows))]
     by_class = permutation[np.argsort(labels[permutation], kind="stable")]
     fold = np.arange(len(rows)) % k  # not from 0 for each class: small classes would all be in the first folds
     return [np.sort(by_class[fold == i]) for i in range(k)]
 
 
-def _of_groups(labels: np.ndarray, rows: np.ndarray, most: int, seed: int, groups: np.ndarray) -> list[np.ndarray]:
-    several = [n for n in groups_per_class(labels[rows], groups[rows]).values() if n > 1]
-    k = min([most, *several])
-    parts = group_folds(labels[rows], groups[rows], k, seed) if several else [np.arange(len(rows))]
+def _of_groups(labels: np.ndarray, rows: np.ndarray, k: int, seed: int, groups: np.ndarray) -> list[np.ndarray]:
+    parts = group_folds(labels[rows], groups[rows], k, seed) if k > 1 else [np.arange(len(rows))]
     vals = [rows[val] for val in parts if len(val)]
     for val in vals:
         lost = set(labels.tolist()) - set(np.delete(labels, val).tolist())

@@ -94,6 +94,11 @@ def describe(node: Node) -> str:
     return f"{name} {node['root']}" if name == "folder" else name
 
 
+def has_groups(node: Node) -> bool:
+    """Return whether a data set's images belong to groups: by an expression, or by a column of the label file."""
+    return node.get("groups") is not None or (node.get("columns") or {}).get("group") is not None
+
+
 def labels_of(node: Node, trained_on: Node, overrides: Mapping[str, str]) -> Node:
     """Return a data set's config node without the label file of an earlier run, if that had other images.
 

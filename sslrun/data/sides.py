@@ -1,12 +1,14 @@
-"""Which images are on which side of the splits, with and without groups."""
+"""Which images are on which side of the test split and of a fold, with and without groups."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from sslrun.data.labels import hashed_train_test_split, validation
-from sslrun.data.options import Options
+from sslrun.base.errors import UserError
+from sslrun.data.labels import folds, hashed_train_test_split
+
+FOLDS = 5  # of the training images, of which one is for validation
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,10 @@ class Labeled:
         test = hashed_train_test_split(self.names, self.labels, self.test_fraction)[1]
         return len(test) > 0 and np.array_equal(test, np.flatnonzero(self.split == "test"))
 
-    def sides(self, options: Options, groups: Sequence[str] | None) -> np.ndarray:
-        """Split as training does, and return the side of each image: `train`, `val` or `test`.
+    def sides(self, groups: Sequence[str] | None) -> np.ndarray:
+        """Return the side of each image: `train`, `val` or `test`.
+
+        Without images given for validation, those of one of five folds of cross-validation are.
 
         Raises:
             UserError: the images cannot be split.
@@ -43,8 +47,10 @@ class Labeled:
             sides[hashed_train_test_split(self.names, self.labels, self.test_fraction, groups)[1]] = "test"
         if "val" in sides:
             return sides
-        rows, names = np.flatnonzero(sides == "train"), [str(c) for c in range(self.labels.max() + 1)]
-        of_rows = None if groups is None else [groups[i] for i in rows.tolist()]
-        val = validation(self.labels[rows], names, options.val_fraction, options.split_seed, of_rows)[1]
-        sides[rows[val]] = "val"
+        rows = np.flatnonzero(sides == "train")
+        of_rows = None if groups is None else np.array(groups, dtype=object)[rows]
+        parts = folds(self.labels[rows], FOLDS, 0, of_rows)
+        if not parts:
+            raise UserError("the training images of each class are one image or one group, which no fold can divide")
+        sides[rows[parts[0].val]] = "val"
         return sides

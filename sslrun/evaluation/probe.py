@@ -197,11 +197,12 @@ def _sample(labels: Tensor, size: int) -> np.ndarray:
 
 @contextmanager
 def _single_threaded() -> Iterator[None]:
-    """Use one BLAS thread, and ignore warnings about convergence."""
+    """Use one BLAS thread, and ignore warnings about convergence and about many classes with few labels each."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings(), one_thread("blas"):
         warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", message="The number of unique classes")
         yield
 
 

@@ -21,12 +21,14 @@ class Predictions:
         probabilities: `A x N x classes`; NaN for images on which a candidate was not evaluated.
         labels: N.
         macro: choose by macro F1 instead of accuracy.
+        groups: number of each image's group, N; images of a group are not independent. None: each image is one.
     """
 
     names: Sequence[str]
     probabilities: np.ndarray
     labels: np.ndarray
     macro: bool = False
+    groups: np.ndarray | None = None
 
     @cached_property
     def predicted(self) -> np.ndarray:
@@ -44,6 +46,11 @@ class Predictions:
         of_label = self.probabilities[:, np.arange(len(self.labels)), self.labels]
         return np.asarray(np.log(of_label.astype(np.float64).clip(EPSILON)))
 
+    @property
+    def units(self) -> np.ndarray:
+        """The number of each image's independent unit, N: its group, or itself."""
+        return np.arange(len(self.labels)) if self.groups is None else self.groups
+
     @cached_property
     def common(self) -> np.ndarray:
         """The positions of the images on which all candidates were evaluated."""
@@ -59,7 +66,7 @@ def choose(predictions: Predictions) -> int:
 
     Of the variants of a candidate the best is used (ties: by likelihood). Candidates are compared on the images that
     all of them have; a simpler one is preferred if its score is within one standard error of the best: that of the
-    mean difference in correctness, weighted by inverse class frequency for macro F1.
+    mean difference in correctness (over groups, if there are any), weighted by inverse class frequency for macro F1.
     """
     return int(_chosen(predictions, np.ones((1, len(predictions.labels))))[0])
 
@@ -77,18 +84,20 @@ def score(predictions: Predictions, candidate: int, rows: np.ndarray | None = No
 def corrected_accuracy(predictions: Predictions) -> float:
     """Return the accuracy of the chosen candidate, corrected for the choice (BBC-CV, Tsamardinos et al. 2018).
 
-    The best of several candidates owes part of its accuracy to chance. Images are drawn with replacement, the choice is
-    made on them, and the chosen candidate is evaluated on the images that were not drawn; the mean of 1,000
-    repetitions is returned. With one candidate there is no choice, and the result is its accuracy.
+    The best of several candidates owes part of its accuracy to chance. Images, or groups, are drawn with replacement,
+    the choice is made on them, and the chosen candidate is evaluated on the images that were not drawn; the mean of
+    1,000 repetitions is returned. With one candidate there is no choice, and the result is its accuracy.
     """
     common = predictions.common
     if len(predictions.names) == 1:
         return float(predictions.correct[0, common].mean())
     some = np.flatnonzero(~np.isnan(predictions.probabilities).all((0, 2)))
     bags = max(100, min(BAGS, DRAWS // len(some)))
-    draws = np.random.default_rng(0).multinomial(len(some), np.full(len(some), 1 / len(some)), bags)
+    _, unit = np.unique(predictions.units[some], return_inverse=True)
+    n = unit.max() + 1
+    draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), bags)
     weights = np.zeros((bags, len(predictions.labels)))
-    weights[:, some] = draws
+    weights[:, some] = draws[:, unit]
     left = weights[:, common] == 0
     usable = left.any(1) & ~left.all(1)
     if not usable.any():
@@ -150,11 +159,18 @@ def _standard_errors(
     if predictions.macro:
         _, position, images = np.unique(labels, return_inverse=True, return_counts=True)
         image_weight = len(labels) / len(images) / images[position]
+    _, first, unit, sizes = np.unique(
+        predictions.units[rows], return_index=True, return_inverse=True, return_counts=True
+    )
+    weights = weights[:, first]  # images of a group have the same
+    units = weights.sum(1)
     out = np.zeros(len(weights))
     for one, other in {*zip(a.tolist(), b.tolist(), strict=True)}:
         difference = image_weight * (predictions.correct[one, rows] - predictions.correct[other, rows])
-        of_pair = (a == one) & (b == other)
-        mean = weights[of_pair] @ difference / n[of_pair]
-        variance = weights[of_pair] @ difference**2 / n[of_pair] - mean**2
-        out[of_pair] = np.sqrt(variance.clip(0) / (n[of_pair] - 1).clip(1))
+        sums, of_pair = np.bincount(unit, difference), (a == one) & (b == other)
+        w = weights[of_pair]
+        mean = w @ sums / n[of_pair]
+        squares = w @ sums**2 - 2 * mean * (w @ (sums * sizes)) + mean**2 * (w @ sizes**2)
+        g = units[of_pair]
+        out[of_pair] = np.sqrt(squares.clip(0) * g / (g - 1).clip(1)) / n[of_pair]
     return out

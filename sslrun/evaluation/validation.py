@@ -1,13 +1,20 @@
 """Metrics computed during training."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from sslrun.base.console import log
+from sslrun.base.text import counted, interval, percent
 from sslrun.data.dataset import Dataset
+from sslrun.data.groups import groups_per_class
 from sslrun.data.images import Images
+from sslrun.data.labeled import Labeled
+from sslrun.data.labels import counts
 from sslrun.device import Device
 from sslrun.evaluation import calibration
 from sslrun.evaluation.features import features, probabilities
+from sslrun.evaluation.intervals import wilson_interval
 from sslrun.evaluation.metrics import embedding_health, has_collapsed
 from sslrun.models.classifier import Classifier, KNNClassifier, knn_probabilities
 from sslrun.models.encoder import Encoder
@@ -138,3 +145,27 @@ def prediction_metrics(p: np.ndarray, labels: np.ndarray, grouped: bool = False)
         "val/temperature": temperature,
         **(threshold.metrics() if threshold else {"val/highest_confidence": float(calibrated.max())}),
     }
+
+
+def accuracy_text(metrics: Mapping[str, float], labeled: Labeled) -> str:
+    """Return a line on the accuracy on images that were not trained on, with its 95 % CI over images.
+
+    With groups there is no interval. Classes without such images are counted: of a label budget, those with one label.
+
+    Args:
+        metrics: of `prediction_metrics`.
+        labeled: the images of the budget and of validation.
+    """
+    accuracy, n = metrics["val/accuracy"], int(metrics["val/images"])
+    what, data = "Validation accuracy", labeled.val
+    if data is None:
+        what, data = "Out-of-fold accuracy, corrected for the choice:", labeled.budget
+    assert data.labels is not None
+    labels, ends = data.labels.numpy(), "no CI, since images of one group are dependent"
+    sizes = counts(labels) if data.groups is None else groups_per_class(labels, data.groups)
+    if data.groups is None:
+        ends = f"95 % CI {interval(*wilson_interval(round(accuracy * n), n))}"
+    least = 1 if labeled.val else 2
+    known, classes = sum(size >= least for size in sizes.values()), len(data.class_names)
+    of = f" of {known} of {classes} classes; the others have too few to tell" if known < classes else ""
+    return f"{what} {percent(accuracy)} ({ends}) on {counted(n, 'image')}{of}"

@@ -14,6 +14,7 @@ from sslrun.config.compose import compose_nodes
 from sslrun.config.nodes import overlaid, short_name
 from sslrun.config.types import Node
 from sslrun.data.dataset import Dataset
+from sslrun.data.labels import LabelBudget
 from sslrun.data.options import AUTO, describe, labels_of, mismatch, preprocessing_of
 from sslrun.data.statistics import normalization
 from sslrun.models.backbones.stem import for_imagenet
@@ -127,6 +128,9 @@ def _from_checkpoint(
     if wanted and wanted != has:
         raise UserError(mismatch("backbone", short_name(wanted), short_name(has), path))
     name = short_name(config["pretext"]["_target_"]) if "pretext" in config else content["stage"]
+    if "label_fraction" in config and config.get("mode") not in ("probe", "knn"):  # whose encoder has seen no labels
+        used = LabelBudget(config.get("labels"), config["label_fraction"], config["labels_per_class"]).text
+        log.warning("%s was trained with labels (%s): the label budget of this run does not count them.", path, used)
     nodes = _completed(config, path, backbone, dataset, overrides)
     return Network("run", f"pretext={name}" if name in (SCRATCH, IMAGENET) else name, path, *nodes, encoder_of(content))
 

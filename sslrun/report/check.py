@@ -111,7 +111,8 @@ def _groups(result: dict[str, Any] | None) -> list[Finding]:
         return []
     largest = f"the largest, {result['largest']}, has {counted(result['largest_images'], 'image')}"
     if "overrides" in result:
-        text = f"near duplicates are on both sides of a split (train, validation, test): {result['overrides']} makes "
+        text = "near duplicates are on both sides of a split (train, test, folds of cross-validation): "
+        text += f"{result['overrides']} makes "
         moved = f"{counted(result['change_sides'], 'image')} would change sides"
         return [("warning", f"{text}{counted(result['groups'], 'group')}; {largest}, and {moved}")]
     both = result["train_and_test"]

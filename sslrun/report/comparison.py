@@ -1,13 +1,13 @@
 """The comparison of a study in words: its table for a terminal, and its conclusions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 from rich.text import Text
 
 from sslrun.base.output import new_table
 from sslrun.base.text import counted, percent
-from sslrun.evaluation.intervals import MIN_VALUES, Interval
+from sslrun.evaluation.intervals import MIN_VALUES
 from sslrun.report.gains import ALPHA, brackets, gain_text, p_text, signed
 from sslrun.report.plots import FROM_SCRATCH, name_of
 from sslrun.runs.encoders import PIXELS, SCRATCH
@@ -15,6 +15,7 @@ from sslrun.study.comparison import Budget, Entry
 from sslrun.study.results import EQUAL_TIME
 from sslrun.training.candidates import KNN, PROBE
 
+NO_INTERVAL = f"an interval needs {MIN_VALUES} or more label subsets, or runs with all labels, that differ"
 STYLES = {"better": "green", "worse": "red"}  # in a terminal; a page has CSS classes of these names
 RIVALS = {  # networks that a gain has to be compared with, too
     (SCRATCH, EQUAL_TIME): "training from scratch for as long as a pretraining",
@@ -27,8 +28,7 @@ RIVALS = {  # networks that a gain has to be compared with, too
 
 def table(entries: Sequence[Entry]) -> Table:
     """Return the comparison as a table for a terminal."""
-    extra = any(e.budget.labels_val for e in entries)
-    labels = "labels +\nvalidation labels" if extra else "labels"
+    labels = labels_heading(e.budget for e in entries).replace(" + ", " +\n")
     columns = (labels, "network", "test accuracy", "95 % CI", "gain", "95 % CI", "Holm p")
     numbers = {labels, "test accuracy", "gain", "Holm p"}
     out = new_table(columns, numbers, fold=True, caption=_caption(entries), caption_justify="left")
@@ -41,7 +41,7 @@ def table(entries: Sequence[Entry]) -> Table:
             "" if e.budget == last else number_of_labels(e.budget),
             Text(network_text(e)),
             percent(e.accuracy.mean),
-            Text(accuracy_interval(e.accuracy)),
+            Text(accuracy_interval(e)),
             Text(difference_text(e), style=style),
             Text(gain_interval(e), style=style),
             Text("" if e.p is None else p_text(e.p), style=style),
@@ -51,15 +51,24 @@ def table(entries: Sequence[Entry]) -> Table:
 
 
 def _caption(entries: Sequence[Entry]) -> str:
-    text = "Accuracies: 95 % CI for other label subsets. Gains over scratch in points, on the same label subsets."
-    if n := comparisons(entries):
-        text += f"\nHolm p: corrected for {counted(n, 'comparison')}; the other rows are not tested."
+    of_accuracies = f"Accuracies: {text}. " if (text := intervals_text(entries)) else ""
+    text = f"{of_accuracies}Gains over scratch in points, on the same label subsets."
+    if any(e.p is not None for e in entries):
+        n = counted(comparisons(entries), "comparison")
+        text += f"\nHolm p: corrected for {n}; the other rows are not tested."
     return text
 
 
+def intervals_text(entries: Sequence[Entry]) -> str:
+    """Return what the intervals of accuracies hold for, as part of a sentence; empty if there are none."""
+    several, one = ([e for e in entries if e.has_interval and (e.subsets > 1) == many] for many in (True, False))
+    names = [*["other label subsets"] * bool(several), *["other runs where there is one subset"] * bool(one)]
+    return f"95 % CI for {', for '.join(names)}" if names else ""
+
+
 def comparisons(entries: Sequence[Entry]) -> int:
-    """Return the number of comparisons in the family."""
-    return sum(e.gain is not None for e in entries)
+    """Return the number of comparisons in the family, with those that lack a network from scratch."""
+    return sum(e.in_family for e in entries)
 
 
 def kind_of(entry: Entry) -> str:
@@ -75,6 +84,11 @@ def number_of_labels(budget: Budget) -> str:
     return f"{train} + {budget.labels_val:,}" if budget.labels_val else train
 
 
+def labels_heading(budgets: Iterable[Budget]) -> str:
+    """Return the heading of a column of `number_of_labels`."""
+    return "labels + validation labels" if any(b.labels_val for b in budgets) else "labels"
+
+
 def labels_text(budget: Budget) -> str:
     """Return the number of labels with its noun: `60 labels`, `60 + 301 validation labels`."""
     if budget.labels_val:
@@ -88,9 +102,9 @@ def network_text(entry: Entry) -> str:
     return name_of(entry.initialization, entry.mode) + (f" ({chosen})" if chosen else "")
 
 
-def accuracy_interval(accuracy: Interval) -> str:
-    """Return the 95 % CI of an accuracy: `[65.5, 75.1]`; empty for fewer than three values."""
-    return brackets((accuracy.low, accuracy.high)) if accuracy.known else ""
+def accuracy_interval(entry: Entry) -> str:
+    """Return the 95 % CI of an accuracy: `[65.5, 75.1]`; empty if there is none."""
+    return brackets((entry.accuracy.low, entry.accuracy.high)) if entry.has_interval else ""
 
 
 def difference_text(entry: Entry) -> str:
@@ -115,9 +129,7 @@ def conclusions(entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
 
 def _sentence(e: Entry, entries: Sequence[Entry]) -> str:
     if e.is_scratch:
-        interval = accuracy_interval(e.accuracy) or (
-            f"(an interval needs {MIN_VALUES} or more label subsets, or runs with all labels)"
-        )
+        interval = accuracy_interval(e) or f"({NO_INTERVAL})"
         return f"{FROM_SCRATCH}, {labels_text(e.budget)}: test accuracy {percent(e.accuracy.mean)} {interval}"
     name = f"{e.initialization}, {labels_text(e.budget)}"
     if e.gain is None:
@@ -134,13 +146,16 @@ def _sentence(e: Entry, entries: Sequence[Entry]) -> str:
 
 
 def _rivals(e: Entry, entries: Sequence[Entry]) -> str:
-    """Return the networks that cost less, or as much as the pretraining, and are as accurate."""
+    """Return the networks that cost less, or as much as the pretraining, and are as accurate on the average."""
     reach = [
         f"{RIVALS[r.initialization, r.mode]} reaches {percent(r.accuracy.mean)}"
         for r in entries
         if r.budget == e.budget and (r.initialization, r.mode) in RIVALS and r.accuracy.mean >= e.accuracy.mean
     ]
-    return "; but " + " and ".join(filter(None, [", ".join(reach[:-1]), reach[-1]])) if reach else ""
+    if not reach:
+        return ""
+    own = f"mean accuracy {percent(e.accuracy.mean)}"
+    return f"; {own}, but " + " and ".join(filter(None, [", ".join(reach[:-1]), reach[-1]]))
 
 
 def _dropped(e: Entry) -> str:

@@ -62,13 +62,17 @@ def confusion_figure(run: Run, counts: list[list[int]], class_names: list[str]) 
 
 
 def print_classification(result: dict[str, Any], source: Path, table: bool) -> None:
-    """Log the accuracy, and the classes with few or no test images; with `table`, print metrics by class to stderr."""
+    """Log the accuracy; with `table`, print metrics by class to stderr."""
     log.info("%s: %s (%s)", source, metric("test/accuracy", result["accuracy"]), accuracy_text(result))
     if table:
         ERR.print(_classes_table(result))
-    if missing := missing_text(result["classes"]):
+
+
+def log_small_classes(classes: Sequence[Row]) -> None:
+    """Log which classes have few or no test images."""
+    if missing := missing_text(classes):
         log.info("%s", missing)
-    if few := few_text(result["classes"]):
+    if few := few_text(classes):
         log.warning("%s", few)
 
 
@@ -234,11 +238,12 @@ def _numbers(scores: dict[str, Any]) -> Any:
     )
     if "top5_accuracy" in scores:
         yield "top-5 accuracy", percent(scores["top5_accuracy"]), "true class among the five most probable ones"
-    scaling = f"after temperature scaling (T = {scores['temperature']:.2f}, fitted on validation)"
-    for suffix, nll, ece in (("", "nats", "15 bins"), ("_calibrated", f"nats, {scaling}", "15 bins, likewise")):
+    scaling = f"after temperature scaling (T = {scores['temperature']:.2f}, fitted without test images)"
+    for suffix, when, again in (("", "", ""), ("_calibrated", f", {scaling}", ", likewise")):
         name = suffix.replace("_", ", ")
-        yield f"log loss{name}", f"{scores['nll' + suffix]:.3f}", nll
-        yield f"expected calibration error (ECE){name}", percent(scores["ece" + suffix]), ece
+        yield f"log loss{name}", f"{scores['nll' + suffix]:.3f}", f"in nats{when}"
+        error = "mean difference between confidence and accuracy, in 15 bins"
+        yield f"expected calibration error (ECE){name}", percent(scores["ece" + suffix]), error + again
 
 
 def _with_interval(value: float, ends: tuple[float, float] | None) -> str:

@@ -67,8 +67,10 @@ def _test(p: float, comparisons: int) -> str:
 
 
 def p_text(p: float) -> str:
-    """Return a p-value as in a table: `0.004`, `< 0.001`."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    """Return a p-value as in a table: `0.004`, `< 0.001`; close to 0.05 with the digit that decides, `0.0497`."""
+    if p < 0.001:
+        return "< 0.001"
+    return f"{p:.2f}" if p >= 0.1 else f"{p:.4f}" if 0.0495 <= p < 0.0505 else f"{p:.3f}"
 
 
 def signed(gain: float) -> str:

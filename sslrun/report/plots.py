@@ -1,6 +1,8 @@
 """Figures of evaluations and studies, each as PNG and as SVG for a page."""
 
-from collections.abc import Mapping, Sequence
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,58 +34,68 @@ def name_of(initialization: str, mode: str) -> str:
     return f"{initialization}, {MODE_NAMES.get(mode, mode)}"
 
 
+def _titles(names: Iterable[str], inches: float) -> tuple[list[str], float]:
+    """Return titles of panels of this width, in lines that do not reach into the next one, and their further height."""
+    titles = [textwrap.fill(name, int(12 * inches), break_long_words=False) for name in names]
+    return titles, 0.16 * max(title.count("\n") for title in titles)
+
+
 @styled()
 def label_efficiency(entries: Sequence[Entry], folder: Path) -> str:
     """Draw test accuracy over the number of labels with 95 % CIs, shifted a little so that none hides another."""
-    figure, ((axis,),) = page_figure(1, 1, (6.4, 4.0))
-    lines: dict[tuple[str, str], list[Entry]] = {}
+    lines: dict[tuple[str, str, int], list[Entry]] = {}  # a line has points with as many validation labels
     for e in entries:
-        lines.setdefault((e.initialization, e.mode), []).append(e)
-    tint = colors(list(dict.fromkeys(initialization for initialization, _ in lines if initialization not in BASELINES)))
-    for i, ((initialization, mode), points) in enumerate(lines.items()):
-        offset = 1.012 ** (i - (len(lines) - 1) / 2)
+        lines.setdefault((e.initialization, e.mode, e.budget.labels_val), []).append(e)
+    tint = colors([name for name in dict.fromkeys(e.initialization for e in entries) if name not in BASELINES])
+    vals = {val for _, _, val in lines}
+    figure, ((axis,),) = page_figure(1, 1, (6.4, 3.7 + 0.175 * len(lines)))
+    ticks = sorted({e.labels_train for e in entries})
+    margin = max(0.3, 0.08 * math.log(ticks[-1] / ticks[0]))  # of the logarithm; all shifts are within it
+    width = math.log(ticks[-1] / ticks[0]) + 2 * margin
+    for i, ((initialization, mode, val), points) in enumerate(lines.items()):
+        name = name_of(initialization, mode) + f" + {val:,} validation labels" * (len(vals) > 1 and val > 0)
+        offset = math.exp(min(0.012, 0.1 / len(lines)) * width * (i - (len(lines) - 1) / 2))
         mean = np.array([100 * p.accuracy.mean for p in points])
-        ends = np.array([[100 * p.accuracy.low, 100 * p.accuracy.high] for p in points]).T
+        ends = np.array([(p.accuracy.low, p.accuracy.high) if p.has_interval else (np.nan,) * 2 for p in points]).T
         line, marker = BASELINE_STYLES[mode] if initialization in BASELINES else ("-", "o")
         axis.errorbar(
-            [p.labels_train * offset for p in points], mean, np.nan_to_num(np.abs(ends - mean)),
-            color=tint.get(initialization, GRAY), label=name_of(initialization, mode), marker=marker, markersize=4,
+            [p.labels_train * offset for p in points], mean,
+            np.abs(100 * ends - mean) if any(p.has_interval for p in points) else None,
+            color=tint.get(initialization, GRAY), label=name, marker=marker, markersize=4,
             capsize=3, linewidth=1.6, linestyle=line, markerfacecolor="none" if initialization == PIXELS else None,
         )  # fmt: skip
     axis.set_xscale("log")
-    ticks = sorted({e.labels_train for e in entries})
-    val = {e.budget.labels_val for e in entries}
     axis.set_xticks(ticks, [f"{t:,}" for t in ticks])
+    axis.set_xlim(ticks[0] / math.exp(margin), ticks[-1] * math.exp(margin))
     axis.minorticks_off()
-    axis.set_xlabel("labels" + (f" + {max(val):,} validation labels" if val != {0} else ""))
-    axis.set_ylabel("test accuracy (%)" + ", 95 % CI" * any(e.accuracy.known for e in entries))
-    legend(axis, fontsize=8)
+    axis.set_xlabel("labels" + (f" + {max(vals):,} validation labels" if len(vals) == 1 and max(vals) else ""))
+    axis.set_ylabel("test accuracy (%)" + ", 95 % CI" * any(e.has_interval for e in entries))
+    legend(axis, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.18))  # hides no point
     figure.tight_layout()
     return save_figure(figure, folder, "label_efficiency")
 
 
 @styled()
 def learning_curves(rows: Sequence[Row], folder: Path) -> str:
-    """Draw mean validation accuracy over the steps of finetuning, one panel per number of labels.
+    """Draw mean validation accuracy over the steps of finetuning, one panel per label budget with a validation split.
 
     If the runs of a network were evaluated at different steps, only the steps common to all are drawn.
     """
     tuned = [r for r in rows if r.mode == TUNED]
-    labels = sorted({r.labels for r in tuned})
-    figure, (axes,) = page_figure(1, len(labels), (3.2 * len(labels) + 0.6, 3.0))
+    budgets = sorted({(r.labels_train, r.labels_val) for r in tuned if r.labels_val})
+    figure, (axes,) = page_figure(1, len(budgets), (3.2 * len(budgets) + 0.6, 3.0))
     tint = colors(list(dict.fromkeys(r.initialization for r in tuned)))
-    for axis, n in zip(axes, labels, strict=True):
+    for axis, budget in zip(axes, budgets, strict=True):
         for initialization, color in tint.items():
-            runs = [
-                read_metrics(Path(r.finetuned)) for r in tuned if (r.initialization, r.labels) == (initialization, n)
-            ]
+            own = [r for r in tuned if (r.initialization, r.labels_train, r.labels_val) == (initialization, *budget)]
+            runs = [read_metrics(Path(r.finetuned)) for r in own]
             curves = [{int(p["step"]): 100 * p["val/accuracy"] for p in run if "val/accuracy" in p} for run in runs]
             steps = sorted(set.intersection(*map(set, curves))) if curves else []
             if steps:
                 axis.plot(steps, [np.mean([c[s] for c in curves]) for s in steps], color=color,
                           linewidth=1.5, linestyle="--" if initialization == SCRATCH else "-",
                           label=name_of(initialization, TUNED))  # fmt: skip
-        axis.set_title(f"{n:,} labels")
+        axis.set_title("{:,} + {:,} validation labels".format(*budget), fontsize=9)
         axis.set_xlabel("step")
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel("validation accuracy (%)")
@@ -98,8 +110,9 @@ def confusion_matrices(matrices: Mapping[str, np.ndarray], class_names: Sequence
     n = len(class_names)
     side = min(5.0, max(2.2, 1.2 + 0.22 * n))
     names = 0.06 * max(map(len, class_names)) if n <= 30 else 0  # inches
-    figure, (axes,) = page_figure(1, len(matrices), (side * len(matrices) + 0.9 + names, side + 0.7 + names))
-    for i, (axis, (name, counts)) in enumerate(zip(axes, matrices.items(), strict=True)):
+    titles, more = _titles(matrices, side)
+    figure, (axes,) = page_figure(1, len(matrices), (side * len(matrices) + 0.9 + names, side + 0.8 + names + more))
+    for i, (axis, name, counts) in enumerate(zip(axes, titles, matrices.values(), strict=True)):
         axis.imshow(counts / counts.sum(1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1)
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("predicted class")
@@ -112,6 +125,7 @@ def confusion_matrices(matrices: Mapping[str, np.ndarray], class_names: Sequence
     axes[0].set_ylabel("true class")
     figure.suptitle(title, color=INK, fontsize=9)
     figure.set_layout_engine("constrained")  # tight_layout cuts off the labels of square axes
+    figure.draw_without_rendering()  # their final size is known only to a second layout, when the figure is saved
     return save_figure(figure, folder, "confusion_matrices")
 
 
@@ -130,7 +144,7 @@ def reliability(scores: dict[str, Any], folder: Path) -> str:
         confidence, accuracy = ([100 * r[k] for r in rows] for k in ("confidence", "accuracy"))
         axis.plot(confidence, accuracy, color=COLORS[0])
         areas = [8 + 300 * r["images"] / total for r in rows]
-        axis.scatter(confidence, accuracy, s=areas, color=COLORS[0], alpha=0.5, linewidths=0)
+        axis.scatter(confidence, accuracy, s=areas, color=COLORS[0], alpha=0.5, linewidths=0, clip_on=False)
         axis.set_title(f"{name}: ECE {percent(scores['ece' + suffix])}", fontsize=9)
         axis.set_xlabel("confidence (%)")
         axis.set_xlim(0, 102)
@@ -148,9 +162,10 @@ def class_gains(gains: Mapping[str, np.ndarray], class_names: Sequence[str], tit
         gains: differences in recall, `subsets x classes`, by name of the network.
     """
     n = len(class_names)
-    figure, (axes,) = page_figure(1, len(gains), (3.0 * len(gains) + 1.2, 0.9 + 0.22 * min(n, 60)))
+    titles, more = _titles(gains, 2.8)
+    figure, (axes,) = page_figure(1, len(gains), (3.0 * len(gains) + 1.2, 1.2 + 0.22 * min(n, 60) + more))
     tint = colors([SCRATCH, *gains])
-    for i, (axis, (name, values)) in enumerate(zip(axes, gains.items(), strict=True)):
+    for i, (axis, heading, (name, values)) in enumerate(zip(axes, titles, gains.items(), strict=True)):
         intervals = [mean_interval((100 * values[:, k]).tolist()) for k in range(n)]
         ends = np.nan_to_num(np.array([[f.mean - f.low, f.high - f.mean] for f in intervals]).T)
         axis.barh(range(n), [f.mean for f in intervals], color=tint[name], alpha=0.75)
@@ -158,7 +173,7 @@ def class_gains(gains: Mapping[str, np.ndarray], class_names: Sequence[str], tit
         axis.axvline(0, color=INK, linewidth=0.8)
         axis.set_yticks(range(n), class_names if i == 0 and n <= 60 else [""] * n, fontsize=7)
         axis.invert_yaxis()
-        axis.set_title(name, fontsize=9)
+        axis.set_title(heading, fontsize=9)
         axis.set_xlabel("difference in recall (points)" + ", 95 % CI" * intervals[0].known)
     figure.suptitle(title, color=INK, fontsize=9)
     figure.tight_layout()
@@ -178,8 +193,9 @@ def embeddings(points: Mapping[str, np.ndarray], labels: np.ndarray, class_names
     few = len(class_names) <= 20
     shades = matplotlib.colormaps["tab10" if len(class_names) <= 10 else "tab20" if few else "hsv"]
     tint = [shades(k if few else k / len(class_names)) for k in range(len(class_names))]
-    figure, (axes,) = page_figure(1, len(points), (2.9 * len(points), 3.5 if few else 3.0))
-    for axis, (name, xy) in zip(axes, points.items(), strict=True):
+    titles, more = _titles(points, 2.8)
+    figure, (axes,) = page_figure(1, len(points), (2.9 * len(points), (3.5 if few else 3.0) + more))
+    for axis, name, xy in zip(axes, titles, points.values(), strict=True):
         for k, class_name in enumerate(class_names):
             axis.scatter(*xy[labels == k].T, s=5, color=tint[k], linewidths=0, label=class_name)
         axis.set_title(name, fontsize=9)

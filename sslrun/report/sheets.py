@@ -49,7 +49,7 @@ def mistakes_figure(
         return
     tiles = []
     for i in worst:
-        text, true = (_short(class_names[k]) for k in (predicted[i], labels[i]))
+        text, true = class_names[predicted[i]], class_names[labels[i]]
         pixels = images[torch.tensor([i])][0].permute(1, 2, 0).numpy()
         tiles.append((pixels, text, f"conf. {percent(confidence[i])}", f"true: {true}"))
     sheet = contact_sheet([tiles[i : i + 8] for i in range(0, len(tiles), 8)])
@@ -59,7 +59,7 @@ def mistakes_figure(
 
 
 def contact_sheet(rows: Sequence[Sequence[Tile]], gray_range: Range | None = None) -> Image.Image:
-    """Draw rows of images, each below its lines of text.
+    """Draw rows of images, each below its lines of text, which are elided to the width of an image.
 
     Args:
         rows: tiles (image, line, ...); an image is a path or an array `H x W x 3`, uint8.
@@ -74,7 +74,8 @@ def contact_sheet(rows: Sequence[Sequence[Tile]], gray_range: Range | None = Non
         for i, (source, *text) in enumerate(row):
             x, y = width * i + 8, height * j + 6 + 13 * lines
             for k, line in enumerate(text):
-                draw.text((x, y - 2 + 13 * (k - len(text))), line, "#606060" if k else "black", font)
+                fitting = _elided(line, TILE_SIDE, font)
+                draw.text((x, y - 2 + 13 * (k - len(text))), fitting, "#606060" if k else "black", font)
             array = whole_image(source, 2 * TILE_SIDE, gray_range) if isinstance(source, str) else source
             image = Image.fromarray(array)
             scale = TILE_SIDE / max(image.size)
@@ -82,10 +83,6 @@ def contact_sheet(rows: Sequence[Sequence[Tile]], gray_range: Range | None = Non
             small = image.resize([max(1, round(scale * s)) for s in image.size], filter_)
             sheet.paste(small, (x + (TILE_SIDE - small.width) // 2, y + (TILE_SIDE - small.height) // 2))
     return sheet
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 13 else f"{text[:8]}…{text[-4:]}"
 
 
 def prediction_figures(rows: Sequence[dict[str, Any]], folder: Path, gray_range: Range | None = None) -> None:
@@ -120,11 +117,16 @@ def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
 
 
 def _title(text: str, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """Return a text, with its middle elided if it is wider than `width` px, and its font."""
+    """Return a text, elided to `width` px, and its font."""
     text = " ".join(text.splitlines())
     font = _font(18, text)
+    return _elided(text, width, font), font
+
+
+def _elided(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+    """Return a text, with its middle elided if it is wider than `width` px."""
     short, cut = text, len(text) // 2
     while font.getlength(short) > width and cut > 1:
         cut -= 1
         short = f"{text[:cut]}…{text[-cut:]}"
-    return short, font
+    return short

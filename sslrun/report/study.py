@@ -19,12 +19,15 @@ from sslrun.base.text import counted, percent
 from sslrun.evaluation.intervals import MIN_VALUES
 from sslrun.report import plots
 from sslrun.report.comparison import (
+    NO_INTERVAL,
     accuracy_interval,
     comparisons,
     conclusions,
     difference_text,
     gain_interval,
+    intervals_text,
     kind_of,
+    labels_heading,
     labels_text,
     network_text,
     number_of_labels,
@@ -79,11 +82,11 @@ def _page(
     maps: Maps | None,
     about: dict[str, Any] | None,
 ) -> str:
-    first, names, judged = rows[0], _class_names(rows[0]), [e for e in entries if e.in_family]
+    names, judged = _class_names(rows[0]), [e for e in entries if e.in_family]
     return render(
         "study.html.jinja",
         title="Pretraining compared with training from scratch",
-        subtitle=f"{first.dataset}, {first.backbone}; {counted(_tested(rows), 'test image')}",
+        subtitle=_subtitle(rows),
         conclusions=[{"text": text, "kind": kind_of(e)} for e, text in conclusions(entries)],
         figures=[*_figures(folder, rows, entries, judged, mode, names), *_embeddings(folder, maps, names)],
         rows=list(_page_rows(entries)),
@@ -101,13 +104,9 @@ def _figures(
 ) -> Iterator[dict[str, Any]]:
     shown = [e for e in entries if e.initialization in (SCRATCH, PIXELS) or e.mode == mode]
     svg = plots.label_efficiency(shown, folder)
-    n = max(e.accuracy.n for e in shown)
-    text = (
-        "Mean test accuracy; error bars: 95 % CI for other label subsets, with these pretrainings and test images."
-        if n >= MIN_VALUES
-        else f"Mean test accuracy over {counted(n, 'label subset')}, too few for a 95 % CI."
-    )
-    yield _figure("label_efficiency", "Label efficiency", svg, text)
+    bars = intervals_text(shown)
+    bars = f"error bars: {bars}, with these pretrainings and test images" if bars else NO_INTERVAL
+    yield _figure("label_efficiency", "Label efficiency", svg, f"Mean test accuracy; {bars}.")
     if any(r.mode == TUNED and r.labels_val for r in rows):  # others are not evaluated during their training
         text = (
             "Validation accuracy during finetuning, mean over label subsets. The best checkpoint of each run is kept."
@@ -135,7 +134,10 @@ def _by_class(
     groups = {name: members for name, members in {FROM_SCRATCH: base, **own}.items() if members}
     counts = {name: [_report(r)["confusion_matrix"] for r in members] for name, members in groups.items()}
     svg = plots.confusion_matrices({name: np.sum(c, axis=0) for name, c in counts.items()}, names, title, folder)
-    text = "Rows: true classes, columns: predicted classes; sum over label subsets and pretrainings."
+    text = (
+        "Rows: true classes, columns: predicted classes; the darker, the larger the fraction of the true class, from "
+        "0 (white) to 1. Sum over label subsets and pretrainings."
+    )
     yield _figure("confusion_matrices", "Confusion matrix, normalized by true class", svg, text)
     gains = {name: _recalls(members, base) for name, members in own.items()}
     gains = {name: differences for name, differences in gains.items() if len(differences)}
@@ -143,7 +145,10 @@ def _by_class(
         svg = plots.class_gains(gains, names, title, folder)
         text = "Recall minus that of training from scratch on the same labels."
         if all(len(differences) >= MIN_VALUES for differences in gains.values()):
-            text += " Error bars: 95 % CI for other label subsets, not for other pretrainings or test images."
+            text += (
+                " Error bars: 95 % CI for other label subsets, not for other pretrainings or test images, each class "
+                "for itself."
+            )
         yield _figure("class_gains", "Difference in recall by class", svg, text)
     text = (
         f"Misclassified test images by confidence: predicted class, confidence, true class. One label subset, {title}."
@@ -179,14 +184,17 @@ def _class_names(row: Row) -> list[str]:
 def _recalls(rows: Sequence[Row], base: Sequence[Row]) -> np.ndarray:
     """Return differences in recall on the label subsets of both, `subsets x classes`; NaN without test images.
 
-    They are means over pretrainings, which are not independent on one subset.
+    They are differences of means over the runs on one subset, which are not independent.
     """
-    scratch = {(r.subset, r.seed): _recall(r) for r in base}
-    differences: dict[tuple[str, int], list[np.ndarray]] = {}
+    own, scratch = _recalls_by_subset(rows), _recalls_by_subset(base)
+    return np.array([own[s] - scratch[s] for s in own if s in scratch])
+
+
+def _recalls_by_subset(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    by_subset: dict[str, list[np.ndarray]] = {}
     for r in rows:
-        if (r.subset, r.seed) in scratch:
-            differences.setdefault((r.subset, r.seed), []).append(_recall(r) - scratch[r.subset, r.seed])
-    return np.array([np.mean(d, axis=0) for d in differences.values()])
+        by_subset.setdefault(r.subset, []).append(_recall(r))
+    return {subset: np.mean(recalls, axis=0) for subset, recalls in by_subset.items()}
 
 
 def _recall(row: Row) -> np.ndarray:
@@ -207,10 +215,10 @@ def _page_rows(entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
         gain = e.gain
         yield {
             "first": last is not None and e.budget != last,
-            "labels": labels_text(e.budget) if e.budget != last else "",
+            "labels": number_of_labels(e.budget) if e.budget != last else "",
             "name": network_text(e),
             "accuracy": percent(e.accuracy.mean),
-            "interval": accuracy_interval(e.accuracy),
+            "interval": accuracy_interval(e),
             "difference": difference_text(e),
             "gain_interval": gain_interval(e),
             "fixed_split": brackets(gain.fixed_split) if gain and gain.fixed_split else "",
@@ -240,6 +248,7 @@ def _reading(entries: Sequence[Entry], mode: str) -> dict[str, Any]:
     gains = [e.gain for e in entries if e.gain]
     some = max(entries, key=lambda e: (e.in_family, e.budget.labels_val))
     return {
+        "heading": labels_heading(e.budget for e in entries),
         "labels": labels_text(some.budget),
         "train": some.labels_train,
         "val": some.budget.labels_val,
@@ -266,23 +275,32 @@ def _counting(rows: Sequence[Row]) -> str:
 
 
 def _number_of_comparisons(entries: Sequence[Entry]) -> str:
-    family = [e for e in entries if e.gain]
+    family = [e for e in entries if e.in_family]
     tasks, budgets = len({e.initialization for e in family}), len({e.budget for e in family})
-    return f"{len(family)} ({counted(tasks, 'task')}, {counted(budgets, 'label budget')}), corrected by Holm's method"
+    corrected = ", corrected by Holm's method" * (len(family) > 1)
+    return f"{len(family)} ({counted(tasks, 'network')}, {counted(budgets, 'label budget')}){corrected}"
 
 
-def _pretrainings(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
-    most = max((e.gain.pretrainings for e in entries if e.gain), default=0)
-    seeds = {r.pretrain_seed for r in rows if r.pretrain_seed is not None}
-    return f"{most} of each task" + (f"; seeds {_seeds(seeds)}" if seeds else "")
+def _pretrainings(rows: Sequence[Row]) -> str:
+    """Return the seeds of the pretrainings of each network, in short if all have the same."""
+    seeds: dict[str, set[int]] = {}
+    for r in rows:
+        if r.pretrain_seed is not None:
+            seeds.setdefault(r.initialization, set()).add(r.pretrain_seed)
+    named = {name: f"{len(own)} (seeds {_seeds(own)})" for name, own in seeds.items()}
+    if len(set(named.values())) == 1:
+        return f"{next(iter(named.values()))} of each network"
+    return ", ".join(f"{name} {text}" for name, text in named.items()) or "none that is known"
 
 
 def _seeds(seeds: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(set(seeds))))
 
 
-def _tested(rows: Sequence[Row]) -> int:
-    return int(read_summary(Path(rows[0].evaluated))["images"])
+def _subtitle(rows: Sequence[Row]) -> str:
+    """Return data, backbone (not that of the baseline on pixels) and number of test images."""
+    first, tested = next((r for r in rows if r.backbone != PIXELS), rows[0]), read_summary(Path(rows[0].evaluated))
+    return f"{first.dataset}, {first.backbone}; {counted(int(tested['images']), 'test image')}"
 
 
 def _precisions(rows: Sequence[Row]) -> str:
@@ -300,7 +318,7 @@ def _facts(rows: Sequence[Row], entries: Sequence[Entry], about: dict[str, Any] 
         ("data", f"{made['dataset']}; fingerprints: train {made['data_fingerprint']}, test {test['data_fingerprint']}"),
         ("labels", _counting(rows)),
         ("comparisons", _number_of_comparisons(entries)),
-        ("pretrainings", _pretrainings(rows, entries)),
+        ("pretrainings", _pretrainings(rows)),
         ("seeds of label subsets", _seeds(r.seed for r in rows)),
         ("machine", f"{made['machine']}, {made['device']}; {_precisions(rows)}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in made["versions"].items())),

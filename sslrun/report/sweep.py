@@ -14,6 +14,8 @@ from sslrun.base.output import new_table, write_csv
 from sslrun.base.text import percent, words
 from sslrun.runs.find import job_order, labels_text, read_summary, score
 
+LABEL_BUDGETS = ("labels", "labels_per_class", "label_fraction")  # keys that set a label budget
+
 
 def sweep_rows(directory: Path) -> list[dict[str, Any]]:
     """Return one row per job of a sweep, in order: varied settings, status and score."""
@@ -33,6 +35,8 @@ def sweep_rows(directory: Path) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"job": job.name, "run": str(job), "status": summary["status"]}
         row |= {k: summary.get(k) for k in ("of_run", "dataset", "backbone", "pretext", "init", "source", "mode")}
         row |= {k: summary.get(k) for k in ("label_budget", "labels_total", "labels_train", "labels_val")}
+        typed = next((f"{k}={overrides[k]}" for k in LABEL_BUDGETS if k in overrides), None)
+        row["label_budget"] = row["label_budget"] or typed  # of a job that failed before it was counted
         row |= {f"{k}_seed": v for k, v in (summary.get("seeds") or {}).items()}
         row |= {f"override {k}": v for k, v in overrides.items() if k not in (*row, "seed")}
         row |= {k: v for k, v in summary.items() if "/" in k}
@@ -45,6 +49,7 @@ def sweep_rows(directory: Path) -> list[dict[str, Any]]:
 def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Return mean and SD of the score over seeds, one row per combination of the other settings."""
     ignored = {"job", "run", "of_run", "status", "score", "labels_total", "labels_train", "labels_val"}
+    ignored |= {f"override {k}" for k in LABEL_BUDGETS}  # redundant with `label_budget`
     sources: dict[str, set[str]] = {}
     for r in rows:
         sources.setdefault(str(r.get("init")), set()).add(str(r.get("source")))
@@ -63,13 +68,15 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
     numbers = ("labels", ", ".join(words(n) for n in sorted(names)) or "score", "SD", "runs")
     table = new_table((*varied, *numbers), {*numbers})
     for key, members in grouped.items():
-        scores = [r["score"] for r in members if r["score"] is not None and r["status"] == "finished"]
+        finished = [r for r in members if r["status"] == "finished"]
+        scores = [r["score"] for r in finished if r["score"] is not None]
         labels = labels_text(members[0]) or ""
-        mean = percent(statistics.mean(scores)) if scores else "failed"
+        without = "-" if finished else "failed"  # with one label per class there is no estimate of the accuracy
+        mean = percent(statistics.mean(scores)) if scores else without
         deviation = f"{100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-        missing = len(members) - len(scores)
+        failed = len(members) - len(finished)
         table.add_row(
-            *map(Text, key), labels, mean, deviation, f"{len(scores)}" + f", {missing} failed" * (missing > 0)
+            *map(Text, key), labels, mean, deviation, f"{len(finished)}" + f", {failed} failed" * (failed > 0)
         )
     return table
 

@@ -119,6 +119,7 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'out of memory'}") from None
     except Exception as error:  # torch raises many types for invalid files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = reason.partition(" In PyTorch")[0]  # torch advises to load the file without protection
         raise Damaged(f"{path} is damaged or not a checkpoint: {reason[:150]}") from None
     if not isinstance(content, dict) or not content:
         raise Damaged(f"{path} is not a checkpoint: expected a dict of weights, found {type(content).__name__}")

@@ -128,11 +128,13 @@ class Loggers:
         self._all: list[Logger] = [JsonLines(directory), self.tensorboard]
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Log scalars of a step.
+        """Log scalars of a step; nothing if there are none, as where nothing is evaluated.
 
         Raises:
             UserError: the disk is full.
         """
+        if not values:
+            return
         try:
             for logger in self._all:
                 logger.scalars(step, values)

@@ -264,9 +264,8 @@ def _groups(splits: list[CheckedSplit], duplicates: list[list[int]], dataset: No
     found = proposed(paths, labeled.labels, _with_labels(splits, duplicates))
     if found is None:
         return None
-    options = shared(dataset)
     try:
-        moved = int((labeled.sides(options, None) != labeled.sides(options, found.groups)).sum())
+        moved = int((labeled.sides(None) != labeled.sides(found.groups)).sum())
     except UserError:
         return None  # too few images, or groups, to split
     if not moved:

@@ -1,5 +1,6 @@
 """`sslrun compare`: does pretraining help on these images, and at which label budgets?"""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from sslrun.evaluation.validation import SCORES
 from sslrun.models.encoder import BackboneNode
 from sslrun.report import check
 from sslrun.report.comparison import labels_text
+from sslrun.report.evaluation import log_small_classes
 from sslrun.report.plots import name_of
 from sslrun.report.study import Maps, publish
 from sslrun.runs.encoders import PIXELS, SCRATCH
@@ -163,6 +165,9 @@ def _evaluated(
         plan = with_equal_time(_equal_time(run, plan))
         launch_all(list(plan.classifiers.values()), run.stages, "equal time")
     launch_all(list(plan.evaluations.values()), run.stages)
+    scores = next(iter(plan.evaluations.values())).directory / "report.json"
+    if scores.is_file():
+        log_small_classes(json.loads(scores.read_text())["classes"])
     rows = [results.row_of(p.directory, c.initialization, c.mode) for c, p in plan.evaluations.items()]
     if settings.mode == AUTO:
         pretrained = [i for i in dict.fromkeys(r.initialization for r in rows) if i not in (SCRATCH, PIXELS)]

@@ -29,7 +29,7 @@ from sslrun.evaluation.probe import map_probes
 from sslrun.models.classifier import Classifier
 from sslrun.models.trained import Trained, load_classifier
 from sslrun.report import evaluation
-from sslrun.report.evaluation import confusion_figure, print_classification
+from sslrun.report.evaluation import confusion_figure, log_small_classes, print_classification
 from sslrun.report.sheets import mistakes_figure
 from sslrun.runs.find import find_run, read_summary
 from sslrun.runs.run import Run
@@ -90,6 +90,8 @@ def evaluate(run: Run, settings: Evaluate) -> dict[str, Any]:
         confusion_figure(run, scores["confusion_matrix"], data.class_names)
         page = evaluation.publish(run, scores, classifier.directory, describe(classifier.dataset), len(data))
     print_classification(scores, classifier.directory, table=not run.in_sweep)
+    if not run.in_study:  # which logs this once
+        log_small_classes(scores["classes"])
     if against:
         log.info("%s", evaluation.comparison_text(scores["against"]))
     if not run.in_study:

@@ -1,6 +1,6 @@
 """`sslrun finetune`: train a classifier on few labels."""
 
-import shutil
+import time
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -10,10 +10,10 @@ from hydra.core.hydra_config import HydraConfig
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.base.files import replacing
-from sslrun.base.text import counted, interval, percent
+from sslrun.base.text import counted
 from sslrun.config.build import build, built_settings
 from sslrun.config.compose import group_choices
+from sslrun.config.grammar import key_of
 from sslrun.config.nodes import short_name
 from sslrun.config.types import Count, Fraction, FromCheckpoint, Node, Positive, PositiveInt
 from sslrun.data.balance import Balance, balanced_method, class_ratio
@@ -21,9 +21,7 @@ from sslrun.data.labeled import Labeled, Validation, load_labeled
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import AnyDatasetNode, describe
 from sslrun.device import Device
-from sslrun.evaluation.intervals import wilson_interval
-from sslrun.evaluation.selection import choose, corrected_accuracy
-from sslrun.evaluation.validation import SCORES, classifier_metrics, prediction_metrics, score_name
+from sslrun.evaluation.validation import SCORES, accuracy_text, classifier_metrics, score_name
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import BackboneNode, Pooling
 from sslrun.models.initialization import Network, resolve
@@ -42,15 +40,14 @@ from sslrun.training.batches import Batches
 from sslrun.training.candidates import (
     FEW_LABELS,
     KNN,
-    OUT_OF_FOLD,
     PROBE,
     TUNED,
     Candidate,
     Folds,
     candidates_of,
-    compared,
     folds_of,
 )
+from sslrun.training.choosing import choose_candidate
 from sslrun.training.folds import finetuning
 from sslrun.training.frozen import Frozen
 from sslrun.training.loop import fit
@@ -103,7 +100,8 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     """
     network, settings = _resolved(run, settings)
     device = build(settings.device)
-    labeled = load_labeled(settings.dataset, settings.budget, settings.validation, run.overrides)
+    keys = () if run.in_study else run.overrides  # a study passes all keys of its data set
+    labeled = load_labeled(settings.dataset, settings.budget, settings.validation, keys)
     settings = _with_data(run, settings, labeled)
     folds = _folds(labeled, settings)
     fastest = autotune.choose(device, settings.backbone, settings.dataset["image_size"], settings.train["batch_size"])
@@ -127,10 +125,13 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
         for name in dict.fromkeys(c.name for c in candidates):
             known = frozen.get(PROBE) if name == TUNED else None  # the same network
             frozen[name] = known or _frozen(name, network, settings, labeled, folds, device, parallel)
+        began = time.monotonic()
         chosen: Candidate = candidates[0]
         metrics: dict[str, float] = {}
         if labeled.val is None or len(candidates) > 1 or chosen.name in (PROBE, KNN):
-            chosen, metrics = _chosen(run, candidates, frozen, folds, labeled, trainings_parallel)
+            chosen, metrics = choose_candidate(run, candidates, frozen, folds, labeled, trainings_parallel)
+    if not (run.in_sweep or run.in_study):
+        jobs.stop()
     its = frozen[chosen.name]
     init = network.init if chosen.name != SCRATCH else SCRATCH
     used = {**chosen.config, "mode": chosen.mode, "init": init, "search": [], "pooling": its.pooling}
@@ -142,13 +143,15 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     classifier = Classifier(its.encoder, its.classes)
     if chosen.name == TUNED:
         classifier.set_head(*its.head(np.arange(len(labeled.budget))))
-    return _trained(run, classifier, labeled, device, content, metrics)
+    del frozen, known, its  # the features are not kept during the training
+    result = _trained(run, classifier, labeled, device, content, metrics)
+    return {**result, "training_seconds": round(time.monotonic() - began, 2)}
 
 
 def _resolved(run: Run, settings: Finetune) -> tuple[Network, Finetune]:
     """Resolve the initial weights, and the settings that depend on them."""
     run.note(resumable=STUDY)  # folds that are finished are not repeated
-    settings.budget.check(run.overrides)
+    settings.budget.check([key_of(o) for o in run.summary["overrides"]])
     if settings.mode == "knn" and settings.balance not in ("auto", "none"):
         raise UserError(f"mode=knn does not balance classes; remove balance={settings.balance}, or set mode=probe")
     resumed = run.summary if run.resumed and has_checkpoint(run.directory) else None
@@ -171,8 +174,12 @@ def _with_data(run: Run, settings: Finetune, labeled: Labeled) -> Finetune:
     assert labels is not None
     train = settings.train
     if train["steps"] == "auto":
+        if epochs := [s for s in settings.search if key_of(s) == "train.epochs"]:
+            raise UserError(f"search: {epochs[0]}: train.steps=auto may end before; search train.steps instead")
         train = {**train, "steps": None if train["epochs"] else default_steps(len(labels))}
     balance = balanced_method(settings.balance, labels) if settings.mode != "knn" else "none"
+    if "train.evaluations" in run.overrides and not labeled.val:
+        log.info("train.evaluations has no effect without validation images: the last state is the result.")
     if balance != "none":
         ratio = class_ratio(labels)
         log.info("balance=%s: the largest class has %.3g times the labels of the smallest.", balance, ratio)
@@ -184,13 +191,13 @@ def _with_data(run: Run, settings: Finetune, labeled: Labeled) -> Finetune:
 
 def _folds(labeled: Labeled, settings: Finetune) -> Folds:
     """Return the folds in which the candidates are compared."""
-    folds = folds_of(labeled, settings.subset_seed)
+    folds, grouped = folds_of(labeled, settings.subset_seed), labeled.budget.groups is not None
     if not folds.regressions:
         log.info(
-            "Every class has one label%s: nothing can be chosen by cross-validation, so the defaults are used, and "
+            "Every class has one label%s: nothing can be chosen by cross-validation, so the defaults are used%s, and "
             "there is no estimate of the accuracy.",
-            " or one group" if labeled.budget.groups is not None else "",
-        )
+            " or one group" if grouped else "", " and search= is not tried" if settings.search else "",
+        )  # fmt: skip
     return folds
 
 
@@ -208,47 +215,6 @@ def _frozen(
     return Frozen(
         encoder, settings.pooling, labeled.every, regressions, device, settings.balance, name == KNN, parallel and many
     )
-
-
-def _chosen(
-    run: Run, candidates: list[Candidate], frozen: dict[str, Frozen], folds: Folds, labeled: Labeled, parallel: bool
-) -> tuple[Candidate, dict[str, float]]:
-    """Evaluate the candidates in the folds and choose one; without folds, take the first.
-
-    Returns:
-        The candidate and its metrics.
-    """
-    if not folds.regressions:
-        return candidates[0], {}
-    result = compared(candidates, frozen, folds, parallel, run.directory)
-    if not (run.in_sweep or run.in_study):
-        jobs.stop()
-    predictions, best = result.predictions, choose(result.predictions)
-    chosen, name = result.candidates[best], score_name("none" if not predictions.macro else "")
-    with replacing(run.directory / OUT_OF_FOLD) as path, path.open("wb") as file:
-        np.savez_compressed(
-            file,
-            candidates=np.array(result.variants),
-            probabilities=predictions.probabilities,
-            labels=predictions.labels,
-        )
-    shutil.rmtree(run.directory / "folds", ignore_errors=True)
-    scores = result.scores()
-    run.note(candidates={c: round(s, 6) for c, s in scores.items()})
-    if len(candidates) > 1:
-        n = len(folds.trainings)
-        where = "on validation" if labeled.val else f"in {n}-fold cross-validation" if n > 1 else "on a held-out fifth"
-        text = ", ".join(f"{c} {percent(s)}" for c, s in sorted(scores.items(), key=lambda s: -s[1]))
-        simpler = scores[str(chosen)] < max(scores.values())
-        why = " (simpler, and within one standard error of the best)" if simpler else ""
-        log.info("%s %s: %s. Chosen: %s%s.", SCORES[name].capitalize(), where, text, chosen, why)
-    rows = predictions.common
-    metrics = prediction_metrics(
-        predictions.probabilities[best, rows], predictions.labels[rows], grouped=labeled.budget.groups is not None
-    )
-    if labeled.val is None:
-        metrics["val/accuracy"] = corrected_accuracy(predictions)
-    return chosen, metrics
 
 
 def _begin(run: Run, network: Network, device: Device, labeled: Labeled) -> None:
@@ -299,7 +265,8 @@ def _saved(
     for name in (LAST, BEST):
         checkpoint.save(run.directory / name, content)
     run.log.scalars(0, metrics)
-    _log_accuracy(metrics, labeled)
+    if metrics:
+        log.info("%s", accuracy_text(metrics, labeled))
     return metrics
 
 
@@ -309,6 +276,9 @@ def _continued(run: Run, network: Network, labeled: Labeled, device: Device) -> 
         raise UserError(f"{run.directory}: a classifier on frozen features has no steps to resume; start a new run")
     _, content = checkpoint.newest_intact(run.directory, resumable=True)
     config, given = content["config"], run.config
+    longer = {k: given["train"][k] for k in ("steps", "epochs") if f"train.{k}" in run.overrides}
+    if labeled.val is None and content["metrics"] and {k: config["train"][k] for k in longer} != longer:
+        log.warning("The accuracy in the folds, the temperature and the threshold stay those of the first length.")
     config["train"] |= {k: given["train"][k] for k in given["train"] if f"train.{k}" in run.overrides}
     config |= {"device": given["device"], "resume": given["resume"]}
     encoder = network.encoder(labeled.pool, config["pooling"])
@@ -353,15 +323,6 @@ def _trained(
         unchanged = ", the linear probe: finetuning did not improve on it"
         kept = f"step {best['step']} of {total}{unchanged if config['init'] != SCRATCH and best['step'] == 0 else ''}"
         log.info("Best state by validation %s: %s (%s)", SCORES[score], kept, formatted(best["metrics"]))
-    _log_accuracy(best["metrics"], labeled)
+    if best["metrics"]:
+        log.info("%s", accuracy_text(best["metrics"], labeled))
     return {k: v for k, v in result.items() if not k.startswith("val/")} | best["metrics"]
-
-
-def _log_accuracy(metrics: dict[str, Any], labeled: Labeled) -> None:
-    """Log the accuracy on images that were not trained on, with its 95 % CI over images."""
-    if "val/accuracy" not in metrics:
-        return
-    accuracy, n = metrics["val/accuracy"], int(metrics["val/images"])
-    ends = interval(*wilson_interval(round(accuracy * n), n))
-    what = "Validation accuracy" if labeled.val else "Out-of-fold accuracy, corrected for the choice:"
-    log.info("%s %s (95 %% CI %s) on %s", what, percent(accuracy), ends, counted(n, "image"))

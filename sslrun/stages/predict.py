@@ -15,6 +15,7 @@ from sslrun.base.output import Row, as_csv, as_json, as_jsonl, as_table
 from sslrun.base.text import counted, percent, speed
 from sslrun.config.commands import WITH_CLASSIFIER
 from sslrun.config.types import Count, Fraction, Node, PositiveInt
+from sslrun.data.options import has_groups
 from sslrun.evaluation.calibration import Threshold, no_threshold_text
 from sslrun.inference.inputs import named_images
 from sslrun.inference.model import Model, Prediction, open_model
@@ -113,8 +114,8 @@ def _report_unsure(rows: Sequence[Row], model: Model, settings: Predict) -> int 
 def _threshold_text(model: Model, unsure: str | float | None) -> str:
     threshold = Threshold.of(model.network.metrics)
     if unsure == "auto" and threshold is not None:
-        grouped = model.network.config["dataset"].get("groups") is not None
-        return f"{percent(threshold.value)} confidence ({threshold.text(grouped)})"
+        text = threshold.text(has_groups(model.network.config["dataset"]))
+        return f"{percent(threshold.value)} confidence ({text})"
     return f"{unsure}"
 
 

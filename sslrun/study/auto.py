@@ -38,9 +38,9 @@ def with_auto(rows: Sequence[Row], initializations: Iterable[str]) -> list[Row]:
             candidates = [*probes[:1], row, *scratch[:1]]
             if chosen := _chosen(candidates):
                 name = SCRATCH if is_scratch(chosen) else chosen.mode
-                own_seed = row.pretrain_seed
-                named = replace(chosen, initialization=initialization, pretrain_seed=own_seed, mode=AUTO, chosen=name)
-                out.append(named)
+                own_seed, source = row.pretrain_seed, row.source
+                named = replace(chosen, initialization=initialization, pretrain_seed=own_seed, source=source)
+                out.append(replace(named, mode=AUTO, chosen=name))
     return out
 
 
@@ -50,11 +50,12 @@ def _same_labels(a: Row, b: Row) -> bool:
 
 @dataclass(frozen=True)
 class _OutOfFold:
-    """Predictions of a run's variants on images that their training did not use."""
+    """Predictions of a run's variants on images that their training did not use; see `Predictions`."""
 
     names: list[str]
     probabilities: np.ndarray
     labels: np.ndarray
+    units: np.ndarray
 
 
 def _chosen(candidates: Sequence[Row]) -> Row | None:
@@ -64,9 +65,8 @@ def _chosen(candidates: Sequence[Row]) -> Row | None:
     known = [p for p in predictions if p is not None]
     if len(known) == len(candidates):
         names = [c for i, p in enumerate(known) for c in [str(i)] * len(p.names)]
-        every = Predictions(
-            names, np.concatenate([p.probabilities for p in known]), known[0].labels, name != score_name("none")
-        )
+        probabilities, of = np.concatenate([p.probabilities for p in known]), known[0]
+        every = Predictions(names, probabilities, of.labels, name != score_name("none"), of.units)
         best = candidates[int(names[choose(every)])]
         return best if best.labels_val else replace(best, val_accuracy=corrected_accuracy(every))
     scores = [r.selection_score(name) for r in candidates]
@@ -82,6 +82,8 @@ def _predictions(row: Row) -> _OutOfFold | None:
         return None
     try:
         with np.load(path) as file:
-            return _OutOfFold([str(c) for c in file["candidates"]], file["probabilities"], file["labels"])
+            names, labels = [str(c) for c in file["candidates"]], file["labels"]
+            units = file["units"] if "units" in file.files else np.arange(len(labels))
+            return _OutOfFold(names, file["probabilities"], labels, units)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read: {error}") from None

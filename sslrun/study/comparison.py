@@ -1,7 +1,8 @@
 """Comparison of networks with training from scratch on the same labels: the entries of a report, and its tests.
 
-A study tests one family of hypotheses, which is fixed beforehand: one network for each task and label budget. All other
-networks are shown with their accuracy and mean difference, without a test.
+A study tests one family of hypotheses, which is fixed beforehand: one network for each task and label budget. A
+hypothesis that cannot be tested, since no network was trained from scratch on the same labels, counts as one of them.
+All other networks are shown with their accuracy and mean difference, without a test.
 """
 
 import itertools
@@ -15,7 +16,7 @@ import numpy as np
 
 from sslrun.evaluation.correctness import Correctness, read_correctness
 from sslrun.evaluation.intervals import Interval, mean_interval
-from sslrun.runs.encoders import IMAGENET, PIXELS, SCRATCH
+from sslrun.runs.encoders import IMAGENET, SCRATCH
 from sslrun.study.gains import (
     Gain,
     gain_on_one_subset,
@@ -23,7 +24,7 @@ from sslrun.study.gains import (
     holm,
     image_variance,
 )
-from sslrun.study.results import ORDER, Row
+from sslrun.study.results import ORDER, WITHOUT_TASK, Row
 from sslrun.training.candidates import AUTO, TUNED
 
 Sign = Literal["=", "<", ">"]
@@ -55,6 +56,7 @@ class Entry:
 
     Attributes:
         initialization, mode: as in `Row`.
+        subsets: number of label subsets.
         accuracy: mean test accuracy and its 95 % CI for other label subsets, with these pretrainings and test images;
             for other runs where there is one subset.
         difference: mean difference in test accuracy from scratch on the same label subsets; None without such.
@@ -69,6 +71,7 @@ class Entry:
     budget: Budget
     initialization: str
     mode: str
+    subsets: int
     accuracy: Interval
     difference: float | None
     in_family: bool
@@ -84,6 +87,11 @@ class Entry:
         return self.budget.labels - self.budget.labels_val
 
     @property
+    def has_interval(self) -> bool:
+        """Whether there is an interval of its accuracy: of three or more values that are not all equal."""
+        return self.accuracy.low < self.accuracy.high  # false for NaN
+
+    @property
     def is_scratch(self) -> bool:
         """Whether it was trained from scratch for the usual time, the baseline of all comparisons."""
         return (self.initialization, self.mode) == (SCRATCH, TUNED)
@@ -93,6 +101,10 @@ class _Network(NamedTuple):
     budget: Budget
     initialization: str
     mode: str
+
+    @property
+    def is_scratch(self) -> bool:
+        return (self.initialization, self.mode) == (SCRATCH, TUNED)
 
 
 class _Cell(NamedTuple):
@@ -115,11 +127,11 @@ def compared(rows: Sequence[Row], mode: str) -> list[Entry]:
     for row in sorted(rows, key=lambda r: (r.labels, initializations.index(r.initialization), ORDER.index(r.mode))):
         networks.setdefault(_Network(budget_of(row), row.initialization, row.mode), []).append(row)
     cells = {network: _cells(members) for network, members in networks.items()}
-    scratch = {n.budget: c for n, c in cells.items() if (n.initialization, n.mode) == (SCRATCH, TUNED)}
+    scratch = {n.budget: c for n, c in cells.items() if n.is_scratch}
     family = _family(networks, mode)
     entries = [_entry(n, cells[n], scratch, networks[n], n in family) for n in networks]
     gains = _gains({n: cells[n] for n in family}, scratch)
-    corrected = dict(zip(gains, holm([gain.p for gain, _ in gains.values()]), strict=True))
+    corrected = dict(zip(family, holm([gains[n][0].p if n in gains else None for n in family]), strict=True))
     for i, network in enumerate(networks):
         if network in gains:
             gain, dropped = gains[network]
@@ -169,7 +181,7 @@ def _family(networks: Iterable[_Network], mode: str) -> list[_Network]:
     """Return the networks whose gains are tested: pretrained by a task, or without such those of ImageNet."""
     fits = [n for n in networks if n.mode == mode]
     kinds = [n.initialization.split()[0] for n in fits]  # a report adds other settings to the name
-    tasks = [n for n, kind in zip(fits, kinds, strict=True) if kind not in (SCRATCH, PIXELS, IMAGENET)]
+    tasks = [n for n, kind in zip(fits, kinds, strict=True) if kind not in WITHOUT_TASK]
     return tasks or [n for n, kind in zip(fits, kinds, strict=True) if kind == IMAGENET]
 
 
@@ -184,7 +196,6 @@ def _entry(
     network: _Network, cells: _Cells, scratch: Mapping[Budget, _Cells], rows: Sequence[Row], in_family: bool
 ) -> Entry:
     accuracy = _accuracy(cells)
-    own = (network.initialization, network.mode) == (SCRATCH, TUNED)
     chosen = [r.chosen for r in rows if network.mode == AUTO and r.chosen]
     curve = [
         (b.labels - b.labels_val, _accuracy(c).mean)
@@ -195,13 +206,14 @@ def _entry(
         budget=network.budget,
         initialization=network.initialization,
         mode=network.mode,
+        subsets=len(_by_subset(cells)),
         accuracy=accuracy,
-        difference=None if own else _difference(cells, scratch.get(network.budget, {})),
+        difference=None if network.is_scratch else _difference(cells, scratch.get(network.budget, {})),
         in_family=in_family,
         gain=None,
         p=None,
         dropped=Dropped(0, 0),
-        labels_needed=labels_needed(curve, accuracy.mean) if curve and not own else None,
+        labels_needed=labels_needed(curve, accuracy.mean) if curve and not network.is_scratch else None,
         chosen={c: chosen.count(c) for c in dict.fromkeys(chosen)},
     )
 
@@ -244,7 +256,8 @@ def _accuracy(cells: _Cells) -> Interval:
     """Return the mean accuracy and its 95 % CI for other label subsets, or for other runs where there is one subset."""
     by_subset = _by_subset(cells)
     if len(by_subset) > 1:
-        return _clipped(mean_interval([float(np.mean(values)) for values in by_subset.values()]))
+        means = [round(float(np.mean(values)), 12) for values in by_subset.values()]  # equal ones stay equal
+        return _clipped(mean_interval(means))
     (subset,) = by_subset
     return _clipped(mean_interval(_run_means(cells, [c.pretrain_seed for c in cells], subset)))
 
@@ -285,10 +298,23 @@ def _gains(family: Mapping[_Network, _Cells], scratch: Mapping[Budget, _Cells]) 
             matrices[network] = np.array([[_mean(cells[_Cell(a, b)]) - np.mean(base[b]) for b in s] for a in p])
             if variance is not None:
                 variances[network] = variance
-        by_name = {n.initialization: m for n, m in matrices.items()}
-        gains = gains_over_scratch(by_name, {n.initialization: v for n, v in variances.items()})
-        out |= {n: (gains[n.initialization], dropped[n]) for n in matrices}
+        for network in matrices:
+            pool = {n.initialization: matrices[n] for n in _pool(network, matrices, family)}
+            gains = gains_over_scratch(pool, {n.initialization: v for n, v in variances.items()})
+            out[network] = gains[network.initialization], dropped[network]
     return {n: out[n] for n in family if n in out}
+
+
+def _pool(network: _Network, others: Iterable[_Network], cells: Mapping[_Network, _Cells]) -> list[_Network]:
+    """Return a network and the others of which no two have the same pretraining, as with other settings they may."""
+    pool: list[_Network] = []
+    known: set[str] = set()
+    for n in dict.fromkeys([network, *others]):
+        sources = {r.source for runs in cells[n].values() for r in runs}
+        if not sources & known:
+            pool.append(n)
+            known |= sources
+    return pool
 
 
 class _Images:
@@ -308,7 +334,8 @@ class _Images:
         if first is None or not all(t is not None and t.same_images(first) for t in known):
             return None
         differences = np.stack([self._share(a) - self._share(b) for a, b in zip(own, base, strict=True)])
-        return image_variance(differences, first.groups)
+        groups = next((t.groups for t in known if t is not None and t.groups is not None), None)  # older ones lack them
+        return image_variance(differences, groups)
 
     def _share(self, runs: Sequence[Row]) -> np.ndarray:
         return np.mean([t.correct for r in runs if (t := self._correctness(r))], axis=0)

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sslrun.config.build import build
 from sslrun.config.types import Node
@@ -16,9 +17,10 @@ from sslrun.training.settings import default_steps
 def equal_time_steps(pretrained: Iterable[Path], scratch: Mapping[LabelBudget, Path]) -> dict[str, int]:
     """Return the number of steps of each label budget, by its text.
 
-    The times of the folds and of the final training grow with the steps, so the steps of the usual training are
-    multiplied by the ratio of two wall times: the mean over all pretrainings, and the median over the subsets of a
-    budget. The result has two significant digits, and is at least the usual number.
+    The times of the folds and of the final training grow with the steps, other times of a run (start, features) do not:
+    the usual steps are multiplied by the time that a pretraining, on average, leaves for training, relative to the time
+    of training. Of the subsets of a budget, the median counts. The result has two significant digits, and is at least
+    the usual number.
 
     Args:
         pretrained: directories of the pretrainings.
@@ -32,9 +34,16 @@ def equal_time_steps(pretrained: Iterable[Path], scratch: Mapping[LabelBudget, P
     for text, directories in by_budget.items():
         summaries = [read_summary(d) for d in directories]
         usual = usual_steps(summaries[0]["config"]["train"], summaries[0]["labels_train"])
-        own = statistics.median(s["wall_time_seconds"] for s in summaries)
-        out[text] = max(usual, _rounded(usual * seconds / own))
+        longer = statistics.median(_longer(s, seconds) for s in summaries)
+        out[text] = max(usual, _rounded(usual * longer))
     return out
+
+
+def _longer(summary: Mapping[str, Any], seconds: float) -> float:
+    """Return by what factor the training of a run may take longer, so that the run takes this many seconds."""
+    whole: float = summary["wall_time_seconds"]
+    training: float = summary.get("training_seconds", whole)  # missing if the run was resumed
+    return (seconds - (whole - training)) / training
 
 
 def usual_steps(train: Node, labels: int) -> int:

@@ -3,9 +3,9 @@
 A task is pretrained P times; each network is trained on the same L label subsets as scratch. The differences
 `D[p, l] = accuracy of pretraining p - mean accuracy of scratch`, both on subset l, form a matrix `P x L`. Its cells are
 not independent: a row has one pretraining, a column one subset and one set of scratch runs. So both are random effects
-of a two-way analysis of variance, and the interval holds for another pretraining and other subsets (Searle, Casella &
-McCulloch 1992, Variance Components). Its degrees of freedom are those of Satterthwaite (1946). Gains and accuracies are
-fractions, so 0.01 is one point.
+of a two-way analysis of variance, and the interval holds for another pretraining and other subsets of the same training
+images (Searle, Casella & McCulloch 1992, Variance Components). Its degrees of freedom are those of Satterthwaite
+(1946). Gains and accuracies are fractions, so 0.01 is one point.
 
 `benchmarks/coverage.py` simulates how often the intervals contain the true gain.
 """
@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
+
+from sslrun.evaluation.intervals import MIN_GROUPS
 
 ASSUMED_SD = 0.015  # of pretraining runs where there is one alone
 SHARED = 0.5  # assumed correlation of the subset effects of two tasks, which are compared with the same scratch runs
@@ -33,9 +35,10 @@ class Gain:
 
     Attributes:
         gain: mean difference in test accuracy.
-        low, high: 95 % CI; None if the runs show no variation from which to estimate it.
+        low, high: 95 % CI; None if the runs show no variation from which to estimate it, even if test images do: few
+            runs may agree by chance.
         p: two-sided p-value of the same interval: one minus the level at which it ends at 0. None without an interval.
-        df: degrees of freedom of Student's t; None without variation between runs.
+        df: degrees of freedom of Student's t; None without an interval.
         basis: how the variance was estimated. `pooled`: over pretrainings and subsets of all tasks of this budget;
             `one task`: of this task alone; `one pretraining`: over subsets, so it holds for this checkpoint;
             `one subset`: between runs, so it holds for this training set; `one pretraining and subset`: for both.
@@ -69,20 +72,20 @@ class Estimate(NamedTuple):
 def gains_over_scratch(
     differences: Mapping[str, np.ndarray],
     image_variances: Mapping[str, float] | None = None,
-    overlap: float = 0.0,
 ) -> dict[str, Gain]:
     """Return the gain of each task at one label budget, estimated from several label subsets.
 
     Tasks with the same P and L, both at least 2, are pooled: a study has too few pretrainings of one task for a narrow
-    interval. Other tasks stand alone. Never put several label budgets, or rows that are not in the family, into a pool.
+    interval. Other tasks stand alone, and one whose differences are all equal, as if scratch was chosen everywhere: its
+    pretrainings would count in the degrees of freedom without showing how much pretrainings vary. Never put several
+    label budgets, or rows that are not in the family, into a pool.
 
     Args:
         differences: by task, `P x L`, pretrained minus scratch; L is at least 2.
         image_variances: by task, as returned by `image_variance`; without, an interval holds for these test images.
-        overlap: see `estimated`.
 
     Raises:
-        ValueError: a matrix has another shape or values that are not finite, or `overlap` is not in [0, 1).
+        ValueError: a matrix has another shape or values that are not finite.
     """
     matrices = {task: np.asarray(d, dtype=np.float64) for task, d in differences.items()}
     for task, d in matrices.items():
@@ -90,13 +93,14 @@ def gains_over_scratch(
             raise ValueError(f"{task}: expected P x L finite differences with L >= 2, found shape {d.shape}")
     out = {}
     for task, d in matrices.items():
-        pool = [t for t, other in matrices.items() if other.shape == d.shape and len(d) > 1] or [task]
-        estimate = _of(estimated(np.stack([matrices[t] for t in pool]), overlap), pool.index(task))
+        same = [t for t, other in matrices.items() if other.shape == d.shape and _varied(other)]
+        pool = same if len(d) > 1 and _varied(d) else [task]
+        estimate = _of(estimated(np.stack([matrices[t] for t in pool])), pool.index(task))
         basis: Basis = "one pretraining" if len(d) == 1 else "pooled" if len(pool) > 1 else "one task"
         variance = (image_variances or {}).get(task)
         gain = _gain(estimate, basis, d.shape, variance)
         if len(pool) > 1 and _outlier([matrices[t] for t in pool], pool.index(task)):
-            own = _gain(_of(estimated(d[None], overlap), 0), "one task", d.shape, variance)
+            own = _gain(_of(estimated(d[None]), 0), "one task", d.shape, variance)
             gain = replace(gain, alone=_range(own))
         out[task] = gain
     return out
@@ -112,7 +116,7 @@ def gain_on_one_subset(pretrained: np.ndarray, scratch: np.ndarray, image_varian
         image_variance: see `image_variance`.
 
     Returns:
-        A gain without an interval if one side has a single value, which shows no variation.
+        A gain without an interval if one side has a single value, or if no runs differ.
 
     Raises:
         ValueError: an array has another shape or values that are not finite.
@@ -133,7 +137,7 @@ def gain_on_one_subset(pretrained: np.ndarray, scratch: np.ndarray, image_varian
     return _gain(Estimate(np.asarray(gain), variance, np.asarray(df)), basis, shape, image_variance)
 
 
-def estimated(differences: np.ndarray, overlap: float = 0.0) -> Estimate:
+def estimated(differences: np.ndarray) -> Estimate:
     """Estimate gains and their variances for another pretraining and other label subsets.
 
     The mean squares of a task are raised to the mean over the pool and to the mean residual, so that a task whose few
@@ -141,30 +145,21 @@ def estimated(differences: np.ndarray, overlap: float = 0.0) -> Estimate:
 
     Args:
         differences: `... x K x P x L`, of K tasks in a pool; with P = 1, tasks are never pooled.
-        overlap: the share of the pool that one label subset takes, for an interval that holds for another pool: two
-            subsets have this share of their images in common, which is taken for the correlation of their effects; the
-            correction has the form of that of Nadeau & Bengio (2003). 0 for an interval given the pool.
 
     Returns:
         Arrays `... x K`; a variance of 0 has infinitely many degrees of freedom.
-
-    Raises:
-        ValueError: `overlap` is not in [0, 1).
     """
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap={overlap}: expected a share in [0, 1)")
     d = np.asarray(differences, dtype=np.float64)
     k, p, n = d.shape[-3:]
-    weight = (1 / n + overlap / (1 - overlap)) / p  # of the subsets' mean square, without overlap 1/(P L)
     gain = d.mean((-1, -2))
     if p == 1:
-        variance = _exact(d[..., 0, :].var(-1, ddof=1)) * weight
+        variance = _exact(d[..., 0, :].var(-1, ddof=1)) / n
         return Estimate(gain, variance, np.where(variance > 0, n - 1.0, np.inf))
     a, b, residual = mean_squares(d)
     e = residual.mean(-1, keepdims=True)
     a = np.maximum(np.maximum(a, a.mean(-1, keepdims=True)), e) / (p * n)
-    b = np.maximum(np.maximum(b, b.mean(-1, keepdims=True)), e) * weight
-    variance = a + b - e * weight
+    b = np.maximum(np.maximum(b, b.mean(-1, keepdims=True)), e) / (p * n)
+    variance = a + b - e / (p * n)
     df_a, df_b = k * (p - 1), k * (n - 1) / (1 + (k - 1) * SHARED**2)
     spread = a**2 / df_a + b**2 / df_b
     df = np.divide(variance**2, spread, out=np.full_like(variance, np.inf), where=variance > 0)
@@ -215,7 +210,7 @@ def image_variance(differences: np.ndarray, groups: np.ndarray | None = None) ->
         groups: N group numbers from 0 of images that belong together, such as photos of one object.
 
     Returns:
-        None for fewer than two images or groups.
+        None for fewer than ten images or groups, which say too little about others.
     """
     d = np.asarray(differences, dtype=np.float64)
     subsets, images = d.shape
@@ -223,7 +218,7 @@ def image_variance(differences: np.ndarray, groups: np.ndarray | None = None) ->
     if groups is not None:
         d = np.stack([np.bincount(np.unique(groups, return_inverse=True)[1], row) for row in d])
     units = d.shape[1]
-    if units < 2:
+    if units < MIN_GROUPS:
         return None
     mean = d.mean(0)
     variance = (mean**2).sum() / (units - 1)
@@ -252,6 +247,10 @@ def _exact(mean_square: np.ndarray) -> np.ndarray:
     return np.where(mean_square < ROUNDING, 0.0, mean_square)
 
 
+def _varied(differences: np.ndarray) -> bool:
+    return bool(np.ptp(differences) ** 2 > ROUNDING)
+
+
 def _of(estimate: Estimate, i: int) -> Estimate:
     return Estimate(*(x[i] for x in estimate))
 
@@ -274,18 +273,18 @@ def _gain(estimate: Estimate, basis: Basis, shape: tuple[int, ...], image_varian
         low=ends[0] if ends else None,
         high=ends[1] if ends else None,
         p=_p(estimate, images) if ends else None,
-        df=float(estimate.df) if estimate.variance > 0 else None,
+        df=float(estimate.df) if ends else None,
         basis=basis,
         pretrainings=shape[0],
         subsets=shape[1],
-        fixed_split=None if image_variance is None else _interval(estimate, 0.0),
+        fixed_split=_interval(estimate, 0.0) if image_variance is not None else None,
         assumed=_interval(estimate, images + ASSUMED_SD**2) if checkpoint else None,
     )
 
 
 def _interval(estimate: Estimate, known: float) -> Range | None:
     """Return the 95 % CI, cut where differences of accuracies end, at -1 and 1; None without variation."""
-    if estimate.variance + known == 0:
+    if estimate.variance == 0:
         return None
     half = float(half_widths(estimate, known))
     return max(float(estimate.gain) - half, -1.0), min(float(estimate.gain) + half, 1.0)

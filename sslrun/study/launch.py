@@ -52,14 +52,12 @@ class StudyRun:
         name: readable part of the folder's name.
         overrides: of the command.
         key: rest of the folder's name: a hash of all inputs.
-        setting: of a search, for log messages.
     """
 
     stage: str
     name: str
     overrides: tuple[str, ...]
     key: str
-    setting: str = ""
 
     @property
     def directory(self) -> Path:
@@ -78,9 +76,7 @@ class StudyRun:
             raise UserError(f"{error}; move {self.directory} away to repeat the run") from None
 
 
-def study_run(
-    stages: Stages, stage: str, name: str, config: Node, overrides: Sequence[str], *data: str, setting: str = ""
-) -> StudyRun:
+def study_run(stages: Stages, stage: str, name: str, config: Node, overrides: Sequence[str], *data: str) -> StudyRun:
     """Return a run, named by a hash of its inputs.
 
     Args:
@@ -90,12 +86,11 @@ def study_run(
         config: the composed config, so that the key does not depend on how overrides are written.
         overrides: of the command.
         data: fingerprints of the data and weights that it reads.
-        setting: of a search, for log messages.
     """
     inputs = [stage, _canonical(config), data, code_version(stages), *_user_code(config)]
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
     plain = "".join(c if (c.isascii() and c.isalnum()) or c in "._-" else "_" for c in name)[:60]
-    return StudyRun(stage, plain, tuple(overrides), key, setting)
+    return StudyRun(stage, plain, tuple(overrides), key)
 
 
 def _canonical(value: Any, prefix: str = "") -> Any:
@@ -228,8 +223,8 @@ def user_config_dir() -> str | None:
 
 
 def _description(p: StudyRun) -> str:
-    named, title = score(read_summary(p.directory)), " ".join(filter(None, [p.name, p.setting]))
-    return f"{title}  {metric(*named)}" if named else title
+    named = score(read_summary(p.directory))
+    return f"{p.name}  {metric(*named)}" if named else p.name
 
 
 def launcher(stage: str, job: Callable[[DictConfig], Any]) -> Any:

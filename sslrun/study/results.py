@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.text import with_article
 from sslrun.config.commands import COMPARE, EVALUATE, FINETUNE, PRETRAIN
@@ -21,6 +22,7 @@ from sslrun.study.launch import IGNORED_KEYS
 from sslrun.training.candidates import AUTO, KNN, PROBE, TUNED
 
 EQUAL_TIME = "equal_time"  # mode of a row: trained from scratch for as long as a pretraining takes
+WITHOUT_TASK = (SCRATCH, IMAGENET, PIXELS)  # initializations that no pretraining of the user has
 ORDER = (AUTO, TUNED, EQUAL_TIME, PROBE, KNN)  # of the modes; a report compares the first one that it has with scratch
 
 
@@ -30,7 +32,8 @@ class Row:
 
     Attributes:
         initialization: `scratch`, `imagenet`, `pixels`, or the name of a pretraining.
-        pretrain_seed: of the pretraining; None without one.
+        pretrain_seed: of the pretraining; None without one, and if its run was deleted.
+        source: file of the initial weights, or `scratch`.
         mode: `finetune`, `probe`, `knn`, `auto`, or `equal_time`: trained for as long as a pretraining takes.
         labels: number of labels that influenced the classifier: those of training and of a validation split.
         label_budget: the requested label budget, `labels=60`.
@@ -46,6 +49,7 @@ class Row:
 
     initialization: str
     pretrain_seed: int | None
+    source: str
     mode: str
     labels: int
     labels_train: int
@@ -93,6 +97,7 @@ def row_of(evaluated: Path, initialization: str, mode: str | None = None) -> Row
     return Row(
         initialization=initialization,
         pretrain_seed=pretrained["seed"] if pretrained else None,
+        source=str(made["source"]),
         mode=mode or made["mode"],
         labels=made["labels_total"],
         labels_train=made["labels_train"],
@@ -189,19 +194,24 @@ def _initialization(evaluated: Path) -> str:
 def disambiguated(rows: Sequence[Row]) -> list[Row]:
     """Return rows with distinct names for networks from different pretraining runs and with different settings.
 
-    Pretrainings that differ in nothing but their seed have the same name. Settings that differ from those of most
-    networks from scratch with as many labels are appended to the name.
+    Pretrainings that differ in nothing but their seed have the same name; one whose run was deleted has a name of its
+    own, since nothing is known of it, and a warning is logged. Settings that differ from those of most networks from
+    scratch with as many labels are appended to the name.
     """
     sources: dict[str, dict[str, str]] = {}
     searched = {key_of(r.setting) for r in rows}
     configs = [_settings(r, searched) for r in rows]
     out = []
+    gone: set[str] = set()
     for r, config in zip(rows, configs, strict=True):
         made = read_summary(Path(r.finetuned))
-        source = json.dumps(unseeded(p), sort_keys=True) if (p := _pretraining(made)) else str(made["source"])
+        source = json.dumps(unseeded(p), sort_keys=True) if (p := _pretraining(made)) else r.source
+        if p is None and r.source not in gone and not (r.initialization in WITHOUT_TASK or Path(r.source).exists()):
+            log.warning("%s was deleted: its networks count as pretrained once, under a name of their own", r.source)
+            gone.add(r.source)
         of = sources.setdefault(r.initialization, {})
         of.setdefault(source, r.initialization if not of else f"{r.initialization} {len(of) + 1}")
-        initialization = r.initialization if r.initialization in (SCRATCH, IMAGENET, PIXELS) else of[source]
+        initialization = r.initialization if r.initialization in WITHOUT_TASK else of[source]
         base = _most_common(rows, configs, r.labels)
         differing = [k for k in {**base, **config} if base.get(k) != config.get(k) and not _inherent(k, r)]
         others = [f"{k}={config.get(k)}" for k in differing]

@@ -38,8 +38,9 @@ class Folds:
 def folds_of(labeled: Labeled, seed: int) -> Folds:
     """Return the folds in which candidates are compared: of `labeled.every`.
 
-    Inside a label budget, regressions have up to five folds and trainings up to three, or above 500 labels one of five.
-    A validation split outside it is one fold.
+    Inside a label budget, regressions have up to five folds and trainings up to three, or above 500 labels one of five:
+    a fifth is held out, however small a class is. Above 5,000 labels regressions have the same one. A validation split
+    outside the budget is one fold.
 
     Raises:
         UserError: groups have images of several classes, so that a fold would lack one.
@@ -53,8 +54,8 @@ def folds_of(labeled: Labeled, seed: int) -> Folds:
     for_regressions = folds(labels, REGRESSION_FOLDS, seed, data.groups)
     if len(data) <= FEW_LABELS:
         return Folds(for_regressions, folds(labels, TRAINING_FOLDS, seed, data.groups))
-    few = for_regressions if len(data) <= ALL_FOLDS_UP_TO else for_regressions[:1]
-    return Folds(few, folds(labels, HELD_OUT, seed, data.groups)[:1])
+    fifth = folds(labels, HELD_OUT, seed, data.groups, limited=False)[:1]
+    return Folds(for_regressions if len(data) <= ALL_FOLDS_UP_TO else fifth, fifth)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +152,8 @@ def compared(
         variants += [f"{candidate} {name}".strip() for name in names]
         blocks.append(next(results)[None] if candidate.is_trained else its.probabilities)
     macro = any(c.config["balance"] != "none" for c in candidates)
-    predictions = Predictions([c.name for c in of], np.concatenate(blocks), data.labels.numpy(), macro)
+    groups = None if data.groups is None else np.unique(data.groups, return_inverse=True)[1]
+    predictions = Predictions([c.name for c in of], np.concatenate(blocks), data.labels.numpy(), macro, groups)
     return Compared(of, variants, predictions)
 
 

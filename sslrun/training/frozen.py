@@ -23,7 +23,7 @@ from sslrun.evaluation.probe import (
 from sslrun.evaluation.selection import Predictions, choose
 from sslrun.models.classifier import knn_probabilities
 from sslrun.models.encoder import Encoder, Pooling
-from sslrun.training.jobs import in_order
+from sslrun.training.jobs import in_order, one_torch_thread
 
 
 class Frozen:
@@ -96,7 +96,8 @@ class Frozen:
     def head(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return weight and bias of the regression of these images' labels on their features."""
         at = torch.from_numpy(rows)
-        return regression(self.features[self.pooling][at], self.labels[at], self.classes, self.c, self.balance)
+        with one_torch_thread():  # the last digits may depend on their number
+            return regression(self.features[self.pooling][at], self.labels[at], self.classes, self.c, self.balance)
 
 
 def _knn(features: Tensor, labels: Tensor, folds: Sequence[Fold], classes: int) -> np.ndarray:

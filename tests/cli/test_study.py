@@ -56,6 +56,13 @@ def test_settings_searched_by_finetune_are_checked_before_its_network(cli: Cli) 
     assert not Path("outputs").exists()
 
 
+def test_a_search_needs_no_required_key_of_the_data_set(cli: Cli) -> None:
+    search = 'search=["augment.probability=0"]'
+    answer = cli("finetune", "init=scratch", "dataset=folder", "dataset.root=nowhere", search)
+    assert "required" not in answer.err
+    assert "nowhere" in answer.err
+
+
 def test_searched_keys_may_be_those_of_the_chosen_optimizer() -> None:
     search = 'search=["optimizer.momentum=0.5"]'
     assert found(search) == ["search: optimizer.momentum: no such key; did you mean optimizer.betas?"]

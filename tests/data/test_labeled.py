@@ -71,6 +71,20 @@ def test_a_val_folder_is_the_validation_split(with_val: dict[str, Any], validati
         assert labeled.sizes == {"labels_total": 16, "labels_train": 6, "labels_val": 10}
 
 
+@pytest.mark.parametrize("key", ["dataset.val_fraction", "dataset.split_seed"])
+def test_keys_of_a_split_that_a_val_folder_replaces_are_refused(with_val: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError, match=f"{key} has no effect: folder set has 10 validation images of its own; remove"):
+        load_labeled(with_val, LabelBudget(6), "auto", [key])
+
+
+def test_classes_missing_in_a_val_folder_are_named(with_val: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    load_labeled(with_val, LabelBudget(6), "auto")
+    assert "No validation images" not in caplog.text
+    shutil.rmtree("set/val/temple")
+    load_labeled(with_val, LabelBudget(6), "auto")
+    assert "No validation images of temple: add some, or set validation=inside" in caplog.text
+
+
 def test_validation_inside_joins_a_val_folder_to_training(with_val: dict[str, Any]) -> None:
     labeled = load_labeled(with_val, LabelBudget(fraction=1.0), "inside")
     assert (labeled.validation, sides(labeled)) == ("inside", [40, 40, 0])

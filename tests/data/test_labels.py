@@ -225,14 +225,30 @@ def test_a_budget_has_one_key() -> None:
     LabelBudget(fraction=1.0).check(["label_fraction"])
     LabelBudget(per_class=5).check(["labels_per_class", "seed"])
     LabelBudget(60).check(["labels"])
-    with pytest.raises(UserError, match=r"label_fraction must be at most 1, found 1\.5; for a number of labels use"):
+    with pytest.raises(UserError, match=r"label_fraction must be at most 1, found 1\.5$"):
         LabelBudget(fraction=1.5).check()
     with pytest.raises(UserError, match=r"label_fraction must be at most 1, found 60; .* use labels=60"):
         LabelBudget(fraction=60).check(["label_fraction"])
     with pytest.raises(UserError, match="set only one of labels_per_class, label_fraction"):
-        LabelBudget(fraction=0.5).check(["labels_per_class", "seed", "label_fraction"])
+        LabelBudget(fraction=0.5, per_class=5).check(["labels_per_class", "seed", "label_fraction"])
     with pytest.raises(UserError, match="set only one of labels, labels_per_class, label_fraction"):
-        LabelBudget(60).check(["label_fraction", "labels", "labels_per_class"])
+        LabelBudget(60, 1.0, 5).check(["label_fraction", "labels", "labels_per_class"])
+
+
+def test_of_keys_in_yaml_files_those_on_the_command_line_take_precedence_or_are_refused() -> None:
+    LabelBudget(60, 0.1, 5).check(["labels"])
+    LabelBudget(None, 0.1, 5).check(["labels_per_class", "labels"])  # labels=null
+    LabelBudget(60, 1.0).check()
+    with pytest.raises(UserError) as error:
+        LabelBudget(60, 1.0, 5).check(["labels_per_class"])
+    assert str(error.value) == "labels_per_class=5 has no effect, since labels=60 is set, too: add labels=null"
+    for fraction in (0.1, 1.0):
+        with pytest.raises(UserError, match=rf"label_fraction={fraction:g} has no effect, since labels_per_class=5 is"):
+            LabelBudget(None, fraction, 5).check(["label_fraction"])
+    with pytest.raises(UserError, match="set only one of labels, labels_per_class"):
+        LabelBudget(60, 1.0, 5).check(["seed"])
+    with pytest.raises(UserError, match="set only one of labels, label_fraction"):
+        LabelBudget(60, 0.1).check()
 
 
 def check_folds(labels: np.ndarray, most: int, result: list[Fold], groups: np.ndarray | None = None) -> None:

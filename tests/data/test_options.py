@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sslrun.base.errors import UserError
-from sslrun.data.options import labels_of, preprocessing_of
+from sslrun.data.options import has_groups, labels_of, preprocessing_of
 from tests.helpers import Cli
 
 OTHERS = {"image_size": 8, "resize": "crop", "channels": "rgb", "mean": None, "std": None}
@@ -69,3 +69,11 @@ def test_the_label_file_of_other_images_is_not_used() -> None:
     assert labels_of(there, here, {}) == {"root": "other", "labels": None, "columns": None}
     assert labels_of(there, here, {"dataset.labels": "labels.csv"}) == there | {"columns": None}
     assert labels_of({"root": "data"}, {"root": "x"}, {}) == {"root": "data"}  # of a published data set
+
+
+def test_groups_are_those_of_an_expression_or_of_a_column() -> None:
+    assert has_groups({"groups": "([^/]+)/", "columns": None})
+    assert has_groups({"groups": None, "columns": {"label": "species", "group": "plot"}})
+    assert has_groups({"groups": None, "columns": {"group": 0}})
+    for node in ({"groups": None, "columns": None}, {"columns": {"label": "species", "group": None}}, {}):
+        assert not has_groups(node)

@@ -218,6 +218,13 @@ def imbalanced(n: int = 0) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(rng.normal(size=(148, 2)) + 0.7 * labels.numpy()[:, None]).float(), labels
 
 
+def test_many_classes_with_few_labels_are_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    labels = torch.arange(22).repeat(2)
+    features = torch.eye(22).repeat(2, 1)
+    regression(features, labels, 22, 1.0)
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("balance", ["sampling", "weights"])
 def test_a_regression_weights_the_classes(balance: Balance) -> None:
     x, labels = imbalanced()

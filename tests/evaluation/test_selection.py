@@ -160,13 +160,23 @@ def naive_choice(predictions: Predictions, drawn: list[int]) -> int:
     for a, value in zip(best, scores, strict=True):
         weight = [len(everywhere) / present / frequency[labels[i]] if predictions.macro else 1.0 for i in common]
         d = np.array(weight) * (np.array(right(top, common)) - np.array(right(a, common)))
-        error = d.std(ddof=1) / math.sqrt(len(d)) if len(d) > 1 else 0.0
+        error = standard_error(d, common, predictions.units)
         if max(scores) - value <= error + 1e-9:
             return a
     raise AssertionError
 
 
-def random_predictions(seed: int) -> Predictions:
+def standard_error(d: np.ndarray, images: list[int], units: np.ndarray) -> float:
+    """Return the standard error of the mean over images of units; a unit that is drawn twice counts as two."""
+    sums: dict[tuple[int, int], float] = {}
+    for k, i in enumerate(images):
+        copy = (int(units[i]), images[:k].count(i))
+        sums[copy] = sums.get(copy, 0.0) + float(d[k] - d.mean())
+    g = len(sums)
+    return math.sqrt(g / (g - 1) * sum(s**2 for s in sums.values())) / len(d) if g > 1 else 0.0
+
+
+def random_predictions(seed: int, grouped: bool = False) -> Predictions:
     """Return up to six variants of three candidates, of which some were not evaluated on all images."""
     rng = np.random.default_rng(seed)
     n, classes = int(rng.integers(4, 40)), int(rng.integers(2, 5))
@@ -177,25 +187,32 @@ def random_predictions(seed: int) -> Predictions:
     p /= p.sum(2, keepdims=True)
     if rng.random() < 0.5:
         p[np.ix_([a for a, name in enumerate(names) if name == names[-1]], range(n // 2))] = np.nan
-    return Predictions(names, p, labels, macro=bool(rng.random() < 0.5))
+    groups = rng.integers(0, n // 3 + 1, n) if grouped else None
+    return Predictions(names, p, labels, macro=bool(rng.random() < 0.5), groups=groups)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("seed", range(60))
-def test_the_choice_is_that_of_a_naive_loop(seed: int) -> None:
-    predictions = random_predictions(seed)
+def test_the_choice_is_that_of_a_naive_loop(seed: int, grouped: bool) -> None:
+    predictions = random_predictions(seed, grouped)
     assert choose(predictions) == naive_choice(predictions, list(range(len(predictions.labels))))
 
 
+@pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("seed", range(12))
-def test_the_corrected_accuracy_is_that_of_a_naive_loop(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_corrected_accuracy_is_that_of_a_naive_loop(
+    seed: int, grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(selection, "BAGS", 100)
-    predictions = random_predictions(seed)
+    predictions = random_predictions(seed, grouped)
     some = np.flatnonzero([not np.isnan(predictions.probabilities[:, i]).all() for i in range(len(predictions.labels))])
-    n = len(some)
+    units = np.unique(predictions.units[some])
+    n = len(units)
     common = predictions.evaluated(np.arange(len(predictions.names))).tolist()
     accuracies = []
     for draw in np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), 100):
-        drawn = np.repeat(some, draw).tolist()
+        drawn = [i for u, times in zip(units, draw, strict=True) for i in some[predictions.units[some] == u]
+                 for _ in range(times)]  # fmt: skip
         out = [i for i in common if i not in drawn]
         if 0 < len(out) < len(common):
             chosen = naive_choice(predictions, drawn)

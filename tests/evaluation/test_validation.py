@@ -5,9 +5,16 @@ import torch
 from sslrun.base.console import log
 from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images
+from sslrun.data.labeled import Labeled
 from sslrun.evaluation import calibration, validation
 from sslrun.evaluation.metrics import embedding_health
-from sslrun.evaluation.validation import classifier_metrics, encoder_metrics, knn_images, prediction_metrics
+from sslrun.evaluation.validation import (
+    accuracy_text,
+    classifier_metrics,
+    encoder_metrics,
+    knn_images,
+    prediction_metrics,
+)
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import Encoder
 from tests.helpers import CPU, Pixels
@@ -175,3 +182,25 @@ def test_a_threshold_or_the_reason_that_there_is_none_is_kept(
     assert ("val/confidence_threshold" in result) == known
     assert ("val/highest_confidence" in result) == (not known)
     assert result.get("val/confidence_certified") == (float(n == 400) if known else None)
+
+
+def test_the_accuracy_has_its_interval_and_names_how_many_classes_it_is_of() -> None:
+    data, metrics = red_and_blue(10), {"val/accuracy": 0.8, "val/images": 10}
+    inside = Labeled(data, data, None, "inside")
+    text = "Out-of-fold accuracy, corrected for the choice: 80.0 % (95 % CI 49.0 to 94.3) on 10 images"
+    assert accuracy_text(metrics, inside) == text
+    few = data.take(np.array([0, 2, 4, 1]))  # one blue image, which no fold holds out
+    text = (
+        "Out-of-fold accuracy, corrected for the choice: 100.0 % (95 % CI 43.9 to 100.0) on 3 images of 1 of 2 classes"
+    )
+    line = accuracy_text({"val/accuracy": 1.0, "val/images": 3}, Labeled(data, few, None, "inside"))
+    assert line == f"{text}; the others have too few to tell"
+    extra = Labeled(data, few, data, "extra")
+    assert accuracy_text(metrics, extra) == "Validation accuracy 80.0 % (95 % CI 49.0 to 94.3) on 10 images"
+
+
+def test_images_of_groups_give_the_accuracy_no_interval() -> None:
+    data = red_and_blue(10)
+    data.groups = np.array(["a", "b"] * 4 + ["c", "d"], dtype=object)
+    line = accuracy_text({"val/accuracy": 0.8, "val/images": 10}, Labeled(data, data, None, "inside"))
+    assert line.endswith("80.0 % (no CI, since images of one group are dependent) on 10 images")

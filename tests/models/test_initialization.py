@@ -196,6 +196,18 @@ def test_a_network_of_a_run_has_its_weights_preprocessing_and_backbone(caplog: p
             resolve(str(run), UNSET, other, {f"dataset.{key}": "x"})
 
 
+@pytest.mark.parametrize(("mode", "counts"), [("finetune", False), ("probe", True)])
+def test_a_network_that_has_seen_labels_is_a_warning(mode: str, counts: bool, caplog: pytest.LogCaptureFixture) -> None:
+    run = made_run("a", "1")
+    content = checkpoint.load(run / "last.pt")
+    config = {k: v for k, v in content["config"].items() if k != "pretext"}
+    config |= {"mode": mode, "labels": 300, "label_fraction": 1.0, "labels_per_class": None}
+    checkpoint.save(run / "last.pt", {**content, "stage": "finetune", "config": config})
+    resolve(str(run), UNSET, UNSET, {})
+    line = f"{run}/last.pt was trained with labels (labels=300): the label budget of this run does not count them."
+    assert (line not in caplog.messages) == counts
+
+
 def test_a_backbone_that_differs_from_the_checkpoint_is_refused() -> None:
     run = made_run("a", "1")
     with pytest.raises(UserError, match=r"backbone=resnet18 does not match .*, which has backbone=smallcnn"):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sslrun.report.comparison import conclusions, table
+from sslrun.report.comparison import conclusions, intervals_text, table
 from sslrun.study.comparison import compared
 from sslrun.study.results import Row
 from tests.helpers import row
@@ -97,6 +97,41 @@ def test_no_p_values_without_a_family() -> None:
     assert "corrected" not in printed(network("scratch", "finetune", SCRATCH_30))
 
 
+def test_a_comparison_that_cannot_be_made_is_counted_and_without_any_there_is_no_correction() -> None:
+    rows = [network("scratch", "finetune", SCRATCH_30), network("simclr", "finetune", BETTER)]
+    more = network("simclr", "finetune", BETTER, **budget(300))
+    assert "corrected for 2 comparisons" in printed(*rows, more)
+    assert ", 2 comparisons" in sentences(*rows, more)[1]
+    assert "corrected" not in printed(more)
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        ([network("scratch", "finetune", SCRATCH_30)], "95 % CI for other label subsets"),
+        ([[row("scratch", "finetune", test_accuracy=a) for a in (0.5, 0.6, 0.7)]],
+         "95 % CI for other runs where there is one subset"),
+        ([network("scratch", "finetune", SCRATCH_30),
+          [row("simclr", "finetune", test_accuracy=a) for a in (0.5, 0.6, 0.7)]],
+         "95 % CI for other label subsets, for other runs where there is one subset"),
+        ([network("scratch", "finetune", [[0.5, 0.6]])], ""),
+        ([[row("scratch", "finetune", test_accuracy=a) for a in (0.5, 0.6)]], ""),
+    ],
+)  # fmt: skip
+def test_what_intervals_of_accuracies_hold_for_is_named(rows: list[list[Row]], text: str) -> None:
+    entries = compared([r for of_network in rows for r in of_network], "finetune")
+    assert intervals_text(entries) == text
+    assert ("Accuracies: " in printed(*rows)) == bool(text)
+
+
+def test_equal_accuracies_are_not_certain() -> None:
+    scratch = network("scratch", "finetune", [[1.0, 1.0, 1.0]])
+    assert "[" not in printed(scratch)
+    assert sentences(scratch)[0].endswith(
+        "100.0 % (an interval needs 3 or more label subsets, or runs with all labels, that differ)"
+    )
+
+
 def test_scratch_is_named_with_its_interval() -> None:
     (text,) = sentences(network("scratch", "finetune", SCRATCH_30))
     assert text == "from scratch, 30 labels: test accuracy 52.0 % [47.0, 57.0]"
@@ -157,7 +192,7 @@ def test_a_gain_that_another_network_reaches_is_qualified(initialization: str, m
     rows = [network("scratch", "finetune", SCRATCH_30), network("simclr", "finetune", BETTER)]
     text = sentences(*rows, network(initialization, mode, [[0.71, 0.73, 0.75]]))[1]
     assert "better than scratch by 20.6 points" in text
-    assert text.endswith(f"; but {name} reaches 73.0 %")
+    assert text.endswith(f"; mean accuracy 72.6 %, but {name} reaches 73.0 %")
     assert "but" not in sentences(*rows, network(initialization, mode, [[0.70, 0.72, 0.74]]))[1]
     elsewhere = network(initialization, mode, [[0.71, 0.73, 0.75]], **budget(300))
     assert "but" not in sentences(*rows, elsewhere)[1]
@@ -167,8 +202,8 @@ def test_several_networks_that_reach_a_gain_are_listed() -> None:
     rivals = [network("scratch", m, [[0.8, 0.8, 0.8]]) for m in ("equal_time", "probe", "knn")]
     text = sentences(network("scratch", "finetune", SCRATCH_30), network("simclr", "finetune", BETTER), *rivals)[1]
     assert text.endswith(
-        "; but training from scratch for as long as a pretraining reaches 80.0 %, a linear probe of the randomly "
-        "initialized network reaches 80.0 % and k-NN on the randomly initialized network reaches 80.0 %"
+        "; mean accuracy 72.6 %, but training from scratch for as long as a pretraining reaches 80.0 %, a linear probe "
+        "of the randomly initialized network reaches 80.0 % and k-NN on the randomly initialized network reaches 80.0 %"
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sslrun.report.gains import gain_text
+from sslrun.report.gains import gain_text, p_text
 from sslrun.study.gains import Gain, gain_on_one_subset, gains_over_scratch
 
 BETTER = Gain(gain=0.061, low=0.04, high=0.082, p=0.0003, df=9.1, basis="pooled", pretrainings=3, subsets=5)
@@ -39,6 +39,14 @@ def test_without_a_difference_the_largest_gain_that_the_data_allow_is_named() ->
 
 def test_the_corrected_p_decides_and_not_the_interval() -> None:
     assert gain_text(BETTER, 0.06, 15).startswith("no difference shown: +6.1 points [4.0, 8.2]; Holm p = 0.060")
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.0004, "< 0.001"), (0.001, "0.001"), (0.0494, "0.049"), (0.0497, "0.0497"), (0.0503, "0.0503"), (0.23, "0.23")],
+)
+def test_a_p_value_has_the_digit_that_decides(p: float, text: str) -> None:
+    assert p_text(p) == text
 
 
 def test_zero_has_no_sign() -> None:

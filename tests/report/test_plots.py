@@ -1,7 +1,10 @@
 """Figures of studies."""
 
+import dataclasses
 import json
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +34,12 @@ def test_learning_curves_show_the_steps_common_to_all_runs_of_a_network(
         (tmp_path / name).mkdir()
         lines = [json.dumps({"step": s, "val/accuracy": v}) for s, v in points.items()]
         (tmp_path / name / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-        rows.append(row("scratch", "finetune", labels=60, finetuned=str(tmp_path / name)))
-    plots.learning_curves(rows, tmp_path)
+        rows.append(
+            row("scratch", "finetune", labels=80, labels_train=60, labels_val=20, finetuned=str(tmp_path / name))
+        )
+    inside = row("scratch", "finetune", labels=60, labels_train=60, finetuned="none")  # not evaluated in its training
+    svg = plots.learning_curves([*rows, inside], tmp_path)
+    assert re.findall(r">([^<]* labels)<", svg) == ["60 + 20 validation labels"]
     ((steps, means),) = drawn
     assert steps == [0, 100]
     assert means == pytest.approx([20, 70])
@@ -43,7 +50,7 @@ def test_learning_curves_show_the_steps_common_to_all_runs_of_a_network(
 def test_label_efficiency_has_the_intervals_of_the_entries(
     subsets: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: dict[str, tuple[list[float], list[float], np.ndarray]] = {}
+    drawn: dict[str, tuple[list[float], list[float], np.ndarray | None]] = {}
     real = matplotlib.axes.Axes.errorbar
 
     def errorbar(self: Any, x: Any, y: Any, yerr: Any, **keys: Any) -> Any:
@@ -63,13 +70,105 @@ def test_label_efficiency_has_the_intervals_of_the_entries(
         own = [e.accuracy for e in entries if e.initialization == initialization]
         assert x == pytest.approx([20, 100], rel=0.02)
         assert y == pytest.approx([100 * a.mean for a in own])
+        if subsets < 3:
+            assert ends is None  # no error bars, rather than some of length 0
+            continue
+        assert ends is not None
         low, high = (y - ends[0], y + ends[1])
-        known = subsets >= 3
-        assert low == pytest.approx([100 * (a.low if known else a.mean) for a in own])
-        assert high == pytest.approx([100 * (a.high if known else a.mean) for a in own])
-        assert (low < y).all() == known
+        assert low == pytest.approx([100 * a.low for a in own])
+        assert high == pytest.approx([100 * a.high for a in own])
+        assert (low < y).all()
     assert "labels + 40 validation labels" in svg
     assert ("test accuracy (%), 95 % CI" in svg) == (subsets >= 3)
+
+
+def test_budgets_with_other_validation_labels_are_lines_of_their_own(tmp_path: Path) -> None:
+    rows = [row("scratch", "finetune", labels=n + val, labels_train=n, labels_val=val, label_budget=f"labels={n}")
+            for n in (20, 100) for val in (0, 40)]  # fmt: skip
+    svg = plots.label_efficiency(compared(rows, "finetune"), tmp_path)
+    legend = re.findall(r">(from scratch[^<]*)<", svg)
+    assert legend == ["from scratch", "from scratch + 40 validation labels"]
+    assert ">labels<" in svg
+
+
+def figure_of(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], Any]) -> Any:
+    """Return a figure after its layout."""
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, *given: figures.append(figure))
+    draw()
+    figures[0].draw_without_rendering()
+    return figures[0]
+
+
+NAMES = tuple(f"{name} train.epochs=20 train.batch_size=64, linear probe" for name in ("simclr", "byol", "rotation"))
+PANELS: dict[str, Callable[[], str]] = {
+    "confusion": lambda: plots.confusion_matrices({n: np.eye(2) for n in NAMES}, ["a", "b"], "30 labels", Path()),
+    "gains": lambda: plots.class_gains({n: np.zeros((3, 2)) for n in NAMES}, ["a", "b"], "30 labels", Path()),
+    "map": lambda: plots.embeddings({n: np.eye(2) for n in NAMES}, np.arange(2), ["a", "b"], Path()),
+}
+
+
+@pytest.mark.parametrize("kind", PANELS)
+def test_long_names_of_networks_do_not_reach_into_the_next_panel(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = figure_of(monkeypatch, PANELS[kind])
+    first, long, last = (axis.title.get_window_extent() for axis in figure.axes)
+    assert first.x1 < long.x0
+    assert long.x1 < last.x0
+    assert long.y1 <= figure.bbox.y1
+    assert min(axis.get_tightbbox().y0 for axis in figure.axes) >= 0
+
+
+@pytest.mark.parametrize("budgets", [(30,), (30, 60), (30, 300, 50000)])
+def test_all_points_are_in_the_axis_and_the_legend_is_not(
+    budgets: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"pretext {i}" for i in range(12)]
+    rows = [row(name, "finetune", labels=n, labels_train=n) for n in budgets for name in names]
+    figure = figure_of(monkeypatch, lambda: plots.label_efficiency(compared(rows, "finetune"), Path()))
+    (axis,) = figure.axes
+    low, high = axis.get_xlim()
+    x = np.array([line.get_xdata() for line in axis.get_lines() if len(line.get_xdata()) == len(budgets)])
+    assert low < x.min()
+    assert x.max() < high
+    assert (x[:, :-1].max(0) < x[:, 1:].min(0)).all()  # budgets do not mix
+    legend = axis.get_legend().get_window_extent()
+    assert legend.y1 < axis.xaxis.get_tightbbox().y0
+    assert legend.y0 >= 0
+
+
+def test_the_points_of_a_single_budget_stay_at_its_number_of_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[tuple[float, float]] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, *given: limits.append(figure.axes[0].get_xlim()))
+    rows = [row(name, "finetune", labels=30) for name in ("scratch", "simclr", "rotation")]
+    plots.label_efficiency(compared(rows, "finetune"), tmp_path)
+    ((low, high),) = limits
+    assert low < 25
+    assert high > 35
+
+
+def test_equal_accuracies_have_no_error_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[np.ndarray] = []
+    real = matplotlib.axes.Axes.errorbar
+
+    def errorbar(self: Any, x: Any, y: Any, yerr: Any, **keys: Any) -> Any:
+        ends.append(yerr)
+        return real(self, x, y, yerr, **keys)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "errorbar", errorbar)
+    rows = [row("scratch", "finetune", test_accuracy=1.0, subset=s) for s in "abc"]
+    assert "95 % CI" not in plots.label_efficiency(compared(rows, "finetune"), tmp_path)
+    assert ends == [None]
+
+
+def test_the_names_of_a_confusion_matrix_are_inside_the_figure(tmp_path: Path) -> None:
+    counts = {name: np.eye(10) for name in ("from scratch", "simclr, auto")}
+    svg = plots.confusion_matrices(counts, [str(k) for k in range(10)], "30 labels", tmp_path)
+    height = float(svg[svg.index('viewBox="0 0 ') :].split('"')[1].split()[3])
+    bottoms = [float(y) for y in re.findall(r'y="([\d.]+)"[^>]*>predicted class</text>', svg)]
+    assert len(bottoms) == 2
+    assert max(bottoms) < height - 1  # the letters end below this line
 
 
 @pytest.mark.filterwarnings("error")
@@ -97,3 +196,16 @@ def test_recall_without_test_images_is_not_a_number(tmp_path: Path) -> None:
         write_json(tmp_path / name / "report.json", {"classes": [{"class": "x", "recall": r} for r in recall]})
     a, b = (row("simclr", "finetune", evaluated=str(tmp_path / name)) for name in ("a", "b"))
     assert np.array_equal(study._recalls([b], [a]), [[0.25, np.nan]], equal_nan=True)
+
+
+def test_recalls_are_compared_by_label_subset_and_not_by_seed(tmp_path: Path) -> None:
+    """With all labels there is one subset, on which runs are no pairs and several of them no sample of subsets."""
+    for i in range(4):
+        (tmp_path / str(i)).mkdir()
+        write_json(tmp_path / str(i) / "report.json", {"classes": [{"class": "x", "recall": i / 4}]})
+    runs = [row("simclr", "finetune", subset="a", seed=i, evaluated=str(tmp_path / str(i))) for i in range(4)]
+    assert np.array_equal(study._recalls(runs[2:], runs[:2]), [[0.5]])
+    other = dataclasses.replace(runs[3], subset="b")
+    assert np.array_equal(study._recalls([runs[2], other], [runs[0], dataclasses.replace(runs[1], subset="b")]),
+                          [[0.5], [0.5]])  # fmt: skip
+    assert len(study._recalls([other], runs[:2])) == 0

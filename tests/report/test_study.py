@@ -14,6 +14,7 @@ import pytest
 from sslrun.report import study
 from sslrun.report.gains import p_text
 from sslrun.study.comparison import compared
+from sslrun.study.results import Row
 from tests.helpers import CHROMIUM, row, summary
 
 
@@ -40,6 +41,34 @@ def test_gains_csv_has_the_gains_of_the_page(tmp_path: Path, monkeypatch: pytest
     assert f"{100 * float(gained['gain']):.1f} points" in sentences[1]
 
 
+def test_the_pretrainings_are_those_of_each_network() -> None:
+    def of(name: str, *seeds: int | None) -> list[Row]:
+        return [row(name, "finetune", pretrain_seed=s) for s in seeds]
+
+    assert study._pretrainings([*of("simclr", 0, 1, 0), *of("rotation", 1, 0), *of("scratch", None)]) == (
+        "2 (seeds 0, 1) of each network"
+    )
+    assert (
+        study._pretrainings([*of("simclr", 0, 1), *of("rotation", 0)]) == "simclr 2 (seeds 0, 1), rotation 1 (seeds 0)"
+    )
+    assert study._pretrainings(of("weights", None)) == "none that is known"
+
+
+def test_the_backbone_of_a_page_is_that_of_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "read_summary", lambda run: {"images": 359})
+    pixels = row("pixels", "knn", backbone="pixels")
+    assert study._subtitle([pixels, row("scratch", "finetune")]) == "digits, smallcnn; 359 test images"
+    assert study._subtitle([pixels]) == "digits, pixels; 359 test images"
+
+
+def test_the_number_of_comparisons_is_that_of_the_family() -> None:
+    rows = [row(name, "finetune", subset=s) for name in ("scratch", "simclr", "rotation") for s in "abc"]
+    alone = [r for r in rows if r.initialization != "rotation"]
+    two, one, none = (study._number_of_comparisons(compared(r, "finetune")) for r in (rows, alone, alone[:3]))
+    assert two == "2 (2 networks, 1 label budget), corrected by Holm's method"
+    assert (one, none) == ("1 (1 network, 1 label budget)", "0 (0 networks, 0 label budgets)")
+
+
 def test_without_scratch_there_is_no_gains_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "_page", lambda *given: "")
     study.publish(tmp_path, [row("simclr", "probe", subset=s) for s in "abc"], "probe", None, None)
@@ -64,6 +93,7 @@ def test_the_page_shows_the_gains_of_the_study(in_study: Path) -> None:
             f"[{value['fixed_split_low']:.1f}, {value['fixed_split_high']:.1f}]",
             p_text(float(g["holm_p"])),
         ]
+    assert [cells[0] for cells in found if cells and cells[0]] == ["30"]  # the heading is "labels"
     base, untested = lines["from scratch"], lines["random initialization, linear probe"]
     assert base[4:] == [""] * 4
     assert untested[4] != ""

@@ -99,6 +99,26 @@ def test_the_table_of_a_sweep_names_only_what_varies() -> None:
     assert lines(same)[0][:3] == ["init", "label budget", "train.steps"]
 
 
+def test_a_finished_job_without_a_score_has_not_failed_and_a_budget_is_one_column() -> None:
+    for i, labels in enumerate((10, 30, 2)):
+        budget: dict[str, Any] = {
+            "label_budget": f"labels={labels}",
+            "labels_total": labels,
+            "labels_train": labels,
+            "labels_val": 0,
+        }
+        overrides = [f"labels={labels}"]
+        if labels == 2:
+            job(str(i), None, "failed", overrides=overrides, label_budget=None)
+        else:
+            job(str(i), 0.5 if labels == 30 else None, overrides=overrides, **budget)
+    header, *rows = lines(sweep_rows(Path("sweep")))
+    assert header == ["init", "label budget", "labels", "val accuracy", "SD", "runs"]
+    assert [[r[1], *r[3:]] for r in rows] == [
+        ["labels=10", "-", "", "1"], ["labels=30", "50.0 %", "", "1"], ["labels=2", "failed", "", "0, 1 failed"],
+    ]  # fmt: skip
+
+
 def test_the_end_of_a_sweep_counts_failures_and_needs_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
     printed: list[Any] = []
     monkeypatch.setattr(sweep, "ERR", SimpleNamespace(print=printed.append))

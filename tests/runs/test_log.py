@@ -106,6 +106,14 @@ def test_a_resumed_run_continues_its_curves_after_the_step_of_its_checkpoint(tmp
     assert read_metrics(tmp_path) == rows
 
 
+def test_a_step_without_metrics_has_no_row(tmp_path: Path) -> None:
+    log = Loggers(tmp_path)
+    log.scalars(0, {})
+    log.scalars(10, {"train/loss": 1.0})
+    log.close(None)
+    assert read_metrics(tmp_path) == [{"step": 10, "train/loss": 1.0}]
+
+
 def test_only_a_finished_run_has_hyperparameters(tmp_path: Path) -> None:
     config = {"train": {"steps": 3}, "classes": None, "name": "digits"}
     summary = {

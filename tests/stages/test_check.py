@@ -18,12 +18,12 @@ from PIL import Image
 from sslrun.cli.places import quoted_paths
 from sslrun.config.compose import compose_config
 from sslrun.config.nodes import plain
-from sslrun.data.dataset import load_test
+from sslrun.data.dataset import load_test, load_train
 from sslrun.data.images import Images
-from sslrun.data.labels import LabelBudget
+from sslrun.data.labels import LabelBudget, folds
 from sslrun.data.sources.source import Listing
 from sslrun.stages import check as stage
-from tests.helpers import CPU, SMALL, Answer, Cli, ended, folder_node, frames, load_split, run_here, source_node, spawn
+from tests.helpers import CPU, SMALL, Answer, Cli, ended, folder_node, frames, run_here, source_node, spawn
 from tests.published import piece
 
 
@@ -331,12 +331,14 @@ def groups_of(answer: Answer) -> dict[str, Any]:
 
 
 def sides(*overrides: str) -> dict[str, str]:
-    """Return the side of each image, as training and evaluation load it."""
+    """Return the side of each image, as training and evaluation load it, with the first of five folds."""
     where = ["dataset=folder", "dataset.root=set", "dataset.image_size=16", *overrides]
     node = plain(compose_config("finetune", where, None))["dataset"]
-    train, val = load_split(node)
-    assert val is not None
-    parts = {"train": train, "val": val, "test": load_test(node)}
+    every, given = load_train(node)
+    assert every.labels is not None
+    assert given is None
+    fold = folds(every.labels.numpy(), 5, 0, every.groups)[0]
+    parts = {"train": every.take(fold.train), "val": every.take(fold.val), "test": load_test(node)}
     return {name: side for side, part in parts.items() for name in part.names}
 
 
@@ -365,8 +367,9 @@ def test_groups_are_proposed_as_typed_in_a_shell(name: str, expression: str, lar
     before, after = sides(), sides(*quoted_paths([override], False))
     assert proposal["change_sides"] == sum(before[n] != after[n] for n in before) > 0
     assert (
-        f"near duplicates are on both sides of a split (train, validation, test): {proposal['overrides']} makes 12 "
-        f"groups; the largest, bowl0, has 8 images, and {proposal['change_sides']} images would change sides"
+        "near duplicates are on both sides of a split (train, test, folds of cross-validation): "
+        f"{proposal['overrides']} makes 12 groups; the largest, bowl0, has 8 images, and "
+        f"{proposal['change_sides']} images would change sides"
     ) in result(answer, "warning")
     given = check(cli, "format=json", override, size=16)
     assert groups_of(given) == {"groups": 12, "largest": largest, "largest_images": 8, "train_and_test": []}

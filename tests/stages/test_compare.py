@@ -227,7 +227,9 @@ def test_a_budget_is_fitted_once(earlier: int | None, monkeypatch: pytest.Monkey
     run.close("finished")
 
 
-def test_the_runs_of_a_study_are_launched_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runs_of_a_study_are_launched_in_order(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Training from scratch for as long as a pretraining comes after those of which it needs the times."""
     launched: list[tuple[list[str], str]] = []
     monkeypatch.setattr(
@@ -250,6 +252,9 @@ def test_the_runs_of_a_study_are_launched_in_order(monkeypatch: pytest.MonkeyPat
         assert steps == {"labels=9": 200}
         return planned(list(runs), 0)
 
+    tests[tuned].directory.mkdir(parents=True)
+    classes = [{"class": "cat", "images": 3, "recall_low": None}, {"class": "dog", "images": 30, "recall_low": None}]
+    (tests[tuned].directory / "report.json").write_text(json.dumps({"classes": classes}))
     noted: dict[str, Any] = {}
     run: Any = SimpleNamespace(stages=None, note=noted.update)
     some = planned([tuned, frozen, own], 1)
@@ -262,6 +267,7 @@ def test_the_runs_of_a_study_are_launched_in_order(monkeypatch: pytest.MonkeyPat
     ]
     assert [r.given for r in rows] == [(tests[c].directory, c.initialization, c.mode) for c in runs]
     assert noted == {"equal_time_steps": {"labels=9": 200}}
+    assert caplog.text.count("3 test images of class cat: too few to measure its recall.") == 1  # not by each run
     launched.clear()
     without = planned([tuned, frozen, own], 0)
     rows = compare._evaluated(run, without, SimpleNamespace(mode="auto"), with_equal_time)  # type: ignore[arg-type]

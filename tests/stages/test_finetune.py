@@ -1,6 +1,7 @@
 """`sslrun finetune`."""
 
 import csv
+import gc
 import itertools
 import json
 import os
@@ -8,6 +9,7 @@ import re
 import shutil
 import signal
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,10 @@ from sslrun.runs import checkpoint
 from sslrun.runs.find import BEST, LAST
 from sslrun.stages import finetune
 from sslrun.tasks.finetuning.supervised import Finetuning
-from sslrun.training import candidates, jobs, loop
+from sslrun.training import candidates, choosing, jobs, loop
+from sslrun.training.batches import Batches
+from sslrun.training.candidates import OUT_OF_FOLD
+from sslrun.training.frozen import Frozen
 from tests.data.test_workers import children_of
 from tests.helpers import (
     QUICK,
@@ -57,7 +62,7 @@ def sizes(run: Path) -> tuple[int, int, int]:
 
 def predictions_of(run: Path) -> tuple[Predictions, list[str]]:
     """Return the out-of-fold predictions of a run, and the names of the variants."""
-    with np.load(run / finetune.OUT_OF_FOLD) as file:
+    with np.load(run / OUT_OF_FOLD) as file:
         variants = file["candidates"].tolist()
         return Predictions([v.split()[0] for v in variants], file["probabilities"], file["labels"]), variants
 
@@ -102,6 +107,7 @@ def test_finetuning_resumes_and_a_probe_does_not(in_world: Path, cli: Cli) -> No
     answer = cli("finetune", f"resume={run}", "train.steps=24")
     assert answer.code == 0
     assert "Resuming after step 20" in answer.err
+    assert "The accuracy in the folds, the temperature and the threshold stay those of the first length." in answer.err
     after = summary(run)
     assert after["config"]["train"]["steps"] == after["best/step"] == checkpoint.load(run / BEST)["step"] == 24
     for key in ("pooling", "chosen", "candidates", "init", "val/accuracy", "val/temperature"):
@@ -173,6 +179,32 @@ def test_freezing_and_the_backbone_rate_apply_to_pretrained_networks_only(
     assert task.freeze_batch_norm == pretrained
     assert task.backbone_rate == (0.2 if pretrained else 1)
     assert set(rates) == ({0.2, 1} if pretrained else {1})
+
+
+@pytest.mark.usefixtures("short_run")
+@pytest.mark.parametrize("arguments", [("mode=auto",), ("mode=finetune", *EXTRA)])
+def test_neither_features_nor_worker_processes_are_kept_during_the_training(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    networks: list[weakref.ref[Frozen]] = []
+    events: list[str] = []
+
+    def frozen(*given: Any) -> Frozen:
+        networks.append(weakref.ref(made := Frozen(*given)))
+        return made
+
+    def fit(*_: Any) -> None:
+        gc.collect()
+        events.extend("features" for network in networks if network() is not None)
+        raise UserError("no training here")
+
+    monkeypatch.setattr(choosing, "choose", lambda p: len(p.names) - 1)
+    monkeypatch.setattr(finetune, "Frozen", frozen)
+    monkeypatch.setattr(finetune, "fit", fit)
+    monkeypatch.setattr(jobs, "stop", lambda: events.append("stop"))
+    assert cli("finetune", *arguments, *FEW).lines()[-1].endswith("no training here")
+    assert len(networks) == (2 if arguments == ("mode=auto",) else 1)
+    assert events == ["stop"]
 
 
 def test_the_summary_has_the_metrics_of_the_best_state_not_of_the_last(in_world: Path, cli: Cli) -> None:
@@ -336,6 +368,33 @@ def test_a_validation_split_outside_the_budget_is_counted_and_named(cli: Cli, mo
 
 
 @pytest.mark.usefixtures("short_run")
+@pytest.mark.parametrize("mode", ["finetune", "probe", "knn"])
+def test_no_classifier_is_trained_on_a_validation_split(cli: Cli, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    heads: list[list[int]] = []
+    trained: list[int] = []
+    head = Frozen.head
+
+    def of_rows(frozen: Frozen, rows: np.ndarray) -> Any:
+        heads.append(rows.tolist())
+        return head(frozen, rows)
+
+    def batches(images: Any, labels: Any, *given: Any) -> Batches:
+        trained.extend([len(images), len(labels)])
+        return Batches(images, labels, *given)
+
+    monkeypatch.setattr(Frozen, "head", of_rows)
+    monkeypatch.setattr(finetune, "Batches", batches)
+    answer = cli("finetune", f"mode={mode}", "pooling=average", *EXTRA, *FEW)
+    assert answer.code == 0, answer.err
+    run = runs("finetune")[-1]
+    assert sizes(run)[2] > 0
+    assert heads == ([] if mode == "knn" else [list(range(30))])
+    assert trained == ([30, 30] if mode == "finetune" else [])
+    if mode == "knn":
+        assert len(weights(run)["classifier.bank"]) == len(weights(run)["classifier.labels"]) == 30
+
+
+@pytest.mark.usefixtures("short_run")
 @pytest.mark.parametrize("mode", ["finetune", "probe", "auto"])
 def test_with_one_label_per_class_nothing_is_chosen_and_one_line_says_so(cli: Cli, mode: str) -> None:
     answer = (
@@ -344,15 +403,32 @@ def test_with_one_label_per_class_nothing_is_chosen_and_one_line_says_so(cli: Cl
         else (cli("finetune", "mode=probe", "labels=10", *FEW[1:]))
     )
     assert answer.code == 0, answer.err
-    assert sum("Every class has one label: nothing can be chosen" in line for line in answer.lines()) == 1
+    (line,) = [line for line in answer.lines() if "Every class has one label: nothing can be chosen" in line]
+    assert ("the defaults are used and search= is not tried, and" in line) == (mode != "probe")
     run = runs("finetune")[-1]
     result = summary(run)
-    assert not (run / finetune.OUT_OF_FOLD).exists()
+    assert not (run / OUT_OF_FOLD).exists()
     assert result["chosen"] == ("finetune" if mode == "finetune" else "probe")
     assert (result["setting"], result["pooling"]) == ("", "average")
     assert not any(k.startswith("val/") for k in result)
     assert "Out-of-fold accuracy" not in answer.err
     assert (run / BEST).is_file()
+
+
+def test_the_accuracy_of_images_in_groups_has_no_interval(cli: Cli, photos: Path) -> None:
+    data = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=16", r"dataset.groups='(\w+ \d)\d'")
+    answer = cli("finetune", *data, "init=scratch", "backbone=smallcnn", "mode=probe", *TINY)
+    assert answer.code == 0, answer.err
+    accuracy, n = summary(runs("finetune")[-1])["val/accuracy"], summary(runs("finetune")[-1])["val/images"]
+    line = f"{100 * accuracy:.1f} % (no CI, since images of one group are dependent) on {n} images\n"
+    assert f"Out-of-fold accuracy, corrected for the choice: {line}" in answer.err
+
+
+def test_evaluations_inside_a_budget_are_not_ignored_silently(in_world: Path, cli: Cli) -> None:
+    answer = cli("finetune", "mode=finetune", "pooling=average", "train.steps=2", "train.evaluations=2", *QUICK)
+    assert "train.evaluations has no effect without validation images: the last state is the result.\n" in answer.err
+    answer = cli("finetune", "mode=finetune", "pooling=average", "train.steps=2", *QUICK)
+    assert "train.evaluations" not in answer.err
 
 
 @pytest.mark.usefixtures("short_run")
@@ -369,7 +445,7 @@ def test_a_search_tries_every_setting_for_every_trained_network(
         save(file, **arrays)
 
     position = {"finetune": 1, "auto": 15}[mode]
-    monkeypatch.setattr(finetune, "choose", lambda predictions: position)
+    monkeypatch.setattr(choosing, "choose", lambda predictions: position)
     monkeypatch.setattr(np, "savez_compressed", saved)
     search = 'search=["label_smoothing=0.2","label_smoothing=0.3"]'
     answer = cli("finetune", f"mode={mode}", search, *FEW)
@@ -391,20 +467,29 @@ def test_a_search_tries_every_setting_for_every_trained_network(
 def test_the_classifier_of_auto_is_that_of_the_chosen_mode_alone(
     chosen: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pretrained = ("backbone_rate=0.5", "freeze_fraction=0.4")  # have no effect from scratch
     with monkeypatch.context() as patch:
-        patch.setattr(finetune, "choose", lambda predictions: [*predictions.names].index(chosen))
-        answer = cli("finetune", "mode=auto", *FEW)
+        patch.setattr(choosing, "choose", lambda predictions: [*predictions.names].index(chosen))
+        answer = cli("finetune", "mode=auto", *pretrained, *FEW)
         assert answer.code == 0, answer.err
     auto = runs("finetune")[-1]
     assert summary(auto)["chosen"] == chosen
     alone = ("mode=finetune", "init=scratch") if chosen == "scratch" else (f"mode={chosen}",)
-    answer = cli("finetune", *alone, *FEW)
+    answer = cli("finetune", *alone, *pretrained, *FEW)
     assert answer.code == 0, answer.err
     run = runs("finetune")[-1]
     assert same(weights(run), weights(auto))
     (of_auto, names), (single, _) = predictions_of(auto), predictions_of(run)
     rows = [i for i, name in enumerate(names) if name.split()[0] == chosen]
     assert np.array_equal(of_auto.probabilities[rows], single.probabilities, equal_nan=True)
+
+
+@pytest.mark.usefixtures("short_run")
+def test_the_number_of_steps_follows_the_number_of_labels(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finetune, "default_steps", lambda labels: 100 + labels)
+    for arguments, steps in ((("labels=30",), 130), (("labels=30", *EXTRA), 130), (("train.epochs=3",), None)):
+        assert cli("finetune", "mode=probe", "pooling=average", *arguments, *QUICK).code == 0
+        assert summary(runs("finetune")[-1])["config"]["train"]["steps"] == steps
 
 
 class Permuting:
@@ -533,6 +618,7 @@ def test_case_10_a_finetuning_in_a_sweep_is_that_of_a_single_run(cli: Cli) -> No
         (('search=["pooling=grid"]',), "search: pooling=grid: expected a training setting"),
         (('search=["labels=20"]',), "search: labels=20: expected a training setting"),
         (('search=["label_smoothing=2"]',), "label_smoothing"),
+        (('search=["train.epochs=9"]',), "search: train.epochs=9: train.steps=auto may end before; search train.steps"),
         (("fold=[0,3]",), "fold"),
     ],
 )
@@ -548,6 +634,21 @@ def test_bad_input_is_one_line_before_training(
     assert "Traceback" not in answer.err
     (reported,) = [text for text in answer.lines() if text.startswith("sslrun: ")]
     assert line in reported
+
+
+@pytest.mark.usefixtures("short_run")
+def test_a_budget_on_the_command_line_is_not_overridden_by_a_file(cli: Cli) -> None:
+    Path("mine/experiment").mkdir(parents=True)
+    Path("mine/experiment/few.yaml").write_text("# @package _global_\nlabels: 30\nlabel_fraction: 0.5\n")
+    mine = ("-cd", "mine", "+experiment=few", "mode=probe", "pooling=average", *QUICK)
+    answer = cli("finetune", *mine, "labels_per_class=2")
+    assert answer.code == 1
+    line = "sslrun: labels_per_class=2 has no effect, since labels=30 is set, too: add labels=null"
+    assert answer.lines()[-1] == line
+    assert cli("finetune", *mine, "labels_per_class=2", "labels=null").code == 0
+    assert sizes(runs("finetune")[-1]) == (20, 20, 0)
+    assert cli("finetune", *mine, "labels=24").code == 0
+    assert sizes(runs("finetune")[-1]) == (24, 24, 0)
 
 
 def stopping(function: Callable[..., Any], after: int, calls: list[int]) -> Callable[..., Any]:
@@ -567,7 +668,7 @@ def stopping(function: Callable[..., Any], after: int, calls: list[int]) -> Call
 def uninterrupted(short_run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A finetuning with `AUTO` in which finetuning was chosen."""
     names = ["probe", "finetune", "scratch"]
-    monkeypatch.setattr(finetune, "choose", lambda p: [*p.names].index(names[1]))
+    monkeypatch.setattr(choosing, "choose", lambda p: [*p.names].index(names[1]))
     answer = cli("finetune", *AUTO)
     assert answer.code == 0, answer.err
     return runs("finetune")[-1]

@@ -268,6 +268,10 @@ def test_what_is_known_of_the_threshold_is_printed(
     answer = cli("predict", str(photos / "flower"), "figures=0", *QUICK)
     assert f"30 of 30 are unsure: below 100.0 % confidence ({words})." in answer.err
     assert sslrun.load(best.parent, device="cpu").confidence_certified == bool(metrics.get("certified"))
+    content["config"]["dataset"]["columns"] = {"group": "plot"}  # an interval over images would be too narrow
+    checkpoint.save(best, {**content, "metrics": kept | given})
+    answer = cli("predict", str(photos / "flower"), "figures=0", *QUICK)
+    assert f"below 100.0 % confidence ({words.split(', 95 % CI')[0]})." in answer.err
 
 
 def test_views_and_temperature_are_those_of_the_python_api(best: Path, cli: Cli, photos: Path) -> None:

@@ -41,7 +41,7 @@ def test_the_choice_is_that_of_finetune_among_all_variants() -> None:
     )
     every = Predictions(["probe"] * 2 + ["finetune"] + ["scratch"] * 2, probabilities, LABELS)
     assert choose(every) == 4
-    expected = replace(rows[0], initialization="simclr", mode="auto", chosen="scratch")
+    expected = replace(rows[0], initialization="simclr", mode="auto", chosen="scratch", source=rows[1].source)
     assert auto == replace(expected, val_accuracy=corrected_accuracy(every))
     assert auto.val_accuracy != rows[0].val_accuracy  # corrected for the choice
 
@@ -62,6 +62,7 @@ def test_each_pretraining_is_chosen_on_its_own_and_scratch_is_shared() -> None:
         rows += [predicted("simclr", m, a, pretrain_seed=seed) for m, a in (("finetune", 0.2), ("probe", probe))]
     first, second = with_auto(rows, ["simclr"])
     assert (first.pretrain_seed, first.chosen, first.finetuned) == (0, "scratch", rows[0].finetuned)
+    assert (first.source, second.source) == ("simclr 0", "simclr 1")
     assert (second.pretrain_seed, second.chosen, second.finetuned) == (1, "probe", rows[4].finetuned)
 
 

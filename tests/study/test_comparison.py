@@ -94,6 +94,21 @@ def test_budgets_are_not_pooled() -> None:
     assert_same(entry_of([*here, *there], "simclr").gain, gains_over_scratch({"simclr": SIMCLR_GAINS})["simclr"])
 
 
+def test_networks_from_the_same_pretrainings_are_not_pooled() -> None:
+    """Two settings of finetuning are no two tasks: that would double the number of pretrainings."""
+    same = [dataclasses.replace(r, source=f"simclr {r.pretrain_seed}") for r in task("simclr train.steps=9", ROTATION)]
+    rows = [*SCRATCH, *task("simclr", SIMCLR), *same]
+    d = {"simclr": SIMCLR_GAINS, "simclr train.steps=9": ROTATION_GAINS}
+    for name, matrix in d.items():
+        assert_same(entry_of(rows, name).gain, gains_over_scratch({name: matrix})[name])
+    rows += task("jigsaw", [[0.5, 0.7, 0.6], [0.6, 0.6, 0.6]])
+    d["jigsaw"] = np.array([[-0.02, 0.09, 0.05], [0.08, -0.01, 0.05]])
+    for name in ("simclr", "simclr train.steps=9"):
+        assert_same(entry_of(rows, name).gain, gains_over_scratch({n: d[n] for n in (name, "jigsaw")})[name])
+    first = {n: d[n] for n in ("simclr", "jigsaw")}
+    assert_same(entry_of(rows, "jigsaw").gain, gains_over_scratch(first)["jigsaw"])
+
+
 def test_one_pretraining_has_a_gain_over_subsets() -> None:
     rows = [*SCRATCH, *task("simclr", SIMCLR[:1])]
     expected = stats.ttest_1samp(SIMCLR_GAINS[0], 0)
@@ -224,6 +239,14 @@ def test_a_gain_without_interval_counts_as_a_comparison() -> None:
     }  # fmt: skip
 
 
+def test_a_network_without_scratch_on_the_same_labels_counts_as_a_comparison() -> None:
+    lacking = rows_of("jigsaw", {(0, "y"): 0.6, (0, "z"): 0.7}, labels=30)
+    rows = [*at(30), *with_p("simclr", 0.01, 30), *lacking]
+    assert corrected(rows) == {("simclr", 30): pytest.approx(0.02), ("jigsaw", 30): None}
+    assert entry_of(rows, "jigsaw").gain is None
+    assert [r["initialization"] for r in gain_table(compared(rows, "auto"))] == ["simclr"]
+
+
 OTHERS: list[tuple[str, str]] = [
     ("simclr", "finetune"), ("simclr", "probe"), ("rotation", "knn"), ("imagenet", "auto"), ("scratch", "probe"),
     ("scratch", "equal_time"), ("pixels", "auto"), ("pixels", "knn"), ("scratch train.steps=9", "auto"),
@@ -339,8 +362,17 @@ def test_the_interval_of_an_accuracy_is_over_subsets_of_which_pretrainings_are_a
 def test_on_one_subset_the_interval_of_an_accuracy_is_over_pretrainings_or_runs() -> None:
     several = rows_of("simclr", {(0, "a"): (0.5, 0.6), (1, "a"): 0.6, (2, "a"): 0.7})
     assert entry_of(several, "simclr").accuracy == mean_interval([0.55, 0.6, 0.7])
+    assert (entry_of(several, "simclr").subsets, entry_of(SCRATCH, "scratch", "finetune").subsets) == (1, 3)
     alone = rows_of("simclr", {(0, "a"): (0.5, 0.6, 0.7)})
     assert entry_of(alone, "simclr").accuracy == mean_interval([0.5, 0.6, 0.7])
+
+
+def test_equal_accuracies_have_no_interval() -> None:
+    """They do not show that other label subsets give the same."""
+    assert not entry_of(task("simclr", [[1.0, 1.0, 1.0]]), "simclr").has_interval
+    assert not entry_of(task("simclr", [[0.3, 0.1 + 0.2, 0.3]]), "simclr").has_interval  # which rounding separates
+    assert not entry_of(task("simclr", [[0.5, 0.6]]), "simclr").has_interval
+    assert entry_of(task("simclr", [[0.5, 0.6, 0.5]]), "simclr").has_interval
 
 
 def test_the_interval_of_an_accuracy_ends_at_0_and_1() -> None:
@@ -410,6 +442,19 @@ def test_an_interval_considers_the_test_images(groups: np.ndarray | None) -> Non
     assert_same(result, gains_over_scratch({"simclr": d}, {"simclr": images})["simclr"])
     assert result is not None
     assert result.fixed_split is not None
+
+
+def test_groups_that_one_evaluation_knows_are_those_of_all() -> None:
+    """Evaluations of older versions have none."""
+    groups = np.arange(IMAGES) // 4
+    base = predicted(SCRATCH, 0, groups=np.array([f"object {g}" for g in groups]))
+    own = predicted(task("simclr", SIMCLR), 1)
+    images = image_variance(np.array([correct_of(own, s) - correct_of(base, s) for s in SUBSETS]), groups)
+    gain = entry_of([*base, *own], "simclr").gain
+    assert images
+    assert gain is not None
+    half = np.ptp(gain.fixed_split or ()) / 2
+    assert ((gain.high or 0) - (gain.low or 0)) / 2 == pytest.approx(math.hypot(half, 1.959964 * math.sqrt(images)))
 
 
 def test_without_predictions_on_the_same_images_an_interval_holds_for_these() -> None:

@@ -10,13 +10,14 @@ from sslrun.data.labels import LabelBudget
 from sslrun.study.equal_time import equal_time_steps, usual_steps
 
 
-def run(name: str, seconds: float, labels: int = 60, **train: Any) -> Path:
-    """Write the summary of a run that took this long."""
+def run(name: str, seconds: float, labels: int = 60, training: float | None = None, **train: Any) -> Path:
+    """Write the summary of a run that took this long, of which `training` is the time of its trainings."""
     directory = Path("outputs", name)
     directory.mkdir(parents=True)
     config = {"train": plain(compose_config("finetune", [], None))["train"] | {"steps": 150} | train}
     summary = {"stage": "finetune", "status": "finished", "config": config, "overrides": [], "labels_train": labels}
-    (directory / "summary.json").write_text(json.dumps({**summary, "wall_time_seconds": seconds}))
+    times = {"wall_time_seconds": seconds} | ({} if training is None else {"training_seconds": training})
+    (directory / "summary.json").write_text(json.dumps(summary | times))
     return directory
 
 
@@ -26,6 +27,13 @@ def test_the_steps_are_those_that_take_the_mean_time_of_the_pretrainings() -> No
     many = {LabelBudget(600): run("many", 40.0, 600, steps=200)}
     # 150 steps x 300 s / 11 s, the median over the subsets, and 200 x 300 / 40
     assert equal_time_steps(pretrained, few | many) == {"labels=60": 4100, "labels=600": 1500}
+
+
+def test_the_time_of_a_run_without_its_trainings_does_not_grow_with_the_steps() -> None:
+    scratch = {LabelBudget(60): run("a", 10.0, training=4.0)}
+    # 150 steps x (66 - 6) s / 4 s: the run takes 6 s + 15 x 4 s
+    assert equal_time_steps([run("b", 66.0)], scratch) == {"labels=60": 2200}
+    assert equal_time_steps([run("c", 5.0)], scratch) == {"labels=60": 150}
 
 
 def test_a_training_is_never_shortened() -> None:

@@ -50,29 +50,26 @@ def squares_in_loops(d: list[list[float]]) -> tuple[float, float, float]:
     return a, b, e
 
 
-def pooled_in_loops(tasks: list[np.ndarray], task: int, overlap: float) -> tuple[float, float, float]:
+def pooled_in_loops(tasks: list[np.ndarray], task: int) -> tuple[float, float, float]:
     """Return gain, half-width and degrees of freedom."""
     k, (p, n) = len(tasks), tasks[0].shape
     squares = [squares_in_loops(d.tolist()) for d in tasks]
     e = sum(s[2] for s in squares) / k
     a = max(squares[task][0], sum(s[0] for s in squares) / k, e)
     b = max(squares[task][1], sum(s[1] for s in squares) / k, e)
-    of_subset = (b - e) / p  # its variance component
-    variance = (a + b - e) / (p * n) + of_subset * overlap / (1 - overlap)
-    weight = 1 / (p * n) + overlap / (1 - overlap) / p
+    variance = (a + b - e) / (p * n)
     df_a, df_b = k * (p - 1), (n - 1) * k / (1 + (k - 1) * 0.25)
-    df = variance**2 / ((a / (p * n)) ** 2 / df_a + (b * weight) ** 2 / df_b)
+    df = variance**2 / ((a / (p * n)) ** 2 / df_a + (b / (p * n)) ** 2 / df_b)
     return sum(map(sum, tasks[task].tolist())) / (p * n), stats.t.ppf(0.975, df) * math.sqrt(variance), df
 
 
-@pytest.mark.parametrize("overlap", [0.0, 0.3])
 @pytest.mark.parametrize("tasks", [1, 3])
 @pytest.mark.parametrize(("pretrainings", "subsets"), SHAPES)
-def test_gains_equal_the_formulas_in_loops(pretrainings: int, subsets: int, tasks: int, overlap: float) -> None:
+def test_gains_equal_the_formulas_in_loops(pretrainings: int, subsets: int, tasks: int) -> None:
     d = [differences(i, pretrainings, subsets, 0.002 * (1 + i)) for i in range(tasks)]
-    results = gains_over_scratch({str(i): x for i, x in enumerate(d)}, overlap=overlap)
+    results = gains_over_scratch({str(i): x for i, x in enumerate(d)})
     for i, result in enumerate(results.values()):
-        gain, half, df = pooled_in_loops(d, i, overlap)
+        gain, half, df = pooled_in_loops(d, i)
         assert result.basis == ("pooled" if tasks > 1 else "one task")
         assert (result.gain, result.df) == pytest.approx((gain, df))
         assert ends(result) == pytest.approx((max(-1, gain - half), min(1, gain + half)))
@@ -196,12 +193,6 @@ def test_a_task_with_far_more_variable_pretrainings_has_its_own_interval_too(fac
     assert results["b"].alone is None
 
 
-def test_subsets_that_overlap_widen_the_interval_for_another_pool() -> None:
-    d = {"simclr": differences(0, 3, 5)}
-    widths = [np.ptp(ends(gains_over_scratch(d, overlap=f)["simclr"])) for f in (0.0, 0.1, 0.5, 0.9)]
-    assert (np.diff(widths) > 0).all()
-
-
 # Test images as a sample
 
 
@@ -256,8 +247,14 @@ def test_one_difference_an_image_has_the_variance_of_a_mean() -> None:
     d = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], (1, 50))
     assert image_variance(d) == pytest.approx(d.var(ddof=1) / 50)
     assert image_variance(np.tile([[0.5], [-0.5]], (1, 50))) == 0
-    assert image_variance(d[:, :1]) is None
-    assert image_variance(d, np.zeros(50, int)) is None
+
+
+@pytest.mark.parametrize("units", [1, 2, 9])
+def test_few_test_images_or_groups_are_no_sample(units: int) -> None:
+    d = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], (3, 90))
+    assert image_variance(d[:, :units]) is None
+    assert image_variance(d, np.arange(90) % units) is None
+    assert image_variance(d, np.arange(90) % 10) is not None
 
 
 def test_the_headline_covers_the_gain_on_other_test_images_and_the_fixed_split_does_not() -> None:
@@ -283,18 +280,22 @@ def test_runs_without_variation_have_no_interval() -> None:
     assert (result.gain, result.low, result.p) == (pytest.approx(0.1), None, None)
 
 
-def test_a_task_without_variation_gets_that_of_its_pool() -> None:
-    results = gains_over_scratch({"a": np.zeros((3, 5)), "b": differences(0, 3, 5)})
-    low, high = ends(results["a"])
-    assert low < -0.005 < 0.005 < high
-    assert results["a"].p == 1
+def test_a_task_that_equals_scratch_everywhere_is_in_no_pool() -> None:
+    d = {"a": np.zeros((3, 5)), "b": differences(0, 3, 5), "c": differences(1, 3, 5), "d": np.full((3, 5), 0.02)}
+    results = gains_over_scratch(d)
+    assert results["b"] == gains_over_scratch({k: d[k] for k in "bc"})["b"]
+    for task in "ad":
+        assert (results[task].low, results[task].p, results[task].basis) == (None, None, "one task")
+    assert gains_over_scratch({k: d[k] for k in "ab"})["b"] == gains_over_scratch({"b": d["b"]})["b"]
 
 
-def test_without_variation_between_runs_the_test_images_remain() -> None:
-    (result,) = gains_over_scratch({"x": np.full((2, 3), 0.02)}, {"x": 1e-4}).values()
-    assert ends(result) == pytest.approx((0.02 - 0.0196, 0.02 + 0.0196), abs=1e-5)
-    assert result.p == pytest.approx(2 * stats.norm.sf(2))
-    assert (result.df, result.fixed_split) == (None, None)
+def test_runs_that_agree_by_chance_have_no_interval_of_the_test_images_alone() -> None:
+    """Accuracies are multiples of 1/N, so few runs often do."""
+    for d in (np.full((1, 2), 0.02), np.full((2, 3), 0.02)):
+        (result,) = gains_over_scratch({"x": d}, {"x": 1e-4}).values()
+        assert (result.low, result.high, result.p, result.df, result.fixed_split, result.assumed) == (None,) * 6
+    result = gain_on_one_subset(np.full((2, 1), 0.9), np.full(3, 0.8), 1e-4)
+    assert (result.gain, result.low, result.p) == (pytest.approx(0.1), None, None)
 
 
 @pytest.mark.parametrize(("pretrained", "scratch"), [([[0.9]], [0.8, 0.7]), ([[0.9], [0.8]], [0.7]), ([[0.9]], [0.8])])
@@ -331,12 +332,6 @@ def test_accuracies_that_are_no_runs_are_refused() -> None:
                                 (np.array([[0.5, math.nan]]), np.zeros(2))):  # fmt: skip
         with pytest.raises(ValueError, match="expected"):
             gain_on_one_subset(pretrained, scratch)
-
-
-@pytest.mark.parametrize("overlap", [-0.1, 1.0])
-def test_an_overlap_is_a_share(overlap: float) -> None:
-    with pytest.raises(ValueError, match=r"expected a share in \[0, 1\)"):
-        gains_over_scratch({"x": differences(0, 3, 5)}, overlap=overlap)
 
 
 def test_the_module_needs_no_torch() -> None:
@@ -427,16 +422,3 @@ def test_one_pretraining_covers_its_checkpoint_and_with_an_assumed_sd_its_task()
     assert abs(coverage - 0.95) <= error
     assert np.mean(np.abs(estimate.gain) <= own) < 0.85
     assert np.mean(np.abs(estimate.gain) <= assumed) >= 0.95
-
-
-@pytest.mark.parametrize("pretrainings", [1, 3])
-def test_overlapping_subsets_cover_the_gain_in_another_pool(pretrainings: int) -> None:
-    """Effects of subsets that take a share f of the pool correlate by f."""
-    rng, f = np.random.default_rng(0), 0.4
-    of_pool, of_subset = rng.normal(0, math.sqrt(f), (STUDIES, 1, 1, 1)), rng.normal(size=(STUDIES, 1, 1, 5))
-    noise = 0.3 * rng.normal(size=(STUDIES, 1, pretrainings, 5)) * (pretrainings > 1)
-    estimate = estimated(0.01 * (of_pool + math.sqrt(1 - f) * of_subset + noise), overlap=f)
-    coverage, error = share(np.abs(estimate.gain) <= half_widths(estimate))
-    assert coverage + error >= 0.95
-    given_pool = estimated(0.01 * (of_pool + math.sqrt(1 - f) * of_subset + noise))
-    assert np.mean(np.abs(given_pool.gain) <= half_widths(given_pool)) < 0.85

@@ -287,14 +287,14 @@ def test_keys_change_with_the_users_own_code() -> None:
 
 
 def test_the_folder_of_a_run_has_a_short_plain_name() -> None:
-    run = launch.study_run(Stages(named_stage, job), "pretrain", f"a ü/{'b' * 99}.-_", {}, ["x=1"], setting="y=2")
+    run = launch.study_run(Stages(named_stage, job), "pretrain", f"a ü/{'b' * 99}.-_", {}, ["x=1"])
     assert run.name == f"a___{'b' * 56}"
     assert run.directory == Path(f"outputs/pretrain/study_runs/{run.name}-{run.key}")
-    assert (run.stage, run.overrides, run.setting, len(run.key)) == ("pretrain", ("x=1",), "y=2", 12)
+    assert (run.stage, run.overrides, len(run.key)) == ("pretrain", ("x=1",), 12)
 
 
 def run_of(name: str, done: bool = False) -> launch.StudyRun:
-    run = launch.StudyRun("finetune", name, (f"init={name}", "a=b c"), "0", "s=1")
+    run = launch.StudyRun("finetune", name, (f"init={name}", "a=b c"), "0")
     return finish(run) if done else run
 
 
@@ -342,8 +342,8 @@ def test_unfinished_runs_are_launched_once(
     first, second = "init=a", "init=c"
     assert made.calls == ([(0, [first]), (1, [second])] if basic else [(0, [first, second])])
     assert "Skipping 2 of 4 finetune runs: already finished." in caplog.text
-    assert "fold 1/2  a s=1  val accuracy 50.0 %" in caplog.text
-    assert re.search(r"fold 2/2  c s=1  val accuracy 50.0 %$", caplog.text, re.M)  # nothing is left
+    assert "fold 1/2  a  val accuracy 50.0 %" in caplog.text
+    assert re.search(r"fold 2/2  c  val accuracy 50.0 %$", caplog.text, re.M)  # nothing is left
     assert launched(runs, BasicLauncher(), monkeypatch).calls == []
 
 
@@ -398,4 +398,4 @@ def test_the_time_left_is_that_of_the_finished_runs(
     finish(runs[0])
     now[0] = 20.0
     progress.show()
-    assert caplog.messages == ["fold 1/4  a s=1  val accuracy 50.0 %  60 s left"]
+    assert caplog.messages == ["fold 1/4  a  val accuracy 50.0 %  60 s left"]

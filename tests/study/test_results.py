@@ -87,6 +87,31 @@ def test_a_row_has_the_seed_of_its_pretraining() -> None:
     assert row_of(evaluated, "simclr").pretrain_seed == 7
 
 
+def test_a_deleted_pretraining_has_a_name_of_its_own_and_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    def made(name: str, source: str) -> Row:
+        run = Path("outputs/finetune", name)
+        run.mkdir(parents=True)
+        summary = {**SUMMARY, **FINETUNED, "source": source, "config": {"train": {}}}
+        (run / "summary.json").write_text(json.dumps(summary))
+        return row("scratch" if source == "scratch" else "simclr", "finetune", finetuned=str(run), source=source)
+
+    for seed in range(3):
+        Path(f"outputs/pretrain/{seed}").mkdir(parents=True)
+        known = {**SUMMARY, "stage": "pretrain", "config": {"seed": seed}, "wall_time_seconds": 1.0}
+        Path(f"outputs/pretrain/{seed}/summary.json").write_text(json.dumps(known))
+    rows = [made("s", "scratch")]
+    rows += [made(f"{seed}{run}", f"outputs/pretrain/{seed}/last.pt") for seed in range(3) for run in "ab"]
+    assert [r.initialization for r in disambiguated(rows)] == ["scratch"] + ["simclr"] * 6
+    assert not caplog.records
+    for seed in (1, 2):
+        Path(f"outputs/pretrain/{seed}/summary.json").unlink()
+    names = ["scratch"] + ["simclr"] * 2 + ["simclr 2"] * 2 + ["simclr 3"] * 2
+    assert [r.initialization for r in disambiguated(rows)] == names
+    assert [r.getMessage().partition(":")[0] for r in caplog.records] == [
+        f"outputs/pretrain/{seed}/last.pt was deleted" for seed in (1, 2)
+    ]
+
+
 def test_a_row_of_a_classifier_without_validation_has_no_validation_accuracy() -> None:
     row = row_of(written(**{"val/accuracy": None, "val/loss": None}), "simclr")
     assert row.val_accuracy is row.val_loss is row.selection_score("val/accuracy") is None
@@ -194,7 +219,7 @@ def test_networks_are_named_by_what_differs_from_those_from_scratch() -> None:
         summary = {**SUMMARY, **FINETUNED, "source": source, "config": config, **changes}
         (run / "summary.json").write_text(json.dumps(summary))
         runs.append(name)
-        return row(initialization, mode, setting=setting, finetuned=str(run))
+        return row(initialization, mode, setting=setting, finetuned=str(run), source=source)
 
     runs: list[str] = []
     longer, grid = {"train": {"steps": 9}}, {"pooling": "grid"}
@@ -237,7 +262,8 @@ def test_names_do_not_depend_on_seeds_steps_that_follow_the_labels_or_equal_time
         run = Path("outputs/finetune", name)
         run.mkdir(parents=True)
         (run / "summary.json").write_text(json.dumps({**SUMMARY, **FINETUNED, "config": config, **changes}))
-        return row(initialization, mode, labels=labels, finetuned=str(run))
+        source = changes.get("source", FINETUNED["source"])
+        return row(initialization, mode, labels=labels, finetuned=str(run), source=source)
 
     def pretrained(seed: int, epochs: int = 9) -> str:
         run = Path(f"outputs/pretrain/{seed}-{epochs}")

@@ -83,6 +83,22 @@ def test_the_number_of_folds_follows_the_number_of_labels(n: int, regressions: i
         assert positions(result.trainings) == positions(folds(labels, 3, 4))
 
 
+@pytest.mark.parametrize(("n", "grouped"), [(600, False), (6000, False), (600, True)])
+def test_a_held_out_fifth_is_one_with_any_small_class(n: int, grouped: bool) -> None:
+    data = red_and_blue(n, [f"g{i // 4}" for i in range(n)] if grouped else None)
+    assert data.labels is not None
+    data.labels[-2:], data.class_names = 2, ["red", "blue", "green"]
+    if data.groups is not None:
+        data.groups[-2:] = ["one", "two"]
+    result = folds_of(Labeled(data, data, None, "inside"), seed=1)
+    (fold,) = result.trainings
+    assert len(fold.val) == pytest.approx(n / 5, abs=4)
+    assert {*data.labels[torch.from_numpy(fold.train)].tolist()} == {0, 1, 2}
+    assert sorted([*fold.train, *fold.val]) == list(range(n))
+    if n > 5000:
+        assert positions(result.regressions) == positions(result.trainings)
+
+
 def test_a_validation_split_beside_the_budget_is_one_fold() -> None:
     result = folds_of(labeled(6, red_and_blue(3)), seed=0)
     assert positions(result.regressions) == positions(result.trainings) == [([0, 1, 2, 3, 4, 5], [6, 7, 8])]

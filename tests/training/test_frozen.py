@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images
 from sslrun.data.labels import Fold, folds
+from sslrun.evaluation import probe
 from sslrun.evaluation.features import features
 from sslrun.evaluation.probe import C_VALUES, regression, regressions
 from sslrun.evaluation.selection import Predictions, score
@@ -110,6 +111,27 @@ def test_the_head_is_the_regression_of_the_given_images_with_the_best_c() -> Non
     expected = regression(x, frozen.labels[rows], 2, frozen.c)
     assert torch.allclose(weight, expected[0], atol=1e-5)
     assert torch.allclose(bias, expected[1], atol=1e-5)
+
+
+def test_regressions_run_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    fitted = probe._fitted
+
+    def counting(*given: Any) -> Any:
+        threads.append(torch.get_num_threads())
+        return fitted(*given)
+
+    monkeypatch.setattr(probe, "_fitted", counting)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        data = red_and_blue(20)
+        Frozen(encoder(), "average", data, rows_of(data, 20, False), CPU, "none").head(np.arange(10))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert len(threads) > 2
+    assert {*threads} == {1}
 
 
 def test_without_folds_the_defaults_are_used() -> None:

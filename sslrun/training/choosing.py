@@ -1,0 +1,68 @@
+"""Choosing the classifier of a label budget by cross-validation inside it, or on a validation split."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from sslrun.base.console import log
+from sslrun.base.files import replacing
+from sslrun.base.text import percent
+from sslrun.data.labeled import Labeled
+from sslrun.evaluation.selection import choose, corrected_accuracy
+from sslrun.evaluation.validation import SCORES, prediction_metrics, score_name
+from sslrun.runs.run import Run
+from sslrun.training.candidates import OUT_OF_FOLD, Candidate, Folds, compared
+from sslrun.training.frozen import Frozen
+
+
+def choose_candidate(
+    run: Run,
+    candidates: Sequence[Candidate],
+    frozen: Mapping[str, Frozen],
+    folds: Folds,
+    labeled: Labeled,
+    parallel: bool,
+) -> tuple[Candidate, dict[str, float]]:
+    """Evaluate the candidates in the folds and choose one; without folds, take the first.
+
+    Their predictions are saved as `out_of_fold.npz` in the run's directory.
+
+    Args:
+        candidates: the simplest first.
+        frozen: the network of each candidate's name.
+        parallel: use all cores for the trainings.
+
+    Returns:
+        The candidate and its metrics.
+    """
+    if not folds.regressions:
+        return candidates[0], {}
+    result = compared(candidates, frozen, folds, parallel, run.directory)
+    predictions, best = result.predictions, choose(result.predictions)
+    chosen, name = result.candidates[best], score_name("none" if not predictions.macro else "")
+    with replacing(run.directory / OUT_OF_FOLD) as path, path.open("wb") as file:
+        np.savez_compressed(
+            file,
+            candidates=np.array(result.variants),
+            probabilities=predictions.probabilities,
+            labels=predictions.labels,
+            units=predictions.units,
+        )
+    shutil.rmtree(run.directory / "folds", ignore_errors=True)
+    scores = result.scores()
+    run.note(candidates={c: round(s, 6) for c, s in scores.items()})
+    if len(candidates) > 1:
+        n = len(folds.trainings)
+        where = "on validation" if labeled.val else f"in {n}-fold cross-validation" if n > 1 else "on a held-out fifth"
+        text = ", ".join(f"{c} {percent(s)}" for c, s in sorted(scores.items(), key=lambda s: -s[1]))
+        simpler = scores[str(chosen)] < max(scores.values())
+        why = " (simpler, and within one standard error of the best)" if simpler else ""
+        log.info("%s %s: %s. Chosen: %s%s.", SCORES[name].capitalize(), where, text, chosen, why)
+    rows = predictions.common
+    metrics = prediction_metrics(
+        predictions.probabilities[best, rows], predictions.labels[rows], grouped=labeled.budget.groups is not None
+    )
+    if labeled.val is None:
+        metrics["val/accuracy"] = corrected_accuracy(predictions)
+    return chosen, metrics
