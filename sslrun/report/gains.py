@@ -7,8 +7,8 @@ ALPHA = 0.05
 IMPRECISE = 0.03  # an interval that contains a larger gain decides nothing
 GIVEN = {  # what an interval holds for, where that is not another pretraining and other label subsets
     "one pretraining": "for this pretrained checkpoint",
-    "one subset": "given this training set",
-    "one pretraining and subset": "for this pretrained checkpoint, given this training set",
+    "one subset": "given these labels",
+    "one pretraining and subset": "for this pretrained checkpoint, given these labels",
 }
 
 

@@ -273,7 +273,11 @@ def _saved(
 def _continued(run: Run, network: Network, labeled: Labeled, device: Device) -> dict[str, Any]:
     """Continue the training of the chosen candidate from the last checkpoint."""
     if run.summary.get("chosen") in (PROBE, KNN):
-        raise UserError(f"{run.directory}: a classifier on frozen features has no steps to resume; start a new run")
+        log.info("%s is finished: a classifier on frozen features has no steps to continue.", run.directory)
+        content = checkpoint.load(run.directory / LAST)
+        if not (run.directory / BEST).is_file():  # the run was interrupted between the two
+            checkpoint.save(run.directory / BEST, content)
+        return dict(content["metrics"])
     _, content = checkpoint.newest_intact(run.directory, resumable=True)
     config, given = content["config"], run.config
     longer = {k: given["train"][k] for k in ("steps", "epochs") if f"train.{k}" in run.overrides}

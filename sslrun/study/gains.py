@@ -41,7 +41,7 @@ class Gain:
         df: degrees of freedom of Student's t; None without an interval.
         basis: how the variance was estimated. `pooled`: over pretrainings and subsets of all tasks of this budget;
             `one task`: of this task alone; `one pretraining`: over subsets, so it holds for this checkpoint;
-            `one subset`: between runs, so it holds for this training set; `one pretraining and subset`: for both.
+            `one subset`: between runs, so it holds for these labels; `one pretraining and subset`: for both.
         pretrainings, subsets: their numbers, P and L.
         fixed_split: the 95 % CI for these test images, where `low` and `high` hold for others like them.
         alone: the 95 % CI of this task alone, if its pretrainings vary far more than those of the tasks in its pool.

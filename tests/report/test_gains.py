@@ -67,10 +67,10 @@ def test_one_pretraining_is_a_statement_on_its_checkpoint() -> None:
 def test_one_subset_is_a_statement_on_its_training_set() -> None:
     gain = gain_on_one_subset(np.array([[0.90], [0.91]]), np.array([0.8, 0.81]))
     assert gain_text(gain, 0.01, 3).startswith(
-        "better than scratch by 10.0 points [7.0, 13.0] given this training set;"
+        "better than scratch by 10.0 points [7.0, 13.0] given these labels;"
     )
     gain = gain_on_one_subset(np.array([[0.90, 0.91]]), np.array([0.8, 0.81]))
-    assert " for this pretrained checkpoint, given this training set; Holm" in gain_text(gain, 0.01, 3)
+    assert " for this pretrained checkpoint, given these labels; Holm" in gain_text(gain, 0.01, 3)
 
 
 def test_an_interval_of_its_own_is_named_with_the_reason() -> None:
@@ -89,7 +89,7 @@ def test_an_interval_of_its_own_is_named_with_the_reason() -> None:
          "undecided: +5.0 points with each of 1 pretraining and 2 label subsets; "
          "a confidence interval needs runs that differ"),
         (gain_on_one_subset(np.array([[0.9], [0.8]]), np.array([0.8])),
-         "undecided given this training set: +5.0 points; "
+         "undecided given these labels: +5.0 points; "
          "a confidence interval needs two or more runs on each side that differ"),
     ],
 )  # fmt: skip

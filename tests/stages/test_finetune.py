@@ -101,7 +101,7 @@ def test_finetune_starts_from_the_newest_run_and_logs_it(world: Path) -> None:
     assert "Best state" not in (run / "run.log").read_text()
 
 
-def test_finetuning_resumes_and_a_probe_does_not(in_world: Path, cli: Cli) -> None:
+def test_finetuning_resumes_and_a_finished_probe_says_so(in_world: Path, cli: Cli) -> None:
     run = runs("finetune")[-1]
     before = summary(run)
     answer = cli("finetune", f"resume={run}", "train.steps=24")
@@ -116,7 +116,8 @@ def test_finetuning_resumes_and_a_probe_does_not(in_world: Path, cli: Cli) -> No
     probe = runs("finetune")[-1]
     weights = (probe / BEST).read_bytes()
     answer = cli("finetune", f"resume={probe}")
-    assert answer.lines()[-1].endswith("a classifier on frozen features has no steps to resume; start a new run")
+    assert answer.code == 0
+    assert f"{probe} is finished: a classifier on frozen features has no steps to continue." in answer.err
     assert (probe / BEST).read_bytes() == weights
 
 

@@ -23,7 +23,7 @@ def test_two_settings_of_one_task_are_two_networks(cli: Cli) -> None:
     assert sorted((c["pretext"]["temperature"], c["train"]["steps"]) for c in result) == [(0.2, 4), (0.5, 3)]
     networks = {"scratch", "pixels", "simclr", two.split('"')[1]}
     assert {r["initialization"] for r in study_table(runs("compare")[0])} == networks
-    assert "undecided for this pretrained checkpoint, given this training set" in answer.err
+    assert "undecided for this pretrained checkpoint, given these labels" in answer.err
 
 
 def test_a_pretraining_has_the_seed_and_the_shared_settings_of_its_study() -> None:
