@@ -66,9 +66,7 @@ def test_one_pretraining_is_a_statement_on_its_checkpoint() -> None:
 
 def test_one_subset_is_a_statement_on_its_training_set() -> None:
     gain = gain_on_one_subset(np.array([[0.90], [0.91]]), np.array([0.8, 0.81]))
-    assert gain_text(gain, 0.01, 3).startswith(
-        "better than scratch by 10.0 points [7.0, 13.0] given these labels;"
-    )
+    assert gain_text(gain, 0.01, 3).startswith("better than scratch by 10.0 points [7.0, 13.0] given these labels;")
     gain = gain_on_one_subset(np.array([[0.90, 0.91]]), np.array([0.8, 0.81]))
     assert " for this pretrained checkpoint, given these labels; Holm" in gain_text(gain, 0.01, 3)
 
