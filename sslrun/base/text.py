@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from sslrun.base.errors import UserError
 
+UNCERTAINTY = 1.25  # factor between an estimate of a time and the ends of its range
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}  # of a duration as it is given
 SHARES = ("accuracy", "precision", "precision_macro", "recall", "recall_macro", "f1", "f1_macro", "confidence",
           "confidence_threshold", "accuracy_if_confident")  # fmt: skip
@@ -64,6 +65,11 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def time_range(seconds: float) -> str:
+    """Format an estimate of a time as a range: `40 s to 63 s`."""
+    return f"{duration(seconds / UNCERTAINTY)} to {duration(seconds * UNCERTAINTY)}"
 
 
 def speed(n: int, unit: str, seconds: float) -> str:

@@ -6,10 +6,11 @@ from functools import cached_property
 
 import numpy as np
 
-from sslrun.evaluation.calibration import EPSILON
+from sslrun.evaluation.calibration import EPSILON, fit_temperature, tempered
 
 BAGS, DRAWS = 1000, 5_000_000  # of the bootstrap, as in Tsamardinos et al. 2018; fewer bags of more images in all
-TIE = 1e-9  # weight of the log-likelihood, which only breaks ties, and tolerance for rounding errors
+TIE = 1e-9  # weight of the log-likelihood among variants, where it only breaks ties; tolerance for rounding errors
+UNDECIDED = 2.0  # standard errors up to which a difference in accuracy between candidates may be chance
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,17 @@ class Predictions:
         of_label = self.probabilities[:, np.arange(len(self.labels)), self.labels]
         return np.asarray(np.log(of_label.astype(np.float64).clip(EPSILON)))
 
+    @cached_property
+    def calibrated(self) -> np.ndarray:
+        """The log-likelihood after temperature scaling of each candidate on its images, `A x N`; NaN likewise."""
+        out = np.full(self.correct.shape, np.nan)
+        for i, p in enumerate(self.probabilities):
+            rows = self.evaluated(np.array([i]))
+            p, labels = p[rows], self.labels[rows]
+            of_label = tempered(p, fit_temperature(p, labels))[np.arange(len(rows)), labels]
+            out[i, rows] = np.log(of_label.clip(EPSILON))
+        return out
+
     @property
     def units(self) -> np.ndarray:
         """The number of each image's independent unit, N: its group, or itself."""
@@ -65,8 +77,10 @@ def choose(predictions: Predictions) -> int:
     """Return the index of the best candidate by accuracy or macro F1.
 
     Of the variants of a candidate the best is used (ties: by likelihood). Candidates are compared on the images that
-    all of them have; a simpler one is preferred if its score is within one standard error of the best: that of the
-    mean difference in correctness (over groups, if there are any), weighted by inverse class frequency for macro F1.
+    all of them have. Those whose score is within two standard errors of the best are undecided: with few labels most
+    are. Of these the one with the highest likelihood after temperature scaling is chosen, which varies less than
+    accuracy; with many labels accuracy decides. The standard error is that of the mean difference in correctness (over
+    groups, if there are any); for macro F1, images are weighted by inverse class frequency.
     """
     return int(_chosen(predictions, np.ones((1, len(predictions.labels))))[0])
 
@@ -114,13 +128,17 @@ def _chosen(predictions: Predictions, weights: np.ndarray) -> np.ndarray:
     best = np.stack([_best(predictions, weights, v) for v in variants], 1)  # B x candidates
     every, common = np.arange(len(predictions.names)), predictions.common
     weights = weights[:, common]
+    if len(names) == 1:
+        return best[:, 0]
     scores = np.take_along_axis(_scores(predictions, weights, every, common), best, 1)
-    chosen = top = np.take_along_axis(best, scores.argmax(1)[:, None], 1)[:, 0]
-    for k in reversed(range(len(names))):  # the simplest that is good enough is assigned last
-        gap = scores.max(1) - scores[:, k]
-        error = _standard_errors(predictions, weights, common, top, best[:, k])
-        chosen = np.where(gap <= error + TIE, best[:, k], chosen)
-    return chosen
+    top = np.take_along_axis(best, scores.argmax(1)[:, None], 1)[:, 0]
+    errors = np.stack([_standard_errors(predictions, weights, common, top, b) for b in best.T], 1)
+    likelihood = weights * _image_weights(predictions, common) @ predictions.calibrated[:, common].T
+    likelihood = np.take_along_axis(likelihood, best, 1) / weights.sum(1, keepdims=True)
+    undecided = scores.max(1, keepdims=True) - scores <= UNDECIDED * errors + TIE
+    best_likelihood = np.where(undecided, likelihood, -np.inf).max(1, keepdims=True)
+    first = (undecided & (likelihood >= best_likelihood - TIE)).argmax(1)  # the simplest of equal ones
+    return np.take_along_axis(best, first[:, None], 1)[:, 0]
 
 
 def _best(predictions: Predictions, weights: np.ndarray, variants: np.ndarray) -> np.ndarray:
@@ -150,15 +168,19 @@ def _scores(predictions: Predictions, weights: np.ndarray, candidates: np.ndarra
     return np.stack(out, 1)
 
 
+def _image_weights(predictions: Predictions, rows: np.ndarray) -> np.ndarray:
+    """Return the weights of these images: 1, or for macro F1 the inverse class frequency, with mean 1."""
+    if not predictions.macro:
+        return np.ones(len(rows))
+    _, position, images = np.unique(predictions.labels[rows], return_inverse=True, return_counts=True)
+    return np.asarray(len(rows) / len(images) / images[position])
+
+
 def _standard_errors(
     predictions: Predictions, weights: np.ndarray, rows: np.ndarray, a: np.ndarray, b: np.ndarray
 ) -> np.ndarray:
     """Return the standard error of the mean difference in correctness of candidates a and b, for each weighting."""
-    labels, n = predictions.labels[rows], weights.sum(1)
-    image_weight = np.ones(len(rows))
-    if predictions.macro:
-        _, position, images = np.unique(labels, return_inverse=True, return_counts=True)
-        image_weight = len(labels) / len(images) / images[position]
+    n, image_weight = weights.sum(1), _image_weights(predictions, rows)
     _, first, unit, sizes = np.unique(
         predictions.units[rows], return_index=True, return_inverse=True, return_counts=True
     )

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sslrun.base.output import new_table
-from sslrun.base.text import counted, duration, listed, percent, small_percent
+from sslrun.base.text import counted, listed, percent, small_percent, time_range
 from sslrun.data.decode import EXTRAS
 
 MAX_LISTED = 5  # entries of a long list
@@ -282,7 +282,7 @@ def _estimate(e: dict[str, Any]) -> str:
     speed = f"{e['images_per_second']:.0f} images/s on {e['device']}, {e['precision']}"
     memory = f"{_bytes(e['training_bytes'])} at a batch size of {e['batch_size']}"
     return (
-        f"An epoch of {e['pretext']} with {e['backbone']} takes about {duration(e['epoch_seconds'])}: {speed}.\n"
+        f"An epoch of {e['pretext']} with {e['backbone']} takes about {time_range(e['epoch_seconds'])}: {speed}.\n"
         f"Memory: {memory}; disk: {_bytes(e['decoded_bytes'])} of decoded images."
     )
 

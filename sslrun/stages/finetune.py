@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.base.text import counted
+from sslrun.base.text import counted, time_range
 from sslrun.config.build import build, built_settings
 from sslrun.config.compose import group_choices
 from sslrun.config.grammar import key_of
@@ -117,7 +117,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     trained = sum(c.is_trained for c in candidates)
     if trained and not run.in_study:  # a study estimates the time of all its runs
         expected = estimate.finetuning_seconds(config, labeled, trained)
-        log.info("This will take about %s.", estimate.time_range(expected))
+        log.info("This will take about %s.", time_range(expected))
     with jobs.stopped_on_error():
         if trainings_parallel and len(folds.trainings) * trained > 1:
             jobs.start()  # meanwhile the features are computed

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from sslrun.base.console import quietly
 from sslrun.base.errors import UserError
-from sslrun.base.text import counted, duration
+from sslrun.base.text import counted, duration, time_range
 from sslrun.config.build import build
 from sslrun.config.commands import FINETUNE, PRETRAIN
 from sslrun.config.compose import compose_config
@@ -80,7 +80,7 @@ class Times:
             else "",
         ]
         total = of_tasks + self.classifiers + as_long
-        ends = estimate.time_range(total)
+        ends = time_range(total)
         return f"To run: {' and '.join(filter(None, parts))}; about {ends} in total if run sequentially."
 
 

@@ -56,8 +56,8 @@ def choose_candidate(
         n = len(folds.trainings)
         where = "on validation" if labeled.val else f"in {n}-fold cross-validation" if n > 1 else "on a held-out fifth"
         text = ", ".join(f"{c} {percent(s)}" for c, s in sorted(scores.items(), key=lambda s: -s[1]))
-        simpler = scores[str(chosen)] < max(scores.values())
-        why = " (simpler, and within one standard error of the best)" if simpler else ""
+        undecided = scores[str(chosen)] < max(scores.values())
+        why = " (within two standard errors of the best, and with a higher likelihood)" if undecided else ""
         log.info("%s %s: %s. Chosen: %s%s.", SCORES[name].capitalize(), where, text, chosen, why)
     rows = predictions.common
     metrics = prediction_metrics(

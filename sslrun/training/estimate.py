@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sslrun.augment import ORDER, VIEWS, Rng, generator
 from sslrun.base.machine import cores, physical_memory
-from sslrun.base.text import duration
 from sslrun.config.build import build
 from sslrun.config.types import Node
 from sslrun.data.images import Images
@@ -32,12 +31,6 @@ from sslrun.training.optimizers import build_optimizer
 from sslrun.training.settings import FORWARD_COST, Training
 
 SECONDS = 3.0  # time budget of a measurement, approximately
-UNCERTAINTY = 1.25  # factor between an estimate and the ends of its range
-
-
-def time_range(seconds: float) -> str:
-    """Return an estimate of a time as a range: `40 s to 63 s`."""
-    return f"{duration(seconds / UNCERTAINTY)} to {duration(seconds * UNCERTAINTY)}"
 
 
 @dataclass(frozen=True)

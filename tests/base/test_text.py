@@ -2,7 +2,18 @@
 
 import pytest
 
-from sslrun.base.text import counted, duration, interval, is_share, listed, metric, percent, percent_or_dash, speed
+from sslrun.base.text import (
+    counted,
+    duration,
+    interval,
+    is_share,
+    listed,
+    metric,
+    percent,
+    percent_or_dash,
+    speed,
+    time_range,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +30,11 @@ def test_metrics_have_their_split_in_their_name_and_losses_their_digits() -> Non
     assert metric("train/loss", 0.52341) == "train loss 0.5234"
     assert metric("val/temperature", 1.5) == "val temperature 1.5"
     assert interval(0.802, 0.857) == "80.2 to 85.7"
+
+
+def test_an_estimate_of_a_time_is_a_range() -> None:
+    assert time_range(50) == "40 s to 62 s"
+    assert time_range(600) == "8 min to 12 min"
 
 
 def test_only_parts_of_a_whole_are_percent() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
 from sslrun.evaluation import selection
+from sslrun.evaluation.calibration import fit_temperature
 from sslrun.evaluation.selection import Predictions, choose, corrected_accuracy, score
 from tests.helpers import bounded
 
@@ -35,29 +36,51 @@ def test_the_most_accurate_candidate_is_chosen() -> None:
         assert order[choose(predictions)] == 1
 
 
-@pytest.mark.parametrize(("more", "chosen"), [(1, "simple"), (2, "complex")])
-def test_a_simpler_candidate_within_one_standard_error_is_preferred(more: int, chosen: str) -> None:
-    """The complex one is correct on `more` of 20 images on which the simple one is not; one of them is no evidence."""
+def two_candidates(correct: list[int], sure: list[float], others: list[int], confidence: float = 0.9) -> Predictions:
+    """Return predictions of `a`, with a confidence for each image, and of `b`, with one for all."""
+    p = np.concatenate([guesses(1 - np.array([correct]), 2), guesses(1 - np.array([others]), 2, confidence)])
+    for i, (hit, c) in enumerate(zip(correct, sure, strict=True)):
+        p[0, i] = [c, 1 - c] if hit else [1 - c, c]
+    return Predictions([*"ab"], p, np.zeros(len(correct), dtype=np.int64))
+
+
+@pytest.mark.parametrize(("more", "chosen"), [(2, "a"), (3, "a"), (4, "b"), (9, "b")])
+def test_where_accuracies_differ_by_less_than_two_standard_errors_the_likelier_is_chosen(
+    more: int, chosen: str
+) -> None:
+    """b is correct on `more` of 20 images on which a is not; but a is sure where it is correct and unsure elsewhere."""
     error = np.std([1] * more + [0] * (20 - more), ddof=1) / math.sqrt(20)
-    assert (more / 20 <= error + 1e-12) == (chosen == "simple")
-    simple, complex_ = [1] * 10 + [0] * 10, [1] * (10 + more) + [0] * (10 - more)
-    assert ["simple", "complex"][choose(of_correct(["simple", "complex"], [simple, complex_]))] == chosen
-    assert ["complex", "simple"][choose(of_correct(["complex", "simple"], [complex_, simple]))] == "complex"
+    assert (more / 20 <= 2 * error) == (chosen == "a")
+    a, b = [1] * 10 + [0] * 10, [1] * (10 + more) + [0] * (10 - more)
+    predictions = two_candidates(a, [0.99] * 10 + [0.51] * 10, b)
+    assert "ab"[choose(predictions)] == chosen
+    unsure = two_candidates(a, [0.51] * 10 + [0.99] * 10, b)
+    assert "ab"[choose(unsure)] == "b"
 
 
 def test_the_standard_error_is_of_the_paired_difference() -> None:
     """A gain of 4 images of 20 in which 4 images differ has a small standard error, one in which 20 differ has not."""
-    simple = [1] * 8 + [0] * 12
-    paired, unpaired = [1] * 12 + [0] * 8, [0] * 8 + [1] * 12
-    assert choose(of_correct(["simple", "complex"], [simple, paired])) == 1
-    assert choose(of_correct(["simple", "complex"], [simple, unpaired])) == 0
+    a = [1] * 8 + [0] * 12
+    for b, chosen in (([1] * 12 + [0] * 8, 1), ([0] * 8 + [1] * 12, 0)):
+        assert choose(two_candidates(a, [0.99] * 8 + [0.51] * 12, b)) == chosen
 
 
-def test_the_simplest_of_all_that_are_good_enough_is_chosen() -> None:
+def test_likelihoods_are_compared_after_temperature_scaling() -> None:
+    """b is more accurate, but so overconfident that its raw likelihood is far lower."""
+    a, b = [1] * 12 + [0] * 8, [1] * 16 + [0] * 4
+    predictions = two_candidates(a, [0.6] * 20, b, 0.999)
+    assert predictions.log_likelihood[0].sum() > predictions.log_likelihood[1].sum() + 10
+    assert choose(predictions) == 1
+    for p, values in zip(predictions.probabilities, predictions.calibrated, strict=True):
+        t = fit_temperature(p, predictions.labels)
+        power = p.astype(np.float64) ** (1 / t)
+        np.testing.assert_allclose(values, np.log(power[:, 0] / power.sum(1)), rtol=1e-6)
+
+
+def test_of_equal_candidates_the_simplest_is_chosen() -> None:
     bad, good, better, best = ([1] * n + [0] * (20 - n) for n in (4, 15, 16, 16))
-    assert choose(of_correct([*"abcd"], [bad, good, better, best])) == 1
-    assert choose(of_correct([*"abcd"], [bad, better, good, best])) == 1
-    assert choose(of_correct([*"abcd"], [best, better, good, bad])) == 0
+    assert choose(of_correct([*"abcd"], [bad, good, better, best])) == 2
+    assert choose(of_correct([*"abcd"], [better, best, good, bad])) == 0
 
 
 def test_of_equally_accurate_variants_the_likelier_is_chosen() -> None:
@@ -66,15 +89,14 @@ def test_of_equally_accurate_variants_the_likelier_is_chosen() -> None:
     likelihoods = [np.log(q[np.arange(10), labels]).sum() for q in p]
     assert max(likelihoods) == likelihoods[1]
     assert choose(Predictions(["probe"] * 3, p, labels)) == 1
-    assert choose(Predictions(["a", "b", "c"], p, labels)) == 0  # candidates are compared by the score alone
     worse = guesses([[0] * 8 + [1] * 2], 2, 0.9)
     assert choose(Predictions(["probe"] * 2, np.concatenate([worse, p[2:]]), labels)) == 1  # even if less likely
 
 
-def test_the_best_variant_of_each_candidate_is_compared() -> None:
+def test_the_most_accurate_variant_of_each_candidate_is_compared() -> None:
     """Among the variants of a candidate there is no tolerance."""
-    names = ["simple", "simple", "complex", "complex"]
-    correct = [[1] * n + [0] * (20 - n) for n in (13, 15, 14, 16)]
+    names = ["a", "a", "b", "b"]
+    correct = [[1] * n + [0] * (20 - n) for n in (13, 15, 14, 14)]
     assert choose(of_correct(names, correct)) == 1
     correct = [[1] * n + [0] * (20 - n) for n in (10, 11, 13, 16)]
     assert choose(of_correct(names, correct)) == 3
@@ -125,10 +147,14 @@ def test_scores_are_accuracy_and_macro_f1_over_the_classes_that_occur(seed: int)
 
 def naive_choice(predictions: Predictions, drawn: list[int]) -> int:
     """Return the choice on these images, of which some may be repeated."""
-    names, p, labels = list(predictions.names), predictions.probabilities, predictions.labels
+    names, labels = list(predictions.names), predictions.labels
+    p = predictions.probabilities.astype(np.float64)
 
     def has(candidates: list[int]) -> list[int]:
         return [i for i in drawn if not any(np.isnan(p[a, i]).any() for a in candidates)]
+
+    def has_all(candidates: list[int]) -> list[int]:
+        return [i for i in range(len(labels)) if not any(np.isnan(p[a, i]).any() for a in candidates)]
 
     def right(a: int, images: list[int]) -> list[float]:
         return [float(p[a, i].argmax() == labels[i]) for i in images]
@@ -152,18 +178,24 @@ def naive_choice(predictions: Predictions, drawn: list[int]) -> int:
         images = has(variants)
         best.append(max(variants, key=lambda a: (round(rate(a, images), 9), round(likelihood(a, images), 9))))
     common = has(list(range(len(names))))
+    if len(best) == 1:
+        return best[0]
     scores = [rate(a, common) for a in best]
     top = best[int(np.argmax(np.round(scores, 12)))]
     everywhere = [i for i in range(len(labels)) if not np.isnan(p[:, i]).any()]
     frequency = {c: int((labels[everywhere] == c).sum()) for c in range(p.shape[2])}
     present = sum(n > 0 for n in frequency.values())
+    weight = [len(everywhere) / present / frequency[labels[i]] if predictions.macro else 1.0 for i in common]
+    likelihoods = {}
     for a, value in zip(best, scores, strict=True):
-        weight = [len(everywhere) / present / frequency[labels[i]] if predictions.macro else 1.0 for i in common]
         d = np.array(weight) * (np.array(right(top, common)) - np.array(right(a, common)))
         error = standard_error(d, common, predictions.units)
-        if max(scores) - value <= error + 1e-9:
-            return a
-    raise AssertionError
+        if max(scores) - value <= 2 * error + 1e-9:
+            own = has_all([a])
+            z = p[a] ** (1 / fit_temperature(p[a, own], labels[own]))
+            each = [w * math.log(z[i, labels[i]] / z[i].sum()) for w, i in zip(weight, common, strict=True)]
+            likelihoods[a] = round(sum(each) / len(each), 7)
+    return max(likelihoods, key=lambda a: likelihoods[a])
 
 
 def standard_error(d: np.ndarray, images: list[int], units: np.ndarray) -> float:
