@@ -33,6 +33,12 @@ def short_name(target: str) -> str:
     return name if name.islower() else module.rpartition(".")[2]
 
 
+def network_name(node: Node) -> str:
+    """Return the name of a backbone: `resnet18`, or that within a library, such as `convnext_atto`."""
+    name = node.get("name")
+    return name if isinstance(name, str) and name != "???" else short_name(node["_target_"])
+
+
 def overlaid(group: str, node: Node, requested: Node, overrides: Mapping[str, str]) -> Node:
     """Return a node with values replaced by those given on the command line or along with `from_checkpoint`.
 

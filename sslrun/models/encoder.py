@@ -52,7 +52,7 @@ class Encoder(nn.Module):
         self.backbone, self.pooling = backbone, pooling
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
-        maps = _example_maps(backbone, image_size)
+        maps = example_maps(backbone, image_size)
         self.channels = [m.shape[1] for m in maps]
         self._grid_dim = sum(grid_average(m).shape[1] for m in maps[-GRID_MAPS:])
         self.memory_format = torch.contiguous_format
@@ -89,7 +89,7 @@ def grid_average(features: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(features.float(), sides).flatten(1)
 
 
-def _example_maps(backbone: nn.Module, image_size: int) -> list[Tensor]:
+def example_maps(backbone: nn.Module, image_size: int) -> list[Tensor]:
     """Return the feature maps of two black images; neither the random state nor batch norm statistics change.
 
     Raises:

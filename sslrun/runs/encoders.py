@@ -8,7 +8,7 @@ from sslrun.base.text import counted
 from sslrun.config.commands import TASKS
 from sslrun.config.compose import choices
 from sslrun.config.names import nearest
-from sslrun.config.nodes import same_root, short_name
+from sslrun.config.nodes import network_name, same_root, short_name
 from sslrun.config.types import Node
 from sslrun.runs.find import FoundRun, has_checkpoint, newest
 
@@ -59,6 +59,7 @@ def newest_encoder(runs: list[FoundRun], backbone: Node, dataset: Node, pretext:
             return False
         same = [
             not backbone.get("_target_") or backbone["_target_"] == config["backbone"]["_target_"],
+            backbone.get("name") in (None, "???", config["backbone"].get("name")),
             not dataset.get("_target_") or dataset["_target_"] == config["dataset"]["_target_"],
             not dataset.get("_target_") or same_root(dataset, config["dataset"]),
             pretext is None or pretext == short_name(config["pretext"]["_target_"]),
@@ -69,7 +70,7 @@ def newest_encoder(runs: list[FoundRun], backbone: Node, dataset: Node, pretext:
 
 
 def _no_run(init: str, runs: list[FoundRun], backbone: Node, dataset: Node) -> str:
-    wanted = [short_name(n["_target_"]) for n in (backbone, dataset) if n.get("_target_")]
+    wanted = [network_name(n) for n in (backbone, dataset) if n.get("_target_")]
     kind = f"{'' if init == LATEST else init + ' '}run" + (f" of {' on '.join(wanted)}" if wanted else "")
     others = f"{counted(len(runs), 'other run')} in outputs/pretrain" if runs else "no run in outputs/pretrain"
     task = "" if init == LATEST else f" {TASKS}={init}"

@@ -17,7 +17,7 @@ from sslrun.base.errors import UserError
 from sslrun.base.files import write_text
 from sslrun.base.output import as_json, write_csv
 from sslrun.base.text import counted
-from sslrun.config.nodes import short_name
+from sslrun.config.nodes import network_name, short_name
 from sslrun.config.types import Node, Positive, PositiveInt
 from sslrun.data.bursts import proposed
 from sslrun.data.cache import Decoded
@@ -331,7 +331,7 @@ def _estimate(images: Images, settings: Check) -> dict[str, Any]:
     )  # fmt: skip
     return {
         "pretext": short_name(settings.pretext["_target_"]),
-        "backbone": short_name(settings.backbone["_target_"]),
+        "backbone": network_name(settings.backbone),
         "batch_size": settings.batch_size,
         "device": result.device.describe(),
         "precision": result.device.precision,

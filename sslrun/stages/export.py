@@ -19,7 +19,7 @@ from sslrun.base.files import creating, new_file
 from sslrun.base.text import counted
 from sslrun.base.version import __version__
 from sslrun.config.commands import WITH_CLASSIFIER, WITH_ENCODER
-from sslrun.config.nodes import short_name
+from sslrun.config.nodes import network_name
 from sslrun.data.dataset import load_train
 from sslrun.device import Device
 from sslrun.evaluation import calibration
@@ -163,7 +163,7 @@ def _about(model: Model, what: str) -> dict[str, Any]:
         "resize": dataset["resize"],
         "channels": dataset["channels"],
         "range": dataset["range"],
-        "backbone": short_name(model.network.config["backbone"]["_target_"]),
+        "backbone": network_name(model.network.config["backbone"]),
         "sslrun": __version__,
     }
 
@@ -201,10 +201,11 @@ def _torch_export(module: Exported, images: Tensor, path: Path, about: dict[str,
 
 
 def _safetensors(module: Exported, images: Tensor, path: Path, about: dict[str, Any]) -> np.ndarray:
-    """Write weights only: of a backbone with torchvision's names, of a classifier with `encoder.` and `head.`."""
+    """Write weights only: of a backbone with its library's names, of a classifier with `encoder.` and `head.`."""
     from safetensors.torch import load_file, save_file
 
-    kept: nn.Module = module.encoder.backbone if module.head is None else module
+    backbone = module.encoder.backbone
+    kept: nn.Module = getattr(backbone, "net", backbone) if module.head is None else module
     state = kept.state_dict()
     about = about | {"mean": module.encoder.mean.flatten().tolist(), "std": module.encoder.std.flatten().tolist()}
     words = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in about.items()}

@@ -14,7 +14,7 @@ from sslrun.base.text import counted, time_range
 from sslrun.config.build import build, built_settings
 from sslrun.config.compose import group_choices
 from sslrun.config.grammar import key_of
-from sslrun.config.nodes import short_name
+from sslrun.config.nodes import network_name
 from sslrun.config.types import Count, Fraction, FromCheckpoint, Node, Positive, PositiveInt
 from sslrun.data.balance import Balance, balanced_method, class_ratio
 from sslrun.data.labeled import Labeled, Validation, load_labeled
@@ -224,7 +224,7 @@ def _begin(run: Run, network: Network, device: Device, labeled: Labeled) -> None
     titles = {"auto": "Best classifier", "finetune": "Finetuning", "probe": "Linear probe", "knn": "kNN classifier"}
     log.info(
         "%s of %s from %s on %s of %s%s; %s, %s, %s",
-        titles[config["mode"]], short_name(config["backbone"]["_target_"]), config["init"],
+        titles[config["mode"]], network_name(config["backbone"]), config["init"],
         counted(len(labeled.budget), "label"), describe(config["dataset"]),
         f" + {counted(len(labeled.val), 'validation label')}" if labeled.val else "", device.describe(),
         device.precision, device.memory_format,
@@ -233,7 +233,7 @@ def _begin(run: Run, network: Network, device: Device, labeled: Labeled) -> None
         init=network.name,
         source=config["init"],
         mode=config["mode"],
-        backbone=short_name(config["backbone"]["_target_"]),
+        backbone=network_name(config["backbone"]),
         dataset=describe(config["dataset"]),
         label_budget=built_settings(Finetune, config).budget.text,
         **labeled.sizes,

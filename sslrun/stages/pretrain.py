@@ -10,7 +10,7 @@ from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.text import counted
 from sslrun.config.build import build
-from sslrun.config.nodes import short_name
+from sslrun.config.nodes import network_name, short_name
 from sslrun.config.types import Count, Node
 from sslrun.data.dataset import load_train, load_unlabeled
 from sslrun.data.images import Images
@@ -73,7 +73,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     mean, std = normalization(settings.dataset, data)
     encoder = build_encoder(settings.backbone, settings.dataset["image_size"], mean, std)
     if not any(True for _ in encoder.parameters()):
-        name = short_name(settings.backbone["_target_"])
+        name = network_name(settings.backbone)
         raise UserError(
             f"backbone={name} has no weights to pretrain; use it with sslrun finetune init=scratch mode=probe"
         )
@@ -111,7 +111,7 @@ def _begin(run: Run, settings: Pretrain, task: Task, images: Images, device: Dev
     """Log and note what will be trained; raise if a resumed run has other data."""
     log.info(
         "Pretraining %s with %s%s on %s of %s at %d px; %s, %s, %s",
-        short_name(settings.backbone["_target_"]), short_name(settings.pretext["_target_"]),
+        network_name(settings.backbone), short_name(settings.pretext["_target_"]),
         f" ({task.extra_repr()})" if task.extra_repr() else "", counted(len(images), "image"),
         describe(settings.dataset), settings.dataset["image_size"], device.describe(), device.precision,
         device.memory_format,
@@ -120,7 +120,7 @@ def _begin(run: Run, settings: Pretrain, task: Task, images: Images, device: Dev
     run.refuse_other_data(fingerprint, len(images))
     run.note(
         pretext=short_name(settings.pretext["_target_"]),
-        backbone=short_name(settings.backbone["_target_"]),
+        backbone=network_name(settings.backbone),
         dataset=describe(settings.dataset),
         images=len(images),
         data_fingerprint=fingerprint,

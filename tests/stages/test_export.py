@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import timm
 import torch
 import torchvision
 from PIL import Image
@@ -118,6 +119,30 @@ def test_torchvision_loads_an_exported_backbone(in_world: Path, cli: Cli, photos
     x = (torch.cat(list(model.pixels(files))) / 255 - encoder.mean) / encoder.std
     with torch.no_grad():
         assert np.allclose(net.eval()(x).numpy(), model.embed(files), atol=1e-3)
+
+
+FAMILIES = [("timm", n) for n in ("test_resnet", "test_efficientnet", "test_convnext")] + [
+    ("torchvision", n) for n in ("shufflenet_v2_x0_5", "mobilenet_v3_small", "regnet_y_400mf")
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("library", "name"), FAMILIES)
+def test_networks_of_libraries_are_trained_and_exported(
+    in_world: Path, cli: Cli, photos: Path, library: str, name: str
+) -> None:
+    data = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=64", "train.batch_size=8")
+    network = (f"backbone={library}", f"backbone.name={name}", "train.steps=3", "train.evaluations=1", *QUICK)
+    answer = cli("finetune", "init=scratch", "mode=finetune", *network, *data)
+    assert answer.code == 0, answer.err
+    answer = cli("export", "format=onnx", "out=network.onnx")  # which compares the outputs
+    assert answer.code == 0, answer.err
+    answer = cli("export", "what=backbone", "format=safetensors", "out=weights.safetensors")
+    assert answer.code == 0, answer.err
+    net = timm.create_model(name) if library == "timm" else torchvision.models.get_model(name)
+    missing, unexpected = net.load_state_dict(load_file("weights.safetensors"), strict=False)
+    assert not unexpected
+    assert all(k.split(".")[0] in ("fc", "classifier", "head") for k in missing)
 
 
 def test_the_backbone_of_a_pretrained_network_is_exported_without_a_classifier(in_world: Path, cli: Cli) -> None:

@@ -115,6 +115,27 @@ def test_three_tasks_times_three_backbones_pretrain_and_finetune(
     assert cli("evaluate", *steps[2:]).code == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("pretext", ["rotation", "simclr", "jigsaw"])
+@pytest.mark.parametrize(("library", "name"), [("timm", "test_efficientnet"), ("torchvision", "shufflenet_v2_x0_5")])
+def test_all_tasks_train_networks_of_libraries_and_classifiers_start_from_them(
+    cli: Cli, photos: Path, pretext: str, library: str, name: str
+) -> None:
+    data = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=64", "train.batch_size=4")
+    steps = ("train.steps=2", "train.evaluations=1", *QUICK)
+    network = (f"backbone={library}", f"backbone.name={name}")
+    answer = cli("pretrain", f"pretext={pretext}", *network, *data, *steps)
+    assert answer.code == 0, answer.err
+    assert f"Pretraining {name} with {pretext}" in answer.err
+    assert summary(runs("pretrain")[-1])["backbone"] == name
+    answer = cli("finetune", *network, "mode=finetune", *steps)
+    assert answer.code == 0, answer.err
+    assert cli("evaluate", *steps[2:]).code == 0
+    answer = cli("finetune", f"backbone={library}", "backbone.name=mobilenet_v2", "mode=finetune", *steps)
+    assert answer.code == 1
+    assert "no pretrain run of mobilenet_v2" in answer.err
+
+
 def test_pretraining_has_all_images_and_the_knn_accuracy_some(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[Any, ...]] = []
 

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.augment import Augment, Rng
+from sslrun.base.errors import UserError
 from sslrun.config.types import Node, PositiveInt, Share
 from sslrun.device import in_float32
-from sslrun.models.encoder import Encoder
+from sslrun.models.encoder import Encoder, example_maps
 from sslrun.tasks.task import Task
 
 GRID_3_FROM = 64  # px: in smaller images, nine tiles would be too small
@@ -60,6 +61,12 @@ class Jigsaw(Task):
             raise ValueError(
                 f"tiles of {self.tile} px are too small: use larger images, a coarser grid or a smaller gap"
             )
+        try:
+            example_maps(encoder.backbone, self.tile)
+        except UserError:
+            raise ValueError(
+                f"tiles of {self.tile} px are too small for this backbone: use larger images, or a coarser grid"
+            ) from None
         self.register_buffer("permutations", torch.from_numpy(permutation_set(tiles, count)), persistent=False)
         self.head = nn.Sequential(
             nn.Linear(tiles * encoder.feature_dim, hidden_dim, bias=False),
