@@ -56,6 +56,18 @@ def runs(
 
 
 @app.command()
+def weights(format: Annotated[str, typer.Option(help="table, json or csv")] = "table") -> None:
+    """List published weights: those on this machine, and some that can be had."""
+
+    def action() -> None:
+        from sslrun.cli.weights import print_weights  # which imports torch
+
+        print_weights(format)
+
+    guarded(action)
+
+
+@app.command()
 def report(
     runs: Annotated[list[str], typer.Argument(help="directories of finetune or evaluate runs, sweeps or studies")],
 ) -> None:

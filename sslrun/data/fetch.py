@@ -56,10 +56,11 @@ def archive(root: str, name: str, url: str, md5: str) -> Path:
     return folder
 
 
-def file(path: Path, url: str, md5: str, more: Sequence[str] = ()) -> Path:
+def file(path: Path, url: str, checksum: str, more: Sequence[str] = ()) -> Path:
     """Return a file's path; download the file if it does not exist.
 
     Args:
+        checksum: MD5, or `sha256:` and its first digits.
         more: names of further files that are missing in the same folder, for the message.
 
     Raises:
@@ -67,7 +68,7 @@ def file(path: Path, url: str, md5: str, more: Sequence[str] = ()) -> Path:
     """
     if not path.is_file():
         with _locked(path.parent, path.name, url, path, more):
-            _ensure(path, url, md5)
+            _ensure(path, url, checksum)
     return path
 
 
@@ -127,26 +128,31 @@ def explained(name: str, url: str, path: Path | str, more: Sequence[str] = ()) -
         raise UserError(f"{name} cannot be written to {path}: {error.strerror or error}") from None
 
 
-def _ensure(path: Path, url: str, md5: str) -> None:
+def _ensure(path: Path, url: str, checksum: str) -> None:
     """Download a file unless it exists, and verify its checksum."""
     if path.is_file():
-        md5_found = file_hash(path, "md5").hexdigest()
-        if md5_found != md5:
-            raise _WrongChecksum(f"wrong checksum (MD5 {md5_found}, expected {md5}): remove it")
+        if wrong := _wrong(path, checksum):
+            raise _WrongChecksum(f"wrong checksum ({wrong}): remove it")
         return
     partial = path.with_name(path.name + ".part")
     resumed = partial.is_file() and partial.stat().st_size > 0
     _download(url, partial)
-    md5_found = file_hash(partial, "md5").hexdigest()
-    if md5_found != md5 and resumed:  # the partial file may be of another version
+    if _wrong(partial, checksum) and resumed:  # the partial file may be of another version
         log.warning("The partial download does not match the file; downloading it again from the start.")
         partial.unlink()
         _download(url, partial)
-        md5_found = file_hash(partial, "md5").hexdigest()
-    if md5_found != md5:
+    if wrong := _wrong(partial, checksum):
         partial.unlink()
-        raise _WrongChecksum(f"the download has a wrong checksum (MD5 {md5_found}, expected {md5}) and was removed")
+        raise _WrongChecksum(f"the download has a wrong checksum ({wrong}) and was removed")
     os.replace(partial, path)
+
+
+def _wrong(path: Path, checksum: str) -> str | None:
+    """Return what differs between a file's checksum and the expected one; None if it is right."""
+    algorithm, _, expected = checksum.rpartition(":")
+    algorithm = algorithm or "md5"
+    found = file_hash(path, algorithm).hexdigest()[: len(expected)]
+    return None if found == expected else f"{algorithm.upper()} {found}, expected {expected}"
 
 
 def _download(url: str, partial: Path) -> None:

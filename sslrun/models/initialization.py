@@ -19,10 +19,13 @@ from sslrun.data.options import AUTO, describe, labels_of, mismatch, preprocessi
 from sslrun.data.statistics import normalization
 from sslrun.models.backbones.stem import for_imagenet
 from sslrun.models.encoder import Encoder, Pooling, build_encoder
-from sslrun.models.weights import State, encoder_of, external_weights, load_imagenet, load_state
+from sslrun.models.published import Published, load, published
+from sslrun.models.weights import State, encoder_of, external_weights, load_state
 from sslrun.runs import checkpoint
-from sslrun.runs.encoders import IMAGENET, SCRATCH, newest_encoder, source_of
+from sslrun.runs.encoders import IMAGENET, PRETRAINED, SCRATCH, newest_encoder, source_of
 from sslrun.runs.find import FoundRun, find, read_summary
+
+RESERVED = (SCRATCH, PRETRAINED, IMAGENET)  # values of init= that are no run or file
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,12 @@ class Network:
 
     Attributes:
         kind: `resume` (the last checkpoint in the run's own directory), `run` (a checkpoint of another run), `file`
-            (only weights), `pretrained` (torchvision's ImageNet weights) or `scratch`.
-        name: shown in summaries and reports: `scratch`, `imagenet`, the pretext task of the run, or the file's name.
+            (only weights), `pretrained` (published weights) or `scratch`.
+        name: shown in summaries and reports: `scratch`, `pretrained`, the pretext task of the run, or the file's name.
         path: of the checkpoint or file, if any.
         backbone, dataset: complete config nodes.
         weights: of the checkpoint or file, for the whole encoder or only the backbone.
+        published: of `pretrained`.
     """
 
     kind: Literal["resume", "run", "file", "pretrained", "scratch"]
@@ -44,12 +48,13 @@ class Network:
     backbone: Node
     dataset: Node
     weights: State | None = field(default=None, repr=False)
+    published: Published | None = None
 
     @property
     def init(self) -> str:
         """Return the value of `init=` for the same weights, which stays valid when there are newer runs."""
         path = str(self.path or self.name)
-        return os.path.join(os.curdir, path) if self.path and path in (SCRATCH, IMAGENET) else path
+        return os.path.join(os.curdir, path) if self.path and path in RESERVED else path
 
     def encoder(self, data: Dataset, pooling: Pooling = "average") -> Encoder:
         """Build the encoder with its initial weights; for `resume` they are random until the checkpoint is restored.
@@ -59,8 +64,8 @@ class Network:
         """
         mean, std = normalization(self.dataset, data)
         encoder = build_encoder(self.backbone, self.dataset["image_size"], mean, std, pooling)
-        if self.kind == "pretrained":
-            load_imagenet(encoder)
+        if self.published is not None:
+            load(self.published, encoder.backbone)
         elif self.weights is not None:
             whole = self.kind == "run" or "mean" in self.weights
             load_state(encoder if whole else encoder.backbone, self.weights, self.path or self.name)
@@ -72,12 +77,12 @@ def resolve(
 ) -> Network:
     """Resolve a network's initialization, and complete its backbone and data set.
 
-    The first of these that applies: the last checkpoint of a resumed run, a run or file, ImageNet weights, random
+    The first of these that applies: the last checkpoint of a resumed run, a run or file, published weights, random
     weights. Backbone and preprocessing are those of the checkpoint, not the defaults; without a checkpoint they are
     those of the newest pretraining run.
 
     Args:
-        init: `latest`, a pretext task's name (its latest run), `scratch`, `imagenet`, a run directory, or a file.
+        init: `latest`, a pretext task's name (its latest run), `scratch`, `pretrained`, a run directory, or a file.
         backbone, dataset: composed config nodes; with `from_checkpoint` they have no `_target_`.
         overrides: of the command line, key -> value.
         resumed: summary of the run to resume.
@@ -88,17 +93,51 @@ def resolve(
     """
     if resumed is not None:
         config = resumed["config"]
-        nodes = _completed(config, None, backbone, dataset, overrides, config["init"] == IMAGENET)
+        nodes = _completed(config, None, backbone, dataset, overrides)
         return Network("resume", resumed["init"], None, *nodes)
     runs = find(FOR_ENCODER, study_runs=True)
-    if init not in (SCRATCH, IMAGENET):
+    if init not in RESERVED:
         return _from_checkpoint(*_checkpoint(init, runs, backbone, dataset), backbone, dataset, overrides)
     # By default, the backbone and data set of the newest pretraining run, so that results are comparable.
     latest = newest_encoder(runs, backbone, dataset) or newest_encoder(runs, {}, dataset)
     if latest:
         refuse_foreign(latest[1]["config"], latest[0])
-    nodes = _completed(latest and latest[1]["config"], None, backbone, dataset, overrides, init == IMAGENET)
-    return Network("pretrained" if init == IMAGENET else "scratch", init, None, *nodes)
+    chosen, data = _completed(latest and latest[1]["config"], None, backbone, dataset, overrides)
+    return Network("scratch", init, None, chosen, data) if init == SCRATCH else _published(backbone, data, overrides)
+
+
+def resolve_pretraining(init: str, backbone: Node, dataset: Node, overrides: Mapping[str, str]) -> Network:
+    """Resolve the initialization of a pretraining, which continues from published weights, a run, or a file.
+
+    A backbone that is not typed is that of the weights.
+
+    Args, raises: see `resolve`.
+    """
+    if init == SCRATCH:
+        return Network("scratch", SCRATCH, None, backbone, dataset)
+    typed = backbone if "backbone" in overrides or any(k.startswith("backbone.") for k in overrides) else {}
+    if init in (PRETRAINED, IMAGENET):
+        return _published(typed, dataset, overrides)
+    return _from_checkpoint(
+        *_checkpoint(init, find(FOR_ENCODER, study_runs=True), typed, {}), typed, dataset, overrides
+    )
+
+
+def _published(backbone: Node, dataset: Node, overrides: Mapping[str, str]) -> Network:
+    weights = published(backbone)
+    size = dataset["image_size"] if "dataset.image_size" in overrides else weights.image_size
+    log.info(
+        "Published weights of %s: %s, license: %s. Images are resized to %d px%s.",
+        weights.name, weights.source, weights.license, size,
+        ", smaller ones are enlarged" if size >= weights.image_size else "",
+    )  # fmt: skip
+    if 2 * size < weights.image_size:
+        log.warning(
+            "These weights are for images of %d px: at %d px their features may be of little use; remove "
+            "dataset.image_size.", weights.image_size, size,
+        )  # fmt: skip
+    data = {**dataset, "image_size": size, "mean": weights.mean, "std": weights.std}
+    return Network("pretrained", PRETRAINED, None, for_imagenet(weights.backbone, size), data, published=weights)
 
 
 def _checkpoint(init: str, runs: list[FoundRun], backbone: Node, dataset: Node) -> tuple[Path, dict[str, Any]]:
@@ -121,7 +160,7 @@ def _from_checkpoint(
         for what, node in (("backbone", backbone), ("dataset", dataset)):
             if not node.get("_target_"):
                 raise UserError(f"{path} contains only weights: add {what}=...")
-        name = path.name if path.stem in (SCRATCH, IMAGENET) else path.stem
+        name = path.name if path.stem in RESERVED else path.stem
         return Network("file", name, path, backbone, dataset, external_weights(content, path))
     config = content["config"]
     wanted, has = backbone.get("_target_"), config["backbone"]["_target_"]
@@ -132,7 +171,7 @@ def _from_checkpoint(
         used = LabelBudget(config.get("labels"), config["label_fraction"], config["labels_per_class"]).text
         log.warning("%s was trained with labels (%s): the label budget of this run does not count them.", path, used)
     nodes = _completed(config, path, backbone, dataset, overrides)
-    return Network("run", f"pretext={name}" if name in (SCRATCH, IMAGENET) else name, path, *nodes, encoder_of(content))
+    return Network("run", f"pretext={name}" if name in RESERVED else name, path, *nodes, encoder_of(content))
 
 
 def _completed(
@@ -141,13 +180,11 @@ def _completed(
     backbone: Node,
     dataset: Node,
     overrides: Mapping[str, str],
-    imagenet: bool = False,
 ) -> tuple[Node, Node]:
     """Complete backbone and data set from the config of a run, or from the defaults.
 
     Args:
         path: of the run's checkpoint, if backbone and preprocessing must match it.
-        imagenet: use the backbone's stem that matches ImageNet weights.
     """
     if config:
         has_backbone, has_dataset = config["backbone"], config["dataset"]
@@ -164,4 +201,4 @@ def _completed(
     if config:
         data = labels_of(preprocessing_of(data, has_dataset, overrides, path), has_dataset, overrides)
         data["range"] = data["range"] or AUTO  # the run had no gray images of more than 8 bits, this one may
-    return (for_imagenet(chosen, data["image_size"]) if imagenet else chosen), data
+    return chosen, data

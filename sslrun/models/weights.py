@@ -4,13 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sslrun.base.errors import UserError
-from sslrun.config.build import build
-from sslrun.config.types import Node
-from sslrun.models.encoder import Encoder
 
 State = dict[str, Tensor]
 
@@ -74,44 +70,3 @@ def prefix_of(content: dict[str, Any]) -> str:
 def encoder_of(content: dict[str, Any]) -> State:
     """Return the encoder's weights in a checkpoint of sslrun."""
     return strip_prefix(content["model"], prefix_of(content))
-
-
-CLASSIFIERS = ("fc.", "classifier.")  # of torchvision's networks; the backbones here have none
-IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-
-
-NO_IMAGENET = "init=imagenet: there are no ImageNet weights for this backbone; use resnet18 or mobilenetv2"
-
-
-def imagenet_weights(node: Node, image_size: int) -> Any:
-    """Return torchvision's ImageNet weights for a backbone, or None if it has none."""
-    return getattr(build(node, image_size), "imagenet", None)
-
-
-def imagenet_cached(node: Node, image_size: int) -> bool:
-    """Return whether a backbone has ImageNet weights that are already downloaded."""
-    weights = imagenet_weights(node, image_size)
-    return weights is not None and _weight_file(weights).is_file()
-
-
-def _weight_file(weights: Any) -> Path:
-    return Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[-1])
-
-
-def load_imagenet(encoder: Encoder) -> None:
-    """Load torchvision's ImageNet weights, mean and standard deviation into an encoder.
-
-    Raises:
-        UserError: there are no weights for this backbone, or they cannot be downloaded.
-    """
-    from sslrun.data.fetch import explained
-
-    backbone: Any = encoder.backbone
-    weights = getattr(backbone, "imagenet", None)
-    if weights is None:
-        raise UserError(NO_IMAGENET)
-    with explained("the ImageNet weight file", weights.url, str(_weight_file(weights))):
-        state = weights.get_state_dict(progress=False, check_hash=True)
-    backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith(CLASSIFIERS)})
-    encoder.mean.copy_(torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
-    encoder.std.copy_(torch.tensor(IMAGENET_STD).view(3, 1, 1))

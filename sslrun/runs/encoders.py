@@ -12,7 +12,8 @@ from sslrun.config.nodes import network_name, same_root, short_name
 from sslrun.config.types import Node
 from sslrun.runs.find import FoundRun, has_checkpoint, newest
 
-SCRATCH, IMAGENET, LATEST = "scratch", "imagenet", "latest"  # values of init= other than runs and files
+SCRATCH, PRETRAINED, LATEST = "scratch", "pretrained", "latest"  # values of init= other than runs and files
+IMAGENET = "imagenet"  # another name of `pretrained`
 PIXELS = "pixels"  # the backbone without weights
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")  # suffixes of files with weights
 
@@ -38,11 +39,11 @@ def source_of(init: str, runs: list[FoundRun], backbone: Node, dataset: Node, co
     tasks = sorted({*choices(TASKS, config_dir), *(short_name(s["config"]["pretext"]["_target_"]) for _, s in runs)})
     if init not in (LATEST, *tasks):
         trained = ", ".join(sorted({short_name(s["config"]["pretext"]["_target_"]) for _, s in runs}))
-        hint = nearest(init, [*tasks, LATEST, SCRATCH, IMAGENET])
+        hint = nearest(init, [*tasks, LATEST, SCRATCH, PRETRAINED])
         hint = "; several values need a sweep: put -m before it." if "," in init else hint
         raise UserError(
             f"init={init}: no such pretext task, run or file{hint or '.'} Pretrained here: {trained or 'none'}; or use "
-            f"{LATEST}, {SCRATCH}, {IMAGENET}, a run directory or a file"
+            f"{LATEST}, {SCRATCH}, {PRETRAINED}, a run directory or a file"
         )
     run = newest_encoder(runs, backbone, dataset, None if init == LATEST else init)
     if run is None:

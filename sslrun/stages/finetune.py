@@ -25,7 +25,6 @@ from sslrun.evaluation.validation import SCORES, accuracy_text, classifier_metri
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import BackboneNode, Pooling
 from sslrun.models.initialization import Network, resolve
-from sslrun.models.weights import NO_IMAGENET, imagenet_weights
 from sslrun.report.training import curves_figure, sample_images, views_figure
 from sslrun.runs import checkpoint
 from sslrun.runs.encoders import SCRATCH
@@ -156,8 +155,6 @@ def _resolved(run: Run, settings: Finetune) -> tuple[Network, Finetune]:
         raise UserError(f"mode=knn does not balance classes; remove balance={settings.balance}, or set mode=probe")
     resumed = run.summary if run.resumed and has_checkpoint(run.directory) else None
     network = resolve(settings.init, settings.backbone, settings.dataset, run.overrides, resumed)
-    if network.kind == "pretrained" and not imagenet_weights(network.backbone, network.dataset["image_size"]):
-        raise UserError(NO_IMAGENET)
     search = searched(
         run.stages, settings.search, group_choices(run.summary["overrides"], user_config_dir()), user_config_dir()
     )
@@ -229,6 +226,8 @@ def _begin(run: Run, network: Network, device: Device, labeled: Labeled) -> None
         f" + {counted(len(labeled.val), 'validation label')}" if labeled.val else "", device.describe(),
         device.precision, device.memory_format,
     )  # fmt: skip
+    if network.published is not None:
+        run.note(weights={"source": network.published.source, "license": network.published.license})
     run.note(
         init=network.name,
         source=config["init"],

@@ -1,6 +1,6 @@
 """`sslrun pretrain`: pretrain a network on images, without labels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -15,11 +15,12 @@ from sslrun.config.types import Count, Node
 from sslrun.data.dataset import load_train, load_unlabeled
 from sslrun.data.images import Images
 from sslrun.data.options import DatasetNode, describe
-from sslrun.data.statistics import normalization
 from sslrun.device import Device
 from sslrun.evaluation.validation import encoder_metrics, evaluated_images, knn_images
-from sslrun.models.encoder import BackboneNode, Encoder, build_encoder
+from sslrun.models.encoder import BackboneNode, Encoder
+from sslrun.models.initialization import resolve_pretraining
 from sslrun.report.training import curves_figure, sample_images, task_figures, views_figure
+from sslrun.runs.encoders import SCRATCH
 from sslrun.runs.resume import CHECKPOINT
 from sslrun.runs.run import Run
 from sslrun.tasks.task import Task, TaskNode, build_task, views_per_image
@@ -36,6 +37,7 @@ class Pretrain:
     """Settings of `sslrun pretrain`, documented in conf/pretrain.yaml."""
 
     pretext: TaskNode
+    init: str
     backbone: BackboneNode
     dataset: DatasetNode
     unlabeled: str | None
@@ -60,6 +62,9 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     if training.batch_size < SMALLEST_BATCH:
         raise UserError(f"train.batch_size: must be at least {SMALLEST_BATCH} to pretrain, found {training.batch_size}")
     device = build(settings.device)
+    init = SCRATCH if run.resumed else settings.init  # the checkpoint has the weights of a resumed run
+    network = resolve_pretraining(init, settings.backbone, settings.dataset, run.overrides)
+    settings = replace(settings, backbone=network.backbone, dataset=network.dataset)
     data, given = load_train(settings.dataset)
     images, dataset = data.images, {**settings.dataset, "range": data.range}
     for extra in load_unlabeled(dataset, settings.unlabeled):
@@ -70,8 +75,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
             f"{describe(settings.dataset)} has {counted(len(images), 'image')} for pretraining; at least 2 are needed"
         )
     torch.manual_seed(settings.seed)
-    mean, std = normalization(settings.dataset, data)
-    encoder = build_encoder(settings.backbone, settings.dataset["image_size"], mean, std)
+    encoder = network.encoder(data)
     if not any(True for _ in encoder.parameters()):
         name = network_name(settings.backbone)
         raise UserError(
@@ -81,7 +85,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     views_figure(run, task, sample_images(images, settings.seed), settings.seed)
     views = views_per_image(task, settings.dataset["image_size"])
     fastest = choose(device, settings.backbone, settings.dataset["image_size"], training.batch_size)
-    config = run.resolve(device=settings.device | fastest, dataset=dataset)
+    config = run.resolve(device=settings.device | fastest, backbone=settings.backbone, dataset=dataset)
     device.put(task)
     device.compile(encoder)
     _begin(run, settings, task, images, device)

@@ -18,7 +18,7 @@ from sslrun.data.images import Images
 from sslrun.data.labeled import Pool, Validation, load_pool
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import describe
-from sslrun.models.weights import imagenet_cached, imagenet_weights
+from sslrun.models.published import weights_of
 from sslrun.runs.encoders import IMAGENET, PIXELS, SCRATCH
 from sslrun.runs.run import Stages
 from sslrun.study.equal_time import usual_steps
@@ -289,10 +289,10 @@ def _check_folds(budget: LabelBudget, pool: Pool, seeds: int) -> None:
 
 def _cells(config: Node, pretrained: Mapping[str, Sequence[int]], budgets: Sequence[LabelBudget]) -> Iterator[Cell]:
     """Yield the classifiers: from scratch, baselines without training, and the pretrained ones, for every subset."""
-    network = (config["backbone"], config["dataset"]["image_size"])
-    imagenet = imagenet_cached(*network) if config["imagenet"] == "auto" else config["imagenet"]
-    if imagenet and not imagenet_weights(*network):
-        raise UserError("imagenet=true: no ImageNet weights for this backbone; use resnet18 or mobilenetv2")
+    weights = weights_of(config["backbone"])
+    imagenet = bool(weights and weights.path) if config["imagenet"] == "auto" else config["imagenet"]
+    if imagenet and weights is None:
+        raise UserError("imagenet=true: there are no published weights for this backbone; see sslrun weights")
     modes = [PROBE, TUNED] if config["mode"] == AUTO else [config["mode"]]
     for unseeded in budgets:
         for seed in range(config["seeds"]):

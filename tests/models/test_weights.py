@@ -6,23 +6,17 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torchvision import models
 
 from sslrun.base.errors import UserError
-from sslrun.models.backbones.stem import for_imagenet
-from sslrun.models.encoder import build_encoder
 from sslrun.models.weights import encoder_of as encoder_of_checkpoint
 from sslrun.models.weights import (
     external_weights,
-    imagenet_cached,
-    imagenet_weights,
-    load_imagenet,
     load_state,
     strip_prefix,
 )
 from sslrun.runs import checkpoint
 from sslrun.runs.find import LAST
-from tests.helpers import BACKBONES, DIGITS, Cli, encoder_of, only_run
+from tests.helpers import DIGITS, Cli, encoder_of, only_run
 
 
 def test_case_20_mismatched_keys_are_listed() -> None:
@@ -64,36 +58,6 @@ def test_weights_of_nested_blocks_that_resemble_0_1_0_keep_their_names(tmp_path:
     load_state(net, {k: v + 1 for k, v in net.state_dict().items()}, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2"])
-@pytest.mark.parametrize("image_size", [32, 128])
-def test_imagenet_weights_of_torchvision_match_every_key(
-    name: str, image_size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights = {"resnet18": models.ResNet18_Weights, "mobilenetv2": models.MobileNet_V2_Weights}[name]
-    original = {"resnet18": models.resnet18, "mobilenetv2": models.mobilenet_v2}[name]()  # instead of the download
-    monkeypatch.setattr(weights, "get_state_dict", lambda self, **_: original.state_dict())
-    net = build_encoder(for_imagenet(BACKBONES[name], image_size), image_size, [0.5] * 3, [0.25] * 3)
-    load_imagenet(net)
-    assert net.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
-    assert net.std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
-    if image_size == 128:  # the network is torchvision's, so the features are equal
-        original.eval()
-        x = torch.rand(2, 3, 128, 128)
-        normal = (x - net.mean) / net.std
-        whole = original(normal)
-        head = original.fc if name == "resnet18" else original.classifier
-        assert torch.allclose(head(net.eval()(x)), whole, atol=1e-4)
-
-
-def test_without_network_the_imagenet_weight_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    with pytest.raises(UserError, match=r"download\.pytorch\.org.*resnet18.*put it there"):
-        load_imagenet(encoder_of("resnet18", 32))
-    with pytest.raises(UserError, match="no ImageNet weights"):
-        load_imagenet(encoder_of("smallcnn", 32))
-
-
 def test_the_weights_are_those_of_the_encoder_that_the_checkpoint_names() -> None:
     """A task with a teacher has an encoder of this name, too: the student."""
     state = {"encoder.w": torch.zeros(1), "teacher.w": torch.ones(1)}
@@ -126,20 +90,3 @@ def test_the_encoder_of_a_classifier_is_below_it() -> None:
     assert encoder_of_checkpoint({"model": state, "class_names": ["a"]})["w"] == 1
     assert encoder_of_checkpoint({"model": state})["w"] == 0
     assert encoder_of_checkpoint({"model": state, "class_names": ["a"], "downstream": "encoder"})["w"] == 0
-
-
-def test_imagenet_weights_are_cached_if_their_file_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert not imagenet_cached(BACKBONES["resnet18"], 32)
-    (tmp_path / "hub/checkpoints").mkdir(parents=True)
-    (tmp_path / "hub/checkpoints/resnet18-f37072fd.pth").touch()
-    assert imagenet_cached(BACKBONES["resnet18"], 32)
-    assert not imagenet_cached(BACKBONES["mobilenetv2"], 32)
-    assert not imagenet_cached(BACKBONES["smallcnn"], 32)
-    seen: dict[str, bool] = {}
-    weights = type(imagenet_weights(BACKBONES["resnet18"], 32))
-    monkeypatch.setattr(
-        weights, "get_state_dict", lambda _, **keys: seen.update(keys) or models.resnet18().state_dict()
-    )
-    load_imagenet(encoder_of("resnet18", 128))
-    assert seen["check_hash"]  # a download that was cut short is not used

@@ -3,6 +3,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -183,12 +184,12 @@ def test_scratch_is_trained_for_as_long_as_a_pretraining_once_the_steps_are_know
 
 def test_the_classifiers_of_each_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     there = {"weights": True, "cached": False}
-    monkeypatch.setattr(
-        plan, "imagenet_weights", lambda backbone, size: there["weights"] and (backbone, size) == ({}, 64)
-    )
-    monkeypatch.setattr(
-        plan, "imagenet_cached", lambda backbone, size: there["cached"] and (backbone, size) == ({}, 64)
-    )
+
+    def weights_of(backbone: Node) -> SimpleNamespace | None:
+        assert backbone == {}
+        return SimpleNamespace(path="resnet18.pth" if there["cached"] else None) if there["weights"] else None
+
+    monkeypatch.setattr(plan, "weights_of", weights_of)
 
     def cells(
         mode: str = "auto", imagenet: bool | str = False, seeds: int = 1, equal_time: bool = False
@@ -212,7 +213,7 @@ def test_the_classifiers_of_each_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     there["cached"] = True
     assert cells("auto", "auto") == cells("auto", True)
     there["weights"] = False
-    with pytest.raises(UserError, match="imagenet=true: no ImageNet weights"):
+    with pytest.raises(UserError, match="imagenet=true: there are no published weights"):
         cells(imagenet=True)
 
 

@@ -12,8 +12,11 @@ INSTALL = "pip install 'sslrun[timm]'"
 ONE_SIZE = 4  # maps of a network whose maps have all the same size, such as a vision transformer
 
 
-def timm(image_size: int, *, name: str) -> nn.Module:
+def timm(image_size: int, *, name: str, weights: str | None = None) -> nn.Module:
     """A network of timm without its classifier, with random weights.
+
+    Args:
+        weights: file of `init=pretrained`, see `sslrun.models.published`; the network is built without it.
 
     Raises:
         UserError: timm is not installed or does not know the name, or the network has no feature maps.
@@ -34,6 +37,25 @@ def timm(image_size: int, *, name: str) -> nn.Module:
             f"backbone.name={name}: no feature maps for images of {image_size} px ({described(error)}); set "
             "dataset.image_size, or choose another network"
         ) from error
+
+
+def pretrained(name: str) -> Any:
+    """Return timm's description of the weights that it has for a network, or None without any, or without timm."""
+    try:
+        import timm as library
+    except ModuleNotFoundError:
+        return None
+    config = library.get_pretrained_cfg(name) if library.is_model(name) else None
+    return config if config is not None and config.hf_hub_id else None
+
+
+def heads(name: str) -> tuple[str, ...]:
+    """Return the beginnings of the keys of a network's classifier."""
+    import timm as library
+
+    config = library.get_pretrained_cfg(name)
+    classifier: Any = config.classifier if config else ()
+    return tuple(f"{c}." for c in ([classifier] if isinstance(classifier, str) else classifier or ()))
 
 
 class Timm(nn.Module):

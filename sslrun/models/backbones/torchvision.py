@@ -1,6 +1,7 @@
 """Networks of torchvision, as they are published: with their own stem."""
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +15,32 @@ TRACED = 224  # px: size of the image with which the maps are found
 CLASSIFIER = ("avgpool", "fc", "classifier", "head")  # first part of the names of what comes after the feature maps
 
 
-def torchvision(image_size: int, *, name: str) -> nn.Module:
+HEADS = ("fc.", "classifier.", "aux1.", "aux2.", "AuxLogits.")  # beginnings of the keys of classifiers
+
+
+def names() -> list[str]:
+    """Return the names of torchvision's classification networks."""
+    return list(models.list_models(module=models))
+
+
+def weights(name: str) -> Any:
+    """Return torchvision's recommended weights for a network, or None if it has none."""
+    if name not in names():
+        return None
+    return getattr(models.get_model_weights(name), "DEFAULT", None)
+
+
+def torchvision(image_size: int, *, name: str, weights: str | None = None) -> nn.Module:
     """A classification network of torchvision without its classifier, with random weights.
+
+    Args:
+        weights: file of `init=pretrained`, see `sslrun.models.published`; the network is built without it.
 
     Raises:
         UserError: torchvision does not know the name, or the network has no feature maps.
     """
-    names = models.list_models(module=models)
-    if name not in names:
-        raise UserError(f"backbone.name={name}: torchvision has no such network{nearest(name, names)}")
+    if name not in names():
+        raise UserError(f"backbone.name={name}: torchvision has no such network{nearest(name, names())}")
     google = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     net = models.get_model(name, weights=None, **google)
     ends = _ends(net)

