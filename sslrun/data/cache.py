@@ -15,8 +15,8 @@ import json
 import mmap
 import os
 import shutil
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from sslrun.base.machine import physical_memory
 from sslrun.base.paths import home
 from sslrun.data.decode import TRANSIENT, VERSION, Channels, Resize, decode_some
 from sslrun.data.depth import Range
-from sslrun.data.images import DIGEST, Images, digests
+from sslrun.data.images import DIGEST, Again, Images, digests
 from sslrun.data.workers import in_order, workers
 
 BLOCK = 32 << 20  # bytes of an array that are processed at once
@@ -48,12 +48,14 @@ class Decoded:
         digests: a hash of each image, `N x 16`.
         bad: the reason why an image could not be read, by its position.
         outside: the fraction of an image's values that lies outside the range, by its position; not those of 0.
+        again: reads the images again at another size.
     """
 
     array: np.ndarray
     digests: np.ndarray
     bad: dict[int, str]
     outside: dict[int, float]
+    again: Again | None = None
 
     def good(self) -> np.ndarray:
         """Return the positions of the readable images."""
@@ -62,7 +64,7 @@ class Decoded:
     def images(self) -> Images:
         """Return the readable images."""
         index = torch.from_numpy(self.good()) if self.bad else None
-        return Images([torch.from_numpy(self.array)], self.digests, index)
+        return Images([torch.from_numpy(self.array)], self.digests, index, [self.again] if self.again else [])
 
 
 def decode_all(
@@ -70,12 +72,13 @@ def decode_all(
 ) -> Decoded:
     """Decode image files on all cores, or read the cached result for the same files and settings."""
     limits = None if gray_range is None else (float(gray_range[0]), float(gray_range[1]))
-    return _cached(
+    decoded = _cached(
         key_of(files, image_size, resize, channels, limits),
         len(files),
         image_size,
         lambda: _decode(files, image_size, resize, channels, limits),
     )
+    return replace(decoded, again=partial(_decoded_again, files, resize, channels, limits))
 
 
 def resize_all(array: np.ndarray, image_size: int, channels: Channels) -> Decoded:
@@ -88,7 +91,21 @@ def resize_all(array: np.ndarray, image_size: int, channels: Channels) -> Decode
     else:
         content = hashlib.blake2b(np.ascontiguousarray(array).data).hexdigest()
         key = key_of([], image_size, channels, array.shape, content)
-    return _cached(key, len(array), image_size, lambda: _resize(array, image_size, channels))
+    decoded = _cached(key, len(array), image_size, lambda: _resize(array, image_size, channels))
+    return replace(decoded, again=partial(_resized_again, array, channels))
+
+
+def _decoded_again(
+    files: Sequence[str], resize: Resize, channels: Channels, gray_range: Range | None, size: int, rows: np.ndarray
+) -> Iterator[np.ndarray]:
+    for block, _, _ in _decode([files[i] for i in rows], size, resize, channels, gray_range):
+        yield block
+
+
+def _resized_again(array: np.ndarray, channels: Channels, size: int, rows: np.ndarray) -> Iterator[np.ndarray]:
+    for i in range(0, len(rows), 256):
+        for block, _, _ in _resize(array[rows[i : i + 256]], size, channels):
+            yield block
 
 
 def resized(array: np.ndarray, image_size: int, channels: Channels) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Decoded images, from which batches are gathered by index."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 DIGEST = 16  # bytes
+# Reads images again, at another size: (side in px, positions in an array) -> blocks `B x S x S x 3`, uint8.
+Again = Callable[[int, np.ndarray], Iterator[np.ndarray]]
 
 
 class Images:
@@ -22,10 +24,13 @@ class Images:
         tensors: arrays `M x S x S x 3`, uint8, on one device.
         digests: a hash of each image of all arrays, `sum of M x 16`, uint8.
         index: N positions in the concatenation of the arrays; by default all.
+        again: for each array, what reads its images again at another size; empty if nothing can.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], digests: np.ndarray, index: Tensor | None = None) -> None:
-        self.tensors, self.digests = list(tensors), digests
+    def __init__(
+        self, tensors: Sequence[Tensor], digests: np.ndarray, index: Tensor | None = None, again: Sequence[Again] = ()
+    ) -> None:
+        self.tensors, self.digests, self.again = list(tensors), digests, list(again)
         self.index = torch.arange(sum(map(len, tensors))) if index is None else index
 
     def __len__(self) -> int:
@@ -48,7 +53,7 @@ class Images:
     def __add__(self, other: "Images") -> "Images":
         digests = np.concatenate([self.digests, other.digests])
         index = torch.cat([self.index, other.index + sum(map(len, self.tensors))])
-        return Images([*self.tensors, *other.tensors], digests, index)
+        return Images([*self.tensors, *other.tensors], digests, index, [*self.again, *other.again])
 
     def split(self, batch_size: int) -> Iterator[Tensor]:
         """Yield all images in batches."""
@@ -57,7 +62,19 @@ class Images:
 
     def take(self, positions: np.ndarray) -> "Images":
         """Return the images at these positions; the arrays are shared, not copied."""
-        return Images(self.tensors, self.digests, self.index[torch.from_numpy(positions)])
+        return Images(self.tensors, self.digests, self.index[torch.from_numpy(positions)], self.again)
+
+    def at(self, image_size: int) -> Iterator[Tensor]:
+        """Yield the images at another size, read again from where they came from, in blocks `B x 3 x S x S`, uint8.
+
+        Every image is read once, in the order of the arrays: that of `np.unique(index)`.
+        """
+        unique, offset = np.unique(self.index.numpy()), 0
+        for tensor, again in zip(self.tensors, self.again, strict=True):
+            rows = unique[(unique >= offset) & (unique < offset + len(tensor))] - offset
+            for block in again(image_size, rows):
+                yield torch.from_numpy(block).permute(0, 3, 1, 2)
+            offset += len(tensor)
 
     def to(self, device: torch.device) -> "Images":
         """Return the images on a device; on another device they are copied into one array of N rows."""

@@ -17,10 +17,13 @@ from sslrun.base.paths import EXTENDING, shown
 from sslrun.config.build import build
 from sslrun.config.contract import Contract
 from sslrun.config.types import Node, Supplied
+from sslrun.data.images import Images
+from sslrun.device import Device
 from sslrun.models.encoder import Encoder
 
 TaskNode = Annotated[Node, Supplied("encoder", "image_size")]
 METHODS = {
+    "prepare": ("images", "device"),
     "forward": ("batch", "rng"),
     "before_step": ("step", "total"),
     "after_step": ("step", "total"),
@@ -56,12 +59,21 @@ class Task(nn.Module, ABC):
                 page = shown(EXTENDING)
                 raise TypeError(f"{cls.__name__}.{name}: no such hook of a task; did you mean {near[0]}? See {page}")
 
+    def prepare(self, images: Images, device: Device) -> None:
+        """Compute what the steps need from all images, before the first one and when a run is resumed.
+
+        Args:
+            images: N images; `batch["rows"]` are positions in them.
+            device: of the training; the task is on it.
+        """
+
     @abstractmethod
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         """Return the loss of a batch, and other metrics to log.
 
         Args:
-            batch: `images`, `N x 3 x S x S` in [0, 1], and `labels`, N, if there are any.
+            batch: `images`, `N x 3 x S x S` in [0, 1]; `rows`, N, their positions among all images, on the CPU; and
+                `labels`, N, if there are any.
             rng: source of all random numbers.
 
         Returns:
@@ -168,7 +180,7 @@ def _try(task: Task, contract: Contract, image_size: int, n: int) -> None:
         with contract.running("before_step(step, total)"):
             task.before_step(0, TRIAL_STEPS)
         with contract.running("forward(batch, rng)"):
-            out = task({"images": images.clone()}, rng)
+            out = task({"images": images.clone(), "rows": torch.arange(n)}, rng)
         _check_output(out, contract)
         with contract.running("after_step(step, total)"):
             task.after_step(0, TRIAL_STEPS)

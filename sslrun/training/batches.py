@@ -20,7 +20,8 @@ class Step(NamedTuple):
 
     Attributes:
         step: number of the step, from 0.
-        batch: `images`, `N x 3 x S x S`, floats in [0, 1], and `labels`, N, if there are any; on the device.
+        batch: `images`, `N x 3 x S x S`, floats in [0, 1], and `labels`, N, if there are any, on the device; `rows`, N,
+            their positions, on the CPU.
         rng: random numbers for the views.
         images: N, the same in every step.
     """
@@ -108,7 +109,7 @@ def batch_of(pixels: Tensor, labels: Tensor | None, rows: Tensor, device: Device
         labels: labels of all rows, or None.
         rows: N indices.
     """
-    batch = {"images": device.floats(pixels)}
+    batch = {"images": device.floats(pixels), "rows": rows}
     if labels is not None:
         batch["labels"] = labels[rows.to(labels.device)].to(device.torch, non_blocking=True)
     return batch

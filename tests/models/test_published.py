@@ -113,9 +113,10 @@ def test_a_download_is_resumed_and_the_network_is_torchvisions(served: Served, r
     load(weights, backbone)
     assert [r for _, r in served.requests] == [None, "bytes=100000-"]
     x = torch.rand(2, 3, 64, 64)
+    head: Any = resnet.fc
     with torch.no_grad():
         features = average(backbone.eval()(x)[-1])
-        assert torch.allclose(resnet.eval().fc(features), resnet(x), atol=1e-4)
+        assert torch.allclose(head(features), resnet.eval()(x), atol=1e-4)
     served.requests.clear()
     assert published(RESNET18).path is not None
     load(published(RESNET18), build(RESNET18, 64))
@@ -144,7 +145,9 @@ def test_weights_of_torchvision_fit_our_networks_too(
 
 
 def test_without_network_the_file_and_its_address_are_named() -> None:
-    with pytest.raises(UserError, match=r"pth is not at .* and cannot be downloaded .*: download https://download\.pytorch"):
+    with pytest.raises(
+        UserError, match=r"pth is not at .* and cannot be downloaded .*: download https://download\.pytorch"
+    ):
         load(published(RESNET18), build(RESNET18, 64))
     with pytest.raises(UserError, match="there are no published weights of smallcnn; sslrun weights lists some"):
         published(BACKBONES["smallcnn"])

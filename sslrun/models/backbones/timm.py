@@ -39,13 +39,22 @@ def timm(image_size: int, *, name: str, weights: str | None = None) -> nn.Module
         ) from error
 
 
-def pretrained(name: str) -> Any:
-    """Return timm's description of the weights that it has for a network, or None without any, or without timm."""
+def is_known(name: str) -> bool:
+    """Return whether timm is installed and has a network of this name."""
     try:
         import timm as library
     except ModuleNotFoundError:
+        return False
+    return bool(library.is_model(name))
+
+
+def pretrained(name: str) -> Any:
+    """Return timm's description of the weights that it has for a network, or None without any, or without timm."""
+    if not is_known(name):
         return None
-    config = library.get_pretrained_cfg(name) if library.is_model(name) else None
+    import timm as library
+
+    config = library.get_pretrained_cfg(name)
     return config if config is not None and config.hf_hub_id else None
 
 

@@ -1,0 +1,92 @@
+"""Features of a teacher for a distillation, computed once and kept in the cache.
+
+    $SSLRUN_CACHE/features/<key>/
+        features.npy   N x D, half precision
+        sha256         of that file
+
+The key is a hash of the images, of the teacher's weights and of the size at which it sees the images.
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sslrun.base.cached import Cached
+from sslrun.base.console import log, progress
+from sslrun.base.files import file_hash
+from sslrun.base.paths import home
+from sslrun.data.images import Images
+from sslrun.device import Device
+from sslrun.evaluation.features import features
+from sslrun.models.teacher import Teacher
+
+
+def teacher_features(teacher: Teacher, images: Images, device: Device) -> np.ndarray:
+    """Return the teacher's features of all images, `N x D`, half precision, memory-mapped from the cache.
+
+    The teacher reads the original files at its own size.
+    """
+    digest = hashlib.sha256(f"{teacher.image_size} {teacher.digest()}".encode())
+    digest.update(images.fingerprint().digest())
+    folder = home() / "features" / digest.hexdigest()[:32]
+    shape = (len(images), teacher.encoder.feature_dim)
+    cached = Cached(
+        folder, "computing the same features", lambda path: _load(path, shape),
+        "The cache entry %s is damaged (%s); computing the features again.",
+    )  # fmt: skip
+    if (entry := cached.read()) is not None:
+        return entry
+    try:
+        with cached.alone():
+            if (entry := cached.read()) is not None:  # another process has just created it
+                return entry
+            found = _computed(teacher, images, device)
+            _write(folder, found)
+            return found
+    except OSError as error:
+        log.warning("Cannot cache the teacher's features in %s (%s).", folder.parent, error)
+        return _computed(teacher, images, device)
+
+
+def _computed(teacher: Teacher, images: Images, device: Device) -> np.ndarray:
+    """Compute the features, each image once, however often it occurs."""
+    unique, position = np.unique(images.index.numpy(), return_inverse=True)
+    out = np.empty((len(unique), teacher.encoder.feature_dim), dtype=np.float16)
+    device.put(teacher.encoder)
+    done = 0
+    with progress("teacher", len(unique), "images") as advance:
+        for block in images.at(teacher.image_size):
+            out[done : done + len(block)] = features(teacher.encoder, block, device, 64).half().numpy()
+            done += len(block)
+            advance(len(block))
+    return out[position]
+
+
+def _load(folder: Path, shape: tuple[int, int]) -> np.ndarray:
+    array: np.ndarray = np.load(folder / "features.npy", mmap_mode="r")
+    if array.shape != shape or array.dtype != np.float16:
+        raise ValueError(f"expected shape {shape}, found {array.shape}")
+    if file_hash(folder / "features.npy", "sha256").hexdigest() != (folder / "sha256").read_text():
+        raise ValueError("wrong checksum")
+    return array
+
+
+def _write(folder: Path, array: np.ndarray) -> None:
+    temporary = folder.with_name(f"{folder.name}.part")  # may exist already if an earlier process was killed
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        np.save(temporary / "features.npy", array)
+        (temporary / "sha256").write_text(file_hash(temporary / "features.npy", "sha256").hexdigest())
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def half_rows(array: np.ndarray, rows: torch.Tensor) -> torch.Tensor:
+    """Return some rows, in float32."""
+    return torch.from_numpy(array[rows.cpu().numpy()].astype(np.float32))

@@ -1,0 +1,82 @@
+"""Teachers of a distillation: a network with published weights, or that of a run."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+
+import torch
+
+from sslrun.base.errors import UserError
+from sslrun.config.nodes import network_name
+from sslrun.config.types import Node
+from sslrun.models.backbones import timm as of_timm
+from sslrun.models.backbones import torchvision as of_torchvision
+from sslrun.models.encoder import Encoder, build_encoder
+from sslrun.models.published import TIMM, TORCHVISION, load, published
+from sslrun.models.trained import load_network
+from sslrun.runs.find import named_run
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A network whose features are learned.
+
+    Attributes:
+        name: of the network.
+        image_size: in px, of its images.
+        encoder: in evaluation mode.
+        source: of its weights, with their license.
+    """
+
+    name: str
+    image_size: int
+    encoder: Encoder
+    source: str
+
+    def digest(self) -> str:
+        """Return a hash of the weights."""
+        out = hashlib.sha256()
+        for name, tensor in self.encoder.state_dict().items():
+            out.update(f"{name} {tuple(tensor.shape)}".encode())
+            out.update(tensor.detach().cpu().contiguous().numpy().data)
+        return out.hexdigest()[:32]
+
+
+def teacher_of(name: str | None, weights: str | None) -> Teacher:
+    """Return a teacher; its weights are downloaded if they are not on this machine. The random state does not change.
+
+    Args:
+        name: of a network of timm or torchvision, or the directory of a run; None is the first network with published
+            weights on this machine.
+        weights: a file with the weights; None are those that the library publishes.
+
+    Raises:
+        UserError: there is no such network, run or file, or the weights do not fit.
+    """
+    if name is not None and os.path.exists(os.path.join(name, "summary.json")):
+        if weights is not None:
+            raise UserError(f"pretext.weights={weights} has no effect on a run as the teacher; remove it")
+        trained = load_network(named_run(name)[0])
+        node = trained.config["backbone"]
+        return Teacher(network_name(node), trained.config["dataset"]["image_size"], trained.encoder, name)
+    if name is None and weights is not None:
+        raise UserError(f"pretext.weights={weights} needs pretext.teacher, the name of its network")
+    found = published(_node(name, weights))
+    with torch.random.fork_rng(devices=[]):
+        encoder = build_encoder(found.backbone, found.image_size, found.mean, found.std)
+    load(found, encoder.backbone)
+    return Teacher(found.name, found.image_size, encoder.eval(), f"{found.source}, license: {found.license}")
+
+
+def _node(name: str | None, weights: str | None) -> Node:
+    """Return the config node of a network by its name."""
+    if name is None:
+        return {}
+    if of_timm.is_known(name):
+        return {"_target_": TIMM, "name": name, "weights": weights}
+    if name in of_torchvision.names():
+        return {"_target_": TORCHVISION, "name": name, "weights": weights}
+    raise UserError(
+        f"pretext.teacher={name}: no run, and no network of timm or torchvision; sslrun weights lists some with "
+        "published weights"
+    )

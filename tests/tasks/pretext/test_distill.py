@@ -1,0 +1,212 @@
+"""Distillation: whitened targets, features of the original files, their cache, and learning."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from sslrun.augment import Augment
+from sslrun.base.errors import UserError
+from sslrun.data.cache import decode_all, resize_all
+from sslrun.data.images import Images
+from sslrun.evaluation import teacher_features as module
+from sslrun.evaluation.teacher_features import teacher_features
+from sslrun.models.teacher import teacher_of
+from sslrun.runs.find import LAST
+from sslrun.tasks.pretext.distill import Distill
+from tests.helpers import CPU, IDENTITY, OFTEN, only_run, rng, run_forked, runs, same, small_encoder, whole
+
+SIZE = 32
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file with random weights of a small network of timm."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "test_resnet.pth"
+    torch.save(timm.create_model("test_resnet").state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture
+def images(photos: Path) -> Images:
+    files = [str(p) for p in sorted(photos.glob("*/*.jpg"))]
+    return decode_all(files, SIZE, "crop", "rgb").images()
+
+
+def distill(weights: str, components: int = 8) -> Distill:
+    torch.manual_seed(0)
+    return Distill(
+        small_encoder(),
+        SIZE,
+        teacher="test_resnet",
+        weights=weights,
+        components=components,
+        augment=Augment(**IDENTITY),
+    )
+
+
+def test_targets_are_white_and_ordered_as_the_principal_components(weights: str, images: Images) -> None:
+    task = distill(weights)
+    task.prepare(images, CPU)
+    assert task.features is not None
+    targets = task.targets(torch.arange(len(images))).numpy()
+    np.testing.assert_allclose(targets.mean(0), 0, atol=1e-3)
+    np.testing.assert_allclose(np.cov(targets.T), np.eye(8), atol=1e-2)
+    features = task.features.astype(np.float64)
+    _, singular, axes = np.linalg.svd(features - features.mean(0), full_matrices=False)
+    correlation = np.corrcoef(targets.T, ((features - features.mean(0)) @ axes[:8].T).T)[:8, 8:]
+    np.testing.assert_allclose(np.abs(correlation), np.eye(8), atol=1e-2)
+    root = np.sqrt(singular[:8])
+    np.testing.assert_allclose(task.weight.numpy(), root / root.mean(), rtol=1e-2)
+    rows = torch.tensor([3, 3, 0])
+    np.testing.assert_allclose(task.targets(rows).numpy(), targets[rows], atol=1e-5)
+
+
+def test_the_loss_is_1_for_a_prediction_of_the_mean(weights: str, images: Images) -> None:
+    task = distill(weights)
+    task.prepare(images, CPU)
+    torch.nn.init.zeros_(task.head.weight)
+    torch.nn.init.zeros_(task.head.bias)
+    n = len(images)
+    out = task({"images": images[:].float() / 255, "rows": torch.arange(n)}, rng())
+    assert float(out["loss"]) == pytest.approx((n - 1) / n, rel=1e-2)
+    assert float(out["explained_variance"]) == pytest.approx(0, abs=1e-3)
+
+
+def test_with_fewer_images_than_components_the_others_have_no_weight(weights: str, images: Images) -> None:
+    task = distill(weights, 16)
+    task.prepare(images.take(np.arange(5)), CPU)
+    assert (task.weight[:4] > 0).all()
+    assert (task.weight[4:] == 0).all()
+    assert torch.isfinite(task.targets(torch.arange(5))).all()
+
+
+def plain_features(weights: str, pixels: Tensor) -> np.ndarray:
+    teacher = teacher_of("test_resnet", weights)
+    with torch.no_grad():
+        return teacher.encoder(pixels.float() / 255).numpy()
+
+
+def test_the_teacher_reads_the_original_files_at_its_own_size(weights: str, photos: Path, images: Images) -> None:
+    teacher = teacher_of("test_resnet", weights)
+    assert teacher.image_size == 160
+    files = [str(p) for p in sorted(photos.glob("*/*.jpg"))]
+    own = decode_all(files, 160, "crop", "rgb").images()
+    expected = plain_features(weights, own[:])
+    found = teacher_features(teacher, images, CPU)
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
+    small = torch.nn.functional.interpolate(images[:].float(), (160, 160))
+    assert np.abs(plain_features(weights, small) - expected).max() > 10 * np.abs(found - expected).max()
+
+
+def test_rows_follow_the_order_of_the_images_whatever_arrays_they_are_in(weights: str, images: Images) -> None:
+    teacher = teacher_of("test_resnet", weights)
+    array = np.random.default_rng(0).integers(0, 256, (4, 20, 20, 3), dtype=np.uint8)
+    both = images + resize_all(array, SIZE, "rgb").images()
+    order = np.array([2, len(images) + 3, 0, 2, len(images)])
+    every = teacher_features(teacher, both, CPU)
+    assert len(every) == len(images) + 4
+    np.testing.assert_allclose(teacher_features(teacher, both.take(order), CPU), every[order], rtol=1e-2, atol=1e-3)
+
+
+def test_an_unreadable_file_has_no_row(weights: str, photos: Path, tmp_path: Path) -> None:
+    files = [str(p) for p in sorted(photos.glob("*/*.jpg"))[:6]]
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    teacher = teacher_of("test_resnet", weights)
+    some = decode_all([files[0], str(bad), *files[1:]], SIZE, "crop", "rgb").images()
+    expected = teacher_features(teacher, decode_all(files, SIZE, "crop", "rgb").images(), CPU)
+    np.testing.assert_allclose(teacher_features(teacher, some, CPU), expected, rtol=1e-2, atol=1e-3)
+
+
+def test_features_are_computed_once_and_damaged_ones_again(
+    weights: str, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[int] = []
+    computed = module._computed
+
+    def counted(*arguments: Any) -> np.ndarray:
+        calls.append(1)
+        return computed(*arguments)
+
+    monkeypatch.setattr(module, "_computed", counted)
+    teacher = teacher_of("test_resnet", weights)
+    first = teacher_features(teacher, images, CPU)
+    assert np.array_equal(teacher_features(teacher, images, CPU), first)
+    assert len(calls) == 1
+    (file,) = (tmp_path / "cache/features").glob("*/features.npy")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert np.array_equal(teacher_features(teacher, images, CPU), first)
+    assert len(calls) == 2
+    assert "is damaged (wrong checksum); computing the features again." in caplog.text
+    teacher_features(teacher, images.take(np.arange(7)), CPU)  # other images
+    with torch.no_grad():
+        next(teacher.encoder.parameters()).add_(1.0)
+    teacher_features(teacher, images, CPU)  # another teacher
+    assert len(calls) == 4
+
+
+def test_a_teacher_is_a_network_a_file_or_a_run(weights: str, in_world: Path) -> None:
+    run = runs("pretrain")[0]
+    assert teacher_of(str(run), None).image_size == 32
+    assert teacher_of(None, None).name == "tf_efficientnet_lite0"
+    for name, file, words in (
+        ("resnot", None, r"pretext\.teacher=resnot: no run, and no network of timm or torchvision"),
+        ("test_resnet", "none.pth", r"backbone\.weights=none\.pth: no such file"),
+        ("test_convnext", weights, "these are not weights of test_convnext"),
+        (None, weights, r"pretext\.weights=.* needs pretext\.teacher"),
+        (str(run), weights, "has no effect on a run"),
+    ):
+        with pytest.raises(UserError, match=words):
+            teacher_of(name, file)
+
+
+def test_neither_the_teacher_nor_its_features_are_in_the_checkpoint(weights: str) -> None:
+    state = distill(weights).state_dict()
+    assert {k for k in state if not k.startswith("encoder.")} == {
+        "head.weight", "head.bias", "mean", "directions", "weight"
+    }  # fmt: skip
+
+
+def test_the_student_learns_what_the_teacher_sees(weights: str, images: Images) -> None:
+    task = distill(weights)
+    task.prepare(images, CPU)
+    batch = {"images": images[:].float() / 255, "rows": torch.arange(len(images))}
+    optimizer = torch.optim.AdamW(task.parameters(), 5e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        out = task(batch, rng())
+        out["loss"].backward()
+        optimizer.step()
+    assert float(out["explained_variance"]) > 0.5
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_with_the_same_weights(
+    weights: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_forked(
+        "pretrain", "pretext=distill", "pretext.teacher=test_resnet", f"pretext.weights={weights}", "backbone=smallcnn",
+        "backbone.widths=[8,16]", "dataset=folder", f"dataset.root={photos}", "dataset.image_size=32",
+        "train.batch_size=16", "train.evaluations=2", "train.steps=8", *OFTEN, folder="straight",
+    )  # fmt: skip
+    shutil.copytree("straight", "resumed")
+    run = only_run("resumed")
+    (run / LAST).unlink()  # as if it was killed after step 7
+    output = run_forked("pretrain", f"resume={run.relative_to('resumed')}", folder="resumed")
+    assert "Resuming after step 7" in output
+    assert same(whole(run), whole(only_run("straight")))
