@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from sslrun.base.errors import UserError
+from sslrun.config.commands import FOR_ENCODER, WITH_CLASSIFIER
 from sslrun.config.nodes import network_name
 from sslrun.config.types import Node
 from sslrun.models.backbones import timm as of_timm
@@ -56,7 +57,7 @@ def teacher_of(name: str | None, weights: str | None) -> Teacher:
     if name is not None and os.path.exists(os.path.join(name, "summary.json")):
         if weights is not None:
             raise UserError(f"pretext.weights={weights} has no effect on a run as the teacher; remove it")
-        trained = load_network(named_run(name)[0])
+        trained = load_network(named_run(name, (*FOR_ENCODER, *WITH_CLASSIFIER))[0])
         node = trained.config["backbone"]
         return Teacher(network_name(node), trained.config["dataset"]["image_size"], trained.encoder, name)
     if name is None and weights is not None:
