@@ -16,6 +16,7 @@ import mmap
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -76,7 +77,7 @@ def decode_all(
         key_of(files, image_size, resize, channels, limits),
         len(files),
         image_size,
-        lambda: _decode(files, image_size, resize, channels, limits),
+        lambda: _with_progress(_decode(files, image_size, resize, channels, limits), len(files)),
     )
     return replace(decoded, again=partial(_decoded_again, files, resize, channels, limits))
 
@@ -118,16 +119,21 @@ def cache_folder() -> Path:
     return home() / "decoded"
 
 
+def _with_progress(blocks: Blocks, total: int) -> Blocks:
+    with closing(blocks), progress("decoding", total, "images") as advance:
+        for block in blocks:
+            advance(len(block[0]))
+            yield block
+
+
 def _decode(
     files: Sequence[str], image_size: int, resize: Resize, channels: Channels, gray_range: Range | None
 ) -> Blocks:
     chunk_size = max(1, min(64, CHUNK // (image_size**2 * 3)))
     chunks = (files[i : i + chunk_size] for i in range(0, len(files), chunk_size))
     work = partial(decode_some, image_size=image_size, resize=resize, channels=channels, gray_range=gray_range)
-    with workers(len(files)) as pool, progress("decoding", len(files), "images") as advance:
-        for result in in_order(pool, work, chunks):
-            advance(len(result[0]))
-            yield result
+    with workers(len(files)) as pool:
+        yield from in_order(pool, work, chunks)
 
 
 def _resize(array: np.ndarray, image_size: int, channels: Channels) -> Blocks:

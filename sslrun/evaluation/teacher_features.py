@@ -4,7 +4,7 @@
         features.npy   N x D, half precision
         sha256         of that file
 
-The key is a hash of the images, of the teacher's weights and of the size at which it sees the images.
+The key is a hash of the images, of the teacher's weights, and of the size and precision with which it sees the images.
 """
 
 import hashlib
@@ -23,16 +23,22 @@ from sslrun.device import Device
 from sslrun.evaluation.features import features
 from sslrun.models.teacher import Teacher
 
+FEW = 50  # images whose features are not worth a place in the cache
+BATCH = 64  # images of 224 px
+
 
 def teacher_features(teacher: Teacher, images: Images, device: Device) -> np.ndarray:
     """Return the teacher's features of all images, `N x D`, half precision, memory-mapped from the cache.
 
     The teacher reads the original files at its own size.
     """
-    digest = hashlib.sha256(f"{teacher.image_size} {teacher.digest()}".encode())
+    device = device.for_inference()
+    digest = hashlib.sha256(f"{teacher.image_size} {device.precision} {teacher.digest()}".encode())
     digest.update(images.fingerprint().digest())
     folder = home() / "features" / digest.hexdigest()[:32]
     shape = (len(images), teacher.encoder.feature_dim)
+    if len(images.index.unique()) < FEW:
+        return _computed(teacher, images, device)
     cached = Cached(
         folder, "computing the same features", lambda path: _load(path, shape),
         "The cache entry %s is damaged (%s); computing the features again.",
@@ -56,10 +62,10 @@ def _computed(teacher: Teacher, images: Images, device: Device) -> np.ndarray:
     unique, position = np.unique(images.index.numpy(), return_inverse=True)
     out = np.empty((len(unique), teacher.encoder.feature_dim), dtype=np.float16)
     device.put(teacher.encoder)
-    done = 0
+    done, batch_size = 0, max(1, round(BATCH * (224 / teacher.image_size) ** 2))
     with progress("teacher", len(unique), "images") as advance:
         for block in images.at(teacher.image_size):
-            out[done : done + len(block)] = features(teacher.encoder, block, device, 64).half().numpy()
+            out[done : done + len(block)] = features(teacher.encoder, block, device, batch_size).half().numpy()
             done += len(block)
             advance(len(block))
     return out[position]

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import torch
 
 from sslrun.base.errors import UserError
+from sslrun.base.machine import physical_memory
+from sslrun.config.build import build
 from sslrun.config.commands import FOR_ENCODER, WITH_CLASSIFIER
 from sslrun.config.nodes import network_name
 from sslrun.config.types import Node
 from sslrun.models.backbones import timm as of_timm
 from sslrun.models.backbones import torchvision as of_torchvision
 from sslrun.models.encoder import Encoder, build_encoder
-from sslrun.models.published import TIMM, TORCHVISION, load, published
+from sslrun.models.published import TIMM, TORCHVISION, Published, load, published
 from sslrun.models.trained import load_network
 from sslrun.runs.find import named_run
 
@@ -63,10 +65,23 @@ def teacher_of(name: str | None, weights: str | None) -> Teacher:
     if name is None and weights is not None:
         raise UserError(f"pretext.weights={weights} needs pretext.teacher, the name of its network")
     found = published(_node(name, weights))
+    _refuse_too_large(found)
     with torch.random.fork_rng(devices=[]):
         encoder = build_encoder(found.backbone, found.image_size, found.mean, found.std)
     load(found, encoder.backbone)
     return Teacher(found.name, found.image_size, encoder.eval(), f"{found.source}, license: {found.license}")
+
+
+def _refuse_too_large(found: Published) -> None:
+    """Raise if the weights need more than half of the memory, since they are read next to the network."""
+    with torch.device("meta"):
+        network = build(found.backbone, found.image_size)
+    needed = sum(p.nbytes for p in network.parameters())
+    if needed > (memory := physical_memory()) / 2:
+        raise UserError(
+            f"pretext.teacher={found.name} has {needed / 1e9:.1f} GB of weights, too much for the memory of "
+            f"{memory / 1e9:.0f} GB; use a smaller network"
+        )
 
 
 def _node(name: str | None, weights: str | None) -> Node:

@@ -280,9 +280,11 @@ def _row(name: str, split: dict[str, Any]) -> list[str]:
 
 def _estimate(e: dict[str, Any]) -> str:
     speed = f"{e['images_per_second']:.0f} images/s on {e['device']}, {e['precision']}"
+    first = f"; before the first about {time_range(e['preparation_seconds'])}" if e["preparation_seconds"] else ""
     memory = f"{_bytes(e['training_bytes'])} at a batch size of {e['batch_size']}"
     return (
-        f"An epoch of {e['pretext']} with {e['backbone']} takes about {time_range(e['epoch_seconds'])}: {speed}.\n"
+        f"An epoch of {e['pretext']} with {e['backbone']} takes about {time_range(e['epoch_seconds'])}: {speed}"
+        f"{first}.\n"
         f"Memory: {memory}; disk: {_bytes(e['decoded_bytes'])} of decoded images."
     )
 

@@ -338,6 +338,7 @@ def _estimate(images: Images, settings: Check) -> dict[str, Any]:
         "memory_format": result.device.memory_format,
         "images_per_second": round(result.images_per_second, 1),
         "epoch_seconds": round(len(images) / result.images_per_second, 3),
+        "preparation_seconds": round(result.preparation, 3),
         "training_bytes": result.bytes,
         "decoded_bytes": images.nbytes,
         "memory_bytes": result.memory,

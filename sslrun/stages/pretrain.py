@@ -125,6 +125,7 @@ def _begin(run: Run, settings: Pretrain, task: Task, images: Images, device: Dev
     run.refuse_other_data(fingerprint, len(images))
     run.note(
         pretext=short_name(settings.pretext["_target_"]),
+        **({"task": task.extra_repr()} if task.extra_repr() else {}),
         backbone=network_name(settings.backbone),
         dataset=describe(settings.dataset),
         images=len(images),

@@ -30,6 +30,7 @@ class Times:
         epoch: seconds per epoch of one pretraining of each task.
         epochs: number of epochs of a pretraining of each task; a fraction if it has fewer steps than an epoch.
         left: number of pretrainings of each task.
+        preparation: seconds that the tasks need before their first step, once for all seeds.
         matched: number of classifiers that train for as long as a pretraining does, on the average over tasks.
     """
 
@@ -37,6 +38,7 @@ class Times:
     epoch: dict[str, float] = field(default_factory=dict)
     epochs: dict[str, float] = field(default_factory=dict)
     left: dict[str, int] = field(default_factory=dict)
+    preparation: float = 0.0
     matched: int = 0
 
     def epochs_within(self, limit: float) -> int:
@@ -47,12 +49,13 @@ class Times:
         """
         each = sum(n * self.epoch[t] for t, n in self.left.items())
         each += self.matched * sum(self.epoch.values()) / len(self.epoch)
-        epochs = math.floor((limit - self.classifiers) / each)
+        fixed = self.classifiers + self.preparation
+        epochs = math.floor((limit - fixed) / each)
         if epochs < 1:
             more = " and of training from scratch for as long (equal_time)" if self.matched else ""
             raise UserError(
                 f"budget is too small: the classifiers take about {duration(self.classifiers)}, one epoch of every "
-                f"pretraining{more} {duration(each)}; set budget={math.ceil((self.classifiers + each) / 60)}m or more, "
+                f"pretraining{more} {duration(each)}; set budget={math.ceil((fixed + each) / 60)}m or more, "
                 f"or lower seeds, {'equal_time, ' if self.matched else ''}pretrain_seeds or finetune.train.steps"
             )
         return epochs
@@ -79,7 +82,7 @@ class Times:
             if plan.matched
             else "",
         ]
-        total = of_tasks + self.classifiers + as_long
+        total = of_tasks + self.preparation + self.classifiers + as_long
         ends = time_range(total)
         return f"To run: {' and '.join(filter(None, parts))}; about {ends} in total if run sequentially."
 
@@ -97,13 +100,14 @@ def times_of(plan: Plan, loaded: StudyData, new_epochs: bool = False) -> Times:
         times = Times(matched=plan.matched)
         for task, runs in plan.pretrainings.items():
             times.left[task] = sum(new_epochs or not r.finished() for r in runs.values())
-            times.epoch[task], times.epochs[task] = _pretraining(next(iter(runs.values())), loaded)
+            times.epoch[task], times.epochs[task], preparation = _pretraining(next(iter(runs.values())), loaded)
+            times.preparation += preparation if times.left[task] else 0.0
         times.classifiers = sum(_classifiers(plan, new_epochs))
         return times
 
 
-def _pretraining(run: StudyRun, loaded: StudyData) -> tuple[float, float]:
-    """Return the seconds per epoch and the number of epochs."""
+def _pretraining(run: StudyRun, loaded: StudyData) -> tuple[float, float, float]:
+    """Return the seconds per epoch, the number of epochs, and the seconds before the first step."""
     c = plain(compose_config(PRETRAIN, list(run.overrides), None))
     speed = estimate.pretraining(
         loaded.images, c["pretext"], c["backbone"], c["optimizer"], c["device"], c["dataset"]["image_size"],
@@ -111,7 +115,8 @@ def _pretraining(run: StudyRun, loaded: StudyData) -> tuple[float, float]:
     )  # fmt: skip
     n = min(len(loaded.images), c["dataset"]["max_images"] or len(loaded.images))
     training: Training = build(c["train"])
-    return n / speed.images_per_second, training.total_steps(n) * min(n, training.batch_size) / n
+    epochs = training.total_steps(n) * min(n, training.batch_size) / n
+    return n / speed.images_per_second, epochs, speed.preparation * n / len(loaded.images)
 
 
 def _classifiers(plan: Plan, new_epochs: bool) -> Iterator[float]:

@@ -96,6 +96,7 @@ def measure(
     return Measurement(n / times[len(times) // 2], needed)
 
 
+PREPARED = 48  # images for timing `prepare`
 OVERHEAD = 2.5  # seconds per classifier that are not measured: startup, reading, evaluation
 REGRESSION_IMAGES = 500  # for timing the logistic regressions
 BOTH_POOLINGS = 1.25  # time of the regressions on both poolings, as a multiple of that on `grid`
@@ -111,12 +112,14 @@ class Estimate:
         images_per_second: images of the data set, regardless of the number of views of each.
         bytes: memory for training, including the decoded images if they are kept on the device.
         memory: memory of the device in bytes.
+        preparation: seconds of the task's `prepare`, unless its result is cached.
     """
 
     device: Device
     images_per_second: float
     bytes: int
     memory: int
+    preparation: float
 
 
 def pretraining(
@@ -130,10 +133,17 @@ def pretraining(
     hardware.put(task)
     on_gpu = hardware.torch.type == "cuda"
     memory = torch.cuda.get_device_properties(hardware.torch).total_memory if on_gpu else physical_memory()
-    on_device = images.on(hardware.torch)
+    preparation, measured_on = 0.0, images
+    if type(task).prepare is not Task.prepare:  # some images, each several times
+        few = np.linspace(0, len(images) - 1, min(len(images), PREPARED)).astype(int)
+        measured_on = images.take(np.resize(few, min(len(images), batch_size)))
+        began = time.perf_counter()
+        task.prepare(measured_on, hardware)
+        preparation = (time.perf_counter() - began) / len(few) * len(images)
+    on_device = measured_on.on(hardware.torch)
     measured = measure(task, on_device, hardware, optimizer, batch_size, memory)
-    size = measured.bytes + (on_device.nbytes if on_device.device.type == "cuda" else 0)
-    return Estimate(hardware, measured.images_per_second, size, memory)
+    size = measured.bytes + (images.nbytes if on_device.device.type == "cuda" else 0)
+    return Estimate(hardware, measured.images_per_second, size, memory, preparation)
 
 
 @dataclass(frozen=True)

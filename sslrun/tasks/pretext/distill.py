@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from sslrun.augment import Augment, Rng
+from sslrun.base.errors import UserError
 from sslrun.config.types import Node, PositiveInt
 from sslrun.data.images import Images
 from sslrun.device import Device, in_float32
@@ -31,6 +32,7 @@ class Distill(Task):
     mean: Tensor
     directions: Tensor
     weight: Tensor
+    teacher: Tensor
 
     def __init__(
         self,
@@ -51,6 +53,9 @@ class Distill(Task):
         self.register_buffer("mean", torch.zeros(d))
         self.register_buffer("directions", torch.zeros(components, d))
         self.register_buffer("weight", torch.zeros(components))
+        digest = bytearray.fromhex(self._teacher[0].digest())
+        self.register_buffer("teacher", torch.frombuffer(digest, dtype=torch.uint8))
+        self.register_load_state_dict_pre_hook(_refuse_another_teacher)
         self.features: np.ndarray | None = None
 
     def extra_repr(self) -> str:
@@ -95,3 +100,12 @@ class Distill(Task):
             loss = ((predicted - target).square() * self.weight).mean()
             total = ((target - target.mean(0)).square() * self.weight).mean()
         return {"loss": loss, "explained_variance": 1 - loss.detach() / total.clamp(min=1e-6)}
+
+
+def _refuse_another_teacher(task: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    assert isinstance(task, Distill)
+    if not torch.equal(state[f"{prefix}teacher"].cpu(), task.teacher.cpu()):
+        raise UserError(
+            f"this run learned from another teacher than {task.extra_repr().removeprefix('teacher ')}; bring back its "
+            "weights, or start a new run"
+        )

@@ -17,8 +17,10 @@ from sslrun.data.images import Images
 from sslrun.evaluation import teacher_features as module
 from sslrun.evaluation.teacher_features import teacher_features
 from sslrun.models.teacher import teacher_of
+from sslrun.models.weights import load_state
 from sslrun.runs.find import LAST
 from sslrun.tasks.pretext.distill import Distill
+from sslrun.training import estimate
 from tests.helpers import CPU, IDENTITY, OFTEN, only_run, rng, run_forked, runs, same, small_encoder, whole
 
 SIZE = 32
@@ -80,7 +82,7 @@ def test_the_loss_is_1_for_a_prediction_of_the_mean(weights: str, images: Images
     torch.nn.init.zeros_(task.head.bias)
     n = len(images)
     out = task({"images": images[:].float() / 255, "rows": torch.arange(n)}, rng())
-    assert float(out["loss"]) == pytest.approx((n - 1) / n, rel=1e-2)
+    assert out["loss"].item() == pytest.approx((n - 1) / n, rel=1e-2)
     assert float(out["explained_variance"]) == pytest.approx(0, abs=1e-3)
 
 
@@ -177,7 +179,7 @@ def test_a_teacher_is_a_network_a_file_or_a_run(weights: str, in_world: Path) ->
 def test_neither_the_teacher_nor_its_features_are_in_the_checkpoint(weights: str) -> None:
     state = distill(weights).state_dict()
     assert {k for k in state if not k.startswith("encoder.")} == {
-        "head.weight", "head.bias", "mean", "directions", "weight"
+        "head.weight", "head.bias", "mean", "directions", "weight", "teacher"
     }  # fmt: skip
 
 
@@ -210,3 +212,61 @@ def test_a_resumed_run_ends_with_the_same_weights(
     output = run_forked("pretrain", f"resume={run.relative_to('resumed')}", folder="resumed")
     assert "Resuming after step 7" in output
     assert same(whole(run), whole(only_run("straight")))
+
+
+def test_a_checkpoint_of_another_teacher_is_refused(weights: str, tmp_path: Path) -> None:
+    task = distill(weights)
+    torch.manual_seed(1)
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"learned from another teacher than test_resnet at 160 px: .*other\.pth"):
+        load_state(distill(str(tmp_path / "other.pth")), task.state_dict(), "last.pt")
+    load_state(distill(weights), task.state_dict(), "last.pt")
+
+
+def test_a_teacher_of_gray_images_is_refused(tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_resnet", in_chans=1).state_dict(), tmp_path / "gray.pth")
+    with pytest.raises(UserError, match=r"conv1.*expected \(.*, 3, 3, 3\), found \(.*, 1, 3, 3\)"):
+        teacher_of("test_resnet", str(tmp_path / "gray.pth"))
+
+
+def test_a_teacher_that_needs_more_than_half_of_the_memory_is_refused(
+    weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sslrun.models.teacher.physical_memory", lambda: 1_000_000)
+    with pytest.raises(UserError, match=r"pretext\.teacher=test_resnet has .* of weights, too much for the memory"):
+        teacher_of("test_resnet", weights)
+
+
+def test_an_estimate_counts_the_pass_of_the_teacher_and_caches_nothing(
+    weights: str, images: Images, tmp_path: Path
+) -> None:
+    node = {
+        "_target_": "sslrun.tasks.pretext.distill.Distill", "teacher": "test_resnet", "weights": weights,
+        "components": 8, "augment": IDENTITY | {"_target_": "sslrun.augment.Augment"},
+    }  # fmt: skip
+    backbone = {"_target_": "sslrun.models.backbones.smallcnn.smallcnn", "widths": [8, 16]}
+    device = {
+        "_target_": "sslrun.device.Device", "name": "cpu", "precision": "fp32", "memory_format": "contiguous",
+        "compile": None, "threads": None,
+    }  # fmt: skip
+    optimizer = {"_target_": "sslrun.training.optimizers.adamw", "weight_decay": 0.0, "betas": [0.9, 0.999]}
+    found = estimate.pretraining(images, node, backbone, optimizer, device, SIZE, 32)
+    assert found.preparation > 0
+    assert found.images_per_second > 0
+    assert not (tmp_path / "cache/features").exists()
+
+
+def test_the_teachers_pass_shows_one_progress_bar(
+    weights: str, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[str] = []
+    progress = module.progress
+
+    def counted(what: str, *arguments: Any) -> Any:
+        bars.append(what)
+        return progress(what, *arguments)
+
+    monkeypatch.setattr(module, "progress", counted)
+    monkeypatch.setattr("sslrun.data.cache.progress", counted)
+    teacher_features(teacher_of("test_resnet", weights), images, CPU)
+    assert bars == ["teacher"]
