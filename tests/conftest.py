@@ -225,3 +225,14 @@ def in_study(studied: Path, tmp_path: Path) -> Path:
     """A copy of the finished study, as the current folder; the study's own directory."""
     shutil.copytree(studied / "outputs", tmp_path / "outputs")
     return runs("compare")[0]
+
+
+@pytest.fixture(scope="session")
+def teacher_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file with random weights of `test_resnet`, a small network of timm."""
+    import timm
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "test_resnet.pth"
+    torch.save(timm.create_model("test_resnet").state_dict(), path)
+    return str(path)

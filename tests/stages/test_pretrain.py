@@ -97,34 +97,48 @@ def test_case_47_an_unlabeled_folder_pretrains_and_finetuning_on_it_is_a_clear_e
     assert cli("finetune", f"init={runs('pretrain')[-1]}", *other, "mode=probe", *QUICK).code == 0
 
 
-NINE = [(b, p) for b in ("smallcnn", "resnet18", "mobilenetv2") for p in ("rotation", "simclr", "jigsaw")]
-SLOW = [("resnet18", "rotation"), ("resnet18", "simclr"), ("mobilenetv2", "rotation"), ("mobilenetv2", "jigsaw")]
+TASKS = ("rotation", "simclr", "jigsaw", "distill")
+TWELVE = [(b, p) for b in ("smallcnn", "resnet18", "mobilenetv2") for p in TASKS]
+SLOW = [
+    ("resnet18", "distill"),
+    ("mobilenetv2", "distill"),
+    ("resnet18", "rotation"),
+    ("resnet18", "simclr"),
+    ("mobilenetv2", "rotation"),
+    ("mobilenetv2", "jigsaw"),
+]
 AUTOTUNED = [*SLOW, ("smallcnn", "rotation")]  # the others get a precision and memory format, which saves seconds
 
 
+def task(pretext: str, teacher_weights: str) -> list[str]:
+    """Return the arguments of a task; a distillation's teacher is a small random network."""
+    teacher = ["pretext.teacher=test_resnet", f"pretext.weights={teacher_weights}"]
+    return [f"pretext={pretext}", *(teacher if pretext == "distill" else ())]
+
+
 @pytest.mark.parametrize(
-    ("backbone", "pretext"), [pytest.param(*n, marks=pytest.mark.slow) if n in SLOW else n for n in NINE]
+    ("backbone", "pretext"), [pytest.param(*n, marks=pytest.mark.slow) if n in SLOW else n for n in TWELVE]
 )
-def test_three_tasks_times_three_backbones_pretrain_and_finetune(
-    cli: Cli, photos: Path, pretext: str, backbone: str
+def test_every_task_times_three_backbones_pretrain_and_finetune(
+    cli: Cli, photos: Path, teacher_weights: str, pretext: str, backbone: str
 ) -> None:
     data = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=16", "train.batch_size=4")
     steps = ("train.steps=2", "train.evaluations=1", *(() if (backbone, pretext) in AUTOTUNED else QUICK))
-    assert cli("pretrain", f"pretext={pretext}", f"backbone={backbone}", *data, *steps).code == 0
+    assert cli("pretrain", *task(pretext, teacher_weights), f"backbone={backbone}", *data, *steps).code == 0
     assert cli("finetune", "mode=finetune", *steps).code == 0
     assert cli("evaluate", *steps[2:]).code == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pretext", ["rotation", "simclr", "jigsaw"])
+@pytest.mark.parametrize("pretext", TASKS)
 @pytest.mark.parametrize(("library", "name"), [("timm", "test_efficientnet"), ("torchvision", "shufflenet_v2_x0_5")])
 def test_all_tasks_train_networks_of_libraries_and_classifiers_start_from_them(
-    cli: Cli, photos: Path, pretext: str, library: str, name: str
+    cli: Cli, photos: Path, teacher_weights: str, pretext: str, library: str, name: str
 ) -> None:
     data = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=64", "train.batch_size=4")
     steps = ("train.steps=2", "train.evaluations=1", *QUICK)
     network = (f"backbone={library}", f"backbone.name={name}")
-    answer = cli("pretrain", f"pretext={pretext}", *network, *data, *steps)
+    answer = cli("pretrain", *task(pretext, teacher_weights), *network, *data, *steps)
     assert answer.code == 0, answer.err
     assert f"Pretraining {name} with {pretext}" in answer.err
     assert summary(runs("pretrain")[-1])["backbone"] == name

@@ -31,13 +31,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file with random weights of a small network of timm."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "test_resnet.pth"
-    torch.save(timm.create_model("test_resnet").state_dict(), path)
-    return str(path)
+@pytest.fixture
+def weights(teacher_weights: str) -> str:
+    return teacher_weights
 
 
 @pytest.fixture
