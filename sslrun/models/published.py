@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from sslrun.base.errors import UserError, described
+from sslrun.base.text import counted
 from sslrun.config.build import build
 from sslrun.config.nodes import network_name, short_name
 from sslrun.config.types import Node
@@ -30,6 +31,8 @@ INSTALL = "pip install 'sslrun[pretrained]'"
 SUGGESTED = ("mobilenet_v3_large", "resnet18", "resnet50", "convnext_tiny")  # of torchvision, to be downloaded
 DOWNLOADED = "model.safetensors"  # name of timm's files
 UNKNOWN = "not stated"
+CHANNELS = 3  # of all images
+SIDE = 224  # px: of most weights
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ def published(node: Node) -> Published:
     if node.get("_target_"):
         found = weights_of(node)
         if found is None:
+            build(node, SIDE)  # raises for a name that its library does not know, with the nearest one
             raise UserError(
                 f"init=pretrained: there are no published weights of {network_name(node)}; sslrun weights lists some"
             )
@@ -152,13 +156,15 @@ def load(weights: Published, backbone: torch.nn.Module) -> None:
     state = state_of(weights, backbone)
     own = backbone.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = sorted(
-        f"{k}: expected {tuple(own[k].shape)}, found {tuple(state[k].shape)}"
-        for k in own.keys() & state.keys()
-        if own[k].shape != state[k].shape
-    )
+    other = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
+    shapes = [f"{k}: expected {tuple(own[k].shape)}, found {tuple(state[k].shape)}" for k in other]
     parts = {"missing": missing, "extra": extra, "of another shape": shapes}
-    if problems := [f"{what}: {', '.join(keys)}" for what, keys in parts.items() if keys]:
+    if len(shapes) == 1 and not missing and not extra and own[other[0]].shape[1:2] == (CHANNELS,):
+        channels = counted(state[other[0]].shape[1], "channel")
+        raise UserError(
+            f"{weights.source}: these weights are for images of {channels}, expected {CHANNELS}; {shapes[0]}"
+        )
+    if problems := [f"{counted(len(keys), 'key')} {what}: {', '.join(keys)}" for what, keys in parts.items() if keys]:
         raise UserError(f"{weights.source}: these are not weights of {weights.name}: {'; '.join(problems)}")
     backbone.load_state_dict(state)
 
@@ -166,7 +172,11 @@ def load(weights: Published, backbone: torch.nn.Module) -> None:
 def state_of(weights: Published, backbone: torch.nn.Module) -> State:
     """Return the weights under the keys of the backbone's state dict, without those of the classifier."""
     path = weights.path or _downloaded(weights)
-    state = _read(path)
+    try:
+        state = _read(path)
+    except UserError as error:
+        again = "; remove it, and it is downloaded again" if weights.url or weights.repository else ""
+        raise UserError(f"{error}{again}") from None
     if weights.packaged:
         keys = list(backbone.state_dict())
         return dict(zip(keys, state.values(), strict=False))
@@ -208,7 +218,7 @@ def _of_file(node: Node, given: str) -> Published:
     if not path.is_file():
         raise UserError(f"backbone.weights={given}: no such file")
     known = _of_timm(node) or _of_torchvision(node)
-    size, mean, std = (known.image_size, known.mean, known.std) if known else (224, *_IMAGENET)
+    size, mean, std = (known.image_size, known.mean, known.std) if known else (SIDE, *_IMAGENET)
     return Published(node, size, mean, std, UNKNOWN, str(path), path, _megabytes(path))
 
 
@@ -237,8 +247,8 @@ def _of_torchvision(node: Node) -> Published | None:
     if name == "torchvision":
         weights = of_torchvision.weights(node["name"])
     else:
-        weights = getattr(build(node, 224), "imagenet", None)
-        node = for_imagenet(node, 224)
+        weights = getattr(build(node, SIDE), "imagenet", None)
+        node = for_imagenet(node, SIDE)
     if weights is None:
         return None
     preset = weights.transforms()

@@ -7,6 +7,8 @@ step_000500.pt   every `train.keep_every` steps, if set
 """
 
 import os
+import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -114,12 +116,21 @@ def load(path: Path) -> dict[str, Any]:
                 wrong = file.testzip()
             if wrong:
                 raise zipfile.BadZipFile(f"wrong checksum in {wrong}")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about unusual pickles, which are reported below if they cannot be read
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'out of memory'}") from None
     except Exception as error:  # torch raises many types for invalid files
+        if code := re.search(r"GLOBAL (\S+)", str(error)):
+            raise Damaged(
+                f"{path} has more than tensors: loading it could run code ({code[1]}), so it is refused; save only the "
+                "state dict"
+            ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        reason = reason.partition(" In PyTorch")[0]  # torch advises to load the file without protection
+        reason = reason.partition(". ")[0]  # torch advises to load the file without protection
+        if reason == "Weights only load failed":
+            reason = "it is no file of torch.save, or has more than tensors"
         raise Damaged(f"{path} is damaged or not a checkpoint: {reason[:150]}") from None
     if not isinstance(content, dict) or not content:
         raise Damaged(f"{path} is not a checkpoint: expected a dict of weights, found {type(content).__name__}")

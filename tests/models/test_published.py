@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import pickle
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +26,7 @@ from sslrun.models import published as module
 from sslrun.models.encoder import average, build_encoder
 from sslrun.models.initialization import Network, resolve
 from sslrun.models.published import load, on_this_machine, published, to_be_had, weights_of
-from tests.helpers import BACKBONES, Cli, Served, folder_node, runs, summary
+from tests.helpers import BACKBONES, QUICK, Cli, Served, folder_node, runs, summary
 
 LITE0: Node = {"_target_": module.TIMM, "name": "tf_efficientnet_lite0", "weights": None}
 RESNET18: Node = {"_target_": module.TORCHVISION, "name": "resnet18", "weights": None}
@@ -185,21 +187,84 @@ def test_every_key_that_does_not_fit_is_named(tmp_path: Path) -> None:
     for key in (*missing, "decoder.weight", "decoder.bias"):
         assert f"net.{key}" in str(error.value)
     other: Node = {**node, "name": "test_efficientnet"}
-    with pytest.raises(UserError, match=r"not weights of test_efficientnet: missing: net\."):
+    with pytest.raises(UserError, match=r"not weights of test_efficientnet: \d+ keys missing: net\."):
         load(published(other), build(other, 64))
 
 
-def test_a_file_with_code_a_damaged_one_and_none_are_one_line(tmp_path: Path) -> None:
+def test_a_file_with_code_and_a_missing_one_are_one_line(tmp_path: Path) -> None:
     node: Node = {"_target_": module.TIMM, "name": "test_resnet", "weights": str(tmp_path / "mine.pth")}
     with pytest.raises(UserError, match=r"backbone\.weights=.*mine\.pth: no such file"):
         published(node)
-    torch.save({"weight": Path("x")}, tmp_path / "mine.pth")
-    with pytest.raises(UserError, match=r"mine\.pth"):
+    torch.save({"weight": Evil()}, tmp_path / "mine.pth")
+    with pytest.raises(UserError, match=r"mine\.pth has more than tensors: .* code \(\w+\.mkdir\), so it is refused"):
         load(published(node), build(node, 64))
-    (tmp_path / "mine.safetensors").write_bytes(b"half a file")
-    node["weights"] = str(tmp_path / "mine.safetensors")
-    with pytest.raises(UserError, match=r"mine\.safetensors is not a file of weights, or it is damaged"):
+    (tmp_path / "mine.pth").write_bytes(pickle.dumps({"weight": Evil()}))
+    with pytest.raises(UserError, match=r"mine\.pth is damaged or not a checkpoint: it is no file of torch\.save"):
         load(published(node), build(node, 64))
+    assert not Path("ran").exists()
+
+
+class Evil:
+    """Creates a folder when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "words"),
+    [("pth", r"is damaged or not a checkpoint: .*central directory$"), ("safetensors", "is not a file of weights, or")],
+)
+def test_half_a_file_is_one_line(suffix: str, words: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state, path = timm.create_model("test_resnet").state_dict(), tmp_path / f"mine.{suffix}"
+    save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    node: Node = {"_target_": module.TIMM, "name": "test_resnet", "weights": str(path)}
+    with pytest.raises(UserError, match=words) as error:
+        load(published(node), build(node, 64))
+    assert "\n" not in str(error.value)
+
+
+def test_half_a_download_of_another_program_may_be_removed(tmp_path: Path) -> None:
+    node = {**RESNET18}
+    path = tmp_path / "torch/hub/checkpoints" / str(weights_of(node).url).rsplit("/", 1)[-1]  # type: ignore[union-attr]
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half a file")
+    with pytest.raises(UserError, match=rf"{path.name} is damaged or not .*; remove it, and it is downloaded again$"):
+        load(published(node), build(node, 64))
+
+
+@pytest.mark.parametrize(("channels", "found"), [(1, "1 channel"), (4, "4 channels")])
+def test_weights_for_images_of_other_channels_are_one_line(channels: int, found: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.pth"
+    torch.save(timm.create_model("test_resnet", in_chans=channels).state_dict(), path)
+    node: Node = {"_target_": module.TIMM, "name": "test_resnet", "weights": str(path)}
+    with pytest.raises(UserError, match=rf"mine\.pth: these weights are for images of {found}, expected 3; net\.conv1"):
+        load(published(node), build(node, 64))
+
+
+@pytest.mark.parametrize(("library", "target"), [("timm", module.TIMM), ("torchvision", module.TORCHVISION)])
+def test_a_name_that_the_library_does_not_know_has_a_hint(library: str, target: str) -> None:
+    with pytest.raises(UserError, match=rf"name=resnet5: {library} has no such network; did you mean resnet50\?"):
+        published({"_target_": target, "name": "resnet5", "weights": None})
+
+
+def test_weights_of_timm_without_timm_say_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"backbone=timm needs the package timm: pip install 'sslrun\[timm\]'"):
+        published(LITE0)
+
+
+def test_bad_weights_end_a_run_before_training(cli: Cli) -> None:
+    torch.save(timm.create_model("test_resnet", in_chans=1).state_dict(), "mine.pth")
+    network = ("backbone=timm", "backbone.name=test_resnet", "backbone.weights=mine.pth")
+    for command in ("finetune", "pretrain"):
+        answer = cli(command, "init=pretrained", *network, "dataset=digits", "dataset.image_size=64", *QUICK)
+        assert answer.code == 1
+        assert answer.lines()[-1].startswith("sslrun: mine.pth: these weights are for images of 1 channel, expected 3")
+        assert not [line for line in answer.lines() if "step" in line]
 
 
 def network(overrides: dict[str, str], size: int = 32) -> Network:
