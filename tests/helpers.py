@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from sslrun.augment import Rng
 from sslrun.cli.app import main
 from sslrun.config.compose import compose_config
+from sslrun.config.types import Node
 from sslrun.data.dataset import Dataset, load_train, split_validation
 from sslrun.device import Device
 from sslrun.models.backbones.smallcnn import smallcnn
@@ -44,7 +45,7 @@ from sslrun.runs.find import BEST, LAST
 from sslrun.runs.run import Run
 from sslrun.study.results import Row
 from sslrun.tasks.task import Task, build_task
-from sslrun.training import autotune, estimate, jobs
+from sslrun.training import autotune, estimate, initial, jobs
 from sslrun.training import settings as training_settings
 from sslrun.training.batches import Batches
 from sslrun.training.loop import fit
@@ -63,12 +64,17 @@ def one_core() -> int:
     return 1
 
 
+def no_weights(backbone: Node) -> None:
+    """Return no published weights for init=auto: a comparison with those of a package, at 224 px, takes a minute."""
+
+
 QUICKER: tuple[tuple[ModuleType, str, Any], ...] = (  # for commands in this process and in forked ones
     (autotune, "SECONDS", 0.5),  # any mode will do
     (estimate, "SECONDS", 0.1),  # rough estimates will do, too
     (figures, "VIEWS_SHOWN", 2),
     (training_settings, "EVALUATION_SHARE", 1e9),  # trainings of a few steps are evaluated as often as requested
     (jobs, "cores", one_core),
+    (initial, "published_here", no_weights),
 )
 NO_MAP = ("map=0", "projector=0", *QUICK)  # `sslrun embed` without figures
 SSLRUN = f"{sys.executable} -m sslrun"  # in a shell

@@ -18,7 +18,7 @@ from sslrun.config.commands import COMMANDS, EVALUATE, FINETUNE, FOR_ENCODER, PR
 from sslrun.config.grammar import quoted
 from sslrun.config.nodes import plain, short_name
 from sslrun.config.types import Node
-from sslrun.runs.encoders import IMAGENET, PRETRAINED, SCRATCH, newest_encoder, source_of
+from sslrun.runs.encoders import AUTO, IMAGENET, PRETRAINED, SCRATCH, newest_encoder, source_of
 from sslrun.runs.find import find, named_run, read_summary
 
 READ = ("unlabeled", "labeled", "in")  # keys of folders to read
@@ -167,7 +167,7 @@ def _run(command: str, values: Node, config_dir: str | None) -> Node:
     if command == FINETUNE and isinstance(values["init"], str):
         init, backbone, dataset = values["init"], values["backbone"], values["dataset"]
         runs = find(FOR_ENCODER, study_runs=True)
-        if init in (SCRATCH, PRETRAINED, IMAGENET):
+        if init in (AUTO, SCRATCH, PRETRAINED, IMAGENET):
             latest = newest_encoder(runs, backbone, dataset) or newest_encoder(runs, {}, dataset)
             return latest[1]["config"] if latest else {}
         path = source_of(init, runs, backbone, dataset, config_dir)

@@ -13,19 +13,20 @@ from sslrun.config.commands import FOR_ENCODER
 from sslrun.config.compose import compose_nodes
 from sslrun.config.nodes import overlaid, short_name
 from sslrun.config.types import Node
+from sslrun.data import options
 from sslrun.data.dataset import Dataset
 from sslrun.data.labels import LabelBudget
-from sslrun.data.options import AUTO, describe, labels_of, mismatch, preprocessing_of
+from sslrun.data.options import describe, labels_of, mismatch, preprocessing_of
 from sslrun.data.statistics import normalization
 from sslrun.models.backbones.stem import for_imagenet
 from sslrun.models.encoder import Encoder, Pooling, build_encoder
 from sslrun.models.published import Published, load, published
 from sslrun.models.weights import State, encoder_of, external_weights, load_state
 from sslrun.runs import checkpoint
-from sslrun.runs.encoders import IMAGENET, PRETRAINED, SCRATCH, newest_encoder, source_of
+from sslrun.runs.encoders import AUTO, IMAGENET, PRETRAINED, SCRATCH, newest_encoder, source_of
 from sslrun.runs.find import FoundRun, find, read_summary
 
-RESERVED = (SCRATCH, PRETRAINED, IMAGENET)  # values of init= that are no run or file
+RESERVED = (AUTO, SCRATCH, PRETRAINED, IMAGENET)  # values of init= that are no run or file
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,16 @@ def resolve(
         refuse_foreign(latest[1]["config"], latest[0])
     chosen, data = _completed(latest and latest[1]["config"], None, backbone, dataset, overrides)
     return Network("scratch", init, None, chosen, data) if init == SCRATCH else _published(backbone, data, overrides)
+
+
+def unchanged(init: str, backbone: Node, dataset: Node) -> Network:
+    """Return the network of an interrupted run whose nodes are complete: `scratch`, or published weights.
+
+    Pretrainings since then change nothing.
+    """
+    if init == SCRATCH:
+        return Network("scratch", SCRATCH, None, backbone, dataset)
+    return Network("pretrained", PRETRAINED, None, backbone, dataset, published=published(backbone))
 
 
 def resolve_pretraining(init: str, backbone: Node, dataset: Node, overrides: Mapping[str, str]) -> Network:
@@ -191,6 +202,11 @@ def _completed(
     else:
         has_backbone, has_dataset = compose_nodes(FOR_ENCODER[0], "backbone", "dataset")
         if not dataset.get("_target_"):
+            if dataset.get("root"):
+                raise UserError(
+                    f"dataset.root={dataset['root']}: there is no pretraining whose data set is in this folder; add "
+                    "dataset=folder"
+                )
             log.info("There is no pretrain run, so the data set is the default: %s.", describe(has_dataset))
     same = backbone.get("_target_") in (None, has_backbone["_target_"])
     chosen = overlaid("backbone", has_backbone if same else backbone, backbone, overrides)
@@ -200,5 +216,5 @@ def _completed(
     data = overlaid("dataset", dataset if dataset.get("_target_") else has_dataset, dataset, overrides)
     if config:
         data = labels_of(preprocessing_of(data, has_dataset, overrides, path), has_dataset, overrides)
-        data["range"] = data["range"] or AUTO  # the run had no gray images of more than 8 bits, this one may
+        data["range"] = data["range"] or options.AUTO  # the run had no gray images of more than 8 bits, this one may
     return chosen, data

@@ -14,6 +14,7 @@ from sslrun.runs.find import FoundRun, has_checkpoint, newest
 
 SCRATCH, PRETRAINED, LATEST = "scratch", "pretrained", "latest"  # values of init= other than runs and files
 IMAGENET = "imagenet"  # another name of `pretrained`
+AUTO = "auto"  # the newest pretraining that fits; without one, published weights or scratch
 PIXELS = "pixels"  # the backbone without weights
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")  # suffixes of files with weights
 
@@ -39,11 +40,11 @@ def source_of(init: str, runs: list[FoundRun], backbone: Node, dataset: Node, co
     tasks = sorted({*choices(TASKS, config_dir), *(short_name(s["config"]["pretext"]["_target_"]) for _, s in runs)})
     if init not in (LATEST, *tasks):
         trained = ", ".join(sorted({short_name(s["config"]["pretext"]["_target_"]) for _, s in runs}))
-        hint = nearest(init, [*tasks, LATEST, SCRATCH, PRETRAINED])
+        hint = nearest(init, [*tasks, AUTO, LATEST, SCRATCH, PRETRAINED])
         hint = "; several values need a sweep: put -m before it." if "," in init else hint
         raise UserError(
             f"init={init}: no such pretext task, run or file{hint or '.'} Pretrained here: {trained or 'none'}; or use "
-            f"{LATEST}, {SCRATCH}, {PRETRAINED}, a run directory or a file"
+            f"{AUTO}, {LATEST}, {SCRATCH}, {PRETRAINED}, a run directory or a file"
         )
     run = newest_encoder(runs, backbone, dataset, None if init == LATEST else init)
     if run is None:

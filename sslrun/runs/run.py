@@ -12,6 +12,7 @@
 The jobs of a sweep are in folders 0, 1, 2, ... of one such directory.
 """
 
+import copy
 import datetime
 import logging
 import os
@@ -146,6 +147,15 @@ class Run:
         self._summary["config"] = resolved
         write_text(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
         self.note()
+        return resolved
+
+    def with_nodes(self, **nodes: Any) -> dict[str, Any]:
+        """Return the resolved config with other nodes; the run's own stays as it is."""
+        config = copy.deepcopy(self._config)
+        OmegaConf.set_struct(config, False)
+        for name, node in nodes.items():
+            config[name] = node
+        resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
         return resolved
 
     def note(self, **entries: Any) -> None:

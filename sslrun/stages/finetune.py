@@ -24,10 +24,10 @@ from sslrun.device import Device
 from sslrun.evaluation.validation import SCORES, accuracy_text, classifier_metrics, score_name
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import BackboneNode, Pooling
-from sslrun.models.initialization import Network, resolve
+from sslrun.models.initialization import Network, resolve, unchanged
 from sslrun.report.training import curves_figure, sample_images, views_figure
 from sslrun.runs import checkpoint
-from sslrun.runs.encoders import SCRATCH
+from sslrun.runs.encoders import AUTO, PRETRAINED, SCRATCH
 from sslrun.runs.find import BEST, LAST, has_checkpoint
 from sslrun.runs.resume import STUDY
 from sslrun.runs.run import Run
@@ -49,6 +49,7 @@ from sslrun.training.candidates import (
 from sslrun.training.choosing import choose_candidate
 from sslrun.training.folds import finetuning
 from sslrun.training.frozen import Frozen
+from sslrun.training.initial import choose_initialization
 from sslrun.training.loop import fit
 from sslrun.training.optimizers import build_optimizer
 from sslrun.training.settings import Training, default_steps
@@ -109,9 +110,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     if run.resumed and has_checkpoint(run.directory):
         return _continued(run, network, labeled, device)
     candidates = candidates_of(config, settings.search if folds.trainings else [])
-    launcher = HydraConfig.get().launcher["_target_"]
-    joblib = "joblib" in launcher  # whose own processes use the cores
-    parallel = device.threads != 1 and not joblib
+    parallel = _parallel(device)
     trainings_parallel = parallel and device.torch.type == "cpu"
     trained = sum(c.is_trained for c in candidates)
     if trained and not run.in_study:  # a study estimates the time of all its runs
@@ -147,20 +146,34 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     return {**result, "training_seconds": round(time.monotonic() - began, 2)}
 
 
+def _parallel(device: Device) -> bool:
+    """Return whether a run uses all cores; those of joblib's processes are in use."""
+    return device.threads != 1 and "joblib" not in HydraConfig.get().launcher["_target_"]
+
+
 def _resolved(run: Run, settings: Finetune) -> tuple[Network, Finetune]:
     """Resolve the initial weights, and the settings that depend on them."""
     run.note(resumable=STUDY)  # folds that are finished are not repeated
     settings.budget.check([key_of(o) for o in run.summary["overrides"]])
     if settings.mode == "knn" and settings.balance not in ("auto", "none"):
         raise UserError(f"mode=knn does not balance classes; remove balance={settings.balance}, or set mode=probe")
-    resumed = run.summary if run.resumed and has_checkpoint(run.directory) else None
-    network = resolve(settings.init, settings.backbone, settings.dataset, run.overrides, resumed)
     search = searched(
         run.stages, settings.search, group_choices(run.summary["overrides"], user_config_dir()), user_config_dir()
     )
     if search and settings.mode in (PROBE, KNN):
         raise UserError(f"search= needs mode=auto or mode=finetune, found mode={settings.mode}; remove one of them")
-    init = settings.init if run.resumed else network.init
+    overrides = dict(o.split("=", 1) for o in run.summary["overrides"])  # of a resumed run, the first ones, too
+    init = settings.init
+    if init == AUTO:
+        parallel = _parallel(build(settings.device))
+        run.resolve(**choose_initialization(run, settings.budget, overrides, parallel))  # a resumed run keeps it
+        init = run.config["init"]
+    resumed = run.summary if run.resumed and has_checkpoint(run.directory) else None
+    if run.resumed and not resumed and "init" in run.summary and init in (SCRATCH, PRETRAINED):
+        network = unchanged(init, settings.backbone, settings.dataset)
+    else:
+        network = resolve(init, settings.backbone, settings.dataset, overrides, resumed)
+    init = settings.init if resumed else network.init
     config = run.resolve(backbone=network.backbone, dataset=network.dataset, init=init, search=search)
     return network, built_settings(Finetune, config)
 

@@ -42,7 +42,7 @@ def test_cfg_shows_the_config_and_starts_nothing(cli: Cli) -> None:
         (["pretrain", "unlabeled=nowhere"], "nowhere: no such folder"),
         (["pretrain", "resume=nowhere"], "is not a run of sslrun"),
         (["pretrain", "resume=latest"], "no pretrain run"),
-        (["finetune"], "no run in outputs/pretrain); pretrain with sslrun pretrain, or use init=scratch"),
+        (["finetune", "init=latest"], "no run in outputs/pretrain); pretrain with sslrun pretrain, or use"),
         (["finetune", "--lr=3"], "--lr=3: no such flag; settings are given as key=value; did you mean train.learn"),
         (["pretrain", "--epochs", "10"], "--epochs: no such flag; settings are given as key=value; did you mean train"),
         (["compare", "budget=2"], "budget=2: expected a time such as 90s, 30m or 2h"),
@@ -51,7 +51,7 @@ def test_cfg_shows_the_config_and_starts_nothing(cli: Cli) -> None:
         (["compare", "finetune.train.steps=1,2"], "finetune.train.steps=1,2: expected one value; to try several, use"),
         (["finetune", "init=jigsaw"], "init=jigsaw: no pretrain jigsaw run"),
         (["finetune", "init=nowhere/x.pt"], "no such run or file"),
-        (["finetune", "init=imagenet", *QUICK], "no ImageNet weights for this backbone"),
+        (["finetune", "init=imagenet", "backbone=smallcnn", *QUICK], "there are no published weights of smallcnn"),
         (["evaluate"], "no finished finetune run"),
         (["evaluate", "run=nowhere"], "is not a run of sslrun"),
         (["predict", "x.jpg"], "no finished finetune run"),
@@ -145,7 +145,7 @@ pretrain -m dataset=folder dataset.root=.,nowhere
 pretrain resume=nowhere
 pretrain hydra.job.chdir=true
 pretrain -m hydra/launcher=submitit_slurm seed=0,1
-finetune
+finetune init=latest
 finetune init=moco
 finetune init=nowhere/best.pt
 finetune -m init=scratch,nowhere/best.pt

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torchvision import models
 
 from sslrun.base.errors import UserError
 from sslrun.base.output import write_json
@@ -13,7 +14,7 @@ from sslrun.config.compose import compose_nodes
 from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images, digests
 from sslrun.models.encoder import build_encoder
-from sslrun.models.initialization import resolve
+from sslrun.models.initialization import resolve, unchanged
 from sslrun.runs import checkpoint
 from tests.helpers import QUICK, Cli, runs, summary
 
@@ -55,7 +56,7 @@ def test_initializations(in_world: Path, cli: Cli) -> None:
         (["dataset.mean=[0,0,0]"], "dataset.mean"),
         (["backbone=resnet18", "init=RUN"], "backbone=resnet18 does not match"),
         (["backbone=smallcnn", "backbone.widths=[4]", "init=RUN"], "backbone.widths"),
-        (["backbone=resnet18"], "no pretrain run of resnet18"),
+        (["backbone=resnet18", "init=latest"], "no pretrain run of resnet18"),
         (["dataset.classes=[flower]"], "one class"),
     ],
 )
@@ -82,18 +83,30 @@ def test_scratch_has_the_same_backbone_and_data_set(in_world: Path, cli: Cli) ->
     assert summary(runs("finetune")[-1])["config"]["dataset"]["image_size"] == 24
 
 
-def test_a_classifier_from_imagenet_weights_can_be_loaded(
-    in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("init", ["pretrained", "imagenet"])
+def test_a_classifier_from_published_weights_can_be_loaded(
+    in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, init: str
 ) -> None:
-    from torchvision import models
-
-    original = models.resnet18()  # instead of the download
-    monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", lambda self, **_: original.state_dict())
-    assert cli("finetune", "init=imagenet", "backbone=resnet18", "mode=probe", *QUICK).code == 0
+    original = models.resnet18()
+    downloaded(original, monkeypatch)
+    size = ("dataset.image_size=64", "dataset.max_images=20")
+    assert cli("finetune", f"init={init}", "backbone=resnet18", "mode=probe", *size, *QUICK).code == 0
     result = summary(runs("finetune")[-1])
     assert result["dataset"].startswith("folder")  # that of the newest pretraining run, although of another backbone
-    assert result["config"]["backbone"]["stem"] == "imagenet_small"
+    assert (result["init"], result["config"]["init"]) == ("pretrained", "pretrained")
+    assert result["config"]["backbone"]["stem"] == "imagenet_small"  # at up to 64 px
+    assert result["config"]["dataset"]["mean"] == [0.485, 0.456, 0.406]
+    first = checkpoint.load(runs("finetune")[-1] / "best.pt")["model"]["classifier.encoder.backbone.conv1.weight"]
+    assert torch.equal(first, original.state_dict()["conv1.weight"])
     assert cli("evaluate", *QUICK).code == 0
+
+
+def downloaded(net: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save weights where torchvision would have downloaded them."""
+    monkeypatch.setenv("TORCH_HOME", str(Path("torch").absolute()))
+    path = Path("torch/hub/checkpoints", models.ResNet18_Weights.DEFAULT.url.rsplit("/", 1)[-1])
+    path.parent.mkdir(parents=True)
+    torch.save(net.state_dict(), path)
 
 
 @pytest.mark.parametrize("name", ["imagenet.pt", "scratch.pt"])
@@ -117,7 +130,7 @@ def test_a_file_may_have_the_name_of_another_value_of_init(in_world: Path, cli: 
     assert all(torch.equal(started[f"classifier.encoder.backbone.{k}"], v) for k, v in weights.items())
 
 
-@pytest.mark.parametrize("name", ["imagenet", "scratch"])
+@pytest.mark.parametrize("name", ["auto", "pretrained", "imagenet", "scratch"])
 def test_the_value_of_init_for_a_file_without_a_suffix_finds_it_again(name: str) -> None:
     torch.save({"weight": torch.ones(1)}, name)
     backbone, dataset = compose_nodes("pretrain", "backbone", "dataset")
@@ -125,7 +138,10 @@ def test_the_value_of_init_for_a_file_without_a_suffix_finds_it_again(name: str)
         network = resolve(init, backbone, dataset, {})
         assert (network.kind, network.init) == ("file", f"./{name}")
         assert resolve(network.init, backbone, dataset, {}).weights == network.weights
-    assert resolve(name, backbone, dataset, {}).kind == {"imagenet": "pretrained", "scratch": "scratch"}[name]
+    if name != "auto":
+        resnet = {"_target_": RESNET18, "stem": "auto"}
+        kind = "scratch" if name == "scratch" else "pretrained"
+        assert resolve(name, resnet, dataset, {}).kind == kind
 
 
 def test_a_run_without_steps_can_initialize_another(short_run: Path, cli: Cli) -> None:
@@ -230,11 +246,15 @@ def test_a_baseline_has_the_backbone_and_data_of_the_newest_run_that_fits() -> N
     made_run("a", "1", image_size=8)
     made_run("b", "2", backbone={"_target_": RESNET18, "stem": "auto"}, image_size=16)
     made_run("c", "3", backbone={"_target_": SMALLCNN, "widths": [5]}, root="others", image_size=20)
-    for init, kind in (("scratch", "scratch"), ("imagenet", "pretrained")):
-        network = resolve(init, UNSET, UNSET, {})
-        assert (network.kind, network.name, network.path, network.init) == (kind, init, None, init)
-        assert network.weights is None
-        assert (network.backbone["widths"], network.dataset["image_size"]) == ([5], 20)
+    network = resolve("scratch", UNSET, UNSET, {})
+    assert (network.kind, network.name, network.path, network.init) == ("scratch", "scratch", None, "scratch")
+    assert network.weights is None
+    assert (network.backbone["widths"], network.dataset["image_size"]) == ([5], 20)
+    resnet = {"_target_": RESNET18, "stem": "auto"}
+    for init in ("pretrained", "imagenet"):  # the images of its newest run, but the image size of the weights
+        network = resolve(init, resnet, UNSET, {})
+        assert (network.kind, network.name, network.init) == ("pretrained", "pretrained", "pretrained")
+        assert (network.backbone, network.dataset["root"], network.dataset["image_size"]) == (resnet, "photos", 224)
     photos = {"_target_": FOLDER, "root": "photos", "image_size": 64, "resize": "crop", "channels": "rgb", "mean": None,
               "std": None}  # fmt: skip
     assert resolve("scratch", UNSET, photos, {}).dataset["image_size"] == 16
@@ -246,8 +266,8 @@ def test_a_baseline_has_the_backbone_and_data_of_the_newest_run_that_fits() -> N
     own = resolve("scratch", {"widths": [7]}, {**photos, "resize": "squash"},
                   {"backbone.widths": "[7]", "dataset.resize": "squash", "dataset.root": "photos"})  # fmt: skip
     assert own.dataset["resize"] == "squash"
-    resnet = {"_target_": RESNET18, "stem": "auto"}
-    stems = {init: resolve(init, resnet, photos, {}).backbone["stem"] for init in ("scratch", "imagenet")}
+    small = {**photos, "image_size": 32}, {"dataset.image_size": "32"}
+    stems = {init: resolve(init, resnet, *small).backbone["stem"] for init in ("scratch", "imagenet")}
     assert stems == {"scratch": "auto", "imagenet": "imagenet_small"}
     large = resolve("imagenet", resnet, {**photos, "image_size": 128}, {"dataset.image_size": "128"})
     assert (large.backbone["stem"], large.dataset["image_size"]) == ("auto", 128)
@@ -262,16 +282,19 @@ def test_a_run_whose_config_names_foreign_code_is_not_a_baseline() -> None:
 
 
 def test_a_resumed_run_keeps_its_initialization() -> None:
-    config = {
-        "backbone": {"_target_": RESNET18, "stem": "auto"},
-        "dataset": {"_target_": FOLDER, "root": "photos", "image_size": 32, "resize": "crop", "channels": "rgb",
-                    "mean": [0.5] * 3, "std": [0.5] * 3},
-    }  # fmt: skip
-    for init, stem in (("imagenet", "imagenet_small"), ("scratch", "auto")):
-        resumed = {"init": "its name", "config": {**config, "init": init}}
+    made_run("a", "1", backbone={"_target_": RESNET18, "stem": "small"}, image_size=48)  # since it was started
+    data = {"_target_": FOLDER, "root": "photos", "image_size": 32, "resize": "crop", "channels": "rgb",
+            "mean": [0.5] * 3, "std": [0.5] * 3}  # fmt: skip
+    for init, stem in (("pretrained", "imagenet_small"), ("scratch", "auto")):
+        backbone = {"_target_": RESNET18, "stem": stem}
+        resumed = {"init": "its name", "config": {"backbone": backbone, "dataset": data, "init": init}}
         network = resolve("latest", UNSET, UNSET, {}, resumed)
         assert (network.kind, network.name, network.path, network.weights) == ("resume", "its name", None, None)
         assert network.backbone["stem"] == stem
+        network = unchanged(init, backbone, data)  # without a checkpoint
+        assert (network.kind, network.name, network.init) == (init, init, init)
+        assert (network.backbone, network.dataset) == (backbone, data)
+        assert (network.published is None) == (init == "scratch")
 
 
 def test_a_file_may_have_the_weights_of_an_encoder_or_of_its_backbone_alone() -> None:

@@ -75,7 +75,7 @@ def test_values_of_init() -> None:
         ("a/b", "init=a/b: no such run or file"),
         ("a.ckpt", "init=a.ckpt: no such run or file"),
         ("simcrl", "init=simcrl: no such pretext task, run or file; did you mean simclr? Pretrained here: mine, other, "
-                   "simclr; or use latest, scratch, imagenet, a run directory or a file"),
+                   "simclr; or use auto, latest, scratch, pretrained, a run directory or a file"),
     ):  # fmt: skip
         with pytest.raises(UserError) as error:
             found(init)

@@ -145,7 +145,7 @@ def test_all_tasks_train_networks_of_libraries_and_classifiers_start_from_them(
     answer = cli("finetune", *network, "mode=finetune", *steps)
     assert answer.code == 0, answer.err
     assert cli("evaluate", *steps[2:]).code == 0
-    answer = cli("finetune", f"backbone={library}", "backbone.name=mobilenet_v2", "mode=finetune", *steps)
+    answer = cli("finetune", "init=latest", f"backbone={library}", "backbone.name=mobilenet_v2", *steps)
     assert answer.code == 1
     assert "no pretrain run of mobilenet_v2" in answer.err
 

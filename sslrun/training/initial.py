@@ -1,0 +1,194 @@
+"""`init=auto` without a pretraining: published weights or training from scratch, by out-of-fold accuracy."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sslrun.base.console import log, silently
+from sslrun.base.text import percent
+from sslrun.config.build import build
+from sslrun.config.commands import FOR_ENCODER
+from sslrun.config.nodes import network_name
+from sslrun.config.types import Node
+from sslrun.data.balance import balanced_method
+from sslrun.data.labeled import Labeled, load_labeled
+from sslrun.data.labels import LabelBudget
+from sslrun.data.options import describe
+from sslrun.evaluation.selection import Predictions, choose
+from sslrun.evaluation.validation import SCORES, score_name
+from sslrun.models.initialization import Network, resolve
+from sslrun.models.published import INSTALL, Published, on_this_machine, weights_of
+from sslrun.runs.encoders import LATEST, PRETRAINED, SCRATCH, newest_encoder
+from sslrun.runs.find import find
+from sslrun.runs.run import Run
+from sslrun.training import autotune, jobs
+from sslrun.training.candidates import FEW_LABELS, KNN, PROBE, TUNED, Candidate, Compared, compared, folds_of
+from sslrun.training.frozen import Frozen
+from sslrun.training.settings import default_steps
+
+TITLES = {SCRATCH: "scratch", PRETRAINED: "published weights"}
+
+
+def published_here(backbone: Node) -> Published | None:
+    """Return the published weights of a backbone that are on this machine; without a backbone, the first ones."""
+    if not backbone.get("_target_"):
+        return next(on_this_machine(), None)
+    found = weights_of(backbone)
+    return found if found and found.path else None
+
+
+def choose_initialization(
+    run: Run, budget: LabelBudget, overrides: Mapping[str, str], parallel: bool
+) -> dict[str, Any]:
+    """Return the `init` that `auto` stands for: `latest` if there is a pretraining, else the better of two.
+
+    Published weights are those on this machine, with their own network and image size unless these are given; their
+    score is that of a linear probe. Scratch is trained, with the backbone and image size that it has without them. With
+    `mode=probe` or `mode=knn` both are such classifiers on frozen features. They are compared in the folds of the label
+    budget, by the rule for classifiers; the scores are noted as `init_compared`. The trainings of the folds stay in the
+    run's directory if scratch is chosen, since the run then needs them.
+
+    Args:
+        run: its config has the settings of the finetuning.
+        budget: the labels.
+        overrides: of the command line, key -> value.
+        parallel: use all cores.
+
+    Returns:
+        Nodes of the run's config: `init`, and after a comparison the `device`, so that the run continues with the same
+        precision.
+
+    Raises:
+        UserError: the weights do not fit or are damaged, or there are too few labels.
+    """
+    config = run.config
+    backbone, dataset = config["backbone"], config["dataset"]
+    if newest_encoder(find(FOR_ENCODER, study_runs=True), backbone, dataset):
+        return {"init": LATEST}
+    if backbone.get("weights"):  # a file was given: that is a choice
+        return {"init": PRETRAINED}
+    with silently():  # what is chosen is logged when it is used
+        scratch = resolve(SCRATCH, backbone, dataset, overrides)
+        here = published_here(backbone)
+        networks = [scratch, resolve(PRETRAINED, backbone, dataset, overrides)] if here else [scratch]
+    if not here:
+        _log_none(backbone, scratch)
+        return {"init": SCRATCH}
+    arms = [_Arm(run, network, budget, overrides) for network in networks]
+    if not arms[0].folds.regressions:
+        log.info("Every class has one label, so published weights and scratch cannot be compared.")
+        log.info("Starting from published weights of %s; init=scratch takes the other.", here.name)
+        return {"init": PRETRAINED}
+    log.info(
+        "No pretraining of %s: init=auto compares %s with %s.", describe(scratch.dataset), arms[1].title, arms[0].title
+    )
+    with jobs.stopped_on_error():
+        probabilities = [arm.probabilities(run.directory, parallel) for arm in arms]
+    chosen = _chosen(run, arms, probabilities)
+    if chosen == PRETRAINED or arms[0].labeled.val is not None:
+        shutil.rmtree(run.directory / "folds", ignore_errors=True)
+    return {"init": chosen, "device": next(arm.config["device"] for arm in arms if arm.network.name == chosen)}
+
+
+class _Arm:
+    """One of the initializations that are compared, and the classifier by which it is.
+
+    Args: see `choose_initialization`.
+    """
+
+    def __init__(self, run: Run, network: Network, budget: LabelBudget, overrides: Mapping[str, str]) -> None:
+        mode = run.config["mode"]
+        self.network = network
+        self.classifier = mode if mode in (PROBE, KNN) else TUNED if network.name == SCRATCH else PROBE
+        self.labeled = load_labeled(network.dataset, budget, run.config["validation"], overrides)
+        self.folds = folds_of(self.labeled, run.config["subset_seed"])
+        self.config = run.with_nodes(**_nodes(run.config, network, self.labeled))
+        self.candidate = Candidate(network.name, "", self.config)
+
+    @property
+    def title(self) -> str:
+        """Return a description: `scratch (smallcnn at 32 px)`."""
+        how = {TUNED: "", PROBE: "linear probe of ", KNN: "kNN on "}[self.classifier]
+        network = f"{network_name(self.network.backbone)} at {self.network.dataset['image_size']} px"
+        return f"{TITLES[self.network.name]} ({how}{network})"
+
+    def probabilities(self, directory: Path, parallel: bool) -> np.ndarray:
+        """Return the predictions in the folds, `variants x N x classes`.
+
+        Args:
+            directory: of the run, where trainings of folds are kept.
+        """
+        device = build(self.config["device"])
+        torch.manual_seed(self.config["seed"])
+        encoder = self.network.encoder(self.labeled.pool)
+        device.put(encoder)
+        trained, many = self.classifier == TUNED, len(self.labeled.budget) > FEW_LABELS
+        regressions = self.folds.regressions[:1] if many and trained else self.folds.regressions
+        frozen = Frozen(
+            encoder, self.config["pooling"], self.labeled.every, regressions, device, self.config["balance"],
+            self.classifier == KNN, parallel and many,
+        )  # fmt: skip
+        if not trained:
+            return frozen.probabilities
+        at_once = parallel and device.torch.type == "cpu"
+        result = compared([self.candidate], {self.candidate.name: frozen}, self.folds, at_once, directory)
+        return result.predictions.probabilities
+
+
+def _nodes(config: Node, network: Network, labeled: Labeled) -> dict[str, Any]:
+    """Return the settings of a finetuning that depend on the network and the images, as the run will have them."""
+    labels, train = labeled.budget.labels, config["train"]
+    assert labels is not None
+    if train["steps"] == "auto":
+        train = {**train, "steps": None if train["epochs"] else default_steps(len(labels))}
+    with silently():  # likewise
+        device = build(config["device"])
+        fastest = autotune.choose(device, network.backbone, network.dataset["image_size"], train["batch_size"])
+    return {
+        "init": network.init,
+        "backbone": network.backbone,
+        "dataset": {**network.dataset, "range": labeled.pool.range},
+        "validation": labeled.validation,
+        "train": train,
+        "balance": balanced_method(config["balance"], labels) if config["mode"] != KNN else "none",
+        "device": config["device"] | fastest,
+    }
+
+
+def _chosen(run: Run, arms: list[_Arm], probabilities: list[np.ndarray]) -> str:
+    """Return the better of two initializations; log and note their scores."""
+    data, balance = arms[0].labeled.every, arms[0].config["balance"]
+    assert data.labels is not None
+    of = [arm.candidate for arm, p in zip(arms, probabilities, strict=True) for _ in p]
+    names = [c.name for c in of]
+    groups = None if data.groups is None else np.unique(data.groups, return_inverse=True)[1]
+    predictions = Predictions(names, np.concatenate(probabilities), data.labels.numpy(), balance != "none", groups)
+    scores = Compared(of, names, predictions).scores()
+    chosen = names[choose(predictions)]
+    run.note(init_compared={name: round(score, 6) for name, score in scores.items()})
+    other = PRETRAINED if chosen == SCRATCH else SCRATCH
+    undecided, metric = scores[chosen] <= scores[other], SCORES[score_name(balance)]
+    log.info(
+        "%s: %s %s, %s %s. Starting from %s%s; init=%s takes the other.",
+        f"{metric.capitalize()} on validation" if arms[0].labeled.val else f"Out-of-fold {metric}",
+        TITLES[chosen], percent(scores[chosen]), TITLES[other], percent(scores[other]), TITLES[chosen],
+        " (within two standard errors of the best, and with a higher likelihood)" if undecided else "", other,
+    )  # fmt: skip
+    return chosen
+
+
+def _log_none(backbone: Node, scratch: Network) -> None:
+    """Log that there are no published weights to start from, and how to get some."""
+    name, known = network_name(scratch.backbone), weights_of(backbone) if backbone.get("_target_") else None
+    if not backbone.get("_target_"):
+        what, how = "no published weights on this machine", f"{INSTALL}; see sslrun weights"
+    elif known is None:
+        what, how = f"there are no published weights of {name}", "choose another backbone; see sslrun weights"
+    else:
+        what, how = f"the published weights of {name} are not on this machine", "init=pretrained downloads them"
+    log.info("No pretraining of %s, and %s: training %s from scratch.", describe(scratch.dataset), what, name)
+    log.info("To start from published weights: %s.", how)
