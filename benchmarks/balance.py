@@ -32,9 +32,9 @@ from sslrun.config.compose import compose_config
 from sslrun.data.dataset import Dataset, load_test, load_train
 from sslrun.data.labels import folds
 from sslrun.device import Device
-from sslrun.evaluation.features import probabilities
 from sslrun.evaluation.intervals import mean_interval
 from sslrun.models.classifier import Classifier, KNNClassifier
+from sslrun.models.features import probabilities
 from sslrun.models.trained import load_classifier
 
 BALANCE = ("none", "sampling", "weights", "logit")

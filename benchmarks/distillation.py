@@ -35,9 +35,9 @@ from sslrun.data.dataset import Dataset, load_train
 from sslrun.data.labels import LabelBudget, folds
 from sslrun.data.statistics import normalization
 from sslrun.device import Device, in_float32
-from sslrun.evaluation.features import features
-from sslrun.evaluation.teacher_features import half_rows
 from sslrun.models.encoder import build_encoder
+from sslrun.models.features import features
+from sslrun.models.teacher_features import half_rows
 from sslrun.tasks.pretext.distill import Distill
 from sslrun.training.batches import Batches
 from sslrun.training.frozen import Frozen

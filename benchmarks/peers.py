@@ -31,9 +31,9 @@ from sslrun.config.compose import compose_config
 from sslrun.data.dataset import load_split, load_test
 from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget
-from sslrun.evaluation.features import features
 from sslrun.models.classifier import knn_probabilities
 from sslrun.models.encoder import build_encoder
+from sslrun.models.features import features
 from sslrun.models.weights import load_state, strip_prefix
 from sslrun.runs import checkpoint
 from sslrun.runs.find import read_summary

@@ -38,8 +38,8 @@ from sslrun.config.compose import compose_config
 from sslrun.data.dataset import Dataset, load_test, load_train
 from sslrun.data.labels import LabelBudget, folds
 from sslrun.device import Device
-from sslrun.evaluation.features import probabilities
 from sslrun.models.classifier import Classifier
+from sslrun.models.features import probabilities
 from sslrun.models.initialization import resolve
 from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.training.batches import Batches

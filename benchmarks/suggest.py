@@ -16,10 +16,10 @@ import torch
 from sslrun.data.dataset import load_train, split_validation
 from sslrun.data.labels import folds
 from sslrun.device import Device
-from sslrun.evaluation.features import features
 from sslrun.evaluation.intervals import mean_interval
 from sslrun.evaluation.probe import best_c, regression
 from sslrun.inference.suggestion import typical_and_diverse
+from sslrun.models.features import features
 from sslrun.models.trained import load_network
 
 

@@ -15,10 +15,10 @@ from sslrun.data.dataset import Dataset
 from sslrun.data.labeled import Labeled
 from sslrun.data.labels import Fold
 from sslrun.device import Device
-from sslrun.evaluation.features import map_features
 from sslrun.evaluation.selection import Predictions, choose
 from sslrun.models.classifier import knn_probabilities
 from sslrun.models.encoder import Encoder, Pooling
+from sslrun.models.features import map_features
 
 C_VALUES = tuple(10.0**k for k in range(-4, 3))  # inverse regularization strength, as in scikit-learn
 DEFAULT_C = 1.0  # where it cannot be chosen

@@ -13,11 +13,11 @@ from sslrun.data.labeled import Labeled
 from sslrun.data.labels import counts
 from sslrun.device import Device
 from sslrun.evaluation import calibration
-from sslrun.evaluation.features import features, probabilities
 from sslrun.evaluation.intervals import wilson_interval
 from sslrun.evaluation.metrics import embedding_health, has_collapsed
 from sslrun.models.classifier import Classifier, KNNClassifier, knn_probabilities
 from sslrun.models.encoder import Encoder
+from sslrun.models.features import features, probabilities
 
 SCORES = {"val/accuracy": "accuracy", "val/f1_macro": "macro F1"}  # by which classifiers are chosen
 HEALTH_IMAGES, KNN_BANK, KNN_QUERIES = 1024, 5000, 2000

@@ -33,8 +33,8 @@ from sslrun.data.depth import clipped_text
 from sslrun.data.workers import in_order, workers
 from sslrun.device import Device, inference_device
 from sslrun.evaluation import calibration
-from sslrun.evaluation.features import map_features, probabilities
 from sslrun.inference.inputs import Block, ImageLike, decoded_one, to_tensor
+from sslrun.models.features import map_features, probabilities
 from sslrun.models.trained import Trained, load_network
 from sslrun.runs.find import find_run
 

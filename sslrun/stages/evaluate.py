@@ -22,11 +22,11 @@ from sslrun.data.tree import normalized
 from sslrun.device import Device, inference_device
 from sslrun.evaluation import calibration
 from sslrun.evaluation.correctness import PREDICTIONS
-from sslrun.evaluation.features import probabilities
 from sslrun.evaluation.intervals import paired_test, validation_excess
 from sslrun.evaluation.metrics import scored
 from sslrun.evaluation.probe import map_probes
 from sslrun.models.classifier import Classifier
+from sslrun.models.features import probabilities
 from sslrun.models.trained import Trained, load_classifier
 from sslrun.report import evaluation
 from sslrun.report.evaluation import confusion_figure, log_small_classes, print_classification

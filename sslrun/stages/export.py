@@ -23,11 +23,11 @@ from sslrun.config.nodes import network_name
 from sslrun.data.dataset import load_train
 from sslrun.device import Device
 from sslrun.evaluation import calibration
-from sslrun.evaluation.features import probabilities
 from sslrun.inference.inputs import named_images
 from sslrun.inference.model import Model
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import Encoder, average
+from sslrun.models.features import probabilities
 from sslrun.models.trained import load_network
 from sslrun.runs.find import find_run
 from sslrun.runs.run import Run

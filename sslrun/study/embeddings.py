@@ -10,9 +10,9 @@ from sslrun.config.build import build
 from sslrun.config.types import Node
 from sslrun.data.dataset import Dataset
 from sslrun.data.statistics import normalization
-from sslrun.evaluation.features import features
 from sslrun.evaluation.projection import tsne
 from sslrun.models.encoder import build_encoder
+from sslrun.models.features import features
 from sslrun.models.initialization import resolve
 
 MAX_IMAGES = 1000  # per map

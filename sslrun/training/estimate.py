@@ -16,10 +16,10 @@ from sslrun.config.types import Node
 from sslrun.data.images import Images
 from sslrun.data.labeled import Labeled
 from sslrun.device import Device
-from sslrun.evaluation.features import features as features_of
 from sslrun.evaluation.probe import SEARCHED, FoldRegression
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import build_encoder
+from sslrun.models.features import features as features_of
 from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.tasks.task import Task, build_task
 from sslrun.training.autotune import choose

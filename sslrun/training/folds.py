@@ -14,9 +14,9 @@ from sslrun.config.types import Node
 from sslrun.data.balance import class_priors, effective_number_weights
 from sslrun.data.images import Images
 from sslrun.data.labels import Fold
-from sslrun.evaluation.features import probabilities
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import build_encoder
+from sslrun.models.features import probabilities
 from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.training.batches import Batches
 from sslrun.training.loop import train_step

@@ -10,7 +10,6 @@ from sslrun.data.balance import Balance
 from sslrun.data.dataset import Dataset
 from sslrun.data.labels import Fold
 from sslrun.device import Device
-from sslrun.evaluation.features import pooled_features
 from sslrun.evaluation.probe import (
     C_VALUES,
     DEFAULT_C,
@@ -23,6 +22,7 @@ from sslrun.evaluation.probe import (
 from sslrun.evaluation.selection import Predictions, choose
 from sslrun.models.classifier import knn_probabilities
 from sslrun.models.encoder import Encoder, Pooling
+from sslrun.models.features import pooled_features
 from sslrun.training.jobs import in_order, one_torch_thread
 
 

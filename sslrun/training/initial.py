@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sslrun.data.balance import balanced_method
 from sslrun.data.labeled import Labeled, load_labeled
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import describe
-from sslrun.evaluation.selection import Predictions, choose
+from sslrun.evaluation.selection import Predictions, choose, score
 from sslrun.evaluation.validation import SCORES, score_name
 from sslrun.models.initialization import Network, resolve
 from sslrun.models.published import INSTALL, Published, on_this_machine, weights_of
@@ -26,7 +27,7 @@ from sslrun.runs.encoders import LATEST, PRETRAINED, SCRATCH, newest_encoder
 from sslrun.runs.find import find
 from sslrun.runs.run import Run
 from sslrun.training import autotune, jobs
-from sslrun.training.candidates import FEW_LABELS, KNN, PROBE, TUNED, Candidate, Compared, compared, folds_of
+from sslrun.training.candidates import FEW_LABELS, KNN, PROBE, TUNED, Candidate, compared, folds_of
 from sslrun.training.frozen import Frozen
 from sslrun.training.settings import default_steps
 
@@ -78,23 +79,23 @@ def choose_initialization(
     if not here:
         _log_none(backbone, scratch)
         return {"init": SCRATCH}
-    arms = [_Arm(run, network, budget, overrides) for network in networks]
-    if not arms[0].folds.regressions:
+    both = [_Initialization(run, network, budget, overrides) for network in networks]
+    if not both[0].folds.regressions:
         log.info("Every class has one label, so published weights and scratch cannot be compared.")
         log.info("Starting from published weights of %s; init=scratch takes the other.", here.name)
         return {"init": PRETRAINED}
     log.info(
-        "No pretraining of %s: init=auto compares %s with %s.", describe(scratch.dataset), arms[1].title, arms[0].title
+        "No pretraining of %s: init=auto compares %s with %s.", describe(scratch.dataset), both[1].title, both[0].title
     )
     with jobs.stopped_on_error():
-        probabilities = [arm.probabilities(run.directory, parallel) for arm in arms]
-    chosen = _chosen(run, arms, probabilities)
-    if chosen == PRETRAINED or arms[0].labeled.val is not None:
+        probabilities = [each.probabilities(run.directory, parallel) for each in both]
+    chosen = _chosen(run, both, probabilities)
+    if chosen == PRETRAINED or both[0].labeled.val is not None:
         shutil.rmtree(run.directory / "folds", ignore_errors=True)
-    return {"init": chosen, "device": next(arm.config["device"] for arm in arms if arm.network.name == chosen)}
+    return {"init": chosen, "device": next(each.config["device"] for each in both if each.network.name == chosen)}
 
 
-class _Arm:
+class _Initialization:
     """One of the initializations that are compared, and the classifier by which it is.
 
     Args: see `choose_initialization`.
@@ -159,24 +160,24 @@ def _nodes(config: Node, network: Network, labeled: Labeled) -> dict[str, Any]:
     }
 
 
-def _chosen(run: Run, arms: list[_Arm], probabilities: list[np.ndarray]) -> str:
+def _chosen(run: Run, both: list[_Initialization], probabilities: list[np.ndarray]) -> str:
     """Return the better of two initializations; log and note their scores."""
-    data, balance = arms[0].labeled.every, arms[0].config["balance"]
+    data, balance = both[0].labeled.every, both[0].config["balance"]
     assert data.labels is not None
-    of = [arm.candidate for arm, p in zip(arms, probabilities, strict=True) for _ in p]
-    names = [c.name for c in of]
     groups = None if data.groups is None else np.unique(data.groups, return_inverse=True)[1]
-    predictions = Predictions(names, np.concatenate(probabilities), data.labels.numpy(), balance != "none", groups)
-    scores = Compared(of, names, predictions).scores()
-    chosen = names[choose(predictions)]
-    run.note(init_compared={name: round(score, 6) for name, score in scores.items()})
-    other = PRETRAINED if chosen == SCRATCH else SCRATCH
-    undecided, metric = scores[chosen] <= scores[other], SCORES[score_name(balance)]
+    names = [each.candidate.name for each, p in zip(both, probabilities, strict=True) for _ in p]
+    every = Predictions(names, np.concatenate(probabilities), data.labels.numpy(), balance != "none", groups)
+    scores = {}
+    for each, p in zip(both, probabilities, strict=True):
+        own = replace(every, names=[each.candidate.name] * len(p), probabilities=p)
+        scores[each.candidate.name] = score(own, choose(own), every.common)
+    run.note(init_compared={name: round(value, 6) for name, value in scores.items()})
+    chosen, other = (PRETRAINED, SCRATCH) if scores[PRETRAINED] > scores[SCRATCH] else (SCRATCH, PRETRAINED)
+    metric = SCORES[score_name(balance)]
     log.info(
-        "%s: %s %s, %s %s. Starting from %s%s; init=%s takes the other.",
-        f"{metric.capitalize()} on validation" if arms[0].labeled.val else f"Out-of-fold {metric}",
-        TITLES[chosen], percent(scores[chosen]), TITLES[other], percent(scores[other]), TITLES[chosen],
-        " (within two standard errors of the best, and with a higher likelihood)" if undecided else "", other,
+        "%s: %s %s, %s %s. Starting from %s; init=%s takes the other.",
+        f"{metric.capitalize()} on validation" if both[0].labeled.val else f"Out-of-fold {metric}",
+        TITLES[chosen], percent(scores[chosen]), TITLES[other], percent(scores[other]), TITLES[chosen], other,
     )  # fmt: skip
     return chosen
 

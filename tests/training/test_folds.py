@@ -9,9 +9,9 @@ import torch
 from sslrun.base.errors import UserError
 from sslrun.data.balance import class_priors, effective_number_weights
 from sslrun.data.labels import Fold
-from sslrun.evaluation.features import features
 from sslrun.evaluation.probe import regression
 from sslrun.models.classifier import Classifier
+from sslrun.models.features import features
 from sslrun.training import jobs
 from sslrun.training.folds import FoldTraining, finetuning, fold_probabilities, images_of
 from sslrun.training.jobs import run_jobs

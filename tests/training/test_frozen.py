@@ -12,10 +12,10 @@ from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images
 from sslrun.data.labels import Fold, folds
 from sslrun.evaluation import probe
-from sslrun.evaluation.features import features
 from sslrun.evaluation.probe import C_VALUES, regression, regressions
 from sslrun.evaluation.selection import Predictions, score
 from sslrun.models.encoder import Encoder
+from sslrun.models.features import features
 from sslrun.training.frozen import Frozen
 from tests.helpers import CPU
 from tests.training.folding import encoder, red_and_blue

@@ -9,9 +9,9 @@ from sslrun.base.errors import UserError
 from sslrun.config.types import Node, PositiveInt
 from sslrun.data.images import Images
 from sslrun.device import Device, in_float32
-from sslrun.evaluation.teacher_features import half_rows, teacher_features
 from sslrun.models.encoder import Encoder
 from sslrun.models.teacher import teacher_of
+from sslrun.models.teacher_features import half_rows, teacher_features
 from sslrun.tasks.task import Task
 
 FITTED = 20_000  # images to which the principal components are fitted

@@ -14,9 +14,9 @@ from sslrun.augment import Augment
 from sslrun.base.errors import UserError
 from sslrun.data.cache import decode_all, resize_all
 from sslrun.data.images import Images
-from sslrun.evaluation import teacher_features as module
-from sslrun.evaluation.teacher_features import teacher_features
+from sslrun.models import teacher_features as module
 from sslrun.models.teacher import teacher_of
+from sslrun.models.teacher_features import teacher_features
 from sslrun.models.weights import load_state
 from sslrun.runs.find import LAST
 from sslrun.tasks.pretext.distill import Distill

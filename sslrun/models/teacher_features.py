@@ -20,7 +20,7 @@ from sslrun.base.files import file_hash
 from sslrun.base.paths import home
 from sslrun.data.images import Images
 from sslrun.device import Device
-from sslrun.evaluation.features import features
+from sslrun.models.features import features
 from sslrun.models.teacher import Teacher
 
 FEW = 50  # images whose features are not worth a place in the cache

@@ -2,9 +2,9 @@ import torch
 from torch import Tensor
 
 from sslrun.device import Device
-from sslrun.evaluation.features import features, map_features, pooled_features, probabilities
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import Pooling, build_encoder
+from sslrun.models.features import features, map_features, pooled_features, probabilities
 from tests.helpers import CPU, encoder_of, small_encoder
 
 
