@@ -10,6 +10,7 @@ from sslrun.base.errors import UserError
 from sslrun.base.machine import physical_memory
 from sslrun.config.build import build
 from sslrun.config.commands import FOR_ENCODER, WITH_CLASSIFIER
+from sslrun.config.names import nearest
 from sslrun.config.nodes import network_name
 from sslrun.config.types import Node
 from sslrun.models.backbones import timm as of_timm
@@ -92,7 +93,8 @@ def _node(name: str | None, weights: str | None) -> Node:
         return {"_target_": TIMM, "name": name, "weights": weights}
     if name in of_torchvision.names():
         return {"_target_": TORCHVISION, "name": name, "weights": weights}
+    hint = nearest(name, [*of_timm.names(), *of_torchvision.names()])
     raise UserError(
-        f"pretext.teacher={name}: no run, and no network of timm or torchvision; sslrun weights lists some with "
+        f"pretext.teacher={name}: no run, and no network of timm or torchvision{hint or ';'} sslrun weights lists "
         "published weights"
     )

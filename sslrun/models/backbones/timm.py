@@ -48,6 +48,15 @@ def is_known(name: str) -> bool:
     return bool(library.is_model(name))
 
 
+def names() -> list[str]:
+    """Return the names of timm's networks; none if it is not installed."""
+    try:
+        import timm as library
+    except ModuleNotFoundError:
+        return []
+    return list(library.list_models())
+
+
 def pretrained(name: str) -> Any:
     """Return timm's description of the weights that it has for a network, or None without any, or without timm."""
     if not is_known(name):

@@ -163,6 +163,7 @@ def test_a_teacher_is_a_network_a_file_or_a_run(weights: str, in_world: Path) ->
     assert teacher_of(None, None).name == "tf_efficientnet_lite0"
     for name, file, words in (
         ("resnot", None, r"pretext\.teacher=resnot: no run, and no network of timm or torchvision"),
+        ("tf_efficientnet_lite00", None, r"torchvision; did you mean tf_efficientnet_lite0\?"),
         ("test_resnet", "none.pth", r"backbone\.weights=none\.pth: no such file"),
         ("test_convnext", weights, "these are not weights of test_convnext"),
         (None, weights, r"pretext\.weights=.* needs pretext\.teacher"),
