@@ -50,8 +50,8 @@ def choose_initialization(
     Published weights are those on this machine, with their own network and image size unless these are given; their
     score is that of a linear probe. Scratch is trained, with the backbone and image size that it has without them. With
     `mode=probe` or `mode=knn` both are such classifiers on frozen features. They are compared in the folds of the label
-    budget, and the more accurate is taken; the scores are noted as `init_compared`. The trainings of the folds stay in the
-    run's directory if scratch is chosen, since the run then needs them.
+    budget, and the more accurate is taken; the scores are noted as `init_compared`. The trainings of the folds stay in
+    the run's directory if scratch is chosen, since the run then needs them.
 
     Args:
         run: its config has the settings of the finetuning.
