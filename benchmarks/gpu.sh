@@ -58,7 +58,7 @@ sslrun predict_cpu predict "$images" format=csv device=cpu
 sslrun embed embed "$images" device=cuda
 sslrun suggest suggest "$images" n=5 device=cuda
 sslrun search search "$images/0.png" in="$images" n=3 device=cuda
-sslrun compare compare 'pretexts=[simclr]' "${data[@]}" labels_per_class=[5] seeds=2 mode=finetune imagenet=false \
+sslrun compare compare 'inits=[simclr]' "${data[@]}" labels_per_class=[5] seeds=2 mode=finetune \
   'search=[]' train.epochs=1 finetune.train.steps=20 device=cuda
 try checks "$python" "$here/gpu.py" checks "$(newest finetune)"
 cat "$out/checks.log"

@@ -69,8 +69,8 @@ FEW_IMAGES = ("dataset=digits", "dataset.image_size=16", "dataset.max_images=300
 LABELS = ("label_fraction=0.05", "train.steps=10", "train.batch_size=32", "train.evaluations=2")
 SEARCH = 'search=["augment.probability=0.5","augment.probability=0.0"]'
 STUDY = (
-    *SMALL, "dataset.max_images=400", "pretexts=[rotation,simclr]", "label_fractions=[0.1]", "seeds=2", "search=[]",
-    "imagenet=false", "train.steps=10", "train.batch_size=32", "train.evaluations=1", "finetune.train.steps=8",
+    *SMALL, "dataset.max_images=400", "inits=[rotation,simclr]", "label_fractions=[0.1]", "seeds=2", "search=[]",
+    "train.steps=10", "train.batch_size=32", "train.evaluations=1", "finetune.train.steps=8",
     "finetune.train.batch_size=32", "finetune.train.evaluations=2",
 )  # fmt: skip
 

@@ -130,8 +130,9 @@ def row(initialization: str, mode: str, **known: Any) -> Row:
         "seed": 0, "subset": "a",
         "test_accuracy": 0.5, "test_f1_macro": 0.5, "val_accuracy": None, "val_f1_macro": None, "val_loss": None,
         "chosen": None, "setting": "", "balance": "none",
-        "dataset": "digits", "backbone": "smallcnn",
-        "seconds": 1.0, "finetuned": f"{initialization} {mode}", "evaluated": "",
+        "dataset": "digits", "backbone": "smallcnn", "image_size": 32, "seconds": 1.0,
+        "ms_per_image": None, "megabytes": None, "minutes": None,
+        "finetuned": f"{initialization} {mode}", "evaluated": "",
     }  # fmt: skip
     return Row(initialization=initialization, mode=mode, **{**usual, **known})
 
@@ -316,7 +317,7 @@ STUDY_STEPS = (
     *("finetune.train.steps=4", "finetune.train.evaluations=1"),
 )
 SMALL_STUDY = (*STUDY_DATA, "equal_time=false", "search=[]", *STUDY_STEPS)
-STUDY = ("compare", *SMALL_STUDY, "pretexts=[rotation,simclr]", "labels_per_class=[3]", "seeds=2")
+STUDY = ("compare", *SMALL_STUDY, "inits=[rotation,simclr]", "labels_per_class=[3]", "seeds=2")
 STUDY_RUNS = 2 * (4 + 2 * 2)  # seeds x (scratch, frozen, two on pixels, two tasks in two modes)
 
 

@@ -20,6 +20,7 @@ from sslrun.config.commands import COMMANDS, COMPARE, FINETUNE, PRETRAIN
 from sslrun.config.compose import choices, compose_config, groups
 from sslrun.config.overrides import check_overrides
 from sslrun.stages.table import settings
+from sslrun.study.inits import tasks_of
 from tests.helpers import REPOSITORY
 
 PAGES = {p.relative_to(REPOSITORY).as_posix(): p for p in [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md")]}
@@ -82,9 +83,9 @@ def _mistakes_of_hydra(command: str, arguments: Sequence[str]) -> list[str]:
         overrides = [o for o in overrides if not o.startswith("finetune.")]
         out += _checked(FINETUNE, of_classifiers)
         for o in overrides:
-            if o.startswith("pretexts=["):
-                for task in _value(o.partition("=")[2]):
-                    pretext, *own = shlex.split(task)
+            if o.startswith("inits=["):
+                for entry in tasks_of(_value(o.partition("=")[2])):
+                    pretext, *own = shlex.split(entry)
                     out += _checked(PRETRAIN, [f"pretext={pretext}", *own])
     return out + _checked(command, overrides, "-m" in typed.flags)
 
@@ -197,7 +198,7 @@ def test_every_page_is_linked() -> None:
         ("sslrun predict -n image.jpg", "-n: no such flag"),
         ("$ find . | sslrun predict - formt=csv | head  # names", "formt: no such key"),
         ("sslrun compare finetune.train.step=3", "train.step: no such key"),
-        ("sslrun compare 'pretexts=[simclr,\"simclr pretext.temp=0.5\"]'", "pretext.temp: no such key"),
+        ("sslrun compare 'inits=[simclr,\"simclr pretext.temp=0.5\"]'", "pretext.temp: no such key"),
         ("sslrun compare dataset=folder", "dataset.root: required"),
         ("sslrun runs --fromat csv", "No such option"),
     ],

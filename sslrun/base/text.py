@@ -47,6 +47,11 @@ def words(name: str) -> str:
     return name.replace("/", " ").replace("_", " ")
 
 
+def three_digits(value: float) -> str:
+    """Format a positive number, such as a time, with two or three significant digits: `0.042`, `0.41`, `8.3`, `120`."""
+    return f"{value:,.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 0.995 else f"{value:.2g}"
+
+
 def interval(low: float, high: float) -> str:
     """Format an interval of fractions as percent: `80.2 to 85.7`."""
     return f"{100 * low:.1f} to {100 * high:.1f}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from sslrun.base.paths import CONF
 from sslrun.cli.invocation import Invocation, parsed
-from sslrun.config.commands import COMMANDS, COMPARE, EVALUATE, FINETUNE, typed
+from sslrun.config.commands import COMMANDS, COMPARE, EVALUATE, FINETUNE, TASKS, typed
 
 
 def run_command(command: str, args: list[str]) -> None:
@@ -59,7 +59,7 @@ def launch(invocation: Invocation) -> None:
     if invocation.command == EVALUATE:
         invocation = sweeps.over_finished_jobs(invocation)
     if invocation.command == COMPARE:
-        invocation = _with_settings_of_classifiers(invocation)
+        invocation = _with_settings_of_classifiers(_with_inits(invocation))
     invocation = resume.restored_sweep(resume.with_latest_run(invocation))
     invocation = _resumed_or_checked(invocation)
     if invocation.multirun and invocation.sweep is None:
@@ -120,6 +120,17 @@ def _with_images(invocation: Invocation) -> Invocation:
     if "-" in others and invocation.multirun:
         raise UserError("-: the jobs of a sweep cannot all read standard input; remove -m")
     return invocation.with_overrides([*invocation.overrides, f"images=[{','.join(map(quoted, others))}]"])
+
+
+def _with_inits(invocation: Invocation) -> Invocation:
+    """Convert the older keys `pretexts=` and `imagenet=` into `inits=`."""
+    from sslrun.config.compose import chosen
+    from sslrun.config.renames import with_inits
+
+    choices = [o for o in invocation.overrides if o.partition("=")[0] in (TASKS, "experiment")]
+    return invocation.with_overrides(
+        with_inits(invocation.overrides, lambda: chosen(COMPARE, TASKS, choices, invocation.config_dir))
+    )
 
 
 def _with_settings_of_classifiers(invocation: Invocation) -> Invocation:

@@ -1,6 +1,5 @@
 """Checks of the settings in a study's config against the commands that they are passed to."""
 
-import shlex
 from collections.abc import Callable, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -13,8 +12,9 @@ from sslrun.base.text import seconds_of
 from sslrun.config.commands import COMPARE, FINETUNE, PRETRAIN, TASKS
 from sslrun.config.compose import choices, chosen, group_choices
 from sslrun.config.grammar import key_of
-from sslrun.config.names import nearest
 from sslrun.config.overrides import check_overrides, composed_configs
+from sslrun.runs.encoders import SCRATCH
+from sslrun.study.inits import WITHOUT_TASK, parsed
 
 LABEL_LISTS = ("labels", "labels_per_class", "label_fractions")
 OPTIMIZER = "optimizer"  # config group whose keys may differ between pretext tasks, and depend on its choice
@@ -38,7 +38,8 @@ def mistakes(config: DictConfig, overrides: Sequence[str], config_dir: str | Non
     own = [o for o in own if o not in swept]
     groups = group_choices(overrides if "finetune" not in config else own, config_dir)  # which searched keys depend on
     return [
-        *(line for spec in _texts(config, "pretexts") for line in _pretext(spec, overrides, check, config_dir)),
+        *(line for entry in _texts(config, "inits") for line in _init(entry, overrides, check, config_dir)),
+        *_init_of_all(config),
         *_budget(config.get("budget")),
         *_label_budgets(config),
         *_searched(_texts(config, "search"), groups, check),
@@ -85,6 +86,12 @@ def _budget(value: object) -> list[str]:
     return []
 
 
+def _init_of_all(config: DictConfig) -> list[str]:
+    """Return a line if all pretrainings of a study would start from other weights than random ones."""
+    init = config.get("init") if "inits" in config else SCRATCH
+    return [] if init == SCRATCH else [f'init={init}: give it to a task, as in inits=["rotation init={init}"]']
+
+
 def _label_budgets(config: DictConfig) -> list[str]:
     """Return a line if a study has several kinds of label budgets."""
     kinds = [k for k in LABEL_LISTS if config.get(k) is not None] if "label_fractions" in config else []
@@ -96,20 +103,19 @@ def _texts(config: DictConfig, key: str) -> list[str]:
     return [v for v in values or [] if isinstance(v, str)] if not isinstance(values, str | int | float) else []
 
 
-def _pretext(spec: str, overrides: Sequence[str], check: Check, config_dir: str | None) -> list[str]:
+def _init(entry: str, overrides: Sequence[str], check: Check, config_dir: str | None) -> list[str]:
     try:
-        name, *settings = shlex.split(spec) or [""]
-    except ValueError as error:
-        return [f"pretexts: {spec}: {error}"]
-    known = choices(TASKS, config_dir)
-    if name not in known:
-        return [f"pretexts: {spec}: no pretext {name!r}{nearest(name, known) or '.'} Choices: {', '.join(known)}"]
+        name, settings = parsed(entry, choices(TASKS, config_dir))
+    except UserError as error:
+        return [f"inits: {entry}: {error}"]
+    if name in WITHOUT_TASK:
+        return []
     shared = [o for o in overrides if key_of(o) in ("experiment", OPTIMIZER)]
     try:
         optimizer = chosen(COMPARE, OPTIMIZER, shared, config_dir)
     except (HydraException, OmegaConfBaseException):
         return []  # reported by the check of the config
-    return _lines(f"pretexts: {spec}: ", check, PRETRAIN, [f"{OPTIMIZER}={optimizer}", f"{TASKS}={name}", *settings])
+    return _lines(f"inits: {entry}: ", check, PRETRAIN, [f"{OPTIMIZER}={optimizer}", f"{TASKS}={name}", *settings])
 
 
 def _lines(prefix: str, check: Check, command: str, overrides: list[str]) -> list[str]:

@@ -4,12 +4,15 @@ Old config keys are accepted until 0.2.0, with a notice; files of old runs are r
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from sslrun.base.console import log
+from sslrun.base.errors import UserError
+from sslrun.config.grammar import key_of
+from sslrun.config.nodes import short_name
 from sslrun.config.types import Node
 
 KEYS = {  # in configs and overrides; in those of `compare` also after `finetune.`
@@ -19,7 +22,11 @@ KEYS = {  # in configs and overrides; in those of `compare` also after `finetune
     "pretext.augment.tilt": "pretext.augment.degrees",
 }
 AUGMENT = {"tilt": "degrees"}  # in every node with our Augment as the target, whatever its name
-HOLD_OVERRIDES = ("search", "finetune", "pretexts")  # keys whose values contain overrides
+HOLD_OVERRIDES = ("search", "finetune", "inits", "pretexts")  # keys whose values contain overrides
+
+PRETEXTS, IMAGENET, INITS = "pretexts", "imagenet", "inits"  # the first two have become the third
+OLD_INITS = (PRETEXTS, IMAGENET)
+PUBLISHED = "pretrained"  # the entry of `inits` for `imagenet=true`
 
 SUMMARY = {"readouts": "poolings", "val/sure_above": "val/confidence_threshold"}  # also keys of a checkpoint's metrics
 COLUMNS = {  # of results.csv
@@ -63,6 +70,50 @@ def renamed_overrides(overrides: Iterable[str], notice: bool = False) -> list[st
     return [_renamed_override(o, notice) for o in overrides]
 
 
+def with_inits(overrides: Sequence[str], pretext: Callable[[], str]) -> list[str]:
+    """Return the overrides of a study with `inits=` instead of `pretexts=` and `imagenet=`, and log a notice.
+
+    Args:
+        overrides: with current names.
+        pretext: returns the choice of `pretext=`, which is compared if there is no list.
+
+    Raises:
+        UserError: both old and new keys are given.
+    """
+    old = {key: o.partition("=")[2] for o in overrides if (key := key_of(o)) in OLD_INITS}
+    if not old:
+        return list(overrides)
+    kept = [o for o in overrides if key_of(o) not in old]
+    if INITS in map(key_of, kept):
+        raise UserError(f"{next(iter(old))}= is now inits=; give only that")
+    listed = old.get(PRETEXTS, "null")
+    if listed == "null" and old.get(IMAGENET) in ("true", "false"):
+        listed = f"[{pretext()}]"
+    if listed.endswith("]") and old.get(IMAGENET) == "true":
+        listed = f"{listed[:-1].rstrip(',')},{PUBLISHED}]"
+    note_inits(old, listed)
+    return [*kept, f"{INITS}={listed}"]
+
+
+def note_inits(old: Iterable[str], listed: str) -> None:
+    """Log how older keys of a study are read."""
+    names = [f"{key}=" for key in old]
+    log.warning("%s %s now inits=; read as inits=%s", " and ".join(names), "are" if len(names) > 1 else "is", listed)
+
+
+def _with_inits(config: Node, given: Collection[str]) -> Node:
+    """Return the config of a study with `inits` instead of the older keys `pretexts` and `imagenet`."""
+    if not config.keys() & {*OLD_INITS}:
+        return config
+    listed, published = config.get(PRETEXTS), config.get(IMAGENET)
+    if listed is None and isinstance(published, bool):
+        listed = [short_name(str(config["pretext"]["_target_"]))]
+    if listed is not None and published is True:
+        listed = [*listed, PUBLISHED]
+    listed = config[INITS] if INITS in given else listed
+    return {k: v for k, v in config.items() if k not in OLD_INITS} | {INITS: listed}
+
+
 def renamed_config(config: Node, overrides: Iterable[str] = (), notice: bool = False) -> Node:
     """Return a command's config with current keys. The value of an old key overrides the default of the new one.
 
@@ -72,7 +123,7 @@ def renamed_config(config: Node, overrides: Iterable[str] = (), notice: bool = F
         notice: log a notice for every old key.
     """
     given = {o.lstrip("+").partition("=")[0] for o in overrides}
-    config = _renamed_node(config, (), given, notice)
+    config = _with_inits(_renamed_node(config, (), given, notice), given)
     for key in HOLD_OVERRIDES:
         if isinstance(config.get(key), list):
             config[key] = [_renamed_text(v, notice) if isinstance(v, str) else v for v in config[key]]

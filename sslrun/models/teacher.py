@@ -65,7 +65,7 @@ def teacher_of(name: str | None, weights: str | None) -> Teacher:
         return Teacher(network_name(node), trained.config["dataset"]["image_size"], trained.encoder, name)
     if name is None and weights is not None:
         raise UserError(f"pretext.weights={weights} needs pretext.teacher, the name of its network")
-    found = published(_node(name, weights))
+    found = published(node_of(name, weights))
     _refuse_too_large(found)
     with torch.random.fork_rng(devices=[]):
         encoder = build_encoder(found.backbone, found.image_size, found.mean, found.std)
@@ -85,8 +85,8 @@ def _refuse_too_large(found: Published) -> None:
         )
 
 
-def _node(name: str | None, weights: str | None) -> Node:
-    """Return the config node of a network by its name."""
+def node_of(name: str | None, weights: str | None) -> Node:
+    """Return the config node of a network by its name, see `teacher_of`; an empty one without a name."""
     if name is None:
         return {}
     if of_timm.is_known(name):

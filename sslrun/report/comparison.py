@@ -1,17 +1,17 @@
 """The comparison of a study in words: its table for a terminal, and its conclusions."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.table import Table
 from rich.text import Text
 
 from sslrun.base.output import new_table
-from sslrun.base.text import counted, percent
+from sslrun.base.text import counted, percent, three_digits
 from sslrun.evaluation.intervals import MIN_VALUES
 from sslrun.report.gains import ALPHA, brackets, gain_text, p_text, signed
 from sslrun.report.plots import FROM_SCRATCH, name_of
 from sslrun.runs.encoders import PIXELS, SCRATCH
-from sslrun.study.comparison import Budget, Entry
+from sslrun.study.entry import Budget, Entry
 from sslrun.study.results import EQUAL_TIME
 from sslrun.training.candidates import KNN, PROBE
 
@@ -25,12 +25,24 @@ RIVALS = {  # networks that a gain has to be compared with, too
     (PIXELS, KNN): "k-NN on pixels",
 }
 
+COSTS: dict[str, Callable[[Entry], float | None]] = {  # columns
+    "ms": lambda e: e.costs.ms_per_image,
+    "MB": lambda e: e.costs.megabytes,
+    "min": lambda e: e.costs.minutes,
+}
+COSTS_TEXT = (
+    "ms: of an image, in batches of 64, without reading it. MB: of the network. min: of training, with the pretraining."
+)
+WITHIN = 0.01  # of the best accuracy is as good
+
 
 def table(entries: Sequence[Entry]) -> Table:
     """Return the comparison as a table for a terminal."""
     labels = labels_heading(e.budget for e in entries).replace(" + ", " +\n")
-    columns = (labels, "network", "test accuracy", "95 % CI", "gain", "95 % CI", "Holm p")
-    numbers = {labels, "test accuracy", "gain", "Holm p"}
+    costs = list(COSTS) if has_costs(entries) else []
+    accuracy = "test\naccuracy" if costs else "test accuracy"  # which leaves more width to the names
+    columns = (labels, "network", accuracy, "95 % CI", "gain", "95 % CI", "Holm p", *costs)
+    numbers = {labels, accuracy, "gain", "Holm p", *costs}
     out = new_table(columns, numbers, fold=True, caption=_caption(entries), caption_justify="left")
     last = None
     for e in entries:
@@ -45,6 +57,7 @@ def table(entries: Sequence[Entry]) -> Table:
             Text(difference_text(e), style=style),
             Text(gain_interval(e), style=style),
             Text("" if e.p is None else p_text(e.p), style=style),
+            *(cost_text(e, name) for name in costs),
         )
         last = e.budget
     return out
@@ -56,7 +69,20 @@ def _caption(entries: Sequence[Entry]) -> str:
     if any(e.p is not None for e in entries):
         n = counted(comparisons(entries), "comparison")
         text += f"\nHolm p: corrected for {n}; the other rows are not tested."
+    if has_costs(entries):
+        text += f"\n{COSTS_TEXT}"
     return text
+
+
+def has_costs(entries: Iterable[Entry]) -> bool:
+    """Return whether the time of a prediction was measured, as in a study."""
+    return any(e.costs.ms_per_image is not None for e in entries)
+
+
+def cost_text(entry: Entry, name: str) -> str:
+    """Return a cost of a network by its name in `COSTS`; empty if it is not known."""
+    value = COSTS[name](entry)
+    return "" if value is None else three_digits(value)
 
 
 def intervals_text(entries: Sequence[Entry]) -> str:
@@ -102,6 +128,17 @@ def network_text(entry: Entry) -> str:
     return name_of(entry.initialization, entry.mode) + (f" ({chosen})" if chosen else "")
 
 
+def networks_text(entries: Sequence[Entry]) -> str:
+    """Return backbone and image size of each initialization, in short if all have the same."""
+    networks: dict[str, dict[str, None]] = {}
+    for e in entries:
+        if e.initialization != PIXELS:
+            networks.setdefault(e.network, {})[e.initialization] = None
+    if len(networks) == 1:
+        return next(iter(networks))
+    return "; ".join(f"{', '.join(names)}: {network}" for network, names in networks.items())
+
+
 def accuracy_interval(entry: Entry) -> str:
     """Return the 95 % CI of an accuracy: `[65.5, 75.1]`; empty if there is none."""
     return brackets((entry.accuracy.low, entry.accuracy.high)) if entry.has_interval else ""
@@ -142,7 +179,39 @@ def _sentence(e: Entry, entries: Sequence[Entry]) -> str:
         more = {"=": "about ", ">": "more than ", "<": "fewer than "}[sign]
         val = f" + {e.budget.labels_val:,} validation" if e.budget.labels_val else ""
         sentence += f"; scratch needs {more}{number:,.0f}{val} labels for the same accuracy"
-    return sentence + _rivals(e, entries) + _dropped(e)
+    return sentence + _other_network(e, entries) + _rivals(e, entries) + _dropped(e)
+
+
+def _other_network(e: Entry, entries: Sequence[Entry]) -> str:
+    """Return backbone and image size of a network and of scratch, if they differ."""
+    scratch = next(s for s in entries if s.is_scratch and s.budget == e.budget)
+    return f"; it is {e.network}, scratch is {scratch.network}" if e.network != scratch.network else ""
+
+
+def verdicts(entries: Sequence[Entry]) -> list[str]:
+    """Return a sentence for each label budget: the network with the best mean accuracy, and the fastest close to it.
+
+    Of each initialization the row counts that is compared with scratch.
+
+    Args:
+        entries: as returned by `compared`.
+    """
+    out = []
+    for budget in dict.fromkeys(e.budget for e in entries if e.in_family):
+        here = [e for e in entries if e.budget == budget and (e.in_family or e.initialization in (SCRATCH, PIXELS))]
+        best = max(here, key=lambda e: e.accuracy.mean)
+        text = f"Best at {labels_text(budget)}: {_named(best)}, mean test accuracy {percent(best.accuracy.mean)}"
+        close = [e for e in here if e.accuracy.mean >= best.accuracy.mean - WITHIN and e.costs.ms_per_image is not None]
+        if close:
+            fastest = min(close, key=lambda e: (e.costs.ms_per_image, -e.accuracy.mean))
+            name = "the same" if fastest is best else _named(fastest)
+            text += f"; fastest within 1 point: {name}, {cost_text(fastest, 'ms')} ms an image"
+        out.append(text)
+    return out
+
+
+def _named(e: Entry) -> str:
+    return name_of(e.initialization, e.mode)
 
 
 def _rivals(e: Entry, entries: Sequence[Entry]) -> str:

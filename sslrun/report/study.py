@@ -19,26 +19,33 @@ from sslrun.base.text import counted, percent
 from sslrun.evaluation.intervals import MIN_VALUES
 from sslrun.report import plots
 from sslrun.report.comparison import (
+    COSTS,
+    COSTS_TEXT,
     NO_INTERVAL,
     accuracy_interval,
     comparisons,
     conclusions,
+    cost_text,
     difference_text,
     gain_interval,
+    has_costs,
     intervals_text,
     kind_of,
     labels_heading,
     labels_text,
     network_text,
+    networks_text,
     number_of_labels,
     table,
+    verdicts,
 )
 from sslrun.report.gains import brackets, p_text
 from sslrun.report.html import render
 from sslrun.report.plots import FROM_SCRATCH, name_of
 from sslrun.runs.encoders import PIXELS, SCRATCH
 from sslrun.runs.find import read_summary
-from sslrun.study.comparison import Budget, Entry, budget_of, compared, gain_table
+from sslrun.study.comparison import compared, gain_table
+from sslrun.study.entry import Budget, Entry, budget_of
 from sslrun.study.gains import ASSUMED_SD
 from sslrun.study.results import EQUAL_TIME, Row, is_scratch
 from sslrun.training.candidates import AUTO, TUNED
@@ -59,13 +66,14 @@ def publish(
         about: the summary of the study, if there is one.
 
     Returns:
-        A sentence for each label budget from scratch, and for each pretraining and label budget.
+        A sentence for each label budget from scratch, for each pretraining and label budget, and for the best of each
+        label budget.
     """
     write_csv(directory / "results.csv", [asdict(r) for r in rows])
     entries = compared(rows, mode)
     if gains := gain_table(entries):
         write_csv(directory / "gains.csv", gains)
-    sentences = [text for _, text in conclusions(entries)]
+    sentences = [*(text for _, text in conclusions(entries)), *verdicts(entries)]
     write_text(directory / "report.html", _page(directory / "figures", rows, entries, mode, maps, about))
     ERR.print(table(entries))
     for sentence in sentences:
@@ -87,8 +95,11 @@ def _page(
         "study.html.jinja",
         title="Pretraining compared with training from scratch",
         subtitle=_subtitle(rows),
-        conclusions=[{"text": text, "kind": kind_of(e)} for e, text in conclusions(entries)],
-        figures=[*_figures(folder, rows, entries, judged, mode, names), *_embeddings(folder, maps, names)],
+        conclusions=[
+            *({"text": text, "kind": kind_of(e)} for e, text in conclusions(entries)),
+            *({"text": text, "kind": ""} for text in verdicts(entries)),
+        ],
+        figures=[*_figures(folder, rows, entries, judged, names), *_embeddings(folder, maps, names)],
         rows=list(_page_rows(entries)),
         runs=list(_page_runs(rows)),
         reading=_reading(entries, mode),
@@ -100,9 +111,9 @@ def _page(
 
 
 def _figures(
-    folder: Path, rows: Sequence[Row], entries: Sequence[Entry], judged: Sequence[Entry], mode: str, names: list[str]
+    folder: Path, rows: Sequence[Row], entries: Sequence[Entry], judged: Sequence[Entry], names: list[str]
 ) -> Iterator[dict[str, Any]]:
-    shown = [e for e in entries if e.initialization in (SCRATCH, PIXELS) or e.mode == mode]
+    shown = [e for e in entries if e.initialization in (SCRATCH, PIXELS) or e.in_family]
     svg = plots.label_efficiency(shown, folder)
     bars = intervals_text(shown)
     bars = f"error bars: {bars}, with these pretrainings and test images" if bars else NO_INTERVAL
@@ -116,8 +127,8 @@ def _figures(
         fewest = min(e.budget for e in judged)
         here = [r for r in rows if budget_of(r) == fewest]
         base = [r for r in here if is_scratch(r)]
-        initializations = dict.fromkeys(e.initialization for e in judged)
-        own = {name_of(s, mode): [r for r in here if (r.initialization, r.mode) == (s, mode)] for s in initializations}
+        networks = dict.fromkeys((e.initialization, e.mode) for e in judged)
+        own = {name_of(*n): [r for r in here if (r.initialization, r.mode) == n] for n in networks}
         yield from _by_class(folder, base, own, names, fewest)
 
 
@@ -224,6 +235,7 @@ def _page_rows(entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
             "fixed_split": brackets(gain.fixed_split) if gain and gain.fixed_split else "",
             "p": "" if e.p is None else p_text(e.p),
             "kind": kind_of(e),
+            "costs": [cost_text(e, name) for name in COSTS],
         }
         last = e.budget
 
@@ -246,6 +258,7 @@ def _page_runs(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
 def _reading(entries: Sequence[Entry], mode: str) -> dict[str, Any]:
     """Return what the page explains on how to read it."""
     gains = [e.gain for e in entries if e.gain]
+    networks = {e.network for e in entries if e.initialization != PIXELS}
     some = max(entries, key=lambda e: (e.in_family, e.budget.labels_val))
     return {
         "heading": labels_heading(e.budget for e in entries),
@@ -253,7 +266,10 @@ def _reading(entries: Sequence[Entry], mode: str) -> dict[str, Any]:
         "train": some.labels_train,
         "val": some.budget.labels_val,
         "auto": mode == AUTO,
+        "networks": networks_text(entries) if len(networks) > 1 else "",
         "equal_time": any(e.mode == EQUAL_TIME for e in entries),
+        "costs": COSTS_TEXT if has_costs(entries) else "",
+        "cost_names": list(COSTS),
         "comparisons": comparisons(entries),
         "pretrainings": max((g.pretrainings for g in gains), default=1),
         "subsets": max((g.subsets for g in gains), default=1),
@@ -318,6 +334,7 @@ def _facts(rows: Sequence[Row], entries: Sequence[Entry], about: dict[str, Any] 
         ("data", f"{made['dataset']}; fingerprints: train {made['data_fingerprint']}, test {test['data_fingerprint']}"),
         ("labels", _counting(rows)),
         ("comparisons", _number_of_comparisons(entries)),
+        ("networks", networks_text(entries)),
         ("pretrainings", _pretrainings(rows)),
         ("seeds of label subsets", _seeds(r.seed for r in rows)),
         ("machine", f"{made['machine']}, {made['device']}; {_precisions(rows)}"),
@@ -329,6 +346,10 @@ def _facts(rows: Sequence[Row], entries: Sequence[Entry], about: dict[str, Any] 
     if tuned:
         facts.append(("finetuning", f"{counted(len(tuned), 'run')}, {np.mean(tuned):.0f} s on average"))
     if about:
+        if weights := about.get("published"):
+            facts.append(
+                ("published weights", f"{weights['network']}: {weights['source']}, license: {weights['license']}")
+            )
         facts += [(f"pretraining, {n}", f"{s:.0f} s") for n, s in about["pretraining_seconds"].items()]
         facts += [("commit", str(about["git_commit"]))] if about.get("git_commit") else []
     return facts

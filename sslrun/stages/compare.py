@@ -14,6 +14,7 @@ from sslrun.base.errors import UserError
 from sslrun.base.text import counted, seconds_of
 from sslrun.config.commands import COMPARE
 from sslrun.config.grammar import key_of
+from sslrun.config.nodes import network_name
 from sslrun.config.types import Count, Node, Positive, PositiveInt
 from sslrun.data.labeled import Validation
 from sslrun.data.labels import LabelBudget
@@ -33,12 +34,13 @@ from sslrun.runs.run import Run
 from sslrun.study import results
 from sslrun.study.auto import with_auto
 from sslrun.study.budget import times_of
-from sslrun.study.comparison import budget_of
+from sslrun.study.costs import with_costs
 from sslrun.study.embeddings import embedding_maps
+from sslrun.study.entry import budget_of
 from sslrun.study.equal_time import equal_time_steps
 from sslrun.study.launch import launch_all, launcher_overrides, user_config_dir
 from sslrun.study.plan import Plan, StudyData, load_data, plan_of
-from sslrun.study.settings import overrides_of
+from sslrun.study.settings import StudyOverrides, inits_of, overrides_of
 from sslrun.tasks.task import TaskNode
 from sslrun.training.candidates import AUTO
 
@@ -49,7 +51,7 @@ NotEmpty = Field(min_length=1)
 class Compare:
     """Settings of `sslrun compare`, documented in conf/compare.yaml."""
 
-    pretexts: Annotated[list[str], NotEmpty] | None
+    inits: Annotated[list[str], NotEmpty] | None
     labels: Annotated[list[PositiveInt], NotEmpty] | None
     labels_per_class: Annotated[list[PositiveInt], NotEmpty] | None
     label_fractions: Annotated[list[Positive], NotEmpty] | None
@@ -58,11 +60,11 @@ class Compare:
     pretrain_seeds: PositiveInt
     equal_time: bool
     mode: Literal["auto", "finetune", "probe"]
-    imagenet: bool | Literal["auto"]
     search: list[str]
     finetune: list[str]
     budget: str | None
     pretext: TaskNode
+    init: Literal["scratch"]
     backbone: BackboneNode
     dataset: DatasetNode
     unlabeled: str | None
@@ -95,7 +97,9 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
     validation = settings.validation
     if validation == "auto" and chosen.get("experiment"):
         validation = "extra"  # as in the publication
-    overrides_of(run.stages, run.config, chosen, config_dir)  # reports mistakes before images are decoded
+    run.resolve(inits=inits_of(run.config, chosen))
+    given = overrides_of(run.stages, run.config, chosen, config_dir)  # reports mistakes before images are decoded
+    _note_network(run, given, settings)
     loaded = load_data(settings.dataset, settings.unlabeled, validation, run.overrides)
     run.resolve(validation=loaded.pool.validation)
     advice = check.advice(pixels(sample(loaded.images)), settings.dataset["horizontal_flip"])
@@ -141,6 +145,21 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
     return {"conclusions": conclusions, "best_classifier": best and best.finetuned}
 
 
+def _note_network(run: Run, given: StudyOverrides, settings: Compare) -> None:
+    """Log and note which published weights are compared, and if the other networks differ."""
+    network = given.network
+    if network is None:
+        return
+    name, others = f"{network.name} at {network.image_size} px", network_name(settings.backbone)
+    others = f"{others} at {settings.dataset['image_size']} px"
+    differ = f"; the others are {others}" if given.pretrained and others != name else ""
+    what = "pretrained" if given.pretrained else "the teacher of distill"
+    log.info("%s is %s (%s, license: %s)%s.", what, name, network.source, network.license, differ)
+    run.note(
+        published={"network": name, "source": network.source, "license": network.license},
+    )
+
+
 def _sizes(plan: Plan) -> dict[str, dict[str, float]]:
     """Return the number of labels of each budget, and their fraction of the images from which they were drawn.
 
@@ -169,6 +188,7 @@ def _evaluated(
     if scores.is_file():
         log_small_classes(json.loads(scores.read_text())["classes"])
     rows = [results.row_of(p.directory, c.initialization, c.mode) for c, p in plan.evaluations.items()]
+    rows = with_costs(results.with_shared_subsets(rows), settings.device)
     if settings.mode == AUTO:
         pretrained = [i for i in dict.fromkeys(r.initialization for r in rows) if i not in (SCRATCH, PIXELS)]
         rows += with_auto(rows, pretrained)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sslrun.base.errors import UserError
+from sslrun.evaluation.correctness import read_correctness
 from sslrun.report.study import publish
 from sslrun.runs.encoders import PIXELS, SCRATCH
 from sslrun.runs.find import OUTPUTS, read_summary
@@ -33,10 +34,9 @@ def report_on(paths: Sequence[str], outputs: Path = OUTPUTS) -> Path:
     compared = disambiguated(list(rows.values()))
     if not compared:
         raise UserError(f"{' '.join(paths)}: no finished run")
-    tests = {read_summary(Path(r.evaluated))["data_fingerprint"] for r in compared}
-    if len(tests) > 1:
+    if (sets := _sets_of_images(compared)) > 1:
         raise UserError(
-            f"these classifiers were evaluated on {len(tests)} different sets of images; only those with the same test "
+            f"these classifiers were evaluated on {sets} different sets of images; only those with the same test "
             "images can be compared"
         )
     modes = {r.mode for r in compared}
@@ -52,3 +52,20 @@ def report_on(paths: Sequence[str], outputs: Path = OUTPUTS) -> Path:
     directory.mkdir(parents=True)
     publish(directory, compared, mode, None, None)
     return directory / "report.html"
+
+
+def _sets_of_images(rows: Sequence[Row]) -> int:
+    """Return on how many sets of test images classifiers were evaluated.
+
+    Of one image size they have the same pixels; of several sizes, the same names.
+    """
+    by_size: dict[int, dict[str, Row]] = {}
+    for r in rows:
+        by_size.setdefault(r.image_size, {})[read_summary(Path(r.evaluated))["data_fingerprint"]] = r
+    most = max(map(len, by_size.values()))
+    if most > 1 or len(by_size) == 1:
+        return most
+    known = [read_correctness(Path(r.evaluated)) for same in by_size.values() for r in same.values()]
+    first = known[0]
+    same = [first is not None and k is not None and k.same_images(first) for k in known]
+    return 1 if all(same) else len(by_size)

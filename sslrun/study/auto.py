@@ -40,8 +40,13 @@ def with_auto(rows: Sequence[Row], initializations: Iterable[str]) -> list[Row]:
                 name = SCRATCH if is_scratch(chosen) else chosen.mode
                 own_seed, source = row.pretrain_seed, row.source
                 named = replace(chosen, initialization=initialization, pretrain_seed=own_seed, source=source)
-                out.append(replace(named, mode=AUTO, chosen=name))
+                out.append(replace(named, mode=AUTO, chosen=name, minutes=_minutes(row, candidates)))
     return out
+
+
+def _minutes(row: Row, candidates: Sequence[Row]) -> float | None:
+    """Return the minutes of a pretraining, which are in those of `row`, and of all candidates."""
+    return None if row.minutes is None else row.minutes + sum(c.seconds for c in candidates if c is not row) / 60
 
 
 def _same_labels(a: Row, b: Row) -> bool:

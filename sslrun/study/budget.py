@@ -12,13 +12,18 @@ from sslrun.config.commands import FINETUNE, PRETRAIN
 from sslrun.config.compose import compose_config
 from sslrun.config.nodes import plain
 from sslrun.config.types import Node
-from sslrun.runs.encoders import PIXELS
+from sslrun.data.labels import LabelBudget
+from sslrun.models.classifier import Classifier
+from sslrun.models.encoder import build_encoder
+from sslrun.models.published import Published
+from sslrun.runs.encoders import PIXELS, PRETRAINED
+from sslrun.study.costs import milliseconds
 from sslrun.study.equal_time import usual_steps
 from sslrun.study.launch import StudyRun
 from sslrun.study.plan import Plan, StudyData
 from sslrun.training import estimate
-from sslrun.training.candidates import TUNED
-from sslrun.training.settings import Training
+from sslrun.training.candidates import TUNED, folds_of
+from sslrun.training.settings import FORWARD_COST, Training
 
 
 @dataclass
@@ -123,11 +128,16 @@ def _classifiers(plan: Plan, new_epochs: bool) -> Iterator[float]:
     """Yield the seconds of each classifier; one of each budget is measured."""
     measured: dict[str, estimate.ClassifierEstimate] = {}
     configs: dict[tuple[str, ...], Node] = {}
+    seconds = 0.0  # of an image in a network with published weights
     for cell, run in plan.classifiers.items():
         if run.finished() and not (new_epochs and cell.initialization in plan.pretrainings):
             continue
         if cell.initialization == PIXELS:
             yield estimate.OVERHEAD
+            continue
+        if cell.initialization == PRETRAINED and plan.network:
+            seconds = seconds or _seconds_per_image(plan.network, run)
+            yield _with_weights(plan, cell.budget, run, seconds)
             continue
         common = tuple(o for o in run.overrides if not o.startswith(("init=", "seed=")))
         if common not in configs:
@@ -142,3 +152,30 @@ def _classifiers(plan: Plan, new_epochs: bool) -> Iterator[float]:
         steps = usual_steps(config["train"], each.labels)
         training = build({**config["train"], "steps": steps, "epochs": None})
         yield each.finetuning(training, steps, len(config["search"]))
+
+
+def _seconds_per_image(network: Published, run: StudyRun) -> float:
+    """Return the time of a forward pass of an image, at the size of the weights."""
+    hardware = build(plain(compose_config(FINETUNE, list(run.overrides), None))["device"])
+    hardware.claim()
+    encoder = build_encoder(network.backbone, network.image_size, network.mean, network.std)
+    classifier = Classifier(encoder, 2)
+    hardware.put(classifier)
+    return milliseconds(classifier, network.image_size, hardware) / 1000
+
+
+def _with_weights(plan: Plan, budget: LabelBudget, run: StudyRun, seconds: float) -> float:
+    """Return the seconds of a classifier of a network with published weights, and of its evaluation.
+
+    Args:
+        seconds: of the forward pass of an image.
+    """
+    labeled = plan.classified.pool.labeled(budget)
+    labels = len(labeled.budget)
+    config = plain(compose_config(FINETUNE, list(run.overrides), None))
+    total = estimate.OVERHEAD + seconds * (labels + len(labeled.val or ()) + plan.classified.tested)
+    if config["mode"] != TUNED:
+        return total
+    trainings = 1 + len(folds_of(labeled, budget.seed).trainings) * max(1, len(config["search"]))
+    step = min(labels, config["train"]["batch_size"]) * seconds / FORWARD_COST
+    return total + trainings * usual_steps(config["train"], labels) * step

@@ -1,22 +1,22 @@
 """Comparison of networks with training from scratch on the same labels: the entries of a report, and its tests.
 
-A study tests one family of hypotheses, which is fixed beforehand: one network for each task and label budget. A
-hypothesis that cannot be tested, since no network was trained from scratch on the same labels, counts as one of them.
-All other networks are shown with their accuracy and mean difference, without a test.
+A study tests one family of hypotheses, which is fixed beforehand: one network for each initialization and label
+budget. A hypothesis that cannot be tested, since no network was trained from scratch on the same labels, counts as one
+of them. All other networks are shown with their accuracy and mean difference, without a test.
 """
 
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sslrun.evaluation.correctness import Correctness, read_correctness
 from sslrun.evaluation.intervals import Interval, mean_interval
-from sslrun.runs.encoders import IMAGENET, SCRATCH
+from sslrun.study.entry import Budget, Costs, Dropped, Entry, Key, Sign, budget_of
 from sslrun.study.gains import (
     Gain,
     gain_on_one_subset,
@@ -24,87 +24,8 @@ from sslrun.study.gains import (
     holm,
     image_variance,
 )
-from sslrun.study.results import ORDER, WITHOUT_TASK, Row
-from sslrun.training.candidates import AUTO, TUNED
-
-Sign = Literal["=", "<", ">"]
-
-
-class Budget(NamedTuple):
-    """A label budget: the number of labels in all, of these in a validation split, and as requested."""
-
-    labels: int
-    labels_val: int
-    text: str
-
-
-def budget_of(row: Row) -> Budget:
-    """Return the label budget of a classifier."""
-    return Budget(row.labels, row.labels_val, row.label_budget)
-
-
-class Dropped(NamedTuple):
-    """Numbers of pretrainings and label subsets that an interval cannot consider, since they lack runs."""
-
-    pretrainings: int
-    subsets: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """Results of one network at one label budget.
-
-    Attributes:
-        initialization, mode: as in `Row`.
-        subsets: number of label subsets.
-        accuracy: mean test accuracy and its 95 % CI for other label subsets, with these pretrainings and test images;
-            for other runs where there is one subset.
-        difference: mean difference in test accuracy from scratch on the same label subsets; None without such.
-        in_family: whether it is compared with scratch by a test.
-        gain: the same difference with its interval; None without scratch, and outside the family.
-        p: p-value of the gain, corrected for all comparisons in the family; None without an interval.
-        dropped: what the gain does not consider.
-        labels_needed: by scratch for the same accuracy, as returned by `labels_needed`; None without scratch.
-        chosen: counts of the choices of `mode=auto`.
-    """
-
-    budget: Budget
-    initialization: str
-    mode: str
-    subsets: int
-    accuracy: Interval
-    difference: float | None
-    in_family: bool
-    gain: Gain | None
-    p: float | None
-    dropped: Dropped
-    labels_needed: tuple[float, Sign] | None
-    chosen: dict[str, int]
-
-    @property
-    def labels_train(self) -> int:
-        """The number of labels without those of a validation split."""
-        return self.budget.labels - self.budget.labels_val
-
-    @property
-    def has_interval(self) -> bool:
-        """Whether there is an interval of its accuracy: of three or more values that are not all equal."""
-        return self.accuracy.low < self.accuracy.high  # false for NaN
-
-    @property
-    def is_scratch(self) -> bool:
-        """Whether it was trained from scratch for the usual time, the baseline of all comparisons."""
-        return (self.initialization, self.mode) == (SCRATCH, TUNED)
-
-
-class _Network(NamedTuple):
-    budget: Budget
-    initialization: str
-    mode: str
-
-    @property
-    def is_scratch(self) -> bool:
-        return (self.initialization, self.mode) == (SCRATCH, TUNED)
+from sslrun.study.results import ORDER, PUBLISHED, WITHOUT_TASK, Row
+from sslrun.training.candidates import AUTO, PROBE
 
 
 class _Cell(NamedTuple):
@@ -122,10 +43,10 @@ def compared(rows: Sequence[Row], mode: str) -> list[Entry]:
         rows: evaluated classifiers.
         mode: of the networks in the family.
     """
-    networks: dict[_Network, list[Row]] = {}
+    networks: dict[Key, list[Row]] = {}
     initializations = list(dict.fromkeys(r.initialization for r in rows))
     for row in sorted(rows, key=lambda r: (r.labels, initializations.index(r.initialization), ORDER.index(r.mode))):
-        networks.setdefault(_Network(budget_of(row), row.initialization, row.mode), []).append(row)
+        networks.setdefault(Key(budget_of(row), row.initialization, row.mode), []).append(row)
     cells = {network: _cells(members) for network, members in networks.items()}
     scratch = {n.budget: c for n, c in cells.items() if n.is_scratch}
     family = _family(networks, mode)
@@ -177,12 +98,16 @@ def gain_table(entries: Iterable[Entry]) -> list[dict[str, Any]]:
     return out
 
 
-def _family(networks: Iterable[_Network], mode: str) -> list[_Network]:
-    """Return the networks whose gains are tested: pretrained by a task, or without such those of ImageNet."""
-    fits = [n for n in networks if n.mode == mode]
-    kinds = [n.initialization.split()[0] for n in fits]  # a report adds other settings to the name
-    tasks = [n for n, kind in zip(fits, kinds, strict=True) if kind not in WITHOUT_TASK]
-    return tasks or [n for n, kind in zip(fits, kinds, strict=True) if kind == IMAGENET]
+def _family(networks: Iterable[Key], mode: str) -> list[Key]:
+    """Return the networks whose gains are tested: of a task in this mode; of published weights, or else their probe."""
+    networks = list(networks)
+    out = []
+    for n in networks:
+        kind = n.initialization.split()[0]  # a report adds other settings to the name
+        lacking = kind in PUBLISHED and n._replace(mode=mode) not in networks
+        if (kind not in WITHOUT_TASK or kind in PUBLISHED) and n.mode == (PROBE if lacking else mode):
+            out.append(n)
+    return out
 
 
 def _cells(rows: Iterable[Row]) -> _Cells:
@@ -193,7 +118,7 @@ def _cells(rows: Iterable[Row]) -> _Cells:
 
 
 def _entry(
-    network: _Network, cells: _Cells, scratch: Mapping[Budget, _Cells], rows: Sequence[Row], in_family: bool
+    network: Key, cells: _Cells, scratch: Mapping[Budget, _Cells], rows: Sequence[Row], in_family: bool
 ) -> Entry:
     accuracy = _accuracy(cells)
     chosen = [r.chosen for r in rows if network.mode == AUTO and r.chosen]
@@ -203,9 +128,7 @@ def _entry(
         if b.labels_val == network.budget.labels_val
     ]
     return Entry(
-        budget=network.budget,
-        initialization=network.initialization,
-        mode=network.mode,
+        key=network,
         subsets=len(_by_subset(cells)),
         accuracy=accuracy,
         difference=None if network.is_scratch else _difference(cells, scratch.get(network.budget, {})),
@@ -215,7 +138,18 @@ def _entry(
         dropped=Dropped(0, 0),
         labels_needed=labels_needed(curve, accuracy.mean) if curve and not network.is_scratch else None,
         chosen={c: chosen.count(c) for c in dict.fromkeys(chosen)},
+        network=f"{rows[0].backbone} at {rows[0].image_size} px",
+        costs=Costs(
+            _known_mean(r.ms_per_image for r in rows),
+            _known_mean(r.megabytes for r in rows),
+            _known_mean(r.minutes for r in rows),
+        ),
     )
+
+
+def _known_mean(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _difference(cells: _Cells, scratch: _Cells) -> float | None:
@@ -274,10 +208,10 @@ def _clipped(interval: Interval) -> Interval:
     return replace(interval, low=float(np.maximum(interval.low, 0.0)), high=float(np.minimum(interval.high, 1.0)))
 
 
-def _gains(family: Mapping[_Network, _Cells], scratch: Mapping[Budget, _Cells]) -> dict[_Network, tuple[Gain, Dropped]]:
+def _gains(family: Mapping[Key, _Cells], scratch: Mapping[Budget, _Cells]) -> dict[Key, tuple[Gain, Dropped]]:
     """Return the gains of all networks of the family that were trained on the same labels as one from scratch."""
     images = _Images()
-    out: dict[_Network, tuple[Gain, Dropped]] = {}
+    out: dict[Key, tuple[Gain, Dropped]] = {}
     for budget in dict.fromkeys(n.budget for n in family):
         base = _by_subset(scratch.get(budget, {}))
         matrices, variances, dropped = {}, {}, {}
@@ -302,12 +236,17 @@ def _gains(family: Mapping[_Network, _Cells], scratch: Mapping[Budget, _Cells]) 
             pool = {n.initialization: matrices[n] for n in _pool(network, matrices, family)}
             gains = gains_over_scratch(pool, {n.initialization: v for n, v in variances.items()})
             out[network] = gains[network.initialization], dropped[network]
-    return {n: out[n] for n in family if n in out}
+    return {n: (_of_weights(n, out[n][0]), out[n][1]) for n in family if n in out}
 
 
-def _pool(network: _Network, others: Iterable[_Network], cells: Mapping[_Network, _Cells]) -> list[_Network]:
+def _of_weights(network: Key, gain: Gain) -> Gain:
+    """Return a gain, for published weights without the interval for another pretraining, which there is not."""
+    return replace(gain, assumed=None) if network.initialization.split()[0] in PUBLISHED else gain
+
+
+def _pool(network: Key, others: Iterable[Key], cells: Mapping[Key, _Cells]) -> list[Key]:
     """Return a network and the others of which no two have the same pretraining, as with other settings they may."""
-    pool: list[_Network] = []
+    pool: list[Key] = []
     known: set[str] = set()
     for n in dict.fromkeys([network, *others]):
         sources = {r.source for runs in cells[n].values() for r in runs}

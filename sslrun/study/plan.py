@@ -13,13 +13,13 @@ from sslrun.config.compose import compose_config
 from sslrun.config.grammar import literal
 from sslrun.config.nodes import plain
 from sslrun.config.types import Node
-from sslrun.data.dataset import listing_hash, load_unlabeled
+from sslrun.data.dataset import listed, listing_hash, load_unlabeled
 from sslrun.data.images import Images
 from sslrun.data.labeled import Pool, Validation, load_pool
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import describe
-from sslrun.models.published import weights_of
-from sslrun.runs.encoders import IMAGENET, PIXELS, SCRATCH
+from sslrun.models.published import Published
+from sslrun.runs.encoders import PIXELS, PRETRAINED, SCRATCH
 from sslrun.runs.run import Stages
 from sslrun.study.equal_time import usual_steps
 from sslrun.study.launch import StudyRun, study_run
@@ -35,7 +35,7 @@ class Cell:
     """One classifier of a study.
 
     Attributes:
-        initialization: name of a pretraining, `scratch`, `imagenet`, or `pixels`.
+        initialization: name of a pretraining, `scratch`, `pretrained`, or `pixels`.
         mode: `finetune`, `probe`, `knn`, or `equal_time`: trained for as long as a pretraining takes.
         budget: the label budget; its seed is also that of the training.
         pretrain_seed: of the pretraining.
@@ -61,11 +61,13 @@ class StudyData:
         pool: images from which the label budgets are drawn.
         images: for pretraining: all training images, and unlabeled ones.
         test: hash of the names, sizes and times of the test files.
+        tested: the number of test images.
     """
 
     pool: Pool
     images: Images
     test: str
+    tested: int = 0
 
 
 @dataclass
@@ -77,6 +79,7 @@ class Plan:
         pretrainings: by task and seed.
         classifiers, evaluations: by cell.
         matched: the number of classifiers that will be trained for as long as a pretraining, once its time is known.
+        network: with published weights, if it is compared or a teacher.
     """
 
     classified: StudyData
@@ -84,6 +87,7 @@ class Plan:
     classifiers: dict[Cell, StudyRun]
     evaluations: dict[Cell, StudyRun]
     matched: int = 0
+    network: Published | None = None
 
     @property
     def each_pretraining(self) -> list[StudyRun]:
@@ -124,7 +128,8 @@ def load_data(
     images = pool.train.images
     for extra in load_unlabeled({**dataset, "range": pool.data.range}, unlabeled):
         images = images + extra.images
-    return StudyData(pool, images, test)
+    listing = listed(dataset, "test")
+    return StudyData(pool, images, test, len(listing.names) if listing else 0)
 
 
 def plan_of(
@@ -150,7 +155,8 @@ def plan_of(
     classified = _classified(given.common, config["dataset"], loaded)
     pool = classified.pool
     budgets = _budgets(config, pool)
-    cells = list(_cells(config, {t: list(runs) for t, runs in pretrained.items()}, budgets))
+    seeded = {t: list(runs) for t, runs in pretrained.items()}
+    cells = list(_cells(config, seeded, budgets, given.pretrained is not None))
     timed = [c for c in cells if c.mode == EQUAL_TIME]
     if equal_time is None:
         cells = [c for c in cells if c.mode != EQUAL_TIME]
@@ -177,9 +183,12 @@ def plan_of(
         ]
         whole = composed[tuple(common)] | own | {"subset_seed": cell.budget.seed}
         whole["train"] = whole["train"] | longer
-        classifiers[cell] = study_run(stages, FINETUNE, cell.name, whole, [*common, *settings], *fingerprints)
+        weights = [given.network.source] if given.network and cell.initialization == PRETRAINED else []
+        read = (*fingerprints, *weights)
+        classifiers[cell] = study_run(stages, FINETUNE, cell.name, whole, [*common, *settings], *read)
         evaluations[cell] = _evaluation(stages, config, cell.name, classifiers[cell], evaluating, loaded.test)
-    return Plan(classified, pretrained, classifiers, evaluations, len(timed) if equal_time is None else 0)
+    matched = len(timed) if equal_time is None else 0
+    return Plan(classified, pretrained, classifiers, evaluations, matched, given.network)
 
 
 def _pretrainings(
@@ -200,7 +209,7 @@ def _pretrainings(
         if same is None:
             out[task] = runs
         else:
-            log.info("pretexts: %s is the same as %s, so it is run only once.", task, same)
+            log.info("inits: %s is the same as %s, so it is run only once.", task, same)
     return out
 
 
@@ -287,22 +296,23 @@ def _check_folds(budget: LabelBudget, pool: Pool, seeds: int) -> None:
         )
 
 
-def _cells(config: Node, pretrained: Mapping[str, Sequence[int]], budgets: Sequence[LabelBudget]) -> Iterator[Cell]:
-    """Yield the classifiers: from scratch, baselines without training, and the pretrained ones, for every subset."""
-    weights = weights_of(config["backbone"])
-    imagenet = bool(weights and weights.path) if config["imagenet"] == "auto" else config["imagenet"]
-    if imagenet and weights is None:
-        raise UserError("imagenet=true: there are no published weights for this backbone; see sslrun weights")
+def _cells(
+    config: Node, pretrained: Mapping[str, Sequence[int]], budgets: Sequence[LabelBudget], published: bool
+) -> Iterator[Cell]:
+    """Yield the classifiers: from scratch, baselines without training, and the pretrained ones, for every subset.
+
+    Of a network with published weights it is the probe, unless mode=finetune: it is large, and so are its images.
+    """
     modes = [PROBE, TUNED] if config["mode"] == AUTO else [config["mode"]]
     for unseeded in budgets:
         for seed in range(config["seeds"]):
             budget = replace(unseeded, seed=seed)
             yield Cell(SCRATCH, TUNED, budget)
-            if config["equal_time"]:
+            if config["equal_time"] and pretrained:
                 yield Cell(SCRATCH, EQUAL_TIME, budget)
             yield from (Cell(SCRATCH, PROBE, budget), Cell(PIXELS, PROBE, budget), Cell(PIXELS, KNN, budget))
-            if imagenet:
-                yield from (Cell(IMAGENET, mode, budget) for mode in modes)
+            if published:
+                yield Cell(PRETRAINED, modes[0], budget)
             for task, pretrain_seeds in pretrained.items():
                 for pretrain_seed in pretrain_seeds:
                     yield from (Cell(task, mode, budget, pretrain_seed) for mode in modes)

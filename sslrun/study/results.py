@@ -16,13 +16,15 @@ from sslrun.config.grammar import key_of
 from sslrun.config.nodes import flattened
 from sslrun.config.renames import COLUMNS, renamed_keys
 from sslrun.evaluation.validation import score_name
-from sslrun.runs.encoders import IMAGENET, PIXELS, SCRATCH
+from sslrun.runs.encoders import IMAGENET, PIXELS, PRETRAINED, SCRATCH
 from sslrun.runs.find import find, job_order, read_summary
+from sslrun.study.inits import OF_WEIGHTS, is_continued
 from sslrun.study.launch import IGNORED_KEYS
 from sslrun.training.candidates import AUTO, KNN, PROBE, TUNED
 
 EQUAL_TIME = "equal_time"  # mode of a row: trained from scratch for as long as a pretraining takes
-WITHOUT_TASK = (SCRATCH, IMAGENET, PIXELS)  # initializations that no pretraining of the user has
+PUBLISHED = (PRETRAINED, IMAGENET)  # names of a network with published weights; the second is an older one
+WITHOUT_TASK = (SCRATCH, PIXELS, *PUBLISHED)  # initializations that no pretraining of the user has
 ORDER = (AUTO, TUNED, EQUAL_TIME, PROBE, KNN)  # of the modes; a report compares the first one that it has with scratch
 
 
@@ -31,7 +33,7 @@ class Row:
     """One evaluated classifier: a row of `results.csv`, which has these columns in this order.
 
     Attributes:
-        initialization: `scratch`, `imagenet`, `pixels`, or the name of a pretraining.
+        initialization: `scratch`, `pretrained`, `pixels`, or the name of a pretraining.
         pretrain_seed: of the pretraining; None without one, and if its run was deleted.
         source: file of the initial weights, or `scratch`.
         mode: `finetune`, `probe`, `knn`, `auto`, or `equal_time`: trained for as long as a pretraining takes.
@@ -43,7 +45,12 @@ class Row:
         chosen: what was chosen inside the budget: `probe`, `finetune` or `scratch`.
         setting: the chosen setting of a search, or ''.
         balance: how classes are balanced.
+        image_size: in px.
         seconds: wall time of the training.
+        ms_per_image: time of a prediction, see `with_costs`; None if it was not measured.
+        megabytes: of the network's parameters and buffers; None likewise.
+        minutes: of the pretraining, if there is one, and of all trainings from which this classifier was chosen; None
+            if the pretraining was deleted.
         finetuned, evaluated: the run directories.
     """
 
@@ -67,7 +74,11 @@ class Row:
     balance: str
     dataset: str
     backbone: str
+    image_size: int
     seconds: float
+    ms_per_image: float | None
+    megabytes: float | None
+    minutes: float | None
     finetuned: str
     evaluated: str
 
@@ -96,7 +107,7 @@ def row_of(evaluated: Path, initialization: str, mode: str | None = None) -> Row
     pretrained = _pretraining(made)
     return Row(
         initialization=initialization,
-        pretrain_seed=pretrained["seed"] if pretrained else None,
+        pretrain_seed=pretrained["config"]["seed"] if pretrained else None,
         source=str(made["source"]),
         mode=mode or made["mode"],
         labels=made["labels_total"],
@@ -115,21 +126,31 @@ def row_of(evaluated: Path, initialization: str, mode: str | None = None) -> Row
         balance=made["config"].get("balance", "none"),
         dataset=made["dataset"],
         backbone=made["backbone"],
+        image_size=made["config"]["dataset"]["image_size"],
         seconds=made["wall_time_seconds"],
+        ms_per_image=None,
+        megabytes=None,
+        minutes=_minutes(made, pretrained, initialization),
         finetuned=str(directory),
         evaluated=str(evaluated),
     )
 
 
 def _pretraining(made: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the config of the pretraining of a classifier; None if there is none, or it was deleted."""
+    """Return the summary of the pretraining of a classifier; None if there is none, or it was deleted."""
     source = Path(str(made["source"]))
     try:
         summary = read_summary(source.parent if source.suffix == ".pt" else source)
     except UserError:
         return None
-    config: dict[str, Any] = summary["config"]
-    return config if summary["stage"] == PRETRAIN else None
+    return summary if summary["stage"] == PRETRAIN else None
+
+
+def _minutes(made: Mapping[str, Any], pretrained: Mapping[str, Any] | None, initialization: str) -> float | None:
+    if pretrained is None and initialization not in WITHOUT_TASK and not Path(str(made["source"])).exists():
+        return None
+    seconds: float = made["wall_time_seconds"] + (pretrained["wall_time_seconds"] if pretrained else 0.0)
+    return seconds / 60
 
 
 def score_among(rows: Sequence[Row]) -> str:
@@ -178,12 +199,29 @@ def rows_of(path: Path) -> list[Row]:
             raise UserError(
                 f"{path / 'results.csv'} is not a table of results; to write it again: sslrun compare resume={path}"
             )
-        return [row_of(Path(r["evaluated"]), r["initialization"], r["mode"]) for r in cells if r["mode"] != AUTO]
+        return [_again(r) for r in cells if r["mode"] != AUTO]
     if stage == COMPARE:
         raise UserError(f"{path} is an unfinished study; to continue it: sslrun compare resume={path}")
     raise UserError(
         f"{path} is {with_article(stage)} run; a report needs evaluated classifiers (sslrun evaluate) or a study"
     )
+
+
+def _again(cells: Mapping[str, str]) -> Row:
+    """Return the row of a table again, with what was measured then."""
+    row = row_of(Path(cells["evaluated"]), cells["initialization"], cells["mode"])
+    known = {k: float(cells[k]) if cells.get(k) else None for k in ("ms_per_image", "megabytes")}
+    subset = cells.get("subset") or row.subset
+    return replace(row, subset=subset, ms_per_image=known["ms_per_image"], megabytes=known["megabytes"])
+
+
+def with_shared_subsets(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of a study in which a network with published weights has the subsets of scratch.
+
+    They are the same images, but a fingerprint is that of the pixels, which depend on the image size.
+    """
+    of_scratch = {(r.label_budget, r.seed): r.subset for r in rows if is_scratch(r)}
+    return [replace(r, subset=of_scratch[r.label_budget, r.seed]) if r.initialization in PUBLISHED else r for r in rows]
 
 
 def _initialization(evaluated: Path) -> str:
@@ -205,7 +243,7 @@ def disambiguated(rows: Sequence[Row]) -> list[Row]:
     gone: set[str] = set()
     for r, config in zip(rows, configs, strict=True):
         made = read_summary(Path(r.finetuned))
-        source = json.dumps(unseeded(p), sort_keys=True) if (p := _pretraining(made)) else r.source
+        source = json.dumps(unseeded(p["config"]), sort_keys=True) if (p := _pretraining(made)) else r.source
         if p is None and r.source not in gone and not (r.initialization in WITHOUT_TASK or Path(r.source).exists()):
             log.warning("%s was deleted: its networks count as pretrained once, under a name of their own", r.source)
             gone.add(r.source)
@@ -240,6 +278,10 @@ def _inherent(key: str, row: Row) -> bool:
     """Return whether a setting differs from that of other networks because of what the network is."""
     if row.initialization == PIXELS:
         return key.startswith("backbone.") or key == "balance"
+    if row.initialization in PUBLISHED:
+        return key.startswith(("backbone.", *OF_WEIGHTS))
+    if is_continued(row.initialization):
+        return key in OF_WEIGHTS
     return row.mode == EQUAL_TIME and key in ("train.steps", "train.epochs")
 
 

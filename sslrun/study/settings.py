@@ -1,7 +1,6 @@
 """The settings of a study: overrides of its pretrainings and classifiers."""
 
-import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +10,17 @@ from sslrun.config.check import check
 from sslrun.config.commands import FINETUNE, PRETRAIN
 from sslrun.config.compose import choices, compose_config
 from sslrun.config.grammar import differing, key_of, literal
-from sslrun.config.names import nearest
-from sslrun.config.nodes import plain
+from sslrun.config.nodes import plain, short_name
 from sslrun.config.overrides import check_overrides
 from sslrun.config.types import Node
 from sslrun.data.labeled import OF_EXTRA
 from sslrun.data.options import PREPROCESSING
-from sslrun.runs.encoders import PIXELS
+from sslrun.models.published import Published, on_this_machine, published, weights_of
+from sslrun.models.teacher import node_of
+from sslrun.runs.encoders import IMAGENET, PIXELS, PRETRAINED, SCRATCH
 from sslrun.runs.run import Stages
 from sslrun.study.choice import searched
+from sslrun.study.inits import OF_WEIGHTS, has_published, is_continued, name_of, parsed, tasks_of
 from sslrun.training.candidates import KNN
 
 NODES = ("dataset", "backbone", "optimizer", "device")  # shared by a study and its pretrainings
@@ -28,7 +29,8 @@ STUDY_KEYS = (  # keys of finetune that the study sets
     "search", "backbone", "dataset", "dataset.root", "dataset.val_fraction", "dataset.split_seed",
     *(f"dataset.{k}" for k in PREPROCESSING),
 )  # fmt: skip
-TASK_KEYS = ("pretext", "train", "optimizer", "seed", "dataset.max_images")  # keys that may differ between tasks
+TASK_KEYS = ("init", "pretext", "train", "optimizer", "seed", "dataset.max_images")  # that may differ between tasks
+DISTILL = "distill"
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,22 @@ class StudyOverrides:
         common: of all classifiers.
         pixels: of the classifiers on pixels, instead of `common`.
         search: settings that are tried for every trained network.
+        network: with published weights, if it is compared or a teacher.
+        pretrained: of its classifiers, instead of `common`; None if it is not compared.
     """
 
     pretrainings: dict[str, list[str]]
     common: list[str]
     pixels: list[str]
     search: list[str]
+    network: Published | None = None
+    pretrained: list[str] | None = None
 
     def of_classifier(self, initialization: str, mode: str) -> list[str]:
         """Return the overrides common to classifiers of this kind; kNN does not balance classes."""
-        overrides = self.pixels if initialization == PIXELS else self.common
+        overrides = {PIXELS: self.pixels, PRETRAINED: self.pretrained or []}.get(initialization, self.common)
+        if is_continued(initialization):  # the stem, mean and standard deviation are those of the weights
+            overrides = [o for o in overrides if key_of(o) not in ("backbone.stem", "dataset.mean", "dataset.std")]
         return [o for o in overrides if key_of(o) != "balance"] if mode == KNN else overrides
 
 
@@ -73,41 +81,101 @@ def overrides_of(stages: Stages, config: Node, chosen: Mapping[str, str], config
         except UserError as error:
             mistakes.extend(str(error).splitlines())
 
-    pretrainings = collected(lambda: _pretrainings(stages, config, chosen, config_dir))
+    inits = inits_of(config, chosen)
+    network = collected(lambda: _network(config, inits, chosen))
+    pretrainings = collected(lambda: _pretrainings(stages, config, chosen, config_dir, inits, network))
     common = collected(lambda: _common(stages, config, chosen))
     search = collected(lambda: searched(stages, config["search"], config["finetune"], config_dir))
     if mistakes:
         raise UserError("\n".join(mistakes))
-    return StudyOverrides(pretrainings, common, _on_pixels(common), search)
+    own = _with_weights(common, network, config, chosen) if network and has_published(inits) else None
+    return StudyOverrides(pretrainings, common, _on_pixels(common), search, network, own)
+
+
+def inits_of(config: Node, chosen: Mapping[str, str]) -> list[str]:
+    """Return the entries of `inits=`: by default the task of `pretext=`, and published weights that are here.
+
+    Args:
+        config: the config of a study.
+        chosen: the option of each config group.
+    """
+    if config["inits"] is not None:
+        return list(config["inits"])
+    weights = weights_of(config["backbone"]) or next(on_this_machine(), None)
+    return [SCRATCH, chosen["pretext"], *([PRETRAINED] if weights and weights.path else [])]
+
+
+def _network(config: Node, inits: Sequence[str], chosen: Mapping[str, str]) -> Published | None:
+    """Return the network with published weights: that of the study's backbone, else the first on this machine.
+
+    Returns:
+        None if nothing in the study needs it.
+    """
+    distilled = any(name_of(t) == DISTILL for t in tasks_of(inits) if not _has_teacher(t, config, chosen))
+    if not has_published(inits) and not distilled:
+        return None
+    try:
+        return weights_of(config["backbone"]) or published({})
+    except UserError as error:
+        what = PRETRAINED if has_published(inits) else DISTILL
+        raise UserError(f"inits: {what}: {str(error).removeprefix('init=pretrained: ')}") from None
+
+
+def _has_teacher(task: str, config: Node, chosen: Mapping[str, str]) -> bool:
+    """Return whether the teacher of a distillation is given."""
+    own = name_of(task) == chosen["pretext"] and config["pretext"].get("teacher") is not None
+    return own or any(key_of(s) == "pretext.teacher" for s in task.split()[1:])
 
 
 def _pretrainings(
-    stages: Stages, config: Node, chosen: Mapping[str, str], config_dir: str | None
+    stages: Stages,
+    config: Node,
+    chosen: Mapping[str, str],
+    config_dir: str | None,
+    inits: Sequence[str],
+    network: Published | None,
 ) -> dict[str, list[str]]:
     """Return the overrides of each pretraining by name."""
     out: dict[str, list[str]] = {}
     mistakes: list[str] = []
-    for spec in config["pretexts"] or [chosen["pretext"]]:
+    for entry in inits:
         try:
-            out[spec] = _pretraining(spec, stages, config, chosen, config_dir)
+            name, settings = parsed(entry, [chosen["pretext"], *choices("pretext", config_dir)])
+            if entry in tasks_of(inits):
+                taught = name == DISTILL and network and not _has_teacher(entry, config, chosen)
+                settings = [*(_teacher(network) if taught and network else []), *settings]
+                out[entry] = _pretraining(name, settings, stages, config, chosen, config_dir)
         except UserError as error:
-            mistakes += [f"pretexts: {spec}: {line}" for line in str(error).splitlines()]
+            mistakes += [f"inits: {entry}: {line}" for line in str(error).splitlines()]
     if mistakes:
         raise UserError("\n".join(mistakes))
+    if config["budget"] and not out:
+        raise UserError(f"budget={config['budget']} sets the epochs of pretrainings, and inits= has none; remove it")
     return out
 
 
+def _teacher(network: Published) -> list[str]:
+    """Return the settings of a distillation from a network, by which a library has it; else the first here is taken."""
+    weights = network.backbone.get("weights")
+    if "name" not in network.backbone or node_of(network.name, weights) != network.backbone:
+        return []
+    return [f"pretext.teacher={literal(network.name)}"] + [f"pretext.weights={literal(weights)}"] * (
+        weights is not None
+    )
+
+
 def _pretraining(
-    spec: str, stages: Stages, config: Node, chosen: Mapping[str, str], config_dir: str | None
+    name: str,
+    settings: Sequence[str],
+    stages: Stages,
+    config: Node,
+    chosen: Mapping[str, str],
+    config_dir: str | None,
 ) -> list[str]:
-    """Return the overrides of one pretraining, such as `simclr pretext.temperature=0.1`, with those of the study."""
-    try:
-        name, *settings = shlex.split(spec) or [""]
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    if name != chosen["pretext"] and name not in (known := choices("pretext", config_dir)):
-        raise UserError(f"no pretext {name!r}{nearest(name, known) or '.'} Choices: {', '.join(known)}")
+    """Return the overrides of one pretraining: its own settings, after those of the study."""
     for s in settings:
+        if key_of(s) == "init":
+            _check_init(s, config["backbone"])
         if key_of(s) in ("train.epochs", "train.steps") and config["budget"]:
             raise UserError(f"budget= sets the epochs of each pretraining; remove {s}")
         if key_of(s) == "seed" and config["pretrain_seeds"] > 1:
@@ -119,8 +187,19 @@ def _pretraining(
     overrides = [*(f"{n}={chosen[n]}" for n in NODES), f"pretext={name}"]
     nodes = (*NODES, "train", "unlabeled", "seed", *(["pretext"] if name == chosen["pretext"] else []))
     overrides += differing({k: config[k] for k in nodes}, plain(compose_config(PRETRAIN, overrides, None)))
+    if any(key_of(s) == "init" for s in settings):  # whose image size would else be that of the weights
+        overrides.append(f"dataset.image_size={config['dataset']['image_size']}")
     check_overrides(PRETRAIN, settings_of(stages.named(PRETRAIN)), [*overrides, *settings], config_dir, False)
     return [*overrides, *settings]
+
+
+def _check_init(setting: str, backbone: Node) -> None:
+    """Raise if a pretraining cannot start there: only from published weights of the study's backbone."""
+    init = setting.partition("=")[2]
+    if init in (PRETRAINED, IMAGENET):
+        published(backbone)
+    elif init != SCRATCH:
+        raise UserError(f"{setting}: a task of a study starts from scratch, or from published weights: init=pretrained")
 
 
 def _common(stages: Stages, config: Node, chosen: Mapping[str, str]) -> list[str]:
@@ -148,6 +227,14 @@ def _on_pixels(common: list[str] | None) -> list[str]:
     """Return the overrides of classifiers on pixels, with that backbone instead of the study's."""
     kept = [o for o in common or [] if key_of(o) != "backbone" and not key_of(o).startswith("backbone.")]
     return [f"backbone={PIXELS}", *kept]
+
+
+def _with_weights(common: Sequence[str], network: Published, config: Node, chosen: Mapping[str, str]) -> list[str]:
+    """Return the overrides of classifiers of a network with published weights, at the size of these."""
+    own = network.backbone["_target_"] == config["backbone"]["_target_"]
+    kept = [o for o in common if key_of(o).split(".")[0] != "backbone" and key_of(o) not in OF_WEIGHTS]
+    keys = [f"backbone.{k}={literal(v)}" for k, v in network.backbone.items() if k != "_target_"]
+    return [f"backbone={chosen['backbone'] if own else short_name(network.backbone['_target_'])}", *keys, *kept]
 
 
 def device_of(config: Node, chosen: Mapping[str, str], stage: str) -> list[str]:

@@ -46,7 +46,7 @@ def test_cfg_shows_the_config_and_starts_nothing(cli: Cli) -> None:
         (["finetune", "--lr=3"], "--lr=3: no such flag; settings are given as key=value; did you mean train.learn"),
         (["pretrain", "--epochs", "10"], "--epochs: no such flag; settings are given as key=value; did you mean train"),
         (["compare", "budget=2"], "budget=2: expected a time such as 90s, 30m or 2h"),
-        (["compare", "pretexts=simclr"], "pretexts: must be a list, found simclr; write pretexts=[simclr]"),
+        (["compare", "inits=simclr"], "inits: must be a list, found simclr; write inits=[simclr]"),
         (["compare", "label_fractions=0.1"], "label_fractions: must be a list, found 0.1; write label_fractions=[0.1]"),
         (["compare", "finetune.train.steps=1,2"], "finetune.train.steps=1,2: expected one value; to try several, use"),
         (["finetune", "init=jigsaw"], "init=jigsaw: no pretrain jigsaw run"),
@@ -158,7 +158,7 @@ embed x.jpg
 search x.jpg in=nowhere
 suggest nowhere
 export run=nowhere
-compare pretexts=[rotatoin]
+compare inits=[rotatoin]
 compare finetune.train.stepz=3
 data check dataset=foldr
 data fetch dataset=cifar

@@ -11,13 +11,14 @@ from tests.helpers import Cli
 
 def test_mistakes_in_all_lists_are_reported_together(cli: Cli) -> None:
     answer = cli(
-        "compare", 'pretexts=[rotatoin,"simclr pretext.temprature=1"]', 'search=["augment.probabilty=1"]',
+        "compare", 'inits=[rotatoin,"simclr pretext.temprature=1"]', 'search=["augment.probabilty=1"]',
         "finetune.train.stepz=3", "seeds=many",
     )  # fmt: skip
     assert answer.code == 1
     for words in (
-        "pretexts: rotatoin: no pretext 'rotatoin'; did you mean rotation? Choices: jigsaw, rotation, simclr",
-        "pretexts: simclr pretext.temprature=1: pretext.temprature: no such key; did you mean pretext.temperature?",
+        "inits: rotatoin: no pretext 'rotatoin'; did you mean rotation? Choices: scratch, pretrained, distill, jigsaw, "
+        "rotation, simclr",
+        "inits: simclr pretext.temprature=1: pretext.temprature: no such key; did you mean pretext.temperature?",
         "search: augment.probabilty: no such key; did you mean augment.probability?",
         "finetune.train.stepz: no such key; did you mean train.steps?",
         "seeds: must be an integer, found many",
@@ -33,10 +34,10 @@ def test_ranges_of_classifier_settings_are_checked_later(cli: Cli) -> None:
 
 
 def test_settings_of_a_task_may_be_those_of_the_chosen_optimizer() -> None:
-    spec = 'pretexts=["simclr optimizer.momentum=0.8"]'
+    spec = 'inits=["simclr optimizer.momentum=0.8"]'
     assert not found(spec, "optimizer=sgd")
     assert found(spec) == [
-        "pretexts: simclr optimizer.momentum=0.8: optimizer.momentum: no such key; did you mean optimizer.betas?"
+        "inits: simclr optimizer.momentum=0.8: optimizer.momentum: no such key; did you mean optimizer.betas?"
     ]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from sslrun.base.errors import UserError
 from sslrun.config import renames
 from sslrun.config.renames import KEYS, renamed_config, renamed_overrides, with_label_counts
 from tests.helpers import QUICK, Cli
@@ -163,3 +164,58 @@ def test_the_labels_of_older_runs_are_counted_as_today(old: dict[str, object], b
     }  # fmt: skip
     for today in ({"stage": "pretrain"}, {"labels_total": 60, "labels_train": 60, "labels_val": 0}):
         assert with_label_counts(today) == today
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["pretexts=[rotation,simclr]"], "[rotation,simclr]"),
+        (["pretexts=[rotation]", "imagenet=false"], "[rotation]"),
+        (["pretexts=[rotation]", "imagenet=auto"], "[rotation]"),
+        (['pretexts=[rotation,"simclr seed=3"]', "imagenet=true"], '[rotation,"simclr seed=3",pretrained]'),
+        (["imagenet=true"], "[jigsaw,pretrained]"),
+        (["imagenet=false"], "[jigsaw]"),
+        (["imagenet=auto"], "null"),
+        (["pretexts=null"], "null"),
+        (["pretexts=simclr"], "simclr"),  # which is reported as no list
+    ],
+)
+def test_older_keys_of_a_study_become_its_inits(old: list[str], new: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert renames.with_inits(["seeds=3", *old], lambda: "jigsaw") == ["seeds=3", f"inits={new}"]
+    keys = [o.partition("=")[0] + "=" for o in old]
+    verb = "are" if len(old) > 1 else "is"
+    assert caplog.messages == [f"{' and '.join(keys)} {verb} now inits=; read as inits={new}"]
+
+
+def test_overrides_with_inits_stay_and_both_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+    assert renames.with_inits(["inits=[simclr]", "seeds=3"], lambda: "jigsaw") == ["inits=[simclr]", "seeds=3"]
+    assert not caplog.messages
+    with pytest.raises(UserError, match="pretexts= is now inits=; give only that"):
+        renames.with_inits(["inits=[simclr]", "pretexts=[simclr]"], lambda: "jigsaw")
+
+
+@pytest.mark.parametrize(
+    ("old", "inits"),
+    [
+        ({"pretexts": ["rotation"], "imagenet": "auto"}, ["rotation"]),
+        ({"pretexts": ["rotation"], "imagenet": True}, ["rotation", "pretrained"]),
+        ({"pretexts": None, "imagenet": True}, ["simclr", "pretrained"]),
+        ({"pretexts": None, "imagenet": False}, ["simclr"]),
+        ({"pretexts": None, "imagenet": "auto"}, None),
+        ({"pretexts": ["rotation"], "inits": None}, ["rotation"]),  # of a YAML file, with the default of the new key
+    ],
+)
+def test_the_config_of_an_older_study_has_inits(old: dict[str, object], inits: list[str] | None) -> None:
+    pretext = {"_target_": "sslrun.tasks.pretext.simclr.SimCLR"}
+    assert renamed_config({"seeds": 3, "pretext": pretext, **old}) == {"seeds": 3, "pretext": pretext, "inits": inits}
+    mixed = {"pretext": pretext, **old, "inits": ["jigsaw"]}
+    assert renamed_config(mixed, ["inits=[jigsaw]"])["inits"] == ["jigsaw"]
+
+
+def test_older_keys_of_a_study_on_the_command_line(cli: Cli) -> None:
+    answer = cli("compare", "pretexts=[rotation,simclr]", "imagenet=true", "seeds=0", *QUICK)
+    assert answer.code == 1
+    assert "pretexts= and imagenet= are now inits=; read as inits=[rotation,simclr,pretrained]\n" in answer.err
+    assert "seeds: must be at least 1" in answer.err
+    answer = cli("compare", "imagenet=true", "experiment=rotation_flowers", "seeds=0", *QUICK)
+    assert "imagenet= is now inits=; read as inits=[rotation,pretrained]\n" in answer.err

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sslrun.report.comparison import conclusions, intervals_text, table
+from sslrun.report.comparison import conclusions, intervals_text, table, verdicts
 from sslrun.study.comparison import compared
 from sslrun.study.results import Row
 from tests.helpers import row
@@ -19,7 +19,7 @@ UNCLEAR = [[0.50, 0.53, 0.54], [0.51, 0.515, 0.54]]
 
 def network(initialization: str, mode: str, accuracies: Sequence[Sequence[float]], **known: Any) -> list[Row]:
     """Return classifiers of a network, `pretrainings x subsets`; without pretraining there is one row of values."""
-    pretrained = initialization not in ("scratch", "pixels", "imagenet")
+    pretrained = initialization not in ("scratch", "pixels", "pretrained")
     return [
         row(initialization, mode, test_accuracy=a, subset=f"{known.get('labels', 30)}-{s}", seed=s,
             pretrain_seed=p if pretrained else None, **known)
@@ -230,3 +230,75 @@ def test_a_choice_of_scratch_everywhere_is_named() -> None:
     rows = [network("scratch", "finetune", SCRATCH_30), mixed]
     assert "auto chose" not in sentences(*rows, mode="auto")[1]
     assert "simclr, auto (scratch 5, probe 1)" in printed(*rows, mode="auto")
+
+
+def costing(ms: float | None, megabytes: float = 0.4, minutes: float = 2.0) -> dict[str, Any]:
+    return {"ms_per_image": ms, "megabytes": megabytes, "minutes": minutes}
+
+
+LITE0 = {"backbone": "tf_efficientnet_lite0", "image_size": 224}
+
+
+def compared_inits(**of_scratch: Any) -> list[list[Row]]:
+    """Networks of which the published one is the best, and the distilled one 0.9 points below."""
+    distilled = [[0.715, 0.731, 0.752], [0.720, 0.735, 0.745]]
+    return [
+        network("scratch", "finetune", SCRATCH_30, **costing(0.213), **of_scratch),
+        network("pixels", "probe", [[0.3, 0.31, 0.32]], **costing(0.001)),
+        network("pretrained", "probe", [[0.725, 0.741, 0.759]], **costing(9.26, 13.53, 0.04), **LITE0),
+        network("distill", "auto", distilled, **costing(0.4)),
+        network("distill", "probe", [[0.76, 0.77, 0.78], [0.76, 0.77, 0.78]], **costing(0.4)),
+        network("rotation", "auto", UNCLEAR, **costing(0.2)),
+    ]
+
+
+def test_the_verdict_names_the_best_and_the_fastest_within_1_point() -> None:
+    """Of the distilled network counts what auto chose, and not its best row, which is only known afterwards."""
+    rows = [r for of_network in compared_inits() for r in of_network]
+    (text,) = verdicts(compared(rows, "auto"))
+    assert text == (
+        "Best at 30 labels: pretrained, linear probe, mean test accuracy 74.2 %; fastest within 1 point: distill, "
+        "auto, 0.4 ms an image"
+    )
+
+
+def test_the_best_may_be_the_fastest_and_times_may_be_unknown() -> None:
+    base = network("scratch", "finetune", SCRATCH_30, **costing(0.2))
+    worse = network("simclr", "finetune", [[0.4, 0.41, 0.42]], **costing(0.1))
+    (text,) = verdicts(compared([*base, *worse], "finetune"))
+    assert text == (
+        "Best at 30 labels: from scratch, mean test accuracy 52.0 %; fastest within 1 point: the same, 0.2 ms an image"
+    )
+    unknown = network("simclr", "finetune", BETTER)
+    (text,) = verdicts(compared([*network("scratch", "finetune", SCRATCH_30), *unknown], "finetune"))
+    assert text == "Best at 30 labels: simclr, finetuned, mean test accuracy 72.6 %"
+    assert verdicts(compared(base, "finetune")) == []
+    two = [*base, *worse, *network("scratch", "finetune", SCRATCH_30, **budget(300)),
+           *network("simclr", "finetune", BETTER, **budget(300))]  # fmt: skip
+    named = [v.partition(":")[0] for v in verdicts(compared(two, "finetune"))]
+    assert named == ["Best at 30 labels", "Best at 300 labels"]
+
+
+def test_a_network_that_is_not_that_of_scratch_is_named() -> None:
+    _, pretrained, distill, _ = sentences(*compared_inits(), mode="auto")
+    assert pretrained.startswith("pretrained, 30 labels: better than scratch by 22.2 points [")
+    assert "; it is tf_efficientnet_lite0 at 224 px, scratch is smallcnn at 32 px" in pretrained
+    assert "assumed" not in pretrained
+    assert "; it is" not in distill
+
+
+def test_the_table_has_what_networks_cost_and_fits_120_columns() -> None:
+    of_60 = budget(60, 301)
+    rows = compared_inits()
+    text = printed(*rows, mode="auto")
+    assert max(map(len, text.splitlines())) <= 120
+    assert line_of(text, "from scratch ").split()[-3:] == ["0.21", "0.4", "2.0"]
+    assert line_of(text, "pretrained, linear probe").split()[-3:] == ["9.3", "14", "0.04"]
+    assert line_of(text, "pixels, logistic").split()[-3] == "0.001"
+    assert text.splitlines()[2].split()[-3:] == ["ms", "MB", "min"]
+    assert "ms: of an image, in batches of 64, without reading it. MB: of the network. min: of training" in text
+    long = network("simclr pretext.hidden_dim=32 pretext.output_dim=16", "finetune", BETTER, **of_60, **costing(12345))
+    text = printed(network("scratch", "finetune", SCRATCH_30, **of_60, **costing(1.0)), long)
+    assert max(map(len, text.splitlines())) <= 120
+    assert "12,345" in text
+    assert "ms" not in printed(network("scratch", "finetune", SCRATCH_30))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sslrun.report import study
+from sslrun.report.comparison import networks_text
 from sslrun.report.gains import p_text
 from sslrun.study.comparison import compared
 from sslrun.study.results import Row
@@ -61,6 +62,41 @@ def test_the_backbone_of_a_page_is_that_of_the_networks(monkeypatch: pytest.Monk
     assert study._subtitle([pixels]) == "digits, pixels; 359 test images"
 
 
+LARGE: dict[str, Any] = {"backbone": "tf_efficientnet_lite0", "image_size": 224}
+
+
+def test_networks_that_differ_from_that_of_scratch_are_named_on_the_page() -> None:
+    rows = [row("scratch", "finetune"), row("simclr", "auto"), row("pixels", "knn", backbone="pixels")]
+    entries = compared(rows, "auto")
+    assert networks_text(entries) == "smallcnn at 32 px"
+    assert study._reading(entries, "auto")["networks"] == ""
+    entries = compared([*rows, row("pretrained", "probe", **LARGE)], "auto")
+    text = "scratch, simclr: smallcnn at 32 px; pretrained: tf_efficientnet_lite0 at 224 px"
+    assert networks_text(entries) == study._reading(entries, "auto")["networks"] == text
+
+
+def test_the_figures_have_the_rows_that_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of published weights, which have another mode than a task."""
+    rows = [row("scratch", "finetune"), row("simclr", "auto"), row("simclr", "probe")]
+    rows.append(row("pretrained", "probe", **LARGE))
+    entries = compared(rows, "auto")
+    seen: dict[str, Any] = {}
+
+    def label_efficiency(shown: Any, folder: Path) -> str:
+        seen["curves"] = [(e.initialization, e.mode) for e in shown]
+        return ""
+
+    def by_class(folder: Path, base: Any, own: Any, *more: Any) -> Any:
+        seen["classes"] = {name: len(members) for name, members in own.items()}
+        return iter(())
+
+    monkeypatch.setattr(study.plots, "label_efficiency", label_efficiency)
+    monkeypatch.setattr(study, "_by_class", by_class)
+    assert len(list(study._figures(Path(), rows, entries, [e for e in entries if e.in_family], ["a", "b"]))) == 1
+    assert seen["curves"] == [("scratch", "finetune"), ("simclr", "auto"), ("pretrained", "probe")]
+    assert seen["classes"] == {"simclr, auto": 1, "pretrained, linear probe": 1}
+
+
 def test_the_number_of_comparisons_is_that_of_the_family() -> None:
     rows = [row(name, "finetune", subset=s) for name in ("scratch", "simclr", "rotation") for s in "abc"]
     alone = [r for r in rows if r.initialization != "rotation"]
@@ -81,13 +117,13 @@ def test_the_page_shows_the_gains_of_the_study(in_study: Path) -> None:
     assert [(g["initialization"], g["mode"], g["labels"]) for g in gains] == [
         ("rotation", "auto", "30"), ("simclr", "auto", "30"),
     ]  # fmt: skip
-    table = text[text.index('<th class="n">Holm p</th>') : text.index("How to read this")]
+    table = text[text.index('<th class="n">Holm p</th><th class="n">ms</th>') : text.index("How to read this")]
     found = [re.findall("<td[^>]*>(.*?)</td>", r) for r in table.split("<tr")]
     lines = {cells[1]: cells for cells in found if cells}
     for g in gains:
         (cells,) = (cells for network, cells in lines.items() if network.startswith(f"{g['initialization']}, auto ("))
         value = {name: 100 * float(g[name]) for name in ("gain", "low", "high", "fixed_split_low", "fixed_split_high")}
-        assert cells[4:] == [
+        assert cells[4:8] == [
             f"{value['gain']:+.1f}",
             f"[{value['low']:.1f}, {value['high']:.1f}]",
             f"[{value['fixed_split_low']:.1f}, {value['fixed_split_high']:.1f}]",
@@ -95,9 +131,9 @@ def test_the_page_shows_the_gains_of_the_study(in_study: Path) -> None:
         ]
     assert [cells[0] for cells in found if cells and cells[0]] == ["30"]  # the heading is "labels"
     base, untested = lines["from scratch"], lines["random initialization, linear probe"]
-    assert base[4:] == [""] * 4
+    assert base[4:8] == [""] * 4
     assert untested[4] != ""
-    assert untested[5:] == [""] * 3
+    assert untested[5:8] == [""] * 3
 
 
 def test_the_page_is_self_contained(in_study: Path) -> None:

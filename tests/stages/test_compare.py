@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from sslrun.data.dataset import load_train
 from sslrun.data.labels import LabelBudget
+from sslrun.runs.find import read_summary
 from sslrun.runs.run import Run, Stages
 from sslrun.stages import compare
 from sslrun.stages.table import job, stage
@@ -40,7 +41,7 @@ def test_a_study_has_all_networks_on_the_same_subsets_and_all_outputs(in_study: 
         assert {f"{name}.png", f"{name}.svg"} <= figures
     answer = summary(in_study)
     assert [c.partition(":")[0] for c in answer["conclusions"]] == [
-        "from scratch, 30 labels", "rotation, 30 labels", "simclr, 30 labels",
+        "from scratch, 30 labels", "rotation, 30 labels", "simclr, 30 labels", "Best at 30 labels",
     ]  # fmt: skip
     assert (in_study / "gains.csv").is_file()
     pretrained = {p.name.split("_")[0]: summary(p) for p in Path("outputs/pretrain/study_runs").iterdir()}
@@ -89,10 +90,10 @@ def test_auto_of_a_study_is_the_choice_of_finetune(in_study: Path, cli: Cli) -> 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (("pretexts=[simclrr]",), "no pretext 'simclrr'; did you mean simclr?"),
-        (('pretexts=["simclr pretext.temprature=1"]',), "pretext.temprature"),
-        (('pretexts=["simclr pretext.temperature=-1"]',), "pretext.temperature: must be greater than 0"),
-        (("pretexts=[]",), "pretexts: must be a list of at least 1"),
+        (("inits=[simclrr]",), "no pretext 'simclrr'; did you mean simclr?"),
+        (('inits=["simclr pretext.temprature=1"]',), "pretext.temprature"),
+        (('inits=["simclr pretext.temperature=-1"]',), "pretext.temperature: must be greater than 0"),
+        (("inits=[]",), "inits: must be a list of at least 1"),
         (("finetune.train.stepz=3",), "finetune.train.stepz: no such key; did you mean train.steps?"),
         (("finetune.label_smoothing=2",), "finetune.label_smoothing: must be at most 1"),
         (("label_fractions=[2.0]",), "label_fraction must be at most 1"),
@@ -102,13 +103,25 @@ def test_auto_of_a_study_is_the_choice_of_finetune(in_study: Path, cli: Cli) -> 
         (("mode=knn",), "mode: must be one of"),
         (("-m", "seeds=1,2"), "compare runs its own sweeps"),
         (('dataset.classes=["1"]',), "needs labeled images of at least two classes"),
-        (('pretexts=["simclr backbone=resnet18"]',), "backbone=resnet18: cannot differ between the tasks of a study"),
-        (('pretexts=["simclr train.epochs=3"]', "budget=9m"), "budget= sets the epochs of each pretraining"),
+        (('inits=["simclr backbone=resnet18"]',), "backbone=resnet18: cannot differ between the tasks of a study"),
+        (('inits=["simclr train.epochs=3"]', "budget=9m"), "budget= sets the epochs of each pretraining"),
         (("finetune.backbone=resnet18",), "the study sets backbone itself"),
         (("finetune.dataset.image_size=8",), "the study sets dataset.image_size itself"),
         (("finetune.optimizer=sgd", "finetune.optimizer.betas=[0.9,0.9]"), "finetune.optimizer.betas: no such key"),
-        (('pretexts=["simclr unlabeled=more"]',), "unlabeled=more: cannot differ between the tasks of a study"),
-        (("imagenet=true",), "imagenet=true: no ImageNet weights for this backbone"),
+        (('inits=["simclr unlabeled=more"]',), "unlabeled=more: cannot differ between the tasks of a study"),
+        (("imagenet=true",), "imagenet= is now inits=; give only that"),
+        (("inits=[pretrained,rotatoin]",), "inits: rotatoin: no pretext 'rotatoin'; did you mean rotation?"),
+        (('inits=["pretrained mode=probe"]',), "inits: pretrained mode=probe: pretrained has no settings of its own"),
+        (
+            ('inits=["rotation init=pretrained"]',),
+            "inits: rotation init=pretrained: init=pretrained: there are no published weights of smallcnn",
+        ),
+        (
+            ('inits=["rotation init=outputs"]',),
+            "init=outputs: a task of a study starts from scratch, or from published",
+        ),
+        (("init=pretrained",), 'init=pretrained: give it to a task, as in inits=["rotation init=pretrained"]'),
+        (("inits=[scratch]", "budget=2m"), "budget=2m sets the epochs of pretrainings, and inits= has none"),
         (("labels=[20]", "labels_per_class=[3]"), "set only one of labels, labels_per_class: a study has one kind"),
         (("labels=[20]", "label_fractions=[0.1]"), "set only one of labels, label_fractions: a study has one kind"),
         (("labels=[20,9]",), "labels=9 is fewer than the 10 classes"),
@@ -118,13 +131,13 @@ def test_auto_of_a_study_is_the_choice_of_finetune(in_study: Path, cli: Cli) -> 
         (("validation=extra", "dataset.val_fraction=0"), "validation=extra needs validation images"),
         (("dataset.val_fraction=0.2",), "dataset.val_fraction is for validation=extra"),
         (("pretrain_seeds=0",), "pretrain_seeds: must be at least 1"),
-        (('pretexts=["simclr seed=1"]', "pretrain_seeds=2"), "pretrain_seeds=2 sets the seeds of each pretraining"),
+        (('inits=["simclr seed=1"]', "pretrain_seeds=2"), "pretrain_seeds=2 sets the seeds of each pretraining"),
         (("finetune.validation=extra",), "the study sets validation itself"),
     ],
 )
 def test_mistakes(cli: Cli, overrides: tuple[str, ...], words: str) -> None:
     flags = [a for a in overrides if a.startswith("-")]
-    study = (*SMALL_STUDY, "pretexts=[rotation]", "seeds=1")
+    study = (*SMALL_STUDY, "inits=[rotation]", "seeds=1")
     answer = cli("compare", *flags, *study, *(a for a in overrides if a not in flags))
     assert words in answer.err
     assert answer.code == 1
@@ -236,6 +249,8 @@ def test_the_runs_of_a_study_are_launched_in_order(
         compare, "launch_all", lambda runs, _, title="": launched.append(([r.name for r in runs], title))
     )
     monkeypatch.setattr(compare.results, "row_of", lambda *given: SimpleNamespace(initialization=given[1], given=given))
+    monkeypatch.setattr(compare, "with_costs", lambda rows, device: rows)
+    monkeypatch.setattr(compare.results, "with_shared_subsets", lambda rows: rows)
     monkeypatch.setattr(compare, "with_auto", lambda rows, names: [("auto", len(rows), names)])
     monkeypatch.setattr(compare, "equal_time_steps", lambda pretrained, scratch: {"labels=9": len(pretrained) * 100})
     tuned, frozen = (Cell("scratch", m, LabelBudget(9)) for m in ("finetune", "probe"))
@@ -258,7 +273,7 @@ def test_the_runs_of_a_study_are_launched_in_order(
     noted: dict[str, Any] = {}
     run: Any = SimpleNamespace(stages=None, note=noted.update)
     some = planned([tuned, frozen, own], 1)
-    rows: Any = compare._evaluated(run, some, SimpleNamespace(mode="finetune"), with_equal_time)  # type: ignore[arg-type]
+    rows: Any = compare._evaluated(run, some, SimpleNamespace(mode="finetune", device={}), with_equal_time)  # type: ignore[arg-type]
     assert launched == [
         (["p0", "p1"], ""),
         (["c0", "c1", "c2"], ""),
@@ -270,7 +285,7 @@ def test_the_runs_of_a_study_are_launched_in_order(
     assert caplog.text.count("3 test images of class cat: too few to measure its recall.") == 1  # not by each run
     launched.clear()
     without = planned([tuned, frozen, own], 0)
-    rows = compare._evaluated(run, without, SimpleNamespace(mode="auto"), with_equal_time)  # type: ignore[arg-type]
+    rows = compare._evaluated(run, without, SimpleNamespace(mode="auto", device={}), with_equal_time)  # type: ignore[arg-type]
     assert rows[3:] == [("auto", 3, ["simclr"])]
     assert [title for _, title in launched] == ["", "", ""]
 
@@ -288,3 +303,38 @@ def test_maps_are_of_validation_images_unless_the_classifiers_have_other_classes
     assert compare._maps(settings, {}, loaded)[-2:] == ("all", "training")  # type: ignore[index]
     settings.finetune.append("++dataset.classes=[a]")
     assert compare._maps(settings, {}, loaded) is None
+
+
+@pytest.mark.parametrize(("imagenet", "inits"), [("auto", "rotation,simclr"), (True, "rotation,simclr,pretrained")])
+def test_the_older_keys_of_a_study_are_read_when_it_is_resumed(
+    in_study: Path, cli: Cli, imagenet: object, inits: str
+) -> None:
+    path = in_study / "summary.json"
+    old = json.loads(path.read_text())
+    old["config"] |= {"pretexts": old["config"].pop("inits"), "imagenet": imagenet}
+    path.write_text(json.dumps(old))
+    answer = cli("compare", "--cfg", "job", f"resume={in_study}")
+    assert answer.code == 0, answer.err
+    assert f"pretexts= and imagenet= are now inits=; read as inits=[{inits}]\n" in answer.err
+    config = read_summary(in_study)["config"]
+    assert config["inits"] == inits.split(",")
+    assert not {"pretexts", "imagenet"} & config.keys()
+    again = cli("compare", "--cfg", "job", f"resume={in_study}", "pretexts=[rotation,simclr]", f"imagenet={imagenet}")
+    assert again.code == 0, again.err
+    other = cli("compare", f"resume={in_study}", "pretexts=[jigsaw]")
+    assert other.code == 1
+    assert "inits=[jigsaw]: the run was started with" in other.err
+
+
+@pytest.mark.slow
+def test_a_resumed_study_with_older_keys_repeats_no_run(in_study: Path, cli: Cli) -> None:
+    path = in_study / "summary.json"
+    old = json.loads(path.read_text())
+    old["config"] |= {"pretexts": old["config"].pop("inits"), "imagenet": False}
+    path.write_text(json.dumps(old))
+    before = study_runs("finetune")
+    answer = cli("compare", f"resume={in_study}")
+    assert answer.code == 0, answer.err
+    assert "All runs of this study are finished." in answer.err
+    assert study_runs("finetune") == before
+    assert summary(in_study)["config"]["inits"] == ["rotation", "simclr"]

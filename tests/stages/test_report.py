@@ -1,12 +1,15 @@
 """`sslrun report`."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sslrun.base.errors import UserError
+from sslrun.evaluation.correctness import Correctness
 from sslrun.stages import report
 from sslrun.study.results import Row
 from tests.helpers import QUICK, Cli, row, runs, study_table
@@ -91,3 +94,21 @@ def test_a_report_compares_the_best_mode_of_the_pretrained_classifiers(monkeypat
         reported(monkeypatch, tuned, probe, tests=("a", "b"))
     with pytest.raises(UserError, match="no finished run"):
         reported(monkeypatch)
+
+
+def test_the_same_test_images_at_another_size_can_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their pixels differ; their names do not."""
+    names = {"small": ["a", "b"], "large": ["a", "b"], "others": ["a", "c"]}
+
+    def correctness(evaluated: Path) -> Correctness | None:
+        known = names.get(str(evaluated))
+        return None if known is None else Correctness(np.ones(2, dtype=bool), np.array(known), None)
+
+    monkeypatch.setattr(report, "read_correctness", correctness)
+    small = row("scratch", "finetune", evaluated="small")
+    large = row("pretrained", "probe", evaluated="large", image_size=224)
+    rows, mode = reported(monkeypatch, small, large, tests=("a", "b"))
+    assert (rows, mode) == ([small, large], "probe")
+    for evaluated in ("others", "without predictions"):
+        with pytest.raises(UserError, match="evaluated on 2 different sets of images"):
+            reported(monkeypatch, small, replace(large, evaluated=evaluated), tests=("a", "b"))

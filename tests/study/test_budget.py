@@ -14,10 +14,12 @@ from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images
 from sslrun.data.labeled import Labeled, Pool
 from sslrun.data.labels import LabelBudget
+from sslrun.models.published import Published
 from sslrun.study import budget
 from sslrun.study.budget import Times, times_of
 from sslrun.study.launch import StudyRun
 from sslrun.study.plan import Cell, Plan, StudyData
+from sslrun.training.settings import FORWARD_COST
 from tests.helpers import SMALL_STUDY, Cli, runs, summary
 
 
@@ -113,7 +115,7 @@ def test_times_are_measured_once_per_label_budget(monkeypatch: pytest.MonkeyPatc
     def pretraining(all_images: Images, *nodes: Any) -> SimpleNamespace:
         assert len(all_images) == 50
         assert nodes[-2:] == (16, 16)  # image size and batch size
-        return SimpleNamespace(images_per_second=10.0)
+        return SimpleNamespace(images_per_second=10.0, preparation=0.0)
 
     def classifier(config: Any, labeled: Labeled) -> SimpleNamespace:
         n = len(labeled.budget)
@@ -154,3 +156,33 @@ def test_times_are_measured_once_per_label_budget(monkeypatch: pytest.MonkeyPatc
     assert times.left == ({"rotation": 2, "simclr": 2} if new_epochs else {"rotation": 1, "simclr": 0})
     assert times.classifiers == 4 + 300 + 2300 + 2.5 + (10 if new_epochs else 0)
     assert measured == [(4, 40), (10, 40)][: 1 + new_epochs]
+
+
+@pytest.mark.parametrize("mode", ["probe", "finetune"])
+def test_published_weights_need_a_pass_over_labeled_and_test_images(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """An image takes 10 ms, in training with its backward pass several times as long, in each fold and finally."""
+    sizes: list[int] = []
+
+    def milliseconds(classifier: Any, image_size: int, device: Any) -> float:
+        sizes.append(image_size)
+        return 10.0
+
+    monkeypatch.setattr(budget, "milliseconds", milliseconds)
+    node = {"_target_": "sslrun.models.backbones.smallcnn.smallcnn", "widths": [4]}
+    network = Published(node, 40, [0.5] * 3, [0.5] * 3, "", "", None)
+    overrides = (
+        "dataset=digits",
+        "backbone=smallcnn",
+        "init=pretrained",
+        f"mode={mode}",
+        "train.steps=7",
+        "device=cpu",
+    )
+    cells = [Cell("pretrained", mode, LabelBudget(total=9, seed=s)) for s in range(2)]
+    classifiers = {c: run_of("finetune", f"{mode}{c.budget.seed}", False, *overrides) for c in cells}
+    data = dataset(40)
+    of_study = StudyData(Pool(data, data, None, "inside", "photos"), images(40), "", 70)
+    times = times_of(Plan(of_study, {}, classifiers, {}, network=network), of_study)
+    assert sizes == [40]  # once
+    each = 2.5 + 0.01 * (9 + 70) + ((1 + 3) * 7 * 9 * 0.01 / FORWARD_COST if mode == "finetune" else 0.0)
+    assert times.classifiers == pytest.approx(2 * each)

@@ -11,7 +11,8 @@ import pytest
 from scipy import stats
 
 from sslrun.evaluation.intervals import Interval, mean_interval
-from sslrun.study.comparison import Budget, Dropped, Entry, compared, gain_table, labels_needed
+from sslrun.study.comparison import compared, gain_table, labels_needed
+from sslrun.study.entry import Budget, Dropped, Entry
 from sslrun.study.gains import Gain, gain_on_one_subset, gains_over_scratch, image_variance
 from sslrun.study.results import Row
 from tests.helpers import row
@@ -248,9 +249,8 @@ def test_a_network_without_scratch_on_the_same_labels_counts_as_a_comparison() -
 
 
 OTHERS: list[tuple[str, str]] = [
-    ("simclr", "finetune"), ("simclr", "probe"), ("rotation", "knn"), ("imagenet", "auto"), ("scratch", "probe"),
+    ("simclr", "finetune"), ("simclr", "probe"), ("rotation", "knn"), ("pretrained", "finetune"), ("scratch", "probe"),
     ("scratch", "equal_time"), ("pixels", "auto"), ("pixels", "knn"), ("scratch train.steps=9", "auto"),
-    ("imagenet train.steps=9", "auto"),
 ]  # fmt: skip
 
 
@@ -270,13 +270,37 @@ def test_the_family_has_the_given_mode() -> None:
     assert [e.gain is None for e in compared(rows, "probe") if e.mode != "probe"] == [True] * 6
 
 
-def test_without_a_task_imagenet_is_the_family() -> None:
-    rows = [*at(30), *rows_of("imagenet", {(None, "a"): 0.6, (None, "b"): 0.7})]
-    entry = entry_of(rows, "imagenet")
+@pytest.mark.parametrize("name", ["pretrained", "imagenet", "pretrained dataset.root=more"])
+def test_published_weights_are_in_the_family_by_their_probe_and_alone(name: str) -> None:
+    """Another pretraining of theirs there is not, so none is assumed."""
+    rows = [*FAMILY, *rows_of(name, {(None, "a"): 0.6, (None, "b"): 0.7}, "probe")]
+    entry = entry_of(rows, name, "probe")
     assert entry.in_family
-    assert_same(entry.gain, gains_over_scratch({"imagenet": np.array([[0.1, 0.2]])})["imagenet"])
+    expected = gains_over_scratch({name: np.array([[0.1, 0.2]])})[name]
+    assert expected.assumed is not None
+    assert_same(entry.gain, dataclasses.replace(expected, assumed=None))
+    assert sum(e.in_family for e in compared(rows, "auto")) == 1 + sum(e.in_family for e in compared(FAMILY, "auto"))
+    both = [*rows, *rows_of(name, {(None, "a"): 0.6, (None, "b"): 0.7}, "finetune")]
+    family = [(e.initialization, e.mode) for e in compared(both, "finetune") if e.in_family]
+    assert family == [(name, "finetune")]
+
+
+def test_without_a_pretraining_there_is_no_family() -> None:
     assert not any(e.in_family for e in compared(at(30), "auto"))
     assert compared([], "auto") == []
+
+
+def test_the_costs_of_a_network_are_means_over_its_classifiers() -> None:
+    rows = [
+        *rows_of("simclr", {(0, "a"): 0.6}, ms_per_image=1.0, megabytes=2.0, minutes=3.0),
+        *rows_of("simclr", {(0, "b"): 0.6}, ms_per_image=2.0, megabytes=2.0, minutes=5.0),
+        *rows_of("simclr", {(0, "c"): 0.6}),
+        *rows_of("rotation", {(0, "c"): 0.6}, backbone="resnet18", image_size=64),
+    ]
+    simclr, rotation = compared(rows, "auto")
+    assert simclr.costs == (1.5, 2.0, 4.0)
+    assert rotation.costs == (None, None, None)
+    assert (simclr.network, rotation.network) == ("smallcnn at 32 px", "resnet18 at 64 px")
 
 
 # Budgets
@@ -389,7 +413,7 @@ def test_the_interval_of_an_accuracy_ends_at_0_and_1() -> None:
 
 def test_the_table_has_the_family_alone() -> None:
     """For programs: an end that does not exist is empty."""
-    rows = [*FAMILY, *rows_of("imagenet", {(None, "a"): 0.6, (None, "b"): 0.7})]
+    rows = [*FAMILY, *rows_of("jigsaw", {(None, "a"): 0.6, (None, "b"): 0.7}, "probe")]
     table = gain_table(compared(rows, "auto"))
     networks = [(r["initialization"], r["labels"]) for r in table]
     assert networks == [("simclr", 30), ("rotation", 30), ("simclr", 300), ("rotation", 300)]

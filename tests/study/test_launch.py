@@ -109,7 +109,7 @@ def test_an_interrupted_study_can_be_resumed(studied: Path) -> None:
 def test_failed_runs_are_listed_and_only_they_are_repeated(
     in_study: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    smaller = ("compare", *SMALL_STUDY, "pretexts=[rotation]", "labels_per_class=[3]", "seeds=1")  # runs of the other
+    smaller = ("compare", *SMALL_STUDY, "inits=[rotation]", "labels_per_class=[3]", "seeds=1")  # runs of the other
     (victim,) = Path("outputs/finetune/study_runs").glob("scratch_finetune_*_subset0*")
     shutil.rmtree(victim)
     victim.write_text("in the way")
@@ -133,7 +133,7 @@ def test_runs_do_not_depend_on_the_location_of_images_and_on_save_minutes(cli: C
         place = Path("photos", ("train", "test")[i % 4 == 0], "ab"[i % 2])
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(place / f"{i}.png")
-    overrides = ("dataset=folder", "dataset.image_size=16", "equal_time=false", "pretexts=[rotation]",
+    overrides = ("dataset=folder", "dataset.image_size=16", "equal_time=false", "inits=[rotation]",
                  "seeds=1", "labels_per_class=[3]", "mode=probe", "backbone.widths=[8,16]", *STUDY_STEPS,
                  *QUICK)  # fmt: skip
     assert cli("compare", *overrides, "dataset.root=photos").code == 0
@@ -154,7 +154,7 @@ def test_a_study_with_a_custom_task_resumes_without_its_config_dir(cli: Cli) -> 
     Path("mine/pretext").mkdir(parents=True)
     ours = (REPOSITORY / "conf/pretext/rotation.yaml").read_text()
     Path("mine/pretext/turned.yaml").write_text(ours.replace("copies: 4", "copies: 1"))
-    overrides = (*SMALL_STUDY, "pretexts=[turned]", "labels_per_class=[3]", "seeds=1", "mode=probe")
+    overrides = (*SMALL_STUDY, "inits=[turned]", "labels_per_class=[3]", "seeds=1", "mode=probe")
     assert cli("compare", "-cd", "mine", *overrides, "hydra.launcher._target_=no.such").code == 1
     shutil.rmtree("outputs")
     assert cli("compare", "-cd", "mine", *overrides).code == 0

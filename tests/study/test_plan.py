@@ -30,7 +30,7 @@ from tests.helpers import SMALL_STUDY, Cli, folder_node, runs, study_runs, study
 @pytest.mark.slow
 def test_duplicates_run_once_and_lost_weights_are_trained_again(cli: Cli) -> None:
     twice = (
-        'pretexts=[rotation,"rotation  train.steps=4"]',
+        'inits=[rotation,"rotation  train.steps=4"]',
         "label_fractions=[0.1,0.1001]",
         "mode=finetune",
         "seeds=1",
@@ -102,7 +102,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, tuple[Node, tup
 
 
 def planned(*own: str, equal_time: dict[str, int] | None = None, pool: Pool | None = None) -> Plan:
-    config = composed("compare", [*COMMON, "seeds=2", "imagenet=false", "device.threads=1", *own])
+    config = composed("compare", [*COMMON, "seeds=2", "inits=[rotation]", "device.threads=1", *own])
     pool = pool or pool_of(with_labels(20))
     data = StudyData(pool, pool.data.images + with_labels(3, 7).images, "test")
     return plan_of(Stages(stage, job), config, {"device": "cpu"}, data, None, equal_time)
@@ -182,21 +182,13 @@ def test_scratch_is_trained_for_as_long_as_a_pretraining_once_the_steps_are_know
     assert sorted(b.text for b in result.scratch) == ["labels=4", "labels=6"]
 
 
-def test_the_classifiers_of_each_mode(monkeypatch: pytest.MonkeyPatch) -> None:
-    there = {"weights": True, "cached": False}
-
-    def weights_of(backbone: Node) -> SimpleNamespace | None:
-        assert backbone == {}
-        return SimpleNamespace(path="resnet18.pth" if there["cached"] else None) if there["weights"] else None
-
-    monkeypatch.setattr(plan, "weights_of", weights_of)
-
+def test_the_classifiers_of_each_mode() -> None:
     def cells(
-        mode: str = "auto", imagenet: bool | str = False, seeds: int = 1, equal_time: bool = False
+        mode: str = "auto", published: bool = False, seeds: int = 1, equal_time: bool = False, tasks: bool = True
     ) -> list[tuple[str, str, int | None]]:
-        config = {"backbone": {}, "dataset": {"image_size": 64}, "imagenet": imagenet, "mode": mode, "seeds": seeds,
-                  "equal_time": equal_time}  # fmt: skip
-        found = plan._cells(config, {"simclr": [3, 4]}, [LabelBudget(fraction=0.1)])
+        config = {"mode": mode, "seeds": seeds, "equal_time": equal_time}
+        seeded = {"simclr": [3, 4]} if tasks else {}
+        found = plan._cells(config, seeded, [LabelBudget(fraction=0.1)], published)
         return [(c.initialization, c.mode, c.pretrain_seed) for c in found]
 
     scratch, frozen = ("scratch", "finetune", None), ("scratch", "probe", None)
@@ -207,14 +199,10 @@ def test_the_classifiers_of_each_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cells("probe") == [*base, *(("simclr", "probe", s) for s in (3, 4))]
     assert cells(equal_time=True) == [scratch, ("scratch", "equal_time", None), *base[1:], *pretrained]
     assert len(cells(seeds=3)) == 3 * len(cells())
-    assert cells(imagenet="auto") == cells()
-    both = [("imagenet", "probe", None), ("imagenet", "finetune", None)]
-    assert cells("auto", True) == [*base, *both, *pretrained]
-    there["cached"] = True
-    assert cells("auto", "auto") == cells("auto", True)
-    there["weights"] = False
-    with pytest.raises(UserError, match="imagenet=true: there are no published weights"):
-        cells(imagenet=True)
+    for mode, own in (("auto", "probe"), ("probe", "probe"), ("finetune", "finetune")):
+        assert cells(mode, True)[4] == ("pretrained", own, None)
+        assert len(cells(mode, True)) == len(cells(mode)) + 1
+    assert cells(published=True, equal_time=True, tasks=False) == [*base, ("pretrained", "probe", None)]
 
 
 NO_BUDGET: Node = {"labels": None, "labels_per_class": None, "label_fractions": None, "seeds": 3}
@@ -284,3 +272,65 @@ def test_a_study_pretrains_on_all_training_and_unlabeled_images_and_needs_a_test
     monkeypatch.setattr(plan, "listing_hash", lambda *_: "")
     with pytest.raises(UserError, match="has no test split, which a study needs"):
         load_data(node, None, "inside")
+
+
+def test_published_weights_are_part_of_the_key_of_a_run(
+    made: dict[str, dict[str, tuple[Node, tuple[str, ...]]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their cells have the overrides of their own network, and are no pretraining."""
+    weights = ["backbone=timm", "backbone.name=resnet50", *COMMON[:2], "device=cpu"]
+    network: Any = SimpleNamespace(source="package weights 0.1.0")
+    given = StudyOverrides({"rotation": COMMON}, COMMON, ON_PIXELS, [], network, weights)
+    monkeypatch.setattr(plan, "overrides_of", lambda *_: given)
+    result = planned("labels=[4]", "seeds=1")
+    assert result.network is network
+    (cell,) = (c for c in result.classifiers if c.initialization == "pretrained")
+    assert (cell.mode, cell.pretrain_seed) == ("probe", None)
+    own = {"init": "pretrained", "mode": "probe", "labels": 4, "validation": "inside", "seed": 0, "subset_seed": 0}
+    assert made["finetune"]["pretrained_probe_labels4_subset0"] == (
+        composed("finetune", weights) | own, (with_labels(20).fingerprint(), "", "package weights 0.1.0")
+    )  # fmt: skip
+    assert composed("finetune", list(result.classifiers[cell].overrides)) == composed("finetune", weights) | own
+    assert [data for name, (_, data) in made["finetune"].items() if name != "pretrained_probe_labels4_subset0"] == (
+        [(with_labels(20).fingerprint(), "")] * 6
+    )
+
+
+@pytest.mark.slow
+def test_a_study_of_published_weights_continued_ones_and_a_distillation(
+    cli: Cli, teacher_weights: str, photos: Path
+) -> None:
+    """Each is evaluated on the same subset, the published network at its own image size."""
+    entries = '[pretrained,"rotation init=pretrained","distill pretext.components=4"]'
+    backbone = ("backbone=timm", "backbone.name=test_resnet", f"backbone.weights={teacher_weights}")
+    answer = cli(
+        "compare", "dataset=folder", f"dataset.root={photos}", "dataset.image_size=48", *backbone, f"inits={entries}",
+        "labels_per_class=[3]", "seeds=1", "search=[]", "train.batch_size=16", "mode=probe", "equal_time=false",
+        "train.steps=2", "train.evaluations=1", "finetune.train.steps=2", "device=cpu", "device.precision=fp32",
+        "device.memory_format=contiguous",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert f"pretrained is test_resnet at 160 px ({teacher_weights}, license: not stated)" in answer.err
+    assert "; the others are test_resnet at 48 px" in answer.err
+    (study,) = runs("compare")
+    rows = {r["initialization"]: r for r in study_table(study) if r["mode"] == "probe"}
+    assert list(rows) == ["scratch", "pixels", "pretrained", "rotation init=pretrained", "distill pretext.components=4"]
+    assert {name: r["image_size"] for name, r in rows.items() if r["image_size"] != "48"} == {"pretrained": "160"}
+    assert len({r["subset"] for r in rows.values()}) == 1
+    for r in rows.values():
+        assert float(r["ms_per_image"]) > 0
+        assert float(r["megabytes"]) > 0
+        assert float(r["minutes"]) >= float(r["seconds"]) / 60
+    distilled = summary(next(Path("outputs/pretrain/study_runs").glob("distill*")))["config"]["pretext"]
+    assert (distilled["teacher"], distilled["weights"]) == ("test_resnet", teacher_weights)
+    assert summary(study)["published"] == {
+        "network": "test_resnet at 160 px", "source": teacher_weights, "license": "not stated"
+    }  # fmt: skip
+    again = cli("report", str(study))
+    assert again.code == 0, again.err
+    (reported,) = Path("outputs/report").glob("*/results.csv")
+    found = {r["initialization"]: r for r in study_table(reported.parent) if r["mode"] == "probe"}
+    columns = ("ms_per_image", "megabytes", "minutes", "test_accuracy")
+    assert {n: [r[c] for c in columns] for n, r in found.items()} == {
+        n: [r[c] for c in columns] for n, r in rows.items()
+    }

@@ -23,14 +23,22 @@ def test_a_choice_of_scratch_is_recognized_with_any_setting(tmp_path: Path) -> N
             "seeds": {"training": 0}, "label_fraction": 0.1, "subset_fingerprint": "a", "dataset": "digits",
             "backbone": "smallcnn", "source": "scratch"}  # fmt: skip
     scores = {"of_run": str(run), "test/accuracy": 0.5, "test/f1_macro": 0.5}
-    own = {"stage": "", "status": "finished", "config": {"seed": 0}, "overrides": [], "wall_time_seconds": 1.0}
+    own = {
+        "stage": "",
+        "status": "finished",
+        "config": {"seed": 0, "dataset": {"image_size": 16}},
+        "overrides": [],
+        "wall_time_seconds": 1.0,
+    }
     (run / "summary.json").write_text(json.dumps(own | made))
     (test / "summary.json").write_text(json.dumps(own | scores))
     row = results.row_of(test, "simclr")
     assert (row.chosen, row.setting, row.labels) == ("scratch", "augment.probability=0.5", 18)
 
 
-SUMMARY: dict[str, Any] = {"status": "finished", "config": {"seed": 3}, "overrides": []}
+SUMMARY: dict[str, Any] = {
+    "status": "finished", "config": {"seed": 3, "dataset": {"image_size": 16}}, "overrides": []
+}  # fmt: skip
 FINETUNED: dict[str, Any] = {
     **{"stage": "finetune", "init": "simclr", "source": "outputs/pretrain/a", "mode": "probe", "dataset": "digits"},
     **{"backbone": "smallcnn", "label_budget": "label_fraction=0.25", "subset_fingerprint": "5ub5e7"},
@@ -58,6 +66,7 @@ def test_a_row_has_validation_and_training_from_the_classifier_and_test_from_its
     assert (row.test_accuracy, row.test_f1_macro) == (0.72, 0.68)
     assert (row.labels, row.labels_train, row.labels_val, row.seed, row.subset) == (58, 41, 17, 3, "5ub5e7")
     assert (row.mode, row.initialization, row.dataset, row.backbone) == ("probe", "simclr", "digits", "smallcnn")
+    assert (row.image_size, row.ms_per_image, row.megabytes) == (16, None, None)
     assert (row.seconds, row.finetuned, row.evaluated) == (12.5, "outputs/finetune/a", "outputs/evaluate/b")
     assert (row.label_budget, row.chosen, row.setting) == ("label_fraction=0.25", "probe", "")
 
@@ -81,10 +90,13 @@ def test_a_row_of_an_older_run_counts_its_validation_labels() -> None:
 def test_a_row_has_the_seed_of_its_pretraining() -> None:
     evaluated = written(source="outputs/pretrain/a/last.pt")
     assert row_of(evaluated, "simclr").pretrain_seed is None  # it was deleted
+    assert row_of(evaluated, "simclr").minutes is None
     Path("outputs/pretrain/a").mkdir(parents=True)
-    known = {**SUMMARY, "stage": "pretrain", "config": {"seed": 7}, "wall_time_seconds": 1.0}
+    known = {**SUMMARY, "stage": "pretrain", "config": {"seed": 7}, "wall_time_seconds": 107.5}
     Path("outputs/pretrain/a/summary.json").write_text(json.dumps(known))
     assert row_of(evaluated, "simclr").pretrain_seed == 7
+    assert row_of(evaluated, "simclr").minutes == (107.5 + 12.5) / 60
+    assert row_of(evaluated, "pretrained").minutes == (107.5 + 12.5) / 60
 
 
 def test_a_deleted_pretraining_has_a_name_of_its_own_and_a_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -171,8 +183,9 @@ def test_of_several_evaluations_of_a_run_the_newest_is_reported(monkeypatch: pyt
     def written(path: str, stage: str, started: str, **more: Any) -> Path:
         directory = Path("outputs", path)
         directory.mkdir(parents=True)
-        summary = {"stage": stage, "status": "finished", "config": {"seed": 0}, "overrides": [],
-                   "wall_time_seconds": 1.0, "started": started, "init": "scratch", **more}  # fmt: skip
+        config = {"seed": 0, "dataset": {"image_size": 16}}
+        summary = {"stage": stage, "status": "finished", "config": config, "overrides": [], "wall_time_seconds": 1.0,
+                   "started": started, "init": "scratch", **more}  # fmt: skip
         (directory / "summary.json").write_text(json.dumps(summary))
         return directory
 
@@ -223,6 +236,7 @@ def test_networks_are_named_by_what_differs_from_those_from_scratch() -> None:
 
     runs: list[str] = []
     longer, grid = {"train": {"steps": 9}}, {"pooling": "grid"}
+    weights = {"backbone": {"name": "resnet50"}, "dataset": {"root": "j2", "image_size": 224, "mean": [0.5] * 3}}
     rows = [
         made("a", "simclr", config=longer),
         made("b", "simclr", source="outputs/pretrain/b"),
@@ -234,10 +248,13 @@ def test_networks_are_named_by_what_differs_from_those_from_scratch() -> None:
         made("h", "imagenet", source="x"),
         made("i", "imagenet", source="y"),
         made("j", "rotation", source="z"),
+        made("j2", "pretrained", "probe", source="pretrained", config=weights),
+        made("j3", "jigsaw init=pretrained", source="z2", config={"dataset": {"root": "j3", "mean": [0.5] * 3}}),
     ]
     assert [r.initialization for r in disambiguated(rows)] == [
         "simclr train.steps=9", "simclr 2", "simclr pooling=grid", "simclr pooling=auto", "scratch", "scratch",
         "scratch train.steps=9", "imagenet", "imagenet", "rotation",
+        "pretrained", "jigsaw init=pretrained",
     ]  # fmt: skip
     key = "augment.probability"
     mild: dict[str, Any] = {"augment": {"probability": 0.2}}
@@ -283,3 +300,15 @@ def test_names_do_not_depend_on_seeds_steps_that_follow_the_labels_or_equal_time
     ]  # fmt: skip
     names = ["scratch"] * 4 + ["pixels"] + ["simclr"] * 3 + ["simclr 2"]
     assert [r.initialization for r in disambiguated(rows)] == names
+
+
+def test_published_weights_have_the_subsets_of_scratch() -> None:
+    """They are the same images, though of more pixels."""
+    scratch = [row("scratch", "finetune", seed=s, subset=f"{s}") for s in range(2)]
+    more = [row("scratch", "finetune", subset="m", label_budget="labels=60")]
+    own = [row("pretrained", "probe", seed=s, subset=f"large {s}") for s in range(2)]
+    large = [row("pretrained", "probe", subset="large m", label_budget="labels=60")]
+    task = row("simclr", "probe", seed=1, subset="another")
+    shared = results.with_shared_subsets([*scratch, *more, *own, *large, task])
+    assert [r.subset for r in shared] == ["0", "1", "m", "0", "1", "m", "another"]
+    assert [r.seed for r in shared] == [0, 1, 0, 0, 1, 0, 1]
