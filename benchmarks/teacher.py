@@ -32,7 +32,7 @@ SIZE, BATCH, IMAGES = 192, 64, 256
 def teacher(device: Device, rounds: int) -> None:
     """Print the speed of the teacher's features at 192 px."""
     found = teacher_of(None, None)
-    device = device.for_inference()
+    device.use_native()
     encoder = device.put(build_encoder(published({}).backbone, SIZE, [0.5] * 3, [0.5] * 3).eval())
     images = noise(IMAGES, SIZE)
     ready = [device.floats(chunk) for chunk in images.split(BATCH)]

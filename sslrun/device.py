@@ -1,6 +1,5 @@
 """The device, its precision and its memory format."""
 
-import copy
 import ctypes
 import os
 import platform
@@ -95,11 +94,10 @@ class Device:
                 submodule.memory_format = self.format  # type: ignore[assignment]
         return module.to(self.torch, memory_format=self.format)  # type: ignore[call-overload]
 
-    def for_inference(self) -> "Device":
-        """Return the device with its native precision, if allowed, in channels last: fastest without gradients."""
-        device, native = copy.copy(self), native_precision(self.torch.type)
-        device.use(native if native in self.precisions else self.precisions[0], self.formats[0])
-        return device
+    def use_native(self) -> None:
+        """Set the native precision, if the config allows it, and channels last: the fastest without gradients."""
+        native = native_precision(self.torch.type)
+        self.use(native if native in self.precisions else self.precisions[0], self.formats[0])
 
     def compile(self, encoder: nn.Module) -> None:
         """Compile an encoder's training steps if `compile` is set; the state dict does not change."""

@@ -7,6 +7,7 @@
 The key is a hash of the images, of the teacher's weights, and of the size and precision with which it sees the images.
 """
 
+import copy
 import hashlib
 import shutil
 from pathlib import Path
@@ -32,7 +33,8 @@ def teacher_features(teacher: Teacher, images: Images, device: Device) -> np.nda
 
     The teacher reads the original files at its own size.
     """
-    device = device.for_inference()
+    device = copy.copy(device)
+    device.use_native()
     digest = hashlib.sha256(f"{teacher.image_size} {device.precision} {teacher.digest()}".encode())
     digest.update(images.fingerprint().digest())
     folder = home() / "features" / digest.hexdigest()[:32]

@@ -104,7 +104,10 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     labeled = load_labeled(settings.dataset, settings.budget, settings.validation, keys)
     settings = _with_data(run, settings, labeled)
     folds = _folds(labeled, settings)
-    fastest = autotune.choose(device, settings.backbone, settings.dataset["image_size"], settings.train["batch_size"])
+    fastest = autotune.choose(
+        device, settings.backbone, settings.dataset["image_size"], settings.train["batch_size"],
+        frozen=settings.mode in (PROBE, KNN),
+    )  # fmt: skip
     config = run.resolve(device=settings.device | fastest)
     _begin(run, network, device, labeled)
     if run.resumed and has_checkpoint(run.directory):

@@ -35,19 +35,22 @@ Candidate = tuple[Precision, MemoryFormat]
 Rates = dict[str, dict[str, float]]  # images/s by candidate, for each network
 
 
-def choose(device: Device, backbone: Node, image_size: int, batch_size: int) -> dict[str, Any]:
+def choose(device: Device, backbone: Node, image_size: int, batch_size: int, frozen: bool = False) -> dict[str, Any]:
     """Set a device to the fastest of its candidates; of equally fast ones, to the first.
 
     Args:
         backbone: node of the network to measure.
         batch_size: batch size of training, the largest that is measured.
+        frozen: the network is not trained, so nothing is measured, and the native precision is used.
 
     Returns:
         `name`, `precision` and `memory_format`, as keys of the device's config.
     """
     candidates = list(itertools.product(device.precisions, device.formats))
     default = device.precision, device.memory_format
-    if len(candidates) > 1:
+    if frozen:
+        device.use_native()
+    elif len(candidates) > 1:
         rates = _cached_rates(device, backbone, image_size, batch_size, candidates)
         best = max(rates.values(), default=0.0)
         device.use(*(next(m for m in candidates if rates[" ".join(m)] >= EQUAL * best) if best else default))

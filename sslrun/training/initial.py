@@ -107,7 +107,7 @@ class _Initialization:
         self.classifier = mode if mode in (PROBE, KNN) else TUNED if network.name == SCRATCH else PROBE
         self.labeled = load_labeled(network.dataset, budget, run.config["validation"], overrides)
         self.folds = folds_of(self.labeled, run.config["subset_seed"])
-        self.config = run.with_nodes(**_nodes(run.config, network, self.labeled))
+        self.config = run.with_nodes(**_nodes(run.config, network, self.labeled, self.classifier != TUNED))
         self.candidate = Candidate(network.name, "", self.config)
 
     @property
@@ -140,7 +140,7 @@ class _Initialization:
         return result.predictions.probabilities
 
 
-def _nodes(config: Node, network: Network, labeled: Labeled) -> dict[str, Any]:
+def _nodes(config: Node, network: Network, labeled: Labeled, frozen: bool) -> dict[str, Any]:
     """Return the settings of a finetuning that depend on the network and the images, as the run will have them."""
     labels, train = labeled.budget.labels, config["train"]
     assert labels is not None
@@ -148,7 +148,7 @@ def _nodes(config: Node, network: Network, labeled: Labeled) -> dict[str, Any]:
         train = {**train, "steps": None if train["epochs"] else default_steps(len(labels))}
     with silently():  # likewise
         device = build(config["device"])
-        fastest = autotune.choose(device, network.backbone, network.dataset["image_size"], train["batch_size"])
+        fastest = autotune.choose(device, network.backbone, network.dataset["image_size"], train["batch_size"], frozen)
     return {
         "init": network.init,
         "backbone": network.backbone,
