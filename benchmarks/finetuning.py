@@ -51,7 +51,11 @@ from sslrun.training.settings import Training
 COMMON = (*steps.COMMON, "train.evaluations=1")
 POOL, HELD_OUT = 4_000, 2_000  # images of Fashion-MNIST; of emoji and digits two thirds and one third
 PRETRAINING = {"rotation": 100, "distill": 300}  # steps
-DATA = ("fashion_mnist", "emoji", "digits")
+DATA = {  # overrides
+    "fashion_mnist": (),
+    "emoji": (),
+    "digits": ("dataset.horizontal_flip=false",),
+}
 SEEDS = 3
 
 
@@ -61,6 +65,7 @@ class Recipe:
 
     Attributes:
         backbone_rate, head_rate, layer_decay: multiples of the learning rate, 0.002.
+        scaled: multiply the logits of the regression by the number with the lowest loss.
     """
 
     backbone_rate: float = 1.0
@@ -69,6 +74,7 @@ class Recipe:
     freeze_batch_norm: bool = False
     steps: int = 100
     label_smoothing: float = 0.1
+    scaled: bool = False
 
 
 KEYS = ("data", "init", "per_class", *Recipe.__dataclass_fields__, "seed")
@@ -96,7 +102,7 @@ def pretrained(root: Path, init: str) -> Path:
     note = root / f"{init}.txt"
     if not note.exists():
         own = (f"pretext={init}", f"dataset.root={root}", f"train.steps={PRETRAINING[init]}", "train.epochs=null")
-        subprocess.run([sys.executable, "-m", "sslrun", "pretrain", *COMMON, *own], check=True)
+        subprocess.run([sys.executable, "-m", "sslrun", "pretrain", *COMMON, *DATA[root.name], *own], check=True)
         note.write_text(str(max(Path("outputs/pretrain").glob("2*")).resolve()))
     return Path(note.read_text().strip())
 
@@ -105,7 +111,7 @@ def pretrained(root: Path, init: str) -> Path:
 def setup(name: str, init: str) -> tuple[dict[str, Any], Device, Dataset, Dataset]:
     """Return the config, the device, the pool, and the held-out images."""
     root = Path(name).resolve()
-    overrides = [*COMMON, f"dataset.root={root}", f"init={pretrained(root, init)}"]
+    overrides = [*COMMON, *DATA[name], f"dataset.root={root}", f"init={pretrained(root, init)}"]
     config: Any = OmegaConf.to_container(compose_config("finetune", overrides, None), resolve=True)
     device: Device = build(config["device"])
     device.claim()
@@ -113,26 +119,29 @@ def setup(name: str, init: str) -> tuple[dict[str, Any], Device, Dataset, Datase
 
 
 @cache
-def start(name: str, init: str, per_class: int, seed: int) -> tuple[Dataset, Classifier, float]:
+def start(
+    name: str, init: str, per_class: int, seed: int, smoothing: float | None
+) -> tuple[Dataset, Classifier, float]:
     """Return the labeled images, the classifier before its first step, and its accuracy on the held-out images."""
     config, device, pool, held_out = setup(name, init)
     assert pool.labels is not None
     data = pool.take(LabelBudget(per_class=per_class, seed=seed).rows(pool.labels.numpy()))
     torch.manual_seed(seed)
-    overrides = {o.partition("=")[0]: o.partition("=")[2] for o in COMMON}
+    overrides = {o.partition("=")[0]: o.partition("=")[2] for o in (*COMMON, *DATA[name])}
     encoder = resolve(config["init"], config["backbone"], config["dataset"], overrides).encoder(pool)
     device.put(encoder)
     assert data.labels is not None
     frozen = Frozen(encoder, "auto", data, folds(data.labels.numpy(), 5, seed), device, "none")
     classifier = Classifier(encoder, len(data.class_names))
-    classifier.set_head(*frozen.head(np.arange(len(data))))
+    rows = np.arange(len(data))
+    classifier.set_head(*(frozen.head(rows) if smoothing is None else frozen.initial_head(rows, smoothing)))
     return data, classifier, accuracy(classifier, held_out, device)
 
 
 def trained(name: str, init: str, per_class: int, recipe: Recipe, seed: int) -> dict[str, float]:
     """Train and return the row's numbers."""
     config, device, _, held_out = setup(name, init)
-    data, initial, probe = start(name, init, per_class, seed)
+    data, initial, probe = start(name, init, per_class, seed, recipe.label_smoothing if recipe.scaled else None)
     assert data.labels is not None
     classifier = copy.deepcopy(initial)
     task = Finetuning(

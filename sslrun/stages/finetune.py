@@ -142,7 +142,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     classifier = Classifier(its.encoder, its.classes)
     if chosen.name == TUNED:
-        classifier.set_head(*its.head(np.arange(len(labeled.budget))))
+        classifier.set_head(*its.initial_head(np.arange(len(labeled.budget)), used["label_smoothing"]))
     del frozen, known, its  # the features are not kept during the training
     result = _trained(run, classifier, labeled, device, content, metrics)
     return {**result, "training_seconds": round(time.monotonic() - began, 2)}

@@ -29,18 +29,23 @@ def affordable(
     Training from scratch is left out first, then finetuning.
 
     Args:
+        candidates: of a published network.
         measured: the speed of the trainings.
         labels: of the budget.
     """
-    steps, kept = training.total_steps(labels), list(candidates)
+    steps, kept, left_out = training.total_steps(labels), list(candidates), []
     for name in (SCRATCH, TUNED):
         seconds = measured.in_folds(training, steps, sum(c.is_trained for c in kept))
-        if any(c.name == name for c in kept) and seconds > AFFORDABLE:
+        if seconds > AFFORDABLE:
             kept = [c for c in kept if c.name != name]
-            log.info(
-                "mode=auto does not try %s: on this CPU the trainings in the folds would take about %s; to train "
-                "anyway, set %s.", name, time_range(seconds), "mode=finetune" if name == TUNED else "init=scratch",
-            )  # fmt: skip
+            left_out.append(name)
+    if left_out:
+        seconds = measured.in_folds(training, steps, sum(c.name in left_out for c in candidates))
+        log.info(
+            "mode=auto does not try %s: on this CPU the trainings in the folds would take about %s; set %s for it.",
+            " or ".join(reversed(left_out)), time_range(seconds),
+            "mode=finetune" if TUNED in left_out else "init=scratch",
+        )  # fmt: skip
     return kept
 
 
