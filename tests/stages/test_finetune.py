@@ -197,6 +197,14 @@ def test_a_published_network_that_is_slow_on_this_cpu_is_not_trained_by_auto(
 
 
 @pytest.mark.usefixtures("short_run")
+@pytest.mark.parametrize("init", ["latest", "scratch"])
+def test_a_finetuning_whose_best_state_is_the_first_says_so(init: str, cli: Cli) -> None:
+    answer = cli("finetune", "mode=finetune", f"init={init}", "train.learning_rate=3", *EXTRA, *FEW)
+    assert answer.code == 0, answer.err
+    assert ("step 0 of 3: finetuning did not improve on the probe it started from" in answer.err) == (init == "latest")
+
+
+@pytest.mark.usefixtures("short_run")
 @pytest.mark.parametrize("arguments", [("mode=auto",), ("mode=finetune", *EXTRA)])
 def test_neither_features_nor_worker_processes_are_kept_during_the_training(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
