@@ -166,13 +166,19 @@ def trained(name: str, init: str, per_class: int, recipe: Recipe, seed: int) -> 
 
 
 def cells() -> Iterator[tuple[int, Recipe]]:
-    """Yield labels per class and recipe, the most informative first."""
-    kept = {"freeze_batch_norm": True}
-    yield 5, Recipe()
-    yield 5, Recipe(0.1, 0.1, 1.0, **kept)
-    yield 5, Recipe(0.1, 0.01, 1.0, **kept)
-    yield 5, Recipe(0.025, 0.025, 1.0, **kept)
-    yield 5, Recipe(0.1, 0.01, 0.5, **kept)
+    """Yield labels per class and recipe: the default, the one before, then variants."""
+    default = Recipe(0.1, 0.1, freeze_batch_norm=True, scaled=True)
+    for per_class in (5, 20, 56):
+        yield per_class, default
+        yield per_class, Recipe()
+    for variant in (
+        {"layer_decay": 0.65},
+        {"steps": 50},
+        {"steps": 50, "backbone_rate": 0.3, "head_rate": 0.3},
+        {"steps": 50, "head_rate": 1.0},
+        {"steps": 50, "backbone_rate": 0.01, "head_rate": 0.01, "scaled": False},
+    ):
+        yield 5, replace(default, **variant)  # type: ignore[arg-type]
 
 
 def table(rows: list[dict[str, str]]) -> None:
