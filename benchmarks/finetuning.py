@@ -20,7 +20,7 @@ import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -178,7 +178,7 @@ def cells() -> Iterator[tuple[int, Recipe]]:
         {"steps": 50, "head_rate": 1.0},
         {"steps": 50, "backbone_rate": 0.01, "head_rate": 0.01, "scaled": False},
     ):
-        yield 5, replace(default, **variant)  # type: ignore[arg-type]
+        yield 5, replace(default, **variant)
 
 
 def table(rows: list[dict[str, str]]) -> None:
@@ -209,7 +209,7 @@ def main() -> None:
     steps.POOL, steps.HELD_OUT = POOL, HELD_OUT
     rows = list(csv.DictReader(args.rows.open())) if args.rows.exists() else []
     done = {tuple(r[k] for k in KEYS) for r in rows}
-    write = {
+    write: dict[str, Callable[[Path], None]] = {
         "digits": digits,
         "emoji": partial(steps.emoji, args.emoji),
         "fashion_mnist": partial(steps.fashion_mnist, args.fashion_mnist),

@@ -37,7 +37,6 @@ from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.training import autotune, estimate, jobs
 from sslrun.training.batches import Batches
 from sslrun.training.candidates import (
-    AUTO,
     FEW_LABELS,
     KNN,
     PROBE,
@@ -219,7 +218,7 @@ def _in_time(
     """Return the candidates that do not take too long, and log the time of all."""
     training: Training = build(config["train"])
     measured = estimate.classifier(config, labeled, config["subset_seed"], quick=True)
-    if config["mode"] == AUTO and network.kind == "pretrained" and device.torch.type == "cpu":
+    if config["mode"] == "auto" and network.kind == "pretrained" and device.torch.type == "cpu":
         candidates = affordable(candidates, measured, training, len(labeled.budget))
     trained = sum(c.is_trained for c in candidates)
     seconds = measured.finetuning(training, training.total_steps(len(labeled.budget)), trained)

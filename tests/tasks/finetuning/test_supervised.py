@@ -154,7 +154,7 @@ def test_a_backbone_of_few_layers_has_as_many_stages() -> None:
 def balanced(label_smoothing: float, **balance: Tensor) -> Finetuning:
     torch.manual_seed(0)
     classifier = Classifier(Encoder(smallcnn(32, widths=[4, 8]), [0.5] * 3, [0.25] * 3), 3)
-    return Finetuning(classifier, Augment(**UNCHANGED), label_smoothing, 0, False, 1.0, **balance).eval()
+    return Finetuning(classifier, Augment(**UNCHANGED), label_smoothing, 0, False, 1.0, 1.0, 1.0, **balance).eval()
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.4])
