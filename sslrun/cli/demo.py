@@ -17,12 +17,6 @@ from sslrun.runs.find import OUTPUTS, find, newest
 
 LABELS = 30  # in all
 NUMBERS = ("test accuracy", "±", "label subsets")  # right-aligned columns
-FEW_LABELS = (
-    "mode=finetune",
-    "freeze_fraction=0.2",
-    "backbone_rate=0.3",
-    "freeze_batch_norm_below=500",
-)  # settings for few labels
 
 
 def demo(epochs: int, seeds: int) -> None:
@@ -43,7 +37,7 @@ def demo(epochs: int, seeds: int) -> None:
         f"init={pretrained},scratch",
         f"labels={LABELS}",
         f"seed={subsets}",
-        *FEW_LABELS,
+        "mode=finetune",
     )
     sweep = _newest("finetune").parent
     sslrun("evaluate", f"run={sweep}")

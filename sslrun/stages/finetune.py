@@ -46,7 +46,7 @@ from sslrun.training.candidates import (
     candidates_of,
     folds_of,
 )
-from sslrun.training.choosing import choose_candidate
+from sslrun.training.choosing import affordable, choose_candidate
 from sslrun.training.folds import finetuning
 from sslrun.training.frozen import Frozen
 from sslrun.training.initial import choose_initialization
@@ -72,8 +72,10 @@ class Finetune:
     augment: Node
     pooling: Pooling | Literal["auto"]
     freeze_fraction: Fraction
+    freeze_batch_norm: bool
+    head_rate: Positive
     backbone_rate: Positive
-    freeze_batch_norm_below: Count
+    layer_decay: Positive
     label_smoothing: Fraction
     balance: Literal["auto", Balance]
     device: Node
@@ -115,10 +117,9 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     candidates = candidates_of(config, settings.search if folds.trainings else [])
     parallel = _parallel(device)
     trainings_parallel = parallel and device.torch.type == "cpu"
+    if any(c.is_trained for c in candidates) and not run.in_study:  # a study estimates the time of all its runs
+        candidates = _in_time(candidates, network, config, labeled, device)
     trained = sum(c.is_trained for c in candidates)
-    if trained and not run.in_study:  # a study estimates the time of all its runs
-        expected = estimate.finetuning_seconds(config, labeled, trained)
-        log.info("This will take about %s.", time_range(expected))
     with jobs.stopped_on_error():
         if trainings_parallel and len(folds.trainings) * trained > 1:
             jobs.start()  # meanwhile the features are computed
@@ -143,7 +144,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     classifier = Classifier(its.encoder, its.classes)
     if chosen.name == TUNED:
-        classifier.set_head(*its.head(np.arange(len(labeled.budget))))
+        classifier.set_head(*its.initial_head(np.arange(len(labeled.budget)), used["label_smoothing"]))
     del frozen, known, its  # the features are not kept during the training
     result = _trained(run, classifier, labeled, device, content, metrics)
     return {**result, "training_seconds": round(time.monotonic() - began, 2)}
@@ -212,6 +213,20 @@ def _folds(labeled: Labeled, settings: Finetune) -> Folds:
             " or one group" if grouped else "", " and search= is not tried" if settings.search else "",
         )  # fmt: skip
     return folds
+
+
+def _in_time(
+    candidates: list[Candidate], network: Network, config: Node, labeled: Labeled, device: Device
+) -> list[Candidate]:
+    """Return the candidates that do not take too long, and log the time of all."""
+    training: Training = build(config["train"])
+    measured = estimate.classifier(config, labeled, config["subset_seed"], quick=True)
+    if config["mode"] == "auto" and network.kind == "pretrained" and device.torch.type == "cpu":
+        candidates = affordable(candidates, measured, training, len(labeled.budget))
+    trained = sum(c.is_trained for c in candidates)
+    seconds = measured.finetuning(training, training.total_steps(len(labeled.budget)), trained)
+    log.info("This will take about %s.", time_range(seconds if trained else measured.probe))
+    return candidates
 
 
 def _frozen(
@@ -339,7 +354,7 @@ def _trained(
         curves_figure(run)
     best = checkpoint.load(run.directory / BEST)
     if val:
-        unchanged = ", the linear probe: finetuning did not improve on it"
+        unchanged = ": finetuning did not improve on the probe it started from"
         kept = f"step {best['step']} of {total}{unchanged if config['init'] != SCRATCH and best['step'] == 0 else ''}"
         log.info("Best state by validation %s: %s (%s)", SCORES[score], kept, formatted(best["metrics"]))
     if best["metrics"]:

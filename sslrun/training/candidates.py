@@ -191,7 +191,8 @@ def _trained(
 
 
 def _job(candidate: Candidate, frozen: Frozen, images: Path, fold: Fold) -> FoldTraining:
-    head = frozen.head(fold.train) if candidate.name == TUNED else None
+    smoothing = candidate.config["label_smoothing"]
+    head = frozen.initial_head(fold.train, smoothing) if candidate.name == TUNED else None
     arrays = (head[0].numpy(), head[1].numpy()) if head else None
     config = {**candidate.config, "pooling": frozen.pooling}
     return FoldTraining(config, frozen.state, arrays, images, frozen.labels.numpy(), frozen.classes, fold)

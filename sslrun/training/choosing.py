@@ -7,13 +7,46 @@ import numpy as np
 
 from sslrun.base.console import log
 from sslrun.base.files import replacing
-from sslrun.base.text import percent
+from sslrun.base.text import percent, time_range
 from sslrun.data.labeled import Labeled
 from sslrun.evaluation.selection import choose, corrected_accuracy
 from sslrun.evaluation.validation import SCORES, prediction_metrics, score_name
+from sslrun.runs.encoders import SCRATCH
 from sslrun.runs.run import Run
-from sslrun.training.candidates import OUT_OF_FOLD, Candidate, Folds, compared
+from sslrun.training.candidates import OUT_OF_FOLD, TUNED, Candidate, Folds, compared
+from sslrun.training.estimate import ClassifierEstimate
 from sslrun.training.frozen import Frozen
+from sslrun.training.settings import Training
+
+AFFORDABLE = 120.0  # seconds of the trainings in the folds that `mode=auto` takes for a published network on a CPU
+
+
+def affordable(
+    candidates: Sequence[Candidate], measured: ClassifierEstimate, training: Training, labels: int
+) -> list[Candidate]:
+    """Return the candidates of `mode=auto` whose trainings in the folds take under two minutes, and log the others.
+
+    Training from scratch is left out first, then finetuning.
+
+    Args:
+        candidates: of a published network.
+        measured: the speed of the trainings.
+        labels: of the budget.
+    """
+    steps, kept, left_out = training.total_steps(labels), list(candidates), []
+    for name in (SCRATCH, TUNED):
+        seconds = measured.in_folds(training, steps, sum(c.is_trained for c in kept))
+        if seconds > AFFORDABLE:
+            kept = [c for c in kept if c.name != name]
+            left_out.append(name)
+    if left_out:
+        seconds = measured.in_folds(training, steps, sum(c.name in left_out for c in candidates))
+        log.info(
+            "mode=auto does not try %s: on this CPU the trainings in the folds would take about %s; set %s for it.",
+            " or ".join(reversed(left_out)), time_range(seconds),
+            "mode=finetune" if TUNED in left_out else "init=scratch",
+        )  # fmt: skip
+    return kept
 
 
 def choose_candidate(

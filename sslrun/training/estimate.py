@@ -175,16 +175,19 @@ class ClassifierEstimate:
             steps: of each training.
             candidates: number of trained networks, or settings, that are compared.
         """
-        compared = self.folds * candidates if candidates > 1 or not self.validation else []
         each = images = steps * min(self.labels, training.batch_size)
-        in_folds = 0.0
-        if compared:
-            largest = steps * min(max(compared), training.batch_size) / self.one_thread
-            in_folds = math.ceil(len(compared) / self.at_once) * largest + WORKERS * (self.at_once > 1)
         if self.validation:
             evaluations = 1 + training.with_affordable_evaluations(each, self.validation).evaluations
             images += round(evaluations * self.validation * FORWARD_COST)
-        return self.probe + in_folds + images / self.images_per_second
+        return self.probe + self.in_folds(training, steps, candidates) + images / self.images_per_second
+
+    def in_folds(self, training: Training, steps: int, candidates: int) -> float:
+        """Return the seconds of the trainings in the folds; for the arguments see `finetuning`."""
+        compared = self.folds * candidates if candidates > 1 or not self.validation else []
+        if not compared:
+            return 0.0
+        largest = steps * min(max(compared), training.batch_size) / self.one_thread
+        return math.ceil(len(compared) / self.at_once) * largest + WORKERS * (self.at_once > 1)
 
 
 def classifier(config: Node, labeled: Labeled, seed: int = 0, quick: bool = False) -> ClassifierEstimate:
@@ -236,16 +239,3 @@ def _regression_seconds(features: Tensor, labels: Tensor, classes: int) -> float
     began = time.perf_counter()
     FoldRegression(x, y, x[:1], classes, "none").probabilities()
     return BOTH_POOLINGS * (time.perf_counter() - began) / len(x)
-
-
-def finetuning_seconds(config: Node, labeled: Labeled, candidates: int) -> float:
-    """Return the seconds of a finetuning, from a quick measurement.
-
-    Args:
-        config: config of the finetuning.
-        labeled: the labeled images.
-        candidates: number of trained networks, or settings, that are compared.
-    """
-    training: Training = build(config["train"])
-    measured = classifier(config, labeled, config["subset_seed"], quick=True)
-    return measured.finetuning(training, training.total_steps(len(labeled.budget)), candidates)

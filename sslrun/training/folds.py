@@ -23,6 +23,9 @@ from sslrun.training.loop import train_step
 from sslrun.training.optimizers import build_optimizer
 from sslrun.training.settings import Training
 
+# Settings of pretrained networks, and their values without effect.
+FROM_SCRATCH: Node = {"freeze_batch_norm": False, "backbone_rate": 1.0, "layer_decay": 1.0, "head_rate": 1.0}
+
 
 @dataclass(frozen=True)
 class FoldTraining:
@@ -64,8 +67,7 @@ def finetuning(classifier: Classifier, config: Node, labels: Tensor, steps: int,
         build(config["augment"]),
         config["label_smoothing"],
         freeze_steps=round(config["freeze_fraction"] * steps) if pretrained else 0,
-        freeze_batch_norm=pretrained and len(labels) < config["freeze_batch_norm_below"],
-        backbone_rate=config["backbone_rate"] if pretrained else 1.0,
+        **({key: config[key] for key in FROM_SCRATCH} if pretrained else FROM_SCRATCH),
         class_weights=effective_number_weights(labels, classes) if config["balance"] == "weights" else None,
         class_priors=class_priors(labels, classes) if config["balance"] == "logit" else None,
     )

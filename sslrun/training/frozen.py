@@ -1,9 +1,11 @@
 """A network with its initial weights: its features of the labeled images, and classifiers on them."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.data.balance import Balance
@@ -24,6 +26,9 @@ from sslrun.models.classifier import knn_probabilities
 from sslrun.models.encoder import Encoder, Pooling
 from sslrun.models.features import pooled_features
 from sslrun.training.jobs import in_order, one_torch_thread
+
+LOG_SCALES = (-7.0, 7.0)  # range of the natural logarithm of the scale of an initial head
+LEAST_SMOOTHING = 0.01  # of labels, for this scale: without smoothing it would be infinite for separable images
 
 
 class Frozen:
@@ -98,6 +103,27 @@ class Frozen:
         at = torch.from_numpy(rows)
         with one_torch_thread():  # the last digits may depend on their number
             return regression(self.features[self.pooling][at], self.labels[at], self.classes, self.c, self.balance)
+
+    def initial_head(self, rows: np.ndarray, label_smoothing: float) -> tuple[Tensor, Tensor]:
+        """Return the head with which a finetuning of these images starts: `head`, with the logits scaled.
+
+        Every logit is multiplied by the number with which the smoothed cross-entropy of these images is lowest. The
+        predictions stay the same, but the logits of a regression may be far from what the loss asks for, by its C of
+        0.0001 to 100, and the first steps would change the features only to change the scale of the logits.
+        """
+        from scipy.optimize import minimize_scalar
+
+        weight, bias = self.head(rows)
+        at = torch.from_numpy(rows)
+        labels, index = self.labels[at].unique(return_inverse=True)
+        logits = (self.features[self.pooling][at] @ weight.T + bias)[:, labels].double()
+        smoothing = max(label_smoothing, LEAST_SMOOTHING)
+
+        def loss(logarithm: float) -> float:
+            return float(F.cross_entropy(logits * math.exp(logarithm), index, label_smoothing=smoothing))
+
+        scale = math.exp(minimize_scalar(loss, bounds=LOG_SCALES, method="bounded").x)
+        return weight * scale, bias * scale
 
 
 def _knn(features: Tensor, labels: Tensor, folds: Sequence[Fold], classes: int) -> np.ndarray:

@@ -34,6 +34,7 @@ from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.training import candidates, choosing, jobs, loop
 from sslrun.training.batches import Batches
 from sslrun.training.candidates import OUT_OF_FOLD
+from sslrun.training.estimate import Measurement
 from sslrun.training.frozen import Frozen
 from tests.data.test_workers import children_of
 from tests.helpers import (
@@ -162,15 +163,16 @@ def test_freezing_and_the_backbone_rate_apply_to_pretrained_networks_only(
     init: str, in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks: list[Finetuning] = []
-    rates: list[float] = []
+    seen: list[float] = []
 
     def fit(task: Finetuning, batches: Any, optimizer: Any, *_: Any) -> None:
         tasks.append(task)
-        rates.extend(group["rate"] for group in optimizer.param_groups)
+        seen.extend(group["rate"] for group in optimizer.param_groups)
         raise UserError("no training here")
 
     monkeypatch.setattr(finetune, "fit", fit)
-    settings = ("label_smoothing=0.3", "backbone_rate=0.2", "freeze_fraction=0.5", "freeze_batch_norm_below=100")
+    rates = ("backbone_rate=0.2", "layer_decay=1", "head_rate=0.05")
+    settings = ("label_smoothing=0.3", *rates, "freeze_fraction=0.5", "freeze_batch_norm=true")
     result = cli("finetune", f"init={init}", "mode=finetune", "pooling=average", *settings, *QUICK, "train.steps=8")
     assert result.lines()[-1].endswith("no training here")
     (task,) = tasks
@@ -179,7 +181,27 @@ def test_freezing_and_the_backbone_rate_apply_to_pretrained_networks_only(
     assert task.freeze_steps == (4 if pretrained else 0)
     assert task.freeze_batch_norm == pretrained
     assert task.backbone_rate == (0.2 if pretrained else 1)
-    assert set(rates) == ({0.2, 1} if pretrained else {1})
+    assert set(seen) == ({0.2, 0.05} if pretrained else {1})
+
+
+@pytest.mark.parametrize(("seconds", "candidates"), [(0.001, ["probe", "finetune", "scratch"]), (10.0, ["probe"])])
+def test_a_published_network_that_is_slow_on_this_cpu_is_not_trained_by_auto(
+    seconds: float, candidates: list[str], photos: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune.estimate, "measure", lambda *_: Measurement(1 / seconds, 0))
+    data = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=32")
+    answer = cli("finetune", "init=pretrained", "pooling=average", "labels=8", *data, *QUICK, "train.steps=2")
+    assert answer.code == 0, answer.err
+    assert list(summary(runs("finetune")[-1])["candidates"]) == candidates
+    assert ("mode=auto does not try finetune or scratch: on this CPU" in answer.err) == (len(candidates) == 1)
+
+
+@pytest.mark.usefixtures("short_run")
+@pytest.mark.parametrize("init", ["latest", "scratch"])
+def test_a_finetuning_whose_best_state_is_the_first_says_so(init: str, cli: Cli) -> None:
+    answer = cli("finetune", "mode=finetune", f"init={init}", "train.learning_rate=3", *EXTRA, *FEW)
+    assert answer.code == 0, answer.err
+    assert ("step 0 of 3: finetuning did not improve on the probe it started from" in answer.err) == (init == "latest")
 
 
 @pytest.mark.usefixtures("short_run")

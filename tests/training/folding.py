@@ -17,7 +17,8 @@ from tests.helpers import ADAMW, IDENTITY
 
 CONFIG: Node = {
     "init": "simclr", "mode": "auto", "seed": 0, "pooling": "average", "balance": "none", "search": [],
-    "label_smoothing": 0.0, "freeze_fraction": 0.0, "freeze_batch_norm_below": 0, "backbone_rate": 1.0,
+    "label_smoothing": 0.0, "freeze_fraction": 0.0, "freeze_batch_norm": False,
+    "head_rate": 1.0, "backbone_rate": 1.0, "layer_decay": 1.0,
     "augment": {"_target_": "sslrun.augment.Augment", **IDENTITY},
     "backbone": {"_target_": "sslrun.models.backbones.smallcnn.smallcnn", "widths": [4, 8]},
     "dataset": {"image_size": 8},

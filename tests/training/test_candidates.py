@@ -164,7 +164,7 @@ def test_candidates_are_evaluated_on_the_validation_parts_of_their_folds(trained
     for i, head in ((8, True), (10, False)):
         frozen = networks(["finetune" if head else "scratch"])["finetune" if head else "scratch"]
         for fold in PARTS.trainings:
-            heads = frozen.head(fold.train) if head else None
+            heads = frozen.initial_head(fold.train, CONFIG["label_smoothing"]) if head else None
             expected = fold_probabilities(training(changed(learning_rate=0.02), DATA, fold, frozen.encoder, heads))
             assert np.array_equal(p[i, fold.val], expected)
     scores = [score(result.predictions, i) for i in range(11)]

@@ -59,13 +59,13 @@ def test_a_training_that_changes_nothing_has_the_predictions_of_the_regression()
     assert DATA.labels is not None
     x = features(network, DATA.images, CPU)
     head = regression(x[:16], DATA.labels[:16], 2, 1.0)
-    p = probabilities(3, head, learning_rate=1e-12, freeze_batch_norm_below=100)
+    p = probabilities(3, head, learning_rate=1e-12, freeze_batch_norm=True)
     assert np.allclose(p, (x[16:] @ head[0].T + head[1]).softmax(1), atol=1e-4)
     grid = encoder(3)
     grid.pooling = "grid"
     x = features(grid, DATA.images, CPU)
     head = regression(x[:16], DATA.labels[:16], 2, 1.0)
-    p = probabilities(3, head, learning_rate=1e-12, freeze_batch_norm_below=100, pooling="grid")
+    p = probabilities(3, head, learning_rate=1e-12, freeze_batch_norm=True, pooling="grid")
     assert np.allclose(p, (x[16:] @ head[0].T + head[1]).softmax(1), atol=1e-4)
 
 
@@ -108,14 +108,15 @@ def test_the_number_of_images_that_a_training_passes_through_the_network(n: int,
 
 def test_settings_for_pretrained_weights_are_not_for_random_ones() -> None:
     labels = torch.tensor([0, 0, 0, 1])
-    config = changed(freeze_fraction=0.5, freeze_batch_norm_below=5, backbone_rate=0.1, label_smoothing=0.2)
+    rates = {"backbone_rate": 0.1, "layer_decay": 0.6, "head_rate": 0.02}
+    config = changed(freeze_fraction=0.5, freeze_batch_norm=True, label_smoothing=0.2, **rates)
     classifier = Classifier(encoder(), 2)
     task = finetuning(classifier, config, labels, 10, pretrained=True)
-    assert (task.freeze_steps, task.freeze_batch_norm, task.backbone_rate) == (5, True, 0.1)
-    assert task.label_smoothing == 0.2
-    assert not finetuning(classifier, config, labels.repeat(2), 10, pretrained=True).freeze_batch_norm
+    assert (task.freeze_steps, task.freeze_batch_norm, task.label_smoothing) == (5, True, 0.2)
+    assert {k: getattr(task, k) for k in rates} == rates
     task = finetuning(classifier, config, labels, 10, pretrained=False)
-    assert (task.freeze_steps, task.freeze_batch_norm, task.backbone_rate) == (0, False, 1.0)
+    assert (task.freeze_steps, task.freeze_batch_norm) == (0, False)
+    assert set(task.learning_rates().values()) == {1.0}
 
 
 def test_balancing_follows_the_labels_of_the_training_images() -> None:

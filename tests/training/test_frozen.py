@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
@@ -111,6 +112,43 @@ def test_the_head_is_the_regression_of_the_given_images_with_the_best_c() -> Non
     expected = regression(x, frozen.labels[rows], 2, frozen.c)
     assert torch.allclose(weight, expected[0], atol=1e-5)
     assert torch.allclose(bias, expected[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.3])
+@pytest.mark.parametrize("c", [1e-4, 1.0, 100.0])
+def test_the_initial_head_predicts_like_the_regression_at_the_scale_with_the_lowest_loss(
+    c: float, smoothing: float
+) -> None:
+    frozen = Frozen(encoder(), "average", red_and_blue(40), [], CPU, "none")
+    frozen.c = c
+    rows = np.arange(30)
+    (weight, bias), (scaled, shift) = frozen.head(rows), frozen.initial_head(rows, smoothing)
+    x, labels = frozen.features["average"][:30], frozen.labels[:30]
+    scale = float(scaled.norm() / weight.norm())
+    assert torch.allclose(scaled, scale * weight, rtol=1e-4)
+    assert torch.allclose(shift, scale * bias, rtol=1e-4)
+    logits = x @ scaled.T + shift
+
+    def loss(multiple: float) -> float:
+        return float(F.cross_entropy(multiple * logits, labels, label_smoothing=smoothing))
+
+    assert loss(1.0) == pytest.approx(min(loss(m) for m in np.linspace(0.5, 2, 31)), abs=1e-4)
+    assert loss(1.0) <= min(loss(0.9), loss(1.1))
+
+
+def test_classes_without_labels_and_no_smoothing_leave_the_initial_head_finite() -> None:
+    data = red_and_blue(40)
+    data.class_names = ["red", "blue", "green"]
+    frozen = Frozen(encoder(), "average", data, [], CPU, "none")
+    rows = np.arange(30)
+    weight, bias = frozen.initial_head(rows, 0.0)
+    assert weight.isfinite().all()
+    assert bias.isfinite().all()
+    x = frozen.features["average"]
+    regression_weight, regression_bias = frozen.head(rows)
+    predicted = (x @ regression_weight.T + regression_bias).argmax(1)
+    assert torch.equal((x @ weight.T + bias).argmax(1), predicted)
+    assert 2 not in predicted
 
 
 def test_regressions_run_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:

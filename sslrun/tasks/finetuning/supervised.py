@@ -10,9 +10,11 @@ from sslrun.augment import Augment, Rng
 from sslrun.data.balance import log_priors
 from sslrun.device import in_float32
 from sslrun.models.classifier import Classifier
+from sslrun.models.encoder import Encoder
 from sslrun.tasks.task import Task
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+STAGES = 4  # of a backbone, whose learning rates differ
 
 
 class Finetuning(Task):
@@ -24,7 +26,9 @@ class Finetuning(Task):
         label_smoothing: as in Szegedy et al. 2016.
         freeze_steps: number of steps that train only the head; the whole encoder is frozen, batch norm statistics, too.
         freeze_batch_norm: keep the running statistics of batch norm for the whole training.
-        backbone_rate: learning rate of the backbone as a multiple of the head's.
+        backbone_rate: multiple of the learning rate for the backbone's last stage.
+        layer_decay: learning rate of each earlier stage of the backbone as a multiple of the next one's (`stages_of`).
+        head_rate: multiple of the learning rate for the head.
         class_weights: weight of each class in the mean of the loss.
         class_priors: frequency of each class, for logit adjustment of the loss. Labels are then smoothed towards these
             frequencies: a uniform distribution would be that of classes more frequent than the rare ones are.
@@ -40,13 +44,16 @@ class Finetuning(Task):
         freeze_steps: int,
         freeze_batch_norm: bool,
         backbone_rate: float,
+        layer_decay: float = 1.0,
+        head_rate: float = 1.0,
         class_weights: Tensor | None = None,
         class_priors: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.classifier, self.augment = classifier, augment
         self.label_smoothing, self.freeze_steps = label_smoothing, freeze_steps
-        self.freeze_batch_norm, self.backbone_rate = freeze_batch_norm, backbone_rate
+        self.freeze_batch_norm = freeze_batch_norm
+        self.backbone_rate, self.layer_decay, self.head_rate = backbone_rate, layer_decay, head_rate
         self.frozen = False
         self.class_weights: Tensor | None
         self.class_priors: Tensor | None
@@ -54,8 +61,11 @@ class Finetuning(Task):
         self.register_buffer("class_priors", class_priors, persistent=False)
 
     def learning_rates(self) -> dict[str, float]:
-        """Return multiples of the learning rate by the prefix of parameter names."""
-        return {"classifier.encoder.": self.backbone_rate}
+        """Return multiples of the learning rate: of the head, and of each parameter of the backbone by its stage."""
+        stages = stages_of(self.classifier.encoder)
+        last = max(stages.values(), default=0)
+        rates = {k: self.backbone_rate * self.layer_decay ** (last - stage) for k, stage in stages.items()}
+        return {"classifier.head.": self.head_rate} | {f"{self.downstream}.{k}": rate for k, rate in rates.items()}
 
     def before_step(self, step: int, total: int) -> None:
         """Set training mode, and evaluation mode for frozen modules."""
@@ -93,3 +103,18 @@ class Finetuning(Task):
             losses = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="none")
             return (losses * self.class_weights[labels]).mean()  # not divided by the weights of the batch
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+
+def stages_of(encoder: Encoder) -> dict[str, int]:
+    """Return the stage, from 0, of each parameter of an encoder: four stages, the backbone's layers in equal parts.
+
+    A layer is a weight matrix or convolution and the vectors that follow it, in the order of the backbone's parameters.
+    The stages of ResNet-18 and `smallcnn` are their own.
+    """
+    parameters = dict(encoder.named_parameters())
+    layers = sum(p.ndim > 1 for p in parameters.values())
+    stages, layer = {}, -1
+    for name, p in parameters.items():
+        layer += p.ndim > 1
+        stages[name] = max(0, layer) * min(STAGES, layers) // max(1, layers)
+    return stages

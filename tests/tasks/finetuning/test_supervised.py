@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.augment import Augment, Rng
+from sslrun.config.types import Node
+from sslrun.models.backbones.pixels import pixels
 from sslrun.models.backbones.smallcnn import smallcnn
 from sslrun.models.classifier import Classifier
-from sslrun.models.encoder import Encoder
-from sslrun.tasks.finetuning.supervised import Finetuning
+from sslrun.models.encoder import Encoder, build_encoder
+from sslrun.tasks.finetuning.supervised import Finetuning, stages_of
 from sslrun.training.optimizers import build_optimizer
 from tests.helpers import IDENTITY, train
 
@@ -100,21 +102,59 @@ def test_the_loss_is_of_augmented_images(pieces: Tensor) -> None:
 
 def test_the_backbone_rate_applies_only_to_the_encoders_weights() -> None:
     task = finetuning(backbone_rate=0.1)
-    groups = build_optimizer(ADAMW, task, 0.01).param_groups
-    rates = {id(p): group["rate"] for group in groups for p in group["params"]}
-    multiples = {name: rates[id(p)] for name, p in task.named_parameters()}
-    assert multiples == {name: 0.1 if ".encoder." in name else 1.0 for name in multiples}
-    assert set(multiples.values()) == {0.1, 1.0}
+    groups, rates = build_optimizer(ADAMW, task, 0.01).param_groups, multiples(task)
+    assert rates == {name: 0.1 if ".encoder." in name else 1.0 for name in rates}
+    assert set(rates.values()) == {0.1, 1.0}
     decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert {name: decays[id(p)] for name, p in task.named_parameters()} == {
         name: 0.05 if p.ndim > 1 else 0.0 for name, p in task.named_parameters()
     }
 
 
+def multiples(task: Finetuning) -> dict[str, float]:
+    """Return the multiple of the learning rate of each parameter, as the optimizer has it."""
+    rates = {id(p): group["rate"] for group in build_optimizer(ADAMW, task, 0.01).param_groups for p in group["params"]}
+    return {name: rates[id(p)] for name, p in task.named_parameters()}
+
+
+FIRST_OF_STAGE: dict[str, tuple[Node, list[str]]] = {  # settings, and the first module of each of the four stages
+    "smallcnn": ({"widths": [2, 2, 4, 4]}, ["0.", "4.", "8.", "12."]),
+    "resnet18": ({"stem": "auto"}, ["conv1", "layer2.0.", "layer3.0.", "layer4.0."]),
+    "mobilenetv2": ({"stem": "auto"}, [f"features.{i}." for i in (0, 5, 9, 14)]),
+    "timm": (
+        {"name": "tf_efficientnet_lite0"},
+        ["net.conv_stem", *(f"net.blocks.{b}." for b in ("2.1", "4.0", "5.1"))],
+    ),
+    "torchvision": ({"name": "vgg11_bn"}, [f"net.features.{i}." for i in (0, 8, 15, 22)]),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_OF_STAGE)
+def test_earlier_stages_of_every_backbone_learn_at_lower_rates(name: str) -> None:
+    settings, first = FIRST_OF_STAGE[name]
+    node = {"_target_": f"sslrun.models.backbones.{name}.{name}", **settings}
+    classifier = Classifier(build_encoder(node, 32, [0.5] * 3, [0.25] * 3), 3)
+    task = Finetuning(classifier, Augment(**UNCHANGED), 0.0, 0, True, 0.2, layer_decay=0.5, head_rate=0.01)
+    rates = multiples(task)
+    assert [rates.pop(f"classifier.head.{p}") for p in ("weight", "bias")] == [0.01, 0.01]
+    in_order = list(rates.values())
+    assert in_order == sorted(in_order)
+    assert sorted(set(in_order)) == pytest.approx([0.025, 0.05, 0.1, 0.2])
+    begins = [next(k for k, rate in rates.items() if rate == r) for r in sorted(set(in_order))]
+    for key, prefix in zip(begins, first, strict=True):
+        assert key.startswith(f"classifier.encoder.backbone.{prefix}"), (key, prefix)
+
+
+def test_a_backbone_of_few_layers_has_as_many_stages() -> None:
+    encoder = Encoder(smallcnn(32, widths=[4, 8]), [0.5] * 3, [0.25] * 3)
+    assert sorted(set(stages_of(encoder).values())) == [0, 1]
+    assert stages_of(Encoder(pixels(32), [0.5] * 3, [0.25] * 3)) == {}
+
+
 def balanced(label_smoothing: float, **balance: Tensor) -> Finetuning:
     torch.manual_seed(0)
     classifier = Classifier(Encoder(smallcnn(32, widths=[4, 8]), [0.5] * 3, [0.25] * 3), 3)
-    return Finetuning(classifier, Augment(**UNCHANGED), label_smoothing, 0, False, 1.0, **balance).eval()
+    return Finetuning(classifier, Augment(**UNCHANGED), label_smoothing, 0, False, 1.0, 1.0, 1.0, **balance).eval()
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.4])
