@@ -11,6 +11,7 @@ a student that was not trained.
 - components: `Distill`, squared error of whitened principal components, weighted by the root of the singular values
 - whitened, linear, square: the same, weighted by the 0th, 1st and 2nd power of the singular values
 - cosine, centered cosine: 1 - cosine with the features, and with the features minus their mean
+- both: the sum of components and cosine, each with a head of its own
 - similarity: cross-entropy between the similarities of an image to the others of the batch, temperature 0.1 (SEED)
 """
 
@@ -44,8 +45,8 @@ from sslrun.training.frozen import Frozen
 from sslrun.training.loop import train_step
 from sslrun.training.optimizers import build_optimizer
 
-SIZE, SEEDS, SUBSETS, TEMPERATURE = 32, 3, 3, 0.1
-PER_CLASS = (5, 20)
+SIZE, SUBSETS, TEMPERATURE = 32, 3, 0.1
+PER_CLASS = (5, 20, 50)
 COLUMNS = ("data", "loss", "seed", "labels_per_class", "accuracy", "seconds")
 
 
@@ -69,6 +70,21 @@ class Other(Distill):
 class Cosine(Other):
     def loss(self, predicted: Tensor, target: Tensor) -> Tensor:
         return 1 - F.cosine_similarity(predicted, target).mean()
+
+
+class Both(Distill):
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.whole = nn.Linear(self.encoder.feature_dim, len(self.mean))
+
+    def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
+        found = self.encoder(self.augment(batch["images"], rng))
+        predicted, whole = in_float32(self.head, found), in_float32(self.whole, found)
+        assert self.features is not None
+        with torch.autocast(predicted.device.type, enabled=False):
+            features = half_rows(self.features, batch["rows"]).to(predicted.device)
+            components = ((predicted - self.targets(batch["rows"])).square() * self.weight).mean()
+            return {"loss": components + 1 - F.cosine_similarity(whole, features).mean()}
 
 
 class CenteredCosine(Other):
@@ -104,7 +120,7 @@ class Square(Power):
 
 
 LOSSES: dict[str, type[Distill]] = {
-    "components": Distill, "whitened": Power, "linear": Linear, "square": Square, "cosine": Cosine,
+    "components": Distill, "whitened": Power, "linear": Linear, "square": Square, "cosine": Cosine, "both": Both,
     "centered cosine": CenteredCosine, "similarity": Similarity,
 }  # fmt: skip
 
@@ -148,6 +164,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=Path("distillation.csv"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--losses", default=",".join((*LOSSES, "random")))
     args = parser.parse_args()
     own = ["pretext=distill", *shlex.split(args.overrides), f"dataset.image_size={SIZE}", f"device={args.device}"]
@@ -159,7 +176,7 @@ def main() -> None:
     fold = folds(data.labels.numpy(), 4, 0, data.groups)[0]
     pool, held_out = data.take(fold.train), data.take(fold.val)
     print(f"{args.name}: pool {len(pool)}, held out {len(held_out)}", flush=True)
-    for seed in range(SEEDS):
+    for seed in range(args.seeds):
         for loss in args.losses.split(","):
             began = time.monotonic()
             task = trained(loss, config, pool, device, seed, args.steps)
