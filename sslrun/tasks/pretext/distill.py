@@ -70,6 +70,8 @@ class Distill(Task):
         self.features = teacher_features(self._teacher[0], images, device)
         rows = np.arange(0, len(images), max(1, len(images) // FITTED))
         sample = self.features[rows].astype(np.float32)
+        if not np.isfinite(sample).all() or not np.ptp(sample, 0).any():
+            raise UserError(f"{self.extra_repr()}: its features are infinite, or the same for all images")
         k = min(len(self.weight), len(sample) - 1, sample.shape[1])
         pca = PCA(k, random_state=0).fit(sample)
         sd = np.sqrt(pca.explained_variance_)

@@ -220,6 +220,11 @@ def test_a_checkpoint_of_another_teacher_is_refused(weights: str, tmp_path: Path
     load_state(distill(weights), task.state_dict(), "last.pt")
 
 
+def test_a_teacher_that_sees_no_difference_is_refused(weights: str, images: Images) -> None:
+    with pytest.raises(UserError, match="teacher test_resnet at 160 px: .* its features are infinite, or the same"):
+        distill(weights).prepare(images.take(np.zeros(20, int)), CPU)
+
+
 def test_a_teacher_of_gray_images_is_refused(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_resnet", in_chans=1).state_dict(), tmp_path / "gray.pth")
     with pytest.raises(UserError, match=r"conv1.*expected \(.*, 3, 3, 3\), found \(.*, 1, 3, 3\)"):
