@@ -306,7 +306,7 @@ def test_the_splits_of_a_data_set(photos: Path) -> None:
 
 def test_the_estimate_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
-    measured = SimpleNamespace(device=CPU, images_per_second=8.0, bytes=123, memory=456)
+    measured = SimpleNamespace(device=CPU, images_per_second=8.0, bytes=123, memory=456, preparation=7.0)
 
     def pretraining(*values: Any) -> SimpleNamespace:
         given.append(values)
@@ -319,7 +319,7 @@ def test_the_estimate_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     result = stage._estimate(images, settings)
     assert given == [(images, *nodes.values(), 24, 16)]
     assert (result["pretext"], result["backbone"], result["batch_size"]) == ("pretext", "backbone", 16)
-    assert (result["images_per_second"], result["epoch_seconds"]) == (8.0, 2.5)
+    assert (result["images_per_second"], result["epoch_seconds"], result["preparation_seconds"]) == (8.0, 2.5, 7.0)
     assert (result["training_bytes"], result["memory_bytes"], result["decoded_bytes"]) == (123, 456, images.nbytes)
     assert (result["precision"], result["memory_format"]) == ("fp32", "channels_last")
 

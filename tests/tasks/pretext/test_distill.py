@@ -221,7 +221,7 @@ def test_a_checkpoint_of_another_teacher_is_refused(weights: str, tmp_path: Path
 
 
 def test_a_teacher_that_sees_no_difference_is_refused(weights: str, images: Images) -> None:
-    with pytest.raises(UserError, match="teacher test_resnet at 160 px: .* its features are infinite, or the same"):
+    with pytest.raises(UserError, match=r"teacher test_resnet at 160 px: .* its features are infinite, or the same"):
         distill(weights).prepare(images.take(np.zeros(20, int)), CPU)
 
 
