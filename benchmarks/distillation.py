@@ -105,8 +105,8 @@ class Power(Distill):
 
     power = 0.0
 
-    def prepare(self, images: Any, device: Device) -> None:
-        super().prepare(images, device)
+    def prepare(self, images: Any, device: Device) -> float:
+        saved = super().prepare(images, device)
         weight = self.weight ** (2 * self.power)
         self.weight.copy_(weight / weight.mean())
 

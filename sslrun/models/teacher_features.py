@@ -3,6 +3,7 @@
     $SSLRUN_CACHE/features/<key>/
         features.npy   N x D, half precision
         sha256         of that file
+        seconds        that computing them took
 
 The key is a hash of the images, of the teacher's weights, and of the size and precision with which it sees the images.
 """
@@ -10,6 +11,7 @@ The key is a hash of the images, of the teacher's weights, and of the size and p
 import copy
 import hashlib
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +30,10 @@ FEW = 50  # images whose features are not worth a place in the cache
 BATCH = 64  # images of 224 px
 
 
-def teacher_features(teacher: Teacher, images: Images, device: Device) -> np.ndarray:
-    """Return the teacher's features of all images, `N x D`, half precision, memory-mapped from the cache.
+def teacher_features(teacher: Teacher, images: Images, device: Device) -> tuple[np.ndarray, float]:
+    """Return the teacher's features of all images, `N x D`, half precision, and the seconds that the cache saved.
 
-    The teacher reads the original files at its own size.
+    The teacher reads the original files at its own size. The features are memory-mapped from the cache.
     """
     device = copy.copy(device)
     device.use_native()
@@ -40,7 +42,7 @@ def teacher_features(teacher: Teacher, images: Images, device: Device) -> np.nda
     folder = home() / "features" / digest.hexdigest()[:32]
     shape = (len(images), teacher.encoder.feature_dim)
     if len(images.index.unique()) < FEW:
-        return _computed(teacher, images, device)
+        return _computed(teacher, images, device), 0.0
     cached = Cached(
         folder, "computing the same features", lambda path: _load(path, shape),
         "The cache entry %s is damaged (%s); computing the features again.",
@@ -51,12 +53,13 @@ def teacher_features(teacher: Teacher, images: Images, device: Device) -> np.nda
         with cached.alone():
             if (entry := cached.read()) is not None:  # another process has just created it
                 return entry
-            found = _computed(teacher, images, device)
-            _write(folder, found)
-            return found
+            began = time.monotonic()
+            array = _computed(teacher, images, device)
+            _write(folder, array, time.monotonic() - began)
+            return array, 0.0
     except OSError as error:
         log.warning("Cannot cache the teacher's features in %s (%s).", folder.parent, error)
-        return _computed(teacher, images, device)
+        return _computed(teacher, images, device), 0.0
 
 
 def _computed(teacher: Teacher, images: Images, device: Device) -> np.ndarray:
@@ -73,22 +76,23 @@ def _computed(teacher: Teacher, images: Images, device: Device) -> np.ndarray:
     return out[position]
 
 
-def _load(folder: Path, shape: tuple[int, int]) -> np.ndarray:
+def _load(folder: Path, shape: tuple[int, int]) -> tuple[np.ndarray, float]:
     array: np.ndarray = np.load(folder / "features.npy", mmap_mode="r")
     if array.shape != shape or array.dtype != np.float16:
         raise ValueError(f"expected shape {shape}, found {array.shape}")
     if file_hash(folder / "features.npy", "sha256").hexdigest() != (folder / "sha256").read_text():
         raise ValueError("wrong checksum")
-    return array
+    return array, float((folder / "seconds").read_text())
 
 
-def _write(folder: Path, array: np.ndarray) -> None:
+def _write(folder: Path, array: np.ndarray, seconds: float) -> None:
     temporary = folder.with_name(f"{folder.name}.part")  # may exist already if an earlier process was killed
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         np.save(temporary / "features.npy", array)
         (temporary / "sha256").write_text(file_hash(temporary / "features.npy", "sha256").hexdigest())
+        (temporary / "seconds").write_text(f"{seconds:.2f}")
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     finally:

@@ -50,6 +50,12 @@ def read_summary(directory: Path) -> dict[str, Any]:
     return with_label_counts(renamed_keys(summary, SUMMARY)) | overrides | {"config": renamed(summary["config"])}
 
 
+def whole_seconds(summary: Mapping[str, Any]) -> float:
+    """Return the seconds of a run, with those that cached results of its preparation have saved."""
+    seconds: float = summary["wall_time_seconds"] + summary.get("cached_seconds", 0.0)
+    return seconds
+
+
 def job_order(job: Path) -> tuple[int, str]:
     """Return the sort key of a job of a sweep."""
     return (int(job.name) if job.name.isdigit() else 0, job.name)

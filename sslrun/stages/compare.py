@@ -28,7 +28,7 @@ from sslrun.report.evaluation import log_small_classes
 from sslrun.report.plots import name_of
 from sslrun.report.study import Maps, publish
 from sslrun.runs.encoders import PIXELS, SCRATCH
-from sslrun.runs.find import find, read_summary
+from sslrun.runs.find import find, read_summary, whole_seconds
 from sslrun.runs.resume import STUDY
 from sslrun.runs.run import Run
 from sslrun.study import results
@@ -128,7 +128,7 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
         run, plan, settings, lambda steps: plan_of(run.stages, run.config, chosen, loaded, config_dir, steps)
     )
     times = {
-        t: [read_summary(r.directory)["wall_time_seconds"] for r in runs.values()]
+        t: [whole_seconds(read_summary(r.directory)) for r in runs.values()]
         for t, runs in plan.pretrainings.items()
     }
     run.note(pretraining_seconds={t: sum(seconds) / len(seconds) for t, seconds in times.items()})

@@ -89,7 +89,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     device.put(task)
     device.compile(encoder)
     _begin(run, settings, task, images, device)
-    task.prepare(images, device)
+    run.note(cached_seconds=round(task.prepare(images, device) or 0.0, 2))
     on_device = images.on(device.torch)
     total = training.total_steps(len(on_device), quiet=False)
     batches = Batches(on_device, None, training.batch_size, total, settings.seed, device)

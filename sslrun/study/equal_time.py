@@ -10,7 +10,7 @@ from typing import Any
 from sslrun.config.build import build
 from sslrun.config.types import Node
 from sslrun.data.labels import LabelBudget
-from sslrun.runs.find import read_summary
+from sslrun.runs.find import read_summary, whole_seconds
 from sslrun.training.settings import default_steps
 
 
@@ -26,7 +26,7 @@ def equal_time_steps(pretrained: Iterable[Path], scratch: Mapping[LabelBudget, P
         pretrained: directories of the pretrainings.
         scratch: directories of the networks trained from scratch, by label budget and subset seed.
     """
-    seconds = statistics.mean(read_summary(p)["wall_time_seconds"] for p in pretrained)
+    seconds = statistics.mean(whole_seconds(read_summary(p)) for p in pretrained)
     by_budget: dict[str, list[Path]] = {}
     for budget, directory in scratch.items():
         by_budget.setdefault(replace(budget, seed=0).text, []).append(directory)

@@ -17,7 +17,7 @@ from sslrun.config.nodes import flattened
 from sslrun.config.renames import COLUMNS, renamed_keys
 from sslrun.evaluation.validation import score_name
 from sslrun.runs.encoders import IMAGENET, PIXELS, PRETRAINED, SCRATCH
-from sslrun.runs.find import find, job_order, read_summary
+from sslrun.runs.find import find, job_order, read_summary, whole_seconds
 from sslrun.study.inits import OF_WEIGHTS, is_continued
 from sslrun.study.launch import IGNORED_KEYS
 from sslrun.training.candidates import AUTO, KNN, PROBE, TUNED
@@ -149,7 +149,7 @@ def _pretraining(made: Mapping[str, Any]) -> dict[str, Any] | None:
 def _minutes(made: Mapping[str, Any], pretrained: Mapping[str, Any] | None, initialization: str) -> float | None:
     if pretrained is None and initialization not in WITHOUT_TASK and not Path(str(made["source"])).exists():
         return None
-    seconds: float = made["wall_time_seconds"] + (pretrained["wall_time_seconds"] if pretrained else 0.0)
+    seconds: float = made["wall_time_seconds"] + (whole_seconds(pretrained) if pretrained else 0.0)
     return seconds / 60
 
 

@@ -59,13 +59,17 @@ class Task(nn.Module, ABC):
                 page = shown(EXTENDING)
                 raise TypeError(f"{cls.__name__}.{name}: no such hook of a task; did you mean {near[0]}? See {page}")
 
-    def prepare(self, images: Images, device: Device) -> None:
+    def prepare(self, images: Images, device: Device) -> float:
         """Compute what the steps need from all images, before the first one and when a run is resumed.
 
         Args:
             images: N images; `batch["rows"]` are positions in them.
             device: of the training; the task is on it.
+
+        Returns:
+            The seconds that cached results have saved, which a study counts.
         """
+        return 0.0
 
     @abstractmethod
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:

@@ -63,11 +63,11 @@ class Distill(Task):
         teacher = self._teacher[0]
         return f"teacher {teacher.name} at {teacher.image_size} px: {teacher.source}"
 
-    def prepare(self, images: Images, device: Device) -> None:
+    def prepare(self, images: Images, device: Device) -> float:
         """Compute the teacher's features, or read them from the cache, and fit their principal components."""
         from sklearn.decomposition import PCA
 
-        self.features = teacher_features(self._teacher[0], images, device)
+        self.features, saved = teacher_features(self._teacher[0], images, device)
         rows = np.arange(0, len(images), max(1, len(images) // FITTED))
         sample = self.features[rows].astype(np.float32)
         if not np.isfinite(sample).all() or not np.ptp(sample, 0).any():
@@ -82,6 +82,7 @@ class Distill(Task):
             scaled = pca.components_ / np.where(useful, sd, 1.0)[:, None]
             self.directions[:k].copy_(torch.from_numpy(scaled))
             self.weight[:k].copy_(torch.from_numpy(weight / weight.sum() * len(self.weight)))
+        return saved
 
     def targets(self, rows: Tensor) -> Tensor:
         """Return the whitened features of images, `N x components`, in float32."""

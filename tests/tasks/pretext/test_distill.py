@@ -15,7 +15,7 @@ from sslrun.base.errors import UserError
 from sslrun.data.cache import decode_all, resize_all
 from sslrun.data.images import Images
 from sslrun.models import teacher_features as module
-from sslrun.models.teacher import teacher_of
+from sslrun.models.teacher import Teacher, teacher_of
 from sslrun.models.teacher_features import teacher_features
 from sslrun.models.weights import load_state
 from sslrun.runs.find import LAST
@@ -90,6 +90,10 @@ def test_with_fewer_images_than_components_the_others_have_no_weight(weights: st
     assert torch.isfinite(task.targets(torch.arange(5))).all()
 
 
+def features_of(teacher: Teacher, images: Images) -> np.ndarray:
+    return teacher_features(teacher, images, CPU)[0]
+
+
 def plain_features(weights: str, pixels: Tensor) -> np.ndarray:
     teacher = teacher_of("test_resnet", weights)
     with torch.no_grad():
@@ -102,7 +106,7 @@ def test_the_teacher_reads_the_original_files_at_its_own_size(weights: str, phot
     files = [str(p) for p in sorted(photos.glob("*/*.jpg"))]
     own = decode_all(files, 160, "crop", "rgb").images()
     expected = plain_features(weights, own[:])
-    found = teacher_features(teacher, images, CPU)
+    found = features_of(teacher, images)
     np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
     small = torch.nn.functional.interpolate(images[:].float(), (160, 160))
     assert np.abs(plain_features(weights, small) - expected).max() > 10 * np.abs(found - expected).max()
@@ -113,9 +117,9 @@ def test_rows_follow_the_order_of_the_images_whatever_arrays_they_are_in(weights
     array = np.random.default_rng(0).integers(0, 256, (4, 20, 20, 3), dtype=np.uint8)
     both = images + resize_all(array, SIZE, "rgb").images()
     order = np.array([2, len(images) + 3, 0, 2, len(images)])
-    every = teacher_features(teacher, both, CPU)
+    every = features_of(teacher, both)
     assert len(every) == len(images) + 4
-    np.testing.assert_allclose(teacher_features(teacher, both.take(order), CPU), every[order], rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(features_of(teacher, both.take(order)), every[order], rtol=1e-2, atol=1e-3)
 
 
 def test_an_unreadable_file_has_no_row(weights: str, photos: Path, tmp_path: Path) -> None:
@@ -124,8 +128,8 @@ def test_an_unreadable_file_has_no_row(weights: str, photos: Path, tmp_path: Pat
     bad.write_bytes(b"no image")
     teacher = teacher_of("test_resnet", weights)
     some = decode_all([files[0], str(bad), *files[1:]], SIZE, "crop", "rgb").images()
-    expected = teacher_features(teacher, decode_all(files, SIZE, "crop", "rgb").images(), CPU)
-    np.testing.assert_allclose(teacher_features(teacher, some, CPU), expected, rtol=1e-2, atol=1e-3)
+    expected = features_of(teacher, decode_all(files, SIZE, "crop", "rgb").images())
+    np.testing.assert_allclose(features_of(teacher, some), expected, rtol=1e-2, atol=1e-3)
 
 
 def test_features_are_computed_once_and_damaged_ones_again(
@@ -140,21 +144,33 @@ def test_features_are_computed_once_and_damaged_ones_again(
 
     monkeypatch.setattr(module, "_computed", counted)
     teacher = teacher_of("test_resnet", weights)
-    first = teacher_features(teacher, images, CPU)
-    assert np.array_equal(teacher_features(teacher, images, CPU), first)
+    first = features_of(teacher, images)
+    assert np.array_equal(features_of(teacher, images), first)
     assert len(calls) == 1
     (file,) = (tmp_path / "cache/features").glob("*/features.npy")
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    assert np.array_equal(teacher_features(teacher, images, CPU), first)
+    assert np.array_equal(features_of(teacher, images), first)
     assert len(calls) == 2
     assert "is damaged (wrong checksum); computing the features again." in caplog.text
-    teacher_features(teacher, images.take(np.arange(7)), CPU)  # other images
+    features_of(teacher, images.take(np.arange(7)))  # other images
     with torch.no_grad():
         next(teacher.encoder.parameters()).add_(1.0)
-    teacher_features(teacher, images, CPU)  # another teacher
+    features_of(teacher, images)  # another teacher
     assert len(calls) == 4
+
+
+def test_the_time_that_the_cache_saves_is_kept_with_the_features(
+    weights: str, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([10.0, 17.5])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(times))
+    teacher = teacher_of("test_resnet", weights)
+    monkeypatch.setattr(module, "_computed", lambda *_: np.zeros((len(images), 64), np.float16))
+    monkeypatch.setattr(type(teacher.encoder), "feature_dim", 64, raising=False)
+    assert teacher_features(teacher, images, CPU)[1] == 0.0
+    assert teacher_features(teacher, images, CPU)[1] == 7.5
 
 
 def test_a_teacher_is_a_network_a_file_or_a_run(weights: str, in_world: Path) -> None:
@@ -270,5 +286,5 @@ def test_the_teachers_pass_shows_one_progress_bar(
 
     monkeypatch.setattr(module, "progress", counted)
     monkeypatch.setattr("sslrun.data.cache.progress", counted)
-    teacher_features(teacher_of("test_resnet", weights), images, CPU)
+    features_of(teacher_of("test_resnet", weights), images)
     assert bars == ["teacher"]
