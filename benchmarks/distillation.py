@@ -109,6 +109,7 @@ class Power(Distill):
         saved = super().prepare(images, device)
         weight = self.weight ** (2 * self.power)
         self.weight.copy_(weight / weight.mean())
+        return saved
 
 
 class Linear(Power):

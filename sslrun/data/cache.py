@@ -32,7 +32,7 @@ from sslrun.base.machine import physical_memory
 from sslrun.base.paths import home
 from sslrun.data.decode import TRANSIENT, VERSION, Channels, Resize, decode_some
 from sslrun.data.depth import Range
-from sslrun.data.images import DIGEST, Again, Images, digests
+from sslrun.data.images import DIGEST, Images, Original, digests
 from sslrun.data.workers import in_order, workers
 
 BLOCK = 32 << 20  # bytes of an array that are processed at once
@@ -49,14 +49,14 @@ class Decoded:
         digests: a hash of each image, `N x 16`.
         bad: the reason why an image could not be read, by its position.
         outside: the fraction of an image's values that lies outside the range, by its position; not those of 0.
-        again: reads the images again at another size.
+        original: reads the images at another size.
     """
 
     array: np.ndarray
     digests: np.ndarray
     bad: dict[int, str]
     outside: dict[int, float]
-    again: Again | None = None
+    original: Original | None = None
 
     def good(self) -> np.ndarray:
         """Return the positions of the readable images."""
@@ -65,7 +65,7 @@ class Decoded:
     def images(self) -> Images:
         """Return the readable images."""
         index = torch.from_numpy(self.good()) if self.bad else None
-        return Images([torch.from_numpy(self.array)], self.digests, index, [self.again] if self.again else [])
+        return Images([torch.from_numpy(self.array)], self.digests, index, [self.original] if self.original else [])
 
 
 def decode_all(
@@ -73,13 +73,16 @@ def decode_all(
 ) -> Decoded:
     """Decode image files on all cores, or read the cached result for the same files and settings."""
     limits = None if gray_range is None else (float(gray_range[0]), float(gray_range[1]))
+    key = partial(_key_of_files, files, resize, channels, limits)
     decoded = _cached(
-        key_of(files, image_size, resize, channels, limits),
+        key(image_size),
         len(files),
         image_size,
         lambda: _with_progress(_decode(files, image_size, resize, channels, limits), len(files)),
     )
-    return replace(decoded, again=partial(_decoded_again, files, resize, channels, limits))
+    settings = {"resize": resize, "channels": channels, "range": gray_range}
+    blocks = partial(_decoded_again, files, resize, channels, limits)
+    return replace(decoded, original=Original(blocks, key, settings))
 
 
 def resize_all(array: np.ndarray, image_size: int, channels: Channels) -> Decoded:
@@ -88,18 +91,36 @@ def resize_all(array: np.ndarray, image_size: int, channels: Channels) -> Decode
     A memory-mapped array that spans its whole file is identified by the file, any other by a hash of its content.
     """
     if isinstance(array, np.memmap) and array.filename and array.nbytes == os.stat(array.filename).st_size:
-        key = key_of([str(array.filename)], image_size, channels, array.shape, array.strides)
+        files, content = [str(array.filename)], str(array.strides)
     else:
-        content = hashlib.blake2b(np.ascontiguousarray(array).data).hexdigest()
-        key = key_of([], image_size, channels, array.shape, content)
-    decoded = _cached(key, len(array), image_size, lambda: _resize(array, image_size, channels))
-    return replace(decoded, again=partial(_resized_again, array, channels))
+        files, content = [], hashlib.blake2b(np.ascontiguousarray(array).data).hexdigest()
+    key = partial(_key_of_array, files, channels, array.shape, content)
+    decoded = _cached(key(image_size), len(array), image_size, lambda: _resize(array, image_size, channels))
+    blocks = partial(_resized_again, array, channels)
+    return replace(decoded, original=Original(blocks, key, {"channels": channels}))
+
+
+def _key_of_files(
+    files: Sequence[str], resize: Resize, channels: Channels, gray_range: Range | None, image_size: int
+) -> str:
+    return key_of(files, image_size, resize, channels, gray_range)
+
+
+def _key_of_array(
+    files: Sequence[str], channels: Channels, shape: tuple[int, ...], content: str, image_size: int
+) -> str:
+    return key_of(files, image_size, channels, shape, content)
 
 
 def _decoded_again(
     files: Sequence[str], resize: Resize, channels: Channels, gray_range: Range | None, size: int, rows: np.ndarray
 ) -> Iterator[np.ndarray]:
-    for block, _, _ in _decode([files[i] for i in rows], size, resize, channels, gray_range):
+    chosen, done = [files[i] for i in rows], 0
+    for block, reasons, _ in _decode(chosen, size, resize, channels, gray_range):
+        for i, reason in enumerate(reasons):
+            if reason:
+                raise UserError(f"{chosen[done + i]}: {reason}; it could be read before. Mend or remove it")
+        done += len(block)
         yield block
 
 

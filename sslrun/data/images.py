@@ -1,7 +1,8 @@
 """Decoded images, from which batches are gathered by index."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,21 @@ import torch
 from torch import Tensor
 
 DIGEST = 16  # bytes
-# Reads images again, at another size: (side in px, positions in an array) -> blocks `B x S x S x 3`, uint8.
-Again = Callable[[int, np.ndarray], Iterator[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Original:
+    """What the images of an array were read from, to read them at another size.
+
+    Attributes:
+        blocks: (side in px, positions in the array) -> blocks `B x S x S x 3`, uint8.
+        key: side in px -> a hash of the files or the array, and of how they are read.
+        settings: how they are read: `channels`, and of files `resize` and `range`.
+    """
+
+    blocks: Callable[[int, np.ndarray], Iterator[np.ndarray]]
+    key: Callable[[int], str]
+    settings: Mapping[str, Any]
 
 
 class Images:
@@ -24,13 +38,17 @@ class Images:
         tensors: arrays `M x S x S x 3`, uint8, on one device.
         digests: a hash of each image of all arrays, `sum of M x 16`, uint8.
         index: N positions in the concatenation of the arrays; by default all.
-        again: for each array, what reads its images again at another size; empty if nothing can.
+        originals: of each array; empty if its images cannot be read again.
     """
 
     def __init__(
-        self, tensors: Sequence[Tensor], digests: np.ndarray, index: Tensor | None = None, again: Sequence[Again] = ()
+        self,
+        tensors: Sequence[Tensor],
+        digests: np.ndarray,
+        index: Tensor | None = None,
+        originals: Sequence[Original] = (),
     ) -> None:
-        self.tensors, self.digests, self.again = list(tensors), digests, list(again)
+        self.tensors, self.digests, self.originals = list(tensors), digests, list(originals)
         self.index = torch.arange(sum(map(len, tensors))) if index is None else index
 
     def __len__(self) -> int:
@@ -53,7 +71,7 @@ class Images:
     def __add__(self, other: "Images") -> "Images":
         digests = np.concatenate([self.digests, other.digests])
         index = torch.cat([self.index, other.index + sum(map(len, self.tensors))])
-        return Images([*self.tensors, *other.tensors], digests, index, [*self.again, *other.again])
+        return Images([*self.tensors, *other.tensors], digests, index, [*self.originals, *other.originals])
 
     def split(self, batch_size: int) -> Iterator[Tensor]:
         """Yield all images in batches."""
@@ -62,7 +80,7 @@ class Images:
 
     def take(self, positions: np.ndarray) -> "Images":
         """Return the images at these positions; the arrays are shared, not copied."""
-        return Images(self.tensors, self.digests, self.index[torch.from_numpy(positions)], self.again)
+        return Images(self.tensors, self.digests, self.index[torch.from_numpy(positions)], self.originals)
 
     def at(self, image_size: int) -> Iterator[Tensor]:
         """Yield the images at another size, read again from where they came from, in blocks `B x 3 x S x S`, uint8.
@@ -70,11 +88,17 @@ class Images:
         Every image is read once, in the order of the arrays: that of `np.unique(index)`.
         """
         unique, offset = np.unique(self.index.numpy()), 0
-        for tensor, again in zip(self.tensors, self.again, strict=True):
+        for tensor, original in zip(self.tensors, self.originals, strict=True):
             rows = unique[(unique >= offset) & (unique < offset + len(tensor))] - offset
-            for block in again(image_size, rows):
+            for block in original.blocks(image_size, rows):
                 yield torch.from_numpy(block).permute(0, 3, 1, 2)
             offset += len(tensor)
+
+    def key_at(self, image_size: int) -> str:
+        """Return a hash of the images at another size: of what they are read from, how, and in which order."""
+        digest = hashlib.sha256(" ".join(original.key(image_size) for original in self.originals).encode())
+        digest.update(self.index.numpy().tobytes())
+        return digest.hexdigest()
 
     def to(self, device: torch.device) -> "Images":
         """Return the images on a device; on another device they are copied into one array of N rows."""

@@ -2,10 +2,13 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.machine import physical_memory
 from sslrun.config.build import build
@@ -13,6 +16,7 @@ from sslrun.config.commands import FOR_ENCODER, WITH_CLASSIFIER
 from sslrun.config.names import nearest
 from sslrun.config.nodes import network_name
 from sslrun.config.types import Node
+from sslrun.data.images import Images
 from sslrun.models.backbones import timm as of_timm
 from sslrun.models.backbones import torchvision as of_torchvision
 from sslrun.models.encoder import Encoder, build_encoder
@@ -30,12 +34,24 @@ class Teacher:
         image_size: in px, of its images.
         encoder: in evaluation mode.
         source: of its weights, with their license.
+        settings: `channels` and `resize` of its images, if it is of a run.
     """
 
     name: str
     image_size: int
     encoder: Encoder
     source: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def refuse_other_images(self, images: Images) -> None:
+        """Raise if images are read in another way than those of the teacher's training."""
+        for original in images.originals:
+            for key, value in self.settings.items():
+                if original.settings.get(key, value) != value:
+                    raise UserError(
+                        f"pretext.teacher={self.source} was trained with dataset.{key}={value}, these images have "
+                        f"{original.settings[key]}: set dataset.{key}={value}"
+                    )
 
     def digest(self) -> str:
         """Return a hash of the weights."""
@@ -60,9 +76,15 @@ def teacher_of(name: str | None, weights: str | None) -> Teacher:
     if name is not None and os.path.exists(os.path.join(name, "summary.json")):
         if weights is not None:
             raise UserError(f"pretext.weights={weights} has no effect on a run as the teacher; remove it")
-        trained = load_network(named_run(name, (*FOR_ENCODER, *WITH_CLASSIFIER))[0])
-        node = trained.config["backbone"]
-        return Teacher(network_name(node), trained.config["dataset"]["image_size"], trained.encoder, name)
+        directory, summary = named_run(name, (*FOR_ENCODER, *WITH_CLASSIFIER))
+        if summary["stage"] in WITH_CLASSIFIER and summary.get("chosen") in (None, "finetune", "scratch"):
+            log.warning("%s was trained with labels: the label budgets of later runs do not count them.", name)
+        trained = load_network(directory)
+        dataset = trained.config["dataset"]
+        settings = {key: dataset[key] for key in ("channels", "resize")}
+        return Teacher(network_name(trained.config["backbone"]), dataset["image_size"], trained.encoder, name, settings)
+    if weights is not None and not os.path.isfile(os.path.expanduser(weights)):
+        raise UserError(f"pretext.weights={weights}: no such file")
     if name is None and weights is not None:
         raise UserError(f"pretext.weights={weights} needs pretext.teacher, the name of its network")
     found = published(node_of(name, weights))
@@ -78,7 +100,7 @@ def _refuse_too_large(found: Published) -> None:
     with torch.device("meta"):
         network = build(found.backbone, found.image_size)
     needed = sum(p.nbytes for p in network.parameters())
-    if needed > (memory := physical_memory()) / 2:
+    if (memory := physical_memory()) and needed > memory / 2:
         raise UserError(
             f"pretext.teacher={found.name} has {needed / 1e9:.1f} GB of weights, too much for the memory of "
             f"{memory / 1e9:.0f} GB; use a smaller network"

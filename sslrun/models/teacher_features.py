@@ -5,7 +5,8 @@
         sha256         of that file
         seconds        that computing them took
 
-The key is a hash of the images, of the teacher's weights, and of the size and precision with which it sees the images.
+The key is a hash of the original files and how they are read, of the teacher's weights, and of its image size and
+precision.
 """
 
 import copy
@@ -22,7 +23,7 @@ from sslrun.base.console import log, progress
 from sslrun.base.files import file_hash
 from sslrun.base.paths import home
 from sslrun.data.images import Images
-from sslrun.device import Device
+from sslrun.device import Device, native_precision
 from sslrun.models.features import features
 from sslrun.models.teacher import Teacher
 
@@ -36,9 +37,9 @@ def teacher_features(teacher: Teacher, images: Images, device: Device) -> tuple[
     The teacher reads the original files at its own size. The features are memory-mapped from the cache.
     """
     device = copy.copy(device)
-    device.use_native()
+    device.use(native_precision(device.torch.type), "channels_last")  # whatever the student is trained with
     digest = hashlib.sha256(f"{teacher.image_size} {device.precision} {teacher.digest()}".encode())
-    digest.update(images.fingerprint().digest())
+    digest.update(images.key_at(teacher.image_size).encode())
     folder = home() / "features" / digest.hexdigest()[:32]
     shape = (len(images), teacher.encoder.feature_dim)
     if len(images.index.unique()) < FEW:
@@ -49,6 +50,7 @@ def teacher_features(teacher: Teacher, images: Images, device: Device) -> tuple[
     )  # fmt: skip
     if (entry := cached.read()) is not None:
         return entry
+    array: np.ndarray | None = None
     try:
         with cached.alone():
             if (entry := cached.read()) is not None:  # another process has just created it
@@ -56,10 +58,9 @@ def teacher_features(teacher: Teacher, images: Images, device: Device) -> tuple[
             began = time.monotonic()
             array = _computed(teacher, images, device)
             _write(folder, array, time.monotonic() - began)
-            return array, 0.0
     except OSError as error:
         log.warning("Cannot cache the teacher's features in %s (%s).", folder.parent, error)
-        return _computed(teacher, images, device), 0.0
+    return _computed(teacher, images, device) if array is None else array, 0.0
 
 
 def _computed(teacher: Teacher, images: Images, device: Device) -> np.ndarray:
@@ -73,6 +74,7 @@ def _computed(teacher: Teacher, images: Images, device: Device) -> np.ndarray:
             out[done : done + len(block)] = features(teacher.encoder, block, device, batch_size).half().numpy()
             done += len(block)
             advance(len(block))
+    teacher.encoder.cpu()  # it is not needed any more
     return out[position]
 
 

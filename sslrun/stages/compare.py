@@ -128,8 +128,7 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
         run, plan, settings, lambda steps: plan_of(run.stages, run.config, chosen, loaded, config_dir, steps)
     )
     times = {
-        t: [whole_seconds(read_summary(r.directory)) for r in runs.values()]
-        for t, runs in plan.pretrainings.items()
+        t: [whole_seconds(read_summary(r.directory)) for r in runs.values()] for t, runs in plan.pretrainings.items()
     }
     run.note(pretraining_seconds={t: sum(seconds) / len(seconds) for t, seconds in times.items()})
     first = {t: next(iter(runs.values())).directory for t, runs in plan.pretrainings.items()}

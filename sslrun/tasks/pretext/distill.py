@@ -67,6 +67,7 @@ class Distill(Task):
         """Compute the teacher's features, or read them from the cache, and fit their principal components."""
         from sklearn.decomposition import PCA
 
+        self._teacher[0].refuse_other_images(images)
         self.features, saved = teacher_features(self._teacher[0], images, device)
         rows = np.arange(0, len(images), max(1, len(images) // FITTED))
         sample = self.features[rows].astype(np.float32)

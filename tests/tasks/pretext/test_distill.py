@@ -1,6 +1,7 @@
 """Distillation: whitened targets, features of the original files, their cache, and learning."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sslrun.models.weights import load_state
 from sslrun.runs.find import LAST
 from sslrun.tasks.pretext.distill import Distill
 from sslrun.training import estimate
-from tests.helpers import CPU, IDENTITY, OFTEN, only_run, rng, run_forked, runs, same, small_encoder, whole
+from tests.helpers import CPU, IDENTITY, OFTEN, cpu, only_run, rng, run_forked, runs, same, small_encoder, whole
 
 SIZE = 32
 
@@ -29,6 +30,7 @@ SIZE = 32
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "native_precision", lambda _: "fp32")  # the same on every machine
 
 
 @pytest.fixture
@@ -161,6 +163,50 @@ def test_features_are_computed_once_and_damaged_ones_again(
     assert len(calls) == 4
 
 
+def test_the_features_are_those_of_the_files_for_a_student_of_any_size(
+    weights: str, photos: Path, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = teacher_of("test_resnet", weights)
+    first = features_of(teacher, images)
+    monkeypatch.setattr(module, "_computed", lambda *_: pytest.fail("computed again"))
+    files = [str(p) for p in sorted(photos.glob("*/*.jpg"))]
+    assert np.array_equal(features_of(teacher, decode_all(files, 16, "crop", "rgb").images()), first)
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        features_of(teacher, decode_all(files, SIZE, "squash", "rgb").images())
+
+
+def test_the_precision_of_the_student_does_not_change_the_features(
+    weights: str, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = teacher_of("test_resnet", weights)
+    first = features_of(teacher, images)
+    monkeypatch.setattr(module, "_computed", lambda *_: pytest.fail("computed again"))
+    for precision in ("fp32", "bf16"):
+        device = cpu(precision=precision, memory_format="contiguous")
+        assert np.array_equal(teacher_features(teacher, images, device)[0], first)
+        assert device.precision == precision
+
+
+def test_a_file_that_became_unreadable_is_one_line_and_nothing_is_kept(
+    weights: str, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos, tmp_path / "own")
+    files = [str(p) for p in sorted((tmp_path / "own").glob("*/*.jpg"))]
+    images = decode_all(files, SIZE, "crop", "rgb").images()
+    Path(files[2]).write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"\.jpg: .*; it could be read before"):
+        teacher_features(teacher_of("test_resnet", weights), images, CPU)
+    assert not list((tmp_path / "cache/features").glob("*/features.npy"))
+
+
+def test_a_run_of_other_images_is_no_teacher(weights: str, photos: Path) -> None:
+    teacher = replace(teacher_of("test_resnet", weights), source="RUN", settings={"channels": "gray", "resize": "crop"})
+    files = [str(p) for p in sorted(photos.glob("*/*.jpg"))]
+    with pytest.raises(UserError, match=r"pretext\.teacher=RUN was trained with dataset\.channels=gray, .* have rgb"):
+        teacher.refuse_other_images(decode_all(files, SIZE, "crop", "rgb").images())
+    teacher.refuse_other_images(decode_all(files, SIZE, "crop", "gray").images())
+
+
 def test_the_time_that_the_cache_saves_is_kept_with_the_features(
     weights: str, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,7 +226,7 @@ def test_a_teacher_is_a_network_a_file_or_a_run(weights: str, in_world: Path) ->
     for name, file, words in (
         ("resnot", None, r"pretext\.teacher=resnot: no run, and no network of timm or torchvision"),
         ("tf_efficientnet_lite00", None, r"torchvision; did you mean tf_efficientnet_lite0\?"),
-        ("test_resnet", "none.pth", r"backbone\.weights=none\.pth: no such file"),
+        ("test_resnet", "none.pth", r"pretext\.weights=none\.pth: no such file"),
         ("test_convnext", weights, "these are not weights of test_convnext"),
         (None, weights, r"pretext\.weights=.* needs pretext\.teacher"),
         (str(run), weights, "has no effect on a run"),
