@@ -76,10 +76,9 @@ def teacher_of(name: str | None, weights: str | None) -> Teacher:
     if name is not None and os.path.exists(os.path.join(name, "summary.json")):
         if weights is not None:
             raise UserError(f"pretext.weights={weights} has no effect on a run as the teacher; remove it")
-        directory, summary = named_run(name, (*FOR_ENCODER, *WITH_CLASSIFIER))
-        if summary["stage"] in WITH_CLASSIFIER and summary.get("chosen") in (None, "finetune", "scratch"):
+        trained = load_network(named_run(name, (*FOR_ENCODER, *WITH_CLASSIFIER))[0])
+        if "label_fraction" in trained.config and trained.config["mode"] not in ("probe", "knn"):
             log.warning("%s was trained with labels: the label budgets of later runs do not count them.", name)
-        trained = load_network(directory)
         dataset = trained.config["dataset"]
         settings = {key: dataset[key] for key in ("channels", "resize")}
         return Teacher(network_name(trained.config["backbone"]), dataset["image_size"], trained.encoder, name, settings)
