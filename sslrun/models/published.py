@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ SUGGESTED = ("mobilenet_v3_large", "resnet18", "resnet50", "convnext_tiny")  # o
 DOWNLOADED = "model.safetensors"  # name of timm's files
 UNKNOWN = "not stated"
 CHANNELS = 3  # of all images
+COMPUTED = re.compile(r"(num_batches_tracked|relative_position_index|_tensor_constant\d+)$")  # by the network
 SIDE = 224  # px: of most weights
 
 
@@ -155,7 +157,8 @@ def load(weights: Published, backbone: torch.nn.Module) -> None:
     """
     state = state_of(weights, backbone)
     own = backbone.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    missing = sorted(k for k in own.keys() - state.keys() if not COMPUTED.search(k))
+    extra = sorted(k for k in state.keys() - own.keys() if not COMPUTED.search(k))
     other = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
     shapes = [f"{k}: expected {tuple(own[k].shape)}, found {tuple(state[k].shape)}" for k in other]
     parts = {"missing": missing, "extra": extra, "of another shape": shapes}
@@ -166,7 +169,7 @@ def load(weights: Published, backbone: torch.nn.Module) -> None:
         )
     if problems := [f"{counted(len(keys), 'key')} {what}: {', '.join(keys)}" for what, keys in parts.items() if keys]:
         raise UserError(f"{weights.source}: these are not weights of {weights.name}: {'; '.join(problems)}")
-    backbone.load_state_dict(state)
+    backbone.load_state_dict(own | {k: v for k, v in state.items() if k in own})
 
 
 def state_of(weights: Published, backbone: torch.nn.Module) -> State:
@@ -181,7 +184,10 @@ def state_of(weights: Published, backbone: torch.nn.Module) -> State:
         keys = list(backbone.state_dict())
         return dict(zip(keys, state.values(), strict=False))
     ours = "name" not in weights.backbone  # a network of torchvision without its library's prefix
-    heads = of_torchvision.HEADS if weights.backbone["_target_"] != TIMM else of_timm.heads(weights.name)
+    if weights.backbone["_target_"] == TIMM:
+        heads = of_timm.heads(weights.name)
+    else:
+        state, heads = of_torchvision.renamed(state), of_torchvision.HEADS
     prefix = "" if ours else LIBRARY
     return {prefix + k: v for k, v in state.items() if not k.startswith(heads)}
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -177,6 +178,7 @@ def test_a_file_has_the_keys_of_its_library(suffix: str, tmp_path: Path) -> None
 def test_every_key_that_does_not_fit_is_named(tmp_path: Path) -> None:
     state = timm.create_model("test_resnet", num_classes=7).state_dict()
     missing = [k for k in state if k.startswith("conv1")]
+    named = [k for k in missing if "num_batches" not in k]
     for key in missing:
         del state[key]
     path = tmp_path / "mine.pth"
@@ -184,7 +186,7 @@ def test_every_key_that_does_not_fit_is_named(tmp_path: Path) -> None:
     node: Node = {"_target_": module.TIMM, "name": "test_resnet", "weights": str(path)}
     with pytest.raises(UserError, match=r"not weights of test_resnet") as error:
         load(published(node), build(node, 64))
-    for key in (*missing, "decoder.weight", "decoder.bias"):
+    for key in (*named, "decoder.weight", "decoder.bias"):
         assert f"net.{key}" in str(error.value)
     other: Node = {**node, "name": "test_efficientnet"}
     with pytest.raises(UserError, match=r"not weights of test_efficientnet: \d+ keys missing: net\."):
@@ -234,6 +236,58 @@ def test_half_a_download_of_another_program_may_be_removed(tmp_path: Path) -> No
     path.write_bytes(b"half a file")
     with pytest.raises(UserError, match=rf"{path.name} is damaged or not .*; remove it, and it is downloaded again$"):
         load(published(node), build(node, 64))
+
+
+def in_a_file(name: str, state: dict[str, torch.Tensor], tmp_path: Path) -> torch.nn.Module:
+    """Return the backbone of a network of torchvision with weights of a file."""
+    path = tmp_path / f"{name}.pth"
+    torch.save(state, path)
+    node: Node = {"_target_": module.TORCHVISION, "name": name, "weights": str(path)}
+    backbone = build(node, 64)
+    load(published(node), backbone)
+    return backbone
+
+
+def test_old_files_without_counts_of_batches_are_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = models.resnet18().state_dict()
+    own = in_a_file("resnet18", {k: v for k, v in state.items() if "num_batches" not in k}, tmp_path).state_dict()
+    assert all(torch.equal(value, state[key.removeprefix("net.")]) for key, value in own.items())
+    assert any("num_batches" in key for key in own)
+
+
+def test_the_old_keys_of_densenet_are_renamed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = models.densenet121().state_dict()
+    old = {re.sub(r"(denselayer\d+\.(norm|conv))([12])", r"\1.\3", k): v for k, v in state.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    own = in_a_file("densenet121", {k: v for k, v in old.items() if "num_batches" not in k}, tmp_path).state_dict()
+    assert all(torch.equal(value, state[key.removeprefix("net.")]) for key, value in own.items())
+
+
+def keys_of(state: dict[str, Any]) -> set[str]:
+    """Return the keys that a file of weights must have, without those of the classifier."""
+    keys = {k.removeprefix(module.LIBRARY) for k in state if not module.COMPUTED.search(k)}
+    return {k for k in keys if not k.startswith(module.of_torchvision.HEADS)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", module.of_torchvision.names())
+def test_the_keys_of_every_network_are_those_of_torchvision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = models.regnet.BlockParams.from_init_params  # they are computed, which the meta device cannot
+
+    def on_the_cpu(**keys: Any) -> models.regnet.BlockParams:
+        with torch.device("cpu"):
+            return widths(**keys)
+
+    monkeypatch.setattr(models.regnet.BlockParams, "from_init_params", on_the_cpu)
+    with torch.device("meta"):
+        if name.startswith("vit_"):
+            with pytest.raises(UserError, match="has no feature maps"):
+                build({"_target_": module.TORCHVISION, "name": name}, 224)
+            return
+        backbone = build({"_target_": module.TORCHVISION, "name": name}, 224)
+        assert keys_of(backbone.state_dict()) == keys_of(models.get_model(name).state_dict())
 
 
 @pytest.mark.parametrize(("channels", "found"), [(1, "1 channel"), (4, "4 channels")])

@@ -1,6 +1,8 @@
 """Networks of torchvision, as they are published: with their own stem."""
 
 import itertools
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,9 +15,8 @@ from sslrun.config.names import nearest
 
 TRACED = 224  # px: size of the image with which the maps are found
 CLASSIFIER = ("avgpool", "fc", "classifier", "head")  # first part of the names of what comes after the feature maps
-
-
-HEADS = ("fc.", "classifier.", "aux1.", "aux2.", "AuxLogits.")  # beginnings of the keys of classifiers
+HEADS = ("fc.", "classifier.", "head.", "aux1.", "aux2.", "AuxLogits.")  # beginnings of the keys of classifiers
+OLD_KEY = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)")  # such as denselayer1.norm.1.weight, now norm1
 
 
 def names() -> list[str]:
@@ -28,6 +29,11 @@ def weights(name: str) -> Any:
     if name not in names():
         return None
     return getattr(models.get_model_weights(name), "DEFAULT", None)
+
+
+def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a published state dict under today's keys: the files of DenseNet have older ones."""
+    return {OLD_KEY.sub(r"\1\2", key): value for key, value in state.items()}
 
 
 def torchvision(image_size: int, *, name: str, weights: str | None = None) -> nn.Module:
