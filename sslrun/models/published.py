@@ -258,10 +258,13 @@ def _of_torchvision(node: Node) -> Published | None:
     if weights is None:
         return None
     preset = weights.transforms()
+    mean, std = preset.mean, preset.std
+    if node.get("name") in of_torchvision.HALVES:
+        mean = std = [0.5] * CHANNELS
     path = _in_hub(weights.url)
     digits = path.stem.rpartition("-")[2]
     return Published(
-        node, preset.crop_size[0], list(preset.mean), list(preset.std),
+        node, preset.crop_size[0], list(mean), list(std),
         weights.meta.get("license", "BSD-3-Clause, as torchvision"), weights.url, path if path.is_file() else None,
         weights.meta.get("_file_size"), weights.url, f"sha256:{digits}",
     )  # fmt: skip

@@ -290,6 +290,25 @@ def test_the_keys_of_every_network_are_those_of_torchvision(name: str, monkeypat
         assert keys_of(backbone.state_dict()) == keys_of(models.get_model(name).state_dict())
 
 
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("googlenet", "conv1.conv"), pytest.param("inception_v3", "Conv2d_1a_3x3.conv", marks=pytest.mark.slow)],
+)
+def test_images_are_normalized_as_torchvision_converts_them(name: str, first: str) -> None:
+    theirs: Any = models.get_model(name, transform_input=True, aux_logits=False, init_weights=False).eval()
+    node: Node = {"_target_": module.TORCHVISION, "name": name, "weights": None}
+    weights, preset = published(node), models.get_model_weights(name).DEFAULT.transforms()
+    images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    inputs: list[torch.Tensor] = []
+    for net, source in ((theirs, preset), (build(node, 96).eval().net, weights)):
+        net.get_submodule(first).register_forward_pre_hook(lambda module, x: inputs.append(x[0]))
+        mean, std = (torch.tensor(v)[:, None, None] for v in (source.mean, source.std))
+        with torch.no_grad():
+            net((images - mean) / std)
+    torch.testing.assert_close(inputs[0], inputs[1], rtol=0, atol=1e-6)
+    assert weights.mean == weights.std == [0.5] * 3
+
+
 @pytest.mark.parametrize(("channels", "found"), [(1, "1 channel"), (4, "4 channels")])
 def test_weights_for_images_of_other_channels_are_one_line(channels: int, found: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.pth"

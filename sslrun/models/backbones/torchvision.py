@@ -16,6 +16,7 @@ from sslrun.config.names import nearest
 TRACED = 224  # px: size of the image with which the maps are found
 CLASSIFIER = ("avgpool", "fc", "classifier", "head")  # first part of the names of what comes after the feature maps
 HEADS = ("fc.", "classifier.", "head.", "aux1.", "aux2.", "AuxLogits.")  # beginnings of the keys of classifiers
+HALVES = ("googlenet", "inception_v3")  # trained with mean and std 0.5, to which torchvision converts ImageNet's
 OLD_KEY = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)")  # such as denselayer1.norm.1.weight, now norm1
 
 
@@ -47,7 +48,7 @@ def torchvision(image_size: int, *, name: str, weights: str | None = None) -> nn
     """
     if name not in names():
         raise UserError(f"backbone.name={name}: torchvision has no such network{nearest(name, names())}")
-    google = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    google = {"aux_logits": False, "init_weights": True} if name in HALVES else {}
     net = models.get_model(name, weights=None, **google)
     ends = _ends(net)
     if not ends:
