@@ -86,9 +86,14 @@ class Published:
 
 
 def on_this_machine() -> Iterator[Published]:
-    """Yield the published weights that lie here: of packages, then in the folders of torchvision and timm."""
+    """Yield the published weights that lie here: of packages, then in the folders of torchvision and timm.
+
+    Networks of torchvision without feature maps are no backbones, and left out.
+    """
     yield from (p for p in _of_packages() if p.path)
     for name in of_torchvision.names():
+        if name.startswith(of_torchvision.NO_MAPS):
+            continue
         weights = _of_torchvision({"_target_": TORCHVISION, "name": name, "weights": None})
         if weights and weights.path:
             yield weights

@@ -70,6 +70,18 @@ def test_the_weights_of_the_packages_are_here() -> None:
     assert {w.name for w in to_be_had()} == set(module.SUGGESTED)
 
 
+def test_a_downloaded_file_of_a_network_without_maps_is_no_backbone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PACKAGES", {})
+    folder = tmp_path / "torch/hub/checkpoints"
+    folder.mkdir(parents=True)
+    for name in ("vit_b_16", "wide_resnet50_2"):
+        (folder / models.get_model_weights(name).DEFAULT.url.rsplit("/", 1)[-1]).touch()
+    assert [w.name for w in on_this_machine()] == ["wide_resnet50_2"]
+    assert published({}).name == "wide_resnet50_2"
+
+
 def test_without_packages_what_can_be_done_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)
     assert not list(on_this_machine())
@@ -282,7 +294,7 @@ def test_the_keys_of_every_network_are_those_of_torchvision(name: str, monkeypat
 
     monkeypatch.setattr(models.regnet.BlockParams, "from_init_params", on_the_cpu)
     with torch.device("meta"):
-        if name.startswith("vit_"):
+        if name.startswith(module.of_torchvision.NO_MAPS):
             with pytest.raises(UserError, match="has no feature maps"):
                 build({"_target_": module.TORCHVISION, "name": name}, 224)
             return

@@ -16,6 +16,7 @@ from sslrun.config.names import nearest
 TRACED = 224  # px: size of the image with which the maps are found
 CLASSIFIER = ("avgpool", "fc", "classifier", "head")  # first part of the names of what comes after the feature maps
 HEADS = ("fc.", "classifier.", "head.", "aux1.", "aux2.", "AuxLogits.")  # beginnings of the keys of classifiers
+NO_MAPS = "vit_"  # beginning of the names of networks without feature maps
 HALVES = ("googlenet", "inception_v3")  # trained with mean and std 0.5, to which torchvision converts ImageNet's
 OLD_KEY = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)")  # such as denselayer1.norm.1.weight, now norm1
 
