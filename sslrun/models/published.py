@@ -270,7 +270,7 @@ def _of_torchvision(node: Node) -> Published | None:
     digits = path.stem.rpartition("-")[2]
     return Published(
         node, preset.crop_size[0], list(mean), list(std),
-        weights.meta.get("license", "BSD-3-Clause, as torchvision"), weights.url, path if path.is_file() else None,
+        weights.meta.get("license", UNKNOWN), weights.url, path if path.is_file() else None,
         weights.meta.get("_file_size"), weights.url, f"sha256:{digits}",
     )  # fmt: skip
 
