@@ -15,7 +15,7 @@ from sslrun.base.text import counted
 from sslrun.config.build import build
 from sslrun.config.nodes import network_name, short_name
 from sslrun.config.types import Node
-from sslrun.data.fetch import explained, file
+from sslrun.data.fetch import file
 from sslrun.models.backbones import timm as of_timm
 from sslrun.models.backbones import torchvision as of_torchvision
 from sslrun.models.backbones.stem import for_imagenet
@@ -215,10 +215,19 @@ def _downloaded(weights: Published) -> Path:
     if weights.url and weights.checksum:
         return file(_in_hub(weights.url), weights.url, weights.checksum)
     assert weights.repository is not None
-    with explained(f"the weights of {weights.name}", weights.source, "the folder of huggingface_hub"):
-        from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
 
+    try:
         return Path(hf_hub_download(weights.repository, DOWNLOADED))
+    except Exception as error:  # of the hub, or of the client of its version: some are OSErrors, too, without a number
+        if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
+            raise UserError(
+                f"the weights of {weights.name} cannot be written to {constants.HF_HUB_CACHE}: {error.strerror}"
+            ) from None
+        raise UserError(
+            f"the weights of {weights.name} cannot be downloaded from {weights.source} ({described(error)}): download "
+            f"{DOWNLOADED} elsewhere and name the file with backbone.weights=, that of a teacher with pretext.weights="
+        ) from None
 
 
 def _in_hub(url: str) -> Path:
@@ -300,9 +309,9 @@ def _timm_file(repository: str) -> Path | None:
 def _timm_repositories() -> list[str]:
     """Return the names of timm's networks in its folder of downloads."""
     try:
-        from huggingface_hub import scan_cache_dir
+        from huggingface_hub import constants, scan_cache_dir
 
-        repositories = [r.repo_id for r in scan_cache_dir().repos]
+        repositories = [r.repo_id for r in scan_cache_dir(constants.HF_HUB_CACHE).repos]
     except Exception:  # not installed, or no such folder
         return []
     return sorted(r for r in repositories if r.startswith("timm/"))

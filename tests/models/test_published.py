@@ -171,6 +171,68 @@ def test_without_network_the_file_and_its_address_are_named() -> None:
     assert weights_of(BACKBONES["smallcnn"]) is None
 
 
+TEST_RESNET: Node = {"_target_": module.TIMM, "name": "test_resnet.r160_in1k", "weights": None}
+
+
+def test_a_download_of_timm_in_the_folder_of_the_hub_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors.torch import save_file
+
+    monkeypatch.setattr(module, "PACKAGES", {})
+    assert not list(on_this_machine())
+    for name in ("timm/test_resnet.r160_in1k", "timm/of_a_later_version", "other/test_resnet.r160_in1k"):
+        repository = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        (repository / "snapshots/0123").mkdir(parents=True)
+        (repository / "refs").mkdir()
+        (repository / "refs/main").write_text("0123")
+        state = timm.create_model("test_resnet").state_dict()
+        save_file(state, repository / "snapshots/0123" / module.DOWNLOADED)
+        if name == "timm/test_resnet.r160_in1k":
+            saved_state = state
+    (weights,) = on_this_machine()
+    assert weights == published({}) == published(TEST_RESNET)
+    assert weights.source == "https://huggingface.co/timm/test_resnet.r160_in1k"
+    assert (weights.image_size, weights.megabytes) == (160, pytest.approx(1.9, abs=0.1))
+    backbone = build(TEST_RESNET, 64)
+    load(weights, backbone)
+    assert all(torch.equal(v, saved_state[k.removeprefix("net.")]) for k, v in backbone.state_dict().items())
+
+
+def errors_of_the_hub() -> list[Exception]:
+    """Return what the hub and the client by which it downloads raise; some are also errors of files."""
+    from huggingface_hub import errors
+
+    class OfTheClient(Exception):
+        pass
+
+    offline, transport = errors.LocalEntryNotFoundError("no\nsuch"), OfTheClient("no\nroute")
+    return [offline, transport, errors.OfflineModeIsEnabled("no"), ConnectionRefusedError(111, "no"), TimeoutError()]
+
+
+@pytest.mark.parametrize("error", errors_of_the_hub(), ids=lambda e: type(e).__name__)
+def test_a_failed_download_of_timm_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: str) -> str:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fails)
+    words = (
+        r"the weights of test_resnet\.r160_in1k cannot be downloaded from https://huggingface\.co/timm/test_resnet\S* "
+    )
+    with pytest.raises(
+        UserError, match=rf"^{words}\({type(error).__name__}.*: download model\.safetensors .*=$"
+    ) as raised:
+        load(published(TEST_RESNET), build(TEST_RESNET, 64))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_full_disk_is_no_failed_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: str) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fails)
+    with pytest.raises(UserError, match=r"cannot be written to .*hub: No space left on device$"):
+        load(published(TEST_RESNET), build(TEST_RESNET, 64))
+
+
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_a_file_has_the_keys_of_its_library(suffix: str, tmp_path: Path) -> None:
     from safetensors.torch import save_file
