@@ -95,6 +95,15 @@ def test_a_missing_root_of_any_name_is_one_line(name: str, cli: Cli) -> None:
     assert answer.err == f"sslrun: dataset.root={name}: no such folder\n"
 
 
+@pytest.mark.parametrize("name", ["net (1).pth", "a=b.pth", "a,b.pth", "2024"])
+def test_files_of_weights_may_have_any_name(name: str) -> None:
+    overrides = ["backbone=timm", "backbone.name=test_resnet", f"backbone.weights={name}"]
+    overrides += ["pretext=distill", f"pretext.teacher={name}", f"pretext.weights={name}"]
+    config = plain(compose_config("pretrain", quoted_paths(overrides, False), None))
+    assert config["backbone"]["weights"] == config["pretext"]["weights"] == config["pretext"]["teacher"] == name
+    assert quoted_paths(["pretext.teacher=resnet18,resnet50"], True) == ["pretext.teacher=resnet18,resnet50"]
+
+
 def test_paths_of_a_sweep_are_separated_by_commas(cli: Cli) -> None:
     given = ["dataset.root=2024,b (1)", "run=c,null", "seed=1,2", "init=choice(a,b)", "train.steps=3"]
     assert quoted_paths(given, True) == ["dataset.root='2024','b (1)'", "run=c,null", *given[2:]]
