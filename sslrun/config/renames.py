@@ -91,7 +91,8 @@ def with_inits(overrides: Sequence[str], pretext: Callable[[], str]) -> list[str
         listed = f"[{pretext()}]"
     if listed.endswith("]") and published:
         listed = f"{listed[:-1].rstrip(',')},{PUBLISHED}]"
-    note_inits(old, listed)
+    names = [f"{key}=" for key in old]
+    log.warning("%s %s now inits=; read as inits=%s", " and ".join(names), "are" if len(names) > 1 else "is", listed)
     return [*kept, f"{INITS}={listed}"]
 
 
@@ -102,12 +103,6 @@ def _published(imagenet: object) -> bool | None:
     if text not in values:
         raise UserError(f"{IMAGENET}={imagenet}: must be auto, true or false; it is now inits=[...,{PUBLISHED}]")
     return values[text]
-
-
-def note_inits(old: Iterable[str], listed: str) -> None:
-    """Log how older keys of a study are read."""
-    names = [f"{key}=" for key in old]
-    log.warning("%s %s now inits=; read as inits=%s", " and ".join(names), "are" if len(names) > 1 else "is", listed)
 
 
 def _with_inits(config: Node, given: Collection[str]) -> Node:
