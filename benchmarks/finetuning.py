@@ -119,7 +119,7 @@ def setup(name: str, init: str) -> tuple[dict[str, Any], Device, Dataset, Datase
 
 
 @cache
-def start(
+def initial(
     name: str, init: str, per_class: int, seed: int, smoothing: float | None
 ) -> tuple[Dataset, Classifier, float]:
     """Return the labeled images, the classifier before its first step, and its accuracy on the held-out images."""
@@ -141,9 +141,9 @@ def start(
 def trained(name: str, init: str, per_class: int, recipe: Recipe, seed: int) -> dict[str, float]:
     """Train and return the row's numbers."""
     config, device, _, held_out = setup(name, init)
-    data, initial, probe = start(name, init, per_class, seed, recipe.label_smoothing if recipe.scaled else None)
+    data, before, probe = initial(name, init, per_class, seed, recipe.label_smoothing if recipe.scaled else None)
     assert data.labels is not None
-    classifier = copy.deepcopy(initial)
+    classifier = copy.deepcopy(before)
     task = Finetuning(
         classifier, build(config["augment"]), recipe.label_smoothing, 0, recipe.freeze_batch_norm, recipe.backbone_rate,
         recipe.layer_decay, recipe.head_rate,
@@ -166,19 +166,36 @@ def trained(name: str, init: str, per_class: int, recipe: Recipe, seed: int) -> 
 
 
 def cells() -> Iterator[tuple[int, Recipe]]:
-    """Yield labels per class and recipe: the default, the one before, then variants."""
+    """Yield labels per class and recipe: the default, two others with 5 labels, variants, then those with 56 labels."""
     default = Recipe(0.1, 0.1, freeze_batch_norm=True, scaled=True)
+    gentle = Recipe(0.01, 0.01, freeze_batch_norm=True, steps=50)
     for per_class in (5, 20, 56):
         yield per_class, default
         yield per_class, Recipe()
-    for variant in (
-        {"layer_decay": 0.65},
-        {"steps": 50},
-        {"steps": 50, "backbone_rate": 0.3, "head_rate": 0.3},
-        {"steps": 50, "head_rate": 1.0},
-        {"steps": 50, "backbone_rate": 0.01, "head_rate": 0.01, "scaled": False},
+        yield per_class, gentle
+    quicker, last_stage = replace(default, steps=50), replace(gentle, backbone_rate=0.1)
+    for recipe in (
+        replace(default, scaled=False),
+        replace(default, layer_decay=0.65),
+        quicker,
+        replace(quicker, backbone_rate=0.3, head_rate=0.3),
+        replace(quicker, head_rate=1.0),
+        replace(gentle, backbone_rate=0.001, head_rate=0.001),
+        replace(gentle, freeze_batch_norm=False),
+        replace(gentle, label_smoothing=0.0),
+        replace(last_stage, freeze_batch_norm=False),
+        replace(last_stage, label_smoothing=0.0),
     ):
-        yield 5, replace(default, **variant)
+        yield 5, recipe
+    for recipe in (
+        replace(default, backbone_rate=0.03, head_rate=0.03),
+        replace(default, backbone_rate=0.3, head_rate=0.3),
+        quicker,
+        last_stage,
+        replace(last_stage, freeze_batch_norm=False),
+        replace(last_stage, scaled=True),
+    ):
+        yield 56, recipe
 
 
 def table(rows: list[dict[str, str]]) -> None:

@@ -39,7 +39,7 @@ from torch import Tensor
 # - files: a path below outputs/. Example: (r"/parts/", "/runs/").
 # The last three are applied to the names of both checkouts, so an expression must match old names only.
 RENAMED: dict[str, list[tuple[str, str]]] = {
-    "overrides": [(r"^(finetune\.)?readout=", r"\1pooling=")],
+    "overrides": [(r"^(finetune\.)?readout=", r"\1pooling="), (r"^pretexts=", "inits=")],
     "weights": [(r"\bbackbone\.0\.(?=\d+\.)", "backbone.features.")],  # mobilenetv2
     "keys": [
         (r"^readouts$", "poolings"),
@@ -69,7 +69,7 @@ FEW_IMAGES = ("dataset=digits", "dataset.image_size=16", "dataset.max_images=300
 LABELS = ("label_fraction=0.05", "train.steps=10", "train.batch_size=32", "train.evaluations=2")
 SEARCH = 'search=["augment.probability=0.5","augment.probability=0.0"]'
 STUDY = (
-    *SMALL, "dataset.max_images=400", "inits=[rotation,simclr]", "label_fractions=[0.1]", "seeds=2", "search=[]",
+    *SMALL, "dataset.max_images=400", "pretexts=[rotation,simclr]", "label_fractions=[0.1]", "seeds=2", "search=[]",
     "train.steps=10", "train.batch_size=32", "train.evaluations=1", "finetune.train.steps=8",
     "finetune.train.batch_size=32", "finetune.train.evaluations=2",
 )  # fmt: skip

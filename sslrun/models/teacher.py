@@ -86,22 +86,22 @@ def teacher_of(name: str | None, weights: str | None) -> Teacher:
         raise UserError(f"pretext.weights={weights}: no such file")
     if name is None and weights is not None:
         raise UserError(f"pretext.weights={weights} needs pretext.teacher, the name of its network")
-    found = published(node_of(name, weights))
-    _refuse_too_large(found)
+    given = published(node_of(name, weights))
+    _refuse_too_large(given)
     with torch.random.fork_rng(devices=[]):
-        encoder = build_encoder(found.backbone, found.image_size, found.mean, found.std)
-    load(found, encoder.backbone)
-    return Teacher(found.name, found.image_size, encoder.eval(), f"{found.source}, license: {found.license}")
+        encoder = build_encoder(given.backbone, given.image_size, given.mean, given.std)
+    load(given, encoder.backbone)
+    return Teacher(given.name, given.image_size, encoder.eval(), f"{given.source}, license: {given.license}")
 
 
-def _refuse_too_large(found: Published) -> None:
+def _refuse_too_large(weights: Published) -> None:
     """Raise if the weights need more than half of the memory, since they are read next to the network."""
     with torch.device("meta"):
-        network = build(found.backbone, found.image_size)
+        network = build(weights.backbone, weights.image_size)
     needed = sum(p.nbytes for p in network.parameters())
     if (memory := physical_memory()) and needed > memory / 2:
         raise UserError(
-            f"pretext.teacher={found.name} has {needed / 1e9:.1f} GB of weights, too much for the memory of "
+            f"pretext.teacher={weights.name} has {needed / 1e9:.1f} GB of weights, too much for the memory of "
             f"{memory / 1e9:.0f} GB; use a smaller network"
         )
 

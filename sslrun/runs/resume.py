@@ -70,7 +70,7 @@ def resumed_config(directory: Path, stage: str, requested: dict[str, str], compo
         composed: config composed from these overrides.
 
     Raises:
-        UserError: the run is of another stage or has no checkpoint, or a key that may not change was changed.
+        UserError: the run is of another stage or version or has no checkpoint, or a key was changed that may not.
     """
     summary = read_summary(directory)
     if summary["stage"] != stage:
@@ -81,6 +81,10 @@ def resumed_config(directory: Path, stage: str, requested: dict[str, str], compo
     if summary.get("resumable") != STUDY and not has_checkpoint(directory):
         raise UserError(f"resume={directory} has no checkpoint yet: start a new run")
     refuse_foreign(summary["config"], directory)
+    if missing := [str(k) for k in composed if k not in summary["config"]]:  # only development versions
+        raise UserError(
+            f"{directory} was started by a version without {', '.join(missing)}, and cannot be resumed: start a new run"
+        )
     before = OmegaConf.create(summary["config"])
     after = DictConfig(OmegaConf.to_container(before))
     for node in ("device", "train"):  # keys that an older version did not have

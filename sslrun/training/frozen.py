@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sslrun.data.balance import Balance
+from sslrun.data.balance import Balance, class_priors, effective_number_weights, inverse_frequency_weights
 from sslrun.data.dataset import Dataset
 from sslrun.data.labels import Fold
 from sslrun.device import Device
@@ -25,6 +24,7 @@ from sslrun.evaluation.selection import Predictions, choose
 from sslrun.models.classifier import knn_probabilities
 from sslrun.models.encoder import Encoder, Pooling
 from sslrun.models.features import pooled_features
+from sslrun.tasks.finetuning.supervised import smoothed_loss
 from sslrun.training.jobs import in_order, one_torch_thread
 
 LOG_SCALES = (-7.0, 7.0)  # range of the natural logarithm of the scale of an initial head
@@ -107,7 +107,7 @@ class Frozen:
     def initial_head(self, rows: np.ndarray, label_smoothing: float) -> tuple[Tensor, Tensor]:
         """Return the head with which a finetuning of these images starts: `head`, with the logits scaled.
 
-        Every logit is multiplied by the number with which the smoothed cross-entropy of these images is lowest. The
+        Every logit is multiplied by the number with which the loss of the finetuning, with its balance, is lowest. The
         predictions stay the same, but the logits of a regression may be far from what the loss asks for, by its C of
         0.0001 to 100, and the first steps would change the features only to change the scale of the logits.
         """
@@ -117,10 +117,13 @@ class Frozen:
         at = torch.from_numpy(rows)
         labels, index = self.labels[at].unique(return_inverse=True)
         logits = (self.features[self.pooling][at] @ weight.T + bias)[:, labels].double()
-        smoothing = max(label_smoothing, LEAST_SMOOTHING)
+        smoothing, classes = max(label_smoothing, LEAST_SMOOTHING), len(labels)
+        weigh = {"weights": effective_number_weights, "sampling": inverse_frequency_weights}.get(self.balance)
+        weights = weigh(index, classes) if weigh else None
+        priors = class_priors(index, classes).double() if self.balance == "logit" else None
 
         def loss(logarithm: float) -> float:
-            return float(F.cross_entropy(logits * math.exp(logarithm), index, label_smoothing=smoothing))
+            return float(smoothed_loss(logits * math.exp(logarithm), index, smoothing, weights, priors))
 
         scale = math.exp(minimize_scalar(loss, bounds=LOG_SCALES, method="bounded").x)
         return weight * scale, bias * scale

@@ -38,8 +38,8 @@ def published_here(backbone: Node) -> Published | None:
     """Return the published weights of a backbone that are on this machine; without a backbone, the first ones."""
     if not backbone.get("_target_"):
         return next(on_this_machine(), None)
-    found = weights_of(backbone)
-    return found if found and found.path else None
+    weights = weights_of(backbone)
+    return weights if weights and weights.path else None
 
 
 def choose_initialization(

@@ -174,6 +174,9 @@ def test_the_labels_of_older_runs_are_counted_as_today(old: dict[str, object], b
         (["pretexts=[rotation]", "imagenet=auto"], "[rotation]"),
         (['pretexts=[rotation,"simclr seed=3"]', "imagenet=true"], '[rotation,"simclr seed=3",pretrained]'),
         (["imagenet=true"], "[jigsaw,pretrained]"),
+        (["pretexts=[rotation]", "imagenet=True"], "[rotation,pretrained]"),  # Hydra takes any case
+        (["pretexts=NULL", "imagenet=TRUE"], "[jigsaw,pretrained]"),
+        (["imagenet=False"], "[jigsaw]"),
         (["imagenet=false"], "[jigsaw]"),
         (["imagenet=auto"], "null"),
         (["pretexts=null"], "null"),
@@ -185,6 +188,15 @@ def test_older_keys_of_a_study_become_its_inits(old: list[str], new: str, caplog
     keys = [o.partition("=")[0] + "=" for o in old]
     verb = "are" if len(old) > 1 else "is"
     assert caplog.messages == [f"{' and '.join(keys)} {verb} now inits=; read as inits={new}"]
+
+
+@pytest.mark.parametrize("value", ["yes", "1", "", "[true]"])
+def test_another_value_of_imagenet_is_one_line(value: str) -> None:
+    message = f"^imagenet={re.escape(value)}: must be auto, true or false; it is now inits=\\[\\.\\.\\.,pretrained\\]$"
+    with pytest.raises(UserError, match=message):
+        renames.with_inits(["pretexts=[rotation]", f"imagenet={value}"], lambda: "jigsaw")
+    with pytest.raises(UserError, match=message):
+        renamed_config({"pretexts": ["rotation"], "imagenet": value})
 
 
 def test_overrides_with_inits_stay_and_both_are_refused(caplog: pytest.LogCaptureFixture) -> None:

@@ -249,6 +249,16 @@ def test_a_resumed_run_has_its_own_settings_and_those_that_may_change() -> None:
     assert (Path("run") / LAST).exists()
 
 
+def test_a_run_that_was_started_without_keys_of_today_is_one_line() -> None:
+    resumed({})
+    path = Path("run/summary.json")
+    old = json.loads(path.read_text())
+    del old["config"]["init"], old["config"]["seed"]
+    write_json(path, old)
+    with pytest.raises(UserError, match=r"^run was started by a version without init, seed, and cannot be resumed"):
+        resumed_config(Path("run"), "pretrain", {"resume": "run"}, compose_config("pretrain", ["device=cpu"], None))
+
+
 def test_mistakes_in_resuming_are_reported_together() -> None:
     with pytest.raises(UserError) as error:
         resumed(

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
+from sslrun.data.balance import Balance
 from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images
 from sslrun.data.labels import Fold, folds
@@ -134,6 +135,26 @@ def test_the_initial_head_predicts_like_the_regression_at_the_scale_with_the_low
 
     assert loss(1.0) == pytest.approx(min(loss(m) for m in np.linspace(0.5, 2, 31)), abs=1e-4)
     assert loss(1.0) <= min(loss(0.9), loss(1.1))
+
+
+@pytest.mark.parametrize("balance", ["none", "sampling", "weights", "logit"])
+def test_the_scale_of_the_initial_head_is_that_of_the_loss_that_is_trained(balance: Balance) -> None:
+    frozen = Frozen(encoder(), "average", red_and_blue(80), [], CPU, balance)
+    labels = frozen.labels
+    rows = np.concatenate([(labels == 0).nonzero()[:24, 0], (labels == 1).nonzero()[:3, 0]])
+    weight, bias = frozen.initial_head(rows, 0.1)
+    x, y = frozen.features["average"][rows].double(), labels[rows]
+    n = torch.tensor([24.0, 3.0]).double()
+    of_class = {"sampling": 1 / n, "weights": 1 / (1 - 0.999**n)}.get(balance, torch.ones(2))
+    certain = F.one_hot(y, 2).double()
+    target = 0.9 * certain + 0.1 * (n / 27 if balance == "logit" else 0.5)
+
+    def loss(multiple: float) -> float:
+        logits = multiple * (x @ weight.double().T + bias) + (n / 27).log() * (balance == "logit")
+        return float(-((target * logits.log_softmax(1)).sum(1) * of_class[y]).sum())
+
+    scales = np.linspace(0.8, 1.25, 181)
+    assert scales[np.argmin([loss(s) for s in scales])] == pytest.approx(1.0, abs=0.01)
 
 
 def test_classes_without_labels_and_no_smoothing_leave_the_initial_head_finite() -> None:

@@ -88,21 +88,28 @@ class Finetuning(Task):
         with torch.set_grad_enabled(not self.frozen and torch.is_grad_enabled()):
             features = self.classifier.encoder(images)
         logits = in_float32(self.classifier.head, features)
+        labels, smoothing = batch["labels"], self.label_smoothing
         return {
-            "loss": self._loss(logits, batch["labels"]),
-            "accuracy": (logits.argmax(1) == batch["labels"]).float().mean(),
+            "loss": smoothed_loss(logits, labels, smoothing, self.class_weights, self.class_priors),
+            "accuracy": (logits.argmax(1) == labels).float().mean(),
         }
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if self.class_priors is not None:
-            certain = F.one_hot(labels, len(self.class_priors)).float()
-            return F.cross_entropy(
-                logits + log_priors(self.class_priors), certain.lerp(self.class_priors, self.label_smoothing)
-            )
-        if self.class_weights is not None:
-            losses = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="none")
-            return (losses * self.class_weights[labels]).mean()  # not divided by the weights of the batch
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+def smoothed_loss(
+    logits: Tensor,
+    labels: Tensor,
+    label_smoothing: float,
+    class_weights: Tensor | None = None,
+    class_priors: Tensor | None = None,
+) -> Tensor:
+    """Return the mean cross-entropy of N x C logits with smoothed labels; for the other arguments see `Finetuning`."""
+    if class_priors is not None:
+        certain = F.one_hot(labels, len(class_priors)).to(class_priors.dtype)
+        return F.cross_entropy(logits + log_priors(class_priors), certain.lerp(class_priors, label_smoothing))
+    if class_weights is not None:
+        losses = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
+        return (losses * class_weights[labels]).mean()  # not divided by the weights of the batch
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
 def stages_of(encoder: Encoder) -> dict[str, int]:

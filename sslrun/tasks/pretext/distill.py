@@ -88,9 +88,9 @@ class Distill(Task):
     def targets(self, rows: Tensor) -> Tensor:
         """Return the whitened features of images, `N x components`, in float32."""
         assert self.features is not None
-        found = half_rows(self.features, rows).to(self.mean.device, non_blocking=True)
+        features = half_rows(self.features, rows).to(self.mean.device, non_blocking=True)
         with torch.autocast(self.mean.device.type, enabled=False):
-            return (found - self.mean) @ self.directions.T
+            return (features - self.mean) @ self.directions.T
 
     def views(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
         """Return the views that the student sees."""
