@@ -134,6 +134,18 @@ def resolve_pretraining(init: str, backbone: Node, dataset: Node, overrides: Map
     )
 
 
+def refuse_unused_weights(init: str, backbone: Node, overrides: Mapping[str, str]) -> None:
+    """Raise if `backbone.weights` is given on the command line, but not used.
+
+    Args: see `resolve`.
+
+    Raises:
+        UserError: `init` is not that of published weights.
+    """
+    if "backbone.weights" in overrides and backbone.get("weights") and init not in (PRETRAINED, IMAGENET, AUTO):
+        raise UserError(f"backbone.weights needs init=pretrained, found init={init}; remove one of them")
+
+
 def _published(backbone: Node, dataset: Node, overrides: Mapping[str, str]) -> Network:
     weights = published(backbone)
     size = dataset["image_size"] if "dataset.image_size" in overrides else weights.image_size

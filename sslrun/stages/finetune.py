@@ -24,7 +24,7 @@ from sslrun.device import Device
 from sslrun.evaluation.validation import SCORES, accuracy_text, classifier_metrics, score_name
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import BackboneNode, Pooling
-from sslrun.models.initialization import Network, resolve, unchanged
+from sslrun.models.initialization import Network, refuse_unused_weights, resolve, unchanged
 from sslrun.report.training import curves_figure, sample_images, views_figure
 from sslrun.runs import checkpoint
 from sslrun.runs.encoders import AUTO, PRETRAINED, SCRATCH
@@ -168,6 +168,8 @@ def _resolved(run: Run, settings: Finetune) -> tuple[Network, Finetune]:
         raise UserError(f"search= needs mode=auto or mode=finetune, found mode={settings.mode}; remove one of them")
     overrides = dict(o.split("=", 1) for o in run.summary["overrides"])  # of a resumed run, the first ones, too
     init = settings.init
+    if not (run.resumed or run.in_study):  # a study passes all keys of its backbone
+        refuse_unused_weights(init, settings.backbone, overrides)
     if init == AUTO:
         parallel = _parallel(build(settings.device))
         run.resolve(**choose_initialization(run, settings.budget, overrides, parallel))  # a resumed run keeps it

@@ -18,7 +18,7 @@ from sslrun.data.options import DatasetNode, describe
 from sslrun.device import Device
 from sslrun.evaluation.validation import encoder_metrics, evaluated_images, knn_images
 from sslrun.models.encoder import BackboneNode, Encoder
-from sslrun.models.initialization import resolve_pretraining
+from sslrun.models.initialization import refuse_unused_weights, resolve_pretraining
 from sslrun.report.training import curves_figure, sample_images, task_figures, views_figure
 from sslrun.runs.encoders import SCRATCH
 from sslrun.runs.resume import CHECKPOINT
@@ -63,6 +63,8 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
         raise UserError(f"train.batch_size: must be at least {SMALLEST_BATCH} to pretrain, found {training.batch_size}")
     device = build(settings.device)
     init = SCRATCH if run.resumed else settings.init  # the checkpoint has the weights of a resumed run
+    if not (run.resumed or run.in_study):  # a study passes all keys of its backbone
+        refuse_unused_weights(init, settings.backbone, run.overrides)
     network = resolve_pretraining(init, settings.backbone, settings.dataset, run.overrides)
     settings = replace(settings, backbone=network.backbone, dataset=network.dataset)
     data, given = load_train(settings.dataset)

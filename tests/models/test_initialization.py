@@ -313,3 +313,14 @@ def test_a_file_may_have_the_weights_of_an_encoder_or_of_its_backbone_alone() ->
     for what, nodes in (("backbone", (UNSET, data)), ("dataset", (backbone, UNSET))):
         with pytest.raises(UserError, match=rf"alone\.pt contains only weights: add {what}="):
             resolve("alone.pt", nodes[0], nodes[1], {})
+
+
+@pytest.mark.parametrize(
+    ("command", "init"), [("pretrain", "scratch"), ("pretrain", "simclr"), ("finetune", "scratch"), ("finetune", "run")]
+)
+def test_a_file_of_weights_that_is_not_used_is_one_line(in_world: Path, cli: Cli, command: str, init: str) -> None:
+    init = str(runs("pretrain")[0]) if init == "run" else init
+    weights = ("backbone=timm", "backbone.name=test_resnet", "backbone.weights=missing.pth")
+    answer = cli(command, f"init={init}", *weights, *QUICK)
+    assert answer.code == 1
+    assert answer.lines() == [f"sslrun: backbone.weights needs init=pretrained, found init={init}; remove one of them"]
