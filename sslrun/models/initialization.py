@@ -85,7 +85,7 @@ def resolve(
     Args:
         init: `latest`, a pretext task's name (its latest run), `scratch`, `pretrained`, a run directory, or a file.
         backbone, dataset: composed config nodes; with `from_checkpoint` they have no `_target_`.
-        overrides: of the command line, key -> value.
+        overrides: key -> value, of the command line or given by an experiment.
         resumed: summary of the run to resume.
 
     Raises:
@@ -120,17 +120,17 @@ def unchanged(init: str, backbone: Node, dataset: Node) -> Network:
 def resolve_pretraining(init: str, backbone: Node, dataset: Node, overrides: Mapping[str, str]) -> Network:
     """Resolve the initialization of a pretraining, which continues from published weights, a run, or a file.
 
-    A backbone that is not typed is that of the weights.
+    A backbone that is not given is that of the weights.
 
     Args, raises: see `resolve`.
     """
     if init == SCRATCH:
         return Network("scratch", SCRATCH, None, backbone, dataset)
-    typed = backbone if "backbone" in overrides or any(k.startswith("backbone.") for k in overrides) else {}
+    given = backbone if "backbone" in overrides or any(k.startswith("backbone.") for k in overrides) else {}
     if init in (PRETRAINED, IMAGENET):
-        return _published(typed, dataset, overrides)
+        return _published(given, dataset, overrides)
     return _from_checkpoint(
-        *_checkpoint(init, find(FOR_ENCODER, study_runs=True), typed, {}), typed, dataset, overrides
+        *_checkpoint(init, find(FOR_ENCODER, study_runs=True), given, {}), given, dataset, overrides
     )
 
 
@@ -147,6 +147,9 @@ def refuse_unused_weights(init: str, backbone: Node, overrides: Mapping[str, str
 
 
 def _published(backbone: Node, dataset: Node, overrides: Mapping[str, str]) -> Network:
+    for key in ("mean", "std"):
+        if f"dataset.{key}" in overrides and dataset[key] is not None:
+            raise UserError(f"dataset.{key}: images are normalized as those of the published weights; remove it")
     weights = published(backbone)
     size = dataset["image_size"] if "dataset.image_size" in overrides else weights.image_size
     log.info(

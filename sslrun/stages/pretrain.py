@@ -5,11 +5,13 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.text import counted
 from sslrun.config.build import build
+from sslrun.config.compose import given_keys
 from sslrun.config.nodes import network_name, short_name
 from sslrun.config.types import Count, Node
 from sslrun.data.dataset import load_train, load_unlabeled
@@ -23,6 +25,7 @@ from sslrun.report.training import curves_figure, sample_images, task_figures, v
 from sslrun.runs.encoders import SCRATCH
 from sslrun.runs.resume import CHECKPOINT
 from sslrun.runs.run import Run
+from sslrun.study.launch import user_config_dir
 from sslrun.tasks.task import Task, TaskNode, build_task, views_per_image
 from sslrun.training.autotune import choose
 from sslrun.training.batches import Batches
@@ -63,9 +66,15 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
         raise UserError(f"train.batch_size: must be at least {SMALLEST_BATCH} to pretrain, found {training.batch_size}")
     device = build(settings.device)
     init = SCRATCH if run.resumed else settings.init  # the checkpoint has the weights of a resumed run
-    if not (run.resumed or run.in_study):  # a study passes all keys of its backbone
-        refuse_unused_weights(init, settings.backbone, run.overrides)
-    network = resolve_pretraining(init, settings.backbone, settings.dataset, run.overrides)
+    overrides = run.overrides
+    if run.in_study:  # which passes all keys of its data set
+        overrides = {k: v for k, v in overrides.items() if k not in ("dataset.mean", "dataset.std")}
+    elif not run.resumed:
+        refuse_unused_weights(init, settings.backbone, overrides)
+        if init != SCRATCH:
+            option = HydraConfig.get().runtime.choices["dataset"]
+            overrides = given_keys(run.stage, run.config, option, overrides, user_config_dir())
+    network = resolve_pretraining(init, settings.backbone, settings.dataset, overrides)
     settings = replace(settings, backbone=network.backbone, dataset=network.dataset)
     data, given = load_train(settings.dataset)
     images, dataset = data.images, {**settings.dataset, "range": data.range}

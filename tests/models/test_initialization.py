@@ -324,3 +324,30 @@ def test_a_file_of_weights_that_is_not_used_is_one_line(in_world: Path, cli: Cli
     answer = cli(command, f"init={init}", *weights, *QUICK)
     assert answer.code == 1
     assert answer.lines() == [f"sslrun: backbone.weights needs init=pretrained, found init={init}; remove one of them"]
+
+
+def test_a_backbone_and_an_image_size_of_an_experiment_are_kept(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Published weights of another network would be taken if only the command line counted."""
+    downloaded(models.resnet18(), monkeypatch)
+    Path("mine/experiment").mkdir(parents=True)
+    experiment = "# @package _global_\ndefaults:\n  - override /backbone: resnet18\ndataset:\n  image_size: 40\n"
+    Path("mine/experiment/small.yaml").write_text(experiment)
+    data = ("dataset=digits", "dataset.max_images=20", "train.steps=1", "train.batch_size=4", *QUICK)
+    answer = cli("pretrain", "-cd", "mine", "experiment=small", "init=pretrained", *data)
+    assert answer.code == 0, answer.err
+    config = summary(runs("pretrain")[-1])["config"]
+    assert (config["backbone"]["_target_"], config["dataset"]["image_size"]) == (RESNET18, 40)
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+@pytest.mark.parametrize("key", ["mean", "std"])
+def test_a_normalization_other_than_that_of_published_weights_is_one_line(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str, key: str
+) -> None:
+    downloaded(models.resnet18(), monkeypatch)
+    data = ("dataset=digits", f"dataset.{key}=[0.5,0.5,0.5]", "backbone=resnet18")
+    answer = cli(command, "init=pretrained", *data, *QUICK)
+    assert answer.code == 1
+    assert answer.lines() == [
+        f"sslrun: dataset.{key}: images are normalized as those of the published weights; remove it"
+    ]
