@@ -26,6 +26,7 @@ from sslrun.runs import checkpoint
 from sslrun.runs.encoders import AUTO, IMAGENET, PRETRAINED, SCRATCH, newest_encoder, source_of
 from sslrun.runs.find import FoundRun, find, read_summary
 
+ORIGIN = ("weights",)  # keys of `Network.origin`
 RESERVED = (AUTO, SCRATCH, PRETRAINED, IMAGENET)  # values of init= that are no run or file
 
 
@@ -41,6 +42,8 @@ class Network:
         backbone, dataset: complete config nodes.
         weights: of the checkpoint or file, for the whole encoder or only the backbone.
         published: of `pretrained`.
+        origin: entries of summaries and checkpoints: `weights`, the source and license of published weights from which
+            the weights were trained.
     """
 
     kind: Literal["resume", "run", "file", "pretrained", "scratch"]
@@ -50,6 +53,7 @@ class Network:
     dataset: Node
     weights: State | None = field(default=None, repr=False)
     published: Published | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def init(self) -> str:
@@ -114,7 +118,8 @@ def unchanged(init: str, backbone: Node, dataset: Node) -> Network:
     """
     if init == SCRATCH:
         return Network("scratch", SCRATCH, None, backbone, dataset)
-    return Network("pretrained", PRETRAINED, None, backbone, dataset, published=published(backbone))
+    weights = published(backbone)
+    return Network("pretrained", PRETRAINED, None, backbone, dataset, None, weights, _origin(weights))
 
 
 def resolve_pretraining(init: str, backbone: Node, dataset: Node, overrides: Mapping[str, str]) -> Network:
@@ -163,7 +168,12 @@ def _published(backbone: Node, dataset: Node, overrides: Mapping[str, str]) -> N
             "dataset.image_size.", weights.image_size, size,
         )  # fmt: skip
     data = {**dataset, "image_size": size, "mean": weights.mean, "std": weights.std}
-    return Network("pretrained", PRETRAINED, None, for_imagenet(weights.backbone, size), data, published=weights)
+    chosen = for_imagenet(weights.backbone, size)
+    return Network("pretrained", PRETRAINED, None, chosen, data, None, weights, _origin(weights))
+
+
+def _origin(weights: Published) -> Node:
+    return {"weights": {"source": weights.source, "license": weights.license}}
 
 
 def _checkpoint(init: str, runs: list[FoundRun], backbone: Node, dataset: Node) -> tuple[Path, dict[str, Any]]:
@@ -197,7 +207,10 @@ def _from_checkpoint(
         used = LabelBudget(config.get("labels"), config["label_fraction"], config["labels_per_class"]).text
         log.warning("%s was trained with labels (%s): the label budget of this run does not count them.", path, used)
     nodes = _completed(config, path, backbone, dataset, overrides)
-    return Network("run", f"pretext={name}" if name in RESERVED else name, path, *nodes, encoder_of(content))
+    name = f"pretext={name}" if name in RESERVED else name
+    return Network(
+        "run", name, path, *nodes, encoder_of(content), origin={k: content[k] for k in ORIGIN if k in content}
+    )
 
 
 def _completed(

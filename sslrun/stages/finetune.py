@@ -259,9 +259,8 @@ def _begin(run: Run, network: Network, device: Device, labeled: Labeled) -> None
         f" + {counted(len(labeled.val), 'validation label')}" if labeled.val else "", device.describe(),
         device.precision, device.memory_format,
     )  # fmt: skip
-    if network.published is not None:
-        run.note(weights={"source": network.published.source, "license": network.published.license})
     run.note(
+        **network.origin,
         init=network.name,
         source=config["init"],
         mode=config["mode"],

@@ -20,7 +20,7 @@ from sslrun.data.options import DatasetNode, describe
 from sslrun.device import Device
 from sslrun.evaluation.validation import encoder_metrics, evaluated_images, knn_images
 from sslrun.models.encoder import BackboneNode, Encoder
-from sslrun.models.initialization import refuse_unused_weights, resolve_pretraining
+from sslrun.models.initialization import ORIGIN, refuse_unused_weights, resolve_pretraining
 from sslrun.report.training import curves_figure, sample_images, task_figures, views_figure
 from sslrun.runs.encoders import SCRATCH
 from sslrun.runs.resume import CHECKPOINT
@@ -75,6 +75,9 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
             option = HydraConfig.get().runtime.choices["dataset"]
             overrides = given_keys(run.stage, run.config, option, overrides, user_config_dir())
     network = resolve_pretraining(init, settings.backbone, settings.dataset, overrides)
+    if not run.resumed:
+        run.note(init=network.name, **network.origin)
+    origin = {k: run.summary[k] for k in ORIGIN if k in run.summary}
     settings = replace(settings, backbone=network.backbone, dataset=network.dataset)
     data, given = load_train(settings.dataset)
     images, dataset = data.images, {**settings.dataset, "range": data.range}
@@ -105,7 +108,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     total = training.total_steps(len(on_device), quiet=False)
     batches = Batches(on_device, None, training.batch_size, total, settings.seed, device)
     optimizer = build_optimizer(settings.optimizer, task, training.learning_rate)
-    state = State(run, task, optimizer, device, {"stage": run.stage, "config": config}, None)
+    state = State(run, task, optimizer, device, {"stage": run.stage, "config": config, **origin}, None)
     downstream = cast(Encoder, task.get_submodule(task.downstream))  # may be that of a teacher
     knn = knn_images(data, given)
     if knn is not None:
