@@ -26,7 +26,7 @@ from sslrun.runs import checkpoint
 from sslrun.runs.encoders import AUTO, IMAGENET, PRETRAINED, SCRATCH, newest_encoder, source_of
 from sslrun.runs.find import FoundRun, find, read_summary
 
-ORIGIN = ("weights",)  # keys of `Network.origin`
+ORIGIN = ("weights", "labels_seen")  # keys of `Network.origin`
 RESERVED = (AUTO, SCRATCH, PRETRAINED, IMAGENET)  # values of init= that are no run or file
 
 
@@ -43,7 +43,7 @@ class Network:
         weights: of the checkpoint or file, for the whole encoder or only the backbone.
         published: of `pretrained`.
         origin: entries of summaries and checkpoints: `weights`, the source and license of published weights from which
-            the weights were trained.
+            the weights were trained; `labels_seen`, the label budgets with which they were.
     """
 
     kind: Literal["resume", "run", "file", "pretrained", "scratch"]
@@ -203,14 +203,15 @@ def _from_checkpoint(
     if wanted and wanted != has:
         raise UserError(mismatch("backbone", short_name(wanted), short_name(has), path))
     name = short_name(config["pretext"]["_target_"]) if "pretext" in config else content["stage"]
+    origin = {k: content[k] for k in ORIGIN if k in content}
     if "label_fraction" in config and config.get("mode") not in ("probe", "knn"):  # whose encoder has seen no labels
         used = LabelBudget(config.get("labels"), config["label_fraction"], config["labels_per_class"]).text
-        log.warning("%s was trained with labels (%s): the label budget of this run does not count them.", path, used)
+        origin["labels_seen"] = ", ".join([*filter(None, [origin.get("labels_seen")]), used])
+    if seen := origin.get("labels_seen"):
+        log.warning("%s was trained with labels (%s): the label budget of this run does not count them.", path, seen)
     nodes = _completed(config, path, backbone, dataset, overrides)
     name = f"pretext={name}" if name in RESERVED else name
-    return Network(
-        "run", name, path, *nodes, encoder_of(content), origin={k: content[k] for k in ORIGIN if k in content}
-    )
+    return Network("run", name, path, *nodes, encoder_of(content), origin=origin)
 
 
 def _completed(

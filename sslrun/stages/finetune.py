@@ -24,7 +24,7 @@ from sslrun.device import Device
 from sslrun.evaluation.validation import SCORES, accuracy_text, classifier_metrics, score_name
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import BackboneNode, Pooling
-from sslrun.models.initialization import Network, refuse_unused_weights, resolve, unchanged
+from sslrun.models.initialization import ORIGIN, Network, refuse_unused_weights, resolve, unchanged
 from sslrun.report.training import curves_figure, sample_images, views_figure
 from sslrun.runs import checkpoint
 from sslrun.runs.encoders import AUTO, PRETRAINED, SCRATCH
@@ -138,7 +138,8 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     init = network.init if chosen.name != SCRATCH else SCRATCH
     used = {**chosen.config, "mode": chosen.mode, "init": init, "search": [], "pooling": its.pooling}
     run.note(chosen=chosen.name, setting=chosen.setting, pooling=its.pooling)
-    content = {"stage": run.stage, "config": used, "class_names": labeled.pool.class_names}
+    origin = {k: run.summary[k] for k in ORIGIN if k in run.summary} if chosen.name != SCRATCH else {}
+    content = {"stage": run.stage, "config": used, "class_names": labeled.pool.class_names, **origin}
     if chosen.name in (PROBE, KNN):
         return _saved(run, its, chosen.name, labeled, device, content, metrics)
     torch.manual_seed(settings.seed)
@@ -317,7 +318,8 @@ def _continued(run: Run, network: Network, labeled: Labeled, device: Device) -> 
     config["train"] |= {k: given["train"][k] for k in given["train"] if f"train.{k}" in run.overrides}
     config |= {"device": given["device"], "resume": given["resume"]}
     encoder = network.encoder(labeled.pool, config["pooling"])
-    keep = {"stage": run.stage, "config": config, "class_names": labeled.pool.class_names}
+    origin = {k: content[k] for k in ORIGIN if k in content}
+    keep = {"stage": run.stage, "config": config, "class_names": labeled.pool.class_names, **origin}
     classifier = Classifier(encoder, len(labeled.pool.class_names))
     return _trained(run, classifier, labeled, device, keep, {})
 

@@ -351,3 +351,22 @@ def test_a_normalization_other_than_that_of_published_weights_is_one_line(
     assert answer.lines() == [
         f"sslrun: dataset.{key}: images are normalized as those of the published weights; remove it"
     ]
+
+
+def test_labels_that_a_pretraining_started_from_are_not_forgotten(short_run: Path, cli: Cli) -> None:
+    few = ("train.steps=1", "train.batch_size=8", *QUICK)
+    assert cli("finetune", "mode=finetune", "labels=20", *few).code == 0
+    assert "trained with labels (labels=20)" in cli("pretrain", f"init={runs('finetune')[-1]}", *few).err
+    run = runs("pretrain")[-1]
+    assert summary(run)["labels_seen"] == "labels=20"
+    assert cli("pretrain", f"resume={run}", "train.steps=2").code == 0
+    line = "trained with labels (labels=20): the label budget of this run does not count them."
+    answer = cli("finetune", "mode=probe", "labels=30", *QUICK)
+    assert answer.code == 0
+    assert line in answer.err
+    probe = runs("finetune")[-1]
+    assert summary(probe)["source"].startswith(str(run))
+    assert summary(probe)["labels_seen"] == "labels=20"
+    assert line in cli("finetune", f"init={probe}", "mode=probe", *QUICK).err  # whose own labels trained no encoder
+    assert cli("finetune", "init=scratch", "mode=probe", *QUICK).code == 0
+    assert "labels_seen" not in summary(runs("finetune")[-1])
