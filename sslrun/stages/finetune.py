@@ -118,7 +118,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     parallel = _parallel(device)
     trainings_parallel = parallel and device.torch.type == "cpu"
     if any(c.is_trained for c in candidates) and not run.in_study:  # a study estimates the time of all its runs
-        candidates = _in_time(candidates, network, config, labeled, device)
+        candidates = _in_time(run, candidates, network, labeled, device)
     trained = sum(c.is_trained for c in candidates)
     with jobs.stopped_on_error():
         if trainings_parallel and len(folds.trainings) * trained > 1:
@@ -219,13 +219,17 @@ def _folds(labeled: Labeled, settings: Finetune) -> Folds:
 
 
 def _in_time(
-    candidates: list[Candidate], network: Network, config: Node, labeled: Labeled, device: Device
+    run: Run, candidates: list[Candidate], network: Network, labeled: Labeled, device: Device
 ) -> list[Candidate]:
-    """Return the candidates that do not take too long, and log the time of all."""
+    """Return the candidates that do not take too long, and log the time of all; a resumed run keeps its own."""
+    config = run.config
     training: Training = build(config["train"])
     measured = estimate.classifier(config, labeled, config["subset_seed"], quick=True)
-    if config["mode"] == "auto" and network.kind == "pretrained" and device.torch.type == "cpu":
+    if "tried" in run.summary:
+        candidates = [c for c in candidates if c.name in run.summary["tried"]]
+    elif config["mode"] == "auto" and network.kind == "pretrained" and device.torch.type == "cpu":
         candidates = affordable(candidates, measured, training, len(labeled.budget))
+        run.note(tried=list(dict.fromkeys(c.name for c in candidates)))
     trained = sum(c.is_trained for c in candidates)
     seconds = measured.finetuning(training, training.total_steps(len(labeled.budget)), trained)
     log.info("This will take about %s.", time_range(seconds if trained else measured.probe))
