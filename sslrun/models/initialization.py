@@ -23,7 +23,7 @@ from sslrun.models.encoder import Encoder, Pooling, build_encoder
 from sslrun.models.published import Published, load, published
 from sslrun.models.weights import State, encoder_of, external_weights, load_state
 from sslrun.runs import checkpoint
-from sslrun.runs.encoders import AUTO, IMAGENET, PRETRAINED, SCRATCH, newest_encoder, source_of
+from sslrun.runs.encoders import AUTO, IMAGENET, LATEST, PRETRAINED, SCRATCH, newest_encoder, source_of
 from sslrun.runs.find import FoundRun, find, read_summary
 
 ORIGIN = ("weights", "labels_seen")  # keys of `Network.origin`
@@ -134,9 +134,8 @@ def resolve_pretraining(init: str, backbone: Node, dataset: Node, overrides: Map
     given = backbone if "backbone" in overrides or any(k.startswith("backbone.") for k in overrides) else {}
     if init in (PRETRAINED, IMAGENET):
         return _published(given, dataset, overrides)
-    return _from_checkpoint(
-        *_checkpoint(init, find(FOR_ENCODER, study_runs=True), given, {}), given, dataset, overrides
-    )
+    found = _checkpoint(init, find(FOR_ENCODER, study_runs=True), given, {}, (LATEST, SCRATCH, PRETRAINED))
+    return _from_checkpoint(*found, given, dataset, overrides)
 
 
 def refuse_unused_weights(init: str, backbone: Node, overrides: Mapping[str, str]) -> None:
@@ -176,9 +175,15 @@ def _origin(weights: Published) -> Node:
     return {"weights": {"source": weights.source, "license": weights.license}}
 
 
-def _checkpoint(init: str, runs: list[FoundRun], backbone: Node, dataset: Node) -> tuple[Path, dict[str, Any]]:
-    """Return the path and content of the checkpoint that `init` refers to."""
-    path = source_of(init, runs, backbone, dataset)
+def _checkpoint(
+    init: str,
+    runs: list[FoundRun],
+    backbone: Node,
+    dataset: Node,
+    values: tuple[str, ...] = (AUTO, LATEST, SCRATCH, PRETRAINED),
+) -> tuple[Path, dict[str, Any]]:
+    """Return the path and content of the checkpoint that `init` refers to; see `source_of`."""
+    path = source_of(init, runs, backbone, dataset, values=values)
     if str(path) != str(Path(init)):
         log.info("Initializing from %s", path)
     if path.is_file():

@@ -370,3 +370,12 @@ def test_labels_that_a_pretraining_started_from_are_not_forgotten(short_run: Pat
     assert line in cli("finetune", f"init={probe}", "mode=probe", *QUICK).err  # whose own labels trained no encoder
     assert cli("finetune", "init=scratch", "mode=probe", *QUICK).code == 0
     assert "labels_seen" not in summary(runs("finetune")[-1])
+
+
+def test_a_pretraining_names_only_its_own_values_of_init(short_run: Path, cli: Cli) -> None:
+    answer = cli("pretrain", "init=auto", *QUICK)
+    assert answer.code == 1
+    (line,) = answer.lines()
+    assert line.startswith("sslrun: init=auto: no such pretext task, run or file")
+    assert "did you mean auto" not in line
+    assert line.endswith("or use latest, scratch, pretrained, a run directory or a file")
