@@ -1,6 +1,6 @@
 """The config files, and composing them with Hydra."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,26 @@ def compose_nodes(stage: str, *names: str) -> list[Node]:
     """Return nodes of a command's default config by name."""
     config: dict[str, Any] = OmegaConf.to_container(compose_config(stage, [], None), resolve=True)  # type: ignore[assignment]
     return [config[n] for n in names]
+
+
+def given_keys(stage: str, config: Node, dataset: str, overrides: Mapping[str, str], config_dir: str | None) -> Node:
+    """Return the overrides, with `backbone` and `dataset.image_size` also where an experiment sets them.
+
+    Args:
+        stage: the command.
+        config: the composed config.
+        dataset: the option of the config group, whose own image size is a default.
+        overrides: of the command line, key -> value.
+        config_dir: the user's own config folder.
+    """
+    default = compose_config(stage, [f"dataset={dataset}"], config_dir)
+    size = config["dataset"]["image_size"]
+    found: Node = {}
+    if OmegaConf.to_container(default.backbone) != config["backbone"]:
+        found["backbone"] = str(config["backbone"].get("_target_"))
+    if size is not None and size != default.dataset.image_size:
+        found["dataset.image_size"] = str(size)
+    return {**found, **overrides}
 
 
 def choice_node(group: str, choice: str) -> Node:

@@ -23,9 +23,10 @@ from sslrun.models.encoder import Encoder, Pooling, build_encoder
 from sslrun.models.published import Published, load, published
 from sslrun.models.weights import State, encoder_of, external_weights, load_state
 from sslrun.runs import checkpoint
-from sslrun.runs.encoders import AUTO, IMAGENET, PRETRAINED, SCRATCH, newest_encoder, source_of
+from sslrun.runs.encoders import AUTO, IMAGENET, LATEST, PRETRAINED, SCRATCH, newest_encoder, source_of
 from sslrun.runs.find import FoundRun, find, read_summary
 
+ORIGIN = ("weights", "labels_seen")  # keys of `Network.origin`
 RESERVED = (AUTO, SCRATCH, PRETRAINED, IMAGENET)  # values of init= that are no run or file
 
 
@@ -41,6 +42,8 @@ class Network:
         backbone, dataset: complete config nodes.
         weights: of the checkpoint or file, for the whole encoder or only the backbone.
         published: of `pretrained`.
+        origin: entries of summaries and checkpoints: `weights`, the source and license of published weights from which
+            the weights were trained; `labels_seen`, the label budgets with which they were.
     """
 
     kind: Literal["resume", "run", "file", "pretrained", "scratch"]
@@ -50,6 +53,7 @@ class Network:
     dataset: Node
     weights: State | None = field(default=None, repr=False)
     published: Published | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def init(self) -> str:
@@ -85,7 +89,7 @@ def resolve(
     Args:
         init: `latest`, a pretext task's name (its latest run), `scratch`, `pretrained`, a run directory, or a file.
         backbone, dataset: composed config nodes; with `from_checkpoint` they have no `_target_`.
-        overrides: of the command line, key -> value.
+        overrides: key -> value, of the command line or given by an experiment.
         resumed: summary of the run to resume.
 
     Raises:
@@ -114,27 +118,42 @@ def unchanged(init: str, backbone: Node, dataset: Node) -> Network:
     """
     if init == SCRATCH:
         return Network("scratch", SCRATCH, None, backbone, dataset)
-    return Network("pretrained", PRETRAINED, None, backbone, dataset, published=published(backbone))
+    weights = published(backbone)
+    return Network("pretrained", PRETRAINED, None, backbone, dataset, None, weights, _origin(weights))
 
 
 def resolve_pretraining(init: str, backbone: Node, dataset: Node, overrides: Mapping[str, str]) -> Network:
     """Resolve the initialization of a pretraining, which continues from published weights, a run, or a file.
 
-    A backbone that is not typed is that of the weights.
+    A backbone that is not given is that of the weights.
 
     Args, raises: see `resolve`.
     """
     if init == SCRATCH:
         return Network("scratch", SCRATCH, None, backbone, dataset)
-    typed = backbone if "backbone" in overrides or any(k.startswith("backbone.") for k in overrides) else {}
+    given = backbone if "backbone" in overrides or any(k.startswith("backbone.") for k in overrides) else {}
     if init in (PRETRAINED, IMAGENET):
-        return _published(typed, dataset, overrides)
-    return _from_checkpoint(
-        *_checkpoint(init, find(FOR_ENCODER, study_runs=True), typed, {}), typed, dataset, overrides
-    )
+        return _published(given, dataset, overrides)
+    found = _checkpoint(init, find(FOR_ENCODER, study_runs=True), given, {}, (LATEST, SCRATCH, PRETRAINED))
+    return _from_checkpoint(*found, given, dataset, overrides)
+
+
+def refuse_unused_weights(init: str, backbone: Node, overrides: Mapping[str, str]) -> None:
+    """Raise if `backbone.weights` is given on the command line, but not used.
+
+    Args: see `resolve`.
+
+    Raises:
+        UserError: `init` is not that of published weights.
+    """
+    if "backbone.weights" in overrides and backbone.get("weights") and init not in (PRETRAINED, IMAGENET, AUTO):
+        raise UserError(f"backbone.weights needs init=pretrained, found init={init}; remove one of them")
 
 
 def _published(backbone: Node, dataset: Node, overrides: Mapping[str, str]) -> Network:
+    for key in ("mean", "std"):
+        if f"dataset.{key}" in overrides and dataset[key] is not None:
+            raise UserError(f"dataset.{key}: images are normalized as those of the published weights; remove it")
     weights = published(backbone)
     size = dataset["image_size"] if "dataset.image_size" in overrides else weights.image_size
     log.info(
@@ -148,12 +167,23 @@ def _published(backbone: Node, dataset: Node, overrides: Mapping[str, str]) -> N
             "dataset.image_size.", weights.image_size, size,
         )  # fmt: skip
     data = {**dataset, "image_size": size, "mean": weights.mean, "std": weights.std}
-    return Network("pretrained", PRETRAINED, None, for_imagenet(weights.backbone, size), data, published=weights)
+    chosen = for_imagenet(weights.backbone, size)
+    return Network("pretrained", PRETRAINED, None, chosen, data, None, weights, _origin(weights))
 
 
-def _checkpoint(init: str, runs: list[FoundRun], backbone: Node, dataset: Node) -> tuple[Path, dict[str, Any]]:
-    """Return the path and content of the checkpoint that `init` refers to."""
-    path = source_of(init, runs, backbone, dataset)
+def _origin(weights: Published) -> Node:
+    return {"weights": {"source": weights.source, "license": weights.license}}
+
+
+def _checkpoint(
+    init: str,
+    runs: list[FoundRun],
+    backbone: Node,
+    dataset: Node,
+    values: tuple[str, ...] = (AUTO, LATEST, SCRATCH, PRETRAINED),
+) -> tuple[Path, dict[str, Any]]:
+    """Return the path and content of the checkpoint that `init` refers to; see `source_of`."""
+    path = source_of(init, runs, backbone, dataset, values=values)
     if str(path) != str(Path(init)):
         log.info("Initializing from %s", path)
     if path.is_file():
@@ -178,11 +208,15 @@ def _from_checkpoint(
     if wanted and wanted != has:
         raise UserError(mismatch("backbone", short_name(wanted), short_name(has), path))
     name = short_name(config["pretext"]["_target_"]) if "pretext" in config else content["stage"]
+    origin = {k: content[k] for k in ORIGIN if k in content}
     if "label_fraction" in config and config.get("mode") not in ("probe", "knn"):  # whose encoder has seen no labels
         used = LabelBudget(config.get("labels"), config["label_fraction"], config["labels_per_class"]).text
-        log.warning("%s was trained with labels (%s): the label budget of this run does not count them.", path, used)
+        origin["labels_seen"] = ", ".join([*filter(None, [origin.get("labels_seen")]), used])
+    if seen := origin.get("labels_seen"):
+        log.warning("%s was trained with labels (%s): the label budget of this run does not count them.", path, seen)
     nodes = _completed(config, path, backbone, dataset, overrides)
-    return Network("run", f"pretext={name}" if name in RESERVED else name, path, *nodes, encoder_of(content))
+    name = f"pretext={name}" if name in RESERVED else name
+    return Network("run", name, path, *nodes, encoder_of(content), origin=origin)
 
 
 def _completed(

@@ -19,7 +19,14 @@ PIXELS = "pixels"  # the backbone without weights
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")  # suffixes of files with weights
 
 
-def source_of(init: str, runs: list[FoundRun], backbone: Node, dataset: Node, config_dir: str | None = None) -> Path:
+def source_of(
+    init: str,
+    runs: list[FoundRun],
+    backbone: Node,
+    dataset: Node,
+    config_dir: str | None = None,
+    values: tuple[str, ...] = (AUTO, LATEST, SCRATCH, PRETRAINED),
+) -> Path:
     """Return the run directory or file with the initial weights.
 
     Args:
@@ -27,6 +34,7 @@ def source_of(init: str, runs: list[FoundRun], backbone: Node, dataset: Node, co
         runs: pretrain runs, oldest first.
         backbone, dataset: composed nodes, which the run of `latest` or of a task must match.
         config_dir: the user's config folder, which may have further tasks.
+        values: of the command's `init=` other than tasks, runs and files, for the message.
 
     Raises:
         UserError: there is no such run, file or task.
@@ -40,11 +48,11 @@ def source_of(init: str, runs: list[FoundRun], backbone: Node, dataset: Node, co
     tasks = sorted({*choices(TASKS, config_dir), *(short_name(s["config"]["pretext"]["_target_"]) for _, s in runs)})
     if init not in (LATEST, *tasks):
         trained = ", ".join(sorted({short_name(s["config"]["pretext"]["_target_"]) for _, s in runs}))
-        hint = nearest(init, [*tasks, AUTO, LATEST, SCRATCH, PRETRAINED])
+        hint = nearest(init, [*tasks, *values])
         hint = "; several values need a sweep: put -m before it." if "," in init else hint
         raise UserError(
             f"init={init}: no such pretext task, run or file{hint or '.'} Pretrained here: {trained or 'none'}; or use "
-            f"{AUTO}, {LATEST}, {SCRATCH}, {PRETRAINED}, a run directory or a file"
+            f"{', '.join(values)}, a run directory or a file"
         )
     run = newest_encoder(runs, backbone, dataset, None if init == LATEST else init)
     if run is None:

@@ -24,7 +24,7 @@ from sslrun.device import Device
 from sslrun.evaluation.validation import SCORES, accuracy_text, classifier_metrics, score_name
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import BackboneNode, Pooling
-from sslrun.models.initialization import Network, resolve, unchanged
+from sslrun.models.initialization import ORIGIN, Network, refuse_unused_weights, resolve, unchanged
 from sslrun.report.training import curves_figure, sample_images, views_figure
 from sslrun.runs import checkpoint
 from sslrun.runs.encoders import AUTO, PRETRAINED, SCRATCH
@@ -118,7 +118,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     parallel = _parallel(device)
     trainings_parallel = parallel and device.torch.type == "cpu"
     if any(c.is_trained for c in candidates) and not run.in_study:  # a study estimates the time of all its runs
-        candidates = _in_time(candidates, network, config, labeled, device)
+        candidates = _in_time(run, candidates, network, labeled, device)
     trained = sum(c.is_trained for c in candidates)
     with jobs.stopped_on_error():
         if trainings_parallel and len(folds.trainings) * trained > 1:
@@ -138,7 +138,8 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     init = network.init if chosen.name != SCRATCH else SCRATCH
     used = {**chosen.config, "mode": chosen.mode, "init": init, "search": [], "pooling": its.pooling}
     run.note(chosen=chosen.name, setting=chosen.setting, pooling=its.pooling)
-    content = {"stage": run.stage, "config": used, "class_names": labeled.pool.class_names}
+    origin = {k: run.summary[k] for k in ORIGIN if k in run.summary} if chosen.name != SCRATCH else {}
+    content = {"stage": run.stage, "config": used, "class_names": labeled.pool.class_names, **origin}
     if chosen.name in (PROBE, KNN):
         return _saved(run, its, chosen.name, labeled, device, content, metrics)
     torch.manual_seed(settings.seed)
@@ -168,6 +169,8 @@ def _resolved(run: Run, settings: Finetune) -> tuple[Network, Finetune]:
         raise UserError(f"search= needs mode=auto or mode=finetune, found mode={settings.mode}; remove one of them")
     overrides = dict(o.split("=", 1) for o in run.summary["overrides"])  # of a resumed run, the first ones, too
     init = settings.init
+    if not (run.resumed or run.in_study):  # a study passes all keys of its backbone
+        refuse_unused_weights(init, settings.backbone, overrides)
     if init == AUTO:
         parallel = _parallel(build(settings.device))
         run.resolve(**choose_initialization(run, settings.budget, overrides, parallel))  # a resumed run keeps it
@@ -216,13 +219,17 @@ def _folds(labeled: Labeled, settings: Finetune) -> Folds:
 
 
 def _in_time(
-    candidates: list[Candidate], network: Network, config: Node, labeled: Labeled, device: Device
+    run: Run, candidates: list[Candidate], network: Network, labeled: Labeled, device: Device
 ) -> list[Candidate]:
-    """Return the candidates that do not take too long, and log the time of all."""
+    """Return the candidates that do not take too long, and log the time of all; a resumed run keeps its own."""
+    config = run.config
     training: Training = build(config["train"])
     measured = estimate.classifier(config, labeled, config["subset_seed"], quick=True)
-    if config["mode"] == "auto" and network.kind == "pretrained" and device.torch.type == "cpu":
+    if "tried" in run.summary:
+        candidates = [c for c in candidates if c.name in run.summary["tried"]]
+    elif config["mode"] == "auto" and network.kind == "pretrained" and device.torch.type == "cpu":
         candidates = affordable(candidates, measured, training, len(labeled.budget))
+        run.note(tried=list(dict.fromkeys(c.name for c in candidates)))
     trained = sum(c.is_trained for c in candidates)
     seconds = measured.finetuning(training, training.total_steps(len(labeled.budget)), trained)
     log.info("This will take about %s.", time_range(seconds if trained else measured.probe))
@@ -257,9 +264,8 @@ def _begin(run: Run, network: Network, device: Device, labeled: Labeled) -> None
         f" + {counted(len(labeled.val), 'validation label')}" if labeled.val else "", device.describe(),
         device.precision, device.memory_format,
     )  # fmt: skip
-    if network.published is not None:
-        run.note(weights={"source": network.published.source, "license": network.published.license})
     run.note(
+        **network.origin,
         init=network.name,
         source=config["init"],
         mode=config["mode"],
@@ -316,7 +322,8 @@ def _continued(run: Run, network: Network, labeled: Labeled, device: Device) -> 
     config["train"] |= {k: given["train"][k] for k in given["train"] if f"train.{k}" in run.overrides}
     config |= {"device": given["device"], "resume": given["resume"]}
     encoder = network.encoder(labeled.pool, config["pooling"])
-    keep = {"stage": run.stage, "config": config, "class_names": labeled.pool.class_names}
+    origin = {k: content[k] for k in ORIGIN if k in content}
+    keep = {"stage": run.stage, "config": config, "class_names": labeled.pool.class_names, **origin}
     classifier = Classifier(encoder, len(labeled.pool.class_names))
     return _trained(run, classifier, labeled, device, keep, {})
 

