@@ -234,11 +234,13 @@ def disambiguated(rows: Sequence[Row]) -> list[Row]:
 
     Pretrainings that differ in nothing but their seed have the same name; one whose run was deleted has a name of its
     own, since nothing is known of it, and a warning is logged. Settings that differ from those of most networks from
-    scratch with as many labels are appended to the name.
+    scratch with as many labels are appended to the name. Several networks with published weights are named by backbone
+    and image size.
     """
     sources: dict[str, dict[str, str]] = {}
     searched = {key_of(r.setting) for r in rows}
     configs = [_settings(r, searched) for r in rows]
+    networks = {i: _networks(i, rows, configs) for i in PUBLISHED}
     out = []
     gone: set[str] = set()
     for r, config in zip(rows, configs, strict=True):
@@ -250,6 +252,8 @@ def disambiguated(rows: Sequence[Row]) -> list[Row]:
         of = sources.setdefault(r.initialization, {})
         of.setdefault(source, r.initialization if not of else f"{r.initialization} {len(of) + 1}")
         initialization = r.initialization if r.initialization in WITHOUT_TASK else of[source]
+        if len(several := networks.get(r.initialization, {})) > 1:
+            initialization += f" {several[_inherent_settings(r, config)]}"
         base = _most_common(rows, configs, r.labels)
         differing = [k for k in {**base, **config} if base.get(k) != config.get(k) and not _inherent(k, r)]
         others = [f"{k}={config.get(k)}" for k in differing]
@@ -260,6 +264,23 @@ def disambiguated(rows: Sequence[Row]) -> list[Row]:
 def unseeded(config: dict[str, Any]) -> dict[str, Any]:
     """Return a pretraining's config without what differs between seeds and machines."""
     return {k: v for k, v in flattened(config).items() if k not in ("seed", "resume") and not k.startswith("device.")}
+
+
+def _networks(initialization: str, rows: Sequence[Row], configs: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return names of the networks with published weights by their settings as JSON; equal names are numbered."""
+    out: dict[str, str] = {}
+    for r, config in zip(rows, configs, strict=True):
+        if r.initialization == initialization and (own := _inherent_settings(r, config)) not in out:
+            name = f"{r.backbone} at {r.image_size} px"
+            same = sum(n == name or n.startswith(f"{name}, ") for n in out.values())
+            out[own] = f"{name}, {same + 1}" if same else name
+    return out
+
+
+def _inherent_settings(row: Row, config: Mapping[str, Any]) -> str:
+    """Return the settings of a classifier that belong to its published network, as JSON."""
+    own = {k: v for k, v in config.items() if _inherent(k, row) and v is not None}
+    return json.dumps([row.backbone, row.image_size, own], sort_keys=True)
 
 
 def _most_common(rows: Sequence[Row], configs: Sequence[dict[str, Any]], labels: int) -> dict[str, Any]:

@@ -302,6 +302,30 @@ def test_names_do_not_depend_on_seeds_steps_that_follow_the_labels_or_equal_time
     assert [r.initialization for r in disambiguated(rows)] == names
 
 
+def test_several_networks_with_published_weights_are_named_by_backbone_and_image_size() -> None:
+    def made(backbone: str, size: int, weights: str | None = None, initialization: str = "pretrained") -> Row:
+        run = Path("outputs/finetune", f"{backbone}-{size}-{weights}-{initialization}")
+        run.mkdir(parents=True, exist_ok=True)
+        config: Node = {"backbone": {"name": backbone, "weights": weights}, "dataset": {"image_size": size}}
+        if backbone == "resnet50":
+            config["dataset"]["mean"] = [0.4, 0.5, 0.6]
+        (run / "summary.json").write_text(json.dumps({**SUMMARY, **FINETUNED, "source": "x", "config": config}))
+        known = {"finetuned": str(run), "source": "x", "backbone": backbone, "image_size": size}
+        return row(initialization, "probe", **known)
+
+    def names(*rows: Row) -> list[str]:
+        return [r.initialization for r in disambiguated(rows)][1:]
+
+    scratch = made("smallcnn", 32, initialization="scratch")
+    lite0, resnet50 = made("lite0", 224), made("resnet50", 224)
+    assert names(scratch, lite0, lite0) == ["pretrained"] * 2
+    two = ["pretrained lite0 at 224 px", "pretrained resnet50 at 224 px"]
+    assert names(scratch, lite0, resnet50, lite0) == [*two, two[0]]
+    assert names(scratch, resnet50, made("resnet50", 160)) == [two[1], "pretrained resnet50 at 160 px"]
+    other = made("lite0", 224, "other.pth")
+    assert names(scratch, lite0, other, other) == [two[0], *["pretrained lite0 at 224 px, 2"] * 2]
+
+
 def test_published_weights_have_the_subsets_of_scratch() -> None:
     """They are the same images, though of more pixels."""
     scratch = [row("scratch", "finetune", seed=s, subset=f"{s}") for s in range(2)]
