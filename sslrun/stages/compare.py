@@ -187,7 +187,7 @@ def _evaluated(
     if scores.is_file():
         log_small_classes(json.loads(scores.read_text())["classes"])
     rows = [results.row_of(p.directory, c.initialization, c.mode) for c, p in plan.evaluations.items()]
-    rows = with_costs(results.with_shared_subsets(rows), settings.device)
+    rows = with_costs(rows, settings.device)
     if settings.mode == AUTO:
         pretrained = [i for i in dict.fromkeys(r.initialization for r in rows) if i not in (SCRATCH, PIXELS)]
         rows += with_auto(rows, pretrained)

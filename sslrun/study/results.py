@@ -40,7 +40,7 @@ class Row:
         labels: number of labels that influenced the classifier: those of training and of a validation split.
         label_budget: the requested label budget, `labels=60`.
         seed: of the training.
-        subset: fingerprint of the label subset.
+        subset: fingerprint of the names and labels of the label subset; of the pixels in older runs.
         val_accuracy: in cross-validation, corrected for the choice; on validation if there is a split.
         chosen: what was chosen inside the budget: `probe`, `finetune` or `scratch`.
         setting: the chosen setting of a search, or ''.
@@ -115,7 +115,7 @@ def row_of(evaluated: Path, initialization: str, mode: str | None = None) -> Row
         labels_val=made["labels_val"],
         label_budget=made["label_budget"],
         seed=made["seeds"]["training"],
-        subset=made["subset_fingerprint"],
+        subset=made.get("subset", made["subset_fingerprint"]),
         test_accuracy=test["test/accuracy"],
         test_f1_macro=test["test/f1_macro"],
         val_accuracy=made.get("val/accuracy"),
@@ -211,17 +211,14 @@ def _again(cells: Mapping[str, str]) -> Row:
     """Return the row of a table again, with what was measured then."""
     row = row_of(Path(cells["evaluated"]), cells["initialization"], cells["mode"])
     known = {k: float(cells[k]) if cells.get(k) else None for k in ("ms_per_image", "megabytes")}
-    subset = cells.get("subset") or row.subset
-    return replace(row, subset=subset, ms_per_image=known["ms_per_image"], megabytes=known["megabytes"])
+    return replace(row, ms_per_image=known["ms_per_image"], megabytes=known["megabytes"])
 
 
 def with_shared_subsets(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of a study in which a network with published weights has the subsets of scratch.
-
-    They are the same images, but a fingerprint is that of the pixels, which depend on the image size.
-    """
-    of_scratch = {(r.label_budget, r.seed): r.subset for r in rows if is_scratch(r)}
-    return [replace(r, subset=of_scratch[r.label_budget, r.seed]) if r.initialization in PUBLISHED else r for r in rows]
+    """Return rows in which older runs, which know only the pixels of their subset, have that of newer runs on it."""
+    pixels = [read_summary(Path(r.finetuned))["subset_fingerprint"] for r in rows]
+    newer = {p: r.subset for r, p in zip(rows, pixels, strict=True) if r.subset != p}
+    return [replace(r, subset=newer.get(p, r.subset)) for r, p in zip(rows, pixels, strict=True)]
 
 
 def _initialization(evaluated: Path) -> str:

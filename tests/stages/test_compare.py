@@ -79,7 +79,7 @@ def test_auto_of_a_study_is_the_choice_of_finetune(in_study: Path, cli: Cli) -> 
     answer = cli("finetune", f"init={run}", "mode=auto", *own, *QUICK)
     assert answer.code == 0, answer.err
     made = summary(runs("finetune")[-1])
-    assert (made["chosen"], made["subset_fingerprint"]) == (row["chosen"], row["subset"])
+    assert (made["chosen"], made["subset"]) == (row["chosen"], row["subset"])
     assert made["val/accuracy"] == pytest.approx(float(row["val_accuracy"]), abs=1e-6)
     rivals = {r["mode"]: summary(Path(r["finetuned"])) for r in study_table(in_study) if r["seed"] == "1"
               and r["initialization"] == "simclr"}  # fmt: skip
@@ -250,7 +250,6 @@ def test_the_runs_of_a_study_are_launched_in_order(
     )
     monkeypatch.setattr(compare.results, "row_of", lambda *given: SimpleNamespace(initialization=given[1], given=given))
     monkeypatch.setattr(compare, "with_costs", lambda rows, device: rows)
-    monkeypatch.setattr(compare.results, "with_shared_subsets", lambda rows: rows)
     monkeypatch.setattr(compare, "with_auto", lambda rows, names: [("auto", len(rows), names)])
     monkeypatch.setattr(compare, "equal_time_steps", lambda pretrained, scratch: {"labels=9": len(pretrained) * 100})
     tuned, frozen = (Cell("scratch", m, LabelBudget(9)) for m in ("finetune", "probe"))
