@@ -66,8 +66,8 @@ def teacher_of(name: str | None, weights: str | None) -> Teacher:
     """Return a teacher; its weights are downloaded if they are not on this machine. The random state does not change.
 
     Args:
-        name: of a network of timm or torchvision, or the directory of a run; None is the first network with published
-            weights on this machine.
+        name: of a network of timm or torchvision, also as `timm/NAME` or `torchvision/NAME`, or the directory of a run;
+            None is the first network with published weights on this machine.
         weights: a file with the weights; None are those that the library publishes.
 
     Raises:
@@ -106,15 +106,24 @@ def _refuse_too_large(found: Published) -> None:
         )
 
 
+def teacher_name(node: Node) -> str | None:
+    """Return the name by which `node_of` has a network of a library, or None for another one."""
+    if node["_target_"] not in (TIMM, TORCHVISION):
+        return None
+    name: str = node["name"]
+    return f"torchvision/{name}" if node["_target_"] == TORCHVISION and of_timm.is_known(name) else name
+
+
 def node_of(name: str | None, weights: str | None) -> Node:
     """Return the config node of a network by its name, see `teacher_of`; an empty one without a name."""
     if name is None:
         return {}
-    if of_timm.is_known(name):
-        return {"_target_": TIMM, "name": name, "weights": weights}
-    if name in of_torchvision.names():
-        return {"_target_": TORCHVISION, "name": name, "weights": weights}
-    hint = nearest(name, [*of_timm.names(), *of_torchvision.names()])
+    library, _, network = name.rpartition("/")
+    if library in ("", "timm") and of_timm.is_known(network):
+        return {"_target_": TIMM, "name": network, "weights": weights}
+    if library in ("", "torchvision") and network in of_torchvision.names():
+        return {"_target_": TORCHVISION, "name": network, "weights": weights}
+    hint = nearest(network, [*of_timm.names(), *of_torchvision.names()])
     raise UserError(
         f"pretext.teacher={name}: no run, and no network of timm or torchvision{hint or ';'} sslrun weights lists "
         "published weights"

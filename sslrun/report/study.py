@@ -346,10 +346,9 @@ def _facts(rows: Sequence[Row], entries: Sequence[Entry], about: dict[str, Any] 
     if tuned:
         facts.append(("finetuning", f"{counted(len(tuned), 'run')}, {np.mean(tuned):.0f} s on average"))
     if about:
-        if weights := about.get("published"):
-            facts.append(
-                ("published weights", f"{weights['network']}: {weights['source']}, license: {weights['license']}")
-            )
+        for key, name in (("published", "published weights"), ("teacher", "teacher of distill")):
+            if weights := about.get(key):
+                facts.append((name, f"{weights['network']}: {weights['source']}, license: {weights['license']}"))
         facts += [(f"pretraining, {n}", f"{s:.0f} s") for n, s in about["pretraining_seconds"].items()]
         facts += [("commit", str(about["git_commit"]))] if about.get("git_commit") else []
     return facts

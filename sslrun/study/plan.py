@@ -79,7 +79,7 @@ class Plan:
         pretrainings: by task and seed.
         classifiers, evaluations: by cell.
         matched: the number of classifiers that will be trained for as long as a pretraining, once its time is known.
-        network: with published weights, if it is compared or a teacher.
+        network: with published weights, if it is compared.
     """
 
     classified: StudyData

@@ -325,7 +325,7 @@ def test_a_study_of_published_weights_continued_ones_and_a_distillation(
     assert (distilled["teacher"], distilled["weights"]) == ("test_resnet", teacher_weights)
     assert summary(study)["published"] == {
         "network": "test_resnet at 160 px", "source": teacher_weights, "license": "not stated"
-    }  # fmt: skip
+    } == summary(study)["teacher"]  # fmt: skip
     again = cli("report", str(study))
     assert again.code == 0, again.err
     (reported,) = Path("outputs/report").glob("*/results.csv")
