@@ -138,13 +138,19 @@ def _entry(
         dropped=Dropped(0, 0),
         labels_needed=labels_needed(curve, accuracy.mean) if curve and not network.is_scratch else None,
         chosen={c: chosen.count(c) for c in dict.fromkeys(chosen)},
-        network=f"{rows[0].backbone} at {rows[0].image_size} px",
+        network=_network(rows[0], scratch.get(network.budget, {})),
         costs=Costs(
             _known_mean(r.ms_per_image for r in rows),
             _known_mean(r.megabytes for r in rows),
             _known_mean(r.minutes for r in rows),
         ),
     )
+
+
+def _network(row: Row, scratch: _Cells) -> str:
+    base = next((r for runs in scratch.values() for r in runs), row)
+    other = f" with stem={row.stem}" if row.backbone == base.backbone and row.stem != base.stem else ""
+    return f"{row.backbone} at {row.image_size} px{other}"
 
 
 def _known_mean(values: Iterable[float | None]) -> float | None:

@@ -16,6 +16,7 @@ from sslrun.config.grammar import key_of
 from sslrun.config.nodes import flattened
 from sslrun.config.renames import COLUMNS, renamed_keys
 from sslrun.evaluation.validation import score_name
+from sslrun.models.backbones.stem import stem_of
 from sslrun.runs.encoders import IMAGENET, PIXELS, PRETRAINED, SCRATCH
 from sslrun.runs.find import find, job_order, read_summary, whole_seconds
 from sslrun.study.inits import OF_WEIGHTS, is_continued
@@ -46,6 +47,7 @@ class Row:
         setting: the chosen setting of a search, or ''.
         balance: how classes are balanced.
         image_size: in px.
+        stem: of the backbone, as built at this size; None if it has no choice of one.
         seconds: wall time of the training.
         ms_per_image: time of a prediction, see `with_costs`; None if it was not measured.
         megabytes: of the network's parameters and buffers; None likewise.
@@ -75,6 +77,7 @@ class Row:
     dataset: str
     backbone: str
     image_size: int
+    stem: str | None
     seconds: float
     ms_per_image: float | None
     megabytes: float | None
@@ -127,6 +130,7 @@ def row_of(evaluated: Path, initialization: str, mode: str | None = None) -> Row
         dataset=made["dataset"],
         backbone=made["backbone"],
         image_size=made["config"]["dataset"]["image_size"],
+        stem=stem_of(made["config"].get("backbone", {}), made["config"]["dataset"]["image_size"]),
         seconds=made["wall_time_seconds"],
         ms_per_image=None,
         megabytes=None,

@@ -303,6 +303,20 @@ def test_the_costs_of_a_network_are_means_over_its_classifiers() -> None:
     assert (simclr.network, rotation.network) == ("smallcnn at 32 px", "resnet18 at 64 px")
 
 
+def test_the_network_of_an_entry_has_its_stem_if_that_of_scratch_is_another() -> None:
+    own = {"backbone": "resnet18", "stem": "small"}
+    rows = [
+        *rows_of("scratch", {(None, "a"): 0.6}, "finetune", **own),
+        *rows_of("rotation", {(0, "a"): 0.6}, **own),
+        *rows_of("rotation init=pretrained", {(0, "a"): 0.7}, **own | {"stem": "imagenet_small"}),
+        *rows_of("pretrained", {(None, "a"): 0.7}, backbone="lite0", image_size=224),
+    ]
+    assert {e.initialization: e.network for e in compared(rows, "auto")} == {
+        "scratch": "resnet18 at 32 px", "rotation": "resnet18 at 32 px",
+        "rotation init=pretrained": "resnet18 at 32 px with stem=imagenet_small", "pretrained": "lite0 at 224 px",
+    }  # fmt: skip
+
+
 # Budgets
 
 

@@ -67,8 +67,18 @@ def test_a_row_has_validation_and_training_from_the_classifier_and_test_from_its
     assert (row.labels, row.labels_train, row.labels_val, row.seed, row.subset) == (58, 41, 17, 3, "5ub5e7")
     assert (row.mode, row.initialization, row.dataset, row.backbone) == ("probe", "simclr", "digits", "smallcnn")
     assert (row.image_size, row.ms_per_image, row.megabytes) == (16, None, None)
+    assert row.stem is None
     assert (row.seconds, row.finetuned, row.evaluated) == (12.5, "outputs/finetune/a", "outputs/evaluate/b")
     assert (row.label_budget, row.chosen, row.setting) == ("label_fraction=0.25", "probe", "")
+
+
+@pytest.mark.parametrize(
+    ("stem", "image_size", "built"),
+    [("auto", 64, "small"), ("auto", 96, "imagenet"), ("imagenet_small", 64, "imagenet_small")],
+)
+def test_a_row_has_the_stem_as_built(stem: str, image_size: int, built: str) -> None:
+    config = {"seed": 3, "dataset": {"image_size": image_size}, "backbone": {"stem": stem}}
+    assert row_of(written(config=config), "simclr").stem == built
 
 
 def test_a_row_of_an_older_run_counts_its_validation_labels() -> None:
