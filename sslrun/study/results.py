@@ -214,8 +214,10 @@ def rows_of(path: Path) -> list[Row]:
 def _again(cells: Mapping[str, str]) -> Row:
     """Return the row of a table again, with what was measured then."""
     row = row_of(Path(cells["evaluated"]), cells["initialization"], cells["mode"])
-    known = {k: float(cells[k]) if cells.get(k) else None for k in ("ms_per_image", "megabytes")}
-    return replace(row, ms_per_image=known["ms_per_image"], megabytes=known["megabytes"])
+    ms, megabytes, minutes = (
+        float(cells[k]) if cells.get(k) else None for k in ("ms_per_image", "megabytes", "minutes")
+    )
+    return replace(row, ms_per_image=ms, megabytes=megabytes, minutes=row.minutes if minutes is None else minutes)
 
 
 def with_shared_subsets(rows: Sequence[Row]) -> list[Row]:

@@ -189,6 +189,21 @@ def test_rows_of_a_study_are_read_back() -> None:
     assert rows_of(study) == rows
 
 
+def test_a_study_knows_the_costs_of_a_deleted_pretraining() -> None:
+    row = row_of(written(), "simclr")
+    assert row.minutes is None
+    study = Path("study")
+    study.mkdir()
+    (study / "summary.json").write_text(json.dumps({**SUMMARY, "stage": "compare", "wall_time_seconds": 1.0}))
+    measured = replace(row, ms_per_image=1.5, megabytes=2.5, minutes=3.5)
+    for known in (measured, row):
+        with (study / "results.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(asdict(row)))
+            writer.writeheader()
+            writer.writerow(asdict(known))
+        assert rows_of(study) == [known]
+
+
 def test_of_several_evaluations_of_a_run_the_newest_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def written(path: str, stage: str, started: str, **more: Any) -> Path:
         directory = Path("outputs", path)
