@@ -99,13 +99,18 @@ def gain_table(entries: Iterable[Entry]) -> list[dict[str, Any]]:
 
 
 def _family(networks: Iterable[Key], mode: str) -> list[Key]:
-    """Return the networks whose gains are tested: of a task in this mode; of published weights, or else their probe."""
+    """Return the networks whose gains are tested: of a task in this mode.
+
+    Of published weights, too, or else in the first mode that they have: the probe, then in the order of `ORDER`.
+    """
     networks = list(networks)
     out = []
     for n in networks:
         kind = n.initialization.split()[0]  # a report adds other settings to the name
-        lacking = kind in PUBLISHED and n._replace(mode=mode) not in networks
-        if (kind not in WITHOUT_TASK or kind in PUBLISHED) and n.mode == (PROBE if lacking else mode):
+        own = mode
+        if kind in PUBLISHED:
+            own = next(m for m in (mode, PROBE, *ORDER) if n._replace(mode=m) in networks)
+        if (kind not in WITHOUT_TASK or kind in PUBLISHED) and n.mode == own:
             out.append(n)
     return out
 

@@ -249,8 +249,8 @@ def test_a_network_without_scratch_on_the_same_labels_counts_as_a_comparison() -
 
 
 OTHERS: list[tuple[str, str]] = [
-    ("simclr", "finetune"), ("simclr", "probe"), ("rotation", "knn"), ("pretrained", "finetune"), ("scratch", "probe"),
-    ("scratch", "equal_time"), ("pixels", "auto"), ("pixels", "knn"), ("scratch train.steps=9", "auto"),
+    ("simclr", "finetune"), ("simclr", "probe"), ("rotation", "knn"), ("scratch", "probe"), ("scratch", "equal_time"),
+    ("pixels", "auto"), ("pixels", "knn"), ("scratch train.steps=9", "auto"),
 ]  # fmt: skip
 
 
@@ -283,6 +283,14 @@ def test_published_weights_are_in_the_family_by_their_probe_and_alone(name: str)
     both = [*rows, *rows_of(name, {(None, "a"): 0.6, (None, "b"): 0.7}, "finetune")]
     family = [(e.initialization, e.mode) for e in compared(both, "finetune") if e.in_family]
     assert family == [(name, "finetune")]
+
+
+def test_published_weights_without_that_mode_and_a_probe_are_in_the_family_by_another_mode() -> None:
+    own = {mode: rows_of("pretrained", {(None, "a"): 0.6, (None, "b"): 0.7}, mode) for mode in ("finetune", "knn")}
+    family = [e.mode for e in compared([*FAMILY, *own["finetune"], *own["knn"]], "auto") if e.in_family]
+    assert family.count("finetune") == 1
+    assert "knn" not in family
+    assert "knn" in [e.mode for e in compared([*FAMILY, *own["knn"]], "auto") if e.in_family]
 
 
 def test_without_a_pretraining_there_is_no_family() -> None:
