@@ -73,7 +73,7 @@ def teacher_of(name: str | None, weights: str | None) -> Teacher:
     Raises:
         UserError: there is no such network, run or file, or the weights do not fit.
     """
-    if name is not None and os.path.exists(os.path.join(name, "summary.json")):
+    if name is not None and is_run(name):
         if weights is not None:
             raise UserError(f"pretext.weights={weights} has no effect on a run as the teacher; remove it")
         trained = load_network(named_run(name, (*FOR_ENCODER, *WITH_CLASSIFIER))[0])
@@ -92,6 +92,11 @@ def teacher_of(name: str | None, weights: str | None) -> Teacher:
         encoder = build_encoder(found.backbone, found.image_size, found.mean, found.std)
     load(found, encoder.backbone)
     return Teacher(found.name, found.image_size, encoder.eval(), f"{found.source}, license: {found.license}")
+
+
+def is_run(name: str) -> bool:
+    """Return whether the name of a teacher is the directory of a run."""
+    return os.path.exists(os.path.join(name, "summary.json"))
 
 
 def _refuse_too_large(found: Published) -> None:
