@@ -130,7 +130,7 @@ def row(initialization: str, mode: str, **known: Any) -> Row:
         "seed": 0, "subset": "a",
         "test_accuracy": 0.5, "test_f1_macro": 0.5, "val_accuracy": None, "val_f1_macro": None, "val_loss": None,
         "chosen": None, "setting": "", "balance": "none",
-        "dataset": "digits", "backbone": "smallcnn", "image_size": 32, "seconds": 1.0,
+        "dataset": "digits", "backbone": "smallcnn", "image_size": 32, "stem": None, "seconds": 1.0,
         "ms_per_image": None, "megabytes": None, "minutes": None,
         "finetuned": f"{initialization} {mode}", "evaluated": "",
     }  # fmt: skip

@@ -106,6 +106,13 @@ class Dataset:
             digest.update("\0".join(self.groups.tolist()).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()[:16]
 
+    def listing_fingerprint(self) -> str:
+        """Return a hash of the image names, labels and class names, which is the same for every image size."""
+        digest = hashlib.sha256("\0".join([*self.names, "", *self.class_names]).encode("utf-8", "surrogateescape"))
+        if self.labels is not None:
+            digest.update(self.labels.numpy().data)
+        return digest.hexdigest()[:16]
+
 
 def load_train(node: Node) -> tuple[Dataset, Dataset | None]:
     """Load the train split: all its images except a given val/, and that val/ or None."""

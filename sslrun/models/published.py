@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from sslrun.base.errors import UserError, described
+from sslrun.base.files import file_hash
 from sslrun.base.text import counted
 from sslrun.config.build import build
 from sslrun.config.nodes import network_name, short_name
@@ -70,6 +71,13 @@ class Published:
     def name(self) -> str:
         """The name of the network."""
         return network_name(self.backbone)
+
+    @property
+    def identity(self) -> str:
+        """The source, and a hash of the file if the source does not fix its content, as it does of a download."""
+        if self.path is None or self.url or self.repository:
+            return self.source
+        return f"{self.source} {file_hash(self.path, 'sha256').hexdigest()}"
 
     @property
     def backbone_arguments(self) -> str:

@@ -66,14 +66,14 @@ def teacher_of(name: str | None, weights: str | None) -> Teacher:
     """Return a teacher; its weights are downloaded if they are not on this machine. The random state does not change.
 
     Args:
-        name: of a network of timm or torchvision, or the directory of a run; None is the first network with published
-            weights on this machine.
+        name: of a network of timm or torchvision, also as `timm/NAME` or `torchvision/NAME`, or the directory of a run;
+            None is the first network with published weights on this machine.
         weights: a file with the weights; None are those that the library publishes.
 
     Raises:
         UserError: there is no such network, run or file, or the weights do not fit.
     """
-    if name is not None and os.path.exists(os.path.join(name, "summary.json")):
+    if name is not None and is_run(name):
         if weights is not None:
             raise UserError(f"pretext.weights={weights} has no effect on a run as the teacher; remove it")
         trained = load_network(named_run(name, (*FOR_ENCODER, *WITH_CLASSIFIER))[0])
@@ -94,6 +94,11 @@ def teacher_of(name: str | None, weights: str | None) -> Teacher:
     return Teacher(given.name, given.image_size, encoder.eval(), f"{given.source}, license: {given.license}")
 
 
+def is_run(name: str) -> bool:
+    """Return whether the name of a teacher is the directory of a run."""
+    return os.path.exists(os.path.join(name, "summary.json"))
+
+
 def _refuse_too_large(weights: Published) -> None:
     """Raise if the weights need more than half of the memory, since they are read next to the network."""
     with torch.device("meta"):
@@ -106,15 +111,24 @@ def _refuse_too_large(weights: Published) -> None:
         )
 
 
+def teacher_name(node: Node) -> str | None:
+    """Return the name by which `node_of` has a network of a library, or None for another one."""
+    if node["_target_"] not in (TIMM, TORCHVISION):
+        return None
+    name: str = node["name"]
+    return f"torchvision/{name}" if node["_target_"] == TORCHVISION and of_timm.is_known(name) else name
+
+
 def node_of(name: str | None, weights: str | None) -> Node:
     """Return the config node of a network by its name, see `teacher_of`; an empty one without a name."""
     if name is None:
         return {}
-    if of_timm.is_known(name):
-        return {"_target_": TIMM, "name": name, "weights": weights}
-    if name in of_torchvision.names():
-        return {"_target_": TORCHVISION, "name": name, "weights": weights}
-    hint = nearest(name, [*of_timm.names(), *of_torchvision.names()])
+    library, _, network = name.rpartition("/")
+    if library in ("", "timm") and of_timm.is_known(network):
+        return {"_target_": TIMM, "name": network, "weights": weights}
+    if library in ("", "torchvision") and network in of_torchvision.names():
+        return {"_target_": TORCHVISION, "name": network, "weights": weights}
+    hint = nearest(network, [*of_timm.names(), *of_torchvision.names()])
     raise UserError(
         f"pretext.teacher={name}: no run, and no network of timm or torchvision{hint or ';'} sslrun weights lists "
         "published weights"

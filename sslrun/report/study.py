@@ -47,7 +47,7 @@ from sslrun.runs.find import read_summary
 from sslrun.study.comparison import compared, gain_table
 from sslrun.study.entry import Budget, Entry, budget_of
 from sslrun.study.gains import ASSUMED_SD
-from sslrun.study.results import EQUAL_TIME, Row, is_scratch
+from sslrun.study.results import EQUAL_TIME, PUBLISHED, Row, is_scratch
 from sslrun.training.candidates import AUTO, TUNED
 
 Maps = tuple[Mapping[str, np.ndarray], np.ndarray]
@@ -274,7 +274,9 @@ def _reading(entries: Sequence[Entry], mode: str) -> dict[str, Any]:
         "pretrainings": max((g.pretrainings for g in gains), default=1),
         "subsets": max((g.subsets for g in gains), default=1),
         "one_subset": any(g.subsets == 1 for g in gains),
-        "one_pretraining": any(g.pretrainings == 1 for g in gains),
+        "one_pretraining": any(
+            e.gain and e.gain.pretrainings == 1 and e.initialization.split()[0] not in PUBLISHED for e in entries
+        ),
         "test_images": any(g.fixed_split for g in gains),
         "assumed": f"{100 * ASSUMED_SD:g}",
     }
@@ -346,10 +348,9 @@ def _facts(rows: Sequence[Row], entries: Sequence[Entry], about: dict[str, Any] 
     if tuned:
         facts.append(("finetuning", f"{counted(len(tuned), 'run')}, {np.mean(tuned):.0f} s on average"))
     if about:
-        if weights := about.get("published"):
-            facts.append(
-                ("published weights", f"{weights['network']}: {weights['source']}, license: {weights['license']}")
-            )
+        for key, name in (("published", "published weights"), ("teacher", "teacher of distill")):
+            if weights := about.get(key):
+                facts.append((name, f"{weights['network']}: {weights['source']}, license: {weights['license']}"))
         facts += [(f"pretraining, {n}", f"{s:.0f} s") for n, s in about["pretraining_seconds"].items()]
         facts += [("commit", str(about["git_commit"]))] if about.get("git_commit") else []
     return facts

@@ -145,18 +145,15 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
 
 
 def _note_network(run: Run, given: StudyOverrides, settings: Compare) -> None:
-    """Log and note which published weights are compared, and if the other networks differ."""
-    network = given.network
-    if network is None:
-        return
-    name, others = f"{network.name} at {network.image_size} px", network_name(settings.backbone)
-    others = f"{others} at {settings.dataset['image_size']} px"
-    differ = f"; the others are {others}" if given.pretrained and others != name else ""
-    what = "pretrained" if given.pretrained else "the teacher of distill"
-    log.info("%s is %s (%s, license: %s)%s.", what, name, network.source, network.license, differ)
-    run.note(
-        published={"network": name, "source": network.source, "license": network.license},
-    )
+    """Log and note which published weights are compared or teach, and if the other networks differ."""
+    others = f"{network_name(settings.backbone)} at {settings.dataset['image_size']} px"
+    kinds = {"published": ("pretrained", given.network), "teacher": ("the teacher of distill", given.teacher)}
+    for key, (what, network) in kinds.items():
+        if network is not None:
+            name = f"{network.name} at {network.image_size} px"
+            differ = f"; the others are {others}" if key == "published" and others != name else ""
+            log.info("%s is %s (%s, license: %s)%s.", what, name, network.source, network.license, differ)
+            run.note(**{key: {"network": name, "source": network.source, "license": network.license}})
 
 
 def _sizes(plan: Plan) -> dict[str, dict[str, float]]:
@@ -187,7 +184,7 @@ def _evaluated(
     if scores.is_file():
         log_small_classes(json.loads(scores.read_text())["classes"])
     rows = [results.row_of(p.directory, c.initialization, c.mode) for c, p in plan.evaluations.items()]
-    rows = with_costs(results.with_shared_subsets(rows), settings.device)
+    rows = with_costs(rows, settings.device)
     if settings.mode == AUTO:
         pretrained = [i for i in dict.fromkeys(r.initialization for r in rows) if i not in (SCRATCH, PIXELS)]
         rows += with_auto(rows, pretrained)

@@ -276,6 +276,7 @@ def _begin(run: Run, network: Network, device: Device, labeled: Labeled) -> None
         seeds={"training": config["seed"], "subset": config["subset_seed"], "split": config["dataset"]["split_seed"]},
         data_fingerprint=labeled.pool.fingerprint(),
         subset_fingerprint=labeled.budget.fingerprint(),
+        subset=labeled.budget.listing_fingerprint(),
         device=device.describe(),
         precision=device.precision,
         memory_format=device.memory_format,

@@ -10,7 +10,7 @@ from sslrun.report.study import publish
 from sslrun.runs.encoders import PIXELS, SCRATCH
 from sslrun.runs.find import OUTPUTS, read_summary
 from sslrun.study.auto import with_auto
-from sslrun.study.results import ORDER, Row, disambiguated, rows_of
+from sslrun.study.results import ORDER, Row, disambiguated, rows_of, with_shared_subsets
 from sslrun.training.candidates import AUTO, PROBE, TUNED
 
 
@@ -31,7 +31,7 @@ def report_on(paths: Sequence[str], outputs: Path = OUTPUTS) -> Path:
     for path in paths:
         for row in rows_of(Path(path)):
             rows.setdefault((row.evaluated, row.mode), row)
-    compared = disambiguated(list(rows.values()))
+    compared = disambiguated(with_shared_subsets(list(rows.values())))
     if not compared:
         raise UserError(f"{' '.join(paths)}: no finished run")
     if (sets := _sets_of_images(compared)) > 1:

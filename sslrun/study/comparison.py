@@ -99,13 +99,18 @@ def gain_table(entries: Iterable[Entry]) -> list[dict[str, Any]]:
 
 
 def _family(networks: Iterable[Key], mode: str) -> list[Key]:
-    """Return the networks whose gains are tested: of a task in this mode; of published weights, or else their probe."""
+    """Return the networks whose gains are tested: of a task in this mode.
+
+    Of published weights, too, or else in the first mode that they have: the probe, then in the order of `ORDER`.
+    """
     networks = list(networks)
     out = []
     for n in networks:
         kind = n.initialization.split()[0]  # a report adds other settings to the name
-        lacking = kind in PUBLISHED and n._replace(mode=mode) not in networks
-        if (kind not in WITHOUT_TASK or kind in PUBLISHED) and n.mode == (PROBE if lacking else mode):
+        own = mode
+        if kind in PUBLISHED:
+            own = next(m for m in (mode, PROBE, *ORDER) if n._replace(mode=m) in networks)
+        if (kind not in WITHOUT_TASK or kind in PUBLISHED) and n.mode == own:
             out.append(n)
     return out
 
@@ -138,13 +143,19 @@ def _entry(
         dropped=Dropped(0, 0),
         labels_needed=labels_needed(curve, accuracy.mean) if curve and not network.is_scratch else None,
         chosen={c: chosen.count(c) for c in dict.fromkeys(chosen)},
-        network=f"{rows[0].backbone} at {rows[0].image_size} px",
+        network=_network(rows[0], scratch.get(network.budget, {})),
         costs=Costs(
             _known_mean(r.ms_per_image for r in rows),
             _known_mean(r.megabytes for r in rows),
             _known_mean(r.minutes for r in rows),
         ),
     )
+
+
+def _network(row: Row, scratch: _Cells) -> str:
+    base = next((r for runs in scratch.values() for r in runs), row)
+    other = f" with stem={row.stem}" if row.backbone == base.backbone and row.stem != base.stem else ""
+    return f"{row.backbone} at {row.image_size} px{other}"
 
 
 def _known_mean(values: Iterable[float | None]) -> float | None:

@@ -1,5 +1,6 @@
 """What a classifier costs when it is used: the time of a prediction, and its size."""
 
+import contextlib
 import json
 import statistics
 import time
@@ -37,20 +38,18 @@ def with_costs(rows: Sequence[Row], device: Node) -> list[Row]:
         device: node of the config.
     """
     known: dict[str, Costs] = {}
-    out = []
     for row in rows:
-        config = read_summary(Path(row.finetuned))["config"]
-        bank = row.labels_train if row.mode == KNN else 0
-        key = json.dumps([config["backbone"], row.image_size, bank], sort_keys=True)
-        if key not in known:
-            try:
-                known[key] = _measured(Path(row.finetuned), row.image_size, device)
-            except UserError:  # its weights were deleted; another row may have them
-                out.append(row)
-                continue
-        ms, megabytes = known[key]
-        out.append(replace(row, ms_per_image=ms, megabytes=megabytes))
-    return out
+        if (network := _network(row)) not in known:
+            with contextlib.suppress(UserError):  # its weights were deleted; another row may have them
+                known[network] = _measured(Path(row.finetuned), row.image_size, device)
+    costs = [known.get(_network(row), (None, None)) for row in rows]
+    return [replace(r, ms_per_image=ms, megabytes=mb) for r, (ms, mb) in zip(rows, costs, strict=True)]
+
+
+def _network(row: Row) -> str:
+    """Return what the costs of a classifier depend on, as JSON."""
+    backbone = read_summary(Path(row.finetuned))["config"]["backbone"]
+    return json.dumps([backbone, row.image_size, row.labels_train if row.mode == KNN else 0], sort_keys=True)
 
 
 def _measured(directory: Path, image_size: int, device: Node) -> Costs:

@@ -69,7 +69,7 @@ class Entry:
         dropped: what the gain does not consider.
         labels_needed: by scratch for the same accuracy, as returned by `labels_needed`; None without scratch.
         chosen: counts of the choices of `mode=auto`.
-        network: backbone and image size: `smallcnn at 32 px`.
+        network: backbone and image size: `smallcnn at 32 px`; and the stem, if that of scratch is another.
         costs: means over its classifiers.
     """
 

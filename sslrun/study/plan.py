@@ -18,15 +18,17 @@ from sslrun.data.images import Images
 from sslrun.data.labeled import Pool, Validation, load_pool
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import describe
-from sslrun.models.published import Published
+from sslrun.models.published import Published, published
+from sslrun.models.teacher import is_run, node_of
 from sslrun.runs.encoders import PIXELS, PRETRAINED, SCRATCH
 from sslrun.runs.run import Stages
 from sslrun.study.equal_time import usual_steps
 from sslrun.study.launch import StudyRun, study_run
-from sslrun.study.results import EQUAL_TIME
+from sslrun.study.results import EQUAL_TIME, PUBLISHED
 from sslrun.study.settings import device_of, overrides_of
 from sslrun.training.candidates import AUTO, KNN, PROBE, TUNED, folds_of
 
+DISTILL = "sslrun.tasks.pretext.distill.Distill"
 FRACTIONS = (0.01, 0.1, 1.0)  # the default label budgets
 
 
@@ -79,7 +81,7 @@ class Plan:
         pretrainings: by task and seed.
         classifiers, evaluations: by cell.
         matched: the number of classifiers that will be trained for as long as a pretraining, once its time is known.
-        network: with published weights, if it is compared or a teacher.
+        network: with published weights, if it is compared.
     """
 
     classified: StudyData
@@ -183,7 +185,7 @@ def plan_of(
         ]
         whole = composed[tuple(common)] | own | {"subset_seed": cell.budget.seed}
         whole["train"] = whole["train"] | longer
-        weights = [given.network.source] if given.network and cell.initialization == PRETRAINED else []
+        weights = [given.network.identity] if given.network and cell.initialization == PRETRAINED else []
         read = (*fingerprints, *weights)
         classifiers[cell] = study_run(stages, FINETUNE, cell.name, whole, [*common, *settings], *read)
         evaluations[cell] = _evaluation(stages, config, cell.name, classifiers[cell], evaluating, loaded.test)
@@ -202,8 +204,8 @@ def _pretrainings(
         for seed in range(first, first + seeds):
             own = [*(o for o in given if o.partition("=")[0] != "seed"), f"seed={seed}"]
             config = plain(compose_config(PRETRAIN, own, None))
-            data = loaded.images.fingerprint().hexdigest()
-            runs[seed] = study_run(stages, PRETRAIN, f"{task}_seed{seed}", config, own, data)
+            read = (loaded.images.fingerprint().hexdigest(), *_weights(config))
+            runs[seed] = study_run(stages, PRETRAIN, f"{task}_seed{seed}", config, own, *read)
         keys = {r.key for r in runs.values()}
         same = next((t for t, others in out.items() if keys & {r.key for r in others.values()}), None)
         if same is None:
@@ -211,6 +213,16 @@ def _pretrainings(
         else:
             log.info("inits: %s is the same as %s, so it is run only once.", task, same)
     return out
+
+
+def _weights(pretraining: Node) -> list[str]:
+    """Return the identities of the weights that a pretraining starts from or is taught by; those of a run have none."""
+    out = [published(pretraining["backbone"])] if pretraining["init"] in PUBLISHED else []
+    if pretraining["pretext"]["_target_"] == DISTILL:
+        teacher, file = pretraining["pretext"]["teacher"], pretraining["pretext"]["weights"]
+        if teacher is None or not is_run(teacher):
+            out.append(published(node_of(teacher, file)))
+    return [w.identity for w in out]
 
 
 def _own(

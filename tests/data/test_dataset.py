@@ -397,6 +397,21 @@ def test_other_labels_or_class_names_of_the_same_images_are_another_fingerprint(
     assert renamed_files.fingerprint() == data.fingerprint()
 
 
+def test_the_fingerprint_of_a_listing_depends_on_names_order_labels_and_classes_but_not_on_pixels() -> None:
+    data = dataset(0, [0, 1, 2])
+    others = [
+        dataset(0, [0, 2, 1]),
+        Dataset(data.images, data.labels, ["cat", "dog", "hen"], data.names),
+        Dataset(data.images, data.labels, data.class_names, ["x", "y", "z"]),
+        data.take(np.array([1, 0, 2])),
+        data.take(np.array([0, 1])),
+    ]
+    assert len({d.listing_fingerprint() for d in (data, *others)}) == 6
+    other_pixels = Dataset(dataset(1, [0, 1, 2]).images, data.labels, data.class_names, data.names)
+    assert other_pixels.fingerprint() != data.fingerprint()
+    assert other_pixels.listing_fingerprint() == data.listing_fingerprint()
+
+
 def test_the_hash_of_a_split_of_arrays_depends_on_its_pixels_labels_and_classes() -> None:
     array = np.zeros((4, 8, 8, 3), np.uint8)
     other = array.copy()

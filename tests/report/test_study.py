@@ -14,6 +14,7 @@ import pytest
 from sslrun.report import study
 from sslrun.report.comparison import networks_text
 from sslrun.report.gains import p_text
+from sslrun.report.html import render
 from sslrun.study.comparison import compared
 from sslrun.study.results import Row
 from tests.helpers import CHROMIUM, row, summary
@@ -73,6 +74,23 @@ def test_networks_that_differ_from_that_of_scratch_are_named_on_the_page() -> No
     entries = compared([*rows, row("pretrained", "probe", **LARGE)], "auto")
     text = "scratch, simclr: smallcnn at 32 px; pretrained: tf_efficientnet_lite0 at 224 px"
     assert networks_text(entries) == study._reading(entries, "auto")["networks"] == text
+
+
+@pytest.mark.parametrize("published", ["pretrained", "pretrained resnet50 at 224 px"])
+def test_published_weights_are_not_called_one_pretraining(published: str) -> None:
+    """pretrain_seeds would not give them another one."""
+
+    def page(*rows: Row) -> str:
+        entries = compared([row("scratch", "finetune", subset=s) for s in "abc"] + [*rows], "probe")
+        given = dict.fromkeys(("title", "subtitle", "command", "config"), "")
+        lists: dict[str, Any] = {k: [] for k in ("conclusions", "figures", "rows", "runs", "facts", "advice")}
+        return render("study.html.jinja", reading=study._reading(entries, "probe"), **given, **lists)
+
+    own = [row(published, "probe", subset=s, **LARGE) for s in "abc"]
+    several = [row("rotation", "probe", subset=s, pretrain_seed=p) for s in "abc" for p in range(3)]
+    assert "One pretraining" not in page(*own, *several)
+    assert "other pretrainings of the same task (3 here)" in page(*own, *several)
+    assert "One pretraining" in page(*own, *several[::3])
 
 
 def test_the_figures_have_the_rows_that_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:

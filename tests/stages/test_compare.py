@@ -78,7 +78,7 @@ def test_auto_of_a_study_is_the_choice_of_finetune(in_study: Path, cli: Cli) -> 
     answer = cli("finetune", f"init={run}", "mode=auto", *own, *QUICK)
     assert answer.code == 0, answer.err
     made = summary(runs("finetune")[-1])
-    assert (made["chosen"], made["subset_fingerprint"]) == (row["chosen"], row["subset"])
+    assert (made["chosen"], made["subset"]) == (row["chosen"], row["subset"])
     assert made["val/accuracy"] == pytest.approx(float(row["val_accuracy"]), abs=1e-6)
     rivals = {r["mode"]: summary(Path(r["finetuned"])) for r in study_table(in_study) if r["seed"] == "1"
               and r["initialization"] == "simclr"}  # fmt: skip
@@ -239,6 +239,27 @@ def test_a_budget_is_fitted_once(earlier: int | None, monkeypatch: pytest.Monkey
     run.close("finished")
 
 
+def test_the_compared_network_and_the_teacher_are_noted_each(caplog: pytest.LogCaptureFixture) -> None:
+    def network(name: str, size: int) -> Any:
+        return SimpleNamespace(name=name, image_size=size, source=f"file of {name}", license="mit")
+
+    noted: dict[str, Any] = {}
+    run: Any = SimpleNamespace(note=noted.update)
+    settings: Any = SimpleNamespace(
+        backbone={"_target_": "sslrun.models.backbones.resnet18.resnet18"}, dataset={"image_size": 64}
+    )
+    given: Any = SimpleNamespace(network=network("resnet18", 224), teacher=network("lite0", 224))
+    caplog.set_level("INFO")
+    compare._note_network(run, given, settings)
+    assert [r.getMessage() for r in caplog.records] == [
+        "pretrained is resnet18 at 224 px (file of resnet18, license: mit); the others are resnet18 at 64 px.",
+        "the teacher of distill is lite0 at 224 px (file of lite0, license: mit).",
+    ]
+    assert {k: v["network"] for k, v in noted.items()} == {
+        "published": "resnet18 at 224 px", "teacher": "lite0 at 224 px"
+    }  # fmt: skip
+
+
 def test_the_runs_of_a_study_are_launched_in_order(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -249,7 +270,6 @@ def test_the_runs_of_a_study_are_launched_in_order(
     )
     monkeypatch.setattr(compare.results, "row_of", lambda *given: SimpleNamespace(initialization=given[1], given=given))
     monkeypatch.setattr(compare, "with_costs", lambda rows, device: rows)
-    monkeypatch.setattr(compare.results, "with_shared_subsets", lambda rows: rows)
     monkeypatch.setattr(compare, "with_auto", lambda rows, names: [("auto", len(rows), names)])
     monkeypatch.setattr(compare, "equal_time_steps", lambda pretrained, scratch: {"labels=9": len(pretrained) * 100})
     tuned, frozen = (Cell("scratch", m, LabelBudget(9)) for m in ("finetune", "probe"))

@@ -87,6 +87,7 @@ def test_finetune_starts_from_the_newest_run_and_logs_it(world: Path) -> None:
     assert given is None
     assert result["data_fingerprint"] == data.fingerprint()
     assert result["subset_fingerprint"] == data.labeled(LabelBudget(fraction=0.5), "photos").fingerprint()
+    assert result["subset"] == data.labeled(LabelBudget(fraction=0.5), "photos").listing_fingerprint()
     assert (result["precision"], result["memory_format"]) == ("fp32", "channels_last")
     assert result["config"]["device"]["precision"] == "fp32"
     content = checkpoint.load(run / "best.pt")

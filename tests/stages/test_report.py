@@ -12,7 +12,7 @@ from sslrun.base.errors import UserError
 from sslrun.evaluation.correctness import Correctness
 from sslrun.stages import report
 from sslrun.study.results import Row
-from tests.helpers import QUICK, Cli, row, runs, study_table
+from tests.helpers import QUICK, Cli, row, runs, study_table, summary
 
 
 def test_report_of_existing_runs_equals_that_of_the_study(in_study: Path, cli: Cli) -> None:
@@ -37,6 +37,30 @@ def test_report_names_unusable_runs(in_world: Path, cli: Cli) -> None:
     answer = cli("report", str(classifier))
     assert answer.code == 0, answer.err
     assert "no network trained from scratch on the same labels to compare with" in answer.err
+
+
+@pytest.mark.slow
+def test_runs_on_the_same_labels_are_paired_at_every_image_size(cli: Cli) -> None:
+    data = (
+        "dataset=digits",
+        "dataset.max_images=120",
+        "labels=20",
+        "backbone=smallcnn",
+        "backbone.widths=[8,16]",
+        *QUICK,
+    )
+    short = ("mode=finetune", "train.steps=2", "train.evaluations=1", "search=[]")
+    for size, own in ((8, ("mode=probe",)), (16, short)):
+        answer = cli("finetune", "init=scratch", f"dataset.image_size={size}", *data, *own)
+        assert answer.code == 0, answer.err
+    probe, tuned = runs("finetune")
+    for run in (probe, tuned):
+        assert cli("evaluate", f"run={run}", *QUICK).code == 0
+    pixels = [summary(run)["subset_fingerprint"] for run in (probe, tuned)]
+    assert pixels[0] != pixels[1]
+    assert cli("report", str(probe), str(tuned)).code == 0
+    (page,) = Path("outputs/report").iterdir()
+    assert len({r["subset"] for r in study_table(page)}) == 1
 
 
 @pytest.mark.slow
@@ -65,6 +89,7 @@ def reported(monkeypatch: pytest.MonkeyPatch, *rows: Row, tests: tuple[str, ...]
     fingerprints = {r.evaluated: tests[i % len(tests)] for i, r in enumerate(rows)}
     monkeypatch.setattr(report, "rows_of", lambda path: [rows[int(str(path))]])
     monkeypatch.setattr(report, "disambiguated", list)
+    monkeypatch.setattr(report, "with_shared_subsets", list)
     monkeypatch.setattr(report, "read_summary", lambda path: {"data_fingerprint": fingerprints[str(path)]})
     monkeypatch.setattr(report, "publish", publish)
     page = report.report_on(paths, Path("out"))

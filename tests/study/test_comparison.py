@@ -249,8 +249,8 @@ def test_a_network_without_scratch_on_the_same_labels_counts_as_a_comparison() -
 
 
 OTHERS: list[tuple[str, str]] = [
-    ("simclr", "finetune"), ("simclr", "probe"), ("rotation", "knn"), ("pretrained", "finetune"), ("scratch", "probe"),
-    ("scratch", "equal_time"), ("pixels", "auto"), ("pixels", "knn"), ("scratch train.steps=9", "auto"),
+    ("simclr", "finetune"), ("simclr", "probe"), ("rotation", "knn"), ("scratch", "probe"), ("scratch", "equal_time"),
+    ("pixels", "auto"), ("pixels", "knn"), ("scratch train.steps=9", "auto"),
 ]  # fmt: skip
 
 
@@ -285,6 +285,14 @@ def test_published_weights_are_in_the_family_by_their_probe_and_alone(name: str)
     assert family == [(name, "finetune")]
 
 
+def test_published_weights_without_that_mode_and_a_probe_are_in_the_family_by_another_mode() -> None:
+    own = {mode: rows_of("pretrained", {(None, "a"): 0.6, (None, "b"): 0.7}, mode) for mode in ("finetune", "knn")}
+    family = [e.mode for e in compared([*FAMILY, *own["finetune"], *own["knn"]], "auto") if e.in_family]
+    assert family.count("finetune") == 1
+    assert "knn" not in family
+    assert "knn" in [e.mode for e in compared([*FAMILY, *own["knn"]], "auto") if e.in_family]
+
+
 def test_without_a_pretraining_there_is_no_family() -> None:
     assert not any(e.in_family for e in compared(at(30), "auto"))
     assert compared([], "auto") == []
@@ -301,6 +309,20 @@ def test_the_costs_of_a_network_are_means_over_its_classifiers() -> None:
     assert simclr.costs == (1.5, 2.0, 4.0)
     assert rotation.costs == (None, None, None)
     assert (simclr.network, rotation.network) == ("smallcnn at 32 px", "resnet18 at 64 px")
+
+
+def test_the_network_of_an_entry_has_its_stem_if_that_of_scratch_is_another() -> None:
+    own = {"backbone": "resnet18", "stem": "small"}
+    rows = [
+        *rows_of("scratch", {(None, "a"): 0.6}, "finetune", **own),
+        *rows_of("rotation", {(0, "a"): 0.6}, **own),
+        *rows_of("rotation init=pretrained", {(0, "a"): 0.7}, **own | {"stem": "imagenet_small"}),
+        *rows_of("pretrained", {(None, "a"): 0.7}, backbone="lite0", image_size=224),
+    ]
+    assert {e.initialization: e.network for e in compared(rows, "auto")} == {
+        "scratch": "resnet18 at 32 px", "rotation": "resnet18 at 32 px",
+        "rotation init=pretrained": "resnet18 at 32 px with stem=imagenet_small", "pretrained": "lite0 at 224 px",
+    }  # fmt: skip
 
 
 # Budgets

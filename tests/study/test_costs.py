@@ -1,5 +1,6 @@
 """What a classifier costs: the time of a prediction and the size of its network."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,14 @@ def test_networks_that_are_the_same_are_measured_once(in_world: Path, monkeypatc
 def test_a_network_whose_weights_were_deleted_is_measured_on_another_run(
     in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = runs("finetune")[0]
-    rows = [row("simclr", "probe", finetuned=str(run))]
+    run, other = runs("finetune")[0], Path("outputs/finetune/other")
+    shutil.copytree(run, other)
     (run / "best.pt").unlink()
-    assert with_costs(rows, DEVICE) == rows
+    deleted, intact = (row("simclr", "probe", finetuned=str(r)) for r in (run, other))
+    monkeypatch.setattr(costs, "milliseconds", lambda *_: 2.0)
+    assert with_costs([deleted], DEVICE) == [deleted]
+    found = with_costs([deleted, intact, deleted], DEVICE)
+    assert [r.ms_per_image for r in found] == [2.0] * 3
+    assert {r.megabytes for r in found} == {found[1].megabytes}
+    assert found[1].megabytes
+    assert [r.finetuned for r in found] == [str(run), str(other), str(run)]

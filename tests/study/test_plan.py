@@ -18,6 +18,7 @@ from sslrun.data.dataset import Dataset, listing_hash
 from sslrun.data.images import Images
 from sslrun.data.labeled import Pool, Validation
 from sslrun.data.labels import LabelBudget
+from sslrun.models.published import TORCHVISION, published
 from sslrun.runs.run import Stages
 from sslrun.stages.table import job, stage
 from sslrun.study import plan
@@ -279,7 +280,7 @@ def test_published_weights_are_part_of_the_key_of_a_run(
 ) -> None:
     """Their cells have the overrides of their own network, and are no pretraining."""
     weights = ["backbone=timm", "backbone.name=resnet50", *COMMON[:2], "device=cpu"]
-    network: Any = SimpleNamespace(source="package weights 0.1.0")
+    network: Any = SimpleNamespace(identity="package weights 0.1.0")
     given = StudyOverrides({"rotation": COMMON}, COMMON, ON_PIXELS, [], network, weights)
     monkeypatch.setattr(plan, "overrides_of", lambda *_: given)
     result = planned("labels=[4]", "seeds=1")
@@ -294,6 +295,23 @@ def test_published_weights_are_part_of_the_key_of_a_run(
     assert [data for name, (_, data) in made["finetune"].items() if name != "pretrained_probe_labels4_subset0"] == (
         [(with_labels(20).fingerprint(), "")] * 6
     )
+
+
+def test_a_pretraining_has_another_key_with_other_weights_in_the_same_file(tmp_path: Path) -> None:
+    """Also a distillation; weights that are downloaded are known by their address, before and after."""
+    weights = tmp_path / "own.pth"
+    backbone = ["backbone=timm", "backbone.name=test_resnet", f"backbone.weights={weights}"]
+    taught = [COMMON[0], "pretext=distill", "pretext.teacher=test_resnet", f"pretext.weights={weights}"]
+    known = []
+    for content in ("one", "another"):
+        weights.write_text(content)
+        continued = plan._weights(composed("pretrain", [*backbone, "init=pretrained"]))
+        assert continued == plan._weights(composed("pretrain", taught))
+        known += continued
+        assert plan._weights(composed("pretrain", [*backbone, "init=scratch"])) == []
+    assert len(set(known)) == 2
+    downloaded = published({"_target_": TORCHVISION, "name": "resnet18", "weights": None})
+    assert downloaded.identity == replace(downloaded, path=weights).identity == downloaded.url
 
 
 @pytest.mark.slow
@@ -325,7 +343,7 @@ def test_a_study_of_published_weights_continued_ones_and_a_distillation(
     assert (distilled["teacher"], distilled["weights"]) == ("test_resnet", teacher_weights)
     assert summary(study)["published"] == {
         "network": "test_resnet at 160 px", "source": teacher_weights, "license": "not stated"
-    }  # fmt: skip
+    } == summary(study)["teacher"]  # fmt: skip
     again = cli("report", str(study))
     assert again.code == 0, again.err
     (reported,) = Path("outputs/report").glob("*/results.csv")

@@ -67,8 +67,18 @@ def test_a_row_has_validation_and_training_from_the_classifier_and_test_from_its
     assert (row.labels, row.labels_train, row.labels_val, row.seed, row.subset) == (58, 41, 17, 3, "5ub5e7")
     assert (row.mode, row.initialization, row.dataset, row.backbone) == ("probe", "simclr", "digits", "smallcnn")
     assert (row.image_size, row.ms_per_image, row.megabytes) == (16, None, None)
+    assert row.stem is None
     assert (row.seconds, row.finetuned, row.evaluated) == (12.5, "outputs/finetune/a", "outputs/evaluate/b")
     assert (row.label_budget, row.chosen, row.setting) == ("label_fraction=0.25", "probe", "")
+
+
+@pytest.mark.parametrize(
+    ("stem", "image_size", "built"),
+    [("auto", 64, "small"), ("auto", 96, "imagenet"), ("imagenet_small", 64, "imagenet_small")],
+)
+def test_a_row_has_the_stem_as_built(stem: str, image_size: int, built: str) -> None:
+    config = {"seed": 3, "dataset": {"image_size": image_size}, "backbone": {"stem": stem}}
+    assert row_of(written(config=config), "simclr").stem == built
 
 
 def test_a_row_of_an_older_run_counts_its_validation_labels() -> None:
@@ -177,6 +187,21 @@ def test_rows_of_a_study_are_read_back() -> None:
         writer.writeheader()
         writer.writerows(asdict(r) for r in [*rows, replace(rows[0], mode="auto")])
     assert rows_of(study) == rows
+
+
+def test_a_study_knows_the_costs_of_a_deleted_pretraining() -> None:
+    row = row_of(written(), "simclr")
+    assert row.minutes is None
+    study = Path("study")
+    study.mkdir()
+    (study / "summary.json").write_text(json.dumps({**SUMMARY, "stage": "compare", "wall_time_seconds": 1.0}))
+    measured = replace(row, ms_per_image=1.5, megabytes=2.5, minutes=3.5)
+    for known in (measured, row):
+        with (study / "results.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(asdict(row)))
+            writer.writeheader()
+            writer.writerow(asdict(known))
+        assert rows_of(study) == [known]
 
 
 def test_of_several_evaluations_of_a_run_the_newest_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,13 +327,42 @@ def test_names_do_not_depend_on_seeds_steps_that_follow_the_labels_or_equal_time
     assert [r.initialization for r in disambiguated(rows)] == names
 
 
-def test_published_weights_have_the_subsets_of_scratch() -> None:
-    """They are the same images, though of more pixels."""
-    scratch = [row("scratch", "finetune", seed=s, subset=f"{s}") for s in range(2)]
-    more = [row("scratch", "finetune", subset="m", label_budget="labels=60")]
-    own = [row("pretrained", "probe", seed=s, subset=f"large {s}") for s in range(2)]
-    large = [row("pretrained", "probe", subset="large m", label_budget="labels=60")]
-    task = row("simclr", "probe", seed=1, subset="another")
-    shared = results.with_shared_subsets([*scratch, *more, *own, *large, task])
-    assert [r.subset for r in shared] == ["0", "1", "m", "0", "1", "m", "another"]
-    assert [r.seed for r in shared] == [0, 1, 0, 0, 1, 0, 1]
+def test_several_networks_with_published_weights_are_named_by_backbone_and_image_size() -> None:
+    def made(backbone: str, size: int, weights: str | None = None, initialization: str = "pretrained") -> Row:
+        run = Path("outputs/finetune", f"{backbone}-{size}-{weights}-{initialization}")
+        run.mkdir(parents=True, exist_ok=True)
+        config: Node = {"backbone": {"name": backbone, "weights": weights}, "dataset": {"image_size": size}}
+        if backbone == "resnet50":
+            config["dataset"]["mean"] = [0.4, 0.5, 0.6]
+        (run / "summary.json").write_text(json.dumps({**SUMMARY, **FINETUNED, "source": "x", "config": config}))
+        known = {"finetuned": str(run), "source": "x", "backbone": backbone, "image_size": size}
+        return row(initialization, "probe", **known)
+
+    def names(*rows: Row) -> list[str]:
+        return [r.initialization for r in disambiguated(rows)][1:]
+
+    scratch = made("smallcnn", 32, initialization="scratch")
+    lite0, resnet50 = made("lite0", 224), made("resnet50", 224)
+    assert names(scratch, lite0, lite0) == ["pretrained"] * 2
+    two = ["pretrained lite0 at 224 px", "pretrained resnet50 at 224 px"]
+    assert names(scratch, lite0, resnet50, lite0) == [*two, two[0]]
+    assert names(scratch, resnet50, made("resnet50", 160)) == [two[1], "pretrained resnet50 at 160 px"]
+    other = made("lite0", 224, "other.pth")
+    assert names(scratch, lite0, other, other) == [two[0], *["pretrained lite0 at 224 px, 2"] * 2]
+
+
+def test_an_older_run_has_the_subset_of_a_newer_one_with_the_same_pixels() -> None:
+    """It knows only the pixels, which differ at another image size."""
+
+    def made(name: str, pixels: str, **subset: str) -> Row:
+        run = Path("outputs/finetune", name)
+        run.mkdir(parents=True)
+        summary = {**SUMMARY, **FINETUNED, "subset_fingerprint": pixels, **subset}
+        (run / "summary.json").write_text(json.dumps(summary))
+        return row("scratch", "finetune", finetuned=str(run), subset=subset.get("subset", pixels))
+
+    old, other = made("old", "small 0"), made("other", "small 1")
+    new, large = made("new", "small 0", subset="names 0"), made("large", "large 0", subset="names 0")
+    shared = results.with_shared_subsets([old, other, new, large])
+    assert [r.subset for r in shared] == ["names 0", "small 1", "names 0", "names 0"]
+    assert results.with_shared_subsets([old, other]) == [old, other]

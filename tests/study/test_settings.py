@@ -7,6 +7,7 @@ from sslrun.base.errors import UserError
 from sslrun.config.compose import compose_config
 from sslrun.config.nodes import plain
 from sslrun.config.types import Node
+from sslrun.models.teacher import node_of
 from sslrun.runs.run import Stages
 from sslrun.stages.table import job, stage
 from sslrun.study import settings as study_settings
@@ -159,23 +160,36 @@ def test_by_default_the_task_of_the_study_and_published_weights_on_this_machine(
 
 def test_without_published_weights_what_needs_them_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sslrun.models.published.on_this_machine", lambda: iter(()))
-    for name in ("pretrained", "distill"):
-        with pytest.raises(UserError, match=f"^inits: {name}: no published weights are on this machine; get them with"):
+    for name, other in (("pretrained", "choose a network with backbone="), ("distill", "name a teacher, whose")):
+        words = rf"^inits: {name}: no published weights are on this machine; get them with .*, or {other}"
+        with pytest.raises(UserError, match=words) as wrong:
             study(f"inits=[rotation,{name}]")
+        assert len(str(wrong.value).splitlines()) == 1
+    with pytest.raises(UserError, match=r"^inits: distill: no published weights"):
+        study("inits=[distill]", "backbone=resnet18", backbone="resnet18")
     given = study('inits=["distill pretext.teacher=tf_efficientnet_lite0"]')
-    assert given.network is None
+    assert given.network is given.teacher is None
 
 
-def test_the_teacher_of_a_distillation_is_the_network_that_is_compared(teacher_weights: str) -> None:
+def test_the_teacher_of_a_distillation_is_the_backbone_of_the_study_if_it_has_a_name(teacher_weights: str) -> None:
     def teacher(*overrides: str, **chosen: str) -> list[object]:
-        (of_distill,) = study(*overrides, **chosen).pretrainings.values()
+        given = study(*overrides, **chosen)
+        (of_distill,) = given.pretrainings.values()
         pretext = composed("pretrain", of_distill)["pretext"]
+        if given.teacher:  # that of the log
+            assert node_of(pretext["teacher"], pretext["weights"]) == given.teacher.backbone
         return [pretext["teacher"], pretext["weights"]]
 
     backbone = ["backbone=timm", "backbone.name=test_resnet", f"backbone.weights={teacher_weights}"]
     assert teacher("inits=[pretrained,distill]") == ["tf_efficientnet_lite0", None]
     assert teacher("inits=[distill]") == ["tf_efficientnet_lite0", None]
     assert teacher("inits=[pretrained,distill]", *backbone, backbone="timm") == ["test_resnet", teacher_weights]
+    resnet50 = ["backbone=torchvision", "backbone.name=resnet50"]
+    assert teacher("inits=[distill]", *resnet50, backbone="torchvision") == ["torchvision/resnet50", None]
+    ours = study("inits=[pretrained,distill]", "backbone=resnet18", backbone="resnet18")
+    assert (ours.network and ours.network.name) == "resnet18"
+    assert (ours.teacher and ours.teacher.name) == "tf_efficientnet_lite0"
+    assert teacher("inits=[distill]", "backbone=resnet18", backbone="resnet18") == ["tf_efficientnet_lite0", None]
     assert teacher('inits=["distill pretext.teacher=resnet50"]') == ["resnet50", None]
     of_study = ["pretext=distill", "pretext.teacher=resnet50"]
     assert teacher("inits=[pretrained,distill]", *of_study, pretext="distill") == ["resnet50", None]

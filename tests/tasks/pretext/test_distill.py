@@ -16,7 +16,7 @@ from sslrun.base.errors import UserError
 from sslrun.data.cache import decode_all, resize_all
 from sslrun.data.images import Images
 from sslrun.models import teacher_features as module
-from sslrun.models.teacher import Teacher, teacher_of
+from sslrun.models.teacher import Teacher, node_of, teacher_name, teacher_of
 from sslrun.models.teacher_features import teacher_features
 from sslrun.models.weights import load_state
 from sslrun.runs.find import LAST
@@ -233,6 +233,19 @@ def test_a_teacher_is_a_network_a_file_or_a_run(weights: str, in_world: Path) ->
     ):
         with pytest.raises(UserError, match=words):
             teacher_of(name, file)
+
+
+def test_a_network_of_both_libraries_is_that_of_timm_unless_the_library_is_named() -> None:
+    nodes = {name: node_of(name, None) for name in ("resnet50", "timm/resnet50", "torchvision/resnet50", "googlenet")}
+    assert {name: (n["_target_"].split(".")[-2], n["name"]) for name, n in nodes.items()} == {
+        "resnet50": ("timm", "resnet50"), "timm/resnet50": ("timm", "resnet50"),
+        "torchvision/resnet50": ("torchvision", "resnet50"), "googlenet": ("torchvision", "googlenet"),
+    }  # fmt: skip
+    assert [teacher_name(n) for n in nodes.values()] == ["resnet50", "resnet50", "torchvision/resnet50", "googlenet"]
+    assert teacher_name({"_target_": "sslrun.models.backbones.resnet18.resnet18", "stem": "auto"}) is None
+    for unknown in ("timm/googlenet", "torchvision/tf_efficientnet_lite0", "keras/resnet50"):
+        with pytest.raises(UserError, match=f"pretext.teacher={unknown}: no run, and no network of timm or torchvis"):
+            node_of(unknown, None)
 
 
 def test_neither_the_teacher_nor_its_features_are_in_the_checkpoint(weights: str) -> None:
