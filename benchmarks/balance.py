@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 from PIL import Image
+from rows import append
 from sklearn.metrics import f1_score, recall_score
 from torchvision.datasets import FashionMNIST
 
@@ -162,11 +163,7 @@ def main() -> None:
             row = {"data": name, "initialization": initialization, "mode": mode, "seed": str(seed), "balance": balance}
             row |= {k: f"{v:.4f}" for k, v in result.items()}
             rows.append(row)
-            with args.rows.open("a", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                if file.tell() == 0:
-                    writer.writeheader()
-                writer.writerow(row)
+            append(args.rows, row, COLUMNS)
             print(row, flush=True)
     table(rows)
 

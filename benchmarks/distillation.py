@@ -16,9 +16,9 @@ a student that was not trained.
 """
 
 import argparse
-import csv
 import shlex
 import time
+from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
+from rows import append
 from torch import Tensor, nn
 
 from sslrun.augment import Rng
@@ -63,8 +64,9 @@ class Other(Distill):
         with torch.autocast(predicted.device.type, enabled=False):
             return {"loss": self.loss(predicted, half_rows(self.features, batch["rows"]).to(predicted.device))}
 
+    @abstractmethod
     def loss(self, predicted: Tensor, target: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Return the loss of a batch: both are `N x D`."""
 
 
 class Cosine(Other):
@@ -175,11 +177,7 @@ def main() -> None:
                 scores = [accuracy(task, pool, held_out, per_class, s, device) for s in range(SUBSETS)]
                 row = (args.name, loss, seed, per_class, f"{np.mean(scores):.4f}", f"{seconds:.1f}")
                 print(*row, flush=True)
-                with args.rows.open("a", newline="") as file:
-                    writer = csv.writer(file)
-                    if file.tell() == 0:
-                        writer.writerow(COLUMNS)
-                    writer.writerow(row)
+                append(args.rows, dict(zip(COLUMNS, row, strict=True)), COLUMNS)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ import steps
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from rows import append
 from steps import accuracy
 
 from sslrun.config.build import build
@@ -243,11 +244,7 @@ def main() -> None:
         result = trained(name, init, per_class, recipe, seed)
         row |= {k: f"{v:.4g}" for k, v in result.items()}
         rows.append(row)
-        with args.rows.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerow(row)
+        append(args.rows, row, COLUMNS)
         print(row, flush=True)
     table(rows)
 

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from rows import append
 from sklearn.model_selection import StratifiedGroupKFold
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.datasets import FashionMNIST
@@ -255,11 +256,7 @@ def main() -> None:
         result = trained(cell, seed)
         row |= {k: f"{v:.4f}" if k in ("initial", *STATES) else f"{v:.4g}" for k, v in result.items()}
         rows.append(row)
-        with args.rows.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerow(row)
+        append(args.rows, row, COLUMNS)
         print(row, flush=True)
     table(rows)
 
