@@ -195,8 +195,13 @@ def state_of(weights: Published, backbone: torch.nn.Module) -> State:
         again = "; remove it, and it is downloaded again" if weights.url or weights.repository else ""
         raise UserError(f"{error}{again}") from None
     if weights.packaged:
-        keys = list(backbone.state_dict())
-        return dict(zip(keys, state.values(), strict=False))
+        keys, arrays = list(backbone.state_dict()), list(state.values())[:-2]  # the last two are the classifier's
+        if len(arrays) != len(keys):
+            raise UserError(
+                f"{weights.source} has {len(arrays)} arrays before its classifier, expected {len(keys)}: is it of another "
+                "version?"
+            )
+        return dict(zip(keys, arrays, strict=True))
     ours = "name" not in weights.backbone  # a network of torchvision without its library's prefix
     if weights.backbone["_target_"] == TIMM:
         heads = of_timm.heads(weights.name)
