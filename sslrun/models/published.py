@@ -198,7 +198,7 @@ def state_of(weights: Published, backbone: torch.nn.Module) -> State:
         keys, arrays = list(backbone.state_dict()), list(state.values())[:-2]  # the last two are the classifier's
         if len(arrays) != len(keys):
             raise UserError(
-                f"{weights.source} has {len(arrays)} arrays before its classifier, expected {len(keys)}: is it of another "
+                f"{weights.source} has {len(arrays)} arrays before its classifier, expected {len(keys)}: is it another "
                 "version?"
             )
         return dict(zip(keys, arrays, strict=True))

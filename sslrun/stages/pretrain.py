@@ -20,7 +20,7 @@ from sslrun.data.options import DatasetNode, describe
 from sslrun.device import Device
 from sslrun.evaluation.validation import encoder_metrics, evaluated_images, knn_images
 from sslrun.models.encoder import BackboneNode, Encoder
-from sslrun.models.initialization import ORIGIN, refuse_unused_weights, resolve_pretraining
+from sslrun.models.initialization import ORIGIN, Network, refuse_unused_weights, resolve_pretraining
 from sslrun.report.training import curves_figure, sample_images, task_figures, views_figure
 from sslrun.runs.encoders import SCRATCH
 from sslrun.runs.resume import CHECKPOINT
@@ -65,18 +65,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     if training.batch_size < SMALLEST_BATCH:
         raise UserError(f"train.batch_size: must be at least {SMALLEST_BATCH} to pretrain, found {training.batch_size}")
     device = build(settings.device)
-    init = SCRATCH if run.resumed else settings.init  # the checkpoint has the weights of a resumed run
-    overrides = run.overrides
-    if run.in_study:  # which passes all keys of its data set
-        overrides = {k: v for k, v in overrides.items() if k not in ("dataset.mean", "dataset.std")}
-    elif not run.resumed:
-        refuse_unused_weights(init, settings.backbone, overrides)
-        if init != SCRATCH:
-            option = HydraConfig.get().runtime.choices["dataset"]
-            overrides = given_keys(run.stage, run.config, option, overrides, user_config_dir())
-    network = resolve_pretraining(init, settings.backbone, settings.dataset, overrides)
-    if not run.resumed:
-        run.note(init=network.name, **network.origin)
+    network = _network(run, settings)
     origin = {k: run.summary[k] for k in ORIGIN if k in run.summary}
     settings = replace(settings, backbone=network.backbone, dataset=network.dataset)
     data, given = load_train(settings.dataset)
@@ -124,6 +113,23 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     curves_figure(run)
     task_figures(run, task, sample_images(images, settings.seed), settings.seed, device)
     return result
+
+
+def _network(run: Run, settings: Pretrain) -> Network:
+    """Resolve and note the initialization; a resumed run has its weights from its own checkpoint."""
+    init = SCRATCH if run.resumed else settings.init
+    overrides = run.overrides
+    if run.in_study:  # which passes all keys of its data set
+        overrides = {k: v for k, v in overrides.items() if k not in ("dataset.mean", "dataset.std")}
+    elif not run.resumed:
+        refuse_unused_weights(init, settings.backbone, overrides)
+        if init != SCRATCH:
+            option = HydraConfig.get().runtime.choices["dataset"]
+            overrides = given_keys(run.stage, run.config, option, overrides, user_config_dir())
+    network = resolve_pretraining(init, settings.backbone, settings.dataset, overrides)
+    if not run.resumed:
+        run.note(init=network.name, **network.origin)
+    return network
 
 
 def _begin(run: Run, settings: Pretrain, task: Task, images: Images, device: Device) -> None:

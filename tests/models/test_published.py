@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -466,3 +467,15 @@ def test_the_commands_print_and_note_the_weights(world: Path, cli: Cli, monkeypa
     answer = cli("finetune", f"init={run}", "mode=probe", *QUICK)
     assert answer.code == 0, answer.err
     assert summary(runs("finetune")[-1])["weights"] == origin
+
+
+def test_a_package_with_another_number_of_arrays_is_one_line(tmp_path: Path) -> None:
+    weights = published({})
+    assert weights.path is not None
+    arrays = torch.load(weights.path, weights_only=True)
+    last = list(arrays)[-1]
+    torch.save({k: v for k, v in arrays.items() if k != last}, tmp_path / "cut.pth")
+    backbone = build(weights.backbone, 224)
+    with pytest.raises(UserError, match=r"has \d+ arrays before its classifier, expected \d+: is it another version"):
+        load(replace(weights, path=tmp_path / "cut.pth"), backbone)
+    load(weights, backbone)
