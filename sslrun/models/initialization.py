@@ -15,18 +15,17 @@ from sslrun.config.nodes import overlaid, short_name
 from sslrun.config.types import Node
 from sslrun.data import options
 from sslrun.data.dataset import Dataset
-from sslrun.data.labels import LabelBudget
 from sslrun.data.options import describe, labels_of, mismatch, preprocessing_of
 from sslrun.data.statistics import normalization
 from sslrun.models.backbones.stem import for_imagenet
 from sslrun.models.encoder import Encoder, Pooling, build_encoder
 from sslrun.models.published import Published, load, published
+from sslrun.models.trained import origin_of
 from sslrun.models.weights import State, encoder_of, external_weights, load_state
 from sslrun.runs import checkpoint
 from sslrun.runs.encoders import AUTO, IMAGENET, LATEST, PRETRAINED, SCRATCH, newest_encoder, source_of
 from sslrun.runs.find import FoundRun, find, read_summary
 
-ORIGIN = ("weights", "labels_seen")  # keys of `Network.origin`
 RESERVED = (AUTO, SCRATCH, PRETRAINED, IMAGENET)  # values of init= that are no run or file
 
 
@@ -42,8 +41,7 @@ class Network:
         backbone, dataset: complete config nodes.
         weights: of the checkpoint or file, for the whole encoder or only the backbone.
         published: of `pretrained`.
-        origin: entries of summaries and checkpoints: `weights`, the source and license of published weights from which
-            the weights were trained; `labels_seen`, the label budgets with which they were.
+        origin: from what the weights were trained, see `origin_of`.
     """
 
     kind: Literal["resume", "run", "file", "pretrained", "scratch"]
@@ -208,10 +206,7 @@ def _from_checkpoint(
     if wanted and wanted != has:
         raise UserError(mismatch("backbone", short_name(wanted), short_name(has), path))
     name = short_name(config["pretext"]["_target_"]) if "pretext" in config else content["stage"]
-    origin = {k: content[k] for k in ORIGIN if k in content}
-    if "label_fraction" in config and config.get("mode") not in ("probe", "knn"):  # whose encoder has seen no labels
-        used = LabelBudget(config.get("labels"), config["label_fraction"], config["labels_per_class"]).text
-        origin["labels_seen"] = ", ".join([*filter(None, [origin.get("labels_seen")]), used])
+    origin = origin_of(content)
     if seen := origin.get("labels_seen"):
         log.warning("%s was trained with labels (%s): the label budget of this run does not count them.", path, seen)
     nodes = _completed(config, path, backbone, dataset, overrides)

@@ -35,6 +35,7 @@ class Teacher:
         encoder: in evaluation mode.
         source: of its weights, with their license.
         settings: `channels` and `resize` of its images, if it is of a run.
+        origin: of a network that learns from it, see `origin_of`.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Teacher:
     encoder: Encoder
     source: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def refuse_other_images(self, images: Images) -> None:
         """Raise if images are read in another way than those of the teacher's training."""
@@ -77,21 +79,22 @@ def teacher_of(name: str | None, weights: str | None) -> Teacher:
         if weights is not None:
             raise UserError(f"pretext.weights={weights} has no effect on a run as the teacher; remove it")
         trained = load_network(named_run(name, (*FOR_ENCODER, *WITH_CLASSIFIER))[0])
-        if "label_fraction" in trained.config and trained.config["mode"] not in ("probe", "knn"):
-            log.warning("%s was trained with labels: the label budgets of later runs do not count them.", name)
+        origin = dict(trained.origin)
+        seen = {"labels_seen": origin.pop("labels_seen")} if "labels_seen" in origin else {}
+        for labels in seen.values():
+            log.warning("%s was trained with labels (%s), which later label budgets do not count.", name, labels)
         dataset = trained.config["dataset"]
         settings = {key: dataset[key] for key in ("channels", "resize")}
-        return Teacher(network_name(trained.config["backbone"]), dataset["image_size"], trained.encoder, name, settings)
-    if weights is not None and not os.path.isfile(os.path.expanduser(weights)):
-        raise UserError(f"pretext.weights={weights}: no such file")
-    if name is None and weights is not None:
-        raise UserError(f"pretext.weights={weights} needs pretext.teacher, the name of its network")
+        network = network_name(trained.config["backbone"])
+        origin = {"teacher": {"source": name, **origin}, **seen}
+        return Teacher(network, dataset["image_size"], trained.encoder, name, settings, origin)
     given = published(node_of(name, weights))
     _refuse_too_large(given)
     with torch.random.fork_rng(devices=[]):
         encoder = build_encoder(given.backbone, given.image_size, given.mean, given.std)
     load(given, encoder.backbone)
-    return Teacher(given.name, given.image_size, encoder.eval(), f"{given.source}, license: {given.license}")
+    source, origin = f"{given.source}, license: {given.license}", {"source": given.source, "license": given.license}
+    return Teacher(given.name, given.image_size, encoder.eval(), source, origin={"teacher": origin})
 
 
 def is_run(name: str) -> bool:
@@ -120,7 +123,15 @@ def teacher_name(node: Node) -> str | None:
 
 
 def node_of(name: str | None, weights: str | None) -> Node:
-    """Return the config node of a network by its name, see `teacher_of`; an empty one without a name."""
+    """Return the config node of a network by its name, see `teacher_of`; an empty one without a name.
+
+    Raises:
+        UserError: there is no such network or file.
+    """
+    if weights is not None and not os.path.isfile(os.path.expanduser(weights)):
+        raise UserError(f"pretext.weights={weights}: no such file")
+    if name is None and weights is not None:
+        raise UserError(f"pretext.weights={weights} needs pretext.teacher, the name of its network")
     if name is None:
         return {}
     library, _, network = name.rpartition("/")

@@ -1,5 +1,6 @@
 """Trained networks, loaded from their runs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,15 @@ import torch
 
 from sslrun.base.errors import UserError
 from sslrun.config.commands import WITH_CLASSIFIER
+from sslrun.config.types import Node
+from sslrun.data.labels import LabelBudget
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import Encoder, build_encoder
 from sslrun.models.weights import encoder_of, load_state, prefix_of, strip_prefix
 from sslrun.runs import checkpoint
 from sslrun.runs.find import BEST, read_summary
+
+ORIGIN = ("weights", "teacher", "labels_seen")  # keys of `origin_of`
 
 
 @dataclass
@@ -28,6 +33,7 @@ class Trained:
         temperature: divisor of the logits, fitted on validation; 1 without validation.
         confidence_threshold: confidence above which the accuracy should be 95 %; None if there is none.
         metrics: of the classifier on validation.
+        origin: see `origin_of`.
     """
 
     encoder: Encoder
@@ -38,6 +44,7 @@ class Trained:
     temperature: float = 1.0
     confidence_threshold: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_network(directory: Path) -> Trained:
@@ -54,7 +61,7 @@ def load_network(directory: Path) -> Trained:
     with torch.random.fork_rng(devices=[]):
         encoder = _encoder(content["config"])
     load_state(encoder, encoder_of(content), path)
-    return Trained(encoder.eval(), _with_range(content["config"]), path)
+    return Trained(encoder.eval(), _with_range(content["config"]), path, origin=origin_of(content))
 
 
 def load_classifier(directory: Path) -> Trained:
@@ -78,7 +85,23 @@ def load_classifier(directory: Path) -> Trained:
     classifier.eval()
     metrics = content.get("metrics") or {}
     temperature, confidence_threshold = metrics.get("val/temperature", 1.0), metrics.get("val/confidence_threshold")
-    return Trained(encoder, config, path, classifier, names, temperature, confidence_threshold, metrics)
+    origin = origin_of(content)
+    return Trained(encoder, config, path, classifier, names, temperature, confidence_threshold, metrics, origin)
+
+
+def origin_of(content: Mapping[str, Any]) -> Node:
+    """Return from what the encoder of a checkpoint was trained, as summaries and checkpoints have it.
+
+    Returns:
+        `weights`, source and license of the published weights at its start; `teacher`, those of the network whose
+        features it learned; `labels_seen`, the label budgets that had an influence on it. Only those that there are.
+    """
+    config = content["config"]
+    origin = {k: content[k] for k in ORIGIN if k in content}
+    if "label_fraction" in config and config.get("mode") not in ("probe", "knn"):  # whose encoder has seen no labels
+        used = LabelBudget(config.get("labels"), config["label_fraction"], config["labels_per_class"]).text
+        origin["labels_seen"] = ", ".join([*filter(None, [origin.get("labels_seen")]), used])
+    return origin
 
 
 def _with_range(config: dict[str, Any]) -> dict[str, Any]:

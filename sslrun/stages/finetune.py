@@ -12,7 +12,7 @@ from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.text import counted, time_range
 from sslrun.config.build import build, built_settings
-from sslrun.config.compose import group_choices
+from sslrun.config.compose import given_keys, group_choices
 from sslrun.config.grammar import key_of
 from sslrun.config.nodes import network_name
 from sslrun.config.types import Count, Fraction, FromCheckpoint, Node, Positive, PositiveInt
@@ -24,7 +24,8 @@ from sslrun.device import Device
 from sslrun.evaluation.validation import SCORES, accuracy_text, classifier_metrics, score_name
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import BackboneNode, Pooling
-from sslrun.models.initialization import ORIGIN, Network, refuse_unused_weights, resolve, unchanged
+from sslrun.models.initialization import Network, refuse_unused_weights, resolve, unchanged
+from sslrun.models.trained import ORIGIN
 from sslrun.report.training import curves_figure, sample_images, views_figure
 from sslrun.runs import checkpoint
 from sslrun.runs.encoders import AUTO, PRETRAINED, SCRATCH
@@ -37,7 +38,6 @@ from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.training import autotune, estimate, jobs
 from sslrun.training.batches import Batches
 from sslrun.training.candidates import (
-    FEW_LABELS,
     KNN,
     PROBE,
     TUNED,
@@ -45,6 +45,7 @@ from sslrun.training.candidates import (
     Folds,
     candidates_of,
     folds_of,
+    frozen_network,
 )
 from sslrun.training.choosing import affordable, choose_candidate
 from sslrun.training.folds import finetuning
@@ -126,7 +127,9 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
         frozen: dict[str, Frozen] = {}
         for name in dict.fromkeys(c.name for c in candidates):
             known = frozen.get(PROBE) if name == TUNED else None  # the same network
-            frozen[name] = known or _frozen(name, network, settings, labeled, folds, device, parallel)
+            frozen[name] = known or frozen_network(
+                name, _start(name, network), config, labeled, folds, device, parallel
+            )
         began = time.monotonic()
         chosen: Candidate = candidates[0]
         metrics: dict[str, float] = {}
@@ -171,6 +174,9 @@ def _resolved(run: Run, settings: Finetune) -> tuple[Network, Finetune]:
     init = settings.init
     if not (run.resumed or run.in_study):  # a study passes all keys of its backbone
         refuse_unused_weights(init, settings.backbone, overrides)
+        option = HydraConfig.get().runtime.choices["dataset"]
+        run.note(given=given_keys(run.stage, run.config, option, overrides, user_config_dir()))
+    overrides = {**run.summary.get("given", {}), **overrides}
     if init == AUTO:
         parallel = _parallel(build(settings.device))
         run.resolve(**choose_initialization(run, settings.budget, overrides, parallel))  # a resumed run keeps it
@@ -236,20 +242,9 @@ def _in_time(
     return candidates
 
 
-def _frozen(
-    name: str, network: Network, settings: Finetune, labeled: Labeled, folds: Folds, device: Device, parallel: bool
-) -> Frozen:
-    """Return the network with which a candidate starts."""
-    torch.manual_seed(settings.seed)
-    start = Network("scratch", SCRATCH, None, network.backbone, network.dataset) if name == SCRATCH else network
-    encoder = start.encoder(labeled.pool)
-    device.put(encoder)
-    assert settings.balance != "auto"
-    many = len(labeled.budget) > FEW_LABELS
-    regressions = folds.regressions[:1] if many and name == SCRATCH else folds.regressions  # choose only its pooling
-    return Frozen(
-        encoder, settings.pooling, labeled.every, regressions, device, settings.balance, name == KNN, parallel and many
-    )
+def _start(name: str, network: Network) -> Network:
+    """Return the network with which a candidate starts: from scratch, random weights instead of the initial ones."""
+    return Network("scratch", SCRATCH, None, network.backbone, network.dataset) if name == SCRATCH else network
 
 
 def _begin(run: Run, network: Network, device: Device, labeled: Labeled) -> None:

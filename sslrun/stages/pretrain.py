@@ -20,7 +20,8 @@ from sslrun.data.options import DatasetNode, describe
 from sslrun.device import Device
 from sslrun.evaluation.validation import encoder_metrics, evaluated_images, knn_images
 from sslrun.models.encoder import BackboneNode, Encoder
-from sslrun.models.initialization import ORIGIN, Network, refuse_unused_weights, resolve_pretraining
+from sslrun.models.initialization import Network, refuse_unused_weights, resolve_pretraining
+from sslrun.models.trained import ORIGIN
 from sslrun.report.training import curves_figure, sample_images, task_figures, views_figure
 from sslrun.runs.encoders import SCRATCH
 from sslrun.runs.resume import CHECKPOINT
@@ -66,7 +67,6 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
         raise UserError(f"train.batch_size: must be at least {SMALLEST_BATCH} to pretrain, found {training.batch_size}")
     device = build(settings.device)
     network = _network(run, settings)
-    origin = {k: run.summary[k] for k in ORIGIN if k in run.summary}
     settings = replace(settings, backbone=network.backbone, dataset=network.dataset)
     data, given = load_train(settings.dataset)
     images, dataset = data.images, {**settings.dataset, "range": data.range}
@@ -91,6 +91,9 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     config = run.resolve(device=settings.device | fastest, backbone=settings.backbone, dataset=dataset)
     device.put(task)
     device.compile(encoder)
+    if not run.resumed:
+        run.note(**_origin(network, task))
+    origin = {k: run.summary[k] for k in ORIGIN if k in run.summary}
     _begin(run, settings, task, images, device)
     run.note(cached_seconds=round(task.prepare(images, device) or 0.0, 2))
     on_device = images.on(device.torch)
@@ -128,8 +131,14 @@ def _network(run: Run, settings: Pretrain) -> Network:
             overrides = given_keys(run.stage, run.config, option, overrides, user_config_dir())
     network = resolve_pretraining(init, settings.backbone, settings.dataset, overrides)
     if not run.resumed:
-        run.note(init=network.name, **network.origin)
+        run.note(init=network.name)
     return network
+
+
+def _origin(network: Network, task: Task) -> Node:
+    """Return from what the weights at the start and those that the task reads were trained."""
+    seen = [o["labels_seen"] for o in (network.origin, task.origin) if "labels_seen" in o]
+    return {**network.origin, **task.origin, **({"labels_seen": ", ".join(seen)} if seen else {})}
 
 
 def _begin(run: Run, settings: Pretrain, task: Task, images: Images, device: Device) -> None:

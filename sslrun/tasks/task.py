@@ -5,6 +5,8 @@ import difflib
 import inspect
 import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -44,12 +46,14 @@ class Task(nn.Module, ABC):
 
     Attributes:
         downstream: path of the encoder that later stages use, such as `encoder` or `classifier.encoder`.
+        origin: of the weights that a task reads from elsewhere, see `origin_of`; for summaries and checkpoints.
 
     Raises:
         TypeError: when a subclass is defined with a public name that looks like a misspelled method of this class.
     """
 
     downstream: ClassVar[str] = "encoder"
+    origin: Mapping[str, Any] = MappingProxyType({})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sslrun.base.console import progress
 from sslrun.base.files import replacing
@@ -14,7 +15,9 @@ from sslrun.config.grammar import with_override
 from sslrun.config.types import Node
 from sslrun.data.labeled import Labeled
 from sslrun.data.labels import Fold, folds
+from sslrun.device import Device
 from sslrun.evaluation.selection import Predictions, score
+from sslrun.models.initialization import Network
 from sslrun.runs.encoders import SCRATCH
 from sslrun.training.folds import FoldTraining, fold_probabilities, images_of
 from sslrun.training.frozen import Frozen
@@ -101,6 +104,28 @@ def candidates_of(config: Node, search: Sequence[str]) -> list[Candidate]:
         for setting in (search if name in (TUNED, SCRATCH) else []) or [""]:
             out.append(Candidate(name, setting, with_override(config, setting) if setting else config))
     return out
+
+
+def frozen_network(
+    name: str, network: Network, config: Node, labeled: Labeled, folds: Folds, device: Device, parallel: bool
+) -> Frozen:
+    """Return the network with which a candidate starts.
+
+    Args:
+        name: of the candidate.
+        network: with its initial weights.
+        config: of the finetuning, with `balance` resolved.
+        parallel: use all cores, if there are many labels.
+    """
+    torch.manual_seed(config["seed"])
+    encoder = network.encoder(labeled.pool)
+    device.put(encoder)
+    many = len(labeled.budget) > FEW_LABELS
+    regressions = folds.regressions[:1] if many and name == SCRATCH else folds.regressions  # choose only its pooling
+    return Frozen(
+        encoder, config["pooling"], labeled.every, regressions, device, config["balance"], name == KNN,
+        parallel and many,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

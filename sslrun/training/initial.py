@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from sslrun.base.console import log, silently
 from sslrun.base.errors import UserError
@@ -28,8 +27,7 @@ from sslrun.runs.encoders import LATEST, PRETRAINED, SCRATCH, newest_encoder
 from sslrun.runs.find import find
 from sslrun.runs.run import Run
 from sslrun.training import autotune, jobs
-from sslrun.training.candidates import FEW_LABELS, KNN, PROBE, TUNED, Candidate, compared, folds_of
-from sslrun.training.frozen import Frozen
+from sslrun.training.candidates import KNN, PROBE, Candidate, compared, folds_of, frozen_network
 from sslrun.training.settings import default_steps
 
 TITLES = {SCRATCH: "scratch", PRETRAINED: "published weights"}
@@ -112,16 +110,16 @@ class _Initialization:
     def __init__(self, run: Run, network: Network, budget: LabelBudget, overrides: Mapping[str, str]) -> None:
         mode = run.config["mode"]
         self.network = network
-        self.classifier = mode if mode in (PROBE, KNN) else TUNED if network.name == SCRATCH else PROBE
+        self.classifier = mode if mode in (PROBE, KNN) else SCRATCH if network.name == SCRATCH else PROBE
         self.labeled = load_labeled(network.dataset, budget, run.config["validation"], overrides)
         self.folds = folds_of(self.labeled, run.config["subset_seed"])
-        self.config = run.with_nodes(**_nodes(run.config, network, self.labeled, self.classifier != TUNED))
+        self.config = run.with_nodes(**_nodes(run.config, network, self.labeled, self.classifier != SCRATCH))
         self.candidate = Candidate(network.name, "", self.config)
 
     @property
     def title(self) -> str:
         """Return a description: `scratch (smallcnn at 32 px)`."""
-        how = {TUNED: "", PROBE: "linear probe of ", KNN: "kNN on "}[self.classifier]
+        how = {SCRATCH: "", PROBE: "linear probe of ", KNN: "kNN on "}[self.classifier]
         network = f"{network_name(self.network.backbone)} at {self.network.dataset['image_size']} px"
         return f"{TITLES[self.network.name]} ({how}{network})"
 
@@ -132,16 +130,8 @@ class _Initialization:
             directory: of the run, where trainings of folds are kept.
         """
         device = build(self.config["device"])
-        torch.manual_seed(self.config["seed"])
-        encoder = self.network.encoder(self.labeled.pool)
-        device.put(encoder)
-        trained, many = self.classifier == TUNED, len(self.labeled.budget) > FEW_LABELS
-        regressions = self.folds.regressions[:1] if many and trained else self.folds.regressions
-        frozen = Frozen(
-            encoder, self.config["pooling"], self.labeled.every, regressions, device, self.config["balance"],
-            self.classifier == KNN, parallel and many,
-        )  # fmt: skip
-        if not trained:
+        frozen = frozen_network(self.classifier, self.network, self.config, self.labeled, self.folds, device, parallel)
+        if self.classifier != SCRATCH:
             return frozen.probabilities
         at_once = parallel and device.torch.type == "cpu"
         result = compared([self.candidate], {self.candidate.name: frozen}, self.folds, at_once, directory)

@@ -150,6 +150,26 @@ def test_all_tasks_train_networks_of_libraries_and_classifiers_start_from_them(
     assert "no pretrain run of mobilenet_v2" in answer.err
 
 
+def test_what_taught_a_network_goes_with_it_and_labels_that_the_teacher_has_seen_are_named(
+    cli: Cli, photos: Path, teacher_weights: str
+) -> None:
+    data = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=16", "train.batch_size=4")
+    steps = ("train.steps=2", "train.evaluations=1", *QUICK)
+    assert cli("pretrain", *task("distill", teacher_weights), *data, *steps).code == 0
+    assert cli("finetune", "mode=finetune", "labels=20", "freeze_batch_norm=false", *steps).code == 0
+    first = {"source": teacher_weights, "license": "not stated"}
+    finetuned = runs("finetune")[-1]
+    assert summary(runs("pretrain")[-1])["teacher"] == summary(finetuned)["teacher"] == first
+
+    answer = cli("pretrain", "pretext=distill", f"pretext.teacher={finetuned}", *data, *steps)
+    assert f"{finetuned} was trained with labels (20 labels), which later label budgets do not count" in answer.err
+    student = summary(runs("pretrain")[-1])
+    assert student["teacher"] == {"source": str(finetuned), "teacher": first}
+    assert student["labels_seen"] == "20 labels"
+    answer = cli("finetune", "mode=probe", "labels=20", *QUICK)
+    assert "was trained with labels (20 labels): the label budget of this run does not count them" in answer.err
+
+
 def test_pretraining_has_all_images_and_the_knn_accuracy_some(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[Any, ...]] = []
 

@@ -310,6 +310,8 @@ def test_a_pretraining_has_another_key_with_other_weights_in_the_same_file(tmp_p
         known += continued
         assert plan._weights(composed("pretrain", [*backbone, "init=scratch"])) == []
     assert len(set(known)) == 2
+    with pytest.raises(UserError, match=r"^pretext\.weights=none\.pth: no such file"):
+        plan._weights(composed("pretrain", [*taught[:-1], "pretext.weights=none.pth"]))
     downloaded = published({"_target_": TORCHVISION, "name": "resnet18", "weights": None})
     assert downloaded.identity == replace(downloaded, path=weights).identity == downloaded.url
 

@@ -95,6 +95,18 @@ def test_scratch_is_taken_where_the_probe_is_no_better_and_no_fold_is_trained_tw
     assert not (runs("finetune")[-1] / "folds").exists()
 
 
+def test_an_image_size_of_an_experiment_is_kept(cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(monkeypatch, 1)
+    Path("mine/experiment").mkdir(parents=True)
+    Path("mine/experiment/small.yaml").write_text("# @package _global_\ndataset:\n  image_size: 24\n")
+    mine = ("-cd", "mine", "+experiment=small", "mode=probe")
+    result, lines = finetuned(cli, photos, *mine)
+    assert "smallcnn at 24 px) with scratch (linear probe of smallcnn at 24 px)" in lines[0]
+    assert result["config"]["dataset"]["image_size"] == 24
+    result, lines = finetuned(cli, photos, *mine, "init=pretrained", "dataset.image_size=20")
+    assert result["config"]["dataset"]["image_size"] == 20
+
+
 @pytest.mark.parametrize(("mode", "title"), [("probe", "linear probe of "), ("knn", "kNN on ")])
 def test_modes_without_training_compare_both_networks_without_training(
     cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch, mode: str, title: str

@@ -48,6 +48,7 @@ class Distill(Task):
         assert callable(augment)
         self.encoder, self.augment = encoder, augment
         self._teacher = [teacher_of(teacher, weights)]  # in a list: its weights are not the task's
+        self.origin = self._teacher[0].origin
         self.head = nn.Linear(encoder.feature_dim, components)
         d = self._teacher[0].encoder.feature_dim
         self.register_buffer("mean", torch.zeros(d))
