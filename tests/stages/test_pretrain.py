@@ -162,12 +162,12 @@ def test_what_taught_a_network_goes_with_it_and_labels_that_the_teacher_has_seen
     assert summary(runs("pretrain")[-1])["teacher"] == summary(finetuned)["teacher"] == first
 
     answer = cli("pretrain", "pretext=distill", f"pretext.teacher={finetuned}", *data, *steps)
-    assert f"{finetuned} was trained with labels (20 labels), which later label budgets do not count" in answer.err
+    assert f"{finetuned} was trained with labels (labels=20), which later label budgets do not count" in answer.err
     student = summary(runs("pretrain")[-1])
     assert student["teacher"] == {"source": str(finetuned), "teacher": first}
-    assert student["labels_seen"] == "20 labels"
+    assert student["labels_seen"] == "labels=20"
     answer = cli("finetune", "mode=probe", "labels=20", *QUICK)
-    assert "was trained with labels (20 labels): the label budget of this run does not count them" in answer.err
+    assert "was trained with labels (labels=20): the label budget of this run does not count them" in answer.err
 
 
 def test_pretraining_has_all_images_and_the_knn_accuracy_some(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
