@@ -17,9 +17,8 @@ def print_help(stage: str, config_dir: str | None) -> None:
     lines = (CONF / f"{stage}.yaml").read_text(encoding="utf-8").splitlines()
     about = [line.removeprefix("#")[1:] for line in lines if line.startswith("#")]
     defaults, keys = _of_stage(stage)
-    print(
-        f"Usage: {typed(stage)} [flags] {'[IMAGE or FOLDER ...] ' if COMMANDS[stage].images else ''}[key=value ...]\n"
-    )
+    paths = "[IMAGE or FOLDER ...] " if COMMANDS[stage].images else "[FOLDER] " if COMMANDS[stage].data else ""
+    print(f"Usage: {typed(stage)} [flags] {paths}[key=value ...]\n")
     print("\n".join(f"  {line}".rstrip() for line in about))
     chosen: list[tuple[str, str]] = []
     print("\nGroups (group=choice, then group.key=value):")

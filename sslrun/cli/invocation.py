@@ -21,7 +21,7 @@ class Invocation:
         command: name of the command.
         flags: Hydra's flags, with their values.
         overrides: `key=value` and `~key`.
-        others: the remaining arguments, which are paths of images.
+        others: the remaining arguments, which are paths of images or of a folder of them.
         sweep: folder of the sweep that is resumed.
     """
 
@@ -64,6 +64,10 @@ class Invocation:
     def with_overrides(self, overrides: Iterable[str]) -> "Invocation":
         """Return a copy with these overrides."""
         return replace(self, overrides=tuple(overrides))
+
+    def with_others(self, others: Iterable[str]) -> "Invocation":
+        """Return a copy with these remaining arguments."""
+        return replace(self, others=tuple(others))
 
     def with_flags(self, *flags: str) -> "Invocation":
         """Return a copy with more flags."""

@@ -48,10 +48,11 @@ def launch(invocation: Invocation) -> None:
     import hydra
 
     from sslrun.base.locks import locked
-    from sslrun.cli import resume, sweeps
+    from sslrun.cli import images, resume, sweeps
     from sslrun.cli.places import quoted_paths
     from sslrun.config.renames import renamed_overrides
 
+    invocation = images.with_folder(invocation)
     _refuse_others(invocation)
     invocation = invocation.with_overrides(renamed_overrides(invocation.overrides, notice=True))
     invocation = _with_images(invocation.with_overrides(quoted_paths(invocation.overrides, invocation.multirun)))
@@ -95,7 +96,7 @@ def _refuse_others(invocation: Invocation) -> None:
 
 
 def _meant(argument: str, keys: list[str], config_dir: str | None) -> Iterator[str]:
-    """Yield the settings that an argument may stand for: a choice of a group, a run, or a folder of images."""
+    """Yield the settings that an argument may stand for: a choice of a group, or a run."""
     from sslrun.config.compose import choices, groups
 
     path = Path(argument)
@@ -103,8 +104,6 @@ def _meant(argument: str, keys: list[str], config_dir: str | None) -> Iterator[s
     if "run" in keys and path.is_dir():
         runs = [path] if (path / "summary.json").is_file() else sorted(p.parent for p in path.glob("*/summary.json"))
         yield from (f"run={run}" for run in runs[-1:])
-    if "dataset.root" in keys and path.is_dir():
-        yield f"dataset=folder dataset.root={argument}"
 
 
 def _with_images(invocation: Invocation) -> Invocation:
@@ -154,7 +153,7 @@ def _with_settings_of_classifiers(invocation: Invocation) -> Invocation:
 def _resumed_or_checked(invocation: Invocation) -> Invocation:
     """Check the overrides: of a resumed run against its own config, otherwise against the defaults."""
     from sslrun.base.errors import UserError
-    from sslrun.cli import resume
+    from sslrun.cli import images, resume
 
     command, directory = invocation.command, resume.resumed_directory(invocation.overrides)
     if directory is not None and COMMANDS[command].one_shot and invocation.sweep is None:
@@ -162,6 +161,8 @@ def _resumed_or_checked(invocation: Invocation) -> Invocation:
     if directory is not None and invocation.multirun:
         raise UserError("resume= resumes one run; remove -m")
     if directory is None:
+        if not (invocation.shows_only or invocation.sweep):
+            images.refuse_none(invocation)
         _check(invocation)
         return invocation
     return resume.checked(invocation, directory)

@@ -15,6 +15,8 @@ class Command:
     Attributes:
         about: description in `sslrun --help`.
         images: whether it takes paths of images as arguments.
+        data: `given` if a data set has to be given, `checkpoint` if it may be a checkpoint's, None if it reads none.
+            A folder of images may be an argument.
         trains: the network that its runs contain.
         is_data: whether it is run as `sslrun data COMMAND`; such runs are not listed.
         one_shot: whether it is repeated from the beginning after an interruption, not resumed.
@@ -22,24 +24,25 @@ class Command:
 
     about: str
     images: bool = False
+    data: Literal["given", "checkpoint"] | None = None
     trains: Literal["encoder", "classifier"] | None = None
     is_data: bool = False
     one_shot: bool = False
 
 
 COMMANDS = {
-    PRETRAIN: Command("Pretrain a network on images, without labels.", trains="encoder"),
-    FINETUNE: Command("Train a classifier on few labels.", trains="classifier"),
-    EVALUATE: Command("Evaluate a classifier on the test split."),
+    PRETRAIN: Command("Pretrain a network on images, without labels.", data="given", trains="encoder"),
+    FINETUNE: Command("Train a classifier on few labels.", data="checkpoint", trains="classifier"),
+    EVALUATE: Command("Evaluate a classifier on the test split.", data="checkpoint"),
     PREDICT: Command("Classify images.", images=True, one_shot=True),
     "embed": Command("Extract features of images, and draw a map of them.", images=True, one_shot=True),
     "search": Command("Find the images most similar to a query image.", images=True, one_shot=True),
     "suggest": Command("Suggest which images to label first.", images=True, one_shot=True),
     "export": Command("Export a classifier or its backbone for use without sslrun.", one_shot=True),
-    COMPARE: Command("Compare pretraining with training from scratch over label budgets."),
+    COMPARE: Command("Compare pretraining with training from scratch over label budgets.", data="given"),
     "fetch": Command("Download a published data set.", is_data=True),
-    "check": Command("Check a data set before training on it.", is_data=True),
-    "preview": Command("Draw the augmented views of a pretext task.", is_data=True),
+    "check": Command("Check a data set before training on it.", data="given", is_data=True),
+    "preview": Command("Draw the augmented views of a pretext task.", data="given", is_data=True),
 }
 LISTED = tuple(name for name, c in COMMANDS.items() if not c.is_data)
 FOR_ENCODER = tuple(name for name, c in COMMANDS.items() if c.trains == "encoder")

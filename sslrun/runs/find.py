@@ -7,9 +7,8 @@ from typing import Any
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.base.text import with_article
 from sslrun.config.build import renamed
-from sslrun.config.commands import FOR_ENCODER, LISTED, WITH_CLASSIFIER, typed
+from sslrun.config.commands import FOR_ENCODER, LISTED
 from sslrun.config.renames import FOLDERS, SUMMARY, renamed_keys, renamed_overrides, with_label_counts
 
 OUTPUTS = Path("outputs")
@@ -108,46 +107,3 @@ def score(summary: dict[str, Any]) -> tuple[str, float] | None:
         if isinstance(summary.get(name), int | float):
             return name, float(summary[name])
     return None
-
-
-def find_run(run: str, stages: Sequence[str] = WITH_CLASSIFIER) -> Path:
-    """Return the directory of a run of one of these stages.
-
-    Args:
-        run: a run directory, or `latest`, the newest finished run.
-
-    Raises:
-        UserError: there is no such run, or it is of another stage.
-    """
-    directory, summary = named_run(run, stages)
-    if run == "latest":
-        log.info("Using %s", directory)
-    elif summary["status"] != "finished":
-        _refuse_without_classifier(directory, summary)
-        log.warning("%s did not finish (%s): using its best checkpoint so far", run, summary["status"])
-    return directory
-
-
-def _refuse_without_classifier(directory: Path, summary: dict[str, Any]) -> None:
-    """Raise if an unfinished finetuning has no classifier yet."""
-    if summary["stage"] in WITH_CLASSIFIER and not (directory / BEST).exists():
-        again = "run it again"
-        if summary.get("resumable"):
-            again = f"continue it with {typed(summary['stage'])} resume={directory}"
-        raise UserError(f"{directory} has not finished ({summary['status']}) and has no classifier yet: {again}")
-
-
-def named_run(run: str, stages: Sequence[str] = WITH_CLASSIFIER) -> FoundRun:
-    """Return the directory and summary of a run, as `find_run` does, without logging."""
-    if run == "latest":
-        latest = newest(find(stages), lambda _, summary: summary["status"] == "finished")
-        if latest is None:
-            raise UserError(f"no finished {' or '.join(stages)} run in outputs: start one with {typed(stages[0])}")
-        return latest
-    summary = read_summary(Path(run))
-    if summary["stage"] not in stages:
-        train_one = f"train one with {typed(WITH_CLASSIFIER[0])} init={run}"
-        hint = train_one if summary["stage"] in FOR_ENCODER else "use another run"
-        missing = "network of its own" if set(FOR_ENCODER) <= set(stages) else "classifier"
-        raise UserError(f"{run} is {with_article(summary['stage'])} run, without a {missing}: {hint}")
-    return Path(run), summary
