@@ -27,6 +27,7 @@ from sslrun.config.renames import renamed_composed
 from sslrun.data.decode import ignore_pillow_warnings
 from sslrun.data.workers import ensure_start_method
 from sslrun.runs.find import has_checkpoint, is_complete, read_summary, score
+from sslrun.runs.next import next_command
 from sslrun.runs.resume import CHECKPOINT, MAY_DIFFER, STUDY, fixed, refuse_older, resumed_config
 from sslrun.runs.run import Run, Stages
 
@@ -113,6 +114,8 @@ def _executed(config: DictConfig, stages: Stages, hydra: Any, opened: list[Run])
         run.close("finished", **result)
     opened.clear()
     log.info("Finished in %s: %s", duration(run.summary["wall_time_seconds"]), run.directory)
+    if not (in_sweep or in_study) and (following := next_command(run.summary)):
+        log.info("Next: %s", following)
     signals.check()
     return run.summary
 

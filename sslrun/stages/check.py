@@ -151,6 +151,7 @@ def check(run: Run, settings: Check) -> dict[str, Any]:
     return {
         "dataset": describe(settings.dataset),
         "images": len(images),
+        "labeled": splits[0].labels is not None,
         "warnings": sum(f[0] == "warning" for f in all_findings),
     }
 

@@ -140,7 +140,6 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
         by = "validation" if best.labels_val else "cross-validation"
         at = labels_text(budget_of(best))
         ERR.print(f"Best classifier at {at} by {by} {score}: {name}", markup=False)
-        ERR.print(f"To use it: sslrun predict image.jpg run={best.finetuned}", markup=False)
     return {"conclusions": conclusions, "best_classifier": best and best.finetuned}
 
 

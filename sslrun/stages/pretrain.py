@@ -95,6 +95,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
         run.note(**_origin(network, task))
     origin = {k: run.summary[k] for k in ORIGIN if k in run.summary}
     _begin(run, settings, task, images, device)
+    run.note(labeled=data.labels is not None)
     run.note(cached_seconds=round(task.prepare(images, device) or 0.0, 2))
     on_device = images.on(device.torch)
     total = training.total_steps(len(on_device), quiet=False)

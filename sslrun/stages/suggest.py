@@ -1,7 +1,6 @@
 """`sslrun suggest`: suggest which images to label first."""
 
 import os
-import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,11 +83,7 @@ def suggest(run: Run, settings: Suggest) -> dict[str, Any]:
     contact_sheet(lines, model.gray_range).save(sheet)
     print("\n".join(rows), flush=True)
     log.info("Suggested %d of %s; contact sheet: %s", len(rows), counted(len(files), "image"), sheet)
-    command = ["sslrun", "finetune", f"init={source}", "dataset=folder", f"dataset.root={folder}"]
-    log.info(
-        "Move each image from %s to the folder of its class in %s; then run: %s",
-        folder / "to_sort", folder / "train", shlex.join(command),
-    )  # fmt: skip
+    log.info("Move each image from %s to the folder of its class in %s.", folder / "to_sort", folder / "train")
     return {"images": len(files), "suggested": len(rows), "of_run": source}
 
 

@@ -1,0 +1,53 @@
+"""The command to type after a finished one."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from sslrun.config.nodes import short_name
+from sslrun.config.types import Node
+
+IMAGE, FOLDER = "image.jpg", "photos"  # stand for the user's own
+
+
+def next_command(summary: Mapping[str, Any]) -> str | None:
+    """Return the command that follows a finished one, or None if nothing follows.
+
+    Args:
+        summary: of the finished run.
+    """
+    config: Node = summary["config"]
+    match summary["stage"]:
+        case "fetch":
+            return f"sslrun data check {_data_set(config)}"
+        case "check":
+            return f"sslrun {'finetune' if summary.get('labeled') else 'pretrain'} {_data_set(config)}"
+        case "preview":
+            return f"sslrun pretrain {_data_set(config)} pretext={short_name(config['pretext']['_target_'])}"
+        case "pretrain" if summary.get("labeled"):
+            return "sslrun finetune"
+        case "pretrain":
+            return f"sslrun suggest {_quoted(config['dataset'].get('root') or FOLDER)} n=50"
+        case "finetune":
+            return "sslrun evaluate"
+        case "evaluate":
+            return f"sslrun predict {IMAGE} run={_quoted(summary['of_run'])}"
+        case "compare" if summary.get("best_classifier"):
+            return f"sslrun predict {IMAGE} run={_quoted(summary['best_classifier'])}"
+        case "predict" | "embed":
+            return f"sslrun suggest {' '.join(map(_quoted, config['images'][:3]))} n=50"
+        case "search":
+            return f"sslrun suggest {_quoted(config['in'])} n=50"
+        case "suggest":
+            return f"sslrun finetune {_quoted(config['out'])} init={_quoted(summary['of_run'])}"
+    return None
+
+
+def _data_set(config: Node) -> str:
+    """Return the arguments that choose a data set: a folder, or `dataset=NAME`."""
+    name = short_name(config["dataset"]["_target_"])
+    return _quoted(config["dataset"]["root"]) if name == "folder" else f"dataset={name}"
+
+
+def _quoted(path: str) -> str:
+    return shlex.quote(str(path))
