@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from sslrun.base.errors import UserError
 from sslrun.base.paths import CONF
 from sslrun.cli.app import app
-from sslrun.cli.invocation import parsed
+from sslrun.cli.images import refuse_none
+from sslrun.cli.invocation import Invocation, parsed
 from sslrun.cli.places import quoted_paths
 from sslrun.cli.resume import is_resume
 from sslrun.config.commands import COMMANDS, COMPARE, FINETUNE, PRETRAIN
@@ -74,8 +75,10 @@ def _mistakes_of_hydra(command: str, arguments: Sequence[str]) -> list[str]:
     if "--help" in typed.flags:
         return []
     out = [f"{flag}: no such flag" for flag in typed.flags if flag not in {*FLAGS, "-cd", typed.config_dir}]
-    if typed.others and not COMMANDS[command].images:
+    if typed.others and not (COMMANDS[command].images or COMMANDS[command].data):
         out.append(f"unexpected argument: {' '.join(typed.others)}")
+    if not (typed.others or typed.shows_only):
+        out += _refused(typed)
     as_launched = quoted_paths(typed.overrides, typed.multirun)
     overrides = [o for o in as_launched if not is_resume(o) and not (typed.config_dir and _is_own_choice(o))]
     if command == COMPARE:
@@ -88,6 +91,14 @@ def _mistakes_of_hydra(command: str, arguments: Sequence[str]) -> list[str]:
                     pretext, *own = shlex.split(entry)
                     out += _checked(PRETRAIN, [f"pretext={pretext}", *own])
     return out + _checked(command, overrides, "-m" in typed.flags)
+
+
+def _refused(typed: Invocation) -> list[str]:
+    try:
+        refuse_none(typed)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _is_own_choice(override: str) -> bool:

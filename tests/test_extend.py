@@ -128,7 +128,7 @@ def test_a_task_without_views_gets_no_figure_of_them_and_what_is_no_task_is_refu
     Path("conf/pretext").mkdir(parents=True)
     for name in ("Plain", "Bare", "Elsewhere"):
         Path("conf/pretext", f"{name.lower()}.yaml").write_text(f"_target_: plain.{name}\n")
-    short = ("-cd", "conf", "train.steps=2", "dataset.max_images=100", *TINY)
+    short = ("-cd", "conf", "dataset=digits", "train.steps=2", "dataset.max_images=100", *TINY)
     refused = cli("pretrain", *short, "pretext=plain")
     assert refused.code == 1
     assert refused.err.splitlines()[-1] == (
@@ -223,7 +223,15 @@ class Failing(nn.Module):
 
     Path("mine", group).mkdir(parents=True)
     Path("mine", group, "own.yaml").write_text(text + "\n")
-    wrong = cli("pretrain", "-cd", "mine", f"{group}=own", "train.steps=1", *QUICK)
+    wrong = cli(
+        "pretrain",
+        "-cd",
+        "mine",
+        *(["dataset=digits"] if group != "dataset" else []),
+        f"{group}=own",
+        "train.steps=1",
+        *QUICK,
+    )
     assert wrong.code == 1
     assert line in wrong.err
     assert "Traceback" not in wrong.err

@@ -110,7 +110,7 @@ def test_going_on_with_an_old_run_is_refused(cli: Cli, command: str, run: str) -
 
 
 def test_going_on_with_an_old_sweep_is_refused_before_a_job_begins(cli: Cli) -> None:
-    assert cli("pretrain", "-m", "seed=0,1", "train.steps=1", "backbone.widths=[4]", *QUICK).code == 0
+    assert cli("pretrain", "-m", "dataset=digits", "seed=0,1", "train.steps=1", "backbone.widths=[4]", *QUICK).code == 0
     (sweep,) = Path("outputs/pretrain").glob("20*")
     shutil.rmtree(sweep / "1")  # it had not begun
     summary = json.loads((sweep / "0/summary.json").read_text())

@@ -91,6 +91,8 @@ def _refuse_others(invocation: Invocation) -> None:
         raise UserError(f"{flag}: no such flag; settings are given as key=value{hint}")
     if others and not COMMANDS[command].images:
         hints = [h for a in others for h in _meant(a, keys_of(command, config_dir), config_dir)]
+        if COMMANDS[command].data and not hints:
+            raise UserError(f"{others[0]}: no such folder; settings are given as key=value")
         hint = f"; did you mean {hints[0]}?" if hints else "; settings are given as key=value"
         raise UserError(f"unexpected argument: {' '.join(others)}{hint}")
 
@@ -153,7 +155,7 @@ def _with_settings_of_classifiers(invocation: Invocation) -> Invocation:
 def _resumed_or_checked(invocation: Invocation) -> Invocation:
     """Check the overrides: of a resumed run against its own config, otherwise against the defaults."""
     from sslrun.base.errors import UserError
-    from sslrun.cli import images, resume
+    from sslrun.cli import resume
 
     command, directory = invocation.command, resume.resumed_directory(invocation.overrides)
     if directory is not None and COMMANDS[command].one_shot and invocation.sweep is None:
@@ -161,8 +163,6 @@ def _resumed_or_checked(invocation: Invocation) -> Invocation:
     if directory is not None and invocation.multirun:
         raise UserError("resume= resumes one run; remove -m")
     if directory is None:
-        if not (invocation.shows_only or invocation.sweep):
-            images.refuse_none(invocation)
         _check(invocation)
         return invocation
     return resume.checked(invocation, directory)
@@ -170,7 +170,7 @@ def _resumed_or_checked(invocation: Invocation) -> Invocation:
 
 def _check(invocation: Invocation) -> None:
     """Check the config without torch first, so that most mistakes are reported at once; then against signatures."""
-    from sslrun.cli import places, study
+    from sslrun.cli import images, places, study
     from sslrun.config.overrides import check_signatures, composed_configs
 
     command, config_dir = invocation.command, invocation.config_dir
@@ -183,6 +183,8 @@ def _check(invocation: Invocation) -> None:
         )
 
     configs = composed_configs(command, invocation.overrides, config_dir, invocation.multirun, more)
+    if not (invocation.shows_only or invocation.sweep):
+        images.refuse_none(invocation)
 
     from sslrun.stages.table import settings
 

@@ -19,6 +19,7 @@ def test_help_of_a_command_lists_its_groups_choices_and_keys(cli: Cli) -> None:
 def test_help_of_the_data_commands(command: str, cli: Cli) -> None:
     answer = cli("data", command, "--help")
     assert answer.code == 0
-    assert f"Usage: sslrun data {command} [flags] [key=value ...]" in answer.out
+    folder = "" if command == "fetch" else "[FOLDER] "
+    assert f"Usage: sslrun data {command} [flags] {folder}[key=value ...]" in answer.out
     assert "dataset=digits" in answer.out
     assert "from_checkpoint" not in answer.out

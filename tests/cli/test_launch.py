@@ -27,17 +27,17 @@ def test_cfg_shows_the_config_and_starts_nothing(cli: Cli) -> None:
         (["finetune", "pretext=rotation"], "use init=rotation"),
         (["finetune", "init=scratch", "label_fraction=0"], "label_fraction: must be greater than 0"),
         (["finetune", "init=scratch", "label_fraction=1.5"], "at most 1"),
-        (["pretrain", "pretext.augment.crop_scale=[0.2]"], "pretext.augment.crop_scale: must be a list of at least 2"),
-        (["pretrain", "train.learning_rate=-1"], "train.learning_rate: must be greater than 0"),
-        (["pretrain", "train.learning_rate=.nan"], "train.learning_rate: must be"),
+        (["pretrain", "dataset=digits", "pretext.augment.crop_scale=[0.2]"], "pretext.augment.crop_scale: must be a list of at least 2"),
+        (["pretrain", "dataset=digits", "train.learning_rate=-1"], "train.learning_rate: must be greater than 0"),
+        (["pretrain", "dataset=digits", "train.learning_rate=.nan"], "train.learning_rate: must be"),
         (["pretrain", "seed=0,1"], "put -m before it"),
         (["pretrain", "-m", "seed=0,one"], "found one"),
         (["pretrain", "-m", "pretext=simclr,simclear"], "no such pretext; did you mean simclr?"),
         (["pretrain", "-cd", "nowhere"], "nowhere: no such folder"),
         (["pretrain", "seed=[1"], "cannot be parsed"),
         (["pretrain", "+train.foo=1"], "train.foo: no such key"),
-        (["pretrain", "device=cuda"], "no CUDA GPU"),
-        (["pretrain", "device.precision=fp16", "device=cpu"], "needs a GPU"),
+        (["pretrain", "dataset=digits", "device=cuda"], "no CUDA GPU"),
+        (["pretrain", "dataset=digits", "device.precision=fp16", "device=cpu"], "needs a GPU"),
         (["pretrain", "dataset=folder", "dataset.root=nowhere"], "nowhere: no such folder"),
         (["pretrain", "unlabeled=nowhere"], "nowhere: no such folder"),
         (["pretrain", "resume=nowhere"], "is not a run of sslrun"),
@@ -45,7 +45,7 @@ def test_cfg_shows_the_config_and_starts_nothing(cli: Cli) -> None:
         (["finetune", "init=latest"], "no run in outputs/pretrain); pretrain with sslrun pretrain, or use"),
         (["finetune", "--lr=3"], "--lr=3: no such flag; settings are given as key=value; did you mean train.learn"),
         (["pretrain", "--epochs", "10"], "--epochs: no such flag; settings are given as key=value; did you mean train"),
-        (["compare", "budget=2"], "budget=2: expected a time such as 90s, 30m or 2h"),
+        (["compare", "dataset=digits", "budget=2"], "budget=2: expected a time such as 90s, 30m or 2h"),
         (["compare", "inits=simclr"], "inits: must be a list, found simclr; write inits=[simclr]"),
         (["compare", "label_fractions=0.1"], "label_fractions: must be a list, found 0.1; write label_fractions=[0.1]"),
         (["compare", "finetune.train.steps=1,2"], "finetune.train.steps=1,2: expected one value; to try several, use"),
@@ -57,7 +57,7 @@ def test_cfg_shows_the_config_and_starts_nothing(cli: Cli) -> None:
         (["predict", "x.jpg"], "no finished finetune run"),
         (["predict"], "no images given"),
         (["finetune", "init=scratch", "label_fraction=0.1", "labels_per_class=3"], "set only one of"),
-        (["pretrain", "train.batch_size=1"], "train.batch_size: must be at least 4 to pretrain"),
+        (["pretrain", "dataset=digits", "train.batch_size=1"], "train.batch_size: must be at least 4 to pretrain"),
         (["pretrain", f"dataset.classes={{a: [{','.join(f'n{i:08d}' for i in range(60))}]}}"], "no class n00000000"),
         (["runs", "finetuned"], "no such stage"),
         (["runs", "--format", "xml"], "one of table, json, csv"),
@@ -77,14 +77,14 @@ def test_case_71_a_mistake_gets_plain_lines_and_exit_code_1(cli: Cli, arguments:
 
 def test_an_outputs_folder_that_cannot_be_written(cli: Cli) -> None:
     Path("outputs").write_text("a file in the way")
-    answer = cli("pretrain")
+    answer = cli("pretrain", "dataset=digits")
     assert answer.code == 1
     assert answer.err.startswith("sslrun: cannot write to outputs/pretrain in")
     assert len(answer.lines()) == 1
 
 
 def test_mistakes_in_a_separate_process_exit_with_1() -> None:
-    answer = process("pretrain", "train.epochs=0")
+    answer = process("pretrain", "dataset=digits", "train.epochs=0")
     assert (answer.code, answer.out) == (1, "")
     assert answer.err == "sslrun: train.epochs: must be at least 1, found 0\n"
 
@@ -100,11 +100,11 @@ def test_case_17_a_folder_that_cannot_be_written() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("check", "format=xml"), "format: must be one of table or json, found xml"),
+        (("check", "dataset=digits", "format=xml"), "format: must be one of table or json, found xml"),
         (("check", "dataset=flower"), "dataset=flower: no such dataset; did you mean flowers"),
         (("check", "dataset=from_checkpoint"), "check does not start from a checkpoint"),
-        (("check", "batch_size=1"), "batch_size: must be at least 4, found 1"),
-        (("preview", "images=0"), "images: must be at least 1, found 0"),
+        (("check", "dataset=digits", "batch_size=1"), "batch_size: must be at least 4, found 1"),
+        (("preview", "dataset=digits", "images=0"), "images: must be at least 1, found 0"),
         (("preview", "label_fraction=1"), "label_fraction: no such key"),
         (("fetch", "pretext=simclr"), "fetch has no pretext"),
         (("fetch", "cifar10"), "unexpected argument: cifar10; did you mean dataset=cifar10?"),

@@ -29,7 +29,7 @@ def test_mistakes_in_all_lists_are_reported_together(cli: Cli) -> None:
 
 
 def test_ranges_of_classifier_settings_are_checked_later(cli: Cli) -> None:
-    answer = cli("compare", "finetune.train.steps=0")
+    answer = cli("compare", "dataset=digits", "finetune.train.steps=0")
     assert answer.err == "sslrun: finetune.train.steps: must be at least 1 or auto, found 0\n"
 
 
@@ -47,7 +47,7 @@ def found(*overrides: str) -> list[str]:
 
 @pytest.mark.parametrize("sign", ["", "++"])
 def test_settings_of_classifiers_may_have_signs(cli: Cli, sign: str) -> None:
-    answer = cli("compare", f"{sign}finetune.pooling=grid", "finetune.train.stepz=3")
+    answer = cli("compare", "dataset=digits", f"{sign}finetune.pooling=grid", "finetune.train.stepz=3")
     assert answer.err == "sslrun: finetune.train.stepz: no such key; did you mean train.steps?\n"
 
 

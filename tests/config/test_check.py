@@ -17,7 +17,7 @@ def test_cases_65_to_67_all_mistakes_at_once_with_the_nearest_name(cli: Cli) -> 
     assert "epochs: no such key; did you mean train.epochs?" in result
     assert "seed: must be an integer, found 1.5" in result
     assert len(answer.lines()) == 5
-    answer = cli("pretrain", "train.epochs=0", "device.precision=bf17")  # known from signatures only
+    answer = cli("pretrain", "dataset=digits", "train.epochs=0", "device.precision=bf17")  # known from signatures only
     assert answer.code == 1
     assert "train.epochs: must be at least 1, found 0" in answer.err
     assert "device.precision: must be one of auto, fp32, bf16 or fp16, found bf17" in answer.err

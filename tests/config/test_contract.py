@@ -359,7 +359,17 @@ def pretrained(cli: Cli, group: str, target: str, *keys: str) -> Any:
     shared = "defaults: [_shared, _self_]\nimage_size: 16\n" if group == "dataset" else ""
     Path("conf", group, "own.yaml").write_text(f"{shared}_target_: {target}\n" + "".join(f"{k}: 1.0\n" for k in keys))
     small = () if group == "backbone" else ("backbone.widths=[4,8]",)
-    return cli("pretrain", "-cd", "conf", f"{group}=own", "train.steps=2", "dataset.max_images=40", *small, *QUICK)
+    return cli(
+        "pretrain",
+        "dataset=digits",
+        "-cd",
+        "conf",
+        f"{group}=own",
+        "train.steps=2",
+        "dataset.max_images=40",
+        *small,
+        *QUICK,
+    )
 
 
 @pytest.mark.parametrize(

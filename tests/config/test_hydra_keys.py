@@ -31,7 +31,7 @@ def test_a_key_that_would_break_paths_is_one_line(cli: Cli, override: str, reaso
 def test_a_yaml_file_cannot_change_the_working_directory(cli: Cli) -> None:
     Path("mine/experiment").mkdir(parents=True)
     Path("mine/experiment/mine.yaml").write_text("# @package _global_\nhydra:\n  job:\n    chdir: true\n")
-    answer = cli("pretrain", "-cd", "mine", "experiment=mine")
+    answer = cli("pretrain", "dataset=digits", "-cd", "mine", "experiment=mine")
     assert answer.code == 1
     assert answer.err.startswith("sslrun: hydra.job.chdir=true: relative paths start from")
     assert len(answer.lines()) == 1

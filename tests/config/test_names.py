@@ -74,5 +74,5 @@ def test_every_suggested_setting_exists() -> None:
 
 
 def test_an_unknown_class_gets_a_suggestion(cli: Cli) -> None:
-    answer = cli("pretrain", "dataset.classes={flat: ['0'], b: [sevn]}")
+    answer = cli("pretrain", "dataset=digits", "dataset.classes={flat: ['0'], b: [sevn]}")
     assert "dataset.classes: no class sevn" in answer.err

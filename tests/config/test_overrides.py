@@ -16,6 +16,7 @@ from tests.helpers import TINY, Cli, bounded, runs, summary
 def test_case_68_and_69_overrides_win_and_the_saved_config_runs_again(cli: Cli) -> None:
     arguments = (
         "pretrain",
+        "dataset=digits",
         "pretext=simclr",
         "pretext.temperature=0.3",
         "dataset.max_images=100",

@@ -121,8 +121,11 @@ def test_mistakes_in_old_keys_are_reported_with_new_names(cli: Cli) -> None:
         "pooling: must be one of average or grid or auto"
         in cli("finetune", "readout=mean", "init=scratch", "dataset=digits", "backbone=smallcnn", *QUICK).err
     )
-    assert "pooling: no such key" in cli("pretrain", "readout=grid", *QUICK).err
-    assert "pretext.augment.degrees: must be at most 45" in cli("pretrain", "pretext.augment.tilt=99", *QUICK).err
+    assert "pooling: no such key" in cli("pretrain", "dataset=digits", "readout=grid", *QUICK).err
+    assert (
+        "pretext.augment.degrees: must be at most 45"
+        in cli("pretrain", "dataset=digits", "pretext.augment.tilt=99", *QUICK).err
+    )
 
 
 def test_old_keys_in_user_yaml_files(cli: Cli) -> None:
@@ -140,7 +143,7 @@ def test_old_keys_in_user_yaml_files(cli: Cli) -> None:
         (("pretext=tilted", "pretext.augment.tilt=5"), 5, 0),
         (("experiment=extended", "pretext.augment.degrees=6"), 6, 0),
     ):
-        answer = cli("pretrain", *short[:2], *given, *short[2:])
+        answer = cli("pretrain", "dataset=digits", *short[:2], *given, *short[2:])
         assert answer.code == 0, answer.err
         assert len(NOTICE.findall(answer.err)) == notices
         made = OmegaConf.create(config("pretrain")).pretext.augment
@@ -225,7 +228,7 @@ def test_the_config_of_an_older_study_has_inits(old: dict[str, object], inits: l
 
 
 def test_older_keys_of_a_study_on_the_command_line(cli: Cli) -> None:
-    answer = cli("compare", "pretexts=[rotation,simclr]", "imagenet=true", "seeds=0", *QUICK)
+    answer = cli("compare", "dataset=digits", "pretexts=[rotation,simclr]", "imagenet=true", "seeds=0", *QUICK)
     assert answer.code == 1
     assert "pretexts= and imagenet= are now inits=; read as inits=[rotation,simclr,pretrained]\n" in answer.err
     assert "seeds: must be at least 1" in answer.err

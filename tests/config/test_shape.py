@@ -83,7 +83,7 @@ def test_values_that_a_signature_accepts_pass_the_early_check(command: str) -> N
     ],
 )
 def test_a_value_of_another_type_is_one_line(cli: Cli, override: str, words: str) -> None:
-    answer = cli("pretrain", override)
+    answer = cli("pretrain", "dataset=digits", override)
     assert answer.code == 1
     assert answer.err.startswith(f"sslrun: {words}")
     assert len(answer.lines()) == 1

@@ -321,7 +321,8 @@ def test_a_file_may_have_the_weights_of_an_encoder_or_of_its_backbone_alone() ->
 def test_a_file_of_weights_that_is_not_used_is_one_line(in_world: Path, cli: Cli, command: str, init: str) -> None:
     init = str(runs("pretrain")[0]) if init == "run" else init
     weights = ("backbone=timm", "backbone.name=test_resnet", "backbone.weights=missing.pth")
-    answer = cli(command, f"init={init}", *weights, *QUICK)
+    data = ["dataset=digits"] if command == "pretrain" else []
+    answer = cli(command, *data, f"init={init}", *weights, *QUICK)
     assert answer.code == 1
     assert answer.lines() == [f"sslrun: backbone.weights needs init=pretrained, found init={init}; remove one of them"]
 
@@ -356,7 +357,9 @@ def test_a_normalization_other_than_that_of_published_weights_is_one_line(
 def test_labels_that_a_pretraining_started_from_are_not_forgotten(short_run: Path, cli: Cli) -> None:
     few = ("train.steps=1", "train.batch_size=8", *QUICK)
     assert cli("finetune", "mode=finetune", "labels=20", *few).code == 0
-    assert "trained with labels (labels=20)" in cli("pretrain", f"init={runs('finetune')[-1]}", *few).err
+    assert (
+        "trained with labels (labels=20)" in cli("pretrain", "dataset=digits", f"init={runs('finetune')[-1]}", *few).err
+    )
     run = runs("pretrain")[-1]
     assert summary(run)["labels_seen"] == "labels=20"
     assert cli("pretrain", f"resume={run}", "train.steps=2").code == 0
@@ -373,7 +376,7 @@ def test_labels_that_a_pretraining_started_from_are_not_forgotten(short_run: Pat
 
 
 def test_a_pretraining_names_only_its_own_values_of_init(short_run: Path, cli: Cli) -> None:
-    answer = cli("pretrain", "init=auto", *QUICK)
+    answer = cli("pretrain", "dataset=digits", "init=auto", *QUICK)
     assert answer.code == 1
     (line,) = answer.lines()
     assert line.startswith("sslrun: init=auto: no such pretext task, run or file")

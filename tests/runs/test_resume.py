@@ -21,7 +21,7 @@ from tests.helpers import SHORT, STEPS, TINY, Cli, only_run, runs, summary
 
 def test_case_8_resume_continues_in_the_same_directory_and_refuses_other_settings(cli: Cli) -> None:
     settings = ("dataset.max_images=100", "dataset.image_size=16", *TINY, "train.steps=4", "train.evaluations=2")
-    assert cli("pretrain", *settings).code == 0
+    assert cli("pretrain", "dataset=digits", *settings).code == 0
     run = runs("pretrain")[0]
     answer = cli("pretrain", f"resume={run}", "train.steps=6")
     assert answer.code == 0

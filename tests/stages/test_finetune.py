@@ -383,7 +383,7 @@ def test_a_validation_split_outside_the_budget_is_counted_and_named(cli: Cli, mo
     assert (total, train) == (30 + val, 30)
     assert f"on 30 labels of digits + {val} validation labels" in answer.err
     assert summary(run)["val/images"] == val
-    assert f"on {val} images" in answer.lines()[-2]
+    assert f"on {val} images" in answer.lines()[-3]
     if mode != "finetune":  # whose only choice is that of its best state
         predictions, _ = predictions_of(run)
         assert len(predictions.labels) == total

@@ -27,7 +27,7 @@ def test_preview_draws_the_file_the_image_and_its_views(pretext: str, columns: i
 
 
 def test_previews_of_arrays_depend_on_the_seed_only(cli: Cli) -> None:
-    drawn = [Path(cli("data", "preview", f"seed={s}").out.strip()).read_bytes() for s in (0, 0, 1)]
+    drawn = [Path(cli("data", "preview", "dataset=digits", f"seed={s}").out.strip()).read_bytes() for s in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -49,7 +49,7 @@ def test_preview_skips_unreadable_files_and_reads_no_test_images(photos: Path, c
 
 
 def test_a_sweep_of_previews(cli: Cli) -> None:
-    answer = cli("data", "preview", "-m", "pretext=rotation,simclr", "images=2")
+    answer = cli("data", "preview", "-m", "dataset=digits", "pretext=rotation,simclr", "images=2")
     assert answer.code == 0, answer.err
     assert len(answer.out.split()) == 2
     assert "failed" not in answer.err  # runs without a score have not failed

@@ -35,9 +35,8 @@ def test_from_suggestion_to_classifier(in_world: Path, cli: Cli, photos: Path) -
     assert Image.open(runs("suggest")[-1] / "figures/suggestions.png").size[0] == 10 * 112
     for copy in copies:
         copy.rename(Path("to_label/train") / copy.name.split("_")[1].split()[0] / copy.name)
-    messages = answer.err[answer.err.index("sslrun finetune") :].split()
-    assert messages[2:5] == [f"init={run}", "dataset=folder", "dataset.root=to_label"]
-    done = cli(*messages[1:5], "mode=probe", *QUICK)
+    assert answer.lines()[-1] == f"Next: sslrun finetune to_label init={run}"
+    done = cli("finetune", "to_label", f"init={run}", "mode=probe", *QUICK)
     assert done.code == 0, done.err
     assert "labels of folder" in done.err
     answer = cli("suggest", str(unlabeled_folder), "n=100", "labeled=to_label/train", "out=more", f"run={run}", *QUICK)

@@ -235,7 +235,7 @@ def test_the_choice_is_recorded_and_kept_by_resume_and_finetune(
     small = ("backbone.widths=[8,16]", "train.batch_size=64", "train.evaluations=1", "device=cpu",
              "dataset.image_size=16", "dataset.max_images=100")  # fmt: skip
     rates(monkeypatch, "fp32 contiguous")
-    assert cli("pretrain", "train.epochs=null", "train.steps=2", *small).code == 0
+    assert cli("pretrain", "dataset=digits", "train.epochs=null", "train.steps=2", *small).code == 0
     (run,) = Path("outputs/pretrain").iterdir()
 
     def recorded(of: Path) -> tuple[str, str]:

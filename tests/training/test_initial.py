@@ -200,12 +200,12 @@ def test_only_a_pretraining_of_the_same_images_and_the_given_backbone_is_taken(
     assert refused.code == 1
 
 
-def test_a_folder_without_a_data_set_is_one_line(cli: Cli, photos: Path) -> None:
+def test_a_root_without_a_data_set_is_a_folder(cli: Cli, photos: Path) -> None:
     """The default data set has no folder, so the user's images would be ignored."""
     for init in ("auto", "scratch"):
-        answer = cli("finetune", f"init={init}", f"dataset.root={photos}", "mode=probe", *QUICK)
-        assert answer.code == 1
-        assert answer.lines()[-1].endswith("no pretraining whose data set is in this folder; add dataset=folder")
+        for given in (f"dataset.root={photos}", str(photos)):
+            assert cli("finetune", f"init={init}", given, "mode=probe", "labels=20", *QUICK).code == 0
+            assert summary(runs("finetune")[-1])["dataset"] == f"folder {photos}"
 
 
 def test_a_resumed_run_does_not_choose_again(cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
