@@ -77,13 +77,17 @@ def suggest(run: Run, settings: Suggest) -> dict[str, Any]:
     copies = _lay_out(rows, folder, settings.classes)
     table = [{"rank": i + 1, "image": f, "copy": c.name} for i, (f, c) in enumerate(zip(rows, copies, strict=True))]
     write_csv(run.directory / "suggestions.csv", table)
+    write_csv(folder / "labels.csv", [{"file": c.relative_to(folder).as_posix(), "label": ""} for c in copies])
     tiles = [(f, f"{i + 1}") for i, f in enumerate(rows)]
     sheet = run.figure("suggestions")
     lines = [tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]
     contact_sheet(lines, model.gray_range).save(sheet)
     print("\n".join(rows), flush=True)
     log.info("Suggested %d of %s; contact sheet: %s", len(rows), counted(len(files), "image"), sheet)
-    log.info("Move each image from %s to the folder of its class in %s.", folder / "to_sort", folder / "train")
+    log.info(
+        "Write the class of each image into %s, or move the images from %s to class folders in %s.",
+        folder / "labels.csv", folder / "to_sort", folder / "train",
+    )  # fmt: skip
     return {"images": len(files), "suggested": len(rows), "of_run": source}
 
 

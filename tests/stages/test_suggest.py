@@ -12,6 +12,31 @@ from sslrun.stages.suggest import _copies, _lay_out, _shortened
 from tests.helpers import QUICK, Cli, runs, summary
 
 
+def test_labels_are_written_into_the_table_half_of_it(in_world: Path, cli: Cli, photos: Path) -> None:
+    run = runs("pretrain")[-1]
+    answer = cli("suggest", str(photos), "n=24", "out=to_label", f"run={run}", *QUICK)
+    assert answer.code == 0, answer.err
+    assert "Write the class of each image into to_label/labels.csv, or move" in answer.err
+    with Path("to_label/labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["file"] for r in rows] == [f"to_sort/{p.name}" for p in sorted(Path("to_label/to_sort").iterdir())]
+    assert {r["label"] for r in rows} == {""}
+    for row in rows[:16]:
+        row["label"] = Path(row["file"]).name.split("_")[1].split()[0]
+    with Path("to_label/labels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["file", "label"])
+        writer.writeheader()
+        writer.writerows(rows)
+    done = cli("finetune", "to_label", f"init={run}", "mode=probe", *QUICK)
+    assert done.code == 0, done.err
+    made = summary(runs("finetune")[-1])
+    assert made["config"]["dataset"]["root"] == "to_label"
+    held_out = 16 - made["labels_total"]  # a fifth of each class, as test
+    assert 2 <= held_out <= 5
+    answer = cli("suggest", str(photos), "n=10", "labeled=to_label", "out=more", f"run={run}", *QUICK)
+    assert not {p.name[3:] for p in Path("more/to_sort").iterdir()} & {Path(r["file"]).name[3:] for r in rows}
+
+
 def test_from_suggestion_to_classifier(in_world: Path, cli: Cli, photos: Path) -> None:
     """As a user does it: choose, sort into folders, finetune, choose more."""
     unlabeled_folder = Path("unlabeled")
