@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sslrun.evaluation.selection import Predictions, choose, score
-from sslrun.runs.encoders import SCRATCH
+from sslrun.run.encoders import SCRATCH
 from sslrun.training.candidates import OUT_OF_FOLD, PROBE, TUNED
 
 CANDIDATES = (PROBE, TUNED, SCRATCH)  # the simplest first

@@ -92,7 +92,7 @@ def main() -> None:
     for what in ("first start", "warm cache", "warm cache"):
         print(what, json.dumps(start(top / "28x28.jpg", top / "runs")), flush=True)
     began = time.perf_counter()
-    imports = "import sslrun.runs.job, sslrun.stages.pretrain, torch.utils.tensorboard"
+    imports = "import sslrun.run.job, sslrun.stages.pretrain, torch.utils.tensorboard"
     subprocess.run([sys.executable, "-c", imports], check=True)
     print(f"of which Python's imports {time.perf_counter() - began:.1f} s")
 

@@ -25,8 +25,8 @@ import sslrun
 from sslrun.config.build import build
 from sslrun.device import Device
 from sslrun.models.encoder import build_encoder
-from sslrun.runs.log import read_metrics
-from sslrun.runs.run import Run
+from sslrun.run.log import read_metrics
+from sslrun.run.run import Run
 from sslrun.training.autotune import choose
 from sslrun.training.batches import Batches
 from sslrun.training.loop import fit

@@ -35,8 +35,8 @@ from sslrun.models.classifier import knn_probabilities
 from sslrun.models.encoder import build_encoder
 from sslrun.models.features import features
 from sslrun.models.weights import load_state, strip_prefix
-from sslrun.runs import checkpoint
-from sslrun.runs.find import read_summary
+from sslrun.run import checkpoint
+from sslrun.run.find import read_summary
 
 HERE = Path(__file__).parent
 LIGHTLY = HERE.parent / ".venv-lightly"

@@ -27,8 +27,8 @@ from sslrun.config.compose import compose_config
 from sslrun.data.images import Images, digests
 from sslrun.device import Device
 from sslrun.models.encoder import build_encoder
-from sslrun.runs.log import read_metrics
-from sslrun.runs.run import Run
+from sslrun.run.log import read_metrics
+from sslrun.run.run import Run
 from sslrun.training.autotune import EQUAL, Candidate, choose, measure
 from sslrun.training.batches import Batches
 from sslrun.training.loop import fit

@@ -40,9 +40,9 @@ from sslrun.device import Device
 from sslrun.models.backbones.smallcnn import smallcnn
 from sslrun.models.encoder import Encoder, build_encoder
 from sslrun.report import training as figures
-from sslrun.runs import checkpoint
-from sslrun.runs.find import BEST, LAST
-from sslrun.runs.run import Run
+from sslrun.run import checkpoint
+from sslrun.run.find import BEST, LAST
+from sslrun.run.run import Run
 from sslrun.study.results import Row
 from sslrun.tasks.task import Task, build_task
 from sslrun.training import autotune, estimate, initial, jobs
@@ -198,7 +198,7 @@ def summary(path: Path) -> dict:
 
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(
-    ["torch", "torchvision", "torch.utils.tensorboard", "matplotlib.figure", "sklearn.datasets", "sslrun.runs.job",
+    ["torch", "torchvision", "torch.utils.tensorboard", "matplotlib.figure", "sklearn.datasets", "sslrun.run.job",
      "sslrun.stages.pretrain", "sslrun.stages.finetune", "tests.helpers"]
 )  # fmt: skip
 DIGITS = ("dataset=digits", "dataset.max_images=120", "dataset.image_size=16", *TINY, "train.batch_size=32")

@@ -10,8 +10,8 @@ from sslrun.base.paths import EXTENDING
 from sslrun.config.build import build, locate, parameters
 from sslrun.config.compose import compose_config, compose_nodes
 from sslrun.data.options import OF_FOLDERS
-from sslrun.runs import checkpoint
-from sslrun.runs.find import BEST, LAST
+from sslrun.run import checkpoint
+from sslrun.run.find import BEST, LAST
 from tests.helpers import QUICK, REPOSITORY, TINY, Cli
 
 CODE = '''

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sslrun.base.paths import EXTENDING
-from sslrun.runs import checkpoint
-from sslrun.runs.find import BEST, LAST
+from sslrun.run import checkpoint
+from sslrun.run.find import BEST, LAST
 from tests.helpers import QUICK, Cli
 
 SECTIONS = {text.partition("\n")[0]: text for text in EXTENDING.read_text().split("\n## ")}

@@ -14,7 +14,7 @@ from safetensors import safe_open
 import sslrun
 from sslrun.data.decode import decode
 from sslrun.report.sheets import contact_sheet, prediction_figures, whole_image
-from sslrun.runs import checkpoint
+from sslrun.run import checkpoint
 from tests.helpers import QUICK, SMALL, TINY, Cli, run_here, runs, summary
 from tests.tiffs import write_tiff
 

@@ -30,7 +30,7 @@ ORDER = (
     ("inference", "training"),
     ("evaluation", "tasks"),
     ("models",),
-    ("runs",),
+    ("run",),
     ("data", "device", "augment"),
     ("config",),
     ("base",),
@@ -71,7 +71,10 @@ ALLOWED: dict[tuple[str, str], str] = {
 # Dataclasses that are the rows of a table, with as many fields as it has columns.
 ROWS = {("study/results.py", "Row")}
 # Files of stages/ that are no command of Hydra's, and so have no settings.
-NO_JOB = {"stages/report.py": "a plain command of Typer: it takes paths, and makes no run"}
+NO_JOB = {
+    "stages/report.py": "a plain command of Typer: it takes paths, and makes no run",
+    "stages/next.py": "what follows a command",
+}
 # Private parts of others: (file, function; "Class.method" for a method) -> the test that pins them.
 PRIVATE: dict[tuple[str, str], str] = {
     (
@@ -540,11 +543,11 @@ FAULTS: list[tuple[Check, dict[str, str], str]] = [
     (too_many_rooms, {"attic.py": "", "cellar/wine.py": ""}, "20 rooms"),
     (
         imports_up,
-        {"base/a.py": "def f():\n    from sslrun import runs"},
-        "sslrun/base/a.py:2: f imports sslrun.runs",
+        {"base/a.py": "def f():\n    from sslrun import run"},
+        "sslrun/base/a.py:2: f imports sslrun.run",
     ),
-    (imports_up, {"runs/a.py": "from sslrun import UserError"}, "__init__ stands above runs"),
-    (imports_up, {"data/b/a.py": "if TYPE_CHECKING:\n    from ...runs.run import Run"}, "imports sslrun.runs.run.Run"),
+    (imports_up, {"run/a.py": "from sslrun import UserError"}, "__init__ stands above run"),
+    (imports_up, {"data/b/a.py": "if TYPE_CHECKING:\n    from ...run.run import Run"}, "imports sslrun.run.run.Run"),
     (imports_up, {"device.py": "import sslrun.cli.app"}, "sslrun/device.py:1: the module imports sslrun.cli.app"),
     (imports_on_a_floor, {"device.py": "def f():\n    import sslrun.data.fetch"}, "sslrun/device.py:2"),
     (
@@ -554,7 +557,7 @@ FAULTS: list[tuple[Check, dict[str, str], str]] = [
     ),
     (
         too_many_parameters,
-        {"runs/a.py": "@dataclass\nclass Row:\n" + "".join(f"    a{i}: int\n" for i in range(MOST_PARAMETERS + 1))},
+        {"run/a.py": "@dataclass\nclass Row:\n" + "".join(f"    a{i}: int\n" for i in range(MOST_PARAMETERS + 1))},
         "Row takes",
     ),
     (
@@ -563,13 +566,13 @@ FAULTS: list[tuple[Check, dict[str, str], str]] = [
         "circle",
     ),
     (strings_up, {"config/build.py": 'OTHER = "sslrun.stages.embed"'}, "sslrun/config/build.py:1"),
-    (strings_up, {"runs/job.py": 'def f(x): return f"sslrun.stages.{x}"'}, "names stages"),
+    (strings_up, {"run/job.py": 'def f(x): return f"sslrun.stages.{x}"'}, "names stages"),
     (
         circles_of_modules,
         {"data/cache.py": "try:\n    import sslrun.data.fetch\nfinally: ..."},
         "sslrun/data/cache.py:2",
     ),
-    (commands_known_below, {"runs/job.py": 'f(x == "compare")'}, 'sslrun/runs/job.py:1: "compare"'),
+    (commands_known_below, {"run/job.py": 'f(x == "compare")'}, 'sslrun/run/job.py:1: "compare"'),
     (too_long, {"base/a.py": "\n" * (LONGEST_FILE + 1)}, "sslrun/base/a.py has 371 lines"),
     (too_long, {"base/a.py": LONG}, "sslrun/base/a.py:1: f has 66 lines"),
     (too_many_parameters, {"base/a.py": WIDE}, "sslrun/base/a.py:1: f takes 13 parameters"),

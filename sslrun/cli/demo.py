@@ -13,7 +13,7 @@ from sslrun.base.errors import UserError
 from sslrun.base.output import new_table, write_json
 from sslrun.base.text import percent
 from sslrun.cli.launch import run_command
-from sslrun.runs.find import OUTPUTS, find, newest
+from sslrun.run.find import OUTPUTS, find, newest
 
 LABELS = 30  # in all
 NUMBERS = ("test accuracy", "±", "label subsets")  # right-aligned columns

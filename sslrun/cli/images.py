@@ -9,7 +9,7 @@ from sslrun.config.commands import COMMANDS, FINETUNE, FOR_ENCODER, typed
 from sslrun.config.compose import choices
 from sslrun.config.grammar import key_of
 from sslrun.config.nodes import same_root
-from sslrun.runs.find import find
+from sslrun.run.find import find
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")  # suffixes of files that may be label files
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")

@@ -197,7 +197,7 @@ def _check(invocation: Invocation) -> None:
 def _refuse_unwritable_outputs(command: str) -> None:
     """Raise if outputs/ is not writable, before anything starts."""
     from sslrun.base.errors import UserError
-    from sslrun.runs.find import OUTPUTS
+    from sslrun.run.find import OUTPUTS
 
     folder = OUTPUTS / command
     try:

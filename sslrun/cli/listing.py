@@ -11,7 +11,7 @@ from sslrun.base.output import as_csv, as_json, new_table
 from sslrun.base.text import metric
 from sslrun.config.commands import LISTED
 from sslrun.config.names import nearest
-from sslrun.runs.find import find, labels_text, score
+from sslrun.run.find import find, labels_text, score
 
 COLUMNS = ("run", "stage", "status", "pretext", "backbone", "dataset", "labels", "score", "duration")
 

@@ -18,9 +18,9 @@ from sslrun.config.commands import COMMANDS, EVALUATE, FINETUNE, FOR_ENCODER, PR
 from sslrun.config.grammar import quoted
 from sslrun.config.nodes import plain, short_name
 from sslrun.config.types import Node
-from sslrun.runs.encoders import AUTO, IMAGENET, PRETRAINED, SCRATCH, newest_encoder, source_of
-from sslrun.runs.find import find, read_summary
-from sslrun.runs.named import named_run
+from sslrun.run.encoders import AUTO, IMAGENET, PRETRAINED, SCRATCH, newest_encoder, source_of
+from sslrun.run.find import find, read_summary
+from sslrun.run.named import named_run
 
 READ = ("unlabeled", "labeled", "in")  # keys of folders to read
 NEW_FOLDERS = ("save", "sort_into")  # keys of folders to create

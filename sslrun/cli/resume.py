@@ -17,8 +17,8 @@ from sslrun.config.compose import compose_config
 from sslrun.config.grammar import key_of, quoted
 from sslrun.config.overrides import check_resumed, check_shape
 from sslrun.config.renames import renamed_overrides
-from sslrun.runs.find import find, newest, read_summary
-from sslrun.runs.resume import refuse_older, resumed_config
+from sslrun.run.find import find, newest, read_summary
+from sslrun.run.resume import refuse_older, resumed_config
 
 SWEEP = "multirun.yaml"  # written by Hydra to the folder of a sweep
 

@@ -13,7 +13,7 @@ from sslrun.config.commands import COMPARE, FINETUNE, PRETRAIN, TASKS
 from sslrun.config.compose import choices, chosen, group_choices
 from sslrun.config.grammar import key_of
 from sslrun.config.overrides import check_overrides, composed_configs
-from sslrun.runs.encoders import SCRATCH
+from sslrun.run.encoders import SCRATCH
 from sslrun.study.inits import WITHOUT_TASK, parsed
 
 LABEL_LISTS = ("labels", "labels_per_class", "label_fractions")

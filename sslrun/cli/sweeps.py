@@ -11,7 +11,7 @@ from sslrun.base.errors import UserError
 from sslrun.base.text import counted
 from sslrun.cli.invocation import Invocation
 from sslrun.config.grammar import quoted
-from sslrun.runs.find import is_finished, job_order
+from sslrun.run.find import is_finished, job_order
 
 
 def refuse_used_folder(invocation: Invocation) -> None:
@@ -49,7 +49,7 @@ class SweepTable(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Report on all jobs, whichever launcher ran them; exit with 1 if one failed."""
         from sslrun.report.sweep import finish_sweep
-        from sslrun.runs.job import explained
+        from sslrun.run.job import explained
 
         directory = Path(config.hydra.sweep.dir)
         try:

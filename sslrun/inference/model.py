@@ -36,7 +36,7 @@ from sslrun.evaluation import calibration
 from sslrun.inference.inputs import Block, ImageLike, decoded_one, to_tensor
 from sslrun.models.features import map_features, probabilities
 from sslrun.models.trained import Trained, load_network
-from sslrun.runs.named import find_run
+from sslrun.run.named import find_run
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from sslrun.models.encoder import Encoder, Pooling, build_encoder
 from sslrun.models.published import Published, load, published
 from sslrun.models.trained import origin_of
 from sslrun.models.weights import State, encoder_of, external_weights, load_state
-from sslrun.runs import checkpoint
-from sslrun.runs.encoders import AUTO, IMAGENET, LATEST, PRETRAINED, SCRATCH, newest_encoder, source_of
-from sslrun.runs.find import FoundRun, find, read_summary
+from sslrun.run import checkpoint
+from sslrun.run.encoders import AUTO, IMAGENET, LATEST, PRETRAINED, SCRATCH, newest_encoder, source_of
+from sslrun.run.find import FoundRun, find, read_summary
 
 RESERVED = (AUTO, SCRATCH, PRETRAINED, IMAGENET)  # values of init= that are no run or file
 

@@ -21,7 +21,7 @@ from sslrun.models.backbones import timm as of_timm
 from sslrun.models.backbones import torchvision as of_torchvision
 from sslrun.models.backbones.stem import for_imagenet
 from sslrun.models.weights import State, external_weights
-from sslrun.runs import checkpoint
+from sslrun.run import checkpoint
 
 TIMM, TORCHVISION = "sslrun.models.backbones.timm.timm", "sslrun.models.backbones.torchvision.torchvision"
 LIBRARY = "net."  # prefix of the library's keys in the state dict of these backbones

@@ -22,7 +22,7 @@ from sslrun.models.backbones import torchvision as of_torchvision
 from sslrun.models.encoder import Encoder, build_encoder
 from sslrun.models.published import TIMM, TORCHVISION, Published, load, published
 from sslrun.models.trained import load_network
-from sslrun.runs.named import named_run
+from sslrun.run.named import named_run
 
 
 @dataclass(frozen=True)

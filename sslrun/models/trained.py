@@ -14,8 +14,8 @@ from sslrun.data.labels import LabelBudget
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import Encoder, build_encoder
 from sslrun.models.weights import encoder_of, load_state, prefix_of, strip_prefix
-from sslrun.runs import checkpoint
-from sslrun.runs.find import BEST, read_summary
+from sslrun.run import checkpoint
+from sslrun.run.find import BEST, read_summary
 
 ORIGIN = ("weights", "teacher", "labels_seen")  # keys of `origin_of`
 

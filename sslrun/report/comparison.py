@@ -10,7 +10,7 @@ from sslrun.base.text import counted, percent, three_digits
 from sslrun.evaluation.intervals import MIN_VALUES
 from sslrun.report.gains import ALPHA, brackets, gain_text, p_text, signed
 from sslrun.report.plots import FROM_SCRATCH, name_of
-from sslrun.runs.encoders import PIXELS, SCRATCH
+from sslrun.run.encoders import PIXELS, SCRATCH
 from sslrun.study.entry import Budget, Entry
 from sslrun.study.results import EQUAL_TIME
 from sslrun.training.candidates import KNN, PROBE

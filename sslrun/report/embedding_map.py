@@ -18,7 +18,7 @@ from sslrun.data.depth import Range
 from sslrun.evaluation.projection import tsne
 from sslrun.report.html import render
 from sslrun.report.style import COLORS, GRAY, new_figure, styled
-from sslrun.runs.run import Run
+from sslrun.run.run import Run
 
 SIDE = 64  # px of an image
 GROUPS = 12  # folders with a color of their own; the others are gray

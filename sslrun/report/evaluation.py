@@ -20,7 +20,7 @@ from sslrun.evaluation.metrics import MANY_IMAGES
 from sslrun.report import plots
 from sslrun.report.html import render
 from sslrun.report.style import new_figure, styled
-from sslrun.runs.run import Run
+from sslrun.run.run import Run
 
 NUMBERS = ("precision", "recall", "f1", "images", "predicted")  # numeric columns of the per-class table
 FEW_IMAGES = 5  # of a class: with fewer, its recall is hardly known

@@ -11,8 +11,8 @@ import numpy as np
 from sslrun.base.text import percent
 from sslrun.evaluation.intervals import mean_interval
 from sslrun.report.style import COLORS, GRAY, INK, colors, legend, page_figure, save_figure, styled
-from sslrun.runs.encoders import PIXELS, SCRATCH
-from sslrun.runs.log import read_metrics
+from sslrun.run.encoders import PIXELS, SCRATCH
+from sslrun.run.log import read_metrics
 from sslrun.study.entry import Entry
 from sslrun.study.results import EQUAL_TIME, Row
 from sslrun.training.candidates import KNN, PROBE, TUNED

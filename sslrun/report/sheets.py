@@ -14,7 +14,7 @@ from sslrun.data.decode import opened, to_rgb
 from sslrun.data.depth import Range
 from sslrun.data.images import Images
 from sslrun.report.style import font_file
-from sslrun.runs.run import Run
+from sslrun.run.run import Run
 
 MISTAKES_SHOWN = 24
 TILE_SIDE = 96  # px of an image on a contact sheet

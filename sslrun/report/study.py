@@ -42,8 +42,8 @@ from sslrun.report.comparison import (
 from sslrun.report.gains import brackets, p_text
 from sslrun.report.html import render
 from sslrun.report.plots import FROM_SCRATCH, name_of
-from sslrun.runs.encoders import PIXELS, SCRATCH
-from sslrun.runs.find import read_summary
+from sslrun.run.encoders import PIXELS, SCRATCH
+from sslrun.run.find import read_summary
 from sslrun.study.comparison import compared, gain_table
 from sslrun.study.entry import Budget, Entry, budget_of
 from sslrun.study.gains import ASSUMED_SD

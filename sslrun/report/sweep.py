@@ -12,7 +12,7 @@ from sslrun.base.console import ERR, log
 from sslrun.base.errors import UserError
 from sslrun.base.output import new_table, write_csv
 from sslrun.base.text import percent, words
-from sslrun.runs.find import job_order, labels_text, read_summary, score
+from sslrun.run.find import job_order, labels_text, read_summary, score
 
 LABEL_BUDGETS = ("labels", "labels_per_class", "label_fraction")  # keys that set a label budget
 

@@ -15,8 +15,8 @@ from sslrun.data.images import Images
 from sslrun.device import Device
 from sslrun.report.sheets import whole_image
 from sslrun.report.style import new_figure, styled
-from sslrun.runs.log import read_metrics
-from sslrun.runs.run import Run
+from sslrun.run.log import read_metrics
+from sslrun.run.run import Run
 from sslrun.tasks.task import Task
 
 VIEWS_SHOWN = 8

@@ -34,7 +34,7 @@ from sslrun.data.sources.source import Listing, SplitName
 from sslrun.data.tree import read_tree
 from sslrun.models.encoder import BackboneNode
 from sslrun.report.check import findings, table
-from sslrun.runs.run import Run
+from sslrun.run.run import Run
 from sslrun.tasks.task import TaskNode
 from sslrun.training import estimate
 from sslrun.training.settings import SMALLEST_BATCH

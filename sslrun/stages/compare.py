@@ -27,10 +27,10 @@ from sslrun.report.comparison import labels_text
 from sslrun.report.evaluation import log_small_classes
 from sslrun.report.plots import name_of
 from sslrun.report.study import Maps, publish
-from sslrun.runs.encoders import PIXELS, SCRATCH
-from sslrun.runs.find import find, read_summary, whole_seconds
-from sslrun.runs.resume import STUDY
-from sslrun.runs.run import Run
+from sslrun.run.encoders import PIXELS, SCRATCH
+from sslrun.run.find import find, read_summary, whole_seconds
+from sslrun.run.resume import STUDY
+from sslrun.run.run import Run
 from sslrun.study import results
 from sslrun.study.auto import with_auto
 from sslrun.study.budget import times_of

@@ -21,7 +21,7 @@ from sslrun.inference.index import indexed
 from sslrun.inference.inputs import named_images
 from sslrun.inference.model import open_model
 from sslrun.report import embedding_map
-from sslrun.runs.run import Run
+from sslrun.run.run import Run
 
 PROJECTED_SIDE = 32  # px; size of images in TensorBoard's projector
 

@@ -31,9 +31,9 @@ from sslrun.models.trained import Trained, load_classifier
 from sslrun.report import evaluation
 from sslrun.report.evaluation import confusion_figure, log_small_classes, print_classification
 from sslrun.report.sheets import mistakes_figure
-from sslrun.runs.find import read_summary
-from sslrun.runs.named import find_run
-from sslrun.runs.run import Run
+from sslrun.run.find import read_summary
+from sslrun.run.named import find_run
+from sslrun.run.run import Run
 from sslrun.training.candidates import folds_of
 
 KEPT = (

@@ -29,8 +29,8 @@ from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import Encoder, average
 from sslrun.models.features import probabilities
 from sslrun.models.trained import load_network
-from sslrun.runs.named import find_run
-from sslrun.runs.run import Run
+from sslrun.run.named import find_run
+from sslrun.run.run import Run
 
 CHECKED, BATCH = 500, 50  # images to check an export on, and their batch size
 TOLERANCE = 1e-4

@@ -7,7 +7,7 @@ from sslrun.base.console import log
 from sslrun.base.text import counted
 from sslrun.data.dataset import listed
 from sslrun.data.options import DatasetNode, describe
-from sslrun.runs.run import Run
+from sslrun.run.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,11 +27,11 @@ from sslrun.models.encoder import BackboneNode, Pooling
 from sslrun.models.initialization import Network, refuse_unused_weights, resolve, unchanged
 from sslrun.models.trained import ORIGIN
 from sslrun.report.training import curves_figure, sample_images, views_figure
-from sslrun.runs import checkpoint
-from sslrun.runs.encoders import AUTO, PRETRAINED, SCRATCH
-from sslrun.runs.find import BEST, LAST, has_checkpoint
-from sslrun.runs.resume import STUDY
-from sslrun.runs.run import Run
+from sslrun.run import checkpoint
+from sslrun.run.encoders import AUTO, PRETRAINED, SCRATCH
+from sslrun.run.find import BEST, LAST, has_checkpoint
+from sslrun.run.resume import STUDY
+from sslrun.run.run import Run
 from sslrun.study.choice import searched
 from sslrun.study.launch import user_config_dir
 from sslrun.tasks.finetuning.supervised import Finetuning

@@ -20,7 +20,7 @@ from sslrun.evaluation.calibration import Threshold, no_threshold_text
 from sslrun.inference.inputs import named_images
 from sslrun.inference.model import Model, Prediction, open_model
 from sslrun.report.sheets import prediction_figures
-from sslrun.runs.run import Run
+from sslrun.run.run import Run
 
 UNSURE = "_unsure"  # folder in `sort_into` for images below the threshold
 

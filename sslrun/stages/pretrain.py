@@ -23,9 +23,9 @@ from sslrun.models.encoder import BackboneNode, Encoder
 from sslrun.models.initialization import Network, refuse_unused_weights, resolve_pretraining
 from sslrun.models.trained import ORIGIN
 from sslrun.report.training import curves_figure, sample_images, task_figures, views_figure
-from sslrun.runs.encoders import SCRATCH
-from sslrun.runs.resume import CHECKPOINT
-from sslrun.runs.run import Run
+from sslrun.run.encoders import SCRATCH
+from sslrun.run.resume import CHECKPOINT
+from sslrun.run.run import Run
 from sslrun.study.launch import user_config_dir
 from sslrun.tasks.task import Task, TaskNode, build_task, views_per_image
 from sslrun.training.autotune import choose

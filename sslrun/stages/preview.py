@@ -15,7 +15,7 @@ from sslrun.data.decode import UnreadableImage, decode
 from sslrun.data.options import DatasetNode, describe, shared
 from sslrun.models.encoder import BackboneNode, build_encoder
 from sslrun.report.training import views_figure
-from sslrun.runs.run import Run
+from sslrun.run.run import Run
 from sslrun.tasks.task import TaskNode, build_task
 
 

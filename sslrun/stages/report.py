@@ -7,8 +7,8 @@ from pathlib import Path
 from sslrun.base.errors import UserError
 from sslrun.evaluation.correctness import read_correctness
 from sslrun.report.study import publish
-from sslrun.runs.encoders import PIXELS, SCRATCH
-from sslrun.runs.find import OUTPUTS, read_summary
+from sslrun.run.encoders import PIXELS, SCRATCH
+from sslrun.run.find import OUTPUTS, read_summary
 from sslrun.study.auto import with_auto
 from sslrun.study.results import ORDER, Row, disambiguated, rows_of, with_shared_subsets
 from sslrun.training.candidates import AUTO, PROBE, TUNED

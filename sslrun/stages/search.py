@@ -16,7 +16,7 @@ from sslrun.inference.index import indexed
 from sslrun.inference.inputs import named_images
 from sslrun.inference.model import open_model
 from sslrun.report.sheets import contact_sheet
-from sslrun.runs.run import Run
+from sslrun.run.run import Run
 
 SHEET = 20  # queries on the contact sheet
 

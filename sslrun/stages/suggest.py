@@ -21,7 +21,7 @@ from sslrun.inference.inputs import named_images
 from sslrun.inference.model import open_model
 from sslrun.inference.suggestion import typical_and_diverse
 from sslrun.report.sheets import contact_sheet
-from sslrun.runs.run import Run
+from sslrun.run.run import Run
 
 COLUMNS = 10  # of the contact sheet
 LONGEST = 200  # bytes of the name of a copy, without its number; file systems allow 255

@@ -5,8 +5,9 @@ import importlib
 from omegaconf import DictConfig
 
 from sslrun.config.build import settings_of
-from sslrun.runs.job import execute
-from sslrun.runs.run import Stage, Stages
+from sslrun.run.job import execute
+from sslrun.run.run import Stage, Stages
+from sslrun.stages.next import next_command
 
 
 def stage(name: str) -> Stage:
@@ -22,4 +23,4 @@ def settings(name: str) -> type:
 
 def job(config: DictConfig) -> float | None:
     """Run one job; launchers pickle this function by name."""
-    return execute(config, Stages(stage, job))
+    return execute(config, Stages(stage, job, next_command))

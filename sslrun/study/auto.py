@@ -10,8 +10,8 @@ import numpy as np
 from sslrun.base.errors import UserError
 from sslrun.evaluation.selection import Predictions, choose, corrected_accuracy
 from sslrun.evaluation.validation import score_name
-from sslrun.runs.encoders import SCRATCH
-from sslrun.runs.find import read_summary
+from sslrun.run.encoders import SCRATCH
+from sslrun.run.find import read_summary
 from sslrun.study.results import Row, is_scratch, score_among
 from sslrun.training.candidates import AUTO, OUT_OF_FOLD, PROBE, TUNED
 

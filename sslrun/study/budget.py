@@ -16,7 +16,7 @@ from sslrun.data.labels import LabelBudget
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import build_encoder
 from sslrun.models.published import Published
-from sslrun.runs.encoders import PIXELS, PRETRAINED
+from sslrun.run.encoders import PIXELS, PRETRAINED
 from sslrun.study.costs import milliseconds
 from sslrun.study.equal_time import usual_steps
 from sslrun.study.launch import StudyRun

@@ -10,7 +10,7 @@ from sslrun.config.compose import compose_config, group_choices
 from sslrun.config.grammar import key_of
 from sslrun.config.nodes import plain
 from sslrun.config.overrides import check_overrides
-from sslrun.runs.run import Stages
+from sslrun.run.run import Stages
 from sslrun.study.launch import IGNORED_KEYS
 
 NOT_SEARCHABLE = (  # keys and groups of finetune that are the same for all candidates, or specific to each

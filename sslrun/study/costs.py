@@ -18,7 +18,7 @@ from sslrun.device import Device, inference_device
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.features import probabilities
 from sslrun.models.trained import load_classifier
-from sslrun.runs.find import read_summary
+from sslrun.run.find import read_summary
 from sslrun.study.results import Row
 from sslrun.training.candidates import KNN
 

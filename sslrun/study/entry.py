@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from sslrun.evaluation.intervals import Interval
-from sslrun.runs.encoders import SCRATCH
+from sslrun.run.encoders import SCRATCH
 from sslrun.study.gains import Gain
 from sslrun.study.results import Row
 from sslrun.training.candidates import TUNED

@@ -10,7 +10,7 @@ from typing import Any
 from sslrun.config.build import build
 from sslrun.config.types import Node
 from sslrun.data.labels import LabelBudget
-from sslrun.runs.find import read_summary, whole_seconds
+from sslrun.run.find import read_summary, whole_seconds
 from sslrun.training.settings import default_steps
 
 

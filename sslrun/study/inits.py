@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sslrun.base.errors import UserError
 from sslrun.config.grammar import key_of
 from sslrun.config.names import nearest
-from sslrun.runs.encoders import IMAGENET, PRETRAINED, SCRATCH
+from sslrun.run.encoders import IMAGENET, PRETRAINED, SCRATCH
 
 WITHOUT_TASK = (SCRATCH, PRETRAINED, IMAGENET)  # entries that are no pretext task
 OF_WEIGHTS = ("dataset.image_size", "dataset.mean", "dataset.std")  # keys that follow from published weights

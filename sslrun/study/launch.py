@@ -31,9 +31,9 @@ from sslrun.config.build import locate
 from sslrun.config.commands import EVALUATE, FINETUNE, PRETRAIN, typed
 from sslrun.config.grammar import key_of
 from sslrun.config.types import Node
-from sslrun.runs.find import OUTPUTS, STUDY_RUNS, is_complete, read_summary, score
-from sslrun.runs.job import IN_STUDY
-from sslrun.runs.run import Stages
+from sslrun.run.find import OUTPUTS, STUDY_RUNS, is_complete, read_summary, score
+from sslrun.run.job import IN_STUDY
+from sslrun.run.run import Stages
 
 # Code that affects results: parts of the package, and the files of these commands.
 ROOMS = ("augment.py", "device.py", "data", "models", "tasks", "evaluation", "training")

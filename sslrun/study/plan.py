@@ -20,8 +20,8 @@ from sslrun.data.labels import LabelBudget
 from sslrun.data.options import describe
 from sslrun.models.published import Published, published
 from sslrun.models.teacher import is_run, node_of
-from sslrun.runs.encoders import PIXELS, PRETRAINED, SCRATCH
-from sslrun.runs.run import Stages
+from sslrun.run.encoders import PIXELS, PRETRAINED, SCRATCH
+from sslrun.run.run import Stages
 from sslrun.study.equal_time import usual_steps
 from sslrun.study.launch import StudyRun, study_run
 from sslrun.study.results import EQUAL_TIME, PUBLISHED

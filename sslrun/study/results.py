@@ -17,8 +17,8 @@ from sslrun.config.nodes import flattened
 from sslrun.config.renames import COLUMNS, renamed_keys
 from sslrun.evaluation.validation import score_name
 from sslrun.models.backbones.stem import stem_of
-from sslrun.runs.encoders import IMAGENET, PIXELS, PRETRAINED, SCRATCH
-from sslrun.runs.find import find, job_order, read_summary, whole_seconds
+from sslrun.run.encoders import IMAGENET, PIXELS, PRETRAINED, SCRATCH
+from sslrun.run.find import find, job_order, read_summary, whole_seconds
 from sslrun.study.inits import OF_WEIGHTS, is_continued
 from sslrun.study.launch import IGNORED_KEYS
 from sslrun.training.candidates import AUTO, KNN, PROBE, TUNED

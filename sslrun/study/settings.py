@@ -17,8 +17,8 @@ from sslrun.data.labeled import OF_EXTRA
 from sslrun.data.options import PREPROCESSING
 from sslrun.models.published import INSTALL, Published, on_this_machine, published, weights_of
 from sslrun.models.teacher import teacher_name
-from sslrun.runs.encoders import IMAGENET, PIXELS, PRETRAINED, SCRATCH
-from sslrun.runs.run import Stages
+from sslrun.run.encoders import IMAGENET, PIXELS, PRETRAINED, SCRATCH
+from sslrun.run.run import Stages
 from sslrun.study.choice import searched
 from sslrun.study.inits import OF_WEIGHTS, has_published, is_continued, name_of, parsed, tasks_of
 from sslrun.training.candidates import KNN

@@ -18,7 +18,7 @@ from sslrun.data.labels import Fold, folds
 from sslrun.device import Device
 from sslrun.evaluation.selection import Predictions, score
 from sslrun.models.initialization import Network
-from sslrun.runs.encoders import SCRATCH
+from sslrun.run.encoders import SCRATCH
 from sslrun.training.folds import FoldTraining, fold_probabilities, images_of
 from sslrun.training.frozen import Frozen
 from sslrun.training.jobs import run_jobs

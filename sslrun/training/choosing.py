@@ -11,8 +11,8 @@ from sslrun.base.text import percent, time_range
 from sslrun.data.labeled import Labeled
 from sslrun.evaluation.selection import choose, corrected_accuracy
 from sslrun.evaluation.validation import SCORES, prediction_metrics, score_name
-from sslrun.runs.encoders import SCRATCH
-from sslrun.runs.run import Run
+from sslrun.run.encoders import SCRATCH
+from sslrun.run.run import Run
 from sslrun.training.candidates import OUT_OF_FOLD, TUNED, Candidate, Folds, compared
 from sslrun.training.estimate import ClassifierEstimate
 from sslrun.training.frozen import Frozen

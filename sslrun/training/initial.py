@@ -23,9 +23,9 @@ from sslrun.evaluation.selection import Predictions, choose, score
 from sslrun.evaluation.validation import SCORES, score_name
 from sslrun.models.initialization import Network, resolve
 from sslrun.models.published import INSTALL, Published, load, on_this_machine, weights_of
-from sslrun.runs.encoders import LATEST, PRETRAINED, SCRATCH, newest_encoder
-from sslrun.runs.find import find
-from sslrun.runs.run import Run
+from sslrun.run.encoders import LATEST, PRETRAINED, SCRATCH, newest_encoder
+from sslrun.run.find import find
+from sslrun.run.run import Run
 from sslrun.training import autotune, jobs
 from sslrun.training.candidates import KNN, PROBE, Candidate, compared, folds_of, frozen_network
 from sslrun.training.settings import default_steps

@@ -9,7 +9,7 @@ from sslrun.base import signals
 from sslrun.base.console import log, progress
 from sslrun.base.errors import UserError
 from sslrun.device import Device
-from sslrun.runs.find import has_checkpoint
+from sslrun.run.find import has_checkpoint
 from sslrun.tasks.task import Task
 from sslrun.training.batches import Batches, Step
 from sslrun.training.settings import Training

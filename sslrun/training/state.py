@@ -13,10 +13,10 @@ from sslrun.base.errors import UserError
 from sslrun.base.text import metric
 from sslrun.device import Device
 from sslrun.models.weights import load_state
-from sslrun.runs import checkpoint
-from sslrun.runs.find import BEST, LAST, PREVIOUS
-from sslrun.runs.resume import differing_keys
-from sslrun.runs.run import Run
+from sslrun.run import checkpoint
+from sslrun.run.find import BEST, LAST, PREVIOUS
+from sslrun.run.resume import differing_keys
+from sslrun.run.run import Run
 from sslrun.tasks.task import Task
 
 HIDDEN = (

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sslrun.runs import checkpoint
+from sslrun.run import checkpoint
 from tests.helpers import OFTEN, PRETRAIN, ended, only_run, run_forked, start, wait_for
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sslrun.runs import checkpoint
-from sslrun.runs.find import LAST, PREVIOUS
+from sslrun.run import checkpoint
+from sslrun.run.find import LAST, PREVIOUS
 from tests.helpers import (
     DIGITS,
     FINETUNE,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from sslrun.runs import checkpoint
-from sslrun.runs.find import LAST
+from sslrun.run import checkpoint
+from sslrun.run.find import LAST
 from tests.helpers import Cli, only_run
 
 

@@ -25,7 +25,7 @@ from sslrun.inference.model import Model
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import Encoder, build_encoder
 from sslrun.models.trained import Trained
-from sslrun.runs import checkpoint
+from sslrun.run import checkpoint
 from tests.helpers import QUICK, Cli, Pixels, runs
 
 

@@ -15,7 +15,7 @@ from sslrun.data.dataset import Dataset
 from sslrun.data.images import Images, digests
 from sslrun.models.encoder import build_encoder
 from sslrun.models.initialization import resolve, unchanged
-from sslrun.runs import checkpoint
+from sslrun.run import checkpoint
 from tests.helpers import QUICK, Cli, runs, summary
 
 

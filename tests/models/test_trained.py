@@ -12,7 +12,7 @@ from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import Pooling, build_encoder
 from sslrun.models.initialization import resolve
 from sslrun.models.trained import Trained, load_classifier, load_network
-from sslrun.runs import checkpoint
+from sslrun.run import checkpoint
 from tests.helpers import runs
 
 

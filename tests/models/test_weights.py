@@ -14,8 +14,8 @@ from sslrun.models.weights import (
     load_state,
     strip_prefix,
 )
-from sslrun.runs import checkpoint
-from sslrun.runs.find import LAST
+from sslrun.run import checkpoint
+from sslrun.run.find import LAST
 from tests.helpers import DIGITS, Cli, encoder_of, only_run
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from sslrun.data.dataset import load_train
 from sslrun.data.labels import LabelBudget
-from sslrun.runs.run import Run, Stages
+from sslrun.run.run import Run, Stages
 from sslrun.stages import compare
 from sslrun.stages.table import job, stage
 from sslrun.study.launch import StudyRun

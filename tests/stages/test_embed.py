@@ -14,7 +14,7 @@ from PIL import Image
 
 import sslrun
 from sslrun.base.errors import UserError
-from sslrun.runs.run import Run
+from sslrun.run.run import Run
 from sslrun.stages import embed
 from tests.helpers import NO_MAP, QUICK, Cli, runs, summary
 

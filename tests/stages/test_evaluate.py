@@ -19,7 +19,7 @@ from sslrun.data.dataset import load_test
 from sslrun.data.labeled import load_labeled
 from sslrun.data.labels import LabelBudget
 from sslrun.evaluation.intervals import effective_size, proportion_interval, wilson_interval
-from sslrun.runs import checkpoint
+from sslrun.run import checkpoint
 from sslrun.stages import evaluate
 from tests.helpers import QUICK, TINY, Cli, folder_node, frames, runs, source_node, summary
 

@@ -27,8 +27,8 @@ from sslrun.data.labels import LabelBudget
 from sslrun.evaluation import calibration
 from sslrun.evaluation.intervals import wilson_interval
 from sslrun.evaluation.selection import Predictions, choose, corrected_accuracy
-from sslrun.runs import checkpoint
-from sslrun.runs.find import BEST, LAST
+from sslrun.run import checkpoint
+from sslrun.run.find import BEST, LAST
 from sslrun.stages import finetune
 from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.training import candidates, choosing, jobs, loop

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import sslrun
-from sslrun.runs import checkpoint
+from sslrun.run import checkpoint
 from sslrun.stages import predict
 from tests.helpers import QUICK, Cli, ended, run_here, runs, spawn, summary
 

@@ -12,7 +12,7 @@ from sslrun.data.dataset import listed, load_train
 from sslrun.data.images import Images
 from sslrun.data.options import describe
 from sslrun.models.encoder import Encoder
-from sslrun.runs import checkpoint
+from sslrun.run import checkpoint
 from sslrun.stages import pretrain
 from sslrun.training import settings
 from tests.helpers import DIGITS, PRETRAIN, QUICK, REPOSITORY, TINY, Cli, folder_node, runs, summary

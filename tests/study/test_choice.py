@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sslrun.base.errors import UserError
-from sslrun.runs.run import Stages
+from sslrun.run.run import Stages
 from sslrun.stages.table import job, stage
 from sslrun.study.choice import searched
 from tests.helpers import QUICK, Cli

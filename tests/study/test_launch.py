@@ -22,7 +22,7 @@ from sslrun.base import console, signals
 from sslrun.base.errors import UserError
 from sslrun.base.output import write_json
 from sslrun.base.paths import CONF
-from sslrun.runs.run import Stage, Stages
+from sslrun.run.run import Stage, Stages
 from sslrun.stages.table import job
 from sslrun.stages.table import stage as named_stage
 from sslrun.study import launch

@@ -19,7 +19,7 @@ from sslrun.data.images import Images
 from sslrun.data.labeled import Pool, Validation
 from sslrun.data.labels import LabelBudget
 from sslrun.models.published import TORCHVISION, published
-from sslrun.runs.run import Stages
+from sslrun.run.run import Stages
 from sslrun.stages.table import job, stage
 from sslrun.study import plan
 from sslrun.study.launch import StudyRun

@@ -8,7 +8,7 @@ from sslrun.config.compose import compose_config
 from sslrun.config.nodes import plain
 from sslrun.config.types import Node
 from sslrun.models.teacher import node_of
-from sslrun.runs.run import Stages
+from sslrun.run.run import Stages
 from sslrun.stages.table import job, stage
 from sslrun.study import settings as study_settings
 from sslrun.study.settings import StudyOverrides, device_of, overrides_of

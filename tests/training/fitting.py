@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sslrun.augment import Rng
 from sslrun.config.types import Node
 from sslrun.device import Device
-from sslrun.runs.run import Run
+from sslrun.run.run import Run
 from sslrun.tasks.task import Task
 from sslrun.training.batches import Batches
 from sslrun.training.loop import fit

@@ -12,7 +12,7 @@ from sslrun.augment import Rng
 from sslrun.base import console, signals
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.runs import checkpoint
+from sslrun.run import checkpoint
 from tests.helpers import FINETUNE, Cli, MeanTask, metric_rows, ramp, train
 from tests.training.fitting import Slope, device, fit_slope, metrics
 

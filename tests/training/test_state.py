@@ -22,8 +22,8 @@ from sslrun.device import Device, MemoryFormat
 from sslrun.models.backbones.smallcnn import smallcnn
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import Encoder
-from sslrun.runs import checkpoint
-from sslrun.runs.run import Run
+from sslrun.run import checkpoint
+from sslrun.run.run import Run
 from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.tasks.task import Task
 from sslrun.training.optimizers import build_optimizer

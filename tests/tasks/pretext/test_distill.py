@@ -19,7 +19,7 @@ from sslrun.models import teacher_features as module
 from sslrun.models.teacher import Teacher, node_of, teacher_name, teacher_of
 from sslrun.models.teacher_features import teacher_features
 from sslrun.models.weights import load_state
-from sslrun.runs.find import LAST
+from sslrun.run.find import LAST
 from sslrun.tasks.pretext.distill import Distill
 from sslrun.training import estimate
 from tests.helpers import CPU, IDENTITY, OFTEN, cpu, only_run, rng, run_forked, runs, same, small_encoder, whole

@@ -11,7 +11,7 @@ from sslrun.base.text import with_article
 from sslrun.base.version import __version__
 from sslrun.config.build import refuse_foreign
 from sslrun.config.nodes import flattened
-from sslrun.runs.find import has_checkpoint, read_summary
+from sslrun.run.find import has_checkpoint, read_summary
 
 STUDY, CHECKPOINT = "study", "checkpoint"  # values of `resumable` in a summary: by its runs, or from its checkpoint
 # Keys that may change when a run is resumed, in addition to the device.

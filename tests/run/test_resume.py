@@ -13,9 +13,9 @@ from sslrun.base.output import write_json
 from sslrun.base.version import __version__
 from sslrun.config.compose import compose_config
 from sslrun.config.nodes import plain
-from sslrun.runs import checkpoint
-from sslrun.runs.find import LAST
-from sslrun.runs.resume import differing_keys, fixed, refuse_older, resumed_config
+from sslrun.run import checkpoint
+from sslrun.run.find import LAST
+from sslrun.run.resume import differing_keys, fixed, refuse_older, resumed_config
 from tests.helpers import SHORT, STEPS, TINY, Cli, only_run, runs, summary
 
 

@@ -17,8 +17,8 @@ from sslrun.base.output import write_json
 from sslrun.base.signals import Stopped
 from sslrun.base.version import __version__
 from sslrun.config.types import PositiveInt
-from sslrun.runs import job
-from sslrun.runs.run import Run, Stages
+from sslrun.run import job
+from sslrun.run.run import Run, Stages
 from tests.helpers import SMALL, STUDY, ended, in_steps, start, summary, wait_for
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from sslrun.config.commands import COMMANDS
-from sslrun.runs.next import next_command
+from sslrun.stages.next import next_command
 
 FOLDER: dict[str, Any] = {"dataset": {"_target_": "sslrun.data.sources.folder.folder", "root": "my photos"}}
 DIGITS: dict[str, Any] = {"dataset": {"_target_": "sslrun.data.sources.digits.digits"}}

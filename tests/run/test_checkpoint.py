@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sslrun.base.errors import UserError
-from sslrun.runs import checkpoint
-from sslrun.runs.find import BEST, LAST, PREVIOUS, has_checkpoint
+from sslrun.run import checkpoint
+from sslrun.run.find import BEST, LAST, PREVIOUS, has_checkpoint
 from tests.helpers import (
     CHANGES,
     CUT,

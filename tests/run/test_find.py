@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sslrun.runs.find import find, is_complete, job_order, labels_text, newest, score
+from sslrun.run.find import find, is_complete, job_order, labels_text, newest, score
 from tests.helpers import QUICK, Cli, runs, summary
 
 

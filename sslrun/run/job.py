@@ -26,10 +26,9 @@ from sslrun.config.commands import typed
 from sslrun.config.renames import renamed_composed
 from sslrun.data.decode import ignore_pillow_warnings
 from sslrun.data.workers import ensure_start_method
-from sslrun.runs.find import has_checkpoint, is_complete, read_summary, score
-from sslrun.runs.next import next_command
-from sslrun.runs.resume import CHECKPOINT, MAY_DIFFER, STUDY, fixed, refuse_older, resumed_config
-from sslrun.runs.run import Run, Stages
+from sslrun.run.find import has_checkpoint, is_complete, read_summary, score
+from sslrun.run.resume import CHECKPOINT, MAY_DIFFER, STUDY, fixed, refuse_older, resumed_config
+from sslrun.run.run import Run, Stages
 
 IN_STUDY = "study_run"  # hydra.job.name of a run that belongs to a study
 
@@ -114,7 +113,7 @@ def _executed(config: DictConfig, stages: Stages, hydra: Any, opened: list[Run])
         run.close("finished", **result)
     opened.clear()
     log.info("Finished in %s: %s", duration(run.summary["wall_time_seconds"]), run.directory)
-    if not (in_sweep or in_study) and (following := next_command(run.summary)):
+    if not (in_sweep or in_study) and (following := stages.following(run.summary)):
         log.info("Next: %s", following)
     signals.check()
     return run.summary

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 
 from sslrun.base.errors import UserError
-from sslrun.runs.encoders import newest_encoder, source_of
-from sslrun.runs.find import FoundRun
+from sslrun.run.encoders import newest_encoder, source_of
+from sslrun.run.find import FoundRun
 
 
 def pretrained(name: str, root: str, status: str = "finished", pretext: str = "simclr") -> FoundRun:

@@ -22,7 +22,7 @@ from sslrun.base.files import replacing
 from sslrun.base.version import __version__
 from sslrun.config.build import refuse_foreign, renamed
 from sslrun.config.renames import SUMMARY, renamed_keys
-from sslrun.runs.find import LAST, PREVIOUS
+from sslrun.run.find import LAST, PREVIOUS
 
 
 class Damaged(UserError):

@@ -10,7 +10,7 @@ from sslrun.config.compose import choices
 from sslrun.config.names import nearest
 from sslrun.config.nodes import network_name, same_root, short_name
 from sslrun.config.types import Node
-from sslrun.runs.find import FoundRun, has_checkpoint, newest
+from sslrun.run.find import FoundRun, has_checkpoint, newest
 
 SCRATCH, PRETRAINED, LATEST = "scratch", "pretrained", "latest"  # values of init= other than runs and files
 IMAGENET = "imagenet"  # another name of `pretrained`

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from sslrun.base.errors import UserError
-from sslrun.runs.run import Run
+from sslrun.run.run import Run
 
 
 def test_the_files_and_entries_of_a_run_directory(world: Path) -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from sslrun.base.errors import UserError
 from sslrun.config.commands import WITH_ENCODER
-from sslrun.runs.find import read_summary
-from sslrun.runs.named import described, find_run
-from tests.runs.test_find import found
+from sslrun.run.find import read_summary
+from sslrun.run.named import described, find_run
+from tests.run.test_find import found
 
 NOW = datetime(2026, 1, 9, 12, tzinfo=UTC)
 SIMCLR: dict[str, Any] = {

@@ -10,8 +10,8 @@ from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.text import duration, percent, with_article
 from sslrun.config.commands import FOR_ENCODER, WITH_CLASSIFIER, typed
-from sslrun.runs.encoders import SCRATCH
-from sslrun.runs.find import BEST, FoundRun, find, labels_text, newest, read_summary
+from sslrun.run.encoders import SCRATCH
+from sslrun.run.find import BEST, FoundRun, find, labels_text, newest, read_summary
 
 
 def find_run(run: str, stages: Sequence[str] = WITH_CLASSIFIER) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sslrun.runs.log import JsonLines, Loggers, read_metrics
+from sslrun.run.log import JsonLines, Loggers, read_metrics
 from tests.helpers import STUDY_RUNS, Cli, study_table
 
 

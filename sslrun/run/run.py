@@ -21,7 +21,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,9 +36,9 @@ from sslrun.base.locks import locked
 from sslrun.base.output import write_json
 from sslrun.base.version import __version__
 from sslrun.config.commands import typed
-from sslrun.runs.find import read_summary
-from sslrun.runs.log import Loggers
-from sslrun.runs.resume import STUDY, Unchanged
+from sslrun.run.find import read_summary
+from sslrun.run.log import Loggers
+from sslrun.run.resume import STUDY, Unchanged
 
 Stage = Callable[..., dict[str, Any]]  # takes a run and the command's settings; the result goes into the summary
 
@@ -50,10 +50,12 @@ class Stages:
     Attributes:
         named: returns the function of a command.
         job: the function that Hydra calls to run a command.
+        following: returns the command to type after a finished one, by its summary, or None.
     """
 
     named: Callable[[str], Stage]
     job: Callable[[DictConfig], float | None]
+    following: Callable[[Mapping[str, Any]], str | None] = lambda _: None
 
 
 class Run:
