@@ -8,9 +8,11 @@ from sslrun.base.version import __version__
 if TYPE_CHECKING:
     from sslrun.base import errors
     from sslrun.base.errors import UserError
+    from sslrun.cli.python import evaluate, finetune, pretrain, runs
     from sslrun.inference.model import Model
 
-__all__ = ["UserError", "__version__", "errors", "load"]
+__all__ = ["UserError", "__version__", "errors", "evaluate", "finetune", "load", "pretrain", "runs"]
+COMMANDS = ("evaluate", "finetune", "pretrain", "runs")  # of sslrun.cli.python
 
 
 def load(run: str | Path = "latest", device: str = "auto") -> "Model":
@@ -26,7 +28,11 @@ def load(run: str | Path = "latest", device: str = "auto") -> "Model":
 
 
 def __getattr__(name: str) -> Any:
-    """Import `sslrun.UserError` and `sslrun.errors` on first use, since they import Hydra."""
+    """Import on first use what takes time to import, and the commands, which stand above this module."""
+    if name in COMMANDS:
+        from sslrun.cli import python
+
+        return getattr(python, name)
     from sslrun.base import errors
 
     if name == "errors":

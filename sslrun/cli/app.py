@@ -44,15 +44,34 @@ for _name, _command in COMMANDS.items():
 app.add_typer(data, name="data")
 
 
+STAGE = typer.Argument(help="pretrain, finetune, evaluate, ...; default: all; format=table, json or csv")
+
+
 @app.command()
 def runs(
-    stage: Annotated[str | None, typer.Argument(help="pretrain, finetune, evaluate, ...; default: all")] = None,
+    arguments: Annotated[list[str] | None, STAGE] = None,
     format: Annotated[str, typer.Option(help="table, json or csv")] = "table",
 ) -> None:
-    """List the runs in outputs/."""
-    from sslrun.cli.listing import print_runs
+    """List the runs in outputs/, each with its newest evaluation."""
 
-    guarded(lambda: print_runs(stage, format))
+    def action() -> None:
+        from sslrun.cli.listing import print_runs
+
+        stages, chosen = _with_format(arguments or [], format)
+        print_runs(stages[0] if stages else None, chosen)
+
+    guarded(action)
+
+
+def _with_format(arguments: list[str], format: str) -> tuple[list[str], str]:
+    """Return the stages and the format, which may also be `format=csv`, as for the other commands."""
+    from sslrun.base.errors import UserError
+
+    stages = [a for a in arguments if not a.startswith("format=")]
+    given = [a.removeprefix("format=") for a in arguments if a.startswith("format=")]
+    if len(stages) > 1 or len(given) > 1:
+        raise UserError(f"{' '.join(arguments)}: at most one stage and one format")
+    return stages, given[0] if given else format
 
 
 @app.command()

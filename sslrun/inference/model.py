@@ -9,7 +9,7 @@ features = model.embed(["a.jpg", "b.png"])        # N x D
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,11 @@ from sslrun.augment import VIEWS, Rng, generator
 from sslrun.base.console import log, progress
 from sslrun.base.errors import UserError
 from sslrun.base.machine import cores
+from sslrun.base.text import counted, listed
 from sslrun.config.build import build
 from sslrun.config.commands import WITH_CLASSIFIER, WITH_ENCODER
 from sslrun.config.compose import choice_node, choices
+from sslrun.config.nodes import network_name
 from sslrun.config.types import Node
 from sslrun.data.decode import decode_some
 from sslrun.data.depth import clipped_text
@@ -36,7 +38,8 @@ from sslrun.evaluation import calibration
 from sslrun.inference.inputs import Block, ImageLike, decoded_one, to_tensor
 from sslrun.models.features import map_features, probabilities
 from sslrun.models.trained import Trained, load_network
-from sslrun.run.named import find_run
+from sslrun.run.find import read_summary
+from sslrun.run.named import described, find_run
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,16 @@ class Model:
         self.image_size: int = network.config["dataset"]["image_size"]
         self.gray_range: list[float] | None = network.config["dataset"]["range"]
         device.put(network.classifier or network.encoder)
+
+    def __repr__(self) -> str:
+        """Return what it is: network, image size, classes, and the run, as `run=latest` names it."""
+        config, directory = self.network.config, self.network.path.parent
+        parts = [f"{network_name(config['backbone'])} at {self.image_size} px"]
+        if self.class_names:
+            parts.append(f"{counted(len(self.class_names), 'class')} ({listed(self.class_names, 5)})")
+        with suppress(UserError):
+            parts.append(described(read_summary(directory)))
+        return f"<Model of {directory}: {'; '.join(parts)}>"
 
     def predict(
         self,

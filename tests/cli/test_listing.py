@@ -20,6 +20,8 @@ def test_runs_lists_all_runs(in_world: Path, cli: Cli) -> None:
     assert re.search(r"val accuracy \d+\.\d %", table)
     assert "val knn accuracy" in table
     assert cli("runs", "finetune", "--format", "csv").out.count("\n") == 2
+    assert cli("runs", "format=csv", "finetune").out == cli("runs", "finetune", "--format", "csv").out
+    assert cli("runs", "format=csv", "format=json").code == 1
     shutil.rmtree("outputs")
     empty = cli("runs")
     assert (empty.code, empty.out) == (0, "")

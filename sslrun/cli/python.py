@@ -1,0 +1,128 @@
+"""Commands and runs from Python: `sslrun.pretrain(...)`, `sslrun.runs()`. torch and Hydra are not imported here."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+PLAIN = re.compile(r"[\w./~:@-]+")  # text that the command line reads as it is
+FINISHED = re.compile(r"Finished in [^:]+: (.+)")
+KEPT = 200  # last lines of the output
+
+
+class PastRun(dict[str, Any]):
+    """One run: a flat mapping, as `sslrun runs --format json` prints it.
+
+    A list of them is a table: `pandas.DataFrame(sslrun.runs())`.
+    """
+
+    @property
+    def directory(self) -> Path:
+        """The run's directory."""
+        return Path(self["run"])
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The content of `summary.json`."""
+        from sslrun.run.find import read_summary
+
+        return read_summary(self.directory)
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """The rows of `metrics.jsonl`: metrics while training, by step; none if the run trained no network."""
+        from sslrun.run.log import METRICS, read_metrics
+
+        return read_metrics(self.directory) if (self.directory / METRICS).is_file() else []
+
+
+def runs(command: str | None = None) -> list[PastRun]:
+    """Return the runs in outputs/, oldest first.
+
+    Args:
+        command: pretrain, finetune, evaluate, ...; None for all.
+
+    Raises:
+        UserError: no such command.
+    """
+    from sslrun.cli.listing import rows
+
+    return [PastRun(row) for row in rows(command)]
+
+
+def pretrain(*arguments: str | Path, **settings: Any) -> PastRun:
+    """Run `sslrun pretrain` in a child process; print its messages, and return the finished run.
+
+    Args:
+        arguments: as on the command line: a folder of images, `key=value`.
+        settings: further keys with their values, such as `pretext="rotation"`.
+
+    Raises:
+        UserError: what the command reports.
+    """
+    return _finished("pretrain", arguments, settings)
+
+
+def finetune(*arguments: str | Path, **settings: Any) -> PastRun:
+    """Run `sslrun finetune`, as `pretrain` does."""
+    return _finished("finetune", arguments, settings)
+
+
+def evaluate(*arguments: str | Path, **settings: Any) -> PastRun:
+    """Run `sslrun evaluate`, as `pretrain` does."""
+    return _finished("evaluate", arguments, settings)
+
+
+def _finished(command: str, arguments: tuple[str | Path, ...], settings: dict[str, Any]) -> PastRun:
+    """Run a command and return its run; an interruption is passed on, so that the command saves its state."""
+    from sslrun.base.errors import UserError
+    from sslrun.cli.listing import row_of
+
+    words = [*map(str, arguments), *(f"{key}={_text(value)}" for key, value in settings.items())]
+    if "-m" in words or "--multirun" in words:
+        raise UserError(f"sslrun.{command} runs one run; use a loop, or the command line for a sweep (-m)")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sslrun", command, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", env=_environment(),
+        start_new_session=True,  # signals of this process reach it only if they are passed on
+    )  # fmt: skip
+    lines: deque[str] = deque(maxlen=KEPT)
+    try:
+        _echo(process, lines)
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        _echo(process, lines)
+        raise
+    if process.wait() != 0:
+        mistakes = [line.removeprefix("sslrun: ") for line in lines if line.startswith("sslrun: ")]
+        raise UserError("\n".join(mistakes) or f"sslrun {command} ended with exit code {process.returncode}")
+    directory = next(m[1] for line in reversed(lines) if (m := FINISHED.fullmatch(line)))
+    return PastRun(row_of(Path(directory)))
+
+
+def _echo(process: subprocess.Popen[str], lines: deque[str]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        lines.append(line.rstrip("\n"))
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of the child process, which imports the same sslrun."""
+    package = str(Path(__file__).parents[2])
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _text(value: Any) -> str:
+    """Return a value as it is typed."""
+    from sslrun.config.grammar import literal
+
+    text = str(value) if isinstance(value, Path) else value
+    return text if isinstance(text, str) and PLAIN.fullmatch(text) else literal(text)
