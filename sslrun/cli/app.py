@@ -104,6 +104,18 @@ def report(
 
 
 @app.command()
+def completion(shell: Annotated[str, typer.Argument(help="bash, zsh or fish")]) -> None:
+    """Print a script with which a shell completes commands, choices and keys."""
+
+    def action() -> None:
+        from sslrun.cli.completion import script
+
+        print(script(shell), end="")
+
+    guarded(action)
+
+
+@app.command()
 def demo(
     epochs: Annotated[int, typer.Option(help="pretraining epochs")] = 32,
     seeds: Annotated[int, typer.Option(help="number of label subsets")] = 3,
