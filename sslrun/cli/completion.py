@@ -33,12 +33,14 @@ complete -o default -F _sslrun sslrun
 ZSH = """\
 #compdef sslrun
 _sslrun() {
+  local top=@TOP@ data=@DATA@ found
   local -a list
   case "${words[2]} ${words[3]}" in
 @CASES@
   esac
-  (( CURRENT == 2 )) && list=(${=:-@TOP@})
-  (( CURRENT == 3 )) && [[ ${words[2]} == data ]] && list=(${=:-@DATA@})
+  list=(${=found})
+  (( CURRENT == 2 )) && list=(${=top})
+  (( CURRENT == 3 )) && [[ ${words[2]} == data ]] && list=(${=data})
   compadd -Q -S '' -- ${(M)list:#*=}
   compadd -Q -- ${list:#*=}
   if (( CURRENT > 2 )); then _files; fi
@@ -93,7 +95,7 @@ def _bash() -> str:
 
 
 def _zsh() -> str:
-    return _filled(ZSH, lambda pattern, words: f"    {pattern}) list=(${{=:-{words}}}) ;;")
+    return _filled(ZSH, lambda pattern, words: f"    {pattern}) found={words} ;;")
 
 
 def _fish() -> str:

@@ -19,10 +19,10 @@ _sslrun
 printf '%s\\n' "${COMPREPLY[@]}"
 """
 ZSH = """
-compadd() { local -a all; all=(${@[$@[(i)--]+1,-1]}); print -rl -- ${(M)all:#${line[-1]}*} }
+compadd() { local -a all; all=(${@[$@[(i)--]+1,-1]}); print -rl -- ${(M)all:#${typed}*} }
 _files() { }
 source ./script
-line=("${(@s: :)1}"); words=($line); CURRENT=$#line
+line=("${(@s: :)1}"); words=("${line[@]}"); CURRENT=$#line; typed=${line[-1]}
 _sslrun
 """
 
