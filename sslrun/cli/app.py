@@ -104,6 +104,21 @@ def report(
 
 
 @app.command()
+def guide(
+    folder: Annotated[str, typer.Argument(help="a folder of images")],
+    run: Annotated[bool, typer.Option("--run", help="run the commands")] = False,
+) -> None:
+    """Look a folder of images over, and print the commands that fit it, with their times on this machine."""
+
+    def action() -> None:
+        from sslrun.cli.guide import guide as print_guide  # which imports torch
+
+        print_guide(folder, run)
+
+    guarded(action)
+
+
+@app.command()
 def completion(shell: Annotated[str, typer.Argument(help="bash, zsh or fish")]) -> None:
     """Print a script with which a shell completes commands, choices and keys."""
 

@@ -9,7 +9,7 @@ from sslrun.config.compose import choices, compose_config, groups
 from sslrun.config.overrides import keys_of
 
 FLAGS = ("-m", "-cd", "--help")
-PLAIN = ("data", "demo", "report", "runs", "weights", "completion")  # commands without keys
+PLAIN = ("data", "demo", "guide", "report", "runs", "weights", "completion")  # commands without keys
 BASH = """\
 _sslrun() {
   local line="${COMP_LINE:0:COMP_POINT}" current list before

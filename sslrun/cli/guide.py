@@ -1,0 +1,231 @@
+"""`sslrun guide FOLDER`: the commands that fit a folder of images, with times measured on this machine."""
+
+import shlex
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from sslrun.base.console import ERR, log, silently
+from sslrun.base.errors import UserError
+from sslrun.base.output import new_table
+from sslrun.base.text import counted, time_range
+from sslrun.cli.demo import sslrun as run_command
+from sslrun.cli.images import with_folder
+from sslrun.cli.invocation import parsed
+from sslrun.config.commands import FINETUNE, PRETRAIN
+from sslrun.config.compose import compose_config
+from sslrun.config.nodes import plain
+from sslrun.config.types import Node
+
+MEASURED = 192  # images on which times are measured
+FEW, MANY = 200, 500  # images below which nothing is pretrained; labels above which the trainings have one fold
+STEPS = 600  # of a distillation
+PRETRAINING = 600.0  # seconds of a pretraining without published weights, about
+SMALL, MULTIPLE = 64, 8  # px: images below get an image size of their own, a multiple
+SUGGESTED = 50
+Start = Callable[[], tuple[list["Command"], str]]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the guide.
+
+    Attributes:
+        arguments: without `sslrun`.
+        seconds: about; None if it is not known.
+        why: what it is for.
+    """
+
+    arguments: list[str]
+    seconds: float | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What is known of a folder of images.
+
+    Attributes:
+        path: as it is typed.
+        train, unlabeled, test: numbers of images.
+        labels: number of training images with a label.
+        classes: their number.
+        size: arguments that set the image size, if the default is too large.
+        decoding: seconds to decode an image.
+        distilling: whether published weights are on this machine.
+    """
+
+    path: str
+    train: int
+    unlabeled: int
+    test: int
+    labels: int
+    classes: int
+    size: list[str]
+    decoding: float
+    distilling: bool
+
+
+def guide(folder: str, run: bool) -> None:
+    """Look a folder over, and print the commands that fit it; run them if `run`.
+
+    Raises:
+        UserError: it is no folder of images.
+    """
+    if not Path(folder).exists():
+        raise UserError(f"{folder}: no such folder")
+    began = time.monotonic()
+    overrides = list(with_folder(parsed(PRETRAIN, [folder])).overrides)
+    looked = _looked_over(folder, overrides)
+    commands = list(_commands(looked, overrides))
+    ERR.print(_sentence(looked), markup=False)
+    table = new_table(("command", "time", ""), (), fold=True)
+    for command in commands:
+        seconds = "" if command.seconds is None else time_range(command.seconds)
+        table.add_row(Text(shlex.join(["sslrun", *command.arguments])), Text(seconds), Text(command.why))
+    ERR.print(table)
+    log.info(
+        "Measured in %.0f s. Next: the first of these; sslrun guide %s --run runs them.",
+        time.monotonic() - began,
+        shlex.quote(folder),
+    )
+    if run:
+        for command in commands:
+            if command.arguments[0] == FINETUNE and not looked.labels:
+                log.info(
+                    "Label the images in to_label/labels.csv, then continue with sslrun %s.",
+                    shlex.join(command.arguments),
+                )
+                return
+            run_command(*command.arguments)
+
+
+def _looked_over(path: str, overrides: list[str]) -> Folder:
+    import numpy as np
+
+    from sslrun.data.dataset import listed, load_train
+    from sslrun.models.published import on_this_machine
+
+    node: Node = plain(compose_config(PRETRAIN, overrides, None))["dataset"]
+    listings = {split: listed(node, split) for split in ("train", "unlabeled", "test")}
+    train = listings["train"]
+    assert train is not None
+    began = time.monotonic()
+    with silently():
+        data, _ = load_train({**node, "max_images": min(MEASURED, len(train.names))})
+    decoding = (time.monotonic() - began) / max(1, len(data))
+    side = _side(train.items if isinstance(train.items, list) else [])
+    return Folder(
+        path=path,
+        train=len(train.names),
+        unlabeled=len(listings["unlabeled"].names) if listings["unlabeled"] else 0,
+        test=len(listings["test"].names) if listings["test"] else 0,
+        labels=0 if train.labels is None else int(np.count_nonzero(train.labels >= 0)),
+        classes=len(train.class_names),
+        size=[f"dataset.image_size={max(MULTIPLE, side // MULTIPLE * MULTIPLE)}"] if side and side < SMALL else [],
+        decoding=decoding,
+        distilling=next(on_this_machine(), None) is not None,
+    )
+
+
+def _side(files: list[str]) -> int:
+    """Return the median of the shorter sides of some images, in px; 0 if none can be read."""
+    from PIL import Image
+
+    sides = []
+    for file in files[:: max(1, len(files) // MEASURED)]:
+        try:
+            with Image.open(file) as image:
+                sides.append(min(image.size))
+        except (OSError, ValueError, SyntaxError):
+            continue
+    return round(statistics.median(sides)) if sides else 0
+
+
+def _sentence(folder: Folder) -> str:
+    images = f"{counted(folder.train, 'image')}"
+    of = (
+        f", {folder.labels:,} of them with a label of {counted(folder.classes, 'class')}"
+        if folder.labels
+        else ", no labels"
+    )
+    more = f", {folder.unlabeled:,} more without labels" if folder.unlabeled else ""
+    return f"{folder.path}: {images}{of}{more}; {counted(folder.test, 'test image')}."
+
+
+def _commands(folder: Folder, overrides: list[str]) -> Iterator[Command]:
+    every = folder.train + folder.unlabeled
+    quoted = folder.path.rstrip("/") or folder.path
+    yield Command(["data", "check", quoted, *folder.size], every * folder.decoding + 10, "damaged files, duplicates")
+    speed = None
+    pretrains = every >= FEW
+    if pretrains:
+        task = ["pretext=distill", f"train.steps={STEPS}"] if folder.distilling else []
+        seconds, speed, epochs = _pretraining([*overrides, *folder.size, *task], every)
+        task = task or [f"train.epochs={epochs}"]
+        why = "a small network learns from published weights, on all images" if folder.distilling else "on all images"
+        yield Command([PRETRAIN, quoted, *task, *folder.size], seconds + every * folder.decoding, why)
+    own = [] if pretrains else [quoted]
+    if not folder.labels:
+        yield Command(
+            ["suggest", quoted, f"n={SUGGESTED}", "out=to_label"], every * folder.decoding + 10, "which images to label"
+        )
+        yield Command([FINETUNE, "to_label"], None, "after their labels are in to_label/labels.csv")
+        yield Command(["predict", quoted, "format=csv"], every * folder.decoding + 10, "all images")
+        return
+    yield Command(
+        [FINETUNE, *own], _finetuning(folder, overrides, speed), f"a classifier from {counted(folder.labels, 'label')}"
+    )
+    if folder.test:
+        yield Command(
+            ["evaluate"], 10 + folder.test * folder.decoding, "accuracy on the test images, with its interval"
+        )
+    yield Command(["predict", quoted, "format=csv"], every * folder.decoding + 10, "or any other images")
+
+
+def _pretraining(overrides: list[str], images: int) -> tuple[float, float, int]:
+    """Return the seconds of a pretraining, its images per second, and its epochs if no steps are given."""
+    from sslrun.config.build import build
+    from sslrun.data.dataset import load_train
+    from sslrun.training import estimate
+
+    config: Node = plain(compose_config(PRETRAIN, overrides, None))
+    with silently():
+        data, _ = load_train({**config["dataset"], "max_images": MEASURED})
+        result = estimate.pretraining(
+            data.images, config["pretext"], config["backbone"], config["optimizer"], config["device"],
+            config["dataset"]["image_size"], config["train"]["batch_size"],
+        )  # fmt: skip
+    speed = result.images_per_second
+    epochs = max(1, min(config["train"]["epochs"], round(PRETRAINING * speed / images)))
+    training = build({**config["train"], "epochs": config["train"]["epochs"] if config["train"]["steps"] else epochs})
+    steps = training.total_steps(images)
+    preparation = result.preparation * images / max(1, len(data))
+    return preparation + steps * min(images, training.batch_size) / speed, speed, epochs
+
+
+def _finetuning(folder: Folder, overrides: list[str], speed: float | None) -> float:
+    """Return the seconds of a finetuning on all labels, with its choice."""
+    from sslrun.config.build import build
+    from sslrun.data.labeled import load_labeled
+    from sslrun.data.labels import LabelBudget
+    from sslrun.training import estimate
+    from sslrun.training.candidates import HELD_OUT, TRAINING_FOLDS
+    from sslrun.training.settings import default_steps
+
+    given: Any = [*(o for o in overrides if o != "dataset=folder"), "dataset=folder", "backbone=smallcnn", *folder.size]
+    config: Node = plain(compose_config(FINETUNE, given, None))
+    sample = {**config["dataset"], "max_images": min(folder.train, max(MEASURED, 2 * folder.classes))}
+    with silently():
+        labeled = load_labeled(sample, LabelBudget(fraction=1.0), "inside", {})
+        measured = estimate.classifier({**config, "dataset": sample}, labeled, quick=True)
+    n = folder.labels
+    parts = [n - n // TRAINING_FOLDS] * TRAINING_FOLDS if n <= MANY else [n - n // HELD_OUT]
+    whole = replace(measured, labels=n, folds=parts, probe=measured.probe * max(1.0, min(n, 5000) / measured.labels))
+    training = build({**config["train"], "steps": None, "epochs": None} | {"steps": default_steps(n)})
+    return whole.finetuning(training, default_steps(n), 2) + n * folder.decoding
