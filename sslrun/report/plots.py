@@ -20,6 +20,8 @@ from sslrun.training.candidates import KNN, PROBE, TUNED
 FROM_SCRATCH = "from scratch"
 BASELINES = (SCRATCH, PIXELS)
 BASELINE_STYLES = {TUNED: ("--", "o"), EQUAL_TIME: ("-.", "^"), PROBE: (":", "s"), KNN: (":", "D")}  # line and marker
+MANY_CLASSES = 40  # of which only those with the largest differences are drawn
+NUMBERED, DARK = 20, "#08306b"  # classes up to which a matrix has numbers; their color on light cells
 MODE_NAMES = {TUNED: "finetuned", PROBE: "linear probe", KNN: "k-NN", EQUAL_TIME: "equal time"}
 
 
@@ -42,7 +44,40 @@ def _titles(names: Iterable[str], inches: float) -> tuple[list[str], float]:
 
 @styled()
 def label_efficiency(entries: Sequence[Entry], folder: Path) -> str:
-    """Draw test accuracy over the number of labels with 95 % CIs, shifted a little so that none hides another."""
+    """Draw test accuracies with 95 % CIs: over the number of labels, or at one label budget a row for each network."""
+    if len({e.budget for e in entries}) == 1:
+        return _at_one_budget(entries, folder)
+    return _over_labels(entries, folder)
+
+
+def _at_one_budget(entries: Sequence[Entry], folder: Path) -> str:
+    tint = colors([name for name in dict.fromkeys(e.initialization for e in entries) if name not in BASELINES])
+    names = [textwrap.fill(name_of(e.initialization, e.mode), 48, break_long_words=False) for e in entries]
+    lines = sum(1 + name.count("\n") for name in names)
+    figure, ((axis,),) = page_figure(1, 1, (7.4, 1.1 + 0.24 * lines))
+    for i, e in enumerate(entries):
+        mean = 100 * e.accuracy.mean
+        ends = [[mean - 100 * e.accuracy.low], [100 * e.accuracy.high - mean]] if e.has_interval else None
+        marker = BASELINE_STYLES[e.mode][1] if e.initialization in BASELINES else "o"
+        axis.errorbar(
+            mean, i, xerr=ends, color=tint.get(e.initialization, GRAY), marker=marker, markersize=5, capsize=3,
+            linewidth=1.6, markerfacecolor="none" if e.initialization == PIXELS else None,
+        )  # fmt: skip
+    scratch = next((100 * e.accuracy.mean for e in entries if e.is_scratch), None)
+    if scratch is not None:
+        axis.axvline(scratch, color=GRAY, linewidth=0.8, linestyle=":")
+    axis.set_yticks(range(len(entries)), names, fontsize=8)
+    axis.set_ylim(len(entries) - 0.5, -0.5)
+    budget = entries[0].budget
+    more = f" + {budget.labels_val:,} validation labels" if budget.labels_val else ""
+    axis.set_title(f"{entries[0].labels_train:,} labels{more}", fontsize=9)
+    axis.set_xlabel("test accuracy (%)" + ", 95 % CI" * any(e.has_interval for e in entries))
+    figure.tight_layout()
+    return save_figure(figure, folder, "label_efficiency")
+
+
+def _over_labels(entries: Sequence[Entry], folder: Path) -> str:
+    """Draw a line for each network; points are shifted a little so that none hides another."""
     lines: dict[tuple[str, str, int], list[Entry]] = {}  # a line has points with as many validation labels
     for e in entries:
         lines.setdefault((e.initialization, e.mode, e.budget.labels_val), []).append(e)
@@ -106,15 +141,23 @@ def learning_curves(rows: Sequence[Row], folder: Path) -> str:
 
 @styled()
 def confusion_matrices(matrices: Mapping[str, np.ndarray], class_names: Sequence[str], title: str, folder: Path) -> str:
-    """Draw confusion matrices side by side, normalized by true class."""
+    """Draw confusion matrices side by side, in percent of the true class; with numbers up to 20 classes."""
     n = len(class_names)
-    side = min(5.0, max(2.2, 1.2 + 0.22 * n))
+    side = min(5.4, max(2.2, 1.2 + 0.26 * n))
     names = 0.06 * max(map(len, class_names)) if n <= 30 else 0  # inches
     titles, more = _titles(matrices, side)
     figure, (axes,) = page_figure(1, len(matrices), (side * len(matrices) + 0.9 + names, side + 0.8 + names + more))
     for i, (axis, name, counts) in enumerate(zip(axes, titles, matrices.values(), strict=True)):
-        axis.imshow(counts / counts.sum(1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1)
+        shares = counts / counts.sum(1, keepdims=True).clip(1)
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         axis.set_title(name, fontsize=9)
+        if n <= NUMBERED:
+            for true, predicted in np.ndindex(shares.shape):
+                value = shares[true, predicted]
+                axis.text(
+                    predicted, true, f"{100 * value:.0f}", ha="center", va="center",
+                    color="white" if value > 0.5 else DARK, fontsize=min(8, 25 * side / n),
+                )  # fmt: skip
         axis.set_xlabel("predicted class")
         if n <= 30:
             axis.set_xticks(range(n), class_names, rotation=90, fontsize=7)
@@ -123,7 +166,7 @@ def confusion_matrices(matrices: Mapping[str, np.ndarray], class_names: Sequence
             axis.set_xticks([])
             axis.set_yticks([])
     axes[0].set_ylabel("true class")
-    figure.suptitle(title, color=INK, fontsize=9)
+    figure.suptitle(f"{title}: % of the images of a class", color=INK, fontsize=9)
     figure.set_layout_engine("constrained")  # tight_layout cuts off the labels of square axes
     figure.draw_without_rendering()  # their final size is known only to a second layout, when the figure is saved
     return save_figure(figure, folder, "confusion_matrices")
@@ -136,20 +179,27 @@ def reliability(scores: dict[str, Any], folder: Path) -> str:
     Args:
         scores: as returned by `metrics.scored`.
     """
-    figure, (axes,) = page_figure(1, 2, (6.6, 3.3))
-    for axis, suffix, name in zip(axes, ("", "_calibrated"), ("uncalibrated", "calibrated"), strict=True):
+    figure, (axes, below) = page_figure(2, 2, (6.6, 4.4))
+    grid = axes[0].get_gridspec()
+    grid.set_height_ratios([3, 1])
+    for axis, bars, suffix, name in zip(axes, below, ("", "_calibrated"), ("uncalibrated", "calibrated"), strict=True):
         rows = [r for r in scores["reliability" + suffix] if r["images"]]
         total = sum(r["images"] for r in rows)
         axis.plot([0, 100], [0, 100], color=GRAY, linestyle=":", linewidth=1)
         confidence, accuracy = ([100 * r[k] for r in rows] for k in ("confidence", "accuracy"))
         axis.plot(confidence, accuracy, color=COLORS[0])
-        areas = [8 + 300 * r["images"] / total for r in rows]
-        axis.scatter(confidence, accuracy, s=areas, color=COLORS[0], alpha=0.5, linewidths=0, clip_on=False)
+        axis.scatter(confidence, accuracy, s=16, color=COLORS[0], linewidths=0, clip_on=False)
         axis.set_title(f"{name}: ECE {percent(scores['ece' + suffix])}", fontsize=9)
-        axis.set_xlabel("confidence (%)")
         axis.set_xlim(0, 102)
         axis.set_ylim(0, 102)
+        axis.tick_params(labelbottom=False)
+        shares = [100 * r["images"] / total for r in rows]
+        bars.bar(confidence, shares, width=4, color=COLORS[0], alpha=0.6)
+        bars.set_xlim(0, 102)
+        bars.set_ylim(0, 1.1 * max(shares, default=100))
+        bars.set_xlabel("confidence (%)")
     axes[0].set_ylabel("accuracy (%)")
+    below[0].set_ylabel("images (%)")
     figure.tight_layout()
     return save_figure(figure, folder, "reliability")
 
@@ -158,21 +208,33 @@ def reliability(scores: dict[str, Any], folder: Path) -> str:
 def class_gains(gains: Mapping[str, np.ndarray], class_names: Sequence[str], title: str, folder: Path) -> str:
     """Draw the difference in recall from training from scratch for each class, in points, with 95 % CIs.
 
+    Of many classes only those with the largest differences are drawn.
+
     Args:
         gains: differences in recall, `subsets x classes`, by name of the network.
     """
     n = len(class_names)
+    if n > MANY_CLASSES:
+        largest = np.max([np.abs(values.mean(0)) for values in gains.values()], 0)
+        kept = np.sort(np.argsort(-largest, kind="stable")[:MANY_CLASSES])
+        gains = {name: values[:, kept] for name, values in gains.items()}
+        class_names = [class_names[k] for k in kept]
+        title, n = f"{title}: the {MANY_CLASSES} of {n:,} classes with the largest differences", MANY_CLASSES
     titles, more = _titles(gains, 2.8)
-    figure, (axes,) = page_figure(1, len(gains), (3.0 * len(gains) + 1.2, 1.2 + 0.22 * min(n, 60) + more))
+    figure, (axes,) = page_figure(1, len(gains), (3.0 * len(gains) + 1.2, 1.2 + 0.22 * n + more))
+    for axis in axes[1:]:
+        axis.sharex(axes[0])
     tint = colors([SCRATCH, *gains])
     for i, (axis, heading, (name, values)) in enumerate(zip(axes, titles, gains.items(), strict=True)):
         intervals = [mean_interval((100 * values[:, k]).tolist()) for k in range(n)]
-        ends = np.nan_to_num(np.array([[f.mean - f.low, f.high - f.mean] for f in intervals]).T)
+        low, high = (np.clip([getattr(f, end) for f in intervals], -100, 100) for end in ("low", "high"))
+        means = np.array([f.mean for f in intervals])
+        ends = np.nan_to_num(np.array([means - low, high - means]))
         axis.barh(range(n), [f.mean for f in intervals], color=tint[name], alpha=0.75)
         axis.errorbar([f.mean for f in intervals], range(n), xerr=ends, fmt="none", ecolor=INK, elinewidth=0.8)
         axis.axvline(0, color=INK, linewidth=0.8)
-        axis.set_yticks(range(n), class_names if i == 0 and n <= 60 else [""] * n, fontsize=7)
-        axis.invert_yaxis()
+        axis.set_yticks(range(n), class_names if i == 0 else [""] * n, fontsize=7)
+        axis.set_ylim(n - 0.4, -0.6)
         axis.set_title(heading, fontsize=9)
         axis.set_xlabel("difference in recall (points)" + ", 95 % CI" * intervals[0].known)
     figure.suptitle(title, color=INK, fontsize=9)
