@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
@@ -19,46 +18,10 @@ from sslrun.evaluation.intervals import MIN_GROUPS
 from sslrun.evaluation.metrics import MANY_IMAGES
 from sslrun.report import plots
 from sslrun.report.html import render
-from sslrun.report.style import new_figure, styled
 from sslrun.run.run import Run
 
 NUMBERS = ("precision", "recall", "f1", "images", "predicted")  # numeric columns of the per-class table
 FEW_IMAGES = 5  # of a class: with fewer, its recall is hardly known
-
-
-@styled()
-def confusion_figure(run: Run, counts: list[list[int]], class_names: list[str]) -> None:
-    """Draw the confusion matrix: colors are normalized by true class, numbers are image counts."""
-    n = len(class_names)
-    side = min(14.0, 2.2 + 0.45 * n)
-    figure, ((axis,),) = new_figure(1, 1, (side, side))
-    matrix = torch.tensor(counts, dtype=torch.float)
-    axis.imshow((matrix / matrix.sum(1, keepdim=True).clamp(min=1)).numpy(), cmap="Blues", vmin=0, vmax=1)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
-    axis.set_title("Confusion matrix\n(colors: normalized by true class)")
-    axis.set_xlabel("predicted class")
-    axis.set_ylabel("true class")
-    if n <= 60:
-        axis.set_xticks(range(n), class_names, rotation=90)
-        axis.set_yticks(range(n), class_names)
-    if n <= 25:
-        for i, row in enumerate(counts):
-            for j, count in enumerate(row):
-                dark = count > 0.5 * max(1, sum(row))
-                axis.text(
-                    j,
-                    i,
-                    count or "",
-                    ha="center",
-                    va="center",
-                    color="white" if dark else "black",
-                    fontsize=8,
-                )
-    figure.tight_layout()
-    path = run.figure("confusion_matrix")
-    figure.savefig(path)
-    run.log.image("confusion_matrix", path)
 
 
 def print_classification(result: dict[str, Any], source: Path, table: bool) -> None:
@@ -147,7 +110,7 @@ def publish(own: Run, scores: dict[str, Any], directory: Path, dataset: str, ima
         scores=scores,
         numbers=list(_numbers(scores)),
         reliability=Markup(plots.reliability(scores, folder)),
-        confusion=Markup(plots.confusion_matrices({"normalized by true class": matrix}, names, "", folder)),
+        confusion=Markup(plots.confusion_matrices({"% of the images of a class": matrix}, names, "", folder)),
         matrix=matrix.tolist() if len(names) <= 30 else None,
         mistakes=base64.b64encode(mistakes.read_bytes()).decode() if mistakes.is_file() else "",
         missing=missing_text(scores["classes"]),
@@ -158,6 +121,7 @@ def publish(own: Run, scores: dict[str, Any], directory: Path, dataset: str, ima
         excess=excess_text(scores["validation_excess"]) if "validation_excess" in scores else "",
         command=own.command,
     )
+    own.log.image("confusion_matrices", folder / "confusion_matrices.png")
     path = own.directory / "report.html"
     write_text(path, text)
     return path

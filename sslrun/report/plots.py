@@ -166,7 +166,8 @@ def confusion_matrices(matrices: Mapping[str, np.ndarray], class_names: Sequence
             axis.set_xticks([])
             axis.set_yticks([])
     axes[0].set_ylabel("true class")
-    figure.suptitle(f"{title}: % of the images of a class", color=INK, fontsize=9)
+    if title:
+        figure.suptitle(f"{title}: % of the images of a class", color=INK, fontsize=9)
     figure.set_layout_engine("constrained")  # tight_layout cuts off the labels of square axes
     figure.draw_without_rendering()  # their final size is known only to a second layout, when the figure is saved
     return save_figure(figure, folder, "confusion_matrices")

@@ -29,7 +29,7 @@ from sslrun.models.classifier import Classifier
 from sslrun.models.features import probabilities
 from sslrun.models.trained import Trained, load_classifier
 from sslrun.report import evaluation
-from sslrun.report.evaluation import confusion_figure, log_small_classes, print_classification
+from sslrun.report.evaluation import log_small_classes, print_classification
 from sslrun.report.sheets import mistakes_figure
 from sslrun.run.find import read_summary
 from sslrun.run.named import find_run
@@ -88,7 +88,6 @@ def evaluate(run: Run, settings: Evaluate) -> dict[str, Any]:
     _write(run, classifier, scores)
     mistakes_figure(run, data.images, classifier.labels, classifier.calibrated, data.class_names)
     if not run.in_study:
-        confusion_figure(run, scores["confusion_matrix"], data.class_names)
         page = evaluation.publish(run, scores, classifier.directory, describe(classifier.dataset), len(data))
     print_classification(scores, classifier.directory, table=not run.in_sweep)
     if not run.in_study:  # which logs this once

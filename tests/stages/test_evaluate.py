@@ -70,7 +70,7 @@ def test_a_report_of_one_classifier(in_world: Path, cli: Cli) -> None:
     assert not re.search(r"(src|href)=\"(?!data:|#)", page)
     for heading in ("Calibration (reliability diagram)", "Confusion matrix", "Metrics by class", "by backbone stage"):
         assert heading in page
-    for figure in ("reliability.png", "reliability.svg", "confusion_matrix.png", "confusion_matrices.svg"):
+    for figure in ("reliability.png", "reliability.svg", "confusion_matrices.png", "confusion_matrices.svg"):
         assert (run / "figures" / figure).is_file()
 
 
