@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.base.text import counted, time_range
+from sslrun.base.text import counted
 from sslrun.config.build import build, built_settings
 from sslrun.config.compose import given_keys, group_choices
 from sslrun.config.grammar import key_of
@@ -25,17 +25,19 @@ from sslrun.evaluation.validation import SCORES, accuracy_text, classifier_metri
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import BackboneNode, Pooling
 from sslrun.models.initialization import Network, refuse_unused_weights, resolve, unchanged
-from sslrun.models.trained import ORIGIN
+from sslrun.models.trained import ORIGIN, load_classifier
+from sslrun.report.run_page import finetuning_text, neighbors_figure, publish
 from sslrun.report.training import curves_figure, sample_images, views_figure
 from sslrun.run import checkpoint
 from sslrun.run.encoders import AUTO, PRETRAINED, SCRATCH
 from sslrun.run.find import BEST, LAST, has_checkpoint
 from sslrun.run.resume import STUDY
 from sslrun.run.run import Run
+from sslrun.stages.next import next_command
 from sslrun.study.choice import searched
 from sslrun.study.launch import user_config_dir
 from sslrun.tasks.finetuning.supervised import Finetuning
-from sslrun.training import autotune, estimate, jobs
+from sslrun.training import autotune, jobs
 from sslrun.training.batches import Batches
 from sslrun.training.candidates import (
     KNN,
@@ -47,7 +49,7 @@ from sslrun.training.candidates import (
     folds_of,
     frozen_network,
 )
-from sslrun.training.choosing import affordable, choose_candidate
+from sslrun.training.choosing import choose_candidate, in_time
 from sslrun.training.folds import finetuning
 from sslrun.training.frozen import Frozen
 from sslrun.training.initial import choose_initialization
@@ -106,6 +108,18 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     keys = () if run.in_study else run.overrides  # a study passes all keys of its data set
     labeled = load_labeled(settings.dataset, settings.budget, settings.validation, keys)
     settings = _with_data(run, settings, labeled)
+    result = _result(run, settings, network, labeled, device)
+    if not run.in_study:
+        run.note(**result)
+        encoder = load_classifier(run.directory).encoder
+        device.put(encoder)
+        neighbors_figure(run, encoder, labeled.budget.images, labeled.budget.names, device, settings.seed)
+        publish(run, finetuning_text(run.summary, settings.dataset["image_size"]), next_command(run.summary))
+    return result
+
+
+def _result(run: Run, settings: Finetune, network: Network, labeled: Labeled, device: Device) -> dict[str, Any]:
+    """Choose a classifier and train it; return entries of the run's summary."""
     folds = _folds(labeled, settings)
     fastest = autotune.choose(
         device, settings.backbone, settings.dataset["image_size"], settings.train["batch_size"],
@@ -119,7 +133,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     parallel = _parallel(device)
     trainings_parallel = parallel and device.torch.type == "cpu"
     if any(c.is_trained for c in candidates) and not run.in_study:  # a study estimates the time of all its runs
-        candidates = _in_time(run, candidates, network, labeled, device)
+        candidates = in_time(run, candidates, network, labeled, device)
     trained = sum(c.is_trained for c in candidates)
     with jobs.stopped_on_error():
         if trainings_parallel and len(folds.trainings) * trained > 1:
@@ -222,24 +236,6 @@ def _folds(labeled: Labeled, settings: Finetune) -> Folds:
             " or one group" if grouped else "", " and search= is not tried" if settings.search else "",
         )  # fmt: skip
     return folds
-
-
-def _in_time(
-    run: Run, candidates: list[Candidate], network: Network, labeled: Labeled, device: Device
-) -> list[Candidate]:
-    """Return the candidates that do not take too long, and log the time of all; a resumed run keeps its own."""
-    config = run.config
-    training: Training = build(config["train"])
-    measured = estimate.classifier(config, labeled, config["subset_seed"], quick=True)
-    if "tried" in run.summary:
-        candidates = [c for c in candidates if c.name in run.summary["tried"]]
-    elif config["mode"] == "auto" and network.kind == "pretrained" and device.torch.type == "cpu":
-        candidates = affordable(candidates, measured, training, len(labeled.budget))
-        run.note(tried=list(dict.fromkeys(c.name for c in candidates)))
-    trained = sum(c.is_trained for c in candidates)
-    seconds = measured.finetuning(training, training.total_steps(len(labeled.budget)), trained)
-    log.info("This will take about %s.", time_range(seconds if trained else measured.probe))
-    return candidates
 
 
 def _start(name: str, network: Network) -> Network:

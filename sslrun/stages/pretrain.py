@@ -22,10 +22,12 @@ from sslrun.evaluation.validation import encoder_metrics, evaluated_images, knn_
 from sslrun.models.encoder import BackboneNode, Encoder
 from sslrun.models.initialization import Network, refuse_unused_weights, resolve_pretraining
 from sslrun.models.trained import ORIGIN
+from sslrun.report.run_page import neighbors_figure, pretraining_text, publish
 from sslrun.report.training import curves_figure, sample_images, task_figures, views_figure
 from sslrun.run.encoders import SCRATCH
 from sslrun.run.resume import CHECKPOINT
 from sslrun.run.run import Run
+from sslrun.stages.next import next_command
 from sslrun.study.launch import user_config_dir
 from sslrun.tasks.task import Task, TaskNode, build_task, views_per_image
 from sslrun.training.autotune import choose
@@ -116,6 +118,12 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     result = fit(task, batches, optimizer, training, device, state, metrics)
     curves_figure(run)
     task_figures(run, task, sample_images(images, settings.seed), settings.seed, device)
+    if not run.in_study:
+        neighbors_figure(
+            run, downstream, on_device, data.names if len(data) == len(images) else (), device, settings.seed
+        )
+        run.note(**result)
+        publish(run, pretraining_text(run.summary, settings.dataset["image_size"]), next_command(run.summary))
     return result
 
 

@@ -8,11 +8,15 @@ import numpy as np
 from sslrun.base.console import log
 from sslrun.base.files import replacing
 from sslrun.base.text import percent, time_range
+from sslrun.config.build import build
 from sslrun.data.labeled import Labeled
+from sslrun.device import Device
 from sslrun.evaluation.selection import choose, corrected_accuracy
 from sslrun.evaluation.validation import SCORES, prediction_metrics, score_name
+from sslrun.models.initialization import Network
 from sslrun.run.encoders import SCRATCH
 from sslrun.run.run import Run
+from sslrun.training import estimate
 from sslrun.training.candidates import OUT_OF_FOLD, TUNED, Candidate, Folds, compared
 from sslrun.training.estimate import ClassifierEstimate
 from sslrun.training.frozen import Frozen
@@ -47,6 +51,24 @@ def affordable(
             "mode=finetune" if TUNED in left_out else "init=scratch",
         )  # fmt: skip
     return kept
+
+
+def in_time(
+    run: Run, candidates: list[Candidate], network: Network, labeled: Labeled, device: Device
+) -> list[Candidate]:
+    """Return the candidates that do not take too long, and log the time of all; a resumed run keeps its own."""
+    config = run.config
+    training: Training = build(config["train"])
+    measured = estimate.classifier(config, labeled, config["subset_seed"], quick=True)
+    if "tried" in run.summary:
+        candidates = [c for c in candidates if c.name in run.summary["tried"]]
+    elif config["mode"] == "auto" and network.kind == "pretrained" and device.torch.type == "cpu":
+        candidates = affordable(candidates, measured, training, len(labeled.budget))
+        run.note(tried=list(dict.fromkeys(c.name for c in candidates)))
+    trained = sum(c.is_trained for c in candidates)
+    seconds = measured.finetuning(training, training.total_steps(len(labeled.budget)), trained)
+    log.info("This will take about %s.", time_range(seconds if trained else measured.probe))
+    return candidates
 
 
 def choose_candidate(

@@ -1,0 +1,162 @@
+"""`report.html` of a pretraining or finetuning: what was done, curves, views, neighbors, and the next command."""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from markupsafe import Markup
+
+from sslrun.base.files import write_text
+from sslrun.base.text import counted, duration, metric, percent, words
+from sslrun.data.images import Images
+from sslrun.device import Device
+from sslrun.models.encoder import Encoder
+from sslrun.models.features import features
+from sslrun.report.html import render
+from sslrun.report.sheets import Tile, contact_sheet
+from sslrun.report.style import page_figure, save_figure, styled
+from sslrun.run.log import METRICS, read_metrics
+from sslrun.run.run import Run
+
+QUERIES, NEIGHBORS, SEARCHED = 8, 7, 1024  # of the sheet of nearest neighbors; images among which they are
+COLLAPSED, HEALTHY = 0.5, 0.8  # feature spread: below the first the embedding has collapsed
+PARTS = {"train": "training", "val": "validation"}
+
+
+def publish(run: Run, sentences: Sequence[str], following: str | None) -> Path:
+    """Write `report.html` to the directory of a run whose result is noted.
+
+    Args:
+        sentences: what was done, in three lines.
+        following: the next command.
+    """
+    folder, summary = run.directory / "figures", run.summary
+    text = render(
+        "run.html.jinja",
+        title=sentences[0],
+        subtitle=str(run.directory),
+        sentences=sentences[1:],
+        curves=Markup(_curves(read_metrics(run.directory), folder)) if (run.directory / METRICS).is_file() else "",
+        health=health_text(summary),
+        images=[(alt, name, _encoded(folder / f"{name}.png")) for alt, name in _pictures(folder)],
+        following=following,
+        command=run.command,
+    )
+    path = run.directory / "report.html"
+    write_text(path, text)
+    return path
+
+
+def pretraining_text(summary: dict[str, Any], image_size: int) -> list[str]:
+    """Return what a pretraining did, in three lines."""
+    speed = summary.get("images_per_second")
+    rate = f", {speed:,.0f} images/s" if speed else ""
+    last = [metric(k, summary[k]) for k in ("train/loss", "val/knn_accuracy") if k in summary]
+    return [
+        f"{summary['backbone']}, pretrained with {summary['pretext']}",
+        f"On {counted(summary['images'], 'image')} of {summary['dataset']} at {image_size} px, without labels: "
+        f"{counted(summary.get('best/step', 0), 'step')}{rate}; on {summary['device']}, {summary['precision']}.",
+        f"At the end: {', '.join(last)}." if last else "",
+    ]
+
+
+def finetuning_text(summary: dict[str, Any], image_size: int) -> list[str]:
+    """Return what a finetuning did, in three lines."""
+    total, val = summary["labels_total"], summary["labels_val"]
+    how = f"on {val:,} validation labels" if val else "in cross-validation, corrected for the choice"
+    accuracy = summary.get("val/accuracy")
+    score = f"accuracy {percent(accuracy)} {how}" if accuracy is not None else "no estimate of the accuracy"
+    candidates = summary.get("candidates", {})
+    compared = ", ".join(f"{name} {percent(value)}" for name, value in candidates.items())
+    return [
+        f"Classifier from {counted(total, 'label')}: {score}",
+        f"{summary['backbone']} from {summary['init']} ({summary.get('chosen', summary['mode'])}) on "
+        f"{summary['dataset']} at {image_size} px, in {duration(summary.get('training_seconds', 0.0) or 0.0)}; on "
+        f"{summary['device']}, {summary['precision']}.",
+        f"Compared by {'macro F1' if summary['config'].get('balance', 'none') != 'none' else 'accuracy'}: {compared}."
+        if len(candidates) > 1
+        else "",
+    ]
+
+
+def health_text(summary: dict[str, Any]) -> str:
+    """Return in words whether the features of a pretraining differ from image to image; empty if not measured."""
+    spread, rank = summary.get("val/feature_spread"), summary.get("val/effective_rank")
+    if spread is None or rank is None:
+        return ""
+    state = "have collapsed: they hardly differ from image to image" if spread < COLLAPSED else (
+        "differ from image to image, as they should" if spread >= HEALTHY else "differ little from image to image"
+    )  # fmt: skip
+    return (
+        f"The features {state}: feature spread {spread:.2f}, where 1 is even and 0 is the same for all images. They "
+        f"vary in about {rank:.0f} independent directions (effective rank)."
+    )
+
+
+def neighbors_figure(
+    run: Run, encoder: Encoder, images: Images, names: Sequence[str], device: Device, seed: int
+) -> None:
+    """Draw random images, each followed by the most similar ones by the cosine similarity of their features.
+
+    Args:
+        images: N images; about 1,024 of them are compared.
+        names: of the images, or none.
+    """
+    if len(images) < 3:
+        return
+    rows = np.arange(0, len(images), max(1, len(images) // SEARCHED))
+    encoder.eval()
+    with torch.no_grad():
+        found = torch.nn.functional.normalize(features(encoder, images[torch.from_numpy(rows)], device), dim=1)
+    queries = np.random.default_rng(seed).permutation(len(rows))[:QUERIES]
+    similarity = (found[torch.from_numpy(queries)] @ found.T).numpy()
+    tiles: list[list[Tile]] = []
+    for query, row in zip(queries, similarity, strict=True):
+        others = [i for i in np.argsort(-row, kind="stable") if i != query][:NEIGHBORS]
+        pixels = images[torch.from_numpy(rows[[query, *others]])].permute(0, 2, 3, 1).numpy()
+        texts = [Path(names[rows[i]]).name if len(names) else "" for i in (query, *others)]
+        similar = ["", *(f"{row[i]:.2f}" for i in others)]
+        tiles.append([(p, text, value) for p, text, value in zip(pixels, texts, similar, strict=True)])
+    path = run.figure("neighbors")
+    contact_sheet(tiles).save(path)
+    run.log.image("neighbors", path)
+
+
+@styled()
+def _curves(rows: Sequence[dict[str, float]], folder: Path) -> str:
+    """Draw every metric of training and of validation over the steps, a row of panels for each."""
+    kinds = {part: sorted({k for r in rows for k in r if k.startswith(f"{part}/")}) for part in PARTS}
+    kinds = {part: [k for k in names if _shown(k)][:4] for part, names in kinds.items()}
+    kinds = {part: names for part, names in kinds.items() if names}
+    if not kinds:
+        return ""
+    columns = max(map(len, kinds.values()))
+    figure, axes = page_figure(len(kinds), columns, (2.6 * columns + 0.4, 2.1 * len(kinds)))
+    for line, (part, names) in zip(axes, kinds.items(), strict=True):
+        for axis in line[len(names) :]:
+            axis.axis("off")
+        for axis, name in zip(line, names, strict=False):
+            is_share = name.endswith(("accuracy", "f1_macro", "variance"))
+            points = [(r["step"], (100 if is_share else 1) * r[name]) for r in rows if name in r]
+            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else None, linewidth=1.4)
+            axis.set_title(f"{PARTS[part]}: {words(name.partition('/')[2])}{' (%)' if is_share else ''}", fontsize=9)
+            axis.set_xlabel("step")
+            axis.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+    figure.tight_layout()
+    return save_figure(figure, folder, "metrics")
+
+
+def _shown(name: str) -> bool:
+    return not name.endswith(("temperature", "images", "certified", "correct", "accepted", "confidence", "threshold"))
+
+
+def _pictures(folder: Path) -> list[tuple[str, str]]:
+    known = {"views": "Views of images that the network was trained on", "neighbors": "Nearest neighbors"}
+    return [(alt, name) for name, alt in known.items() if (folder / f"{name}.png").is_file()]
+
+
+def _encoded(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
