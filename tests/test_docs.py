@@ -1,5 +1,6 @@
 """README.md and docs/: their commands compose, their tables of keys are those of conf/, their links resolve."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 
 from sslrun.base.errors import UserError
 from sslrun.base.paths import CONF
+from sslrun.base.version import SCHEMA
 from sslrun.cli.app import app
 from sslrun.cli.images import refuse_none
 from sslrun.cli.invocation import Invocation, parsed
@@ -22,7 +24,7 @@ from sslrun.config.compose import choices, compose_config, groups
 from sslrun.config.overrides import check_overrides
 from sslrun.stages.table import settings
 from sslrun.study.inits import tasks_of
-from tests.helpers import REPOSITORY
+from tests.helpers import QUICK, REPOSITORY, Cli, runs, summary
 
 PAGES = {p.relative_to(REPOSITORY).as_posix(): p for p in [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md")]}
 TOP = {"--help", "--version", "COMMAND"}  # COMMAND stands for any of them
@@ -231,3 +233,22 @@ def test_a_wrong_link_and_a_wrong_default_are_seen(tmp_path: Path) -> None:
 def test_a_command_in_a_block_is_found_and_an_output_is_not() -> None:
     text = "```console\n$ sslrun runs \\\n  pretrain\nsslrunning\n```\n\n```python\nsslrun = 1\n```\nsslrun runs\n"
     assert list(commands_of(text)) == ["$ sslrun runs    pretrain"]
+
+
+def fields(page: str, section: str) -> set[str]:
+    """Return the names in the first column of a table; `train/...` stands for all that begin so."""
+    part = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    return set(re.findall(r"`([^`]+)`", part))
+
+
+def test_the_page_of_files_has_the_fields_of_summaries_and_reports(in_world: Path, cli: Cli) -> None:
+    assert cli("evaluate", *QUICK).code == 0
+    page = PAGES["docs/files.md"].read_text(encoding="utf-8")
+    known = fields(page, "summary.json")
+    for run in [*runs("pretrain"), *runs("finetune"), *runs("evaluate")]:
+        made = summary(run)
+        assert made["schema"] == SCHEMA
+        assert {k for k in made if not k.startswith("train/")} <= known
+    report = json.loads((runs("evaluate")[-1] / "report.json").read_text())
+    assert set(report) <= fields(page, "report.json")
+    assert f"this page, {SCHEMA};" in page

@@ -34,7 +34,7 @@ from sslrun.base.errors import UserError
 from sslrun.base.files import write_text
 from sslrun.base.locks import locked
 from sslrun.base.output import write_json
-from sslrun.base.version import __version__
+from sslrun.base.version import SCHEMA, __version__
 from sslrun.config.commands import typed
 from sslrun.run.find import read_summary
 from sslrun.run.log import Loggers
@@ -122,6 +122,7 @@ class Run:
         """Return the entries of the summary that are known at the beginning."""
         of_study = self._summary.get("resumable") == STUDY  # keep the command of the whole study
         return {
+            "schema": SCHEMA,
             "stage": self.stage,
             "status": "running",
             "started": self._summary.get("started") or _now(),

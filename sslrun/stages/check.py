@@ -17,6 +17,7 @@ from sslrun.base.errors import UserError
 from sslrun.base.files import write_text
 from sslrun.base.output import as_json, write_csv
 from sslrun.base.text import counted
+from sslrun.base.version import SCHEMA
 from sslrun.config.nodes import network_name, short_name
 from sslrun.config.types import Node, Positive, PositiveInt
 from sslrun.data.bursts import proposed
@@ -128,6 +129,7 @@ def check(run: Run, settings: Check) -> dict[str, Any]:
     groups = [g for p in without_test for g in p.groups()] if in_groups else None
     exact, near = _duplicate_sets(splits)
     report: dict[str, Any] = {
+        "schema": SCHEMA,
         "dataset": describe(settings.dataset),
         "options": {k: getattr(options, k) for k in OPTIONS},
         "splits": {p.name: _split(p, options) for p in splits},

@@ -12,6 +12,7 @@ from sslrun.base.console import log, silently
 from sslrun.base.errors import UserError
 from sslrun.base.output import write_csv, write_json
 from sslrun.base.text import counted
+from sslrun.base.version import SCHEMA
 from sslrun.config.build import locate, parameters
 from sslrun.config.nodes import overlaid, same_root, short_name
 from sslrun.config.types import Node, PositiveInt
@@ -299,7 +300,7 @@ def _map_probes(classifier: Evaluated, batch_size: int) -> list[dict[str, Any]]:
 
 
 def _write(run: Run, classifier: Evaluated, scores: dict[str, Any]) -> None:
-    write_json(run.directory / "report.json", scores)
+    write_json(run.directory / "report.json", {"schema": SCHEMA, **scores})
     write_csv(run.directory / "per_class.csv", scores["classes"])
     arrays: dict[str, Any] = {
         "probabilities": classifier.calibrated.astype(np.float16),
