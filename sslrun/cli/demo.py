@@ -13,6 +13,7 @@ from sslrun.base.errors import UserError
 from sslrun.base.output import new_table, write_json
 from sslrun.base.text import percent
 from sslrun.cli.launch import run_command
+from sslrun.config.commands import typed
 from sslrun.run.find import OUTPUTS, find, newest
 
 LABELS = 30  # in all
@@ -54,7 +55,7 @@ def demo(epochs: int, seeds: int) -> None:
 
 def sslrun(command: str, *arguments: str) -> None:
     """Print a command and run it in this process, so that torch is imported only once."""
-    ERR.print(f"\n$ {shlex.join(['sslrun', command, *arguments])}", style="bold", markup=False)
+    ERR.print(f"\n$ {shlex.join([*typed(command).split(), *arguments])}", style="bold", markup=False)
     before = sys.argv
     try:
         run_command(command, list(arguments))
@@ -62,7 +63,7 @@ def sslrun(command: str, *arguments: str) -> None:
         if isinstance(end.code, int) and end.code > 128:  # stopped by a signal, which the command has reported
             raise
         if end.code:
-            raise UserError("the demo stopped: the command above failed") from None
+            raise UserError("stopped: the command above failed") from None
     finally:
         sys.argv = before
 
@@ -114,3 +115,4 @@ def _print_results(evaluated: Path, directories: dict[str, Path]) -> None:
     if figure:
         ERR.print(f"{'a figure':<12} {figure}", markup=False)
     ERR.print("Curves: tensorboard --logdir outputs", markup=False)
+    ERR.print("Next: sslrun guide photos, a folder of your own", markup=False)

@@ -102,7 +102,7 @@ def guide(folder: str, run: bool) -> None:
                     shlex.join(command.arguments),
                 )
                 return
-            run_command(*command.arguments)
+            run_command(*(command.arguments[1:] if command.arguments[0] == "data" else command.arguments))
 
 
 def _looked_over(path: str, overrides: list[str]) -> Folder:
