@@ -1,0 +1,75 @@
+"""`sslrun guide`: the commands that fit a folder."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sslrun.cli import guide as module
+from tests.helpers import Cli, runs, summary
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sslrun.training.estimate.SECONDS", 0.1)
+    monkeypatch.setattr("sslrun.models.published.on_this_machine", lambda: iter(()))
+
+
+def commands(answer: str) -> list[str]:
+    """Return the commands of the table, without their times."""
+    return [m[1].strip() for line in answer.splitlines() if (m := re.match(r"\s*(sslrun (?:\S+ )+)\s", line))]
+
+
+def test_a_small_labeled_folder_is_finetuned(cli: Cli, photos: Path) -> None:
+    shutil.copytree(photos, "photos")
+    answer = cli("guide", "photos")
+    assert answer.code == 0, answer.err
+    assert re.match(r"photos: \d+ images, \d+ of them with a label of 2 classes; \d+ test images\.", answer.lines()[0])
+    assert commands(answer.err) == [
+        "sslrun data check photos", "sslrun finetune photos", "sslrun evaluate", "sslrun predict photos format=csv"
+    ]  # fmt: skip
+    assert len(re.findall(r"\d+ (?:s|min) to \d+ (?:s|min)", answer.err)) == 4
+    assert "sslrun guide photos --run runs them" in answer.err
+    assert not Path("outputs").exists()
+
+
+def test_a_larger_folder_is_pretrained_and_without_labels_images_are_suggested(
+    cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("all").mkdir()
+    for file in photos.rglob("*.jpg"):
+        shutil.copy(file, "all")
+    monkeypatch.setattr(module, "FEW", 10)
+    answer = cli("guide", "all")
+    assert answer.code == 0, answer.err
+    assert "no labels; 0 test images." in answer.lines()[0]
+    check, pretrain, *rest = commands(answer.err)
+    assert check == "sslrun data check all"
+    assert re.fullmatch(r"sslrun pretrain all train\.epochs=\d+", pretrain)
+    assert rest == [
+        "sslrun suggest all n=50 out=to_label", "sslrun finetune to_label", "sslrun predict all format=csv"
+    ]  # fmt: skip
+
+
+def test_the_commands_can_be_run(cli: Cli, photos: Path) -> None:
+    shutil.copytree(photos, "photos")
+    answer = cli("guide", "photos", "--run")
+    assert answer.code == 0, answer.err
+    assert [len(runs(c)) for c in ("check", "finetune", "evaluate", "predict")] == [1, 1, 1, 1]
+    assert summary(runs("evaluate")[0])["test/accuracy"] > 0.5
+    assert answer.out.count("photos/") > 50
+
+
+def test_a_folder_that_is_none_is_one_line(cli: Cli) -> None:
+    Path("photo.jpg").touch()
+    Path("empty").mkdir()
+    for given, words in (
+        ("nowhere", "nowhere: no such folder"),
+        ("photo.jpg", "photo.jpg is a file"),
+        ("empty", "no images"),
+    ):
+        answer = cli("guide", given)
+        assert answer.code == 1
+        assert len(answer.lines()) == 1
+        assert words in answer.err
