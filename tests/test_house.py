@@ -42,7 +42,7 @@ LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 370, 65, 12
 
 COMMANDS = {
     *("pretrain", "finetune", "evaluate", "predict", "embed", "search", "suggest", "export"),
-    *("compare", "fetch", "check", "preview", "report", "demo", "runs"),
+    *("compare", "fetch", "check", "doubt", "preview", "report", "demo", "runs"),
 }
 COMMANDS_LISTED = "config/commands.py"
 RENAMED = ("config/build.py", "RENAMED")  # the table of old dotted names, which may name anything

@@ -42,6 +42,7 @@ COMMANDS = {
     COMPARE: Command("Compare pretraining with training from scratch over label budgets.", data="given"),
     "fetch": Command("Download a published data set.", is_data=True),
     "check": Command("Check a data set before training on it.", data="given", is_data=True),
+    "doubt": Command("List the labels that predictions contradict most.", is_data=True, one_shot=True),
     "preview": Command("Draw the augmented views of a pretext task.", data="given", is_data=True),
 }
 LISTED = tuple(name for name, c in COMMANDS.items() if not c.is_data)

@@ -22,6 +22,8 @@ def next_command(summary: Mapping[str, Any]) -> str | None:
             return f"sslrun data check {_data_set(config)}"
         case "check":
             return f"sslrun {'finetune' if summary.get('labeled') else 'pretrain'} {_data_set(config)}"
+        case "doubt":
+            return "sslrun finetune"
         case "preview":
             return f"sslrun pretrain {_data_set(config)} pretext={short_name(config['pretext']['_target_'])}"
         case "pretrain" if summary.get("labeled"):

@@ -18,6 +18,7 @@ SIMCLR = {"pretext": {"_target_": "sslrun.tasks.pretext.simclr.SimCLR"}}
         ({"stage": "fetch", "config": DIGITS}, "sslrun data check dataset=digits"),
         ({"stage": "check", "config": FOLDER, "labeled": True}, "sslrun finetune 'my photos'"),
         ({"stage": "check", "config": DIGITS, "labeled": False}, "sslrun pretrain dataset=digits"),
+        ({"stage": "doubt", "config": {}}, "sslrun finetune"),
         ({"stage": "preview", "config": FOLDER | SIMCLR}, "sslrun pretrain 'my photos' pretext=simclr"),
         ({"stage": "pretrain", "config": FOLDER, "labeled": True}, "sslrun finetune"),
         ({"stage": "pretrain", "config": FOLDER, "labeled": False}, "sslrun suggest 'my photos' n=50"),
