@@ -68,6 +68,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("study/results.py", "search"): "a key of finetune's config",
     ("study/settings.py", "search"): "a key of finetune's config, and of compare's",
     ("study/settings.py", "finetune"): "a key of compare's config",
+    **{("__init__.py", name): "handed on from cli/python.py" for name in ("pretrain", "finetune", "evaluate", "runs")},
     **{(f"study/{file}.py", name): "of a study" for file, names in OF_A_STUDY.items() for name in names},
 }
 # Dataclasses that are the rows of a table, with as many fields as it has columns.

@@ -41,7 +41,7 @@ def publish(run: Run, sentences: Sequence[str], following: str | None) -> Path:
         sentences=sentences[1:],
         curves=Markup(_curves(read_metrics(run.directory), folder)) if (run.directory / METRICS).is_file() else "",
         health=health_text(summary),
-        images=[(alt, name, _encoded(folder / f"{name}.png")) for alt, name in _pictures(folder)],
+        images=[(alt, name, _encoded(folder / f"{name}.png")) for alt, name in _drawn(folder)],
         following=following,
         command=run.command,
     )
@@ -153,7 +153,7 @@ def _shown(name: str) -> bool:
     return not name.endswith(("temperature", "images", "certified", "correct", "accepted", "confidence", "threshold"))
 
 
-def _pictures(folder: Path) -> list[tuple[str, str]]:
+def _drawn(folder: Path) -> list[tuple[str, str]]:
     known = {"views": "Views of images that the network was trained on", "neighbors": "Nearest neighbors"}
     return [(alt, name) for name, alt in known.items() if (folder / f"{name}.png").is_file()]
 
