@@ -22,9 +22,9 @@ def with_folder(invocation: Invocation) -> Invocation:
         UserError: there are several paths, one that is no folder of images, or two data sets.
     """
     command, overrides = COMMANDS[invocation.command], list(invocation.overrides)
-    if command.data is None:
-        return invocation
     keys = {key_of(o): o for o in overrides}
+    if command.data is None or "resume" in keys:  # a resumed run has its data set
+        return invocation
     folders = [a for a in invocation.others if Path(a).exists() and not _is_run(Path(a))]
     if folders:
         if len(folders) > 1:

@@ -49,6 +49,10 @@ def test_a_root_of_a_pretraining_stays_that_of_its_data_set() -> None:
     assert overrides("pretrain", "dataset.root=photos") == ["dataset.root=photos", "dataset=folder"]
 
 
+def test_a_resumed_run_has_its_data_set() -> None:
+    assert overrides("pretrain", "resume=latest", "dataset.root=moved") == ["resume=latest", "dataset.root=moved"]
+
+
 def test_two_data_sets_and_files_are_one_line() -> None:
     for name in ("a", "b"):
         Path(name).mkdir()
