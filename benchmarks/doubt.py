@@ -2,9 +2,9 @@
 
     python benchmarks/doubt.py FOLDER [--init pretrained] [--wrong 0.05] [--seeds 3]
 
-FOLDER: images in train/CLASS. Each seed changes another fraction of the labels of all training images to another class, in a label file;
-a linear probe is trained on all labels, and the precision among the first 50 doubts is printed, and the share of the wrong labels
-that is among all doubts. The images are not changed.
+FOLDER: images in train/CLASS. For each seed a fraction of the labels of all training images is changed to another class,
+in a label file, and a linear probe is trained on all of them. Printed are the precision among the first 50 doubts, and
+the share of the wrong labels that is among all doubts. The images are not changed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def sslrun(folder: Path, *arguments: str) -> str:
 
 
 def measured(folder: Path, init: str, wrong: float, seed: int) -> tuple[float, float, int]:
-    """Return the precision among the first doubts, the share of wrong labels that is found, and the number of doubts."""
+    """Return the precision among the first doubts, the share of wrong labels found, and the number of doubts."""
     files = sorted(folder.glob("train/*/*"))
     names = sorted({f.parent.name for f in files})
     rng = np.random.default_rng(seed)
