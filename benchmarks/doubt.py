@@ -2,8 +2,8 @@
 
     python benchmarks/doubt.py FOLDER [--init pretrained] [--wrong 0.05] [--seeds 3]
 
-FOLDER: images in train/CLASS. For each seed a fraction of the labels of all training images is changed to another class,
-in a label file, and a linear probe is trained on all of them. Printed are the precision among the first 50 doubts, and
+FOLDER: images in train/CLASS. For each seed a fraction of the labels of all training images is changed to another
+class, in a label file, and a linear probe is trained on all of them. Printed are the precision among the first 50 doubts, and
 the share of the wrong labels that is among all doubts. The images are not changed.
 """
 
@@ -60,9 +60,8 @@ def main() -> None:
     args = parser.parse_args()
     for seed in range(args.seeds):
         precision, found, doubts = measured(args.folder.resolve(), args.init, args.wrong, seed)
-        print(
-            f"seed {seed}: precision among the first {FIRST} {precision:.2f}, {found:.2f} of the wrong labels in {doubts} doubts"
-        )
+        share = f"{found:.2f} of the wrong labels are among {doubts} doubts"
+        print(f"seed {seed}: precision among the first {FIRST} {precision:.2f}; {share}")
 
 
 if __name__ == "__main__":
