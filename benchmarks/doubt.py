@@ -3,8 +3,8 @@
     python benchmarks/doubt.py FOLDER [--init pretrained] [--wrong 0.05] [--seeds 3]
 
 FOLDER: images in train/CLASS. For each seed a fraction of the labels of all training images is changed to another
-class, in a label file, and a linear probe is trained on all of them. Printed are the precision among the first 50 doubts, and
-the share of the wrong labels that is among all doubts. The images are not changed.
+class, in a label file, and a linear probe is trained on all of them. Printed are the precision among the first 50
+doubts, and the share of the wrong labels that is among all doubts. The images are not changed.
 """
 
 import argparse
