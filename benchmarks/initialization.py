@@ -2,8 +2,8 @@
 
     python benchmarks/initialization.py
 
-Reads benchmarks/initialization_NAME.csv and _gains.csv, the results.csv and gains.csv of the studies whose commands are on
-that page; writes docs/initialization.png. It measures nothing.
+Reads benchmarks/initialization_NAME.csv and _gains.csv, the results.csv and gains.csv of the studies whose commands are
+on that page; writes docs/initialization.png. It measures nothing.
 """
 
 import csv
