@@ -52,7 +52,7 @@ def runs(
     arguments: Annotated[list[str] | None, STAGE] = None,
     format: Annotated[str, typer.Option(help="table, json or csv")] = "table",
 ) -> None:
-    """List the runs in outputs/, each with its newest evaluation."""
+    """List the runs in outputs/; json and csv have the newest evaluation of each."""
 
     def action() -> None:
         from sslrun.cli.listing import print_runs

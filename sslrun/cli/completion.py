@@ -45,7 +45,7 @@ _sslrun() {
   compadd -Q -- ${list:#*=}
   if (( CURRENT > 2 )); then _files; fi
 }
-(( $+functions[compdef] )) && compdef _sslrun sslrun
+if [[ $funcstack[1] == _sslrun ]]; then _sslrun "$@"; elif (( $+functions[compdef] )); then compdef _sslrun sslrun; fi
 """
 
 

@@ -17,6 +17,7 @@ from sslrun.base.text import counted, time_range
 from sslrun.cli.demo import sslrun as run_command
 from sslrun.cli.images import with_folder
 from sslrun.cli.invocation import parsed
+from sslrun.cli.places import quoted_paths
 from sslrun.config.commands import FINETUNE, PRETRAIN
 from sslrun.config.compose import compose_config
 from sslrun.config.nodes import plain
@@ -80,7 +81,9 @@ def guide(folder: str, run: bool) -> None:
     if not Path(folder).exists():
         raise UserError(f"{folder}: no such folder")
     began = time.monotonic()
-    overrides = list(with_folder(parsed(PRETRAIN, [folder])).overrides)
+    overrides = quoted_paths(with_folder(parsed(PRETRAIN, [folder])).overrides, False)
+    if not overrides:
+        raise UserError(f"{folder} is a run or a folder of runs, not of images")
     looked = _looked_over(folder, overrides)
     commands = list(_commands(looked, overrides))
     ERR.print(_sentence(looked), markup=False)
@@ -162,34 +165,29 @@ def _commands(folder: Folder, overrides: list[str]) -> Iterator[Command]:
     every = folder.train + folder.unlabeled
     quoted = folder.path.rstrip("/") or folder.path
     yield Command(["data", "check", quoted, *folder.size], every * folder.decoding + 10, "damaged files, duplicates")
-    speed = None
-    pretrains = every >= FEW
+    pretrains = every >= FEW or not folder.labels
     if pretrains:
         task = ["pretext=distill", f"train.steps={STEPS}"] if folder.distilling else []
-        seconds, speed, epochs = _pretraining([*overrides, *folder.size, *task], every)
+        seconds, epochs = _pretraining([*overrides, *folder.size, *task], every)
         task = task or [f"train.epochs={epochs}"]
         why = "a small network learns from published weights, on all images" if folder.distilling else "on all images"
         yield Command([PRETRAIN, quoted, *task, *folder.size], seconds + every * folder.decoding, why)
-    own = [] if pretrains else [quoted]
+    reading = every * folder.decoding + 10
     if not folder.labels:
-        yield Command(
-            ["suggest", quoted, f"n={SUGGESTED}", "out=to_label"], every * folder.decoding + 10, "which images to label"
-        )
-        yield Command([FINETUNE, "to_label"], None, "after their labels are in to_label/labels.csv")
-        yield Command(["predict", quoted, "format=csv"], every * folder.decoding + 10, "all images")
-        return
-    yield Command(
-        [FINETUNE, *own], _finetuning(folder, overrides, speed), f"a classifier from {counted(folder.labels, 'label')}"
-    )
-    if folder.test:
-        yield Command(
-            ["evaluate"], 10 + folder.test * folder.decoding, "accuracy on the test images, with its interval"
-        )
-    yield Command(["predict", quoted, "format=csv"], every * folder.decoding + 10, "or any other images")
+        yield Command(["suggest", quoted, f"n={SUGGESTED}", "out=to_label"], reading, "which images to label")
+        yield Command([FINETUNE, "to_label", "init=RUN"], None, "after labeling; suggest prints the RUN")
+    else:
+        own = [] if pretrains else [quoted, *folder.size]
+        measured = pretrains or not folder.distilling  # else published weights are compared, at their own size
+        seconds = _finetuning(folder, overrides) if measured else None
+        yield Command([FINETUNE, *own], seconds, f"a classifier from {counted(folder.labels, 'label')}")
+        if folder.test:
+            yield Command(["evaluate"], 10 + folder.test * folder.decoding, "accuracy on the test images")
+    yield Command(["predict", quoted, "format=csv"], reading, "or any other images")
 
 
-def _pretraining(overrides: list[str], images: int) -> tuple[float, float, int]:
-    """Return the seconds of a pretraining, its images per second, and its epochs if no steps are given."""
+def _pretraining(overrides: list[str], images: int) -> tuple[float, int]:
+    """Return the seconds of a pretraining, and its epochs if no steps are given."""
     from sslrun.config.build import build
     from sslrun.data.dataset import load_train
     from sslrun.training import estimate
@@ -206,10 +204,10 @@ def _pretraining(overrides: list[str], images: int) -> tuple[float, float, int]:
     training = build({**config["train"], "epochs": config["train"]["epochs"] if config["train"]["steps"] else epochs})
     steps = training.total_steps(images)
     preparation = result.preparation * images / max(1, len(data))
-    return preparation + steps * min(images, training.batch_size) / speed, speed, epochs
+    return preparation + steps * min(images, training.batch_size) / speed, epochs
 
 
-def _finetuning(folder: Folder, overrides: list[str], speed: float | None) -> float:
+def _finetuning(folder: Folder, overrides: list[str]) -> float:
     """Return the seconds of a finetuning on all labels, with its choice."""
     from sslrun.config.build import build
     from sslrun.data.labeled import load_labeled

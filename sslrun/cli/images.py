@@ -23,7 +23,9 @@ def with_folder(invocation: Invocation) -> Invocation:
     """
     command, overrides = COMMANDS[invocation.command], list(invocation.overrides)
     keys = {key_of(o): o for o in overrides}
-    if command.data is None or "resume" in keys:  # a resumed run has its data set
+    if command.data is None or "resume" in keys:
+        if command.data and invocation.others:
+            raise UserError(f"{invocation.others[0]}: a resumed run has its data set; remove it")
         return invocation
     folders = [a for a in invocation.others if Path(a).exists() and not _is_run(Path(a))]
     if folders:

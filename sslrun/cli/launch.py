@@ -106,6 +106,8 @@ def _meant(argument: str, keys: list[str], config_dir: str | None) -> Iterator[s
     if "run" in keys and path.is_dir():
         runs = [path] if (path / "summary.json").is_file() else sorted(p.parent for p in path.glob("*/summary.json"))
         yield from (f"run={run}" for run in runs[-1:])
+    if "init" in keys and (path / "summary.json").is_file():
+        yield f"init={path}"
 
 
 def _with_images(invocation: Invocation) -> Invocation:
@@ -159,7 +161,7 @@ def _resumed_or_checked(invocation: Invocation) -> Invocation:
 
     command, directory = invocation.command, resume.resumed_directory(invocation.overrides)
     if directory is not None and COMMANDS[command].one_shot and invocation.sweep is None:
-        raise UserError(f"sslrun {command} cannot be resumed; run it again without resume=")
+        raise UserError(f"{typed(command)} cannot be resumed; run it again without resume=")
     if directory is not None and invocation.multirun:
         raise UserError("resume= resumes one run; remove -m")
     if directory is None:

@@ -85,23 +85,33 @@ def _finished(command: str, arguments: tuple[str | Path, ...], settings: dict[st
     words = [*map(str, arguments), *(f"{key}={_text(value)}" for key, value in settings.items())]
     if "-m" in words or "--multirun" in words:
         raise UserError(f"sslrun.{command} runs one run; use a loop, or the command line for a sweep (-m)")
-    process = subprocess.Popen(
+    lines: deque[str] = deque(maxlen=KEPT)
+    with subprocess.Popen(
         [sys.executable, "-m", "sslrun", command, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", env=_environment(),
         start_new_session=True,  # signals of this process reach it only if they are passed on
-    )  # fmt: skip
-    lines: deque[str] = deque(maxlen=KEPT)
-    try:
-        _echo(process, lines)
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        _echo(process, lines)
-        raise
-    if process.wait() != 0:
-        mistakes = [line.removeprefix("sslrun: ") for line in lines if line.startswith("sslrun: ")]
-        raise UserError("\n".join(mistakes) or f"sslrun {command} ended with exit code {process.returncode}")
-    directory = next(m[1] for line in reversed(lines) if (m := FINISHED.fullmatch(line)))
+    ) as process:  # fmt: skip
+        try:
+            _echo(process, lines)
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            _echo(process, lines)
+            raise
+        finally:
+            if process.poll() is None and sys.exc_info()[0] not in (None, KeyboardInterrupt):
+                process.terminate()
+    if process.returncode != 0:
+        raise UserError(_mistakes(list(lines)) or f"sslrun {command} ended with exit code {process.returncode}")
+    directory = next((m[1] for line in reversed(lines) if (m := FINISHED.fullmatch(line))), None)
+    if directory is None:
+        raise UserError(f"sslrun {' '.join([command, *words])} makes no run")
     return PastRun(row_of(Path(directory)))
+
+
+def _mistakes(lines: list[str]) -> str:
+    """Return the last message of an error, which may have several lines."""
+    begins = [i for i, line in enumerate(lines) if line.startswith("sslrun: ")]
+    return "\n".join(lines[begins[-1] :]).removeprefix("sslrun: ") if begins else ""
 
 
 def _echo(process: subprocess.Popen[str], lines: deque[str]) -> None:
@@ -124,5 +134,16 @@ def _text(value: Any) -> str:
     """Return a value as it is typed."""
     from sslrun.config.grammar import literal
 
-    text = str(value) if isinstance(value, Path) else value
-    return text if isinstance(text, str) and PLAIN.fullmatch(text) else literal(text)
+    plain = _plain(value)
+    return plain if isinstance(plain, str) and PLAIN.fullmatch(plain) else literal(plain)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without paths, tuples, and numbers of NumPy."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value.item() if hasattr(value, "item") else value

@@ -8,9 +8,9 @@ TOLERANCE = 1e-6  # of a threshold
 def doubtful(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the images whose label is probably wrong, the most doubtful first, and the class that each seems to be.
 
-    A class has as its threshold the mean probability of this class over the images with this label. An image is counted
-    for the class whose threshold its probability reaches, of several for the most likely one; its label is doubtful if
-    it is another class than that, and not the most likely one. The order is by the probability of the label.
+    A class has as its threshold the mean probability of this class over the images with this label. An image
+    seems to be of the class whose threshold its probability reaches or, if there are several, of the most likely class.
+    Its label is doubtful if it is neither that nor the most likely class. The order is by the probability of the label.
 
     Args:
         probabilities: `N x classes`, of a classifier that was not trained on the image.

@@ -13,6 +13,7 @@ from sslrun.base.files import write_text
 from sslrun.base.text import counted, duration, metric, percent, words
 from sslrun.data.images import Images
 from sslrun.device import Device
+from sslrun.evaluation.metrics import has_collapsed
 from sslrun.models.encoder import Encoder
 from sslrun.models.features import features
 from sslrun.report.html import render
@@ -22,7 +23,6 @@ from sslrun.run.log import METRICS, read_metrics
 from sslrun.run.run import Run
 
 QUERIES, NEIGHBORS, SEARCHED = 8, 7, 1024  # of the sheet of nearest neighbors; images among which they are
-COLLAPSED, HEALTHY = 0.5, 0.8  # feature spread: below the first the embedding has collapsed
 PARTS = {"train": "training", "val": "validation"}
 
 
@@ -66,15 +66,16 @@ def pretraining_text(summary: dict[str, Any], image_size: int) -> list[str]:
 def finetuning_text(summary: dict[str, Any], image_size: int) -> list[str]:
     """Return what a finetuning did, in three lines."""
     total, val = summary["labels_total"], summary["labels_val"]
-    how = f"on {val:,} validation labels" if val else "in cross-validation, corrected for the choice"
+    how = f"on {val:,} validation labels" if val else "out of fold, corrected for the choice"
     accuracy = summary.get("val/accuracy")
     score = f"accuracy {percent(accuracy)} {how}" if accuracy is not None else "no estimate of the accuracy"
     candidates = summary.get("candidates", {})
+    seconds = summary.get("training_seconds")
     compared = ", ".join(f"{name} {percent(value)}" for name, value in candidates.items())
     return [
         f"Classifier from {counted(total, 'label')}: {score}",
         f"{summary['backbone']} from {summary['init']} ({summary.get('chosen', summary['mode'])}) on "
-        f"{summary['dataset']} at {image_size} px, in {duration(summary.get('training_seconds', 0.0) or 0.0)}; on "
+        f"{summary['dataset']} at {image_size} px{f', in {duration(seconds)}' if seconds else ''}; on "
         f"{summary['device']}, {summary['precision']}.",
         f"Compared by {'macro F1' if summary['config'].get('balance', 'none') != 'none' else 'accuracy'}: {compared}."
         if len(candidates) > 1
@@ -87,12 +88,11 @@ def health_text(summary: dict[str, Any]) -> str:
     spread, rank = summary.get("val/feature_spread"), summary.get("val/effective_rank")
     if spread is None or rank is None:
         return ""
-    state = "have collapsed: they hardly differ from image to image" if spread < COLLAPSED else (
-        "differ from image to image, as they should" if spread >= HEALTHY else "differ little from image to image"
-    )  # fmt: skip
+    collapsed = has_collapsed({"feature_spread": spread, "effective_rank": rank})
+    state = "The features have collapsed: they hardly differ from image to image" if collapsed else "No collapse"
     return (
-        f"The features {state}: feature spread {spread:.2f}, where 1 is even and 0 is the same for all images. They "
-        f"vary in about {rank:.0f} independent directions (effective rank)."
+        f"{state}. Feature spread {spread:.2f} (0: the same for all images, 1: even), effective rank {rank:.0f}: the "
+        "number of independent directions in which they vary."
     )
 
 
@@ -127,7 +127,7 @@ def neighbors_figure(
 
 @styled()
 def _curves(rows: Sequence[dict[str, float]], folder: Path) -> str:
-    """Draw every metric of training and of validation over the steps, a row of panels for each."""
+    """Draw up to four metrics of training, and of validation, over the steps, a row of panels for each."""
     kinds = {part: sorted({k for r in rows for k in r if k.startswith(f"{part}/")}) for part in PARTS}
     kinds = {part: [k for k in names if _shown(k)][:4] for part, names in kinds.items()}
     kinds = {part: names for part, names in kinds.items() if names}

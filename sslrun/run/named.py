@@ -55,7 +55,7 @@ def described(summary: Mapping[str, Any], now: datetime | None = None) -> str:
         parts.append(f"{labels} labels")
     value = {k: v for k in ("val/accuracy", "val/knn_accuracy") if isinstance(v := summary.get(k), int | float)}
     if "val/accuracy" in value:
-        how = "on validation" if summary.get("labels_val") else "in cross-validation"
+        how = "on validation" if summary.get("labels_val") else "out of fold"
         parts.append(f"accuracy {percent(value['val/accuracy'])} {how}")
     elif "val/knn_accuracy" in value:
         parts.append(f"kNN accuracy {percent(value['val/knn_accuracy'])}")

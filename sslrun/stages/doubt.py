@@ -51,8 +51,8 @@ def doubt(run: Run, settings: Doubt) -> dict[str, Any]:
     summary = read_summary(directory)
     if not (directory / OUT_OF_FOLD).is_file():
         raise UserError(
-            f"{directory} has no predictions on images that it was not trained on: every class has one label, or it is "
-            "of an older version"
+            f"{directory} has no predictions on images that it was not trained on: every class has one label, only one "
+            "classifier was trained with a validation split, or it is of an older version"
         )
     finetuned = built_settings(Finetune, summary["config"])
     labeled = load_labeled(finetuned.dataset, finetuned.budget, finetuned.validation)
@@ -61,6 +61,7 @@ def doubt(run: Run, settings: Doubt) -> dict[str, Any]:
     probabilities, labels = _predictions(directory, summary["chosen"])
     rows = np.flatnonzero(~np.isnan(probabilities).any(1))
     found, seems = doubtful(probabilities[rows], labels[rows])
+    doubts = len(found)
     found, seems = rows[found][: settings.n], seems[: settings.n]
     table = _rows(labeled.every, finetuned.dataset, found, seems, probabilities)
     writers: dict[str, Callable[[Sequence[Row]], str]] = {
@@ -69,14 +70,14 @@ def doubt(run: Run, settings: Doubt) -> dict[str, Any]:
     sys.stdout.write(writers[settings.format](table))
     sys.stdout.flush()
     write_csv(run.directory / "doubts.csv", table)
-    of = f"{counted(len(table), 'label')} of {len(rows):,} seem wrong to a classifier that was not trained on them"
-    if not table:
-        log.info("%s.", of)
-        return {"images": len(rows), "doubts": 0, "of_run": str(directory)}
-    sheet = run.figure("doubts")
-    contact_sheet(_tiles(labeled.every, found, table)).save(sheet)
-    log.info("%s; contact sheet: %s. Some are right: look before you change one.", of, sheet)
-    return {"images": len(rows), "doubts": len(table), "of_run": str(directory)}
+    log.info(
+        "%s of %s seem wrong to a classifier that was not trained on them.", f"{doubts:,}", counted(len(rows), "label")
+    )
+    if doubts:
+        sheet = run.figure("doubts")
+        contact_sheet(_tiles(labeled.every, found, table)).save(sheet)
+        log.info("The first %d are on %s. Some are right: look before you change one.", len(table), sheet)
+    return {"images": len(rows), "doubts": doubts, "of_run": str(directory), "of_dataset": finetuned.dataset}
 
 
 def _predictions(directory: Path, chosen: str) -> tuple[np.ndarray, np.ndarray]:

@@ -217,6 +217,11 @@ def _evaluated(run: str, settings: Evaluate, overrides: dict[str, str]) -> Evalu
     device = inference_device(settings.device, trained.config["device"])
     dataset, trained_on = settings.dataset, trained.config["dataset"]
     base = dataset if dataset.get("_target_") else trained_on
+    if "dataset.root" in overrides and short_name(base["_target_"]) != "folder":
+        raise UserError(
+            f"dataset.root={overrides['dataset.root']}: {directory} is a classifier of {describe(trained_on)}, which is no "
+            "folder of yours; add dataset=folder"
+        )
     node = preprocessing_of(overlaid("dataset", base, dataset, overrides), trained_on, overrides, trained.path)
     keys = parameters(locate(node["_target_"]))
     node = labels_of(node, trained_on, overrides)

@@ -1,5 +1,6 @@
 """The command to type after a finished one."""
 
+import os
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +24,7 @@ def next_command(summary: Mapping[str, Any]) -> str | None:
         case "check":
             return f"sslrun {'finetune' if summary.get('labeled') else 'pretrain'} {_data_set(config)}"
         case "doubt":
-            return "sslrun finetune"
+            return f"sslrun finetune {_data_set({'dataset': summary['of_dataset']})}"
         case "preview":
             return f"sslrun pretrain {_data_set(config)} pretext={short_name(config['pretext']['_target_'])}"
         case "pretrain" if summary.get("labeled"):
@@ -37,7 +38,8 @@ def next_command(summary: Mapping[str, Any]) -> str | None:
         case "compare" if summary.get("best_classifier"):
             return f"sslrun predict {IMAGE} run={_quoted(summary['best_classifier'])}"
         case "predict" | "embed":
-            return f"sslrun suggest {' '.join(map(_quoted, config['images'][:3]))} n=50"
+            folder = next((path for path in config["images"] if os.path.isdir(os.path.expanduser(path))), None)
+            return folder and f"sslrun suggest {_quoted(folder)} n=50"
         case "search":
             return f"sslrun suggest {_quoted(config['in'])} n=50"
         case "suggest":

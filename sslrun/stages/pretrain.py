@@ -119,9 +119,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     curves_figure(run)
     task_figures(run, task, sample_images(images, settings.seed), settings.seed, device)
     if not run.in_study:
-        neighbors_figure(
-            run, downstream, on_device, data.names if len(data) == len(images) else (), device, settings.seed
-        )
+        neighbors_figure(run, downstream, images, data.names if len(data) == len(images) else (), device, settings.seed)
         run.note(**result)
         publish(run, pretraining_text(run.summary, settings.dataset["image_size"]), next_command(run.summary))
     return result

@@ -85,7 +85,7 @@ def suggest(run: Run, settings: Suggest) -> dict[str, Any]:
     print("\n".join(rows), flush=True)
     log.info("Suggested %d of %s; contact sheet: %s", len(rows), counted(len(files), "image"), sheet)
     log.info(
-        "Write the class of each image into %s, or move the images from %s to class folders in %s.",
+        "Either write the class of each image into %s, or move all of them from %s to class folders in %s.",
         folder / "labels.csv", folder / "to_sort", folder / "train",
     )  # fmt: skip
     return {"images": len(files), "suggested": len(rows), "of_run": source}

@@ -185,25 +185,13 @@ def test_all_points_are_in_the_axis_and_the_legend_is_not(
     assert legend.y0 >= 0
 
 
-def test_the_points_of_a_single_budget_stay_at_its_number_of_labels(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limits: list[tuple[float, float]] = []
-    monkeypatch.setattr(plots, "save_figure", lambda figure, *given: limits.append(figure.axes[0].get_xlim()))
-    rows = [row(name, "finetune", labels=30) for name in ("scratch", "simclr", "rotation")]
-    plots.label_efficiency(compared(rows, "finetune"), tmp_path)
-    ((low, high),) = limits
-    assert low < 25
-    assert high > 35
-
-
 def test_equal_accuracies_have_no_error_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ends: list[np.ndarray] = []
     real = matplotlib.axes.Axes.errorbar
 
-    def errorbar(self: Any, x: Any, y: Any, yerr: Any, **keys: Any) -> Any:
-        ends.append(yerr)
-        return real(self, x, y, yerr, **keys)
+    def errorbar(self: Any, x: Any, y: Any, xerr: Any, **keys: Any) -> Any:
+        ends.append(xerr)
+        return real(self, x, y, xerr=xerr, **keys)
 
     monkeypatch.setattr(matplotlib.axes.Axes, "errorbar", errorbar)
     rows = [row("scratch", "finetune", test_accuracy=1.0, subset=s) for s in "abc"]

@@ -23,10 +23,10 @@ FROM_SCRATCH = {**SIMCLR, "init": "scratch", "chosen": "scratch", "val/accuracy"
 @pytest.mark.parametrize(
     ("summary", "words"),
     [
-        (SIMCLR, "simclr, probe, 60 labels, accuracy 81.2 % in cross-validation"),
+        (SIMCLR, "simclr, probe, 60 labels, accuracy 81.2 % out of fold"),
         ({**SIMCLR, "labels_val": 301}, "simclr, probe, 60 + 301 val labels, accuracy 81.2 % on validation"),
-        (FROM_SCRATCH, "scratch, 60 labels, accuracy 70.0 % in cross-validation"),
-        ({**SIMCLR, "chosen": "scratch"}, "simclr, scratch, 60 labels, accuracy 81.2 % in cross-validation"),
+        (FROM_SCRATCH, "scratch, 60 labels, accuracy 70.0 % out of fold"),
+        ({**SIMCLR, "chosen": "scratch"}, "simclr, scratch, 60 labels, accuracy 81.2 % out of fold"),
         ({"pretext": "rotation", "init": "scratch", "val/knn_accuracy": 0.5}, "rotation, kNN accuracy 50.0 %"),
         ({"stage": "pretrain"}, "pretrain"),
     ],
@@ -61,8 +61,8 @@ def test_a_better_classifier_of_the_same_images_is_named(caplog: pytest.LogCaptu
     found("e", "2026-01-02", **{**SIMCLR, "val/accuracy": 0.5})
     newest = found("f", "2026-01-03", **FROM_SCRATCH)
     assert find_run("latest") == newest
-    assert caplog.messages[0].startswith(f"Using {newest}: scratch, 60 labels, accuracy 70.0 % in cross-validation")
-    assert caplog.messages[1].startswith(f"{better} is better: simclr, probe, 60 labels, accuracy 81.2 % in cross-val")
+    assert caplog.messages[0].startswith(f"Using {newest}: scratch, 60 labels, accuracy 70.0 % out of fold")
+    assert caplog.messages[1].startswith(f"{better} is better: simclr, probe, 60 labels, accuracy 81.2 % out of fold")
     assert caplog.messages[1].endswith(f". To use it: run={better}")
     assert find_run(str(newest)) == newest
     assert len(caplog.messages) == 2

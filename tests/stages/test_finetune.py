@@ -189,7 +189,7 @@ def test_freezing_and_the_backbone_rate_apply_to_pretrained_networks_only(
 def test_a_published_network_that_is_slow_on_this_cpu_is_not_trained_by_auto(
     seconds: float, candidates: list[str], photos: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finetune.estimate, "measure", lambda *_: Measurement(1 / seconds, 0))
+    monkeypatch.setattr(choosing.estimate, "measure", lambda *_: Measurement(1 / seconds, 0))
     data = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=32")
     answer = cli("finetune", "init=pretrained", "pooling=average", "labels=8", *data, *QUICK, "train.steps=2")
     assert answer.code == 0, answer.err

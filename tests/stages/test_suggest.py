@@ -16,7 +16,7 @@ def test_labels_are_written_into_the_table_half_of_it(in_world: Path, cli: Cli, 
     run = runs("pretrain")[-1]
     answer = cli("suggest", str(photos), "n=24", "out=to_label", f"run={run}", *QUICK)
     assert answer.code == 0, answer.err
-    assert "Write the class of each image into to_label/labels.csv, or move" in answer.err
+    assert "Either write the class of each image into to_label/labels.csv, or move" in answer.err
     with Path("to_label/labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [r["file"] for r in rows] == [f"to_sort/{p.name}" for p in sorted(Path("to_label/to_sort").iterdir())]
