@@ -75,13 +75,21 @@ def _with_format(arguments: list[str], format: str) -> tuple[list[str], str]:
 
 
 @app.command()
-def weights(format: Annotated[str, typer.Option(help="table, json or csv")] = "table") -> None:
+def weights(
+    arguments: Annotated[list[str] | None, typer.Argument(help="format=table, json or csv")] = None,
+    format: Annotated[str, typer.Option(help="table, json or csv")] = "table",
+) -> None:
     """List published weights: those on this machine, and some that can be had."""
 
     def action() -> None:
+        others, chosen = _with_format(arguments or [], format)
+        from sslrun.base.errors import UserError
+
+        if others:
+            raise UserError(f"unexpected argument: {others[0]}")
         from sslrun.cli.weights import print_weights  # which imports torch
 
-        print_weights(format)
+        print_weights(chosen)
 
     guarded(action)
 

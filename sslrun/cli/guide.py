@@ -174,7 +174,9 @@ def _commands(folder: Folder, overrides: list[str]) -> Iterator[Command]:
         yield Command([PRETRAIN, quoted, *task, *folder.size], seconds + every * folder.decoding, why)
     reading = every * folder.decoding + 10
     if not folder.labels:
-        yield Command(["suggest", quoted, f"n={SUGGESTED}", "out=to_label"], reading, "which images to label")
+        yield Command(
+            ["suggest", quoted, f"n={min(SUGGESTED, every)}", "out=to_label"], reading, "which images to label"
+        )
         yield Command([FINETUNE, "to_label", "init=RUN"], None, "after labeling; suggest prints the RUN")
     else:
         own = [] if pretrains else [quoted, *folder.size]

@@ -33,7 +33,7 @@ def with_folder(invocation: Invocation) -> Invocation:
             raise UserError(
                 f"{listed(folders)}: one folder at a time; several in one sweep: -m dataset.root={','.join(folders)}"
             )
-        _refuse_file(Path(folders[0]), invocation.command)
+        _refuse_file(Path(folders[0]))
         other = keys.get("dataset.root") or next(
             (o for k, o in keys.items() if k == "dataset" and o != "dataset=folder"), None
         )
@@ -78,7 +78,7 @@ def _is_run(path: Path) -> bool:
     return (path / "summary.json").is_file() or any(path.glob("*/summary.json"))
 
 
-def _refuse_file(path: Path, command: str) -> None:
+def _refuse_file(path: Path) -> None:
     if path.is_dir():
         return
     suffix = path.suffix.lower()
@@ -88,4 +88,4 @@ def _refuse_file(path: Path, command: str) -> None:
         )
     if suffix in ARCHIVES:
         raise UserError(f"{path} is an archive: unpack it, and name the folder")
-    raise UserError(f"{path} is a file: {typed(command)} needs a folder of images")
+    raise UserError(f"{path} is a file: a folder of images is needed")

@@ -124,7 +124,10 @@ def _echo(process: subprocess.Popen[str], lines: deque[str]) -> None:
 def _environment() -> dict[str, str]:
     """Return the environment of the child process, which imports the same sslrun."""
     package = str(Path(__file__).parents[2])
-    return os.environ | {
+    kept = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "CLICOLOR_FORCE")}  # which kernels set
+    return kept | {
+        "NO_COLOR": "1",
+        "TERM": "dumb",
         "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
     }

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from sslrun.models.backbones import torchvision as of_torchvision
 from sslrun.models.encoder import Encoder, build_encoder
 from sslrun.models.published import TIMM, TORCHVISION, Published, load, published
 from sslrun.models.trained import load_network
+from sslrun.run.find import read_summary
 from sslrun.run.named import named_run
 
 
@@ -139,6 +141,8 @@ def node_of(name: str | None, weights: str | None) -> Node:
         return {"_target_": TIMM, "name": network, "weights": weights}
     if library in ("", "torchvision") and network in of_torchvision.names():
         return {"_target_": TORCHVISION, "name": network, "weights": weights}
+    if os.path.isdir(name) or os.sep in name.removeprefix("timm/").removeprefix("torchvision/"):
+        read_summary(Path(name))  # raises: it is a sweep, or no run
     hint = nearest(network, [*of_timm.names(), *of_torchvision.names()])
     raise UserError(
         f"pretext.teacher={name}: no run, and no network of timm or torchvision{hint or ';'} sslrun weights lists "

@@ -129,7 +129,7 @@ def load(path: Path) -> dict[str, Any]:
             ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason = reason.partition(". ")[0]  # torch advises to load the file without protection
-        if reason == "Weights only load failed":
+        if reason == "Weights only load failed" or reason.isdigit():
             reason = "it is no file of torch.save, or has more than tensors"
         raise Damaged(f"{path} is damaged or not a checkpoint: {reason[:150]}") from None
     if not isinstance(content, dict) or not content:

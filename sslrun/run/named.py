@@ -13,6 +13,8 @@ from sslrun.config.commands import FOR_ENCODER, WITH_CLASSIFIER, typed
 from sslrun.run.encoders import SCRATCH
 from sslrun.run.find import BEST, FoundRun, find, labels_text, newest, read_summary
 
+ENOUGH = 20  # images of an accuracy with which a run is named
+
 
 def find_run(run: str, stages: Sequence[str] = WITH_CLASSIFIER) -> Path:
     """Return the directory of a run of one of these stages.
@@ -30,7 +32,7 @@ def find_run(run: str, stages: Sequence[str] = WITH_CLASSIFIER) -> Path:
             log.info("No finished run started from pretrained weights.")
         log.info("Using %s: %s", directory, described(summary))
         if better := _better(directory, summary):
-            log.info("%s is better: %s. To use it: run=%s", better[0], described(better[1]), better[0])
+            log.info("%s has a higher accuracy: %s. To use it: run=%s", better[0], described(better[1]), better[0])
     elif summary["status"] != "finished":
         _refuse_without_classifier(directory, summary)
         log.warning("%s did not finish (%s): using its best checkpoint so far", run, summary["status"])
@@ -72,7 +74,8 @@ def _better(directory: Path, summary: Mapping[str, Any]) -> FoundRun | None:
         value = of.get("val/accuracy")
         same = all(of.get(k) == summary.get(k) for k in ("data_fingerprint", "stage"))
         counted_alike = bool(of.get("labels_val")) == bool(summary.get("labels_val"))
-        return float(value) if same and counted_alike and isinstance(value, int | float) else -1.0
+        enough = of is summary or of.get("val/images", 0) >= ENOUGH
+        return float(value) if same and counted_alike and enough and isinstance(value, int | float) else -1.0
 
     if summary["stage"] not in WITH_CLASSIFIER or accuracy(summary) < 0:
         return None

@@ -67,7 +67,8 @@ def doubt(run: Run, settings: Doubt) -> dict[str, Any]:
     writers: dict[str, Callable[[Sequence[Row]], str]] = {
         "table": _table, "json": as_json, "jsonl": as_jsonl, "csv": lambda rows: as_csv(rows, HEADER)
     }  # fmt: skip
-    sys.stdout.write(writers[settings.format](table))
+    if table or settings.format != "table":
+        sys.stdout.write(writers[settings.format](table))
     sys.stdout.flush()
     write_csv(run.directory / "doubts.csv", table)
     log.info(

@@ -207,6 +207,15 @@ def _warn_if_changed(classifier: Evaluated) -> None:
         )  # fmt: skip
 
 
+def _refuse_no_folder(root: str, node: Node, directory: Path) -> None:
+    """Raise if another folder is to be evaluated with a data set that has none, such as the digits."""
+    if short_name(node["_target_"]) != "folder" and node.get("root") is None:
+        raise UserError(
+            f"dataset.root={root}: {directory} is a classifier of {describe(node)}, which is no folder; add "
+            "dataset=folder"
+        )
+
+
 def _digests(data: Dataset) -> set[bytes]:
     return {d.tobytes() for d in data.images.digests[data.images.index.numpy()]}
 
@@ -217,11 +226,8 @@ def _evaluated(run: str, settings: Evaluate, overrides: dict[str, str]) -> Evalu
     device = inference_device(settings.device, trained.config["device"])
     dataset, trained_on = settings.dataset, trained.config["dataset"]
     base = dataset if dataset.get("_target_") else trained_on
-    if "dataset.root" in overrides and short_name(base["_target_"]) != "folder":
-        raise UserError(
-            f"dataset.root={overrides['dataset.root']}: {directory} is a classifier of {describe(trained_on)}, which is no "
-            "folder of yours; add dataset=folder"
-        )
+    if node_root := dataset.get("root") if "dataset.root" in overrides else None:
+        _refuse_no_folder(str(node_root), trained_on, directory)
     node = preprocessing_of(overlaid("dataset", base, dataset, overrides), trained_on, overrides, trained.path)
     keys = parameters(locate(node["_target_"]))
     node = labels_of(node, trained_on, overrides)

@@ -9,6 +9,7 @@ from sslrun.config.nodes import short_name
 from sslrun.config.types import Node
 
 IMAGE, FOLDER = "image.jpg", "photos"  # stand for the user's own
+SUGGESTED = 50  # images
 
 
 def next_command(summary: Mapping[str, Any]) -> str | None:
@@ -23,14 +24,14 @@ def next_command(summary: Mapping[str, Any]) -> str | None:
             return f"sslrun data check {_data_set(config)}"
         case "check":
             return f"sslrun {'finetune' if summary.get('labeled') else 'pretrain'} {_data_set(config)}"
-        case "doubt":
+        case "doubt" if summary["doubts"]:
             return f"sslrun finetune {_data_set({'dataset': summary['of_dataset']})}"
         case "preview":
             return f"sslrun pretrain {_data_set(config)} pretext={short_name(config['pretext']['_target_'])}"
         case "pretrain" if summary.get("labeled"):
             return "sslrun finetune"
         case "pretrain":
-            return f"sslrun suggest {_quoted(config['dataset'].get('root') or FOLDER)} n=50"
+            return f"sslrun suggest {_quoted(config['dataset'].get('root') or FOLDER)} n={_few(summary)}"
         case "finetune":
             return "sslrun evaluate"
         case "evaluate":
@@ -39,12 +40,17 @@ def next_command(summary: Mapping[str, Any]) -> str | None:
             return f"sslrun predict {IMAGE} run={_quoted(summary['best_classifier'])}"
         case "predict" | "embed":
             folder = next((path for path in config["images"] if os.path.isdir(os.path.expanduser(path))), None)
-            return folder and f"sslrun suggest {_quoted(folder)} n=50"
+            return folder and f"sslrun suggest {_quoted(folder)} n={_few(summary)}"
         case "search":
-            return f"sslrun suggest {_quoted(config['in'])} n=50"
+            return f"sslrun suggest {_quoted(config['in'])} n={_few(summary)}"
         case "suggest":
             return f"sslrun finetune {_quoted(config['out'])} init={_quoted(summary['of_run'])}"
     return None
+
+
+def _few(summary: Mapping[str, Any]) -> int:
+    """Return a number of images to label first, at most all."""
+    return min(SUGGESTED, summary.get("images", SUGGESTED))
 
 
 def _data_set(config: Node) -> str:

@@ -25,8 +25,10 @@ def test_a_small_labeled_folder_is_finetuned(cli: Cli, photos: Path) -> None:
     answer = cli("guide", "photos")
     assert answer.code == 0, answer.err
     assert re.search(r"photos: \d+ images, \d+ of them with a label of 2 classes; \d+ test images\.", answer.err)
+    size = "dataset.image_size=40"
     assert commands(answer.err) == [
-        "sslrun data check photos", "sslrun finetune photos", "sslrun evaluate", "sslrun predict photos format=csv"
+        f"sslrun data check photos {size}", f"sslrun finetune photos {size}", "sslrun evaluate",
+        "sslrun predict photos format=csv",
     ]  # fmt: skip
     assert len(re.findall(r"\d+ (?:s|min) to \d+ (?:s|min)", answer.err)) == 4
     assert "sslrun guide photos --run runs them" in answer.err
@@ -41,10 +43,11 @@ def test_without_labels_a_network_is_pretrained_and_images_are_suggested(cli: Cl
     assert answer.code == 0, answer.err
     assert "no labels; 0 test images." in answer.err
     check, pretrain, *rest = commands(answer.err)
-    assert check == "sslrun data check 'all 1'"
-    assert re.fullmatch(r"sslrun pretrain 'all 1' train\.epochs=\d+", pretrain)
+    assert check == "sslrun data check 'all 1' dataset.image_size=40"
+    assert re.fullmatch(r"sslrun pretrain 'all 1' train\.epochs=\d+ dataset\.image_size=40", pretrain)
     assert rest == [
-        "sslrun suggest 'all 1' n=50 out=to_label", "sslrun finetune to_label init=RUN", "sslrun predict 'all 1' format=csv"
+        "sslrun suggest 'all 1' n=50 out=to_label", "sslrun finetune to_label init=RUN",
+        "sslrun predict 'all 1' format=csv",
     ]  # fmt: skip
 
 

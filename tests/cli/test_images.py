@@ -67,7 +67,7 @@ def test_two_data_sets_and_files_are_one_line() -> None:
             "labels.csv is a file: name the folder of the images, and the label file with dataset.labels=",
         ),
         (["photos.tar.gz"], "photos.tar.gz is an archive: unpack it, and name the folder"),
-        (["photo.jpg"], "photo.jpg is a file: sslrun pretrain needs a folder of images"),
+        (["photo.jpg"], "photo.jpg is a file: a folder of images is needed"),
     ):
         with pytest.raises(UserError) as error:
             with_folder(parsed("pretrain", arguments))

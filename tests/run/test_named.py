@@ -15,7 +15,7 @@ from tests.run.test_find import found
 NOW = datetime(2026, 1, 9, 12, tzinfo=UTC)
 SIMCLR: dict[str, Any] = {
     "init": "simclr", "chosen": "probe", "labels_total": 60, "labels_train": 60, "labels_val": 0,
-    "val/accuracy": 0.812, "data_fingerprint": "a",
+    "val/accuracy": 0.812, "val/images": 60, "data_fingerprint": "a",
 }  # fmt: skip
 FROM_SCRATCH = {**SIMCLR, "init": "scratch", "chosen": "scratch", "val/accuracy": 0.7}
 
@@ -59,10 +59,13 @@ def test_a_better_classifier_of_the_same_images_is_named(caplog: pytest.LogCaptu
     found("c", "2026-01-02", **{**SIMCLR, "labels_val": 9, "val/accuracy": 0.98})
     found("d", "2026-01-02", status="interrupted", **{**SIMCLR, "val/accuracy": 0.97})
     found("e", "2026-01-02", **{**SIMCLR, "val/accuracy": 0.5})
+    found("h", "2026-01-02", **{**SIMCLR, "val/accuracy": 1.0, "val/images": 4})
     newest = found("f", "2026-01-03", **FROM_SCRATCH)
     assert find_run("latest") == newest
     assert caplog.messages[0].startswith(f"Using {newest}: scratch, 60 labels, accuracy 70.0 % out of fold")
-    assert caplog.messages[1].startswith(f"{better} is better: simclr, probe, 60 labels, accuracy 81.2 % out of fold")
+    assert caplog.messages[1].startswith(
+        f"{better} has a higher accuracy: simclr, probe, 60 labels, accuracy 81.2 % out of fold"
+    )
     assert caplog.messages[1].endswith(f". To use it: run={better}")
     assert find_run(str(newest)) == newest
     assert len(caplog.messages) == 2

@@ -220,6 +220,13 @@ def test_a_folder_of_runs_without_its_key_is_recognized(in_world: Path, cli: Cli
         assert answer.err == f"sslrun: unexpected argument: {given}; did you mean {meant}?\n"
 
 
+def test_a_folder_is_not_evaluated_with_a_classifier_of_digits(short_run: Path, cli: Cli, photos: Path) -> None:
+    assert cli("finetune", "mode=probe", "labels=20", *QUICK).code == 0
+    answer = cli("evaluate", str(photos))
+    assert answer.code == 1
+    assert answer.lines()[-1].endswith("is a classifier of digits, which is no folder; add dataset=folder")
+
+
 def test_classifiers_with_other_test_images_labels_or_classes_are_not_compared() -> None:
     def evaluated(names: str = "abc", labels: str = "011", classes: str = "xy") -> Any:
         data = SimpleNamespace(names=list(names), class_names=list(classes), groups=None)
