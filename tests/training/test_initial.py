@@ -13,7 +13,7 @@ from sslrun.config.types import Node
 from sslrun.models import published
 from sslrun.models.published import Published
 from sslrun.stages import finetune
-from sslrun.training import candidates, initial
+from sslrun.training import candidates, choosing, initial
 from sslrun.training.initial import published_here  # the real one: conftest replaces it in the module
 from tests.helpers import QUICK, Cli, Served, runs, summary
 from tests.models.test_published import RESNET18, served_weights
@@ -263,14 +263,14 @@ def test_a_resumed_run_tries_the_same_candidates(cli: Cli, photos: Path, monkeyp
         raise UserError("the power is out")
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetune, "affordable", without_scratch)
+        patch.setattr(choosing, "affordable", without_scratch)
         patch.setattr(finetune, "choose_candidate", interrupted)
         data = ("dataset=folder", f"dataset.root={photos}", "labels=20", "backbone=smallcnn", "dataset.image_size=16")
         assert cli("finetune", "init=pretrained", *data, "train.steps=1", *QUICK).code == 1
     run = runs("finetune")[-1]
     assert summary(run)["tried"] == ["probe", "finetune"]
     monkeypatch.setattr(
-        finetune, "affordable", lambda every, *_: every
+        choosing, "affordable", lambda every, *_: every
     )  # by another measurement, scratch is affordable
     answer = cli("finetune", f"resume={run}")
     assert answer.code == 0, answer.err
