@@ -181,8 +181,8 @@ def _commands(folder: Folder, overrides: list[str]) -> Iterator[Command]:
     else:
         own = [] if pretrains else [quoted, *folder.size]
         measured = pretrains or not folder.distilling  # else published weights are compared, at their own size
-        seconds = _finetuning(folder, overrides) if measured else None
-        yield Command([FINETUNE, *own], seconds, f"a classifier from {counted(folder.labels, 'label')}")
+        training = _finetuning(folder, overrides) if measured else None
+        yield Command([FINETUNE, *own], training, f"a classifier from {counted(folder.labels, 'label')}")
         if folder.test:
             yield Command(["evaluate"], 10 + folder.test * folder.decoding, "accuracy on the test images")
     yield Command(["predict", quoted, "format=csv"], reading, "or any other images")
