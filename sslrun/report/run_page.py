@@ -23,7 +23,7 @@ from sslrun.run.log import METRICS, read_metrics
 from sslrun.run.run import Run
 
 QUERIES, NEIGHBORS, SEARCHED = 8, 7, 1024  # of the sheet of nearest neighbors; images among which they are
-PARTS = {"train": "training", "val": "validation"}
+PARTS = {"train": "training", "val": "evaluation"}
 
 
 def publish(run: Run, sentences: Sequence[str], following: str | None) -> Path:

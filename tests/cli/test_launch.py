@@ -9,6 +9,8 @@ import torch
 
 from tests.helpers import PRETRAIN, QUICK, SSLRUN, Cli, in_a_mount, process, runs
 
+SIXTY = ",".join(f"n{i:08d}" for i in range(60))  # classes
+
 
 def test_cfg_shows_the_config_and_starts_nothing(cli: Cli) -> None:
     answer = cli("pretrain", "--cfg", "job", "pretext=rotation", "train.epochs=7")
@@ -58,7 +60,7 @@ def test_cfg_shows_the_config_and_starts_nothing(cli: Cli) -> None:
         (["predict"], "no images given"),
         (["finetune", "init=scratch", "label_fraction=0.1", "labels_per_class=3"], "set only one of"),
         (["pretrain", "dataset=digits", "train.batch_size=1"], "train.batch_size: must be at least 4 to pretrain"),
-        (["pretrain", "dataset=digits", f"dataset.classes={{a: [{','.join(f'n{i:08d}' for i in range(60))}]}}"], "n00"),
+        (["pretrain", "dataset=digits", f"dataset.classes={{a: [{SIXTY}]}}"], "no class n00000000"),
         (["runs", "finetuned"], "no such stage"),
         (["runs", "--format", "xml"], "one of table, json, csv"),
     ],

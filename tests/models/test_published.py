@@ -437,13 +437,12 @@ def test_size_and_normalization_are_those_of_the_weights_unless_typed(caplog: py
 
 
 @pytest.mark.slow
-def test_the_commands_print_and_note_the_weights(world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(world)
+def test_the_commands_print_and_note_the_weights(tmp_path: Path, cli: Cli) -> None:
     answer = cli("weights", "--format", "json")
     assert [w["here"] for w in json.loads(answer.out)][:3] == [True, True, False]
     size = "dataset.image_size=64"
     data = ("dataset=folder", "dataset.root=photos", size)
-    photos = world / "photos"
+    photos = tmp_path / "photos"
     for c, color in {"red": (200, 20, 20), "blue": (20, 20, 200)}.items():
         for i in range(12):
             (photos / c).mkdir(parents=True, exist_ok=True)
