@@ -28,6 +28,7 @@ def test_the_wheel_runs_away_from_the_repository(tmp_path: Path) -> None:
             "-c",
             code,
             "pretrain",
+            "dataset=digits",
             *TINY,
             "train.steps=1",
             "train.evaluations=1",

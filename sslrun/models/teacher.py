@@ -141,7 +141,7 @@ def node_of(name: str | None, weights: str | None) -> Node:
         return {"_target_": TIMM, "name": network, "weights": weights}
     if library in ("", "torchvision") and network in of_torchvision.names():
         return {"_target_": TORCHVISION, "name": network, "weights": weights}
-    if os.path.isdir(name) or os.sep in name.removeprefix("timm/").removeprefix("torchvision/"):
+    if os.path.isdir(name):
         read_summary(Path(name))  # raises: it is a sweep, or no run
     hint = nearest(network, [*of_timm.names(), *of_torchvision.names()])
     raise UserError(

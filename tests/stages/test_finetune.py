@@ -150,7 +150,7 @@ def test_every_mode_gives_a_classifier_for_evaluate_and_predict(
     assert 0.5 < result["test/accuracy"] <= 1
     report = json.loads((evaluated / "report.json").read_text())
     assert sum(map(sum, report["confusion_matrix"])) == result["images"] == 12
-    assert (evaluated / "figures/confusion_matrix.png").stat().st_size > 5000
+    assert (evaluated / "figures/confusion_matrices.png").stat().st_size > 5000
     assert [r["class"] for r in csv.DictReader((evaluated / "per_class.csv").open())] == ["flower", "temple"]
     answer = cli("predict", str(photos / "temple"), "format=json", *QUICK)
     rows = json.loads(answer.out)
@@ -223,7 +223,7 @@ def test_neither_features_nor_worker_processes_are_kept_during_the_training(
         raise UserError("no training here")
 
     monkeypatch.setattr(choosing, "choose", lambda p: len(p.names) - 1)
-    monkeypatch.setattr(finetune, "Frozen", frozen)
+    monkeypatch.setattr(candidates, "Frozen", frozen)
     monkeypatch.setattr(finetune, "fit", fit)
     monkeypatch.setattr(jobs, "stop", lambda: events.append("stop"))
     assert cli("finetune", *arguments, *FEW).lines()[-1].endswith("no training here")
