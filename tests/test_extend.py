@@ -147,7 +147,7 @@ def test_a_task_without_views_gets_no_figure_of_them_and_what_is_no_task_is_refu
     assert cli("pretrain", *short, "pretext=bare").code == 0
     (run,) = Path("outputs/pretrain").iterdir()
     assert {p.name for p in run.glob("figures/*.png")} == {"curves.png", "metrics.png", "neighbors.png"}
-    preview = cli("data", "preview", "-cd", "conf", "pretext=bare")
+    preview = cli("data", "preview", "dataset=digits", "-cd", "conf", "pretext=bare")
     assert preview.code == 1
     assert "plain.Bare has no views to draw; define views(images, rng)" in preview.err
 
