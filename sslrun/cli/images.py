@@ -8,7 +8,8 @@ from sslrun.cli.invocation import Invocation
 from sslrun.config.commands import COMMANDS, FINETUNE, FOR_ENCODER, typed
 from sslrun.config.compose import choices
 from sslrun.config.grammar import key_of
-from sslrun.config.nodes import same_root
+from sslrun.config.nodes import short_name
+from sslrun.run.encoders import newest_encoder
 from sslrun.run.find import find
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")  # suffixes of files that may be label files
@@ -41,7 +42,8 @@ def with_folder(invocation: Invocation) -> Invocation:
             raise UserError(f"{folders[0]} and {other}: two data sets; remove one of them")
         overrides.append(f"dataset.root={Path(folders[0])}")
     given = {key_of(o) for o in overrides}
-    if "dataset.root" in given and "dataset" not in given and not _of_checkpoint(invocation.command, overrides):
+    of_checkpoint = _of_checkpoint(invocation.command) and not (folders and invocation.command == FINETUNE)
+    if "dataset.root" in given and "dataset" not in given and not of_checkpoint:
         overrides.append("dataset=folder")
     rest = [a for a in invocation.others if a not in folders]
     return invocation.with_overrides(overrides).with_others(rest)
@@ -64,14 +66,14 @@ def refuse_none(invocation: Invocation) -> None:
     )
 
 
-def _of_checkpoint(command: str, overrides: list[str]) -> bool:
+def _of_checkpoint(command: str) -> bool:
     """Return whether a root is that of the checkpoint's data set, which may have moved or be another folder."""
     if COMMANDS[command].data == "given":
         return False
     if command != FINETUNE:
         return True
-    root = next(o for o in overrides if key_of(o) == "dataset.root").partition("=")[2].strip("'\"")
-    return any(same_root({"root": root}, summary["config"]["dataset"]) for _, summary in find(FOR_ENCODER, True))
+    latest = newest_encoder(find(FOR_ENCODER, study_runs=True), {}, {})
+    return latest is not None and short_name(latest[1]["config"]["dataset"]["_target_"]) == "folder"
 
 
 def _is_run(path: Path) -> bool:

@@ -180,7 +180,8 @@ def _run(command: str, values: Node, config_dir: str | None) -> Node:
     if not isinstance(values.get("run"), str):
         return {}
     classifier = command in (EVALUATE, PREDICT) or values.get("what") == "classifier"
-    config: Node = named_run(values["run"], WITH_CLASSIFIER if classifier else WITH_ENCODER)[1]["config"]
+    stages = WITH_CLASSIFIER if classifier else WITH_ENCODER
+    config: Node = named_run(values["run"], stages, COMMANDS[command].images and not classifier)[1]["config"]
     return config
 
 

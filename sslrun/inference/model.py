@@ -305,5 +305,5 @@ def open_model(run: str, device: Node, stages: Sequence[str] = WITH_ENCODER) -> 
     Raises:
         UserError: no such run or device, or a run of another stage.
     """
-    network = load_network(find_run(run, stages))
+    network = load_network(find_run(run, stages, trained=stages == WITH_ENCODER))
     return Model(network, inference_device(device, network.config["device"]), command=True)

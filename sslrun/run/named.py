@@ -16,19 +16,19 @@ from sslrun.run.find import BEST, FoundRun, find, labels_text, newest, read_summ
 ENOUGH = 20  # images of an accuracy with which a run is named
 
 
-def find_run(run: str, stages: Sequence[str] = WITH_CLASSIFIER) -> Path:
+def find_run(run: str, stages: Sequence[str] = WITH_CLASSIFIER, trained: bool = False) -> Path:
     """Return the directory of a run of one of these stages.
 
     Args:
-        run: a run directory, or `latest`, the newest finished run; where a pretraining will do, the newest that did not
-            start from scratch, if there is one.
+        run: a run directory, or `latest`, the newest finished run.
+        trained: `latest` is the newest that did not start from scratch, if there is one.
 
     Raises:
         UserError: there is no such run, or it is of another stage.
     """
-    directory, summary = named_run(run, stages)
+    directory, summary = named_run(run, stages, trained)
     if run == "latest":
-        if stages != WITH_CLASSIFIER and from_scratch(summary):
+        if trained and from_scratch(summary):
             log.info("No finished run started from pretrained weights.")
         log.info("Using %s: %s", directory, described(summary))
         if better := _better(directory, summary):
@@ -93,11 +93,11 @@ def _refuse_without_classifier(directory: Path, summary: dict[str, Any]) -> None
         raise UserError(f"{directory} has not finished ({summary['status']}) and has no classifier yet: {again}")
 
 
-def named_run(run: str, stages: Sequence[str] = WITH_CLASSIFIER) -> FoundRun:
+def named_run(run: str, stages: Sequence[str] = WITH_CLASSIFIER, trained: bool = False) -> FoundRun:
     """Return the directory and summary of a run, as `find_run` does, without logging."""
     if run == "latest":
         finished = [r for r in find(stages) if r[1]["status"] == "finished"]
-        encoders = [r for r in finished if not from_scratch(r[1])] if set(FOR_ENCODER) <= set(stages) else []
+        encoders = [r for r in finished if trained and not from_scratch(r[1])]
         latest = newest(encoders or finished)
         if latest is None:
             raise UserError(f"no finished {' or '.join(stages)} run in outputs: start one with {typed(stages[0])}")

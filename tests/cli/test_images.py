@@ -37,16 +37,20 @@ def test_an_evaluation_reads_another_folder_like_the_data_set_of_the_run() -> No
     assert overrides("evaluate", "photos") == overrides("evaluate", "dataset.root=photos") == ["dataset.root=photos"]
 
 
-def test_a_root_of_a_pretraining_stays_that_of_its_data_set() -> None:
-    """Whose label file and image size apply."""
+@pytest.mark.parametrize(("source", "is_folder"), [("folder", True), ("digits", False)])
+def test_a_root_without_a_data_set_is_that_of_the_newest_pretraining_on_a_folder(source: str, is_folder: bool) -> None:
+    """Whose label file and image size apply; its images may have moved."""
     Path("photos").mkdir()
-    Path("outputs/pretrain/a").mkdir(parents=True)
-    made = {"stage": "pretrain", "status": "finished", "config": {"dataset": {"root": "photos"}}, "overrides": [],
-            "wall_time_seconds": 1.0}  # fmt: skip
-    Path("outputs/pretrain/a/summary.json").write_text(json.dumps(made))
-    assert overrides("finetune", "dataset.root=photos/") == ["dataset.root=photos/"]
-    assert overrides("finetune", "dataset.root=other") == ["dataset.root=other", "dataset=folder"]
-    assert overrides("pretrain", "dataset.root=photos") == ["dataset.root=photos", "dataset=folder"]
+    made = Path("outputs/pretrain/a")
+    made.mkdir(parents=True)
+    config = {"dataset": {"_target_": f"sslrun.data.sources.{source}.{source}"}, "backbone": {"_target_": "a.b"}}
+    summary = {"stage": "pretrain", "status": "finished", "config": config, "overrides": [], "wall_time_seconds": 1.0}
+    (made / "summary.json").write_text(json.dumps(summary))
+    (made / "last.pt").touch()
+    as_folder = ["dataset.root=photos", "dataset=folder"]
+    assert overrides("finetune", "dataset.root=photos") == (as_folder[:1] if is_folder else as_folder)
+    assert overrides("finetune", "photos") == as_folder
+    assert overrides("pretrain", "dataset.root=photos") == as_folder
 
 
 def test_a_resumed_run_has_its_data_set() -> None:

@@ -337,7 +337,7 @@ def test_latest_is_the_newest_classifier_and_commands_choose_their_stages(monkey
     requested: list[tuple[Any, Any]] = []
     network = model().network
     network.config["device"] = {"precision": "fp32", "memory_format": "contiguous"}
-    monkeypatch.setattr(model_module, "find_run", lambda run, stages: requested.append((run, stages)))
+    monkeypatch.setattr(model_module, "find_run", lambda run, stages, trained=False: requested.append((run, stages)))
     monkeypatch.setattr(model_module, "load_network", lambda _: network)
     assert not sslrun.load(device="cpu")._command
     sslrun.load("some run", device="cpu")

@@ -40,15 +40,15 @@ def test_what_a_run_is_in_words(summary: dict[str, Any], words: str) -> None:
 def test_where_a_pretraining_will_do_the_newest_run_is_not_one_from_scratch(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "sslrun")
     first = found("a", "2026-01-01", **FROM_SCRATCH)
-    assert find_run("latest", WITH_ENCODER) == first
+    assert find_run("latest", WITH_ENCODER, trained=True) == first
     assert caplog.messages[0] == "No finished run started from pretrained weights."
     pretrained = found("b", "2026-01-02", "pretrain", pretext="simclr", init="scratch")
     newest = found("c", "2026-01-03", **FROM_SCRATCH)
-    assert find_run("latest", WITH_ENCODER) == pretrained
-    assert find_run("latest") == newest
+    assert find_run("latest", WITH_ENCODER, trained=True) == pretrained
+    assert find_run("latest") == find_run("latest", WITH_ENCODER) == newest
     finetuned = found("d", "2026-01-04", **SIMCLR)
     found("e", "2026-01-05", **{**SIMCLR, "chosen": "scratch"})
-    assert find_run("latest", WITH_ENCODER) == finetuned
+    assert find_run("latest", WITH_ENCODER, trained=True) == finetuned
     assert len([m for m in caplog.messages if m.startswith("No finished run")]) == 1
 
 
