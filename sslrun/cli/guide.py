@@ -3,7 +3,7 @@
 import shlex
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ STEPS = 600  # of a distillation
 PRETRAINING = 600.0  # seconds of a pretraining without published weights, about
 SMALL, MULTIPLE = 64, 8  # px: images below get an image size of their own, a multiple
 SUGGESTED = 50
-Start = Callable[[], tuple[list["Command"], str]]
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def _curves(rows: Sequence[dict[str, float]], folder: Path) -> str:
     for line, (part, names) in zip(axes, kinds.items(), strict=True):
         for axis in line[len(names) :]:
             axis.axis("off")
-        for axis, name in zip(line, names, strict=False):
+        for axis, name in zip(line[: len(names)], names, strict=True):
             is_share = name.endswith(("accuracy", "f1_macro", "variance"))
             points = [(r["step"], (100 if is_share else 1) * r[name]) for r in rows if name in r]
             axis.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else None, linewidth=1.4)
