@@ -81,7 +81,7 @@ def test_a_toy_of_each_outside_the_package(cli: Cli) -> None:
     assert cli("pretrain", "-cd", "conf", *names, "train.steps=3", *QUICK).code == 0
     (pretrained,) = Path("outputs/pretrain").iterdir()
     assert {p.name for p in pretrained.glob("figures/*.png")} == {
-        "views.png", "brightened.png", "curves.png", "metrics.png", "neighbors.png"
+        "views.png", "brightened.png", "curves.png", "neighbors.png"
     }  # fmt: skip
     assert checkpoint.load(pretrained / LAST)["downstream"] == "encoder"
     assert cli("finetune", "mode=probe", "init=latest", *QUICK).code == 0
@@ -146,7 +146,7 @@ def test_a_task_without_views_gets_no_figure_of_them_and_what_is_no_task_is_refu
     shutil.rmtree("outputs")
     assert cli("pretrain", *short, "pretext=bare").code == 0
     (run,) = Path("outputs/pretrain").iterdir()
-    assert {p.name for p in run.glob("figures/*.png")} == {"curves.png", "metrics.png", "neighbors.png"}
+    assert {p.name for p in run.glob("figures/*.png")} == {"curves.png", "neighbors.png"}
     preview = cli("data", "preview", "dataset=digits", "-cd", "conf", "pretext=bare")
     assert preview.code == 1
     assert "plain.Bare has no views to draw; define views(images, rng)" in preview.err

@@ -56,7 +56,7 @@ def test_every_python_block_of_the_page_is_in_a_section_that_is_run() -> None:
     assert run == ["A pretext task", "A task with a teacher", "A task with a decoder", "A backbone", "A data set"]
 
 
-ALWAYS = ("curves", "metrics", "neighbors")  # figures of every pretraining
+ALWAYS = ("curves", "neighbors")  # figures of every pretraining
 
 
 @pytest.mark.parametrize(

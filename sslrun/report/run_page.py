@@ -10,7 +10,7 @@ import torch
 from markupsafe import Markup
 
 from sslrun.base.files import write_text
-from sslrun.base.text import counted, duration, metric, percent, words
+from sslrun.base.text import counted, duration, metric, percent
 from sslrun.data.images import Images
 from sslrun.device import Device
 from sslrun.evaluation.metrics import has_collapsed
@@ -18,19 +18,17 @@ from sslrun.models.encoder import Encoder
 from sslrun.models.features import features
 from sslrun.report.html import render
 from sslrun.report.sheets import Tile, contact_sheet
-from sslrun.report.style import page_figure, save_figure, styled
-from sslrun.run.log import METRICS, read_metrics
 from sslrun.run.run import Run
 
 QUERIES, NEIGHBORS, SEARCHED = 8, 7, 1024  # of the sheet of nearest neighbors; images among which they are
-PARTS = {"train": "training", "val": "evaluation"}
 
 
-def publish(run: Run, sentences: Sequence[str], following: str | None) -> Path:
+def publish(run: Run, sentences: Sequence[str], curves: str, following: str | None) -> Path:
     """Write `report.html` to the directory of a run whose result is noted.
 
     Args:
         sentences: what was done, in three lines.
+        curves: as returned by `curves_figure`.
         following: the next command.
     """
     folder, summary = run.directory / "figures", run.summary
@@ -39,7 +37,7 @@ def publish(run: Run, sentences: Sequence[str], following: str | None) -> Path:
         title=sentences[0],
         subtitle=str(run.directory),
         sentences=sentences[1:],
-        curves=Markup(_curves(read_metrics(run.directory), folder)) if (run.directory / METRICS).is_file() else "",
+        curves=Markup(curves),
         health=health_text(summary),
         images=[(alt, name, _encoded(folder / f"{name}.png")) for alt, name in _drawn(folder)],
         following=following,
@@ -123,34 +121,6 @@ def neighbors_figure(
     path = run.figure("neighbors")
     contact_sheet(tiles).save(path)
     run.log.image("neighbors", path)
-
-
-@styled()
-def _curves(rows: Sequence[dict[str, float]], folder: Path) -> str:
-    """Draw up to four metrics of training, and of validation, over the steps, a row of panels for each."""
-    kinds = {part: sorted({k for r in rows for k in r if k.startswith(f"{part}/")}) for part in PARTS}
-    kinds = {part: [k for k in names if _shown(k)][:4] for part, names in kinds.items()}
-    kinds = {part: names for part, names in kinds.items() if names}
-    if not kinds:
-        return ""
-    columns = max(map(len, kinds.values()))
-    figure, axes = page_figure(len(kinds), columns, (2.6 * columns + 0.4, 2.1 * len(kinds)))
-    for line, (part, names) in zip(axes, kinds.items(), strict=True):
-        for axis in line[len(names) :]:
-            axis.axis("off")
-        for axis, name in zip(line[: len(names)], names, strict=True):
-            is_share = name.endswith(("accuracy", "f1_macro", "variance"))
-            points = [(r["step"], (100 if is_share else 1) * r[name]) for r in rows if name in r]
-            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else None, linewidth=1.4)
-            axis.set_title(f"{PARTS[part]}: {words(name.partition('/')[2])}{' (%)' if is_share else ''}", fontsize=9)
-            axis.set_xlabel("step")
-            axis.xaxis.get_major_locator().set_params(integer=True, nbins=5)
-    figure.tight_layout()
-    return save_figure(figure, folder, "metrics")
-
-
-def _shown(name: str) -> bool:
-    return not name.endswith(("temperature", "images", "certified", "correct", "accepted", "confidence", "threshold"))
 
 
 def _drawn(folder: Path) -> list[tuple[str, str]]:

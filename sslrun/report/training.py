@@ -1,5 +1,6 @@
 """Figures of a training: views, figures of the task, and training curves."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,19 @@ import torch
 from torch import Tensor
 
 from sslrun.augment import Rng
-from sslrun.base.text import words
+from sslrun.base.text import is_share, words
 from sslrun.data.depth import Range
 from sslrun.data.images import Images
 from sslrun.device import Device
 from sslrun.report.sheets import whole_image
-from sslrun.report.style import new_figure, styled
-from sslrun.run.log import read_metrics
+from sslrun.report.style import new_figure, page_figure, save_figure, styled
+from sslrun.run.log import METRICS, read_metrics
 from sslrun.run.run import Run
 from sslrun.tasks.task import Task
 
 VIEWS_SHOWN = 8
+PARTS = {"train": "training", "val": "evaluation"}
+NO_CURVE = ("temperature", "images", "certified", "correct", "accepted", "confidence", "threshold")  # ends of metrics
 
 
 def sample_images(images: Tensor | Images, seed: int) -> Tensor:
@@ -88,24 +91,29 @@ def _draw_columns(
 
 
 @styled()
-def curves_figure(run: Run) -> None:
-    """Draw loss and accuracy over the steps, read from `metrics.jsonl`."""
-    rows = read_metrics(run.directory)
-    figure, (axes,) = new_figure(1, 2, (9, 3.2))
-    for axis, kind, scale in zip(axes, ("loss", "accuracy"), (1, 100), strict=True):
-        names = sorted({k for r in rows for k in r if k.endswith(kind)})
-        for name in names:
+def curves_figure(run: Run) -> str:
+    """Draw up to four metrics of training, and of evaluations, over the steps, a row of panels for each.
+
+    Returns:
+        The SVG for a page; empty if no metric was measured at two steps.
+    """
+    rows = read_metrics(run.directory) if (run.directory / METRICS).is_file() else []
+    measured = Counter(k for r in rows for k in r if not k.endswith(NO_CURVE))
+    kinds = {part: sorted(k for k, n in measured.items() if n > 1 and k.startswith(f"{part}/"))[:4] for part in PARTS}
+    kinds = {part: names for part, names in kinds.items() if names}
+    if not kinds:
+        return ""
+    columns = max(map(len, kinds.values()))
+    figure, axes = page_figure(len(kinds), columns, (2.6 * columns + 0.4, 2.1 * len(kinds)))
+    for line, (part, names) in zip(axes, kinds.items(), strict=True):
+        for axis in line[len(names) :]:
+            axis.axis("off")
+        for axis, name in zip(line[: len(names)], names, strict=True):
+            scale, unit = (100, " (%)") if is_share(name) else (1, "")
             points = [(r["step"], scale * r[name]) for r in rows if name in r]
-            axis.plot(
-                *zip(*points, strict=True),
-                label=words(name),
-                marker="." if len(points) < 40 else None,
-            )
-        axis.set_xlabel("step")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set_ylabel(f"{kind} (%)" if scale == 100 else kind)
-        if names:
-            axis.legend(frameon=False)
-    axes[1].set_ylim(0, 102)
+            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else None, linewidth=1.4)
+            axis.set_title(f"{PARTS[part]}: {words(name.partition('/')[2])}{unit}", fontsize=9)
+            axis.set_xlabel("step")
+            axis.xaxis.get_major_locator().set_params(integer=True, nbins=5)
     figure.tight_layout()
-    figure.savefig(run.figure("curves"))
+    return save_figure(figure, run.directory / "figures", "curves")

@@ -114,7 +114,8 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
         encoder = load_classifier(run.directory).encoder
         device.put(encoder)
         neighbors_figure(run, encoder, labeled.budget.images, labeled.budget.names, device, settings.seed)
-        publish(run, finetuning_text(run.summary, settings.dataset["image_size"]), next_command(run.summary))
+        sentences = finetuning_text(run.summary, settings.dataset["image_size"])
+        publish(run, sentences, curves_figure(run), next_command(run.summary))
     return result
 
 
@@ -349,8 +350,6 @@ def _trained(
     score = score_name(config["balance"])
     state = State(run, task, optimizer, device, content, score if val else None, metrics)
     result = fit(task, batches, optimizer, training, device, state, lambda: classifier_metrics(classifier, val, device))
-    if not run.in_study:
-        curves_figure(run)
     best = checkpoint.load(run.directory / BEST)
     if val:
         unchanged = ": finetuning did not improve on the probe it started from"

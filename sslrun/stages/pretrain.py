@@ -116,12 +116,12 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     )
     metrics = partial(encoder_metrics, downstream, on_device, knn, device)
     result = fit(task, batches, optimizer, training, device, state, metrics)
-    curves_figure(run)
+    curves = curves_figure(run)
     task_figures(run, task, sample_images(images, settings.seed), settings.seed, device)
     if not run.in_study:
         neighbors_figure(run, downstream, images, data.names if len(data) == len(images) else (), device, settings.seed)
         run.note(**result)
-        publish(run, pretraining_text(run.summary, settings.dataset["image_size"]), next_command(run.summary))
+        publish(run, pretraining_text(run.summary, settings.dataset["image_size"]), curves, next_command(run.summary))
     return result
 
 
