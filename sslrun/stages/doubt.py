@@ -12,16 +12,15 @@ from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.output import Row, as_csv, as_json, as_jsonl, as_table, write_csv
 from sslrun.base.text import counted, percent
-from sslrun.config.build import built_settings
 from sslrun.config.types import PositiveInt
 from sslrun.data.dataset import Dataset, listed
 from sslrun.data.labeled import load_labeled
+from sslrun.data.labels import LabelBudget
 from sslrun.evaluation.doubt import doubtful
 from sslrun.report.sheets import Tile, contact_sheet
 from sslrun.run.find import read_summary
 from sslrun.run.named import find_run
 from sslrun.run.run import Run
-from sslrun.stages.finetune import Finetune
 from sslrun.training.candidates import OUT_OF_FOLD
 
 COLUMNS = 8  # of the contact sheet
@@ -54,8 +53,9 @@ def doubt(run: Run, settings: Doubt) -> dict[str, Any]:
             f"{directory} has no predictions on images that it was not trained on: every class has one label, only one "
             "classifier was trained with a validation split, or it is of an older version"
         )
-    finetuned = built_settings(Finetune, summary["config"])
-    labeled = load_labeled(finetuned.dataset, finetuned.budget, finetuned.validation)
+    config = summary["config"]
+    dataset, amounts = config["dataset"], (config[k] for k in ("labels", "label_fraction", "labels_per_class"))
+    labeled = load_labeled(dataset, LabelBudget(*amounts, config["subset_seed"]), config["validation"])
     if labeled.pool.fingerprint() != summary["data_fingerprint"]:
         raise UserError(f"{directory} was trained on other images or labels than those found now: train it again")
     probabilities, labels = _predictions(directory, summary["chosen"])
@@ -63,7 +63,7 @@ def doubt(run: Run, settings: Doubt) -> dict[str, Any]:
     found, seems = doubtful(probabilities[rows], labels[rows])
     doubts = len(found)
     found, seems = rows[found][: settings.n], seems[: settings.n]
-    table = _rows(labeled.every, finetuned.dataset, found, seems, probabilities)
+    table = _rows(labeled.every, dataset, found, seems, probabilities)
     writers: dict[str, Callable[[Sequence[Row]], str]] = {
         "table": _table, "json": as_json, "jsonl": as_jsonl, "csv": lambda rows: as_csv(rows, HEADER)
     }  # fmt: skip
@@ -74,11 +74,13 @@ def doubt(run: Run, settings: Doubt) -> dict[str, Any]:
     log.info(
         "%s of %s seem wrong to a classifier that was not trained on them.", f"{doubts:,}", counted(len(rows), "label")
     )
+    if unseen := len(labels) - len(rows):
+        log.info("%s not checked: the classifier was trained on them in every fold.", counted(unseen, "label"))
     if doubts:
         sheet = run.figure("doubts")
         contact_sheet(_tiles(labeled.every, found, table)).save(sheet)
         log.info("The first %d are on %s. Some are right: look before you change one.", len(table), sheet)
-    return {"images": len(rows), "doubts": doubts, "of_run": str(directory), "of_dataset": finetuned.dataset}
+    return {"images": len(rows), "doubts": doubts, "of_run": str(directory), "of_dataset": dataset}
 
 
 def _predictions(directory: Path, chosen: str) -> tuple[np.ndarray, np.ndarray]:

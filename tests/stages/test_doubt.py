@@ -46,6 +46,15 @@ def test_flipped_labels_come_first(cli: Cli, photos: Path) -> None:
     assert answer.lines()[-1].endswith("was trained on other images or labels than those found now: train it again")
 
 
+def test_labels_that_were_always_trained_on_are_not_checked_and_that_is_said(cli: Cli, photos: Path) -> None:
+    extra = ("init=scratch", "mode=probe", "dataset.image_size=32", "labels=20", "validation=extra")
+    assert cli("finetune", str(photos), *extra, *QUICK).code == 0
+    answer = cli("data", "doubt")
+    assert answer.code == 0, answer.err
+    assert f"of {summary(runs('finetune')[-1])['labels_val']} labels seem wrong" in answer.err
+    assert "20 labels not checked: the classifier was trained on them in every fold." in answer.err
+
+
 def test_a_run_without_predictions_is_one_line(cli: Cli, in_world: Path) -> None:
     run = runs("finetune")[-1]
     (run / "out_of_fold.npz").unlink(missing_ok=True)
