@@ -47,7 +47,7 @@ from sslrun.training.batches import Batches
 from sslrun.training.frozen import Frozen
 from sslrun.training.loop import train_step
 from sslrun.training.optimizers import build_optimizer
-from sslrun.training.settings import Training
+from sslrun.training.settings import Training, default_steps
 
 COMMON = (*steps.COMMON, "train.evaluations=1")
 POOL, HELD_OUT = 4_000, 2_000  # images of Fashion-MNIST; of emoji and digits two thirds and one third
@@ -167,9 +167,10 @@ def trained(name: str, init: str, per_class: int, recipe: Recipe, seed: int) -> 
 
 
 def cells() -> Iterator[tuple[int, Recipe]]:
-    """Yield labels per class and recipe: the default, two others with 5 labels, variants, then those with 56 labels."""
+    """Yield labels per class and recipe: the default with 100 labels, then with fewer beside others, then variants."""
     default = Recipe(0.1, 0.1, freeze_batch_norm=True, scaled=True)
     gentle = Recipe(0.01, 0.01, freeze_batch_norm=True, steps=50)
+    yield 100, replace(default, steps=default_steps(1_000))
     for per_class in (5, 20, 56):
         yield per_class, default
         yield per_class, Recipe()
