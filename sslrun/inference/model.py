@@ -35,8 +35,9 @@ from sslrun.data.depth import clipped_text
 from sslrun.data.workers import in_order, workers
 from sslrun.device import Device, inference_device
 from sslrun.evaluation import calibration
+from sslrun.evaluation.novelty import NOVELTY, Novelty
 from sslrun.inference.inputs import Block, ImageLike, decoded_one, to_tensor
-from sslrun.models.features import map_features, probabilities
+from sslrun.models.features import map_features, probabilities, probabilities_and_maps
 from sslrun.models.trained import Trained, load_network
 from sslrun.run.find import read_summary
 from sslrun.run.named import described, find_run
@@ -59,13 +60,21 @@ class Prediction:
         top: the most likely classes, in descending order; empty if the image could not be read.
         unsure: whether the confidence is below the threshold; None if there is no threshold, or the image could not be
             read.
+        distance: to the nearest training image, see `Novelty`; 1 is the distance that 1 % of the training images have
+            to the nearest of the others. None if the run has not measured it, or the image could not be read.
         error: why the image could not be read, or None.
     """
 
     image: str | None
     top: list[Guess]
     unsure: bool | None
+    distance: float | None
     error: str | None
+
+    @property
+    def unlike_training(self) -> bool | None:
+        """Return whether the image is unlike all training images; None if that is unknown."""
+        return None if self.distance is None else self.distance > 1
 
     @property
     def class_name(self) -> str | None:
@@ -94,6 +103,7 @@ class Model:
         temperature: for calibration, fitted on validation.
         confidence_threshold: the confidence at or above which the accuracy should be 95 %; None if there is none.
         confidence_certified: whether it is at least 95 %, with 95 % confidence; otherwise the threshold aims at it.
+        novelty: how far images are from the training images; None if the run has not measured it, as those of a study.
     """
 
     def __init__(self, network: Trained, device: Device, command: bool = False) -> None:
@@ -103,6 +113,8 @@ class Model:
         self.confidence_certified = bool(network.metrics.get("val/confidence_certified"))
         self.image_size: int = network.config["dataset"]["image_size"]
         self.gray_range: list[float] | None = network.config["dataset"]["range"]
+        path = network.path.parent / NOVELTY
+        self.novelty = Novelty.load(path) if network.classifier and path.is_file() else None
         device.put(network.classifier or network.encoder)
 
     def __repr__(self) -> str:
@@ -142,18 +154,18 @@ class Model:
         threshold = self.confidence_threshold if unsure == "auto" else unsure
         out: list[Prediction] = []
         for names, pixels, reasons in self._blocks(images, batch_size, "predicting"):
-            p = torch.from_numpy(self._calibrated(pixels, views, batch_size))
-            guesses = p.topk(min(top, len(self.class_names)), 1)
-            for name, reason, ids, values in zip(
-                names, reasons, guesses.indices.tolist(), guesses.values.tolist(), strict=True
+            p, distances = self._calibrated(pixels, views, batch_size)
+            guesses = torch.from_numpy(p).topk(min(top, len(self.class_names)), 1)
+            for name, reason, ids, values, distance in zip(
+                names, reasons, guesses.indices.tolist(), guesses.values.tolist(), distances, strict=True
             ):
                 if reason:
-                    out.append(Prediction(name, [], None, reason))
+                    out.append(Prediction(name, [], None, None, reason))
                     continue
                 # Confidences are displayed with four decimals, and the threshold has four, too.
                 results = [Guess(self.class_names[i], round(v, 4)) for i, v in zip(ids, values, strict=True)]
                 below = None if threshold is None else results[0].confidence < threshold
-                out.append(Prediction(name, results, below, None))
+                out.append(Prediction(name, results, below, distance, None))
         return out
 
     def probabilities(
@@ -167,7 +179,7 @@ class Model:
         Raises:
             UserError: an image cannot be read.
         """
-        results = [self._calibrated(pixels, views, batch_size) for pixels in self.pixels(images, batch_size)]
+        results = [self._calibrated(pixels, views, batch_size)[0] for pixels in self.pixels(images, batch_size)]
         return np.concatenate(results) if results else np.zeros((0, len(self.class_names)))
 
     def embed(
@@ -218,15 +230,18 @@ class Model:
             raise UserError(f"stage={stage}: this backbone has stages 1 to {len(stages)}")
         return stages[-1 if stage is None else stage - 1].numpy()
 
-    def _calibrated(self, pixels: Tensor, views: int, batch_size: int) -> np.ndarray:
-        """Return the calibrated probabilities of decoded images, `N x 3 x S x S`, uint8."""
+    def _calibrated(self, pixels: Tensor, views: int, batch_size: int) -> tuple[np.ndarray, list[float | None]]:
+        """Return the calibrated probabilities of decoded images, `N x 3 x S x S`, uint8, and their `distance`."""
         classifier = self.network.classifier
         if classifier is None:
             run = self.network.path.parent
             raise UserError(
                 f"{run} was only pretrained and has no classifier; train one with sslrun finetune init={run}"
             )
-        p = probabilities(classifier, pixels, self.device, batch_size)
+        p, maps = probabilities_and_maps(classifier, pixels, self.device, batch_size)
+        distances: list[float | None] = [None] * len(p)
+        if self.novelty:
+            distances = [round(d, 3) for d in (self.novelty.distances(maps) / self.novelty.threshold).tolist()]
         if views > 1:
             augment = build(self.network.config["augment"])
             for v in range(1, views):  # one image at a time, so that its views do not depend on the rest of the batch
@@ -234,7 +249,7 @@ class Model:
                 view = (torch.cat(drawn) * 255).round().to(torch.uint8)
                 p = p + probabilities(classifier, view, self.device, batch_size)
             p = p / views
-        return calibration.tempered(p.numpy(), self.temperature)
+        return calibration.tempered(p.numpy(), self.temperature), distances
 
     def pixels(self, images: Sequence[ImageLike] | ImageLike, batch_size: int = 64) -> Iterator[Tensor]:
         """Yield batches of decoded images, `B x 3 x S x S`, uint8.

@@ -55,7 +55,11 @@ class Classifier(nn.Module):
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Return class probabilities, `N x classes`, of images, `N x 3 x S x S` in [0, 1]."""
-        return in_float32(self.head, self.encoder(images)).softmax(1)
+        return self.probabilities_of(self.encoder(images))
+
+    def probabilities_of(self, features: Tensor) -> Tensor:
+        """Return class probabilities, `N x classes`, of features, `N x D`."""
+        return in_float32(self.head, features).softmax(1)
 
 
 class KNNClassifier(nn.Module):
@@ -83,4 +87,8 @@ class KNNClassifier(nn.Module):
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Return class probabilities, `N x classes`, of images, `N x 3 x S x S` in [0, 1]."""
-        return knn_probabilities(self.encoder(images), self.bank, self.labels, self.classes)
+        return self.probabilities_of(self.encoder(images))
+
+    def probabilities_of(self, features: Tensor) -> Tensor:
+        """Return class probabilities, `N x classes`, of features, `N x D`."""
+        return knn_probabilities(features, self.bank, self.labels, self.classes)

@@ -52,6 +52,22 @@ def probabilities(
     return torch.cat([p.cpu() for p in _batches(classifier, classifier.probabilities, images, device, batch_size)])
 
 
+def probabilities_and_maps(
+    classifier: Classifier | KNNClassifier, images: Tensor | Images, device: Device, batch_size: int = 512
+) -> tuple[Tensor, list[Tensor]]:
+    """Compute in one pass what `probabilities` and `map_features` compute."""
+    encoder = classifier.encoder
+
+    def forward(batch: Tensor) -> list[Tensor]:
+        maps = encoder.maps(batch)
+        found = classifier.probabilities_of(pooled(maps, encoder.pooling))
+        return [found.cpu(), *(average(m).cpu() for m in maps)]
+
+    columns = zip(*_batches(classifier, forward, images, device, batch_size), strict=True)
+    first, *maps = [torch.cat(column) for column in columns]
+    return first, maps
+
+
 @torch.no_grad()
 def _batches(
     network: nn.Module, function: Callable[[Tensor], Out], images: Tensor | Images, device: Device, batch_size: int

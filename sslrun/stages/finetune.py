@@ -21,6 +21,7 @@ from sslrun.data.labeled import Labeled, Validation, load_labeled
 from sslrun.data.labels import LabelBudget
 from sslrun.data.options import AnyDatasetNode, describe
 from sslrun.device import Device
+from sslrun.evaluation.novelty import NOVELTY, Novelty
 from sslrun.evaluation.validation import SCORES, accuracy_text, classifier_metrics, score_name
 from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import BackboneNode, Pooling
@@ -113,6 +114,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
         run.note(**result)
         encoder = load_classifier(run.directory).encoder
         device.put(encoder)
+        Novelty.of(encoder, labeled.pool, labeled.val, device).save(run.directory / NOVELTY)
         neighbors_figure(run, encoder, labeled.budget.images, labeled.budget.names, device, settings.seed)
         sentences = finetuning_text(run.summary, settings.dataset["image_size"])
         publish(run, sentences, curves_figure(run), next_command(run.summary))

@@ -17,12 +17,14 @@ from sslrun.config.commands import WITH_CLASSIFIER
 from sslrun.config.types import Count, Fraction, Node, PositiveInt
 from sslrun.data.options import has_groups
 from sslrun.evaluation.calibration import Threshold, no_threshold_text
+from sslrun.evaluation.novelty import NOVELTY
 from sslrun.inference.inputs import named_images
 from sslrun.inference.model import Model, Prediction, open_model
 from sslrun.report.sheets import prediction_figures
 from sslrun.run.run import Run
 
 UNSURE = "_unsure"  # folder in `sort_into` for images below the threshold
+UNLIKE = "_unlike_training"  # likewise for images unlike all training images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,7 @@ def predict(run: Run, settings: Predict) -> dict[str, Any]:
     sys.stdout.flush()
     log.info("%s in %s; written to %s", counted(len(rows), "image"), speed(len(rows), "images", seconds), run.directory)
     unsure = _report_unsure(rows, model, settings)
+    unlike = _report_unlike(rows, model)
     bad = [r for r in rows if r["error"]]
     if bad:
         unreadable, first = f"{len(bad)} of {counted(len(rows), 'image')}", bad[0]
@@ -84,6 +87,7 @@ def predict(run: Run, settings: Predict) -> dict[str, Any]:
     return {
         "images": len(rows),
         "unsure": unsure,
+        "unlike_training": unlike,
         "device": model.device.describe(),
         "precision": model.device.precision,
         "images_per_second": round(len(rows) / seconds, 1),
@@ -93,7 +97,22 @@ def predict(run: Run, settings: Predict) -> dict[str, Any]:
 def _row(p: Prediction) -> Row:
     top = [{"class": g.class_name, "confidence": g.confidence} for g in p.top]
     first = top[0] if top else {"class": None, "confidence": None}
-    return {"image": p.image, **first, "unsure": p.unsure, "top": top, "error": p.error}
+    novelty = {"unlike_training": p.unlike_training, "distance": p.distance}
+    return {"image": p.image, **first, "unsure": p.unsure, **novelty, "top": top, "error": p.error}
+
+
+def _report_unlike(rows: Sequence[Row], model: Model) -> int | None:
+    """Log how many images are unlike all training images, or that this is unknown; return their number."""
+    if model.novelty is None:
+        log.info("Not checked for images unlike the training images: this classifier's run has no %s.", NOVELTY)
+        return None
+    unlike = sum(bool(r["unlike_training"]) for r in rows)
+    if unlike:
+        log.info(
+            "%d of %d are unlike the training images: farther from the nearest one than 99 %% of those are from others. "
+            "Their classes mean little.", unlike, len(rows),
+        )  # fmt: skip
+    return unlike
 
 
 def _report_unsure(rows: Sequence[Row], model: Model, settings: Predict) -> int | None:
@@ -120,12 +139,12 @@ def _threshold_text(model: Model, unsure: str | float | None) -> str:
 
 
 def _sort(rows: Sequence[Row], folder: Path, class_names: Sequence[str]) -> None:
-    """Copy images into one folder per class, and unsure ones into another; originals stay where they are."""
+    """Copy images into one folder per class, and doubtful ones into two others; originals stay where they are."""
     folders = _folders(class_names)
     for row in rows:
         if row["error"]:
             continue
-        directory = folder / (UNSURE if row["unsure"] else folders[row["class"]])
+        directory = folder / (UNLIKE if row["unlike_training"] else UNSURE if row["unsure"] else folders[row["class"]])
         directory.mkdir(parents=True, exist_ok=True)
         source, n = Path(row["image"]), 1
         target = directory / source.name
@@ -141,7 +160,7 @@ def _folders(class_names: Sequence[str]) -> dict[str, str]:
     taken: dict[str, str] = {}
     for name in class_names:
         plain = "".join("_" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in name).strip()
-        plain = plain if plain.strip(".") and plain != UNSURE else f"_{plain}"
+        plain = plain if plain.strip(".") and plain not in (UNSURE, UNLIKE) else f"_{plain}"
         n, unique = 1, plain
         while unique in taken.values():
             n += 1
@@ -159,7 +178,7 @@ def _flat(rows: Sequence[Row]) -> list[Row]:
         for i in range(k):
             p = r["top"][i] if i < len(r["top"]) else {"class": None, "confidence": None}
             cells |= {f"class_{i + 1}": p["class"], f"confidence_{i + 1}": p["confidence"]}
-        flat.append({**cells, "unsure": r["unsure"], "error": r["error"]})
+        flat.append({**cells, **{k: r[k] for k in ("unsure", "unlike_training", "distance", "error")}})
     return flat
 
 
@@ -174,6 +193,7 @@ def _table(rows: Sequence[Row]) -> str:
             lines.append([r["image"], Text(r["error"], style="red"), ""])
             continue
         others = ", ".join(f"{g['class']} {percent(g['confidence'])}" for g in r["top"][1:])
-        name = Text(r["class"] + (", unsure" if r["unsure"] else ""), style="dim" if r["unsure"] else "")
+        doubt = ", unlike training" if r["unlike_training"] else ", unsure" if r["unsure"] else ""
+        name = Text(r["class"] + doubt, style="dim" if doubt else "")
         lines.append([r["image"], name, percent(r["confidence"]), *[others] * several])
     return as_table(columns, lines, {"confidence"})
