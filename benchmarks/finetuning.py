@@ -167,7 +167,7 @@ def trained(name: str, init: str, per_class: int, recipe: Recipe, seed: int) -> 
 
 
 def cells() -> Iterator[tuple[int, Recipe]]:
-    """Yield labels per class and recipe: the default with 100 labels, then with fewer beside others, then variants."""
+    """Yield labels per class and recipe: the default with 100 labels, with fewer next to others, then variants."""
     default = Recipe(0.1, 0.1, freeze_batch_norm=True, scaled=True)
     gentle = Recipe(0.01, 0.01, freeze_batch_norm=True, steps=50)
     yield 100, replace(default, steps=default_steps(1_000))

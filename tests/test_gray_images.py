@@ -181,8 +181,8 @@ def test_figures_show_files_with_the_range(slides: Path, cli: Cli) -> None:
     assert np.array_equal(whole_image(file, 32, [0, 4095]), expected)
     brightest = np.asarray(contact_sheet([[(file, "x")]], [0, 4095]).convert("L"))[40:80, 20:80].max()
     assert brightest > 200
-    prediction_figures([{"image": file, "class": "disk", "confidence": 1.0, "unsure": False, "error": None}],
-                       Path("figures"), [0, 4095])  # fmt: skip
+    prediction_figures([{"image": file, "class": "disk", "confidence": 1.0, "unsure": False, "unlike_training": None,
+                         "error": None}], Path("figures"), [0, 4095])  # fmt: skip
     with Image.open(next(Path("figures").iterdir())) as figure:
         assert np.asarray(figure.convert("L"))[60:-20, 60:-60].max() > 200
     answer = cli("data", "preview", "dataset=folder", "dataset.root=deep", "dataset.image_size=16", "images=2",

@@ -109,7 +109,7 @@ def _report_unlike(rows: Sequence[Row], model: Model) -> int | None:
     unlike = sum(bool(r["unlike_training"]) for r in rows)
     if unlike:
         log.info(
-            "%d of %d are unlike the training images: farther from the nearest one than 99 %% of those are from others. "
+            "%d of %d are unlike the training images: farther from the nearest than 99 %% of those are from others. "
             "Their classes mean little.", unlike, len(rows),
         )  # fmt: skip
     return unlike

@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import sslrun
 from sslrun.run import checkpoint
@@ -284,38 +286,82 @@ def test_views_and_temperature_are_those_of_the_python_api(best: Path, cli: Cli,
         assert [p["confidence"] for p in result] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
-def predicted(image: str, *classes: str, unsure: bool | None = False, error: str | None = None) -> dict[str, Any]:
+def test_images_unlike_the_training_images_are_marked(in_world: Path, cli: Cli, photo_files: list[str]) -> None:
+    Path("foreign").mkdir()
+    noise = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(f"foreign/{i}.png")
+    answer = cli("predict", *photo_files, "foreign", "format=json", "figures=0", "sort_into=sorted", *QUICK)
+    rows = json.loads(answer.out)
+    assert [r["unlike_training"] for r in rows[-3:]] == [True] * 3
+    assert all(r["distance"] > 1 for r in rows[-3:])
+    marked = sum(r["unlike_training"] for r in rows)
+    assert marked <= 3 + len(photo_files) // 10
+    assert f"{marked} of {len(rows)} are unlike the training images: " in answer.err
+    assert (
+        summary(runs("predict")[-1])["unlike_training"]
+        == marked
+        == len(list(Path("sorted/_unlike_training").iterdir()))
+    )
+    table = list(csv.DictReader((runs("predict")[-1] / "predictions.csv").open()))
+    assert [r["unlike_training"] for r in table] == [str(r["unlike_training"]).lower() for r in rows]
+    model = sslrun.load(runs("finetune")[-1], device="cpu")
+    assert [p.unlike_training for p in model.predict("foreign/0.png")] == [True]
+
+
+def test_a_run_without_the_distances_of_its_training_images_says_so(
+    best: Path, cli: Cli, photo_files: list[str]
+) -> None:
+    best.with_name("novelty.npz").write_bytes(b"half")
+    answer = cli("predict", photo_files[0], *QUICK)
+    assert answer.code == 1
+    assert "novelty.npz is damaged" in answer.err
+    best.with_name("novelty.npz").unlink()
+    answer = cli("predict", photo_files[0], "format=json", *QUICK)
+    assert "Not checked for images unlike the training images" in answer.err
+    assert [(r["unlike_training"], r["distance"]) for r in json.loads(answer.out)] == [(None, None)]
+
+
+def predicted(
+    image: str, *classes: str, unsure: bool | None = False, distance: float | None = 0.5, error: str | None = None
+) -> dict[str, Any]:
     top = [{"class": c, "confidence": round(0.6 / (i + 1), 2)} for i, c in enumerate(classes)]
     first = top[0] if top else {"class": None, "confidence": None}
-    return {"image": image, **first, "unsure": unsure, "top": top, "error": error}
+    novelty = {"unlike_training": None if distance is None else distance > 1, "distance": distance}
+    return {"image": image, **first, "unsure": unsure, **novelty, "top": top, "error": error}
 
 
 def test_tables_have_empty_cells_for_unreadable_images() -> None:
-    rows = [predicted("a.jpg", unsure=None, error="empty"), predicted("b.jpg", "x", "y")]
-    rows += [predicted("c.jpg", "z", unsure=True)]
-    columns = ["image", "class_1", "confidence_1", "class_2", "confidence_2", "unsure", "error"]
+    rows = [predicted("a.jpg", unsure=None, distance=None, error="empty"), predicted("b.jpg", "x", "y")]
+    rows += [predicted("c.jpg", "z", unsure=True), predicted("d.jpg", "z", unsure=True, distance=2.5)]
+    columns = ["image", "class_1", "confidence_1", "class_2", "confidence_2", "unsure", "unlike_training", "distance"]
+    columns += ["error"]
     flat = predict._flat(rows)
     assert all(list(r) == columns for r in flat)
     assert [list(r.values()) for r in flat] == [
-        ["a.jpg", None, None, None, None, None, "empty"],
-        ["b.jpg", "x", 0.6, "y", 0.3, False, None],
-        ["c.jpg", "z", 0.6, None, None, True, None],
+        ["a.jpg", None, None, None, None, None, None, None, "empty"],
+        ["b.jpg", "x", 0.6, "y", 0.3, False, False, 0.5, None],
+        ["c.jpg", "z", 0.6, None, None, True, False, 0.5, None],
+        ["d.jpg", "z", 0.6, None, None, True, True, 2.5, None],
     ]
     lines = [line.split() for line in predict._table(rows).splitlines()]
     assert ["a.jpg", "empty"] in lines
     assert ["b.jpg", "x", "60.0", "%", "y", "30.0", "%"] in lines
     assert ["c.jpg", "z,", "unsure", "60.0", "%"] in lines
+    assert ["d.jpg", "z,", "unlike", "training", "60.0", "%"] in lines
 
 
-def test_unsure_and_unreadable_images_are_not_sorted_into_classes() -> None:
+def test_doubtful_and_unreadable_images_are_not_sorted_into_classes() -> None:
     for folder in ("one", "two", "three"):
         Path(folder).mkdir()
         Path(folder, "a.b.jpg").write_text(folder)
     rows = [predicted(f"{f}/a.b.jpg", "x/y", "z") for f in ("one", "two", "three")]
-    rows += [predicted("one/a.b.jpg", "z", unsure=True), predicted("gone.jpg", error="no such file")]
+    rows += [predicted("one/a.b.jpg", "z", unsure=True), predicted("two/a.b.jpg", "z", unsure=True, distance=1.001)]
+    rows += [predicted("gone.jpg", error="no such file")]
     predict._sort(rows, Path("out"), ["x/y", "z"])
     copies = {str(p.relative_to("out")): p.read_text() for p in Path("out").rglob("*.jpg")}
     assert copies == {
         "x_y/a.b.jpg": "one", "x_y/a.b_2.jpg": "two", "x_y/a.b_3.jpg": "three", "_unsure/a.b.jpg": "one",
+        "_unlike_training/a.b.jpg": "two",
     }  # fmt: skip
     assert not Path("out/z").exists()
