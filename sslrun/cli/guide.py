@@ -1,5 +1,6 @@
 """`sslrun guide FOLDER`: the commands that fit a folder of images, with times measured on this machine."""
 
+import math
 import shlex
 import statistics
 import time
@@ -25,8 +26,8 @@ from sslrun.config.types import Node
 
 MEASURED = 192  # images on which times are measured
 FEW, MANY = 200, 500  # images below which nothing is pretrained; labels above which the trainings have one fold
-STEPS = 600  # of a distillation
-PRETRAINING = 600.0  # seconds of a pretraining without published weights, about
+STEPS, FEWEST_STEPS = 600, 100  # of a distillation
+PRETRAINING, FINETUNING = 300.0, 120.0  # seconds that a pretraining takes about, and a finetuning at most
 SMALL, MULTIPLE = 64, 8  # px: images below get an image size of their own, a multiple
 SUGGESTED = 50
 
@@ -166,9 +167,9 @@ def _commands(folder: Folder, overrides: list[str]) -> Iterator[Command]:
     yield Command(["data", "check", quoted, *folder.size], every * folder.decoding + 10, "damaged files, duplicates")
     pretrains = every >= FEW or not folder.labels
     if pretrains:
-        task = ["pretext=distill", f"train.steps={STEPS}"] if folder.distilling else []
-        seconds, epochs = _pretraining([*overrides, *folder.size, *task], every)
-        task = task or [f"train.epochs={epochs}"]
+        task = ["pretext=distill"] if folder.distilling else []
+        seconds, length = _pretraining([*overrides, *folder.size, *task], every, folder.distilling)
+        task = [*task, length]
         why = "a small network learns from published weights, on all images" if folder.distilling else "on all images"
         yield Command([PRETRAIN, quoted, *task, *folder.size], seconds + every * folder.decoding, why)
     reading = every * folder.decoding + 10
@@ -180,16 +181,19 @@ def _commands(folder: Folder, overrides: list[str]) -> Iterator[Command]:
     else:
         own = [] if pretrains else [quoted, *folder.size]
         measured = pretrains or not folder.distilling  # else published weights are compared, at their own size
-        training = _finetuning(folder, overrides) if measured else None
-        yield Command([FINETUNE, *own], training, f"a classifier from {counted(folder.labels, 'label')}")
+        training, probe = _finetuning(folder, overrides) if measured else (None, None)
+        why = f"a classifier from {counted(folder.labels, 'label')}"
+        if training and training > FINETUNING:
+            own, why = [*own, "mode=probe"], f"{why}; without mode=probe in {time_range(training)}"
+            training = probe
+        yield Command([FINETUNE, *own], training, why)
         if folder.test:
             yield Command(["evaluate"], 10 + folder.test * folder.decoding, "accuracy on the test images")
     yield Command(["predict", quoted, "format=csv"], reading, "or any other images")
 
 
-def _pretraining(overrides: list[str], images: int) -> tuple[float, int]:
-    """Return the seconds of a pretraining, and its epochs if no steps are given."""
-    from sslrun.config.build import build
+def _pretraining(overrides: list[str], images: int, distilling: bool) -> tuple[float, str]:
+    """Return the seconds of a pretraining, and the override that sets its length."""
     from sslrun.data.dataset import load_train
     from sslrun.training import estimate
 
@@ -200,16 +204,21 @@ def _pretraining(overrides: list[str], images: int) -> tuple[float, int]:
             data.images, config["pretext"], config["backbone"], config["optimizer"], config["device"],
             config["dataset"]["image_size"], config["train"]["batch_size"],
         )  # fmt: skip
-    speed = result.images_per_second
-    epochs = max(1, min(config["train"]["epochs"], round(PRETRAINING * speed / images)))
-    training = build({**config["train"], "epochs": config["train"]["epochs"] if config["train"]["steps"] else epochs})
-    steps = training.total_steps(images)
+    batch = min(images, config["train"]["batch_size"])
+    steps = max(1, round(PRETRAINING * result.images_per_second / batch))
+    if distilling:
+        steps = min(STEPS, max(FEWEST_STEPS, round(steps, -2)))
+        length = f"train.steps={steps}"
+    else:
+        per_epoch = math.ceil(images / batch)
+        epochs = min(config["train"]["epochs"], max(1, steps // per_epoch))
+        steps, length = epochs * per_epoch, f"train.epochs={epochs}"
     preparation = result.preparation * images / max(1, len(data))
-    return preparation + steps * min(images, training.batch_size) / speed, epochs
+    return preparation + steps * batch / result.images_per_second, length
 
 
-def _finetuning(folder: Folder, overrides: list[str]) -> float:
-    """Return the seconds of a finetuning on all labels, with its choice."""
+def _finetuning(folder: Folder, overrides: list[str]) -> tuple[float, float]:
+    """Return the seconds of a finetuning on all labels, with its choice, and those of a linear probe."""
     from sslrun.config.build import build
     from sslrun.data.labeled import load_labeled
     from sslrun.data.labels import LabelBudget
@@ -227,4 +236,5 @@ def _finetuning(folder: Folder, overrides: list[str]) -> float:
     parts = [n - n // TRAINING_FOLDS] * TRAINING_FOLDS if n <= MANY else [n - n // HELD_OUT]
     whole = replace(measured, labels=n, folds=parts, probe=measured.probe * max(1.0, min(n, 5000) / measured.labels))
     training = build({**config["train"], "steps": None, "epochs": None} | {"steps": default_steps(n)})
-    return whole.finetuning(training, default_steps(n), 2) + n * folder.decoding
+    reading = n * folder.decoding
+    return whole.finetuning(training, default_steps(n), 2) + reading, whole.probe + reading

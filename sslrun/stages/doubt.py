@@ -14,8 +14,7 @@ from sslrun.base.output import Row, as_csv, as_json, as_jsonl, as_table, write_c
 from sslrun.base.text import counted, percent
 from sslrun.config.types import PositiveInt
 from sslrun.data.dataset import Dataset, listed
-from sslrun.data.labeled import load_labeled
-from sslrun.data.labels import LabelBudget
+from sslrun.data.labeled import labeled_of
 from sslrun.evaluation.doubt import doubtful
 from sslrun.report.sheets import Tile, contact_sheet
 from sslrun.run.find import read_summary
@@ -54,8 +53,7 @@ def doubt(run: Run, settings: Doubt) -> dict[str, Any]:
             "classifier was trained with a validation split, or it is of an older version"
         )
     config = summary["config"]
-    dataset, amounts = config["dataset"], (config[k] for k in ("labels", "label_fraction", "labels_per_class"))
-    labeled = load_labeled(dataset, LabelBudget(*amounts, config["subset_seed"]), config["validation"])
+    dataset, labeled = config["dataset"], labeled_of(config)
     if labeled.pool.fingerprint() != summary["data_fingerprint"]:
         raise UserError(f"{directory} was trained on other images or labels than those found now: train it again")
     probabilities, labels = _predictions(directory, summary["chosen"])

@@ -61,7 +61,7 @@ def choose_initialization(
 
     Returns:
         Nodes of the run's config: `init`, and after a comparison the `device`, so that the run continues with the same
-        precision.
+        precision, and the `dataset`, with the range of its gray images.
 
     Raises:
         UserError: there are too few labels.
@@ -85,7 +85,10 @@ def choose_initialization(
     except UserError as error:
         log.warning("Published weights of %s cannot be used: %s. Training from scratch.", here.name, error)
         return {"init": SCRATCH}
-    both = [_Initialization(run, network, budget, overrides) for network in (scratch, weights)]
+    first = _Initialization(run, scratch, budget, overrides)
+    measured = {"range": first.labeled.pool.range or dataset["range"]}  # once
+    weights = replace(weights, dataset=weights.dataset | measured)
+    both = [first, _Initialization(run, weights, budget, overrides)]
     if not both[0].folds.regressions:
         log.info("Every class has one label, so published weights and scratch cannot be compared.")
         log.info("Starting from published weights of %s; init=scratch takes the other.", here.name)
@@ -98,7 +101,8 @@ def choose_initialization(
     chosen = _chosen(run, both, probabilities)
     if chosen == PRETRAINED or both[0].labeled.val is not None:
         shutil.rmtree(run.directory / "folds", ignore_errors=True)
-    return {"init": chosen, "device": next(each.config["device"] for each in both if each.network.name == chosen)}
+    device = next(each.config["device"] for each in both if each.network.name == chosen)
+    return {"init": chosen, "device": device, "dataset": dataset | measured}
 
 
 class _Initialization:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sslrun.cli.guide import _pretraining
 from tests.helpers import Cli, runs, summary
 
 
@@ -49,6 +50,23 @@ def test_without_labels_a_network_is_pretrained_and_images_are_suggested(cli: Cl
         "sslrun suggest 'all 1' n=50 out=to_label", "sslrun finetune to_label init=RUN",
         "sslrun predict 'all 1' format=csv",
     ]  # fmt: skip
+
+
+def test_a_finetuning_that_takes_long_is_a_probe(cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sslrun.cli.guide.FINETUNING", 0.1)
+    shutil.copytree(photos, "photos")
+    answer = cli("guide", "photos")
+    assert commands(answer.err)[1] == "sslrun finetune photos dataset.image_size=40 mode=probe"
+    assert re.search(r"labels; without mode=probe in \d+ (s|min) to \d+ (s|min)", " ".join(answer.err.split()))
+
+
+def test_a_distillation_has_a_few_hundred_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = ["dataset=digits", "pretext=rotation"]  # whose steps are measured without a teacher
+    for seconds, length in ((1e6, "train.steps=600"), (0.1, "train.steps=100")):
+        monkeypatch.setattr("sslrun.cli.guide.PRETRAINING", seconds)
+        assert _pretraining(overrides, 1000, True)[1] == length
+    monkeypatch.setattr("sslrun.cli.guide.PRETRAINING", 0.1)
+    assert _pretraining(overrides, 1000, False)[1] == "train.epochs=1"
 
 
 def test_the_commands_can_be_run(cli: Cli, photos: Path) -> None:
