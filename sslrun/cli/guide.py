@@ -169,7 +169,7 @@ def _commands(folder: Folder, overrides: list[str]) -> Iterator[Command]:
     if pretrains:
         task = ["pretext=distill"] if folder.distilling else []
         seconds, length = _pretraining([*overrides, *folder.size, *task], every, folder.distilling)
-        task = [*task, length]
+        task += length
         why = "a small network learns from published weights, on all images" if folder.distilling else "on all images"
         yield Command([PRETRAIN, quoted, *task, *folder.size], seconds + every * folder.decoding, why)
     reading = every * folder.decoding + 10
@@ -192,8 +192,8 @@ def _commands(folder: Folder, overrides: list[str]) -> Iterator[Command]:
     yield Command(["predict", quoted, "format=csv"], reading, "or any other images")
 
 
-def _pretraining(overrides: list[str], images: int, distilling: bool) -> tuple[float, str]:
-    """Return the seconds of a pretraining, and the override that sets its length."""
+def _pretraining(overrides: list[str], images: int, distilling: bool) -> tuple[float, list[str]]:
+    """Return the seconds of a pretraining, and the overrides that set its length."""
     from sslrun.data.dataset import load_train
     from sslrun.training import estimate
 
@@ -206,13 +206,13 @@ def _pretraining(overrides: list[str], images: int, distilling: bool) -> tuple[f
         )  # fmt: skip
     batch = min(images, config["train"]["batch_size"])
     steps = max(1, round(PRETRAINING * result.images_per_second / batch))
-    if distilling:
-        steps = min(STEPS, max(FEWEST_STEPS, round(steps, -2)))
-        length = f"train.steps={steps}"
+    per_epoch, most = math.ceil(images / batch), config["train"]["epochs"]
+    epochs = min(most, max(1, steps // per_epoch))
+    steps = min(STEPS, max(FEWEST_STEPS, round(steps, -2))) if distilling else epochs * per_epoch
+    if distilling and steps > most * per_epoch:
+        steps, length = most * per_epoch, []
     else:
-        per_epoch = math.ceil(images / batch)
-        epochs = min(config["train"]["epochs"], max(1, steps // per_epoch))
-        steps, length = epochs * per_epoch, f"train.epochs={epochs}"
+        length = [f"train.steps={steps}" if distilling else f"train.epochs={epochs}"]
     preparation = result.preparation * images / max(1, len(data))
     return preparation + steps * batch / result.images_per_second, length
 

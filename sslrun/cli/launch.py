@@ -1,6 +1,7 @@
 """From the arguments of a command to Hydra, in small steps; all mistakes are reported before anything starts."""
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from typing import Any
 from sslrun.base.paths import CONF
 from sslrun.cli.invocation import Invocation, parsed
 from sslrun.config.commands import COMMANDS, COMPARE, EVALUATE, FINETUNE, TASKS, typed
+
+PLAIN, NOT_TEXT = r"[A-Za-z_][A-Za-z0-9_./-]*", ("null", "true", "false", "inf", "nan")  # needs no quotes; does
 
 
 def run_command(command: str, args: list[str]) -> None:
@@ -122,7 +125,8 @@ def _with_images(invocation: Invocation) -> Invocation:
         raise UserError("give the images as arguments or as images=[...], not both")
     if "-" in others and invocation.multirun:
         raise UserError("-: the jobs of a sweep cannot all read standard input; remove -m")
-    return invocation.with_overrides([*invocation.overrides, f"images=[{','.join(map(quoted, others))}]"])
+    values = [o if re.fullmatch(PLAIN, o) and o.lower() not in NOT_TEXT else quoted(o) for o in others]
+    return invocation.with_overrides([*invocation.overrides, f"images=[{','.join(values)}]"])
 
 
 def _with_inits(invocation: Invocation) -> Invocation:

@@ -15,6 +15,7 @@ from sslrun.base.files import write_text
 from sslrun.base.text import counted
 from sslrun.data.cache import decode_all
 from sslrun.data.depth import Range
+from sslrun.data.layout import UNLABELED
 from sslrun.evaluation.projection import tsne
 from sslrun.report.html import render
 from sslrun.report.style import COLORS, GRAY, new_figure, styled
@@ -58,7 +59,8 @@ def publish(
     height = float(points[:, 1].max().clip(0.2))
     small = decode_all(files, SIDE, "crop", "rgb", gray_range).array
     frequent = [g for g, _ in Counter(groups).most_common(GROUPS)] if len(set(groups)) > 1 else []
-    tint = {g: _color(i) for i, g in enumerate(sorted(frequent))}
+    labeled = sorted(g for g in frequent if not _is_unlabeled(g))
+    tint = {g: _color(i) for i, g in enumerate(labeled)} | {g: GRAY for g in frequent if _is_unlabeled(g)}
     _png(own.figure("map"), points, small, groups, tint)
     columns = int(np.ceil(len(files) ** 0.5))
     text = render(
@@ -88,6 +90,10 @@ def publish(
     return path
 
 
+def _is_unlabeled(group: str) -> bool:
+    return group.split("/")[0] == UNLABELED
+
+
 def _color(i: int) -> str:
     second = ("#6a3d9a", "#b15928", "#999933", "#882255", "#44aa99", "#117733")
     return (*COLORS, *second)[i]
@@ -110,13 +116,16 @@ def _png(path: Path, points: np.ndarray, small: np.ndarray, groups: Sequence[str
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     figure, ((axis,),) = new_figure(1, 1, (9, 9 + 0.25 * -(-len(tint) // 4)))
-    axis.scatter(*points.T, s=14, c=[tint.get(g, GRAY) for g in groups], linewidths=0)
+    shades = [tint.get(g, GRAY) for g in groups]
+    order = sorted(range(len(points)), key=lambda i: shades[i] != GRAY)  # gray ones below the others
+    axis.scatter(*points[order].T, s=14, c=[shades[i] for i in order], linewidths=0)
     thumbnails: list[int] = []
     for i in np.random.default_rng(0).permutation(len(points)):  # a random order, so that no folder is preferred
         if all(np.abs(points[j] - points[i]).max() > MIN_DISTANCE for j in thumbnails):
             thumbnails.append(i)
-            frame = {"edgecolor": tint.get(groups[i], GRAY), "linewidth": 1.5, "boxstyle": "square,pad=0"}
+            frame = {"edgecolor": shades[i], "linewidth": 1.5, "boxstyle": "square,pad=0"}
             axis.add_artist(AnnotationBbox(OffsetImage(small[i], zoom=0.4), points[i], bboxprops=frame, pad=0))
+    axis.set_title(f"t-SNE of the features of {counted(len(points), 'image')}")
     axis.set_aspect("equal")
     axis.axis("off")
     for g, color in tint.items():

@@ -69,10 +69,12 @@ def finetuning_text(summary: dict[str, Any], image_size: int) -> list[str]:
     score = f"accuracy {percent(accuracy)} {how}" if accuracy is not None else "no estimate of the accuracy"
     candidates = summary.get("candidates", {})
     seconds = summary.get("training_seconds")
+    chosen = summary.get("chosen", summary["mode"])
+    how_trained = f" ({chosen})" if chosen != summary["init"] else ""
     compared = ", ".join(f"{name} {percent(value)}" for name, value in candidates.items())
     return [
         f"Classifier from {counted(total, 'label')}: {score}",
-        f"{summary['backbone']} from {summary['init']} ({summary.get('chosen', summary['mode'])}) on "
+        f"{summary['backbone']} from {summary['init']}{how_trained} on "
         f"{summary['dataset']} at {image_size} px{f', in {duration(seconds)}' if seconds else ''}; on "
         f"{summary['device']}, {summary['precision']}.",
         f"Compared by {'macro F1' if summary['config'].get('balance', 'none') != 'none' else 'accuracy'}: {compared}."

@@ -71,9 +71,10 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     network = _network(run, settings)
     settings = replace(settings, backbone=network.backbone, dataset=network.dataset)
     data, given = load_train(settings.dataset)
-    images, dataset = data.images, {**settings.dataset, "range": data.range}
+    images, names, dataset = data.images, [*data.names], {**settings.dataset, "range": data.range}
     for extra in load_unlabeled(dataset, settings.unlabeled):
         images = images + extra.images
+        names += extra.names
         dataset["range"] = dataset["range"] or extra.range
     if len(images) < 2:
         raise UserError(
@@ -119,7 +120,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     curves = curves_figure(run)
     task_figures(run, task, sample_images(images, settings.seed), settings.seed, device)
     if not run.in_study:
-        neighbors_figure(run, downstream, images, data.names if len(data) == len(images) else (), device, settings.seed)
+        neighbors_figure(run, downstream, images, names, device, settings.seed)
         run.note(**result)
         publish(run, pretraining_text(run.summary, settings.dataset["image_size"]), curves, next_command(run.summary))
     return result

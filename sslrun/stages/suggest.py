@@ -78,7 +78,7 @@ def suggest(run: Run, settings: Suggest) -> dict[str, Any]:
     table = [{"rank": i + 1, "image": f, "copy": c.name} for i, (f, c) in enumerate(zip(rows, copies, strict=True))]
     write_csv(run.directory / "suggestions.csv", table)
     write_csv(folder / "labels.csv", [{"file": c.relative_to(folder).as_posix(), "label": ""} for c in copies])
-    tiles = [(f, f"{i + 1}") for i, f in enumerate(rows)]
+    tiles = [(f, f"{i + 1}", Path(f).name) for i, f in enumerate(rows)]
     sheet = run.figure("suggestions")
     lines = [tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]
     contact_sheet(lines, model.gray_range).save(sheet)

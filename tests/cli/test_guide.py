@@ -62,11 +62,13 @@ def test_a_finetuning_that_takes_long_is_a_probe(cli: Cli, photos: Path, monkeyp
 
 def test_a_distillation_has_a_few_hundred_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = ["dataset=digits", "pretext=rotation"]  # whose steps are measured without a teacher
-    for seconds, length in ((1e6, "train.steps=600"), (0.1, "train.steps=100")):
+    for seconds, images, length in (
+        (1e6, 1000, ["train.steps=600"]), (0.1, 1000, ["train.steps=100"]), (1e6, 500, []),  # 100 epochs are 400 steps
+    ):  # fmt: skip
         monkeypatch.setattr("sslrun.cli.guide.PRETRAINING", seconds)
-        assert _pretraining(overrides, 1000, True)[1] == length
+        assert _pretraining(overrides, images, True)[1] == length
     monkeypatch.setattr("sslrun.cli.guide.PRETRAINING", 0.1)
-    assert _pretraining(overrides, 1000, False)[1] == "train.epochs=1"
+    assert _pretraining(overrides, 1000, False)[1] == ["train.epochs=1"]
 
 
 def test_the_commands_can_be_run(cli: Cli, photos: Path) -> None:
