@@ -230,6 +230,8 @@ def _misfit(path: Path, images: ImageNames, given: Mapping[Role, str | int]) -> 
         return str(error)
     if "submission" in path.name.lower():
         return f"{path} is a sample of predictions, by its name"
+    if not any(labels):
+        return f"{path}: column {columns.names[columns.label]} is empty; write the class of each image there"
     if len({*labels} - {None}) < 2:
         return f"{path}: column {columns.names[columns.label]} has a single value"
     enough = len(set(found)) > min(len(rows), len(images.names)) / 2

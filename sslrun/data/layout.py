@@ -18,7 +18,7 @@ ROLES = {  # names of folders, lower case, letters only -> role
 }
 AFFIXES = ("images", "image", "imgs", "img", "dataset", "data", "set", "split", "seg")  # `seg_train`, `Test Set`
 DATE = re.compile(r"(19|20)\d\d([-_. ]?\d\d){0,2}|\d\d[-_. ]\d\d[-_. ](19|20)?\d\d")
-UNSURE = "_unsure"  # made by predict sort_into=
+UNSURE, UNLIKE, TO_SORT = "_unsure", "_unlike_training", "to_sort"  # made by predict sort_into= and by suggest
 FIRST = 3  # names in a message
 
 
@@ -130,7 +130,7 @@ def _unwrapped(top: Folder, layout: Layout, inside: str | None = None) -> Folder
 
 def role_of(name: str) -> str | None:
     """Return the role of a folder's name, in its usual spellings: `Training`, `test_images`, `seg_train`."""
-    if name.lower() == UNSURE:
+    if name.lower() in (UNSURE, UNLIKE, TO_SORT):
         return UNLABELED
     letters = re.sub(r"[^a-z]", "", name.lower()).replace("elled", "eled")
     for affix in AFFIXES:
@@ -159,6 +159,8 @@ def _roles(top: Folder, layout: Layout) -> dict[str, list[Folder]]:
 def _part(top: Folder, layout: Layout, role: str = TRAIN) -> Part:
     """Return the images of a folder by class; those without a class are for pretraining, unless it is a test folder."""
     pool = [f for f in top.filled() if role_of(f.name) == UNLABELED]
+    if not top.images and pool == top.filled():  # there are no others
+        return Part(images=[p for f in pool for p in f.below()], base=top.path)
     _add_unlabeled([p for f in pool for p in f.below()], layout, role)
     folders = [f for f in top.filled() if f not in pool]
     if not folders:

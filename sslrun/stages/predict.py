@@ -15,6 +15,7 @@ from sslrun.base.output import Row, as_csv, as_json, as_jsonl, as_table
 from sslrun.base.text import counted, percent, speed
 from sslrun.config.commands import WITH_CLASSIFIER
 from sslrun.config.types import Count, Fraction, Node, PositiveInt
+from sslrun.data.layout import UNLIKE, UNSURE
 from sslrun.data.options import has_groups
 from sslrun.evaluation.calibration import Threshold, no_threshold_text
 from sslrun.evaluation.novelty import NOVELTY
@@ -22,9 +23,6 @@ from sslrun.inference.inputs import named_images
 from sslrun.inference.model import Model, Prediction, open_model
 from sslrun.report.sheets import prediction_figures
 from sslrun.run.run import Run
-
-UNSURE = "_unsure"  # folder in `sort_into` for images below the threshold
-UNLIKE = "_unlike_training"  # likewise for images unlike all training images
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from sslrun.base.files import file_hash, new_folder
 from sslrun.base.output import write_csv
 from sslrun.base.text import counted
 from sslrun.config.types import Count, Node, PositiveInt
+from sslrun.data.layout import TO_SORT
 from sslrun.data.tree import find_images
 from sslrun.inference.index import indexed
 from sslrun.inference.inputs import named_images
@@ -86,7 +87,7 @@ def suggest(run: Run, settings: Suggest) -> dict[str, Any]:
     log.info("Suggested %d of %s; contact sheet: %s", len(rows), counted(len(files), "image"), sheet)
     log.info(
         "Either write the class of each image into %s, or move all of them from %s to class folders in %s.",
-        folder / "labels.csv", folder / "to_sort", folder / "train",
+        folder / "labels.csv", folder / TO_SORT, folder / "train",
     )  # fmt: skip
     return {"images": len(files), "suggested": len(rows), "of_run": source}
 
@@ -102,10 +103,10 @@ def _copies(files: Sequence[str], labeled: Sequence[str]) -> tuple[list[int], li
 
 def _lay_out(files: Sequence[str], folder: Path, classes: Sequence[str]) -> list[Path]:
     """Copy images to `to_sort`, with their ranks as prefixes, and create `train` with one folder per class."""
-    for name in ("to_sort", "train", *(f"train/{c}" for c in classes)):
+    for name in (TO_SORT, "train", *(f"train/{c}" for c in classes)):
         (folder / name).mkdir(exist_ok=True)
     width = len(str(len(files)))
-    copies = [folder / "to_sort" / f"{i + 1:0{width}d}_{_shortened(Path(f).name)}" for i, f in enumerate(files)]
+    copies = [folder / TO_SORT / f"{i + 1:0{width}d}_{_shortened(Path(f).name)}" for i, f in enumerate(files)]
     for file, copy in zip(files, copies, strict=True):
         shutil.copy2(file, copy)
     return copies

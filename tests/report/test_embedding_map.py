@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from sslrun.report.embedding_map import folders_of
+from sslrun.report.style import GRAY
 from tests.helpers import CHROMIUM, QUICK, Cli, runs
+
+
+def test_unlabeled_images_are_gray(in_world: Path, cli: Cli, few_photos: Path) -> None:
+    (few_photos / "temple").rename(few_photos / "unlabeled")
+    assert cli("embed", str(few_photos), "projector=0", *QUICK).code == 0
+    page = (runs("embed")[-1] / "map.html").read_text()
+    shown = json.loads(re.search(r'id="images">(.*?)</script>', page, re.S)[1])  # type: ignore[index]
+    assert {p["color"] == GRAY for p in shown if p["group"] == "unlabeled"} == {True}
+    assert {p["color"] == GRAY for p in shown if p["group"] == "flower"} == {False}
 
 
 def test_the_map_shows_each_image_with_its_name(in_world: Path, cli: Cli, few_photos: Path) -> None:

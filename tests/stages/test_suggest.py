@@ -58,6 +58,9 @@ def test_from_suggestion_to_classifier(in_world: Path, cli: Cli, photos: Path) -
             (n, c.name) for n, c in zip(names, copies, strict=True)
         ]
     assert Image.open(runs("suggest")[-1] / "figures/suggestions.png").size[0] == 10 * 112
+    answer_before = cli("finetune", "to_label", f"init={run}", *QUICK)
+    assert "to_label/labels.csv: column label is empty; write the class of each image there" in answer_before.err
+    assert "folder to_label has no labels" in answer_before.err
     for copy in copies:
         copy.rename(Path("to_label/train") / copy.name.split("_")[1].split()[0] / copy.name)
     assert answer.lines()[-1] == f"Next: sslrun finetune to_label init={run}"

@@ -151,6 +151,7 @@ LAYOUTS: list[tuple[str, Any, Any, Any, str]] = [
     ("__MACOSX/photos/a photos/a photos/b @eaDir", {"a": 4, "b": 4}, {"a": 1, "b": 1}, None, "2 system folders"),
     ("a/@eaDir/0.png a b/#recycle b lost+found", {"a": 4, "b": 4}, {"a": 1, "b": 1}, None, "@eaDir, #recycle"),
     ("a b unlabeled", {"a": 4, "b": 4}, {"a": 1, "b": 1}, 5, "5 unlabeled images"),
+    ("a b _unlike_training to_sort", {"a": 4, "b": 4}, {"a": 1, "b": 1}, 10, "10 unlabeled images"),
     ("a b _unsure Unlabel" + "led", {"a": 4, "b": 4}, {"a": 1, "b": 1}, 10, "10 unlabeled images"),
     ("train/a train/b train/_unsure", {"a": 4, "b": 4}, {"a": 1, "b": 1}, 5, "train/ 10 images, 2 classes"),
     ("bus car train", {"bus": 4, "car": 4, "train": 4}, {"bus": 1, "car": 1, "train": 1}, None,
@@ -228,6 +229,13 @@ def test_fewer_images_than_classes_are_refused() -> None:
     files("a b c")
     with pytest.raises(UserError, match=r"dataset\.max_images=2 is less than one image for each of the 3 classes"):
         listed(folder_node("set", max_images=2), "train")
+
+
+def test_without_other_images_those_of_an_unlabeled_folder_are_trained_on() -> None:
+    files("unlabeled to_sort")
+    found = listed(folder_node("set"), "train")
+    assert found is not None
+    assert (len(found.names), found.labels, listed(folder_node("set"), "unlabeled")) == (10, None, None)
 
 
 def test_a_folder_without_training_images_says_so() -> None:
