@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from sslrun.base.text import duration
@@ -76,7 +77,7 @@ def printable(name: str) -> str:
 
 class _Rate(ProgressColumn):
     def __init__(self, unit: str, per: float) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))  # one line on any terminal
         self.unit, self.per = unit, per
 
     def render(self, task: Task) -> Text:

@@ -69,9 +69,10 @@ def new_table(columns: Sequence[str], numbers: Collection[str] = (), *, fold: bo
         words: title and caption, passed to rich's `Table`.
     """
     from rich import box
-    from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, **words)
+    from sslrun.base.records import TableOrRecords
+
+    table = TableOrRecords(box=box.SIMPLE_HEAD, **words)
     for name in columns:
         justify: Literal["left", "right"] = "right" if name in numbers else "left"
         table.add_column(name, overflow="fold" if fold else "ellipsis", justify=justify)

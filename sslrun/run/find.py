@@ -1,7 +1,9 @@
 """Finding and reading earlier runs. torch is not imported here."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,12 @@ def is_complete(directory: Path) -> bool:
     return is_finished(directory) and (read_summary(directory)["stage"] not in FOR_ENCODER or has_checkpoint(directory))
 
 
+@lru_cache
+def _skipped(path: Path, absolute: str) -> None:
+    """Warn of a damaged summary, once."""
+    log.warning("Skipped %s: it cannot be read", path)
+
+
 def find(stages: Sequence[str] = LISTED, study_runs: bool = False) -> list[FoundRun]:
     """Return all runs in `outputs/`, oldest first, as (directory, summary); damaged ones are skipped with a warning.
 
@@ -84,7 +92,7 @@ def find(stages: Sequence[str] = LISTED, study_runs: bool = False) -> list[Found
             try:
                 runs.append((path.parent, read_summary(path.parent)))
             except UserError:
-                log.warning("Skipped %s: it cannot be read", path)
+                _skipped(path, os.path.abspath(path))
     return sorted(runs, key=lambda f: str(f[1].get("started")))
 
 
