@@ -111,18 +111,16 @@ def guide(folder: str, run: bool) -> None:
 def _looked_over(path: str, overrides: list[str]) -> Folder:
     import numpy as np
 
-    from sslrun.data.dataset import listed, load_train
+    from sslrun.data.dataset import listed
     from sslrun.models.published import on_this_machine
 
     node: Node = plain(compose_config(PRETRAIN, overrides, None))["dataset"]
     listings = {split: listed(node, split) for split in ("train", "unlabeled", "test")}
     train = listings["train"]
     assert train is not None
-    began = time.monotonic()
-    with silently():
-        data, _ = load_train({**node, "max_images": min(MEASURED, len(train.names))})
-    decoding = (time.monotonic() - began) / max(1, len(data))
-    side = _side(train.items if isinstance(train.items, list) else [])
+    files = train.items if isinstance(train.items, list) else []
+    files = files[:: max(1, len(files) // MEASURED)]
+    side = _side(files)
     return Folder(
         path=path,
         train=len(train.names),
@@ -131,17 +129,27 @@ def _looked_over(path: str, overrides: list[str]) -> Folder:
         labels=0 if train.labels is None else int(np.count_nonzero(train.labels >= 0)),
         classes=len(train.class_names),
         size=[f"dataset.image_size={max(MULTIPLE, side // MULTIPLE * MULTIPLE)}"] if side and side < SMALL else [],
-        decoding=decoding,
+        decoding=_decoding(files, node),
         distilling=next(on_this_machine(), None) is not None,
     )
 
 
+def _decoding(files: list[str], node: Node) -> float:
+    """Return the seconds to decode one of some images, on all cores."""
+    from sslrun.base.machine import cores
+    from sslrun.data.decode import decode_some
+
+    began = time.monotonic()
+    decode_some(files, image_size=node["image_size"], resize=node["resize"], channels=node["channels"], gray_range=None)
+    return (time.monotonic() - began) / max(1, len(files)) / cores()
+
+
 def _side(files: list[str]) -> int:
-    """Return the median of the shorter sides of some images, in px; 0 if none can be read."""
+    """Return the median of the shorter sides of images, in px; 0 if none can be read."""
     from PIL import Image
 
     sides = []
-    for file in files[:: max(1, len(files) // MEASURED)]:
+    for file in files:
         try:
             with Image.open(file) as image:
                 sides.append(min(image.size))
@@ -164,7 +172,9 @@ def _sentence(folder: Folder) -> str:
 def _commands(folder: Folder, overrides: list[str]) -> Iterator[Command]:
     every = folder.train + folder.unlabeled
     quoted = folder.path.rstrip("/") or folder.path
-    yield Command(["data", "check", quoted, *folder.size], every * folder.decoding + 10, "damaged files, duplicates")
+    yield Command(
+        ["data", "check", quoted, *folder.size], 2 * every * folder.decoding + 10, "damaged files, duplicates"
+    )
     pretrains = every >= FEW or not folder.labels
     if pretrains:
         task = ["pretext=distill"] if folder.distilling else []

@@ -137,6 +137,7 @@ def pretraining(
     if type(task).prepare is not Task.prepare:  # some images, each several times
         few = np.linspace(0, len(images) - 1, min(len(images), PREPARED)).astype(int)
         measured_on = images.take(np.resize(few, min(len(images), batch_size)))
+        task.prepare(images.take(np.resize(few[:2], len(measured_on))), hardware)  # which also loads a network
         began = time.perf_counter()
         task.prepare(measured_on, hardware)
         preparation = (time.perf_counter() - began) / len(few) * len(images)
