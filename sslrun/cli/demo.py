@@ -88,8 +88,7 @@ def _test_image(folder: Path) -> Path:
     index = int(np.flatnonzero(test.labels == 4)[0])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "four.png"
-    image = Image.fromarray(test.items[index][..., 0])
-    image.resize((128, 128), Image.Resampling.NEAREST).save(path)
+    Image.fromarray(test.items[index][..., 0]).save(path)
     return path
 
 
