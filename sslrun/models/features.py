@@ -15,6 +15,7 @@ from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import Encoder, Pooling, average, pooled
 
 Out = TypeVar("Out")
+PIXELS, SMALLEST = 512 * 64 * 64, 16  # of a batch on the CPU; images, however large
 
 
 def features(encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int = 512) -> Tensor:
@@ -74,6 +75,9 @@ def _batches(
 ) -> Iterator[Out]:
     """Yield the function's result for each batch, which it gets as floats in [0, 1] on the device."""
     network.eval()
+    if device.torch.type == "cpu":  # large batches are no faster, and maps of many large images fill the memory
+        height, width = images[:1].shape[-2:]
+        batch_size = min(batch_size, max(SMALLEST, PIXELS // (height * width)))
     for chunk in images.split(batch_size):
         with device.autocast(), device.eager():
             out = function(device.floats(chunk))
