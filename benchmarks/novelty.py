@@ -1,6 +1,6 @@
 """Images that `sslrun predict` marks as unlike the training images: false alarms, and foreign images that are found.
 
-    python benchmarks/novelty.py FOLDER FOLDER ... [--inits scratch pretrained] [--labels 100 all] [--rows novelty.csv]
+    python benchmarks/novelty.py FOLDER FOLDER ... [--inits scratch pretrained] [--labels 100] [--rows novelty.csv]
 
 FOLDER: images in train/CLASS and test/CLASS. For each of them, initialization and number of labels, one classifier is
 trained at 32 px, or at the size of the published weights, and classifies the test images of every folder. Each row is
@@ -32,13 +32,14 @@ def main() -> None:
     """Train and print a row for each folder of test images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--trained-on", nargs="+", help="names of the folders that are trained on; default: all")
     parser.add_argument("--inits", nargs="+", default=["scratch", "pretrained"])
-    parser.add_argument("--labels", nargs="+", default=["100", "all"])
+    parser.add_argument("--labels", nargs="+", default=["100"])
     parser.add_argument("--rows", type=Path, default=Path("novelty.csv"))
     args = parser.parse_args()
     done = {tuple(r.values())[:3] for r in csv.DictReader(args.rows.open())} if args.rows.exists() else set()
     for folder, init, labels in itertools.product(args.folders, args.inits, args.labels):
-        if (folder.name, init, labels) in done:
+        if (folder.name, init, labels) in done or folder.name not in (args.trained_on or [folder.name]):
             continue
         with tempfile.TemporaryDirectory() as temporary:
             work = Path(temporary)
@@ -47,13 +48,16 @@ def main() -> None:
             number = [f"labels={labels}"] if labels != "all" else []
             sslrun(work, "finetune", *data, *size, f"init={init}", *number)
             summary = json.loads(next(work.glob("outputs/finetune/2*/summary.json")).read_text())
+            found = []
             for other in args.folders:
                 out = sslrun(work, "predict", str((other / "test").resolve()), "format=json", "figures=0")
                 rows = json.loads(out)
                 marked = sum(r["unlike_training"] for r in rows) / len(rows)
                 row = (folder.name, init, labels, summary["chosen"], other.name, len(rows), f"{marked:.4f}")
-                append(args.rows, dict(zip(COLUMNS, map(str, row), strict=True)), COLUMNS)
+                found.append(dict(zip(COLUMNS, map(str, row), strict=True)))
                 print(*row, flush=True)
+            for cells in found:  # together, so that a classifier that is interrupted is repeated
+                append(args.rows, cells, COLUMNS)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ stages: the last one of a network that has learned few images keeps little of wh
 docs/predict.md.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -24,7 +25,8 @@ from sslrun.models.features import map_features
 NOVELTY = "novelty.npz"
 IMAGES = 1024  # training images that are compared at most
 QUANTILE = 0.99  # of the distances of training images to the others
-FLOOR = 1e-6  # of standard deviations
+COPY = 0.01  # distance below which two images are copies
+CONSTANT = 0.01  # SD of a channel, as a fraction of the mean of its map, below which it is constant
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ class Novelty:
 
     Attributes:
         mean, scale: D, of the spatial means of all feature maps; each map has the same weight.
-        bank: `N x D`, standardized spatial means of training images.
-        threshold: distance that 1 % of the training images have to the nearest of the others.
+        bank: `N x D`, standardized spatial means of training images, as they are read from a file (half precision).
+        threshold: distance to the nearest of the others that 1 % of the training images have, of fewer than 100 the
+            farthest; with held-out images, that of these to the nearest training image. Infinite if nothing is known.
     """
 
     mean: Tensor
@@ -48,31 +51,32 @@ class Novelty:
 
         Args:
             maps: as returned by `map_features` for N training images.
-            groups: N; images of one group are not neighbors. None: every image is a group.
+            groups: N; images of one group are not neighbors. None: every image is a group. Copies are one, too.
             held_out: of images that the network was not trained on; their distances set the threshold then.
         """
         features = torch.cat(list(maps), 1)
-        scale = torch.cat([(m.std(0) + FLOOR) * m.shape[1] ** 0.5 for m in maps])
-        fitted = cls(features.mean(0), scale, (features - features.mean(0)) / scale, 0.0)
+        scale = torch.cat([_scale(m) for m in maps])
+        bank = ((features - features.mean(0)) / scale).half().float()
+        fitted = cls(features.mean(0), scale, bank, torch.inf)
         if held_out:
             own = fitted.distances(held_out)
         else:
-            distances = torch.cdist(fitted.bank, fitted.bank)
-            group = torch.from_numpy(np.unique(groups, return_inverse=True)[1]) if groups is not None else None
-            same = torch.eye(len(features), dtype=torch.bool) if group is None else group[:, None] == group
+            distances = _distances(bank, bank)
+            same = distances < COPY
+            if groups is not None:
+                group = torch.from_numpy(np.unique(groups, return_inverse=True)[1])
+                same |= group[:, None] == group
             own = distances.masked_fill(same, torch.inf).amin(1).numpy()
-            own = own[np.isfinite(own)]
-        threshold = float(np.quantile(own, QUANTILE, method="higher")) if len(own) else float("inf")
-        return cls(fitted.mean, scale, fitted.bank, max(threshold, FLOOR))
+        own = own[np.isfinite(own)]
+        if not len(own):
+            return fitted
+        return replace(fitted, threshold=max(COPY, float(np.quantile(own, QUANTILE, method="higher"))))
 
     @classmethod
     def of(cls, encoder: Encoder, data: Dataset, val: Dataset | None, device: Device) -> "Novelty":
         """Fit it to at most 1,024 of the training images, evenly spaced; `val` are validation images, if there are."""
-        some = data.take(np.linspace(0, len(data) - 1, min(IMAGES, len(data))).round().astype(int))
-        held_out = None
-        if val:
-            rows = np.linspace(0, len(val) - 1, min(IMAGES, len(val))).round().astype(int)
-            held_out = map_features(encoder, val.take(rows).images, device)
+        some = _spread(data)
+        held_out = map_features(encoder, _spread(val).images, device) if val else None
         return cls.fitted(map_features(encoder, some.images, device), some.groups, held_out)
 
     def distances(self, maps: Sequence[Tensor]) -> np.ndarray:
@@ -81,10 +85,12 @@ class Novelty:
         Args:
             maps: as returned by `map_features`.
         """
-        return torch.cdist((torch.cat(list(maps), 1) - self.mean) / self.scale, self.bank).amin(1).numpy()
+        return _distances((torch.cat(list(maps), 1) - self.mean) / self.scale, self.bank).amin(1).numpy()
 
     def save(self, path: Path) -> None:
-        """Write it to a file."""
+        """Write it to a file, unless nothing is known."""
+        if not math.isfinite(self.threshold):
+            return
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, mean=self.mean, scale=self.scale, bank=self.bank.half(), threshold=self.threshold)
 
@@ -101,5 +107,24 @@ class Novelty:
                 return cls(mean, scale, bank, float(arrays["threshold"]))
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise UserError(
-                f"{path} is damaged ({described(error)}); without that file images are classified, too"
+                f"{path} cannot be read ({described(error)}); remove it to classify images without comparing them with "
+                "the training images"
             ) from error
+
+
+def _scale(maps: Tensor) -> Tensor:
+    """Return divisors that standardize a map and give it the same weight as the others.
+
+    A channel that is nearly constant on the training images gets the mean SD: it would decide alone what is foreign.
+    """
+    sd = maps.std(0)
+    mean = sd.mean().clamp(min=1e-6)
+    return torch.where(sd < CONSTANT * mean, mean, sd) * maps.shape[1] ** 0.5
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")  # with a product, copies have a distance
+
+
+def _spread(data: Dataset) -> Dataset:
+    return data.take(np.linspace(0, len(data) - 1, min(IMAGES, len(data))).round().astype(int))

@@ -8,10 +8,11 @@ for p in model.predict(["a.jpg", "b.png"]):
 features = model.embed(["a.jpg", "b.png"])        # N x D
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,8 +61,8 @@ class Prediction:
         top: the most likely classes, in descending order; empty if the image could not be read.
         unsure: whether the confidence is below the threshold; None if there is no threshold, or the image could not be
             read.
-        distance: to the nearest training image, see `Novelty`; 1 is the distance that 1 % of the training images have
-            to the nearest of the others. None if the run has not measured it, or the image could not be read.
+        distance: to the nearest training image, as a multiple of the threshold of `Novelty`. None if the run has not
+            measured it, or the image could not be read.
         error: why the image could not be read, or None.
     """
 
@@ -103,7 +104,6 @@ class Model:
         temperature: for calibration, fitted on validation.
         confidence_threshold: the confidence at or above which the accuracy should be 95 %; None if there is none.
         confidence_certified: whether it is at least 95 %, with 95 % confidence; otherwise the threshold aims at it.
-        novelty: how far images are from the training images; None if the run has not measured it, as those of a study.
     """
 
     def __init__(self, network: Trained, device: Device, command: bool = False) -> None:
@@ -113,9 +113,17 @@ class Model:
         self.confidence_certified = bool(network.metrics.get("val/confidence_certified"))
         self.image_size: int = network.config["dataset"]["image_size"]
         self.gray_range: list[float] | None = network.config["dataset"]["range"]
-        path = network.path.parent / NOVELTY
-        self.novelty = Novelty.load(path) if network.classifier and path.is_file() else None
         device.put(network.classifier or network.encoder)
+
+    @cached_property
+    def novelty(self) -> Novelty | None:
+        """Return how far images are from the training images; None if the run has not measured it, as in a study.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        path = self.network.path.parent / NOVELTY
+        return Novelty.load(path) if self.network.classifier and path.is_file() else None
 
     def __repr__(self) -> str:
         """Return what it is: network, image size, classes, and the run, as `run=latest` names it."""
@@ -154,7 +162,8 @@ class Model:
         threshold = self.confidence_threshold if unsure == "auto" else unsure
         out: list[Prediction] = []
         for names, pixels, reasons in self._blocks(images, batch_size, "predicting"):
-            p, distances = self._calibrated(pixels, views, batch_size)
+            p, maps = self._calibrated(pixels, views, batch_size)
+            distances = self._distances(maps, len(p))
             guesses = torch.from_numpy(p).topk(min(top, len(self.class_names)), 1)
             for name, reason, ids, values, distance in zip(
                 names, reasons, guesses.indices.tolist(), guesses.values.tolist(), distances, strict=True
@@ -230,8 +239,15 @@ class Model:
             raise UserError(f"stage={stage}: this backbone has stages 1 to {len(stages)}")
         return stages[-1 if stage is None else stage - 1].numpy()
 
-    def _calibrated(self, pixels: Tensor, views: int, batch_size: int) -> tuple[np.ndarray, list[float | None]]:
-        """Return the calibrated probabilities of decoded images, `N x 3 x S x S`, uint8, and their `distance`."""
+    def _distances(self, maps: list[Tensor], n: int) -> list[float | None]:
+        """Return the `distance` of n images with these means of feature maps."""
+        if not self.novelty:
+            return [None] * n
+        relative = self.novelty.distances(maps) / self.novelty.threshold
+        return [round(d, 3) if math.isfinite(d) else None for d in relative.tolist()]
+
+    def _calibrated(self, pixels: Tensor, views: int, batch_size: int) -> tuple[np.ndarray, list[Tensor]]:
+        """Return the calibrated probabilities of decoded images, `N x 3 x S x S`, uint8, and means of their maps."""
         classifier = self.network.classifier
         if classifier is None:
             run = self.network.path.parent
@@ -239,9 +255,6 @@ class Model:
                 f"{run} was only pretrained and has no classifier; train one with sslrun finetune init={run}"
             )
         p, maps = probabilities_and_maps(classifier, pixels, self.device, batch_size)
-        distances: list[float | None] = [None] * len(p)
-        if self.novelty:
-            distances = [round(d, 3) for d in (self.novelty.distances(maps) / self.novelty.threshold).tolist()]
         if views > 1:
             augment = build(self.network.config["augment"])
             for v in range(1, views):  # one image at a time, so that its views do not depend on the rest of the batch
@@ -249,7 +262,7 @@ class Model:
                 view = (torch.cat(drawn) * 255).round().to(torch.uint8)
                 p = p + probabilities(classifier, view, self.device, batch_size)
             p = p / views
-        return calibration.tempered(p.numpy(), self.temperature), distances
+        return calibration.tempered(p.numpy(), self.temperature), maps
 
     def pixels(self, images: Sequence[ImageLike] | ImageLike, batch_size: int = 64) -> Iterator[Tensor]:
         """Yield batches of decoded images, `B x 3 x S x S`, uint8.

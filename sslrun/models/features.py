@@ -1,6 +1,7 @@
 """Features and probabilities of many images, computed in batches without augmentation.
 
-Images are `N x 3 x S x S`, uint8. Networks must be on the device; they are set to evaluation mode.
+Images are `N x 3 x S x S`, uint8. Networks must be on the device; they are set to evaluation mode. By default a
+batch has as many images as the device takes well.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,16 +16,21 @@ from sslrun.models.classifier import Classifier, KNNClassifier
 from sslrun.models.encoder import Encoder, Pooling, average, pooled
 
 Out = TypeVar("Out")
-PIXELS, SMALLEST = 512 * 64 * 64, 16  # of a batch on the CPU; images, however large
+LARGEST, SMALLEST = 512, 16  # images of a batch, if its size is not given
+PIXELS = LARGEST * 64**2  # on the CPU, where larger batches are no faster, and maps of large images fill the memory
 
 
-def features(encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int = 512) -> Tensor:
+def features(encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int | None = None) -> Tensor:
     """Compute the features of images, `N x feature_dim`, float32, on the CPU."""
     return torch.cat([f.cpu() for f in _batches(encoder, encoder, images, device, batch_size)])
 
 
 def pooled_features(
-    encoder: Encoder, images: Tensor | Images, device: Device, poolings: Sequence[Pooling], batch_size: int = 512
+    encoder: Encoder,
+    images: Tensor | Images,
+    device: Device,
+    poolings: Sequence[Pooling],
+    batch_size: int | None = None,
 ) -> dict[Pooling, Tensor]:
     """Compute the features of images with several poolings at once: for each `N x D`, float32, on the CPU."""
 
@@ -36,7 +42,9 @@ def pooled_features(
     return {pooling: torch.cat(column) for pooling, column in zip(poolings, columns, strict=True)}
 
 
-def map_features(encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int = 512) -> list[Tensor]:
+def map_features(
+    encoder: Encoder, images: Tensor | Images, device: Device, batch_size: int | None = None
+) -> list[Tensor]:
     """Compute the spatial means of the backbone's feature maps: for each map `N x C`, float32, on the CPU."""
 
     def means(batch: Tensor) -> list[Tensor]:
@@ -47,14 +55,14 @@ def map_features(encoder: Encoder, images: Tensor | Images, device: Device, batc
 
 
 def probabilities(
-    classifier: Classifier | KNNClassifier, images: Tensor | Images, device: Device, batch_size: int = 512
+    classifier: Classifier | KNNClassifier, images: Tensor | Images, device: Device, batch_size: int | None = None
 ) -> Tensor:
     """Compute the probabilities of images, `N x classes`, on the CPU."""
     return torch.cat([p.cpu() for p in _batches(classifier, classifier.probabilities, images, device, batch_size)])
 
 
 def probabilities_and_maps(
-    classifier: Classifier | KNNClassifier, images: Tensor | Images, device: Device, batch_size: int = 512
+    classifier: Classifier | KNNClassifier, images: Tensor | Images, device: Device, batch_size: int | None = None
 ) -> tuple[Tensor, list[Tensor]]:
     """Compute in one pass what `probabilities` and `map_features` compute."""
     encoder = classifier.encoder
@@ -71,13 +79,18 @@ def probabilities_and_maps(
 
 @torch.no_grad()
 def _batches(
-    network: nn.Module, function: Callable[[Tensor], Out], images: Tensor | Images, device: Device, batch_size: int
+    network: nn.Module,
+    function: Callable[[Tensor], Out],
+    images: Tensor | Images,
+    device: Device,
+    batch_size: int | None,
 ) -> Iterator[Out]:
     """Yield the function's result for each batch, which it gets as floats in [0, 1] on the device."""
     network.eval()
-    if device.torch.type == "cpu":  # large batches are no faster, and maps of many large images fill the memory
+    if batch_size is None:
         height, width = images[:1].shape[-2:]
-        batch_size = min(batch_size, max(SMALLEST, PIXELS // (height * width)))
+        fitting = PIXELS // (height * width) if device.torch.type == "cpu" else LARGEST
+        batch_size = min(LARGEST, max(SMALLEST, fitting))
     for chunk in images.split(batch_size):
         with device.autocast(), device.eager():
             out = function(device.floats(chunk))

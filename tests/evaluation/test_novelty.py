@@ -32,7 +32,7 @@ def naive(queries: list[Tensor], bank: list[Tensor]) -> np.ndarray:
 def test_the_distance_is_that_to_the_nearest_training_image() -> None:
     bank, queries = maps(20), maps(5, seed=1)
     novelty = Novelty.fitted(bank, None, None)
-    assert novelty.distances(queries) == pytest.approx(naive(queries, bank).min(1), rel=1e-4)
+    assert novelty.distances(queries) == pytest.approx(naive(queries, bank).min(1), rel=1e-3)
     assert novelty.distances(bank) == pytest.approx(np.zeros(20), abs=2e-3)
 
 
@@ -42,8 +42,8 @@ def test_the_threshold_is_exceeded_by_one_percent_of_the_training_images() -> No
     np.fill_diagonal(between, np.inf)
     nearest = between.min(1)
     threshold = Novelty.fitted(bank, None, None).threshold
-    assert threshold == pytest.approx(np.sort(nearest)[-3], rel=1e-4)
-    assert (nearest > threshold * 1.0001).sum() == 2
+    assert threshold == pytest.approx(np.sort(nearest)[-3], rel=1e-3)
+    assert (nearest > threshold * 1.001).sum() == 2
 
 
 def test_images_of_a_group_are_not_neighbors() -> None:
@@ -57,14 +57,28 @@ def test_images_of_a_group_are_not_neighbors() -> None:
 def test_validation_images_set_the_threshold() -> None:
     bank, val = maps(50), maps(20, seed=2)
     threshold = Novelty.fitted(bank, None, val).threshold
-    assert threshold == pytest.approx(naive(val, bank).min(1).max(), rel=1e-4)
+    assert threshold == pytest.approx(naive(val, bank).min(1).max(), rel=1e-3)
 
 
-def test_constant_features_and_copies_are_not_unlike_themselves() -> None:
-    bank = [torch.ones(10, 4), torch.zeros(10, 2)]
+def test_copies_are_not_neighbors_and_say_nothing_of_other_images() -> None:
+    bank = [torch.cat([m, m]) for m in maps(30)]
+    once = Novelty.fitted([m[:30] for m in bank], None, None)
+    assert Novelty.fitted(bank, None, None).threshold == pytest.approx(once.threshold, rel=0.05)
+    same = [torch.ones(10, 4), torch.zeros(10, 2)]
+    novelty = Novelty.fitted(same, None, None)
+    assert novelty.threshold == np.inf
+    novelty.save(Path("none.npz"))
+    assert not Path("none.npz").exists()
+
+
+def test_a_channel_that_is_constant_in_training_does_not_decide_alone() -> None:
+    bank = [torch.cat([m, torch.zeros(len(m), 1)], 1) for m in maps(100)]
     novelty = Novelty.fitted(bank, None, None)
-    assert (novelty.distances(bank) <= novelty.threshold).all()
-    assert (novelty.distances([torch.full((1, 4), 2.0), torch.zeros(1, 2)]) > novelty.threshold).all()
+    other = [m[:1].clone() for m in bank]
+    other[0][0, -1] = 1e-2  # where the other channels have an SD of 10
+    assert novelty.distances(other)[0] < 0.1 * novelty.threshold
+    other[0][0, -1] = 1e3
+    assert novelty.distances(other)[0] > novelty.threshold
 
 
 def test_it_is_the_same_from_its_file() -> None:
@@ -75,5 +89,5 @@ def test_it_is_the_same_from_its_file() -> None:
     assert loaded.threshold == novelty.threshold
     assert loaded.distances(queries) == pytest.approx(novelty.distances(queries), rel=1e-2)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"novelty\.npz is damaged"):
+    with pytest.raises(UserError, match=r"novelty\.npz cannot be read"):
         Novelty.load(path)

@@ -56,7 +56,8 @@ def test_a_confidence_equal_to_the_threshold_is_not_unsure(in_world: Path, photo
     fitted = threshold(p, np.zeros(60, int))
     assert fitted is not None
     model.confidence_threshold = fitted.value
-    model._calibrated = lambda pixels, views, batch_size: (p[: len(pixels)], [None] * len(pixels))  # type: ignore[method-assign]
+    model.novelty = None
+    model._calibrated = lambda pixels, views, batch_size: (p[: len(pixels)], [])  # type: ignore[method-assign]
     assert not any(g.unsure for g in model.predict(photo_files))
 
 

@@ -1,10 +1,11 @@
+import pytest
 import torch
 from torch import Tensor
 
 from sslrun.device import Device
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import Pooling, build_encoder
-from sslrun.models.features import features, map_features, pooled_features, probabilities
+from sslrun.models.features import features, map_features, pooled_features, probabilities, probabilities_and_maps
 from tests.helpers import CPU, encoder_of, small_encoder
 
 
@@ -72,3 +73,24 @@ def test_probabilities_are_those_of_the_classifier_in_evaluation_mode() -> None:
     result = probabilities(classifier, images, CPU, 2)
     assert not classifier.training
     assert torch.allclose(result, classifier.head(classifier.encoder(images / 255)).softmax(1), atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "most"), [(32, 512), (64, 512), (224, 41), (600, 16)])
+def test_large_images_are_computed_in_small_batches(size: int, most: int) -> None:
+    """A batch of 512 images at 224 px would need gigabytes for the maps of the first stages."""
+    encoder, seen = small_encoder(), []
+    encoder.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
+    n = most + 1
+    found = features(encoder, torch.zeros(1, 3, size, size, dtype=torch.uint8).expand(n, -1, -1, -1), device)
+    assert (len(found), seen) == (n, [most, 1])
+
+
+def test_probabilities_and_maps_are_those_of_two_passes(pieces: Tensor) -> None:
+    device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
+    images = (pieces * 255).round().to(torch.uint8)
+    classifier = Classifier(encoder_of("smallcnn", 32), 4)
+    found, maps = probabilities_and_maps(classifier, images, device)
+    assert torch.allclose(found, probabilities(classifier, images, device), atol=1e-6)
+    for one, other in zip(maps, map_features(classifier.encoder, images, device), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
