@@ -1,6 +1,5 @@
 """`sslrun guide FOLDER`: the commands that fit a folder of images, with times measured on this machine."""
 
-import math
 import shlex
 import statistics
 import time
@@ -24,7 +23,8 @@ from sslrun.config.compose import compose_config
 from sslrun.config.nodes import plain
 from sslrun.config.types import Node
 
-MEASURED = 192  # images on which times are measured
+MEASURED = 192  # images on which times are measured, at most
+DECODING = 2.0  # seconds in which images are decoded for that
 FEW, MANY = 200, 500  # images below which nothing is pretrained; labels above which the trainings have one fold
 STEPS, FEWEST_STEPS = 600, 100  # of a distillation
 PRETRAINING, FINETUNING = 300.0, 120.0  # seconds that a pretraining takes about, and a finetuning at most
@@ -119,7 +119,7 @@ def _looked_over(path: str, overrides: list[str]) -> Folder:
     train = listings["train"]
     assert train is not None
     files = train.items if isinstance(train.items, list) else []
-    files = files[:: max(1, len(files) // MEASURED)]
+    files = files[:: max(1, -(-len(files) // MEASURED))]
     side = _side(files)
     return Folder(
         path=path,
@@ -139,9 +139,13 @@ def _decoding(files: list[str], node: Node) -> float:
     from sslrun.base.machine import cores
     from sslrun.data.decode import decode_some
 
-    began = time.monotonic()
-    decode_some(files, image_size=node["image_size"], resize=node["resize"], channels=node["channels"], gray_range=None)
-    return (time.monotonic() - began) / max(1, len(files)) / cores()
+    began, n = time.monotonic(), 0
+    for file in files:
+        decode_some([file], node["image_size"], node["resize"], node["channels"], None)
+        n += 1
+        if time.monotonic() - began > DECODING:
+            break
+    return (time.monotonic() - began) / max(1, n) / cores()
 
 
 def _side(files: list[str]) -> int:
@@ -153,7 +157,7 @@ def _side(files: list[str]) -> int:
         try:
             with Image.open(file) as image:
                 sides.append(min(image.size))
-        except (OSError, ValueError, SyntaxError):
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             continue
     return round(statistics.median(sides)) if sides else 0
 
@@ -204,6 +208,7 @@ def _commands(folder: Folder, overrides: list[str]) -> Iterator[Command]:
 
 def _pretraining(overrides: list[str], images: int, distilling: bool) -> tuple[float, list[str]]:
     """Return the seconds of a pretraining, and the overrides that set its length."""
+    from sslrun.config.build import build
     from sslrun.data.dataset import load_train
     from sslrun.training import estimate
 
@@ -215,16 +220,16 @@ def _pretraining(overrides: list[str], images: int, distilling: bool) -> tuple[f
             config["dataset"]["image_size"], config["train"]["batch_size"],
         )  # fmt: skip
     batch = min(images, config["train"]["batch_size"])
-    steps = max(1, round(PRETRAINING * result.images_per_second / batch))
-    per_epoch, most = math.ceil(images / batch), config["train"]["epochs"]
-    epochs = min(most, max(1, steps // per_epoch))
-    steps = min(STEPS, max(FEWEST_STEPS, round(steps, -2))) if distilling else epochs * per_epoch
-    if distilling and steps > most * per_epoch:
-        steps, length = most * per_epoch, []
+    steps, train = max(1, round(PRETRAINING * result.images_per_second / batch)), {**config["train"], "steps": None}
+    if distilling:
+        steps = min(STEPS, max(FEWEST_STEPS, round(steps, -2)))
+        by_epochs = build(train).total_steps(images)  # which may end before
+        total, length = min(steps, by_epochs), [f"train.steps={steps}"] if steps < by_epochs else []
     else:
-        length = [f"train.steps={steps}" if distilling else f"train.epochs={epochs}"]
+        epochs = min(train["epochs"], max(1, steps * batch // images))
+        total, length = build({**train, "epochs": epochs}).total_steps(images), [f"train.epochs={epochs}"]
     preparation = result.preparation * images / max(1, len(data))
-    return preparation + steps * batch / result.images_per_second, length
+    return preparation + total * batch / result.images_per_second, length
 
 
 def _finetuning(folder: Folder, overrides: list[str]) -> tuple[float, float]:

@@ -1,7 +1,6 @@
 """From the arguments of a command to Hydra, in small steps; all mistakes are reported before anything starts."""
 
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from sslrun.base.paths import CONF
 from sslrun.cli.invocation import Invocation, parsed
 from sslrun.config.commands import COMMANDS, COMPARE, EVALUATE, FINETUNE, TASKS, typed
 
-PLAIN, NOT_TEXT = r"[A-Za-z_][A-Za-z0-9_./-]*", ("null", "true", "false", "inf", "nan")  # needs no quotes; does
+FEW = 20  # paths of images that are written without quotes, where they need none
 
 
 def run_command(command: str, args: list[str]) -> None:
@@ -116,6 +115,7 @@ def _meant(argument: str, keys: list[str], config_dir: str | None) -> Iterator[s
 def _with_images(invocation: Invocation) -> Invocation:
     """Convert paths of images into `images=[...]`."""
     from sslrun.base.errors import UserError
+    from sslrun.cli.places import is_text
     from sslrun.config.grammar import quoted
 
     others = invocation.others
@@ -125,7 +125,8 @@ def _with_images(invocation: Invocation) -> Invocation:
         raise UserError("give the images as arguments or as images=[...], not both")
     if "-" in others and invocation.multirun:
         raise UserError("-: the jobs of a sweep cannot all read standard input; remove -m")
-    values = [o if re.fullmatch(PLAIN, o) and o.lower() not in NOT_TEXT else quoted(o) for o in others]
+    few = len(others) <= FEW
+    values = [o if few and is_text(o) else quoted(o) for o in others]
     return invocation.with_overrides([*invocation.overrides, f"images=[{','.join(values)}]"])
 
 

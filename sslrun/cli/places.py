@@ -90,18 +90,18 @@ def _quoted(override: str, multirun: bool) -> str:
     name = key.lstrip("+").removeprefix("finetune.")
     is_path = name in PATHS and value not in ("", "null")
     if name in EXPRESSIONS and value != "null" and value[:1] not in ("", "'", '"'):
-        return override if _is_text(value) else f"{key}={quoted(value)}"
+        return override if is_text(value) else f"{key}={quoted(value)}"
     if not is_path or (value[0] in "'\"[{" and not _exists(value)):
         return override
     is_sweep = multirun and ("," in value or re.match(r"\w+\(", value))
     if _exists(value) or not ("${" in value or is_sweep):
-        return override if _is_text(value) else f"{key}={quoted(value)}"
+        return override if is_text(value) else f"{key}={quoted(value)}"
     if is_sweep and not re.match(r"\w+\(", value):
-        return f"{key}={','.join(v if v == 'null' or _is_text(v) else quoted(v) for v in value.split(','))}"
+        return f"{key}={','.join(v if v == 'null' or is_text(v) else quoted(v) for v in value.split(','))}"
     return override
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
     """Return whether Hydra reads an unquoted value as this text."""
     try:
         parsed = OverridesParser.create().parse_override(f"key={value}")

@@ -230,10 +230,10 @@ def _misfit(path: Path, images: ImageNames, given: Mapping[Role, str | int]) -> 
         return str(error)
     if "submission" in path.name.lower():
         return f"{path} is a sample of predictions, by its name"
-    if not any(labels):
+    enough = len(set(found)) > min(len(rows), len(images.names)) / 2
+    if enough and not any(labels):
         return f"{path}: column {columns.names[columns.label]} is empty; write the class of each image there"
     if len({*labels} - {None}) < 2:
         return f"{path}: column {columns.names[columns.label]} has a single value"
-    enough = len(set(found)) > min(len(rows), len(images.names)) / 2
     few = f"{path} names {counted(len(set(found)), 'image')} of {images.top} in its first {len(rows):,} rows"
     return None if enough else few

@@ -108,6 +108,10 @@ def understood(top: Folder) -> Layout:
         layout.use_val_as_test()
     else:
         layout.train = _part(Folder(top.path, top.images, [*others, *roles.get(UNLABELED, [])]), layout)
+    if not layout.train and layout.unlabeled:
+        layout.train = Part(images=[p for pool in layout.unlabeled for p in pool], base=top.path)
+        layout.unlabeled = []
+        layout.notes.append("the only training images are in folders of unlabeled ones")
     return layout
 
 
@@ -159,8 +163,6 @@ def _roles(top: Folder, layout: Layout) -> dict[str, list[Folder]]:
 def _part(top: Folder, layout: Layout, role: str = TRAIN) -> Part:
     """Return the images of a folder by class; those without a class are for pretraining, unless it is a test folder."""
     pool = [f for f in top.filled() if role_of(f.name) == UNLABELED]
-    if not top.images and pool == top.filled():  # there are no others
-        return Part(images=[p for f in pool for p in f.below()], base=top.path)
     _add_unlabeled([p for f in pool for p in f.below()], layout, role)
     folders = [f for f in top.filled() if f not in pool]
     if not folders:

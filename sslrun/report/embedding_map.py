@@ -15,7 +15,7 @@ from sslrun.base.files import write_text
 from sslrun.base.text import counted
 from sslrun.data.cache import decode_all
 from sslrun.data.depth import Range
-from sslrun.data.layout import UNLABELED
+from sslrun.data.layout import UNLABELED, role_of
 from sslrun.evaluation.projection import tsne
 from sslrun.report.html import render
 from sslrun.report.style import COLORS, GRAY, new_figure, styled
@@ -91,7 +91,7 @@ def publish(
 
 
 def _is_unlabeled(group: str) -> bool:
-    return group.split("/")[0] == UNLABELED
+    return any(role_of(name) == UNLABELED for name in group.split("/"))
 
 
 def _color(i: int) -> str:

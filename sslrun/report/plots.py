@@ -234,7 +234,7 @@ def class_gains(gains: Mapping[str, np.ndarray], class_names: Sequence[str], tit
         axis.barh(range(n), [f.mean for f in intervals], color=tint[name], alpha=0.75)
         axis.errorbar([f.mean for f in intervals], range(n), xerr=ends, fmt="none", ecolor=INK, elinewidth=0.8)
         axis.axvline(0, color=INK, linewidth=0.8)
-        axis.update_datalim([(-1, 0), (1, 0)])  # if no class differs
+        axis.update_datalim([(-1, 0), (1, 0)])  # at least one point to each side
         axis.set_yticks(range(n), class_names if i == 0 else [""] * n, fontsize=7)
         axis.set_ylim(n - 0.4, -0.6)
         axis.set_title(heading, fontsize=9)

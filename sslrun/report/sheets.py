@@ -100,8 +100,8 @@ def prediction_figures(rows: Sequence[dict[str, Any]], folder: Path, gray_range:
             image = image.resize([max(1, int(scale * s)) for s in image.size], Image.Resampling.NEAREST)
         titled = Image.new("RGB", (FIGURE_SIDE + 20, image.height + 50), "white")
         titled.paste(image, ((titled.width - image.width) // 2, 40))
-        unsure = "  unlike training" if row["unlike_training"] else "  unsure" if row["unsure"] else ""
-        title, font = _title(f"{row['class']}  {percent(row['confidence'])}{unsure}", FIGURE_SIDE)
+        doubt = "  unlike training" if row["unlike_training"] else "  unsure" if row["unsure"] else ""
+        title, font = _title(f"{row['class']}  {percent(row['confidence'])}{doubt}", FIGURE_SIDE)
         ImageDraw.Draw(titled).text((titled.width / 2, 20), title, "black", font, anchor="mm")
         titled.save(folder / f"{i:03d}_{Path(row['image']).stem[:60]}.png")
 

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +71,15 @@ def is_complete(directory: Path) -> bool:
     return is_finished(directory) and (read_summary(directory)["stage"] not in FOR_ENCODER or has_checkpoint(directory))
 
 
-@lru_cache
-def _skipped(path: Path, absolute: str) -> None:
-    """Warn of a damaged summary, once."""
-    log.warning("Skipped %s: it cannot be read", path)
+_warned: set[str] = set()  # absolute paths of damaged summaries
+
+
+def _warn_once(path: Path) -> None:
+    """Warn of a damaged summary, unless that was logged before."""
+    absolute = os.path.abspath(path)
+    if absolute not in _warned and not log.disabled:
+        _warned.add(absolute)
+        log.warning("Skipped %s: it cannot be read", path)
 
 
 def find(stages: Sequence[str] = LISTED, study_runs: bool = False) -> list[FoundRun]:
@@ -92,7 +96,7 @@ def find(stages: Sequence[str] = LISTED, study_runs: bool = False) -> list[Found
             try:
                 runs.append((path.parent, read_summary(path.parent)))
             except UserError:
-                _skipped(path, os.path.abspath(path))
+                _warn_once(path)
     return sorted(runs, key=lambda f: str(f[1].get("started")))
 
 

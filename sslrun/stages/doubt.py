@@ -73,7 +73,7 @@ def doubt(run: Run, settings: Doubt) -> dict[str, Any]:
         "%s of %s seem wrong to a classifier that was not trained on them.", f"{doubts:,}", counted(len(rows), "label")
     )
     if unseen := len(labels) - len(rows):
-        log.info("%s not checked: the classifier was trained on them in every fold.", counted(unseen, "label"))
+        log.info("%s not checked: no prediction was made without training on them.", counted(unseen, "label"))
     if doubts:
         sheet = run.figure("doubts")
         contact_sheet(_tiles(labeled.every, found, table)).save(sheet)

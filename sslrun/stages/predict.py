@@ -15,7 +15,7 @@ from sslrun.base.output import Row, as_csv, as_json, as_jsonl, as_table
 from sslrun.base.text import counted, percent, speed
 from sslrun.config.commands import WITH_CLASSIFIER
 from sslrun.config.types import Count, Fraction, Node, PositiveInt
-from sslrun.data.layout import UNLIKE, UNSURE
+from sslrun.data.layout import TO_SORT, UNLIKE, UNSURE
 from sslrun.data.options import has_groups
 from sslrun.evaluation.calibration import Threshold, no_threshold_text
 from sslrun.evaluation.novelty import NOVELTY
@@ -102,13 +102,16 @@ def _row(p: Prediction) -> Row:
 def _report_unlike(rows: Sequence[Row], model: Model) -> int | None:
     """Log how many images are unlike all training images, or that this is unknown; return their number."""
     if model.novelty is None:
-        log.info("Not checked for images unlike the training images: this classifier's run has no %s.", NOVELTY)
+        log.info(
+            "Not checked for images unlike the training images: %s has no %s, as runs of studies, of older versions or "
+            "with one group.", model.network.path.parent, NOVELTY,
+        )  # fmt: skip
         return None
     unlike = sum(bool(r["unlike_training"]) for r in rows)
     if unlike:
         log.info(
-            "%d of %d are unlike the training images: farther from the nearest than 99 %% of those are from others. "
-            "Their classes mean little.", unlike, len(rows),
+            "%d of %d are unlike the training images: the nearest one is farther away than usual. Do not rely on their "
+            "classes.", unlike, len(rows),
         )  # fmt: skip
     return unlike
 
@@ -119,7 +122,7 @@ def _report_unsure(rows: Sequence[Row], model: Model, settings: Predict) -> int 
         return None
     if settings.unsure == "auto" and model.confidence_threshold is None:
         reason = no_threshold_text(model.network.metrics)
-        sorted_too = ", and all are sorted by class" if settings.sort_into else ""
+        sorted_too = f", so none is in {UNSURE}" if settings.sort_into else ""
         log.info("No image was checked for being unsure%s: %s.", sorted_too, reason)
         return None
     unsure = sum(bool(r["unsure"]) for r in rows)
@@ -158,7 +161,7 @@ def _folders(class_names: Sequence[str]) -> dict[str, str]:
     taken: dict[str, str] = {}
     for name in class_names:
         plain = "".join("_" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in name).strip()
-        plain = plain if plain.strip(".") and plain not in (UNSURE, UNLIKE) else f"_{plain}"
+        plain = plain if plain.strip(".") and plain.lower() not in (UNSURE, UNLIKE, TO_SORT) else f"_{plain}"
         n, unique = 1, plain
         while unique in taken.values():
             n += 1
@@ -176,7 +179,7 @@ def _flat(rows: Sequence[Row]) -> list[Row]:
         for i in range(k):
             p = r["top"][i] if i < len(r["top"]) else {"class": None, "confidence": None}
             cells |= {f"class_{i + 1}": p["class"], f"confidence_{i + 1}": p["confidence"]}
-        flat.append({**cells, **{k: r[k] for k in ("unsure", "unlike_training", "distance", "error")}})
+        flat.append({**cells, **{key: r[key] for key in ("unsure", "unlike_training", "distance", "error")}})
     return flat
 
 

@@ -37,5 +37,25 @@ def test_a_narrow_terminal_gets_a_block_of_lines_for_each_row() -> None:
     ]  # fmt: skip
 
 
+def test_one_long_cell_does_not_make_records() -> None:
+    table = new_table(("image", "class"), fold=True)
+    for i in range(5):
+        table.add_row(f"{i}.jpg", "damaged: " + "x" * 200 if i == 3 else "cat")
+    console = Console(file=io.StringIO(), width=80)
+    with console.capture() as capture:
+        console.print(table)
+    assert "────" in capture.get()
+
+
+def test_a_group_of_rows_has_its_first_cell_in_every_record() -> None:
+    table = new_table(("labels", "network", "gain"))
+    table.add_row("30", "scratch" + 30 * " network", "")
+    table.add_row("", "simclr" + 30 * " network", "+3")
+    console = Console(file=io.StringIO(), width=40)
+    with console.capture() as capture:
+        console.print(table)
+    assert [line.split() for line in capture.get().splitlines() if line.startswith("labels")] == 2 * [["labels", "30"]]
+
+
 def test_an_empty_table_has_its_header() -> None:
     assert any("run" in line for line in printed(38, rows=0))

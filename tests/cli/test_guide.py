@@ -13,6 +13,7 @@ from tests.helpers import Cli, runs, summary
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sslrun.training.estimate.SECONDS", 0.1)
+    monkeypatch.setattr("sslrun.cli.guide.FINETUNING", 1e6)  # on a busy machine, too
     monkeypatch.setattr("sslrun.models.published.on_this_machine", lambda: iter(()))
 
 

@@ -234,9 +234,9 @@ def test_without_a_threshold_no_image_is_called_sure_or_unsure(
     rows = json.loads(answer.out)
     assert [r["unsure"] for r in rows] == [None] * 31
     (line,) = [line for line in answer.err.splitlines() if "unsure" in line]
-    assert line.startswith("No image was checked for being unsure, and all are sorted by class: ")
+    assert line.startswith("No image was checked for being unsure, so none is in _unsure: ")
     assert line.endswith(f"{reason}.")
-    assert {p.name for p in Path("sorted").iterdir()} <= {"flower", "temple"}
+    assert {p.name for p in Path("sorted").iterdir()} <= {"flower", "temple", "_unlike_training"}
     assert sum(1 for p in Path("sorted").rglob("*.jpg")) == 30
     assert {r["unsure"] for r in csv.DictReader((runs("predict")[-1] / "predictions.csv").open())} == {""}
     assert {p.unsure for p in sslrun.load(best.parent, device="cpu").predict(str(photos / "flower/flower 01.jpg"))} == {
@@ -321,6 +321,13 @@ def test_a_run_without_the_distances_of_its_training_images_says_so(
     answer = cli("predict", photo_files[0], "format=json", *QUICK)
     assert "Not checked for images unlike the training images" in answer.err
     assert [(r["unlike_training"], r["distance"]) for r in json.loads(answer.out)] == [(None, None)]
+
+
+def test_a_damaged_summary_is_named_once(in_world: Path, cli: Cli, photo_files: list[str]) -> None:
+    (broken := runs("finetune")[-1].with_name("2020-01-01_00-00-00-000000")).mkdir()
+    (broken / "summary.json").write_text("{")
+    answer = cli("predict", photo_files[0], "figures=0", *QUICK)
+    assert answer.err.count(f"Skipped {broken / 'summary.json'}: it cannot be read") == 1
 
 
 def predicted(

@@ -238,6 +238,13 @@ def test_without_other_images_those_of_an_unlabeled_folder_are_trained_on() -> N
     assert (len(found.names), found.labels, listed(folder_node("set"), "unlabeled")) == (10, None, None)
 
 
+def test_unlabeled_images_are_trained_on_where_only_the_test_images_have_labels() -> None:
+    files("unlabeled test/a test/b")
+    found = listed(folder_node("set"), "train")
+    assert found is not None
+    assert (len(found.names), found.labels) == (5, None)
+
+
 def test_a_folder_without_training_images_says_so() -> None:
     files("val/a test/a test/b")
     with pytest.raises(UserError, match=r"set has no images to train on, only test/, val/"):
