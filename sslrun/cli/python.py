@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections import deque
@@ -94,7 +93,7 @@ def _finished(command: str, arguments: tuple[str | Path, ...], settings: dict[st
         try:
             _echo(process, lines)
         except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # SIGINT is ignored in processes of a shell's background
             _echo(process, lines)
             raise
         finally:

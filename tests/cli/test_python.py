@@ -98,7 +98,7 @@ def test_an_interruption_reaches_the_command_which_saves_its_state(
     with pytest.raises(KeyboardInterrupt):
         sslrun.pretrain(*SMALL, "train.steps=100000", "train.epochs=null", "train.evaluations=1000")
     assert summary(runs("pretrain")[-1])["status"] == "interrupted"
-    assert "Stopped by SIGINT" in capfd.readouterr().out
+    assert "Stopped by SIGTERM" in capfd.readouterr().out
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def test_labels_that_were_always_trained_on_are_not_checked_and_that_is_said(cli
     answer = cli("data", "doubt")
     assert answer.code == 0, answer.err
     assert f"of {summary(runs('finetune')[-1])['labels_val']} labels seem wrong" in answer.err
-    assert "20 labels not checked: the classifier was trained on them in every fold." in answer.err
+    assert "20 labels not checked: no prediction was made without training on them." in answer.err
 
 
 def test_a_run_without_predictions_is_one_line(cli: Cli, in_world: Path) -> None:
