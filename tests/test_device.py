@@ -63,7 +63,7 @@ def test_compiled_training_gives_the_same_losses(cli: Cli) -> None:
     losses = []
     for compiled in ("null", "default"):
         steps = ("train.epochs=null", "train.steps=6", "train.evaluations=2", "train.log_every=1")
-        done = cli("pretrain", *steps, *TINY, f"device.compile={compiled}")
+        done = cli("pretrain", "dataset=digits", *steps, *TINY, f"device.compile={compiled}")
         assert done.code == 0, done.err
         run = max(Path("outputs/pretrain").iterdir())
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
