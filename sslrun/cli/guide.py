@@ -54,7 +54,7 @@ class Folder:
     Attributes:
         path: as it is typed.
         train, unlabeled, test: numbers of images.
-        labels: number of training images with a label.
+        labels: number of training images with a label; 0 if there is only one class.
         classes: their number.
         size: arguments that set the image size, if the default is too large.
         decoding: seconds to decode an image.
@@ -121,12 +121,17 @@ def _looked_over(path: str, overrides: list[str]) -> Folder:
     files = train.items if isinstance(train.items, list) else []
     files = files[:: max(1, -(-len(files) // MEASURED))]
     side = _side(files)
+    if files and not side:
+        raise UserError(f"none of {counted(len(files), 'image')} of {path} that were tried can be read: {files[0]}")
+    if len(train.names) < 2:
+        raise UserError(f"{path} has {counted(len(train.names), 'training image')}; at least 2 are needed")
+    labels = train.labels if len(train.class_names) > 1 else None
     return Folder(
         path=path,
         train=len(train.names),
         unlabeled=len(listings["unlabeled"].names) if listings["unlabeled"] else 0,
         test=len(listings["test"].names) if listings["test"] else 0,
-        labels=0 if train.labels is None else int(np.count_nonzero(train.labels >= 0)),
+        labels=0 if labels is None else int(np.count_nonzero(labels >= 0)),
         classes=len(train.class_names),
         size=[f"dataset.image_size={max(MULTIPLE, side // MULTIPLE * MULTIPLE)}"] if side and side < SMALL else [],
         decoding=_decoding(files, node),

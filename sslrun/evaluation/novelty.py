@@ -46,13 +46,20 @@ class Novelty:
     threshold: float
 
     @classmethod
-    def fitted(cls, maps: Sequence[Tensor], groups: np.ndarray | None, held_out: Sequence[Tensor] | None) -> "Novelty":
+    def fitted(
+        cls,
+        maps: Sequence[Tensor],
+        groups: np.ndarray | None,
+        held_out: Sequence[Tensor] | None,
+        labels: Tensor | None = None,
+    ) -> "Novelty":
         """Fit it to training images.
 
         Args:
             maps: as returned by `map_features` for N training images.
             groups: N; images of one group are not neighbors. None: every image is a group. Copies are one, too.
             held_out: of images that the network was not trained on; their distances set the threshold then.
+            labels: N; an image without a neighbor of its class does not count for the threshold.
         """
         features = torch.cat(list(maps), 1)
         scale = torch.cat([_scale(m) for m in maps])
@@ -67,6 +74,8 @@ class Novelty:
                 group = torch.from_numpy(np.unique(groups, return_inverse=True)[1])
                 same |= group[:, None] == group
             own = distances.masked_fill(same, torch.inf).amin(1).numpy()
+            if labels is not None:
+                own = own[((labels[:, None] == labels) & ~same).any(1).numpy()]
         own = own[np.isfinite(own)]
         if not len(own):
             return fitted
@@ -77,7 +86,7 @@ class Novelty:
         """Fit it to at most 1,024 of the training images, evenly spaced; `val` are validation images, if there are."""
         some = _spread(data)
         held_out = map_features(encoder, _spread(val).images, device) if val else None
-        return cls.fitted(map_features(encoder, some.images, device), some.groups, held_out)
+        return cls.fitted(map_features(encoder, some.images, device), some.groups, held_out, some.labels)
 
     def distances(self, maps: Sequence[Tensor]) -> np.ndarray:
         """Return the distance of each image to the nearest training image.
@@ -104,8 +113,11 @@ class Novelty:
         try:
             with np.load(path) as arrays:
                 mean, scale, bank = (torch.from_numpy(arrays[k].astype(np.float32)) for k in ("mean", "scale", "bank"))
-                return cls(mean, scale, bank, float(arrays["threshold"]))
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+                threshold = float(arrays["threshold"])
+            if not (len(bank) and bank.shape[1:] == mean.shape == scale.shape and 0 < threshold < math.inf):
+                raise ValueError("its arrays do not fit")
+            return cls(mean, scale, bank, threshold)
+        except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
             raise UserError(
                 f"{path} cannot be read ({described(error)}); remove it to classify images without comparing them with "
                 "the training images"

@@ -84,12 +84,16 @@ def test_the_commands_can_be_run(cli: Cli, photos: Path) -> None:
 def test_a_folder_that_is_none_is_one_line(cli: Cli) -> None:
     Path("photo.jpg").touch()
     Path("empty").mkdir()
+    Path("junk").mkdir()
+    for i in range(3):
+        Path(f"junk/{i}.png").write_text("no image")
     for given, words in (
         ("nowhere", "nowhere: no such folder"),
         ("photo.jpg", "photo.jpg is a file"),
         ("empty", "no images"),
+        ("junk", "none of 3 images of junk that were tried can be read"),
     ):
         answer = cli("guide", given)
         assert answer.code == 1
-        assert len(answer.lines()) == 1
-        assert words in answer.err
+        assert len([line for line in answer.lines() if line.startswith("sslrun:")]) == 1
+        assert words in answer.lines()[-1]

@@ -54,6 +54,15 @@ def test_images_of_a_group_are_not_neighbors() -> None:
     assert Novelty.fitted(bank, np.array(["one"] * 40), None).threshold == np.inf  # nothing is known: nothing is marked
 
 
+def test_a_class_of_one_group_does_not_set_the_threshold() -> None:
+    bank = maps(30)
+    bank[0][20:] += 200
+    labels = torch.tensor([0] * 20 + [1] * 10)
+    groups = np.array([*range(20), *[99] * 10])
+    far = Novelty.fitted(bank, groups, None).threshold
+    assert Novelty.fitted(bank, groups, None, labels).threshold < far / 2
+
+
 def test_validation_images_set_the_threshold() -> None:
     bank, val = maps(50), maps(20, seed=2)
     threshold = Novelty.fitted(bank, None, val).threshold
