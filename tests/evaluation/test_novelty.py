@@ -54,7 +54,7 @@ def test_images_of_a_group_are_not_neighbors() -> None:
     assert Novelty.fitted(bank, np.array(["one"] * 40), None).threshold == np.inf  # nothing is known: nothing is marked
 
 
-def test_a_class_of_one_group_does_not_set_the_threshold() -> None:
+def test_images_without_a_neighbor_of_their_class_do_not_set_the_threshold() -> None:
     bank = maps(30)
     bank[0][20:] += 200
     labels = torch.tensor([0] * 20 + [1] * 10)
