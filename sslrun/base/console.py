@@ -1,10 +1,12 @@
 """Logging and progress on standard error; standard output is reserved for results."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -24,6 +26,7 @@ from rich.text import Text
 from sslrun.base.text import duration
 
 log = logging.getLogger("sslrun")
+_logged: set[tuple[str, str]] = set()  # of `log_once`
 PLAIN_EVERY = 15.0  # seconds between lines of progress where there is no terminal
 QUIET_EVERY = 60.0  # the same for runs of a study
 ERR = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr and sys.stderr.isatty() else 160)
@@ -68,6 +71,14 @@ def silently() -> Iterator[None]:
         yield
     finally:
         log.disabled = before
+
+
+def log_once(place: Path | str, text: str, level: int = logging.INFO) -> None:
+    """Log a line about a file or folder, unless this process has logged it before: data is read for each split."""
+    entry = (os.path.abspath(place), text)
+    if entry not in _logged and not log.disabled:
+        _logged.add(entry)
+        log.log(level, "%s", text)
 
 
 def printable(name: str) -> str:

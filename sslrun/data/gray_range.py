@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from sslrun.base.cached import Cached
-from sslrun.base.console import log, progress
+from sslrun.base.console import log_once, progress
 from sslrun.base.files import replacing
 from sslrun.base.paths import home
 from sslrun.base.text import counted
@@ -73,7 +73,7 @@ def measured(files: Sequence[str]) -> list[float] | None:
     result = _cached(deep) if deep else GrayRange(None, {}, 0)
     if result.limits is None:
         return None
-    log.info("%s.", replace(result, others=result.others + len(files) - len(deep)))
+    log_once(os.path.dirname(deep[0]), f"{replace(result, others=result.others + len(files) - len(deep))}.")
     return result.limits
 
 

@@ -146,7 +146,7 @@ def _span(x: Tensor) -> Tensor | None:
 
 
 def map_probes(
-    encoder: Encoder, labeled: Labeled, folds: Sequence[Fold], test: Dataset, device: Device, batch_size: int
+    encoder: Encoder, labeled: Labeled, folds: Sequence[Fold], test: Dataset, device: Device, batch_size: int | None
 ) -> list[dict[str, Any]]:
     """Compute the test accuracy of a linear probe and of kNN for each feature map of the backbone.
 

@@ -1,12 +1,12 @@
 """Finding and reading earlier runs. torch is not imported here."""
 
 import json
-import os
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sslrun.base.console import log
+from sslrun.base.console import log_once
 from sslrun.base.errors import UserError
 from sslrun.config.build import renamed
 from sslrun.config.commands import FOR_ENCODER, LISTED
@@ -71,17 +71,6 @@ def is_complete(directory: Path) -> bool:
     return is_finished(directory) and (read_summary(directory)["stage"] not in FOR_ENCODER or has_checkpoint(directory))
 
 
-_warned: set[str] = set()  # absolute paths of damaged summaries
-
-
-def _warn_once(path: Path) -> None:
-    """Warn of a damaged summary, unless that was logged before."""
-    absolute = os.path.abspath(path)
-    if absolute not in _warned and not log.disabled:
-        _warned.add(absolute)
-        log.warning("Skipped %s: it cannot be read", path)
-
-
 def find(stages: Sequence[str] = LISTED, study_runs: bool = False) -> list[FoundRun]:
     """Return all runs in `outputs/`, oldest first, as (directory, summary); damaged ones are skipped with a warning.
 
@@ -96,7 +85,7 @@ def find(stages: Sequence[str] = LISTED, study_runs: bool = False) -> list[Found
             try:
                 runs.append((path.parent, read_summary(path.parent)))
             except UserError:
-                _warn_once(path)
+                log_once(path, f"Skipped {path}: it cannot be read", logging.WARNING)
     return sorted(runs, key=lambda f: str(f[1].get("started")))
 
 

@@ -53,7 +53,7 @@ class Evaluate:
     against: str | None
     dataset: AnyDatasetNode
     stages: bool
-    batch_size: PositiveInt
+    batch_size: PositiveInt | None
     device: Node
 
 
@@ -293,7 +293,7 @@ def _compared(classifier: Evaluated, against: Evaluated) -> dict[str, Any]:
     return {"run": str(against.directory), "accuracy": float(rival.mean()), **test}
 
 
-def _map_probes(classifier: Evaluated, batch_size: int) -> list[dict[str, Any]]:
+def _map_probes(classifier: Evaluated, batch_size: int | None) -> list[dict[str, Any]]:
     """Train linear probes on the feature maps of the backbone; empty if the labeled images of the run are gone."""
     config = classifier.trained.config
     node, evaluated_on = config["dataset"], classifier.dataset

@@ -19,7 +19,6 @@ from sslrun.config.types import Count, Fraction, FromCheckpoint, Node, Positive,
 from sslrun.data.balance import Balance, balanced_method, class_ratio
 from sslrun.data.labeled import Labeled, Validation, load_labeled
 from sslrun.data.labels import LabelBudget
-from sslrun.data.options import AUTO as MEASURED
 from sslrun.data.options import AnyDatasetNode, describe
 from sslrun.device import Device
 from sslrun.evaluation.novelty import NOVELTY, Novelty
@@ -195,19 +194,15 @@ def _resolved(run: Run, settings: Finetune) -> tuple[Network, Finetune]:
         option = HydraConfig.get().runtime.choices["dataset"]
         run.note(given=given_keys(run.stage, run.config, option, overrides, user_config_dir()))
     overrides = {**run.summary.get("given", {}), **overrides}
-    gray_range = settings.dataset["range"]
     if init == AUTO:
         parallel = _parallel(build(settings.device))
-        chosen, gray_range = choose_initialization(run, settings.budget, overrides, parallel)
-        run.resolve(**chosen)  # a resumed run keeps it
+        run.resolve(**choose_initialization(run, settings.budget, overrides, parallel))  # a resumed run keeps it
         init = run.config["init"]
     resumed = run.summary if run.resumed and has_checkpoint(run.directory) else None
     if run.resumed and not resumed and "init" in run.summary and init in (SCRATCH, PRETRAINED):
         network = unchanged(init, settings.backbone, settings.dataset)
     else:
         network = resolve(init, settings.backbone, settings.dataset, overrides, resumed)
-    if network.dataset["range"] == MEASURED:
-        network = replace(network, dataset=network.dataset | {"range": gray_range})
     init = settings.init if resumed else network.init
     config = run.resolve(backbone=network.backbone, dataset=network.dataset, init=init, search=search)
     return network, built_settings(Finetune, config)

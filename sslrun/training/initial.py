@@ -43,7 +43,7 @@ def published_here(backbone: Node) -> Published | None:
 
 def choose_initialization(
     run: Run, budget: LabelBudget, overrides: Mapping[str, str], parallel: bool
-) -> tuple[dict[str, Any], Any]:
+) -> dict[str, Any]:
     """Return the `init` that `auto` stands for: `latest` if there is a pretraining, else the better of two.
 
     Published weights are those on this machine, with their own network and image size unless these are given; their
@@ -61,7 +61,7 @@ def choose_initialization(
 
     Returns:
         Nodes of the run's config: `init`, and after a comparison the `device`, so that the run continues with the same
-        precision; and the range of the gray images, `dataset.range` if it was not measured.
+        precision.
 
     Raises:
         UserError: there are too few labels.
@@ -69,30 +69,27 @@ def choose_initialization(
     config = run.config
     backbone, dataset = config["backbone"], config["dataset"]
     if newest_encoder(find(FOR_ENCODER, study_runs=True), backbone, dataset):
-        return {"init": LATEST}, dataset["range"]
+        return {"init": LATEST}
     if backbone.get("weights"):  # a file was given: that is a choice
-        return {"init": PRETRAINED}, dataset["range"]
+        return {"init": PRETRAINED}
     with silently():  # what is chosen is logged when it is used
         scratch = resolve(SCRATCH, backbone, dataset, overrides)
         here = published_here(backbone)
     if not here:
         _log_none(backbone, scratch)
-        return {"init": SCRATCH}, dataset["range"]
+        return {"init": SCRATCH}
     try:  # before scratch is trained
         with silently():
             weights = resolve(PRETRAINED, backbone, dataset, overrides)
             load(here, build(weights.backbone, weights.dataset["image_size"]))
     except UserError as error:
         log.warning("Published weights of %s cannot be used: %s. Training from scratch.", here.name, error)
-        return {"init": SCRATCH}, dataset["range"]
-    first = _Initialization(run, scratch, budget, overrides)
-    gray_range = first.labeled.pool.range or weights.dataset["range"]  # measured once
-    weights = replace(weights, dataset=weights.dataset | {"range": gray_range})
-    both = [first, _Initialization(run, weights, budget, overrides)]
+        return {"init": SCRATCH}
+    both = [_Initialization(run, network, budget, overrides) for network in (scratch, weights)]
     if not both[0].folds.regressions:
         log.info("Every class has one label, so published weights and scratch cannot be compared.")
         log.info("Starting from published weights of %s; init=scratch takes the other.", here.name)
-        return {"init": PRETRAINED}, dataset["range"]
+        return {"init": PRETRAINED}
     log.info(
         "No pretraining of %s: init=auto compares %s with %s.", describe(scratch.dataset), both[1].title, both[0].title
     )
@@ -101,8 +98,7 @@ def choose_initialization(
     chosen = _chosen(run, both, probabilities)
     if chosen == PRETRAINED or both[0].labeled.val is not None:
         shutil.rmtree(run.directory / "folds", ignore_errors=True)
-    device = next(each.config["device"] for each in both if each.network.name == chosen)
-    return {"init": chosen, "device": device}, gray_range
+    return {"init": chosen, "device": next(each.config["device"] for each in both if each.network.name == chosen)}
 
 
 class _Initialization:

@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from sslrun.base.console import log
+from sslrun.base.console import log_once
 from sslrun.base.errors import UserError
 from sslrun.base.text import counted
 from sslrun.config.names import nearest
@@ -251,9 +251,6 @@ def _listing(
     return Listing(files, names, labels, classes, groups=groups)
 
 
-_logged: set[tuple[Path, str]] = set()  # lines logged by this process, which reads a folder for each split
-
-
 def _report(top: Path, layout: Layout, tree: Tree) -> None:
     """Log how a folder is read, and what is left out."""
     read = []
@@ -278,6 +275,4 @@ def _log(top: Path, read: list[str], notes: list[str], left_out: list[str]) -> N
     lines += [(note, logging.WARNING) for note in notes]
     lines += [(f"left out: {', '.join(left_out)}", logging.INFO)] if left_out else []
     for text, level in lines:
-        if (entry := (top.resolve(), text)) not in _logged and not log.disabled:
-            log.log(level, "%s: %s", top, text)
-            _logged.add(entry)
+        log_once(top, f"{top}: {text}", level)
