@@ -364,6 +364,14 @@ def test_a_mixed_data_set_reads_8_bit_images_as_they_are() -> None:
     assert (data.images[:][data.names.index("a/flat.png")] == 77).all()
 
 
+def test_the_range_of_a_folder_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "sslrun")
+    root = deep_folder("<u2", 0, 4095)
+    for _ in range(2):
+        load_split(folder_node(root, image_size=32, test_fraction=0.01))
+    assert len([m for m in caplog.messages if "(dataset.range)" in m]) == 1
+
+
 def test_values_outside_are_reported_once_for_each_split_and_cached(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
