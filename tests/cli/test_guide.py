@@ -95,5 +95,5 @@ def test_a_folder_that_is_none_is_one_line(cli: Cli) -> None:
     ):
         answer = cli("guide", given)
         assert answer.code == 1
-        assert len([line for line in answer.lines() if line.startswith("sslrun:")]) == 1
+        assert len(answer.lines()) == (2 if given == "junk" else 1)  # its layout is logged before
         assert words in answer.lines()[-1]
