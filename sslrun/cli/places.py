@@ -162,8 +162,12 @@ def _images(command: str, values: Node) -> None:
 def _folders(values: Node) -> None:
     for key in READ:
         folder = values.get(key)
-        if isinstance(folder, str) and folder != "???" and not os.path.isdir(os.path.expanduser(folder)):
+        if not isinstance(folder, str) or folder == "???" or os.path.isdir(os.path.expanduser(folder)):
+            continue
+        if key != "labeled":
             raise UserError(f"{key}={folder}: no such folder")
+        if not _exists(folder):
+            raise UserError(f"{key}={folder}: no such folder or label file")
 
 
 def _run(command: str, values: Node, config_dir: str | None) -> Node:

@@ -15,8 +15,10 @@ from sslrun.base.files import file_hash, new_folder
 from sslrun.base.output import write_csv
 from sslrun.base.text import counted
 from sslrun.config.types import Count, Node, PositiveInt
+from sslrun.data.decode import relative
+from sslrun.data.label_file import find_label_file, read_labels
 from sslrun.data.layout import TO_SORT
-from sslrun.data.tree import find_images
+from sslrun.data.tree import find_images, normalized
 from sslrun.inference.index import indexed
 from sslrun.inference.inputs import named_images
 from sslrun.inference.model import open_model
@@ -58,19 +60,20 @@ def suggest(run: Run, settings: Suggest) -> dict[str, Any]:
     if invalid:
         raise UserError(f"classes: {invalid[0]!r} is not a valid folder name")
     named = list({os.path.realpath(f): f for f in named_images(settings.images)}.values())
-    done = find_images(settings.labeled) if settings.labeled and Path(settings.labeled).is_dir() else []
-    if settings.labeled and not done:
-        raise UserError(f"labeled={settings.labeled}: no folder with images")
+    done = _labeled(settings)
     run.resolve(out=str(folder))
     model = open_model(settings.run, settings.device)
     run.resolve(run=str(model.network.path.parent))
     source = str(model.network.path.parent)
     new_folder("out", folder)
     files, features, _ = indexed(model, named, settings.stage, settings.batch_size)
+    position = {os.path.realpath(f): i for i, f in enumerate(files)}
+    same = [position[p] for p in map(os.path.realpath, done) if p in position]
+    done = [f for f in done if os.path.realpath(f) not in position]
     done, known = indexed(model, done, settings.stage, settings.batch_size)[:2] if done else (done, features[:0])
     copied, elsewhere = _copies(files, done)
     known = known[elsewhere]
-    has_label = np.array([*copied, *range(len(files), len(files) + len(known))], dtype=int)
+    has_label = np.array([*same, *copied, *range(len(files), len(files) + len(known))], dtype=int)
     chosen = typical_and_diverse(np.concatenate([features, known]), settings.n, settings.seed, has_label)
     if not len(chosen):
         raise UserError(f"all of the {counted(len(files), 'image')} are labeled already")
@@ -90,6 +93,31 @@ def suggest(run: Run, settings: Suggest) -> dict[str, Any]:
         folder / "labels.csv", folder / TO_SORT, folder / "train",
     )  # fmt: skip
     return {"images": len(files), "suggested": len(rows), "of_run": source}
+
+
+def _labeled(settings: Suggest) -> list[str]:
+    """Return the images that are labeled already: of a folder, or those with a label in a label file.
+
+    Raises:
+        UserError: there are none, or the label file cannot be read.
+    """
+    given = Path(os.path.expanduser(settings.labeled)) if settings.labeled else None
+    if given and given.is_dir():
+        if images := find_images(given):
+            return images
+        raise UserError(f"labeled={settings.labeled}: no images in this folder")
+    folder = given.parent if given else Path(os.path.expanduser(settings.images[0]))
+    if not given and (len(settings.images) > 1 or not folder.is_dir()):
+        return []
+    images = find_images(folder)
+    names = [normalized(relative(f, folder)) for f in images]
+    file = given or find_label_file(folder, names, key="labeled")[0]
+    if file is None:
+        return []
+    labels = read_labels(file, names, top=folder).labels
+    out = [f for f, label in zip(images, labels, strict=True) if label is not None]
+    log.info("%s with a label in %s are not suggested", counted(len(out), "image"), file)
+    return out
 
 
 def _copies(files: Sequence[str], labeled: Sequence[str]) -> tuple[list[int], list[int]]:

@@ -77,6 +77,29 @@ def test_from_suggestion_to_classifier(in_world: Path, cli: Cli, photos: Path) -
     assert (second["images"], second["suggested"]) == (60, 36)
 
 
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("place", ["all/labels.csv", "all.csv", "all/day1/labels.csv"])
+def test_images_with_a_label_in_the_table_are_not_suggested(
+    in_world: Path, cli: Cli, photos: Path, place: str, given: bool
+) -> None:
+    """By the table in or next to the folder, or by a named one; a row without a label is no label."""
+    files = sorted(photos.rglob("*.jpg"))
+    for i, file in enumerate(files):
+        day = Path("all") / f"day{i % 2 + 1}"
+        day.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, day)
+    named = files[::2] if "day1" in place else files
+    labeled = named[::3]
+    rows = [f"{f.name},{f.parent.name if f in labeled else ''}" for f in named]
+    Path(place).write_text("\n".join(["file,label", *rows]))
+    answer = cli("suggest", "all", *([f"labeled={place}"] if given else []), "n=60", "out=to_label", *QUICK)
+    assert answer.code == 0, answer.err
+    used = given or "day1" not in place
+    assert (f"{len(labeled)} images with a label in {place} are not suggested" in answer.err) == used
+    expected = {f.name for f in files} - {f.name for f in labeled if used}
+    assert {Path(n).name for n in answer.out.splitlines()} == expected
+
+
 def test_odd_files_among_the_images_and_the_labeled_ones(in_world: Path, cli: Cli, photos: Path) -> None:
     labeled = Path("labeled/flower")
     labeled.mkdir(parents=True)
@@ -101,7 +124,7 @@ def test_odd_files_among_the_images_and_the_labeled_ones(in_world: Path, cli: Cl
     [
         (["out=outputs"], "already exists and is not empty"),
         (["classes=[a/b]"], "'a/b' is not a valid folder name"),
-        (["labeled=nowhere"], "labeled=nowhere: no such folder"),
+        (["labeled=nowhere"], "labeled=nowhere: no such folder or label file"),
         (["n=0"], "n: must be at least 1"),
         (["run=nowhere"], "is not a run of sslrun"),
     ],
