@@ -4,7 +4,9 @@ import shlex
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +42,18 @@ class Command:
         arguments: without `sslrun`.
         seconds: about; None if it is not known.
         why: what it is for.
+        output: file to which the shell redirects its output; run by the guide, it only writes to its run directory.
     """
 
     arguments: list[str]
     seconds: float | None
     why: str
+    output: str | None = None
+
+    def typed(self) -> str:
+        """Return the command as it is typed."""
+        line = shlex.join(["sslrun", *self.arguments])
+        return f"{line} > {self.output}" if self.output else line
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ def guide(folder: str, run: bool) -> None:
     table = new_table(("command", "time", ""), (), fold=True)
     for command in commands:
         seconds = "" if command.seconds is None else time_range(command.seconds)
-        table.add_row(Text(shlex.join(["sslrun", *command.arguments])), Text(seconds), Text(command.why))
+        table.add_row(Text(command.typed()), Text(seconds), Text(command.why))
     ERR.print(table)
     log.info(
         "Measured in %.0f s. Next: the first of these; sslrun guide %s --run runs them.",
@@ -100,12 +109,10 @@ def guide(folder: str, run: bool) -> None:
     if run:
         for command in commands:
             if command.arguments[0] == FINETUNE and not looked.labels:
-                log.info(
-                    "Label the images in to_label/labels.csv, then continue with sslrun %s.",
-                    shlex.join(command.arguments),
-                )
+                log.info("Label the images in to_label/labels.csv, then continue with %s.", command.typed())
                 return
-            run_command(*(command.arguments[1:] if command.arguments[0] == "data" else command.arguments))
+            with redirect_stdout(StringIO()) if command.output else nullcontext():
+                run_command(*(command.arguments[1:] if command.arguments[0] == "data" else command.arguments))
 
 
 def _looked_over(path: str, overrides: list[str]) -> Folder:
@@ -208,7 +215,7 @@ def _commands(folder: Folder, overrides: list[str]) -> Iterator[Command]:
         yield Command([FINETUNE, *own], training, why)
         if folder.test:
             yield Command(["evaluate"], 10 + folder.test * folder.decoding, "accuracy on the test images")
-    yield Command(["predict", quoted, "format=csv"], reading, "or any other images")
+    yield Command(["predict", quoted, "format=csv"], reading, "or any other images", "predictions.csv")
 
 
 def _pretraining(overrides: list[str], images: int, distilling: bool) -> tuple[float, list[str]]:

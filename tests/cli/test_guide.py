@@ -30,7 +30,7 @@ def test_a_small_labeled_folder_is_finetuned(cli: Cli, photos: Path) -> None:
     size = "dataset.image_size=40"
     assert commands(answer.err) == [
         f"sslrun data check photos {size}", f"sslrun finetune photos {size}", "sslrun evaluate",
-        "sslrun predict photos format=csv",
+        "sslrun predict photos format=csv > predictions.csv",
     ]  # fmt: skip
     assert len(re.findall(r"\d+ (?:s|min) to \d+ (?:s|min)", answer.err)) == 4
     assert "sslrun guide photos --run runs them" in answer.err
@@ -49,7 +49,7 @@ def test_without_labels_a_network_is_pretrained_and_images_are_suggested(cli: Cl
     assert re.fullmatch(r"sslrun pretrain 'all 1' train\.epochs=\d+ dataset\.image_size=40", pretrain)
     assert rest == [
         "sslrun suggest 'all 1' n=50 out=to_label", "sslrun finetune to_label init=RUN",
-        "sslrun predict 'all 1' format=csv",
+        "sslrun predict 'all 1' format=csv > predictions.csv",
     ]  # fmt: skip
 
 
@@ -78,7 +78,9 @@ def test_the_commands_can_be_run(cli: Cli, photos: Path) -> None:
     assert answer.code == 0, answer.err
     assert [len(runs(c)) for c in ("check", "finetune", "evaluate", "predict")] == [1, 1, 1, 1]
     assert summary(runs("evaluate")[0])["test/accuracy"] > 0.5
-    assert answer.out.count("photos/") > 50
+    assert "$ sslrun predict photos format=csv" in answer.err
+    assert "photos/" not in answer.out  # the predictions of all images are only written to the run
+    assert (runs("predict")[0] / "predictions.csv").read_text().count("photos/") == 60
 
 
 def test_a_folder_that_is_none_is_one_line(cli: Cli) -> None:
