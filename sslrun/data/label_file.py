@@ -179,11 +179,7 @@ def file_of_labels(labels: str, top: Path) -> Path:
 
 
 def find_label_file(
-    top: Path,
-    names: Sequence[str],
-    given: Mapping[Role, str | int] | None = None,
-    next_to: bool = True,
-    key: str = "dataset.labels",
+    top: Path, names: Sequence[str], given: Mapping[Role, str | int] | None = None, next_to: bool = True
 ) -> tuple[Path | None, list[str]]:
     """Find the label file in or next to a folder of images: most of its rows name images, and one column is a label.
 
@@ -192,7 +188,6 @@ def find_label_file(
         names: paths of its images.
         given: see `read_labels`.
         next_to: look next to the folder, too.
-        key: config key that chooses one of several files.
 
     Returns:
         The file, or None, and why other files in the folder are not used.
@@ -208,7 +203,7 @@ def find_label_file(
         reasons = {f: _misfit(f, images, given or {}) for f in files if images}
         fit = [f for f, reason in reasons.items() if not reason]
         if len(fit) > 1:
-            raise UserError(f"{listed([str(f) for f in fit])} are label files: choose one with {key}=...")
+            raise UserError(f"{listed([str(f) for f in fit])} are label files: choose one with dataset.labels=...")
         if fit:
             return fit[0], []
         unused += [reason for reason in reasons.values() if reason] if folder == top or given else []

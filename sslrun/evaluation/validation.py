@@ -24,10 +24,13 @@ HEALTH_IMAGES, KNN_BANK, KNN_QUERIES = 1024, 5000, 2000
 
 
 KNN_FRACTION = 0.2  # of the training images, at most, that are queries
+FEWEST_QUERIES = 10  # with fewer, the accuracy would say nothing
 
 
 def knn_images(data: Dataset, given: Dataset | None) -> tuple[Dataset, Dataset] | None:
-    """Draw the bank and the queries of the kNN accuracy of a pretraining; None without labels of two classes.
+    """Draw the bank and the queries of the kNN accuracy of a pretraining.
+
+    None without labels of two classes, or with fewer than 10 queries.
 
     Args:
         data: training images; at most 5,000 are the bank.
@@ -37,14 +40,19 @@ def knn_images(data: Dataset, given: Dataset | None) -> tuple[Dataset, Dataset] 
     if data.labels is None or len(data.class_names) < 2:
         return None
     if given is not None:
-        return None if given.labels is None else (_drawn(data, KNN_BANK), _drawn(given, KNN_QUERIES))
+        enough = given.labels is not None and len(given) >= FEWEST_QUERIES
+        return (_drawn(data, KNN_BANK), _drawn(given, KNN_QUERIES)) if enough else None
     units = np.arange(len(data)) if data.groups is None else np.unique(data.groups, return_inverse=True)[1]
     rank = _order(units.max() + 1)[units]
     order = rank.argsort(kind="stable")
     n = min(KNN_QUERIES, round(KNN_FRACTION * len(data)))
     queries = order[:n]
     bank = order[rank[order] > rank[queries].max(initial=-1)]
-    return (_drawn(data.take(np.sort(bank)), KNN_BANK), data.take(np.sort(queries))) if n and len(bank) else None
+    return (
+        (_drawn(data.take(np.sort(bank)), KNN_BANK), data.take(np.sort(queries)))
+        if n >= FEWEST_QUERIES and len(bank)
+        else None
+    )
 
 
 def _drawn(data: Dataset, most: int) -> Dataset:

@@ -77,7 +77,9 @@ def doubt(run: Run, settings: Doubt) -> dict[str, Any]:
     if doubts:
         sheet = run.figure("doubts")
         contact_sheet(_tiles(labeled.every, found, table)).save(sheet)
-        log.info("The first %d are on %s. Some are right: look before you change one.", len(table), sheet)
+        log.info(
+            "Contact sheet of the first %d: %s. Some labels are right: look before you change one.", len(table), sheet
+        )
     return {"images": len(rows), "doubts": doubts, "of_run": str(directory), "of_dataset": dataset}
 
 

@@ -15,10 +15,9 @@ from sslrun.base.files import file_hash, new_folder
 from sslrun.base.output import write_csv
 from sslrun.base.text import counted
 from sslrun.config.types import Count, Node, PositiveInt
-from sslrun.data.decode import relative
-from sslrun.data.label_file import find_label_file, read_labels
 from sslrun.data.layout import TO_SORT
-from sslrun.data.tree import find_images, normalized
+from sslrun.data.sources.folder import labeled_below
+from sslrun.data.tree import find_images
 from sslrun.inference.index import indexed
 from sslrun.inference.inputs import named_images
 from sslrun.inference.model import open_model
@@ -96,28 +95,30 @@ def suggest(run: Run, settings: Suggest) -> dict[str, Any]:
 
 
 def _labeled(settings: Suggest) -> list[str]:
-    """Return the images that are labeled already: of a folder, or those with a label in a label file.
+    """Return the images that are labeled already: all of the folder `labeled`, or those with a label.
 
     Raises:
-        UserError: there are none, or the label file cannot be read.
+        UserError: the folder `labeled` has no images, or the label file cannot be read.
     """
     given = Path(os.path.expanduser(settings.labeled)) if settings.labeled else None
     if given and given.is_dir():
         if images := find_images(given):
             return images
         raise UserError(f"labeled={settings.labeled}: no images in this folder")
-    folder = given.parent if given else Path(os.path.expanduser(settings.images[0]))
-    if not given and (len(settings.images) > 1 or not folder.is_dir()):
-        return []
-    images = find_images(folder)
-    names = [normalized(relative(f, folder)) for f in images]
-    file = given or find_label_file(folder, names, key="labeled")[0]
-    if file is None:
-        return []
-    labels = read_labels(file, names, top=folder).labels
-    out = [f for f, label in zip(images, labels, strict=True) if label is not None]
-    log.info("%s with a label in %s are not suggested", counted(len(out), "image"), file)
-    return out
+    if given:
+        images, source = labeled_below(given.parent, str(given))
+    else:
+        folder = Path(os.path.expanduser(settings.images[0]))
+        if len(settings.images) > 1 or not folder.is_dir():
+            return []
+        try:
+            images, source = labeled_below(folder, None)
+        except UserError as error:
+            log.info("No labels of %s are used: %s", folder, f"{error}".replace("dataset.labels", "labeled"))
+            return []
+    if images:
+        log.info("%s with a label in %s are not suggested", counted(len(images), "image"), source)
+    return images
 
 
 def _copies(files: Sequence[str], labeled: Sequence[str]) -> tuple[list[int], list[int]]:

@@ -45,7 +45,7 @@ def test_knn_queries_are_of_all_classes_even_if_images_are_listed_by_class(monke
         assert all(4 <= int(d.labels.sum()) <= len(d) - 4 for d in (bank, queries))  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("n", [10, 57, 300])
+@pytest.mark.parametrize("n", [50, 57, 300])
 @pytest.mark.parametrize("grouped", [False, True])
 def test_bank_and_queries_share_no_image_and_no_group(n: int, grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "KNN_BANK", 100)
@@ -71,7 +71,9 @@ def test_data_of_one_group_has_no_knn_accuracy() -> None:
     data = red_and_blue(20)
     data.groups = np.array(["same"] * 20, dtype=object)
     assert knn_images(data, None) is None
-    assert knn_images(red_and_blue(2), None) is None  # too few images
+    assert knn_images(red_and_blue(45), None) is None  # 9 queries
+    assert knn_images(red_and_blue(50), None) is not None
+    assert knn_images(red_and_blue(50), red_and_blue(9)) is None
 
 
 def test_the_confidence_threshold_is_one_of_calibrated_confidences(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,26 +78,54 @@ def test_from_suggestion_to_classifier(in_world: Path, cli: Cli, photos: Path) -
 
 
 @pytest.mark.parametrize("given", [True, False])
-@pytest.mark.parametrize("place", ["all/labels.csv", "all.csv", "all/day1/labels.csv"])
+@pytest.mark.parametrize("place", ["all/labels.csv", "all.csv", "all/2024-05-01/labels.csv"])
 def test_images_with_a_label_in_the_table_are_not_suggested(
     in_world: Path, cli: Cli, photos: Path, place: str, given: bool
 ) -> None:
     """By the table in or next to the folder, or by a named one; a row without a label is no label."""
     files = sorted(photos.rglob("*.jpg"))
     for i, file in enumerate(files):
-        day = Path("all") / f"day{i % 2 + 1}"
+        day = Path("all") / f"2024-05-0{i % 2 + 1}"
         day.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, day)
-    named = files[::2] if "day1" in place else files
+    named = files[::2] if "05-01" in place else files
     labeled = named[::3]
     rows = [f"{f.name},{f.parent.name if f in labeled else ''}" for f in named]
     Path(place).write_text("\n".join(["file,label", *rows]))
     answer = cli("suggest", "all", *([f"labeled={place}"] if given else []), "n=60", "out=to_label", *QUICK)
     assert answer.code == 0, answer.err
-    used = given or "day1" not in place
+    used = given or "05-01" not in place
     assert (f"{len(labeled)} images with a label in {place} are not suggested" in answer.err) == used
     expected = {f.name for f in files} - {f.name for f in labeled if used}
     assert {Path(n).name for n in answer.out.splitlines()} == expected
+
+
+def test_images_of_class_folders_are_not_suggested_next_to_unlabeled_ones(
+    in_world: Path, cli: Cli, photos: Path
+) -> None:
+    for name in ("flower", "temple"):
+        for i, file in enumerate(sorted((photos / name).iterdir())):
+            folder = Path("all", name if i < 9 else "unlabeled")
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, folder)
+    answer = cli("suggest", "all", "n=60", *QUICK)
+    assert "18 images with a label in the class folders of all are not suggested" in answer.err
+    assert {str(Path(n).parent) for n in answer.out.splitlines()} == {"all/unlabeled"}
+    assert len(answer.out.splitlines()) == 60 - 18
+
+
+def test_labels_that_are_unclear_are_not_used(in_world: Path, cli: Cli, photos: Path) -> None:
+    Path("all").mkdir()
+    for file in photos.rglob("*.jpg"):
+        shutil.copy(file, "all")
+    for name in ("a.csv", "b.csv"):
+        Path("all", name).write_text("file,label\nflower 10.jpg,flower\ntemple 10.jpg,temple")
+    answer = cli("suggest", "all", "n=60", *QUICK)
+    assert answer.code == 0, answer.err
+    assert "No labels of all are used: all/a.csv, all/b.csv are label files: choose one with labeled=..." in answer.err
+    assert len(answer.out.splitlines()) == 60
+    answer = cli("suggest", "all", "n=60", "labeled=all/b.csv", *QUICK)
+    assert len(answer.out.splitlines()) == 58
 
 
 def test_odd_files_among_the_images_and_the_labeled_ones(in_world: Path, cli: Cli, photos: Path) -> None:

@@ -177,6 +177,26 @@ def images_below(top: Path) -> list[str]:
     return tree.top.below()
 
 
+def labeled_below(top: Path, labels: str | None) -> tuple[list[str], str]:
+    """Return the images of a folder that are labeled while others are not, and where their labels are.
+
+    Args:
+        top: the folder.
+        labels: path of a label file; None: that of the folder, or else its class folders.
+
+    Returns:
+        No images if the class folders have all of them: then nothing tells which labels are not to be used.
+
+    Raises:
+        UserError: the folder cannot be understood, or the label file cannot be read.
+    """
+    layout = _layout(read_tree(top), labels, None, None, None)
+    if not layout.label_file and not layout.unlabeled:
+        return [], ""
+    images = [p for part in (layout.train, layout.val, layout.test) for c in part.classes.values() for p in c]
+    return images, str(layout.label_file or f"the class folders of {top}")
+
+
 def class_folders(top: Path) -> list[str]:
     """Return the names of the classes in a folder, sorted; none if it has no class folders."""
     return sorted(understood(read_tree(top).top).train.classes) if top.is_dir() else []
