@@ -74,11 +74,16 @@ def silently() -> Iterator[None]:
 
 
 def log_once(place: Path | str, text: str, level: int = logging.INFO) -> None:
-    """Log a line about a file or folder, unless this process has logged it before: data is read for each split."""
+    """Log a line about a file or folder, unless it has been logged for this run: data is read for each split."""
     entry = (os.path.abspath(place), text)
     if entry not in _logged and not log.disabled:
         _logged.add(entry)
         log.log(level, "%s", text)
+
+
+def forget_logged() -> None:
+    """Let `log_once` log everything again, for the next run."""
+    _logged.clear()
 
 
 def printable(name: str) -> str:

@@ -1,12 +1,12 @@
 """`sslrun guide FOLDER`: the commands that fit a folder of images, with times measured on this machine."""
 
+import os
 import shlex
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Command:
         arguments: without `sslrun`.
         seconds: about; None if it is not known.
         why: what it is for.
-        output: file to which the shell redirects its output; run by the guide, it only writes to its run directory.
+        output: file that gets its standard output; None: the terminal.
     """
 
     arguments: list[str]
@@ -111,8 +111,21 @@ def guide(folder: str, run: bool) -> None:
             if command.arguments[0] == FINETUNE and not looked.labels:
                 log.info("Label the images in to_label/labels.csv, then continue with %s.", command.typed())
                 return
-            with redirect_stdout(StringIO()) if command.output else nullcontext():
+            with _redirected(command.output):
                 run_command(*(command.arguments[1:] if command.arguments[0] == "data" else command.arguments))
+
+
+@contextmanager
+def _redirected(output: str | None) -> Iterator[None]:
+    """Write standard output to a new file; an older one stays as it is, and the output is only in the run directory."""
+    if output is None:
+        yield
+        return
+    name = os.devnull if os.path.exists(output) else output
+    with open(name, "w", encoding="utf-8") as file, redirect_stdout(file):
+        yield
+    if name != output:
+        log.info("%s exists and was left as it is; the directory named above has the new one.", output)
 
 
 def _looked_over(path: str, overrides: list[str]) -> Folder:
@@ -122,8 +135,13 @@ def _looked_over(path: str, overrides: list[str]) -> Folder:
     from sslrun.models.published import on_this_machine
 
     node: Node = plain(compose_config(PRETRAIN, overrides, None))["dataset"]
-    listings = {split: listed(node, split) for split in ("train", "unlabeled", "test")}
-    train = listings["train"]
+    train, unlabeled = listed(node, "train"), listed(node, "unlabeled")
+    test, too_few = None, False
+    try:
+        test = listed(node, "test")
+    except UserError as error:
+        log.info("%s; label some more images first.", error)
+        too_few = True
     assert train is not None
     files = train.items if isinstance(train.items, list) else []
     files = files[:: max(1, -(-len(files) // MEASURED))]
@@ -132,12 +150,12 @@ def _looked_over(path: str, overrides: list[str]) -> Folder:
         raise UserError(f"none of {counted(len(files), 'image')} of {path} that were tried can be read: {files[0]}")
     if len(train.names) < 2:
         raise UserError(f"{path} has {counted(len(train.names), 'training image')}; at least 2 are needed")
-    labels = train.labels if len(train.class_names) > 1 else None
+    labels = train.labels if len(train.class_names) > 1 and not too_few else None
     return Folder(
         path=path,
         train=len(train.names),
-        unlabeled=len(listings["unlabeled"].names) if listings["unlabeled"] else 0,
-        test=len(listings["test"].names) if listings["test"] else 0,
+        unlabeled=len(unlabeled.names) if unlabeled else 0,
+        test=len(test.names) if test else 0,
         labels=0 if labels is None else int(np.count_nonzero(labels >= 0)),
         classes=len(train.class_names),
         size=[f"dataset.image_size={max(MULTIPLE, side // MULTIPLE * MULTIPLE)}"] if side and side < SMALL else [],
@@ -179,6 +197,8 @@ def _sentence(folder: Folder) -> str:
     of = (
         f", {folder.labels:,} of them with a label of {counted(folder.classes, 'class')}"
         if folder.labels
+        else ", all of one class"
+        if folder.classes == 1
         else ", no labels"
     )
     more = f", {folder.unlabeled:,} more without labels" if folder.unlabeled else ""
@@ -205,10 +225,10 @@ def _commands(folder: Folder, overrides: list[str]) -> Iterator[Command]:
         )
         yield Command([FINETUNE, "to_label", "init=RUN"], None, "after labeling; suggest prints the RUN")
     else:
-        own = [] if pretrains else [quoted, *folder.size]
         measured = pretrains or not folder.distilling  # else published weights are compared, at their own size
+        own = [] if pretrains else [quoted, *(folder.size if measured else [])]
         training, probe = _finetuning(folder, overrides) if measured else (None, None)
-        why = f"a classifier from {counted(folder.labels, 'label')}"
+        why = f"a classifier from {counted(folder.labels, 'label')}{'' if measured else '; says how long it will take'}"
         if training and training > FINETUNING:
             own, why = [*own, "mode=probe"], f"{why}; without mode=probe in {time_range(training)}"
             training = probe

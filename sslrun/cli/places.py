@@ -22,9 +22,9 @@ from sslrun.run.encoders import AUTO, IMAGENET, PRETRAINED, SCRATCH, newest_enco
 from sslrun.run.find import find, read_summary
 from sslrun.run.named import named_run
 
-READ = ("unlabeled", "labeled", "in")  # keys of folders to read
+READ, LABELED = ("unlabeled", "in"), "labeled"  # keys of folders to read, and of a folder or label file
 NEW_FOLDERS = ("save", "sort_into")  # keys of folders to create
-NAMING = (*READ, *NEW_FOLDERS, "images", "out", "run", "against", "init", "what", "dataset", "backbone")
+NAMING = (*READ, LABELED, *NEW_FOLDERS, "images", "out", "run", "against", "init", "what", "dataset", "backbone")
 STDIN = "-"
 PATHS = (
     "dataset.root",
@@ -38,6 +38,7 @@ PATHS = (
     "resume",
     "out",
     *READ,
+    LABELED,
     *NEW_FOLDERS,
 )  # keys whose values are paths
 EXPRESSIONS = ("dataset.label_pattern", "dataset.groups")  # keys whose values are regular expressions
@@ -162,12 +163,11 @@ def _images(command: str, values: Node) -> None:
 def _folders(values: Node) -> None:
     for key in READ:
         folder = values.get(key)
-        if not isinstance(folder, str) or folder == "???" or os.path.isdir(os.path.expanduser(folder)):
-            continue
-        if key != "labeled":
+        if isinstance(folder, str) and folder != "???" and not os.path.isdir(os.path.expanduser(folder)):
             raise UserError(f"{key}={folder}: no such folder")
-        if not _exists(folder):
-            raise UserError(f"{key}={folder}: no such folder or label file")
+    labeled = values.get(LABELED)
+    if isinstance(labeled, str) and labeled != AUTO and not _exists(labeled):
+        raise UserError(f"{LABELED}={labeled}: no such folder or label file")
 
 
 def _run(command: str, values: Node, config_dir: str | None) -> Node:

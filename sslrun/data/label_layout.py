@@ -13,6 +13,7 @@ from sslrun.data.layout import FIRST, TEST, TRAIN, UNLABELED, VAL, Layout, Part
 from sslrun.data.tree import Folder, normalized
 
 ColumnNames = dict[Role, str | int]
+OF_LABEL_FILES = ("not read", "without an image")  # words in the notes on label files
 
 
 def given_labels(

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from sslrun.base import signals
-from sslrun.base.console import log, quietly, start_logging
+from sslrun.base.console import forget_logged, log, quietly, start_logging
 from sslrun.base.errors import UserError
 from sslrun.base.paths import home
 from sslrun.base.text import duration
@@ -105,6 +105,8 @@ def _executed(config: DictConfig, stages: Stages, hydra: Any, opened: list[Run])
     run = _open(config, hydra, stages, before)
     opened.append(run)
     run.in_sweep, run.in_study = in_sweep, in_study
+    if not in_study:
+        forget_logged()  # so that every run has the lines on its data in its own log
     if "device" in run.config:
         build(run.config["device"]).claim()  # before anything is measured or trained
     function = stages.named(run.stage)

@@ -26,6 +26,7 @@ from sslrun.report.sheets import contact_sheet
 from sslrun.run.run import Run
 
 COLUMNS = 10  # of the contact sheet
+AUTO = "auto"
 LONGEST = 200  # bytes of the name of a copy, without its number; file systems allow 255
 
 
@@ -59,20 +60,20 @@ def suggest(run: Run, settings: Suggest) -> dict[str, Any]:
     if invalid:
         raise UserError(f"classes: {invalid[0]!r} is not a valid folder name")
     named = list({os.path.realpath(f): f for f in named_images(settings.images)}.values())
-    done = _labeled(settings)
+    done, labels_from = _labeled(settings.labeled, settings.images)
     run.resolve(out=str(folder))
     model = open_model(settings.run, settings.device)
     run.resolve(run=str(model.network.path.parent))
     source = str(model.network.path.parent)
     new_folder("out", folder)
     files, features, _ = indexed(model, named, settings.stage, settings.batch_size)
-    position = {os.path.realpath(f): i for i, f in enumerate(files)}
-    same = [position[p] for p in map(os.path.realpath, done) if p in position]
-    done = [f for f in done if os.path.realpath(f) not in position]
-    done, known = indexed(model, done, settings.stage, settings.batch_size)[:2] if done else (done, features[:0])
     copied, elsewhere = _copies(files, done)
-    known = known[elsewhere]
-    has_label = np.array([*same, *copied, *range(len(files), len(files) + len(known))], dtype=int)
+    if done:
+        log.info("%s labeled in %s; left out here: %d", counted(len(done), "image"), labels_from, len(copied))
+    own = {os.path.realpath(f) for f in named}  # those that cannot be read, too
+    done = [done[i] for i in elsewhere if os.path.realpath(done[i]) not in own]
+    known = indexed(model, done, settings.stage, settings.batch_size)[1] if done else features[:0]
+    has_label = np.array([*copied, *range(len(files), len(files) + len(known))], dtype=int)
     chosen = typical_and_diverse(np.concatenate([features, known]), settings.n, settings.seed, has_label)
     if not len(chosen):
         raise UserError(f"all of the {counted(len(files), 'image')} are labeled already")
@@ -91,34 +92,59 @@ def suggest(run: Run, settings: Suggest) -> dict[str, Any]:
         "Either write the class of each image into %s, or move all of them from %s to class folders in %s.",
         folder / "labels.csv", folder / TO_SORT, folder / "train",
     )  # fmt: skip
-    return {"images": len(files), "suggested": len(rows), "of_run": source}
+    labeled = {"labels_from": labels_from, "left_out": len(copied)} if labels_from else {}
+    return {"images": len(files), "suggested": len(rows), "of_run": source, **labeled}
 
 
-def _labeled(settings: Suggest) -> list[str]:
-    """Return the images that are labeled already: all of the folder `labeled`, or those with a label.
+def _labeled(labeled: str | None, images: Sequence[str]) -> tuple[list[str], str]:
+    """Return the images that are labeled already, and where their labels are.
+
+    Args:
+        labeled: folder, label file, None for no images, or `auto`: those that have a label, if `images` is one folder.
+        images: names of files and folders.
 
     Raises:
-        UserError: the folder `labeled` has no images, or the label file cannot be read.
+        UserError: the folder has no images, or the label file cannot be read or names none.
     """
-    given = Path(os.path.expanduser(settings.labeled)) if settings.labeled else None
-    if given and given.is_dir():
-        if images := find_images(given):
-            return images
-        raise UserError(f"labeled={settings.labeled}: no images in this folder")
-    if given:
-        images, source = labeled_below(given.parent, str(given))
-    else:
-        folder = Path(os.path.expanduser(settings.images[0]))
-        if len(settings.images) > 1 or not folder.is_dir():
-            return []
+    folders = [Path(os.path.expanduser(i)) for i in images if len(images) == 1]
+    folders = [f for f in folders if f.is_dir()]
+    if labeled is None or (labeled == AUTO and not folders):
+        return [], ""
+    if labeled == AUTO:
         try:
-            images, source = labeled_below(folder, None)
+            done, source, notes = labeled_below(folders[0], None)
         except UserError as error:
-            log.info("No labels of %s are used: %s", folder, f"{error}".replace("dataset.labels", "labeled"))
-            return []
-    if images:
-        log.info("%s with a label in %s are not suggested", counted(len(images), "image"), source)
-    return images
+            log.info("No labels are used to leave images out: %s", _for_suggest(str(error)))
+            return [], ""
+        _log(notes)
+        return done, source if done else ""
+    given = Path(os.path.expanduser(labeled))
+    if given.is_dir():
+        if done := find_images(given):
+            return [f for f in done if os.path.isfile(f)], labeled
+        raise UserError(f"labeled={labeled}: no images in this folder")
+    errors = []
+    for folder in (*folders, given.parent):
+        try:
+            done, _, notes = labeled_below(folder, str(given))
+            if done:
+                _log(notes)
+                return done, labeled
+            errors.append(f"labeled={labeled}: it names none of the images")
+        except UserError as error:
+            errors.append(_for_suggest(str(error)))
+    raise UserError(errors[0])
+
+
+def _log(notes: Sequence[str]) -> None:
+    for note in notes:
+        log.info("%s", _for_suggest(note))
+
+
+def _for_suggest(text: str) -> str:
+    """Return a message on a label file, without keys that other commands have."""
+    text = text.replace("dataset.labels=", "labeled=")
+    return text.replace("Set dataset.columns={label: ...}", "Name the column of labels `label`")
 
 
 def _copies(files: Sequence[str], labeled: Sequence[str]) -> tuple[list[int], list[int]]:

@@ -53,6 +53,18 @@ def test_without_labels_a_network_is_pretrained_and_images_are_suggested(cli: Cl
     ]  # fmt: skip
 
 
+def test_with_labels_too_few_for_a_test_split_more_are_suggested(cli: Cli, photos: Path) -> None:
+    Path("few").mkdir()
+    for file in photos.rglob("*.jpg"):
+        shutil.copy(file, "few")
+    Path("few/labels.csv").write_text("file,label\nflower 00.jpg,flower\ntemple 00.jpg,temple\nflower 01.jpg,flower")
+    answer = cli("guide", "few")
+    assert answer.code == 0, answer.err
+    assert "too few images for a test split" in answer.err
+    assert "label some more images first" in answer.err
+    assert any(line.startswith("sslrun suggest few") for line in commands(answer.err))
+
+
 def test_a_finetuning_that_takes_long_is_a_probe(cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sslrun.cli.guide.FINETUNING", 0.1)
     shutil.copytree(photos, "photos")
@@ -79,8 +91,13 @@ def test_the_commands_can_be_run(cli: Cli, photos: Path) -> None:
     assert [len(runs(c)) for c in ("check", "finetune", "evaluate", "predict")] == [1, 1, 1, 1]
     assert summary(runs("evaluate")[0])["test/accuracy"] > 0.5
     assert "$ sslrun predict photos format=csv" in answer.err
-    assert "photos/" not in answer.out  # the predictions of all images are only written to the run
-    assert (runs("predict")[0] / "predictions.csv").read_text().count("photos/") == 60
+    assert "photos/" not in answer.out
+    assert Path("predictions.csv").read_text() == (runs("predict")[0] / "predictions.csv").read_text()
+    assert Path("predictions.csv").read_text().count("photos/") == 60
+    Path("predictions.csv").write_text("mine")
+    answer = cli("guide", "photos", "--run")
+    assert "predictions.csv exists and was left as it is" in answer.err
+    assert Path("predictions.csv").read_text() == "mine"
 
 
 def test_a_folder_that_is_none_is_one_line(cli: Cli) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sslrun.base.console import forget_logged
 from sslrun.base.errors import UserError
 from sslrun.data import decode as decoding
 from sslrun.data import gray_range
@@ -370,6 +371,9 @@ def test_the_range_of_a_folder_is_logged_once(caplog: pytest.LogCaptureFixture) 
     for _ in range(2):
         load_split(folder_node(root, image_size=32, test_fraction=0.01))
     assert len([m for m in caplog.messages if "(dataset.range)" in m]) == 1
+    forget_logged()  # as at the beginning of the next run
+    load_split(folder_node(root, image_size=32, test_fraction=0.01))
+    assert len([m for m in caplog.messages if "(dataset.range)" in m]) == 2
 
 
 def test_values_outside_are_reported_once_for_each_split_and_cached(

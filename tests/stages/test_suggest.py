@@ -95,7 +95,8 @@ def test_images_with_a_label_in_the_table_are_not_suggested(
     answer = cli("suggest", "all", *([f"labeled={place}"] if given else []), "n=60", "out=to_label", *QUICK)
     assert answer.code == 0, answer.err
     used = given or "05-01" not in place
-    assert (f"{len(labeled)} images with a label in {place} are not suggested" in answer.err) == used
+    line = f"{len(labeled)} images labeled in {place}; left out here: {len(labeled)}\n"
+    assert line in answer.err if used else "left out here" not in answer.err
     expected = {f.name for f in files} - {f.name for f in labeled if used}
     assert {Path(n).name for n in answer.out.splitlines()} == expected
 
@@ -109,9 +110,53 @@ def test_images_of_class_folders_are_not_suggested_next_to_unlabeled_ones(
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, folder)
     answer = cli("suggest", "all", "n=60", *QUICK)
-    assert "18 images with a label in the class folders of all are not suggested" in answer.err
+    assert "18 images labeled in the class folders of all; left out here: 18" in answer.err
     assert {str(Path(n).parent) for n in answer.out.splitlines()} == {"all/unlabeled"}
     assert len(answer.out.splitlines()) == 60 - 18
+    assert (summary(runs("suggest")[-1])["labels_from"], summary(runs("suggest")[-1])["left_out"]) == (
+        "the class folders of all", 18,
+    )  # fmt: skip
+    assert len(cli("suggest", "all", "n=60", "labeled=null", *QUICK).out.splitlines()) == 60
+
+
+@pytest.mark.parametrize("table", ["elsewhere/table.csv", "table.csv"])
+def test_a_label_file_anywhere_is_matched_with_the_images(in_world: Path, cli: Cli, photos: Path, table: str) -> None:
+    """Also if other folders next to it have images of the same names; copies and damaged images are left out, too."""
+    for name in ("all", "other"):
+        Path(name).mkdir()
+        for file in photos.rglob("*.jpg"):
+            shutil.copy(file, name)
+    shutil.copy("all/flower 00.jpg", "all/again.jpg")
+    Path("all/temple 00.jpg").write_bytes(b"damaged")
+    Path(table).parent.mkdir(exist_ok=True)
+    Path(table).write_text("file,label\nflower 00.jpg,flower\ntemple 00.jpg,temple")
+    answer = cli("suggest", "all", f"labeled={table}", "n=99", *QUICK)
+    assert answer.code == 0, answer.err
+    assert f"2 images labeled in {table}; left out here: 2" in answer.err
+    assert answer.err.count("Cannot read all/temple 00.jpg") == 1
+    assert {Path(n).name for n in answer.out.splitlines()} == {p.name for p in photos.rglob("*.jpg")} - {
+        "flower 00.jpg", "temple 00.jpg",
+    }  # fmt: skip
+    Path(table).write_text("file,label\nnone.jpg,flower\nno.jpg,temple")
+    answer = cli("suggest", "all", f"labeled={table}", *QUICK)
+    assert (answer.code, len(runs("suggest"))) == (1, 2)
+    Path(table).write_text("file,a,b\nflower 00.jpg,x,z\nflower 01.jpg,y,v")
+    answer = cli("suggest", "all", f"labeled={table}", *QUICK)
+    assert "Name the column of labels `label`" in answer.err
+    Path("all/mine.csv").write_text("file,label\nflower 00.jpg,flower\nflower 01.jpg,flower")
+    Path(table).unlink()
+    answer = cli("suggest", "all", *QUICK)
+    assert "not read as labels: all/mine.csv: column label has a single value" in answer.err
+
+
+def test_a_labeled_folder_is_suggested_as_a_whole(in_world: Path, cli: Cli, photos: Path) -> None:
+    answer = cli("suggest", str(photos), "n=99", *QUICK)
+    assert (answer.code, len(answer.out.splitlines())) == (0, 60)
+    shutil.copytree(photos, "flat")
+    Path("flat/labels.csv").write_text(
+        "\n".join(["file,label", *(f"{p.name},{p.parent.name}" for p in photos.rglob("*.jpg"))])
+    )
+    assert len(cli("suggest", "flat", "n=99", *QUICK).out.splitlines()) == 60
 
 
 def test_labels_that_are_unclear_are_not_used(in_world: Path, cli: Cli, photos: Path) -> None:
@@ -122,7 +167,10 @@ def test_labels_that_are_unclear_are_not_used(in_world: Path, cli: Cli, photos: 
         Path("all", name).write_text("file,label\nflower 10.jpg,flower\ntemple 10.jpg,temple")
     answer = cli("suggest", "all", "n=60", *QUICK)
     assert answer.code == 0, answer.err
-    assert "No labels of all are used: all/a.csv, all/b.csv are label files: choose one with labeled=..." in answer.err
+    assert (
+        "No labels are used to leave images out: all/a.csv, all/b.csv are label files: choose one with labeled=..."
+        in answer.err
+    )
     assert len(answer.out.splitlines()) == 60
     answer = cli("suggest", "all", "n=60", "labeled=all/b.csv", *QUICK)
     assert len(answer.out.splitlines()) == 58

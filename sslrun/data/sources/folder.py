@@ -16,7 +16,7 @@ from sslrun.base.text import counted
 from sslrun.config.names import nearest
 from sslrun.data.decode import SUFFIXES, relative
 from sslrun.data.groups import KEY, described, grouped, matched, not_held_out, shared_groups
-from sslrun.data.label_layout import ColumnNames, given_labels
+from sslrun.data.label_layout import OF_LABEL_FILES, ColumnNames, given_labels
 from sslrun.data.labels import hashed_train_test_split
 from sslrun.data.layout import FIRST, TEST, TRAIN, UNLABELED, VAL, Layout, Part, role_of, understood
 from sslrun.data.sources.source import Listing, SplitName, with_validation
@@ -177,24 +177,23 @@ def images_below(top: Path) -> list[str]:
     return tree.top.below()
 
 
-def labeled_below(top: Path, labels: str | None) -> tuple[list[str], str]:
-    """Return the images of a folder that are labeled while others are not, and where their labels are.
+def labeled_below(top: Path, labels: str | None) -> tuple[list[str], str, list[str]]:
+    """Return the images of a folder that have a label, where the labels are, and notes on label files.
 
     Args:
         top: the folder.
-        labels: path of a label file; None: that of the folder, or else its class folders.
-
-    Returns:
-        No images if the class folders have all of them: then nothing tells which labels are not to be used.
+        labels: path of a label file; None: that in or next to the folder, or else its class folders. Then no images are
+            returned if all have a label, since that does not tell which labels are not to be used.
 
     Raises:
         UserError: the folder cannot be understood, or the label file cannot be read.
     """
-    layout = _layout(read_tree(top), labels, None, None, None)
-    if not layout.label_file and not layout.unlabeled:
-        return [], ""
+    tree = read_tree(top)
+    layout = _layout(tree, labels, None, None, None)
     images = [p for part in (layout.train, layout.val, layout.test) for c in part.classes.values() for p in c]
-    return images, str(layout.label_file or f"the class folders of {top}")
+    every = labels is None and len(images) == tree.top.count()
+    notes = [note for note in layout.notes if any(words in note for words in OF_LABEL_FILES)]
+    return ([] if every else images), str(layout.label_file or f"the class folders of {top}"), notes
 
 
 def class_folders(top: Path) -> list[str]:
