@@ -73,7 +73,7 @@ def speed() -> None:
             memory = torch.cuda.max_memory_allocated() / 2**30
             rates = [r["images_per_second"] for r in rows if "images_per_second" in r and r["step"] > epoch]
             training = statistics.harmonic_mean(rates)
-            step = bare(task, pretext, device.floats(noise(BATCH, SIZE)[:]), device)
+            step = bare(task, device.floats(noise(BATCH, SIZE)[:]), device)
             times = []
             for _ in range(25):
                 device.wait()

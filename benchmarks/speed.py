@@ -1,7 +1,7 @@
 """How close a training step comes to the bare network, and whether autotuning chooses the fastest mode.
 
-    python benchmarks/speed.py overhead [--quick]    a whole pretraining step against forward and backward alone
-    python benchmarks/speed.py modes [--quick]       every precision and memory format, eager and compiled
+    python benchmarks/speed.py overhead [--quick] [--only TASK ...]  a pretraining step against its networks alone
+    python benchmarks/speed.py modes [--quick]                       every precision and memory format, also compiled
 
 Both sides of a ratio run alternately in one process, so that other load affects both.
 """
@@ -13,6 +13,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +24,27 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from sslrun.augment import Rng, generator
+from sslrun.base.paths import CONF
 from sslrun.config.build import build
 from sslrun.config.compose import compose_config
 from sslrun.data.images import Images, digests
 from sslrun.device import Device
-from sslrun.models.encoder import build_encoder
+from sslrun.models.encoder import Encoder, build_encoder
 from sslrun.run.log import read_metrics
 from sslrun.run.run import Run
+from sslrun.tasks.pretext.masked import Masked
+from sslrun.tasks.task import Task, build_task
 from sslrun.training.autotune import EQUAL, Candidate, choose, measure
 from sslrun.training.batches import Batches
 from sslrun.training.loop import fit
 from sslrun.training.optimizers import build_optimizer
 from sslrun.training.state import State
 
-PRETEXTS, BACKBONES, SIZES = ("simclr", "rotation", "jigsaw"), ("smallcnn", "resnet18", "mobilenetv2"), (32, 64)
+PRETEXTS = sorted({p.stem for p in (CONF / "pretext").glob("*.yaml")} - {"distill"})  # which needs published weights
+BACKBONES, SIZES = ("smallcnn", "resnet18", "mobilenetv2"), (32, 64)
+FIRST = ("simclr", "rotation", "jigsaw")  # measured with every backbone and size; the others with two networks at 32 px
+FEW = ((32, "smallcnn"), (32, "resnet18"))
+Call = tuple[Callable[[Tensor], Any], Tensor, bool]
 STEP = 0.5  # seconds that a step should take on a CPU; a whole batch takes longer, and shows less overhead
 SMALL_SET = 3000  # images; the cost of a checkpoint every fifth epoch is spread over five times as many
 
@@ -52,42 +61,92 @@ def noise(n: int, size: int) -> Images:
     return Images([torch.from_numpy(array)], digests(array))
 
 
-def bare(task: Any, pretext: str, images: Tensor, device: Device) -> Any:
-    """Return a function that runs a task's network forward and backward on a prepared batch of views."""
-    rng = Rng(generator(0))
-    task.train()
-    if pretext == "simclr":
-        ready = torch.cat(list(task.views(images, rng).values()))
-        network: Any = lambda x: task.projector(task.encoder(x))  # noqa: E731
-    elif pretext == "rotation":
-        ready = task.rotated(images, rng)[0]
-        network = lambda x: task.head(task.encoder(x))  # noqa: E731
-    else:
-        ready = task.shuffled(images, rng)[0].flatten(0, 1)
-        network = lambda x: task.head(task.encoder(x).view(len(images), -1))  # noqa: E731
-    ready = ready.contiguous(memory_format=device.format)
+def bare(task: Task, images: Tensor, device: Device) -> Callable[[], None]:
+    """Return a function that runs all networks of a task's step forward and backward, on inputs that are ready.
+
+    The inputs are those of one step, recorded. What a step runs without gradients, such as a teacher, runs without.
+    """
+    calls: list[Call] = []
+    with recorded(task, calls), device.autocast():
+        task.train()
+        task({"images": images, "rows": torch.arange(len(images))}, Rng(generator(0)))
 
     def step() -> None:
         with device.autocast():
-            out = network(ready)
-        out.float().square().mean().backward()
+            total = torch.zeros((), device=device.torch)
+            for network, x, gradient in calls:
+                with torch.set_grad_enabled(gradient):
+                    out = network(x)
+                    if gradient:
+                        total = total + (out[-1] if isinstance(out, list) else out).float().square().mean()
+        total.backward()
         task.zero_grad(set_to_none=True)
 
     return step
 
 
-def overhead(quick: bool) -> None:
-    """Print the table of floor 1."""
+@contextmanager
+def recorded(task: Task, calls: list[Call]) -> Iterator[None]:
+    """Record the calls of a task's networks: each with its input, and whether it has gradients."""
+    depth = [0]
+
+    def enter(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if not depth[0]:
+            ready = given[0].detach().clone()
+            ready.requires_grad_(given[0].requires_grad and torch.is_grad_enabled())
+            calls.append((module, ready, torch.is_grad_enabled()))
+        depth[0] += 1
+
+    def leave(*_: Any) -> None:
+        depth[0] -= 1
+
+    if isinstance(task, Masked):  # whose network is sparse: convolutions and the decoder as one
+        predicted = task.predicted
+
+        def record(images: Tensor, visible: Tensor) -> Tensor:
+            calls.append((lambda x: predicted(x, visible), images.clone(), True))
+            return predicted(images, visible)
+
+        task.predicted = record  # type: ignore[method-assign]
+        yield
+        del task.predicted
+        return
+    networks = dict.fromkeys(networks_of(task))
+    handles = [m.register_forward_pre_hook(enter) for m in networks]
+    handles += [m.register_forward_hook(leave) for m in networks]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+def networks_of(task: nn.Module) -> Iterator[nn.Module]:
+    """Yield the networks of a task: its children, those of lists and of tasks inside it, and the encoder's backbone."""
+    for child in task.children():
+        if isinstance(child, Task | nn.ModuleList):
+            yield from networks_of(child)
+        else:
+            yield child
+            if isinstance(child, Encoder):
+                yield child.backbone
+
+
+def overhead(quick: bool, only: Sequence[str] = ()) -> None:
+    """Print the table of floor 1, of all tasks or only these."""
     print("### 1. No overhead: a whole pretraining step against the network alone\n")
-    print("Images/s of the data set (each is seen as 2 views, 4 copies, or 4 to 9 tiles). `alone` is forward")
-    print("and backward of encoder and head on a batch of ready views; `step` is reading, views, loss,")
+    print("Images/s of the data set (each is seen as 1 or 2 views, 4 copies, or 4 to 9 tiles). `alone` is forward")
+    print(
+        "and backward of all networks of the step on ready inputs, a teacher forward; `step` is reading, views, loss,"
+    )
     print(
         "optimizer, logging every step (by default every tenth), and its share of the checkpoints. The two alternate,"
     )
     print(f"step by step; medians of {5 if quick else 24} pairs.\n")
     print("| pretext | backbone | px | batch | mode | alone | step | ratio |\n|---|---|---|---|---|---|---|---|")
     rows = []
-    for size, backbone, pretext in itertools.product(SIZES, BACKBONES, PRETEXTS):
+    every = itertools.product(SIZES, BACKBONES, PRETEXTS)
+    for size, backbone, pretext in every:
+        if pretext not in (only or PRETEXTS) or (pretext not in FIRST and (size, backbone) not in FEW):
+            continue
         share, rate, ceiling, mode, n = _overhead(pretext, backbone, size, quick)
         rows.append(share)
         line = f"| {pretext} | {backbone} | {size} | {n} | {mode} | {ceiling:.0f} | {rate:.0f} | {share:.3f} |"
@@ -104,8 +163,10 @@ def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[floa
     torch.manual_seed(0)
     encoder = build_encoder(config["backbone"], size, [0.5] * 3, [0.25] * 3)
     choose(device, config["backbone"], size, config["train"]["batch_size"])
-    task: Any = device.put(build(config["pretext"], encoder, size))
-    probe = bare(task, pretext, device.floats(noise(8, size)[:]), device)
+    task: Task = build_task(config["pretext"], encoder, size)
+    task.set_sizes(8 * 256, 8)
+    device.put(task)
+    probe = bare(task, device.floats(noise(8, size)[:]), device)
     probe()
     began = time.perf_counter()
     probe()
@@ -116,17 +177,19 @@ def _overhead(pretext: str, backbone: str, size: int, quick: bool) -> tuple[floa
         else min(256, max(16, int(8 * STEP / (time.perf_counter() - began)) // 16 * 16))
     )
     on_device = noise(8 * n, size).on(device.torch)  # whole batches, of the size used by `alone`
-    alone = bare(task, pretext, device.floats(on_device[:n]), device)
+    alone = bare(task, device.floats(on_device[:n]), device)
     spent: list[float] = []
+    own = task.after_step
 
     def after_step(step: int, total: int) -> None:
+        own(step, total)
         device.wait()
         began = time.perf_counter()
         alone()
         device.wait()
         spent.append(time.perf_counter() - began)
 
-    task.after_step = after_step
+    task.after_step = after_step  # type: ignore[method-assign]
     pairs = 5 if quick else 24
     train = {**config["train"], "epochs": None, "steps": pairs + 3, "batch_size": n, "evaluations": 1, "log_every": 1}
     keep = {"stage": "pretrain", "config": config}
@@ -224,5 +287,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["overhead", "modes"])
     parser.add_argument("--quick", action="store_true", help="fewer rounds; fewer compilations")
+    parser.add_argument("--only", nargs="+", default=[], help="overhead of these tasks")
     args = parser.parse_args()
-    {"overhead": overhead, "modes": every_mode}[args.what](args.quick)
+    if args.what == "overhead":
+        overhead(args.quick, args.only)
+    else:
+        every_mode(args.quick)
