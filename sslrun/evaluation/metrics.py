@@ -40,6 +40,22 @@ def embedding_health(features: Tensor) -> dict[str, float]:
     }
 
 
+def alignment_and_uniformity(features: Tensor, views: Tensor) -> dict[str, float]:
+    """Compute how close the features of two views are, and how evenly features spread (Wang & Isola 2020, eq. 5, 6).
+
+    Args:
+        features: `N x D`, of images.
+        views: `N x D`, of a view of each.
+
+    Returns:
+        `alignment`: mean squared distance of the two, l2-normalized; 0 if they are equal, 2 if unrelated. `uniformity`:
+        logarithm of the mean of exp(-2 d^2) over all pairs of images; 0 if all are equal, about -4 if they are uniform.
+    """
+    x, y = F.normalize(features.double(), dim=1), F.normalize(views.double(), dim=1)
+    uniformity = torch.pdist(x).square().mul(-2).exp().mean().log() if len(x) > 1 else torch.zeros(())
+    return {"alignment": float((x - y).square().sum(1).mean()), "uniformity": float(uniformity)}
+
+
 def has_collapsed(health: dict[str, float]) -> bool:
     """Return whether the metrics of `embedding_health` indicate a collapsed embedding."""
     return health["feature_spread"] < COLLAPSED_SPREAD or health["effective_rank"] < COLLAPSED_RANK

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
+from sslrun.augment import Augment, Rng
 from sslrun.base.console import log
 from sslrun.base.text import counted, interval, percent
 from sslrun.data.dataset import Dataset
@@ -14,12 +16,17 @@ from sslrun.data.labels import counts
 from sslrun.device import Device
 from sslrun.evaluation import calibration
 from sslrun.evaluation.intervals import wilson_interval
-from sslrun.evaluation.metrics import embedding_health, has_collapsed
+from sslrun.evaluation.metrics import alignment_and_uniformity, embedding_health, has_collapsed
 from sslrun.models.classifier import Classifier, KNNClassifier, knn_probabilities
 from sslrun.models.encoder import Encoder
 from sslrun.models.features import features, probabilities
 
 SCORES = {"val/accuracy": "accuracy", "val/f1_macro": "macro F1"}  # by which classifiers are chosen
+# Of the views whose features are compared with those of the images; the same for every task.
+HEALTH_VIEWS = Augment(
+    crop_scale=[0.5, 1.0], crop_ratio=[0.75, 1.333], degrees=0.0, horizontal_flip=False,
+    color_jitter=[0.2, 0.2, 0.2, 0.05], jitter_probability=0.8, grayscale=0.0, blur=0.0, probability=1.0,
+)  # fmt: skip
 HEALTH_IMAGES, KNN_BANK, KNN_QUERIES = 1024, 5000, 2000
 
 
@@ -66,7 +73,7 @@ def _order(n: int) -> np.ndarray:
 
 def evaluated_images(images: Images, knn: tuple[Dataset, Dataset] | None) -> int:
     """Return how many images `encoder_metrics` passes through the encoder."""
-    return len(range(len(images))[_of_health(images)]) + sum(map(len, knn or ()))
+    return 2 * len(range(len(images))[_of_health(images)]) + sum(map(len, knn or ()))
 
 
 def _of_health(images: Images) -> slice:
@@ -83,9 +90,12 @@ def encoder_metrics(
         knn: bank and queries of a kNN classifier, see `knn_images`. Its accuracy is only shown.
 
     Returns:
-        `val/feature_spread` and `val/effective_rank` (see `embedding_health`), and `val/knn_accuracy` with a bank.
+        `val/feature_spread` and `val/effective_rank` (see `embedding_health`), `val/alignment` and `val/uniformity`
+        (see `alignment_and_uniformity`), and `val/knn_accuracy` with a bank.
     """
-    health = embedding_health(features(encoder, images[_of_health(images)], device))
+    sample = images[_of_health(images)]
+    seen = features(encoder, sample, device)
+    health = embedding_health(seen)
     if has_collapsed(health):
         log.warning(
             "The embedding has collapsed: feature spread %.3f (expected about 1), effective rank %.1f. Try a lower "
@@ -93,7 +103,9 @@ def encoder_metrics(
             health["feature_spread"],
             health["effective_rank"],
         )
-    metrics = {f"val/{k}": v for k, v in health.items()}
+    views = HEALTH_VIEWS(sample.cpu().float() / 255, Rng(torch.Generator().manual_seed(0)))
+    both = alignment_and_uniformity(seen, features(encoder, views.mul(255).round().byte(), device))
+    metrics = {f"val/{k}": v for k, v in {**health, **both}.items()}
     if knn is None:
         return metrics
     bank, queries = knn

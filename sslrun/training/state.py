@@ -24,6 +24,8 @@ HIDDEN = (
     "epoch",
     "images_per_second",
     "images",
+    "alignment",
+    "uniformity",
     "confidence_certified",
     "confidence_correct",
     "confidence_accepted",

@@ -1,3 +1,4 @@
+import math
 import warnings
 from functools import partial
 from typing import Any
@@ -10,7 +11,14 @@ from sklearn import metrics
 from sklearn.metrics import classification_report, confusion_matrix
 
 from sslrun.evaluation.intervals import effective_size, proportion_interval, wilson_interval
-from sslrun.evaluation.metrics import classification, embedding_health, f1_interval, has_collapsed, scored
+from sslrun.evaluation.metrics import (
+    alignment_and_uniformity,
+    classification,
+    embedding_health,
+    f1_interval,
+    has_collapsed,
+    scored,
+)
 
 
 def test_case_61_a_collapsed_embedding_is_detected_and_a_healthy_one_is_not() -> None:
@@ -72,6 +80,21 @@ def test_health_does_not_depend_on_the_length_of_the_features(scale: float) -> N
     features = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
     expected = embedding_health(features)
     assert embedding_health(scale * features) == pytest.approx(expected, rel=1e-6)
+
+
+def test_alignment_and_uniformity_against_naive_loops() -> None:
+    x, y = torch.randn(2, 7, 4, generator=torch.Generator().manual_seed(0))
+    a, b = (z.double() / z.double().norm(dim=1, keepdim=True) for z in (x, y))
+    alignment = sum(float((a[i] - b[i]) @ (a[i] - b[i])) for i in range(7)) / 7
+    pairs = [(i, j) for i in range(7) for j in range(i)]
+    uniformity = math.log(sum(math.exp(-2 * float((a[i] - a[j]) @ (a[i] - a[j]))) for i, j in pairs) / len(pairs))
+    found = alignment_and_uniformity(x, 3 * y)
+    assert found == pytest.approx({"alignment": alignment, "uniformity": uniformity}, rel=1e-5)
+    assert alignment_and_uniformity(x, x)["alignment"] == 0
+    assert alignment_and_uniformity(torch.ones(5, 4), torch.ones(5, 4)) == {"alignment": 0.0, "uniformity": 0.0}
+    wide = torch.randn(2, 500, 64, generator=torch.Generator().manual_seed(0))
+    assert alignment_and_uniformity(*wide) == pytest.approx({"alignment": 2.0, "uniformity": -3.9}, rel=0.03)
+    assert alignment_and_uniformity(x[:1], y[:1])["uniformity"] == 0
 
 
 def test_the_effective_rank_does_not_count_the_mean_of_the_features() -> None:

@@ -44,6 +44,8 @@ def test_the_files_and_entries_of_a_run_directory(world: Path) -> None:
         "train/pretext_accuracy",
         "val/feature_spread",
         "val/effective_rank",
+        "val/alignment",
+        "val/uniformity",
         "val/knn_accuracy",
     ):
         assert key in answer
