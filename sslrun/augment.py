@@ -46,6 +46,10 @@ class Rng:
         """Return integers below `high`, drawn for the global batch; this process's rows along `dim`."""
         return torch.randint(high, shape, generator=self._generator)
 
+    def randn(self, *shape: int, dim: int = 0) -> Tensor:
+        """Return standard normal numbers, drawn for the global batch; this process's rows along `dim`."""
+        return torch.randn(shape, generator=self._generator)
+
     def copy(self) -> "Rng":
         """Return an `Rng` that will draw the same numbers again, e.g. for the same view at another size."""
         return Rng(self._generator.clone_state())

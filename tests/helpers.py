@@ -248,6 +248,19 @@ def start(*arguments: str, folder: str = ".") -> ForkServerProcess:
     return spawn(run_here, *arguments, folder=folder)
 
 
+def stopping(function: Callable[..., Any], after: int, calls: list[int]) -> Callable[..., Any]:
+    """Return the function, which sends SIGTERM to this process after so many calls."""
+
+    def call(*given: Any) -> Any:
+        result = function(*given)
+        calls.append(1)
+        if len(calls) == after + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    return call
+
+
 def ended(process: ForkServerProcess) -> int:
     """Wait for a process; return its exit code, negative after a signal that it did not handle."""
     process.join(120)

@@ -64,7 +64,7 @@ ALWAYS = ("curves", "neighbors")  # figures of every pretraining
     [
         ("A pretext task", {"views", *ALWAYS}, "encoder"),
         ("A task with a teacher", {"views", *ALWAYS}, "teacher.encoder"),
-        ("A task with a decoder", {"views", "reconstructed", *ALWAYS}, "encoder"),
+        ("A task with a decoder", {"views", "outputs", *ALWAYS}, "encoder"),
     ],
 )
 def test_a_task_of_the_page_pretrains_resumes_and_is_probed(
@@ -74,7 +74,7 @@ def test_a_task_of_the_page_pretrains_resumes_and_is_probed(
     pretrained = only("pretrain")
     assert {p.stem for p in pretrained.glob("figures/*.png")} == figures
     assert checkpoint.load(pretrained / LAST)["downstream"] == downstream
-    assert summary("finetune")["init"] in ("flips", "byol", "masked")
+    assert summary("finetune")["init"] in ("flips", "mean_teacher", "hidden_cells")
     assert cli("pretrain", "resume=latest", "train.steps=5").code == 0
     assert checkpoint.load(pretrained / LAST)["step"] == 5
 

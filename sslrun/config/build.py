@@ -18,7 +18,7 @@ from sslrun.base.errors import UserError, described
 from sslrun.base.paths import CONF
 from sslrun.config.names import nearest
 from sslrun.config.renames import renamed_config
-from sslrun.config.types import Node
+from sslrun.config.types import Node, Supplied
 
 # `_target_` in configs of runs and checkpoints of 0.1.0 -> its name now.
 RENAMED = {
@@ -128,10 +128,18 @@ def parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def function(node: Node) -> Callable[..., Any]:
-    """Return the target of a node as a partial function with the node's keys; nested nodes are built."""
+    """Return the target of a node as a partial function with the node's keys.
+
+    Nested nodes are built, those marked `Supplied` as partial functions, too.
+    """
     from hydra.utils import instantiate
 
-    return instantiate(node, _partial_=True, _convert_="all")
+    marked = {
+        key: {**node[key], "_partial_": True}
+        for key, (annotation, _) in parameters(locate(node["_target_"])).items()
+        if any(isinstance(m, Supplied) for m in typing.get_args(annotation)) and isinstance(node.get(key), dict)
+    }
+    return instantiate({**node, **marked}, _partial_=True, _convert_="all")
 
 
 def build(node: Node, *supplied: Any) -> Any:

@@ -92,7 +92,17 @@ def health_text(summary: dict[str, Any]) -> str:
     state = "The features have collapsed: they hardly differ from image to image" if collapsed else "No collapse"
     return (
         f"{state}. Feature spread {spread:.2f} (0: the same for all images, 1: even), effective rank {rank:.0f}: the "
-        "number of independent directions in which they vary."
+        f"number of independent directions in which they vary.{_between_views(summary)}"
+    )
+
+
+def _between_views(summary: dict[str, Any]) -> str:
+    alignment, uniformity = summary.get("val/alignment"), summary.get("val/uniformity")
+    if alignment is None or uniformity is None:
+        return ""
+    return (
+        f" Alignment {alignment:.2f} (squared distance of two views of an image; 0: equal, 2: unrelated), uniformity "
+        f"{uniformity:.1f} (0: all images equal, about -4: spread evenly)."
     )
 
 
@@ -126,7 +136,11 @@ def neighbors_figure(
 
 
 def _drawn(folder: Path) -> list[tuple[str, str]]:
-    known = {"views": "Views of images that the network was trained on", "neighbors": "Nearest neighbors"}
+    known = {
+        "views": "Views of images that the network was trained on",
+        "outputs": "Images, and what the network makes of them",
+        "neighbors": "Nearest neighbors",
+    }
     return [(alt, name) for name, alt in known.items() if (folder / f"{name}.png").is_file()]
 
 

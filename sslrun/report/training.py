@@ -53,7 +53,7 @@ def views_figure(
 
 
 def task_figures(run: Run, task: Task, images: Tensor, seed: int, device: Device) -> None:
-    """Draw each figure of a trained task next to its images; most tasks have none.
+    """Draw what a trained task makes of some images next to them; most tasks draw nothing.
 
     Args:
         images: `N x 3 x S x S`, uint8.
@@ -61,8 +61,8 @@ def task_figures(run: Run, task: Task, images: Tensor, seed: int, device: Device
     task.eval()
     with torch.no_grad():
         figures = task.figures(device.floats(images), Rng(torch.Generator().manual_seed(seed)))
-    for name, drawn in figures.items():
-        _draw_columns(run, name, images.float() / 255, {name: drawn})
+    if figures:
+        _draw_columns(run, "outputs", images.float() / 255, figures)
 
 
 @styled()

@@ -88,6 +88,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
             f"backbone={name} has no weights to pretrain; use it with sslrun finetune init=scratch mode=probe"
         )
     task = build_task(settings.pretext, encoder, settings.dataset["image_size"])
+    task.set_sizes(len(images), min(training.batch_size, len(images)))
     views_figure(run, task, sample_images(images, settings.seed), settings.seed)
     views = views_per_image(task, settings.dataset["image_size"])
     fastest = choose(device, settings.backbone, settings.dataset["image_size"], training.batch_size)

@@ -25,6 +25,7 @@ from sslrun.models.encoder import Encoder
 
 TaskNode = Annotated[Node, Supplied("encoder", "image_size")]
 METHODS = {
+    "set_sizes": ("images", "batch_size"),
     "prepare": ("images", "device"),
     "forward": ("batch", "rng"),
     "before_step": ("step", "total"),
@@ -62,6 +63,17 @@ class Task(nn.Module, ABC):
             if near and name not in HOOKS and not name.startswith("_"):
                 page = shown(EXTENDING)
                 raise TypeError(f"{cls.__name__}.{name}: no such hook of a task; did you mean {near[0]}? See {page}")
+
+    def set_sizes(self, images: int, batch_size: int) -> None:
+        """Choose what depends on the size of the data, before anything else is done; layers may still change.
+
+        Args:
+            images: number of images of the pretraining.
+            batch_size: number of images of every batch.
+
+        Raises:
+            UserError: a given value does not fit, with the nearest one that does.
+        """
 
     def prepare(self, images: Images, device: Device) -> float:
         """Compute what the steps need from all images, before the first one and when a run is resumed.
@@ -118,7 +130,7 @@ class Task(nn.Module, ABC):
             rng: source of all random numbers.
 
         Returns:
-            N images per name of a figure.
+            N images per name of a column; empty for no figure.
         """
         return {}
 
@@ -185,6 +197,7 @@ def _try(task: Task, contract: Contract, image_size: int, n: int) -> None:
         return
     try:
         task = copy.deepcopy(task).train()
+        task.set_sizes(n, n)
     except Exception:  # some modules cannot be copied; they first run in training
         return
     images = torch.rand(n, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))

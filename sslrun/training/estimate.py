@@ -130,6 +130,7 @@ def pretraining(
     encoder = build_encoder(backbone, image_size, [0.5] * 3, [0.5] * 3)
     choose(hardware, backbone, image_size, batch_size)
     task = build_task(pretext, encoder, image_size)
+    task.set_sizes(len(images), min(batch_size, len(images)))
     hardware.put(task)
     on_gpu = hardware.torch.type == "cuda"
     memory = torch.cuda.get_device_properties(hardware.torch).total_memory if on_gpu else physical_memory()

@@ -10,7 +10,6 @@ import shutil
 import signal
 import time
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,7 @@ from tests.helpers import (
     runs,
     same,
     spawn,
+    stopping,
     summary,
     wait_for,
 )
@@ -673,19 +673,6 @@ def test_a_budget_on_the_command_line_is_not_overridden_by_a_file(cli: Cli) -> N
     assert sizes(runs("finetune")[-1]) == (20, 20, 0)
     assert cli("finetune", *mine, "labels=24").code == 0
     assert sizes(runs("finetune")[-1]) == (24, 24, 0)
-
-
-def stopping(function: Callable[..., Any], after: int, calls: list[int]) -> Callable[..., Any]:
-    """Return the function, which sends SIGTERM to this process after so many calls."""
-
-    def call(*given: Any) -> Any:
-        result = function(*given)
-        calls.append(1)
-        if len(calls) == after + 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return result
-
-    return call
 
 
 @pytest.fixture

@@ -6,16 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from sslrun.base.errors import UserError
+from sslrun.base.paths import CONF
 from sslrun.data.dataset import listed, load_train
 from sslrun.data.images import Images
 from sslrun.data.options import describe
 from sslrun.models.encoder import Encoder
 from sslrun.run import checkpoint
+from sslrun.run.find import LAST
 from sslrun.stages import pretrain
-from sslrun.training import settings
-from tests.helpers import DIGITS, PRETRAIN, QUICK, REPOSITORY, TINY, Cli, folder_node, runs, summary
+from sslrun.training import loop, settings
+from tests.helpers import DIGITS, PRETRAIN, QUICK, REPOSITORY, TINY, Cli, folder_node, runs, stopping, summary
 
 
 def test_case_53_permuted_labels_leave_pretrained_weights_unchanged(cli: Cli) -> None:
@@ -127,6 +130,73 @@ def test_every_task_times_three_backbones_pretrain_and_finetune(
     assert cli("pretrain", *task(pretext, teacher_weights), f"backbone={backbone}", *data, *steps).code == 0
     assert cli("finetune", "mode=finetune", *steps).code == 0
     assert cli("evaluate", *steps[2:]).code == 0
+
+
+QUICKLY = ("moco", "dino", "masked", "gan")  # with a queue, with a teacher that goes downstream, sparse, with a hook
+OTHERS = sorted({p.stem for p in (CONF / "pretext").glob("*.yaml")} - {*TASKS})
+
+
+@pytest.mark.parametrize("pretext", [n if n in QUICKLY else pytest.param(n, marks=pytest.mark.slow) for n in OTHERS])
+def test_every_other_task_pretrains_resumes_and_finetunes(
+    cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch, pretext: str
+) -> None:
+    """Interrupted after 2 of 4 steps, it ends as if it had not been, to the bit: with its queue and its teacher."""
+    data = ("dataset=folder", f"dataset.root={photos}", "dataset.image_size=32", f"pretext={pretext}", *TINY)
+    steps = ("train.evaluations=2", "train.batch_size=16", "train.steps=4")
+    answer = cli("pretrain", *data, *steps)
+    assert answer.code == 0, answer.err
+    assert (runs("pretrain")[-1] / "figures/views.png").is_file()
+    whole = checkpoint.load(runs("pretrain")[-1] / LAST)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", stopping(loop.train_step, 1, []))
+        assert cli("pretrain", *data, *steps).code == 143
+    assert checkpoint.load(runs("pretrain")[-1] / LAST)["step"] == 2
+    answer = cli("pretrain", "resume=latest")
+    assert answer.code == 0, answer.err
+    resumed = checkpoint.load(runs("pretrain")[-1] / LAST)
+    assert (resumed["step"], whole["step"]) == (4, 4)
+    assert all(torch.equal(v, resumed["model"][k]) for k, v in whole["model"].items())
+    assert cli("finetune", "init=latest", "mode=probe", *QUICK).code == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["pretext=moco", "pretext.queue=4096"], "pretext.queue=4096 is longer than the data set: at most 48"),
+        (["pretext=swav", "pretext.prototypes=300"], "pretext.prototypes=300 is more than a batch has images: 16"),
+        (["pretext=masked", "pretext.hidden=1"], "pretext.hidden: must be less than 1.0, found 1"),
+        (["pretext=inpainting", "pretext.hidden=0"], "pretext.hidden: must be greater than 0.0, found 0"),
+        (["pretext=masked", "pretext.grid=20"], "Masked: grid must be 2 to 16 for images of 32 px, found 20"),
+        (["pretext=relative_patch", "pretext.grid=3", "dataset.image_size=12"], "tiles of 3 px are too small: use"),
+        (["pretext=colorization", "dataset.root=gray"], "the images are gray: take another pretext"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_one_line(cli: Cli, photos: Path, keys: list[str], message: str) -> None:
+    for file in photos.rglob("*.jpg"):
+        for folder, mode in (("gray", "L"), ("color", "RGB")):
+            place = Path(folder, file.parent.name)
+            place.mkdir(parents=True, exist_ok=True)
+            Image.open(file).convert(mode).save(place / file.name)
+    data = ("dataset=folder", "dataset.root=color", "dataset.image_size=32", "train.steps=1", *TINY)
+    answer = cli("pretrain", *data, "train.batch_size=16", *keys)
+    assert answer.code == 1
+    assert message in answer.err
+    assert len([line for line in answer.lines() if line.startswith("sslrun: ")]) == 1
+    assert "Traceback" not in answer.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pretext", OTHERS)
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("backbone", ["smallcnn", "resnet18", "mobilenetv2"])
+def test_all_other_tasks_train_three_backbones_at_two_sizes(
+    cli: Cli, photos: Path, pretext: str, backbone: str, size: int
+) -> None:
+    data = ("dataset=folder", f"dataset.root={photos}", f"dataset.image_size={size}", f"backbone={backbone}", *QUICK)
+    steps = ("train.batch_size=8", "train.steps=2", "train.evaluations=1")
+    answer = cli("pretrain", f"pretext={pretext}", *data, *steps)
+    assert answer.code == 0, answer.err
+    assert cli("finetune", "init=latest", "mode=probe", *QUICK).code == 0
 
 
 @pytest.mark.slow

@@ -1,16 +1,16 @@
 """SimCLR: contrastive learning with two views per image (Chen et al. 2020)."""
 
-import itertools
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslrun.augment import Augment, Rng
 from sslrun.config.types import Node, Positive, PositiveInt
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
+from sslrun.tasks.heads import mlp
 from sslrun.tasks.task import Task
 
 
@@ -42,11 +42,7 @@ class SimCLR(Task):
         assert callable(augment)
         self.encoder, self.augment, self.temperature = encoder, augment, temperature
         self.loss_name, self.loss = LOSSES[loss]
-        widths = [encoder.feature_dim, *[hidden_dim] * (layers - 1)]
-        hidden: list[nn.Module] = []
-        for in_dim, out_dim in itertools.pairwise(widths):
-            hidden += [nn.Linear(in_dim, out_dim, bias=False), nn.BatchNorm1d(out_dim), nn.ReLU(inplace=True)]
-        self.projector = nn.Sequential(*hidden, nn.Linear(widths[-1], output_dim))
+        self.projector = mlp(encoder.feature_dim, *[hidden_dim] * (layers - 1), output_dim)
 
     def extra_repr(self) -> str:
         """Return the loss and its temperature, for the log and `print`."""

@@ -7,7 +7,8 @@ from torch import Tensor
 from sslrun.augment import Augment
 from sslrun.models.backbones.smallcnn import smallcnn
 from sslrun.models.encoder import Encoder
-from sslrun.tasks.pretext.jigsaw import Jigsaw, cut, permutation_set
+from sslrun.tasks.pretext.jigsaw import Jigsaw, permutation_set
+from sslrun.tasks.tiles import cut
 from tests.helpers import IDENTITY, make_task, rng, small_encoder
 
 
@@ -153,13 +154,13 @@ def jigsaw(image_size: int = 32, **changes: Any) -> Jigsaw:
 def test_automatic_grids_permutations_and_gaps(image_size: int, grid: Any, expected: tuple[int, int, int, int]) -> None:
     """Tiles per side, pixels of a cell and of a tile, permutations."""
     task = jigsaw(image_size, grid=grid, permutations="auto")
-    assert (task.grid, task.cell, task.tile, len(task.permutations)) == expected  # type: ignore[arg-type]
+    assert (task.tiles.grid, task.tiles.cell, task.tiles.side, len(task.permutations)) == expected  # type: ignore[arg-type]
     assert [m.out_features for m in task.head if isinstance(m, torch.nn.Linear)] == [12, expected[3]]
 
 
 def test_a_given_number_of_permutations_is_kept_and_tiles_of_4_px_are_allowed() -> None:
     assert len(jigsaw(grid=3, permutations=50).permutations) == 50  # type: ignore[arg-type]
-    assert jigsaw(16, gap=0.5).tile == 4
+    assert jigsaw(16, gap=0.5).tiles.side == 4
     with pytest.raises(ValueError, match="tiles of 3 px are too small"):
         jigsaw(16, gap=0.6)
 
@@ -180,8 +181,8 @@ def test_the_view_shows_the_augmented_tiles_with_gaps_below_and_to_the_right(gri
     assert torch.equal(which, same)
     expected = torch.full((5, 3, 32, 32), 0.5)
     for t in range(grid**2):
-        y, x = t // grid * task.cell, t % grid * task.cell
-        expected[:, :, y : y + task.tile, x : x + task.tile] = tiles[:, t]
+        y, x = t // grid * task.tiles.cell, t % grid * task.tiles.cell
+        expected[:, :, y : y + task.tiles.side, x : x + task.tiles.side] = tiles[:, t]
     assert torch.equal(task.views(images, rng())["shuffled"], expected)
 
 

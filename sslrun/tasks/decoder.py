@@ -1,0 +1,41 @@
+"""Decoders from feature maps to images."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SMALLEST = 16  # channels
+
+
+class Decoder(nn.Module):
+    """Convolutions that double the side of a feature map until it is at least that of the output, then crop it.
+
+    Each block is nearest-neighbor upsampling by 2, a 3 x 3 convolution, batch norm and ReLU, and halves the channels;
+    the last one is a convolution and a pixel shuffle (Shi et al. 2016), which has no checkerboard pattern at its start
+    and costs a quarter of a convolution at full size.
+
+    Args:
+        channels: of the map.
+        side: of the map, in px.
+        out_side: of the output, in px.
+        width: channels of the first block.
+        out_channels: of the output.
+    """
+
+    def __init__(self, channels: int, side: int, out_side: int, width: int, out_channels: int = 3) -> None:
+        super().__init__()
+        self.out_side = out_side
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        while side * 2 < out_side:
+            narrower = max(SMALLEST, width // 2)
+            layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, narrower, 3, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(narrower), nn.ReLU()]
+            width, side = narrower, side * 2
+        factor = 2 if side < out_side else 1
+        layers += [nn.Conv2d(width, out_channels * factor**2, 3, padding=1), nn.PixelShuffle(factor)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output, `N x out_channels x out_side x out_side`, of maps, `N x channels x side x side`."""
+        out: Tensor = self.layers(x)
+        rest = out.shape[-1] - self.out_side
+        return F.pad(out, [-(rest // 2), rest // 2 - rest] * 2) if rest else out

@@ -1,0 +1,91 @@
+"""Masks of images, and convolutional networks that see only what is not masked."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslrun.augment import Rng
+
+MaskShare = Annotated[float, Field(gt=0, lt=1)]
+
+
+def random_masks(n: int, grid: int, share: float, rng: Rng) -> Tensor:
+    """Return which cells of a `grid x grid` raster are visible, `N x 1 x grid x grid`, floats: 1 visible, 0 masked.
+
+    The same number of cells is masked in each image: the share, rounded, but at least one and not all.
+    """
+    cells = grid**2
+    masked = min(cells - 1, max(1, round(share * cells)))
+    rank = rng.rand(n, cells).argsort(1).argsort(1)
+    return (rank >= masked).float().view(n, 1, grid, grid)
+
+
+def resized(visible: Tensor, height: int, width: int) -> Tensor:
+    """Return a mask at the size of a feature map; a position is visible if any of its cells is."""
+    if height >= visible.shape[2] and width >= visible.shape[3]:
+        return F.interpolate(visible, (height, width))
+    return F.adaptive_max_pool2d(visible, (height, width))
+
+
+@contextmanager
+def visible_only(network: nn.Module, visible: Tensor) -> Iterator[None]:
+    """Make a convolutional network process only visible areas (sparse convolution; SparK, Tian et al. 2023).
+
+    After each convolution and pooling, masked positions are set to 0; batch norm takes its statistics over visible
+    positions. Other layers see the zeros.
+
+    Args:
+        network: with layers of torch.nn.
+        visible: `N x 1 x h x w`, 1 or 0, for inputs of N images whose masked areas are 0.
+    """
+    masks: dict[tuple[int, int], Tensor] = {}
+
+    def mask(x: Tensor) -> Tensor:
+        size = (x.shape[2], x.shape[3])
+        if size not in masks:
+            masks[size] = resized(visible, *size)
+        return masks[size].to(x.dtype)
+
+    def masked(forward: nn.Module, x: Tensor) -> Tensor:
+        out: Tensor = type(forward).forward(forward, x)
+        return out * mask(out)
+
+    changed: list[nn.Module] = []
+    try:
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+                module.forward = partial(masked, module)  # type: ignore[method-assign]
+            elif isinstance(module, nn.BatchNorm2d):
+                module.forward = partial(_masked_batch_norm, module, mask)  # type: ignore[method-assign]
+            else:
+                continue
+            changed.append(module)
+        yield
+    finally:
+        for module in changed:
+            del module.forward
+
+
+def _masked_batch_norm(norm: nn.BatchNorm2d, mask, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    visible = mask(x)
+    if not norm.training:
+        return nn.BatchNorm2d.forward(norm, x) * visible
+    with torch.autocast(x.device.type, enabled=False):
+        count = visible.float().sum()
+        wide = x.float()
+        mean = (wide * visible).sum((0, 2, 3)) / count
+        variance = (wide.square() * visible).sum((0, 2, 3)) / count - mean.square()
+        scale = norm.weight * (variance.clamp(min=0) + norm.eps).rsqrt()
+        out = torch.addcmul((norm.bias - mean * scale)[:, None, None], wide, scale[:, None, None]).to(x.dtype) * visible
+    with torch.no_grad():
+        momentum = norm.momentum if norm.momentum is not None else 0.1
+        norm.running_mean.lerp_(mean, momentum)  # type: ignore[union-attr]
+        norm.running_var.lerp_(variance * count / (count - 1).clamp(min=1), momentum)  # type: ignore[union-attr]
+        norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+    return out

@@ -1,0 +1,83 @@
+"""AMDIM: features of one view against the feature maps of another, at two scales (Bachman et al. 2019)."""
+
+import torch
+from torch import Tensor, nn
+
+from sslrun.augment import Augment, Rng
+from sslrun.config.types import Node, NotNegative, Positive, PositiveInt
+from sslrun.device import in_float32
+from sslrun.models.encoder import Encoder
+from sslrun.tasks.heads import mlp
+from sslrun.tasks.task import Task
+
+SCALES = 2  # maps, the last ones
+
+
+class AMDIM(Task):
+    """The features of one view attract each position of the other view's maps, and repel those of other images.
+
+    Loss: noise-contrastive estimation (Bachman et al., eq. 1 and 2), symmetrized over the views, a mean over two
+    scales; ln(1 + (N - 1) P) at chance level, with N images in the batch and P positions of a map. Scores are divided
+    by the root of their dimension, softly clipped and regularized as in section 3.4. Its negatives are those of the
+    batch: few images make it easy.
+
+    Args:
+        augment: draws the two views.
+        clip: largest absolute value of a score.
+        score_weight: of the mean squared score in the loss.
+        hidden_dim, output_dim: of the projection heads.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        image_size: int,
+        *,
+        augment: Node | Augment,
+        clip: Positive,
+        score_weight: NotNegative,
+        hidden_dim: PositiveInt,
+        output_dim: PositiveInt,
+    ) -> None:
+        super().__init__()
+        assert callable(augment)
+        self.encoder, self.augment, self.clip, self.score_weight = encoder, augment, clip, score_weight
+        self.projector = mlp(encoder.feature_dim, hidden_dim, output_dim)
+        self.local = nn.ModuleList(nn.Conv2d(c, output_dim, 1) for c in encoder.channels[-SCALES:])
+
+    def views(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
+        """Return two views of each image."""
+        return {"view 1": self.augment(images, rng), "view 2": self.augment(images, rng)}
+
+    def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
+        """Return the loss, and the fraction of features that are most similar to a position of their own image."""
+        views = torch.cat(list(self.views(batch["images"], rng).values()))
+        maps = self.encoder.maps(views)
+        features = in_float32(self.projector, maps[-1].mean((2, 3), dtype=torch.float32)).chunk(2)
+        losses, hits = [], []
+        for layer, x in zip(self.local, maps[-SCALES:], strict=True):
+            first, second = in_float32(layer, x).flatten(2).chunk(2)
+            for g, local in ((features[0], second), (features[1], first)):
+                with torch.autocast(g.device.type, enabled=False):
+                    scores = torch.einsum("id,jdp->ijp", g, local) / g.shape[1] ** 0.5
+                    losses.append(nce(soft_clip(scores, self.clip)) + self.score_weight * scores.square().mean())
+                nearest = scores.detach().amax(2).argmax(1)
+                hits.append((nearest == torch.arange(len(g), device=g.device)).float().mean())
+        return {"loss": torch.stack(losses).mean(), "pretext_accuracy": torch.stack(hits).mean()}
+
+
+def soft_clip(scores: Tensor, clip: float) -> Tensor:
+    """Return scores between -clip and clip, by tanh."""
+    return clip * torch.tanh(scores / clip)
+
+
+def nce(scores: Tensor) -> Tensor:
+    """Return the noise-contrastive loss, a mean over images and positions.
+
+    Args:
+        scores: `N x N x P`, of the features of image i and position p of image j.
+    """
+    positive = scores.diagonal().T  # N x P
+    diagonal = torch.eye(len(scores), dtype=torch.bool, device=scores.device)[..., None]
+    negatives = scores.masked_fill(diagonal, float("-inf")).flatten(1).logsumexp(1, keepdim=True)
+    return (torch.logaddexp(positive, negatives) - positive).mean()

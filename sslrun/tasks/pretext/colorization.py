@@ -1,0 +1,93 @@
+"""Colorization: predict the colors of a gray image (Zhang et al. 2016)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslrun.augment import Augment, Rng
+from sslrun.base.errors import UserError
+from sslrun.config.types import Fraction, Node, Positive, PositiveInt
+from sslrun.data.images import Images
+from sslrun.device import Device
+from sslrun.models.encoder import Encoder, example_maps
+from sslrun.tasks.colors import in_gamut, lab_to_rgb, luminance, rgb_to_lab
+from sslrun.tasks.decoder import Decoder
+from sslrun.tasks.task import Task
+
+SAMPLED = 2000  # images from which the frequencies of colors are taken
+GRAY = 1.0  # mean distance from gray in Lab, below which images count as gray
+PART = 4  # colors are predicted at a quarter of the image's side, as in the paper
+
+
+class Colorization(Task):
+    """Predict the color class of each position of a gray image, with rare colors weighted up.
+
+    Classes are squares of the ab plane of Lab. Loss: cross-entropy (Zhang et al., eq. 2, with hard classes) with
+    weights of eq. 4, a weighted mean; ln(classes) for a uniform prediction. Where the color says nothing of the object
+    (stickers, flags, stained cells) there is nothing to learn.
+
+    Args:
+        augment: draws the view; color jitter would make the colors unpredictable.
+        bin: side of a color class in Lab.
+        uniform: fraction of the uniform distribution in that of the classes (lambda in eq. 4); 1 for equal weights.
+        width: channels of the decoder's first block.
+    """
+
+    centers: Tensor
+    weights: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        image_size: int,
+        *,
+        augment: Node | Augment,
+        bin: Positive,
+        uniform: Fraction,
+        width: PositiveInt,
+    ) -> None:
+        super().__init__()
+        assert callable(augment)
+        self.encoder, self.augment, self.uniform = encoder, augment, uniform
+        self.side = max(1, image_size // PART)
+        self.register_buffer("centers", in_gamut(bin), persistent=False)
+        self.register_buffer("weights", torch.ones(len(self.centers)))
+        side = example_maps(encoder.backbone, image_size)[-1].shape[-1]
+        self.decoder = Decoder(encoder.channels[-1], side, self.side, width, len(self.centers))
+
+    def prepare(self, images: Images, device: Device) -> float:
+        """Weight the classes by their frequency; raise if the images are gray."""
+        rows = range(0, len(images), max(1, len(images) // SAMPLED))
+        sample = F.adaptive_avg_pool2d(images[torch.tensor(rows)].float() / 255, self.side)
+        ab = rgb_to_lab(sample)[:, 1:]
+        if ab.norm(dim=1).mean() < GRAY:
+            raise UserError("pretext=colorization learns from colors, but the images are gray: take another pretext")
+        frequency = torch.bincount(self._classes(ab.to(device.torch)).flatten(), minlength=len(self.centers)).cpu()
+        p = frequency / frequency.sum()
+        weights = 1 / ((1 - self.uniform) * p + self.uniform / len(p))
+        self.weights.copy_(weights / (p * weights).sum())
+        return 0.0
+
+    def _classes(self, ab: Tensor) -> Tensor:
+        """Return the nearest class of each color, `N x h x w`, of `N x 2 x h x w`."""
+        return torch.cdist(ab.movedim(1, 3).flatten(0, 2), self.centers).argmin(1).view(len(ab), *ab.shape[2:])
+
+    def views(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
+        """Return the view without colors."""
+        return {"gray": luminance(self.augment(images, rng))}
+
+    def figures(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
+        """Return the gray images, and with the mean of the predicted colors."""
+        gray = luminance(images)
+        p = self.decoder(self.encoder.maps(gray)[-1]).float().softmax(1)
+        ab = F.interpolate(torch.einsum("nkhw,kc->nchw", p, self.centers), images.shape[2:], mode="bilinear")
+        return {"gray": gray, "colorized": lab_to_rgb(torch.cat([rgb_to_lab(gray)[:, :1], ab], 1))}
+
+    def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
+        """Return the weighted cross-entropy, and the unweighted accuracy of the color classes."""
+        view = self.augment(batch["images"], rng)
+        logits = self.decoder(self.encoder.maps(luminance(view))[-1]).float()
+        with torch.no_grad(), torch.autocast(view.device.type, enabled=False):
+            target = self._classes(rgb_to_lab(F.adaptive_avg_pool2d(view, self.side))[:, 1:])
+        accuracy = (logits.detach().argmax(1) == target).float().mean()
+        return {"loss": F.cross_entropy(logits, target, self.weights), "pretext_accuracy": accuracy}

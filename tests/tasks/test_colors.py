@@ -1,0 +1,81 @@
+"""The color space Lab, and colorization."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sslrun.base.errors import UserError
+from sslrun.tasks.colors import in_gamut, lab_to_rgb, luminance, rgb_to_lab
+from tests.helpers import cpu, make_task, rng
+
+# By scikit-image 0.25 (skimage.color.rgb2lab).
+KNOWN = {
+    (1.0, 0.0, 0.0): (53.24, 80.09, 67.20), (0.0, 1.0, 0.0): (87.73, -86.18, 83.18),
+    (0.0, 0.0, 1.0): (32.30, 79.19, -107.86), (1.0, 1.0, 1.0): (100.0, 0.0, 0.0), (0.0, 0.0, 0.0): (0.0, 0.0, 0.0),
+    (0.2, 0.5, 0.3): (47.97, -34.36, 19.97), (0.01, 0.02, 0.0): (0.51, -1.1, 0.83),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rgb", "lab"), [*KNOWN.items()][:5])
+def test_known_colors(rgb: tuple[float, ...], lab: tuple[float, ...]) -> None:
+    found = rgb_to_lab(torch.tensor(rgb).view(1, 3, 1, 1)).flatten().tolist()
+    assert found == pytest.approx(lab, abs=0.05)
+
+
+def test_back_and_forth_is_the_same(pieces: Tensor) -> None:
+    assert torch.allclose(lab_to_rgb(rgb_to_lab(pieces)), pieces, atol=1e-4)
+
+
+def test_gray_has_no_color(pieces: Tensor) -> None:
+    gray = luminance(pieces)
+    assert rgb_to_lab(gray)[:, 1:].abs().max() < 0.01
+    assert torch.equal(gray[:, 0], gray[:, 2])
+
+
+def test_color_classes_contain_every_color_that_exists() -> None:
+    centers = in_gamut(10.0)
+    assert 200 < len(centers) < 330  # 313 in the paper, whose grid is finer
+    ab = rgb_to_lab(torch.rand(4000, 3, 1, 1, generator=torch.Generator().manual_seed(0)))[:, 1:, 0, 0]
+    assert (torch.cdist(ab, centers).amin(1) <= 10 / math.sqrt(2) + 0.01).float().mean() > 0.99
+
+
+def images_of(pixels: Tensor) -> Any:
+    return _Wrapped(pixels.mul(255).round().byte())
+
+
+class _Wrapped:
+    def __init__(self, pixels: Tensor) -> None:
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return self.pixels[rows]
+
+
+def test_classes_are_weighted_by_their_frequency(pieces: Tensor) -> None:
+    task: Any = make_task("colorization")
+    task.prepare(images_of(pieces), cpu())
+    ab = rgb_to_lab(torch.nn.functional.adaptive_avg_pool2d(pieces, 8))[:, 1:]
+    frequency = torch.bincount(task._classes(ab).flatten(), minlength=len(task.centers)).double()
+    p = frequency / frequency.sum()
+    naive = [1 / (0.5 * float(q) + 0.5 / len(p)) for q in p]
+    scale = sum(float(q) * w for q, w in zip(p, naive, strict=True))
+    assert task.weights.tolist() == pytest.approx([w / scale for w in naive], rel=1e-3)
+    assert float((p * task.weights).sum()) == pytest.approx(1, rel=1e-4)
+
+
+def test_uniform_logits_have_the_loss_of_chance(pieces: Tensor) -> None:
+    task: Any = make_task("colorization").eval()
+    task.prepare(images_of(pieces), cpu())
+    task.decoder.forward = lambda x: torch.zeros(60, len(task.centers), 8, 8)
+    assert float(task({"images": pieces}, rng())["loss"]) == pytest.approx(math.log(len(task.centers)), rel=1e-4)
+
+
+def test_gray_images_are_refused(pieces: Tensor) -> None:
+    with pytest.raises(UserError, match="learns from colors, but the images are gray"):
+        make_task("colorization").prepare(images_of(luminance(pieces)), cpu())

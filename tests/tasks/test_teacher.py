@@ -1,0 +1,69 @@
+"""Moving averages of a network."""
+
+import pytest
+import torch
+from torch import nn
+
+from sslrun.models.encoder import Encoder
+from sslrun.tasks.teacher import Teacher, decay_at
+from tests.helpers import make_task, rng, small_encoder
+
+
+class Student(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = small_encoder()
+
+
+def test_the_teacher_is_the_moving_average_in_closed_form() -> None:
+    student = Student()
+    teacher = Teacher(encoder=student.encoder)
+    decays, history = [0.9, 0.5, 0.99, 0.7], [[p.detach().clone() for p in student.parameters()]]
+    for i, decay in enumerate(decays):
+        with torch.no_grad():
+            for p in student.parameters():
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+        history.append([p.detach().clone() for p in student.parameters()])
+        teacher.follow(student, decay)
+    weights = [1.0]
+    for decay in decays:
+        weights = [w * decay for w in weights] + [1 - decay]
+    for k, p in enumerate(teacher.parameters()):
+        expected = sum(w * values[k] for w, values in zip(weights, history, strict=True))
+        assert torch.allclose(p, expected, atol=1e-6)  # type: ignore[arg-type]
+        assert not p.requires_grad
+
+
+def test_the_decay_rises_from_its_base_to_1() -> None:
+    values = [decay_at(step, 100, 0.99) for step in range(101)]
+    assert values[0] == pytest.approx(0.99)
+    assert values[50] == pytest.approx(0.995)
+    assert values[100] == 1
+    assert values == sorted(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "downstream"), [("byol", "encoder"), ("dino", "teacher.encoder"), ("moco", "encoder")]
+)
+def test_which_encoder_goes_downstream(name: str, downstream: str) -> None:
+    task = make_task(name)
+    assert task.downstream == downstream
+    assert isinstance(task.get_submodule(downstream), Encoder)
+    optimized = {id(p) for p in task.parameters() if p.requires_grad}
+    assert not optimized & {id(p) for p in task.get_submodule("teacher").parameters()}
+
+
+@pytest.mark.parametrize("name", ["byol", "dino", "moco"])
+def test_the_teacher_gets_no_gradient_and_follows_after_each_step(name: str) -> None:
+    task = make_task(name)
+    task.set_sizes(32, 8)
+    before = [p.clone() for p in task.get_submodule("teacher").parameters()]
+    task({"images": rng().rand(8, 3, 32, 32)}, rng())["loss"].backward()
+    assert all(p.grad is None for p in task.get_submodule("teacher").parameters())
+    with torch.no_grad():
+        for p in task.encoder.parameters():  # type: ignore[union-attr]
+            p.add_(1)
+    task.after_step(0, 100)
+    after = [*task.get_submodule("teacher").parameters()]
+    moved = [float((b - a).abs().max()) for a, b in zip(before, after, strict=True)]
+    assert sum(m > 5e-3 for m in moved) == len([*task.encoder.parameters()])  # type: ignore[union-attr]
