@@ -1,5 +1,6 @@
 """Decoders from feature maps to images."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,8 +11,8 @@ class Decoder(nn.Module):
     """Convolutions that double the side of a feature map until it is at least that of the output, then crop it.
 
     Each block is nearest-neighbor upsampling by 2, a 3 x 3 convolution, batch norm and ReLU, and halves the channels;
-    the last one is a convolution and a pixel shuffle (Shi et al. 2016), which has no checkerboard pattern at its start
-    and costs a quarter of a convolution at full size.
+    the last one is a convolution and a pixel shuffle (Shi et al. 2016), which costs a quarter of a convolution at full
+    size, and begins with equal weights for the pixels of a square, without a checkerboard (Aitken et al. 2017).
 
     Args:
         channels: of the map.
@@ -31,8 +32,11 @@ class Decoder(nn.Module):
             layers += [nn.BatchNorm2d(narrower), nn.ReLU()]
             width, side = narrower, side * 2
         factor = 2 if side < out_side else 1
-        layers += [nn.Conv2d(width, out_channels * factor**2, 3, padding=1), nn.PixelShuffle(factor)]
-        self.layers = nn.Sequential(*layers)
+        last = nn.Conv2d(width, out_channels * factor**2, 3, padding=1)
+        with torch.no_grad():
+            for w in (last.weight, last.bias):
+                w.copy_(w[:: factor**2].repeat_interleave(factor**2, 0))  # type: ignore[union-attr, index]
+        self.layers = nn.Sequential(*layers, last, nn.PixelShuffle(factor))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output, `N x out_channels x out_side x out_side`, of maps, `N x channels x side x side`."""

@@ -1,3 +1,5 @@
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ from sslrun.evaluation.validation import (
 )
 from sslrun.models.classifier import Classifier
 from sslrun.models.encoder import Encoder
-from tests.helpers import CPU, Pixels
+from tests.helpers import CPU, Pixels, make_task
 
 
 def red_and_blue(n: int) -> Dataset:
@@ -207,3 +209,24 @@ def test_images_of_groups_give_the_accuracy_no_interval() -> None:
     data.groups = np.array(["a", "b"] * 4 + ["c", "d"], dtype=object)
     line = accuracy_text({"val/accuracy": 0.8, "val/images": 10}, Labeled(data, data, None, "inside"))
     assert line.endswith("80.0 % (no CI, since images of one group are dependent) on 10 images")
+
+
+@pytest.mark.parametrize("name", ["byol", "simsiam", "barlowtwins", "vicreg", "swav", "dino", "vae", "gan"])
+def test_a_collapsed_network_of_each_kind_of_task_is_told_and_a_healthy_one_not(
+    name: str, pieces: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the encoder that goes downstream."""
+    caplog.set_level(logging.WARNING, "sslrun")
+    task = make_task(name)
+    encoder = task.get_submodule(task.downstream)
+    images = Images([pieces.mul(255).byte().permute(0, 2, 3, 1).contiguous()], np.zeros((60, 16), np.uint8))
+    encoder_metrics(encoder.eval(), images, None, CPU)  # type: ignore[arg-type]
+    assert not caplog.messages
+    with torch.no_grad():
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.mul_(1e-4)
+                module.bias.fill_(1.0)
+    metrics = encoder_metrics(encoder.eval(), images, None, CPU)  # type: ignore[arg-type]
+    assert "The embedding has collapsed" in caplog.messages[0]
+    assert metrics["val/uniformity"] > -0.01

@@ -55,7 +55,7 @@ class VAE(Task):
         """Return the reconstruction from the mean of the distribution, and images from samples of the prior."""
         mean, _ = in_float32(self.posterior, self.encoder(images)).chunk(2, 1)
         prior = rng.randn(len(images), self.latent_dim).to(mean.device)
-        drawn = {"reconstruction": mean, "sample of the prior": prior}
+        drawn = {"reconstruction": mean, "sample": prior}
         return {name: restored(self.decoder(z), self.encoder) for name, z in drawn.items()}
 
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
