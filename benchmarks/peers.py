@@ -1,6 +1,7 @@
 """sslrun compared with alternatives: lightly's SimCLR, and the rotation recipe of the tutorials.
 
     python benchmarks/peers.py speed [--quick]
+    python benchmarks/peers.py methods                  images/s of seven tasks
     python benchmarks/peers.py accuracy --seconds 300 --seeds 3 dataset=fashion_mnist
     python benchmarks/peers.py accuracy --seconds 300 --seeds 3 dataset=folder dataset.root=emoji
     python benchmarks/peers.py recipe dataset=folder dataset.root=emoji
@@ -120,6 +121,34 @@ def speed(quick: bool) -> None:
             ours = sslrun(folder, "pretrain", "pretext=rotation", "pretext.copies=1", "train.steps=100", *both)
             rows.append((ours["images_per_second"], tutorial["images_per_second"]))
         _row("rotation, tutorial", "smallcnn", rows, 2.5)
+    print()
+
+
+METHODS = ("moco", "byol", "simsiam", "barlowtwins", "vicreg", "swav", "dino")
+
+
+def methods() -> None:
+    """Print images/s of the tasks that lightly has, too."""
+    print("### 5. Images/s of tasks that lightly has, too, at 32 px\n")
+    print(
+        "CPU. lightly: heads, transforms, batch size (256) and SGD of its examples, two crops, fp32, 2 workers; sslrun:"
+    )
+    print("its defaults. Every command is a separate process; start-up and first batch do not count.\n")
+    print("| task | backbone | sslrun | lightly | ratio | floor |\n|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        array = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
+        np.savez(folder / "noise.npz", train=array)
+        _as_folder(array, folder / "noise")
+        both = [str(folder / "noise"), "dataset.image_size=32", "train.evaluations=1"]
+        python = lightly_python()
+        for network, steps in (("smallcnn", 60), ("resnet18", 10)):
+            for task in METHODS:
+                lightly = peer(python, "lightly_methods.py", folder / "noise.npz", network, task, 15)
+                own = (f"pretext={task}", f"backbone={network}", f"train.steps={steps}")
+                ours, theirs = (r["images_per_second"] for r in (sslrun(folder, "pretrain", *both, *own), lightly))
+                floor = 3 if network == "smallcnn" else ""
+                print(f"| {task} | {network} | {ours:.0f} | {theirs:.0f} | {ours / theirs:.2f} | {floor} |", flush=True)
     print()
 
 
@@ -265,7 +294,7 @@ def recipe(overrides: list[str], seeds: int, ours: bool) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "accuracy", "recipe"])
+    parser.add_argument("what", choices=["speed", "methods", "accuracy", "recipe"])
     parser.add_argument("data", nargs="*", help="dataset=... dataset.root=...")
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--seconds", type=float, default=300, help="of pretraining")
@@ -274,6 +303,8 @@ if __name__ == "__main__":
     args = parser.parse_intermixed_args()
     if args.what == "speed":
         speed(args.quick)
+    elif args.what == "methods":
+        methods()
     elif args.what == "accuracy":
         accuracy(args.data, args.seconds, args.seeds)
     else:
