@@ -81,7 +81,7 @@ def test_a_toy_of_each_outside_the_package(cli: Cli) -> None:
     assert cli("pretrain", "-cd", "conf", *names, "train.steps=3", *QUICK).code == 0
     (pretrained,) = Path("outputs/pretrain").iterdir()
     assert {p.name for p in pretrained.glob("figures/*.png")} == {
-        "views.png", "brightened.png", "curves.png", "neighbors.png"
+        "views.png", "outputs.png", "curves.png", "neighbors.png"
     }  # fmt: skip
     assert checkpoint.load(pretrained / LAST)["downstream"] == "encoder"
     assert cli("finetune", "mode=probe", "init=latest", *QUICK).code == 0

@@ -16,8 +16,8 @@ def test_mistakes_in_all_lists_are_reported_together(cli: Cli) -> None:
     )  # fmt: skip
     assert answer.code == 1
     for words in (
-        "inits: rotatoin: no pretext 'rotatoin'; did you mean rotation? Choices: scratch, pretrained, distill, jigsaw, "
-        "rotation, simclr",
+        "inits: rotatoin: no pretext 'rotatoin'; did you mean rotation? Choices: scratch, pretrained, amdim, "
+        "autoencoder, barlowtwins, byol, colorization, dino, distill, gan, ",
         "inits: simclr pretext.temprature=1: pretext.temprature: no such key; did you mean pretext.temperature?",
         "search: augment.probabilty: no such key; did you mean augment.probability?",
         "finetune.train.stepz: no such key; did you mean train.steps?",

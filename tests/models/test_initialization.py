@@ -380,5 +380,5 @@ def test_a_pretraining_names_only_its_own_values_of_init(short_run: Path, cli: C
     assert answer.code == 1
     (line,) = answer.lines()
     assert line.startswith("sslrun: init=auto: no such pretext task, run or file")
-    assert "did you mean auto" not in line
+    assert "did you mean auto?" not in line
     assert line.endswith("or use latest, scratch, pretrained, a run directory or a file")

@@ -257,9 +257,9 @@ def test_pretraining_has_all_images_and_the_knn_accuracy_some(cli: Cli, monkeypa
 
 
 def test_a_short_training_is_evaluated_less_often(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """24 steps of two views of 32 images, and evaluations of 120 + 120 images at a third of the cost."""
+    """24 steps of two views of 32 images, and evaluations of 120 + 120 + 120 images at a third of the cost."""
     monkeypatch.setattr(settings, "EVALUATION_SHARE", 0.3)
     answer = cli(*PRETRAIN, "train.evaluations=20")
-    assert "Evaluations: 4 instead of train.evaluations=20; more would take over a tenth of the training." in answer.err
+    assert "Evaluations: 2 instead of train.evaluations=20; more would take over a tenth of the training." in answer.err
     assert answer.err.count("step 24/24") == 1
-    assert len([line for line in answer.lines() if line.startswith("step ")]) == 4
+    assert len([line for line in answer.lines() if line.startswith("step ")]) == 2
