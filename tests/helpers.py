@@ -433,6 +433,11 @@ def rng(seed: int = 0) -> Rng:
     return Rng(torch.Generator().manual_seed(seed))
 
 
+def batch_of(images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return a batch of different images."""
+    return {"images": images, "rows": torch.arange(len(images))}
+
+
 def small_encoder(widths: tuple[int, ...] = (16, 32)) -> Encoder:
     torch.manual_seed(0)
     return Encoder(smallcnn(32, widths=list(widths)), [0.5] * 3, [0.25] * 3)

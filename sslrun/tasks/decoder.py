@@ -1,7 +1,6 @@
 """Decoders from feature maps to images."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 SMALLEST = 16  # channels
@@ -13,6 +12,7 @@ class Decoder(nn.Module):
     Each block is nearest-neighbor upsampling by 2, a 3 x 3 convolution, batch norm and ReLU, and halves the channels;
     the last one is a convolution and a pixel shuffle (Shi et al. 2016), which costs a quarter of a convolution at full
     size, and begins with equal weights for the pixels of a square, without a checkerboard (Aitken et al. 2017).
+    The output is cropped at the right and the bottom, since the positions of strided layers count from the top left.
 
     Args:
         channels: of the map.
@@ -41,5 +41,4 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the output, `N x out_channels x out_side x out_side`, of maps, `N x channels x side x side`."""
         out: Tensor = self.layers(x)
-        rest = out.shape[-1] - self.out_side
-        return F.pad(out, [-(rest // 2), rest // 2 - rest] * 2) if rest else out
+        return out[..., : self.out_side, : self.out_side]

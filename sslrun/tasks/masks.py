@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from sslrun.augment import Rng
 
-MaskShare = Annotated[float, Field(gt=0, lt=1)]
+MaskRatio = Annotated[float, Field(gt=0, lt=1)]
 
 
-def random_masks(n: int, grid: int, share: float, rng: Rng) -> Tensor:
+def random_masks(n: int, grid: int, ratio: float, rng: Rng) -> Tensor:
     """Return which cells of a `grid x grid` raster are visible, `N x 1 x grid x grid`, floats: 1 visible, 0 masked.
 
-    The same number of cells is masked in each image: the share, rounded, but at least one and not all.
+    The same number of cells is masked in each image: the ratio, rounded, but at least one and not all.
     """
     cells = grid**2
-    masked = min(cells - 1, max(1, round(share * cells)))
+    masked = min(cells - 1, max(1, round(ratio * cells)))
     rank = rng.rand(n, cells).argsort(1).argsort(1)
     return (rank >= masked).float().view(n, 1, grid, grid)
 
@@ -33,12 +33,28 @@ def resized(visible: Tensor, height: int, width: int) -> Tensor:
     return F.adaptive_max_pool2d(visible, (height, width))
 
 
+def is_plain(norm: nn.BatchNorm2d) -> bool:
+    """Return whether `visible_only` can replace a batch norm: it does nothing else, and has weights and statistics."""
+    plain = type(norm).forward is nn.BatchNorm2d.forward
+    return plain and norm.affine and norm.track_running_stats and norm.momentum is not None
+
+
+def refuse_other_norms(network: nn.Module) -> None:
+    """Raise ValueError if a network has batch norms whose statistics would be those of masked positions, too."""
+    others = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and not is_plain(m)]
+    if others:
+        raise ValueError(
+            f"the batch norm of this network ({type(others[0]).__name__}) cannot leave masked areas out: take "
+            "smallcnn, resnet18, mobilenetv2 or another network with torch.nn.BatchNorm2d"
+        )
+
+
 @contextmanager
 def visible_only(network: nn.Module, visible: Tensor) -> Iterator[None]:
     """Make a convolutional network process only visible areas (sparse convolution; SparK, Tian et al. 2023).
 
     After each convolution and pooling, masked positions are set to 0; batch norm takes its statistics over visible
-    positions. Other layers see the zeros.
+    positions, see `refuse_other_norms`. Other layers see the zeros.
 
     Args:
         network: with layers of torch.nn.
@@ -61,7 +77,7 @@ def visible_only(network: nn.Module, visible: Tensor) -> Iterator[None]:
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
                 module.forward = partial(masked, module)  # type: ignore[method-assign]
-            elif isinstance(module, nn.BatchNorm2d):
+            elif isinstance(module, nn.BatchNorm2d) and is_plain(module):
                 module.forward = partial(_masked_batch_norm, module, mask)  # type: ignore[method-assign]
             else:
                 continue
@@ -80,12 +96,11 @@ def _masked_batch_norm(norm: nn.BatchNorm2d, mask, x: Tensor) -> Tensor:  # type
         count = visible.float().sum()
         wide = x.float()
         mean = (wide * visible).sum((0, 2, 3)) / count
-        variance = (wide.square() * visible).sum((0, 2, 3)) / count - mean.square()
-        scale = norm.weight * (variance.clamp(min=0) + norm.eps).rsqrt()
+        variance = ((wide - mean[:, None, None]).square() * visible).sum((0, 2, 3)) / count
+        scale = norm.weight * (variance + norm.eps).rsqrt()
         out = torch.addcmul((norm.bias - mean * scale)[:, None, None], wide, scale[:, None, None]).to(x.dtype) * visible
     with torch.no_grad():
-        momentum = norm.momentum if norm.momentum is not None else 0.1
-        norm.running_mean.lerp_(mean, momentum)  # type: ignore[union-attr]
-        norm.running_var.lerp_(variance * count / (count - 1).clamp(min=1), momentum)  # type: ignore[union-attr]
+        norm.running_mean.lerp_(mean, norm.momentum)  # type: ignore[union-attr, arg-type]
+        norm.running_var.lerp_(variance * count / (count - 1).clamp(min=1), norm.momentum)  # type: ignore[union-attr, arg-type]
         norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
     return out

@@ -10,6 +10,6 @@ def standardized(images: Tensor, encoder: Encoder) -> Tensor:
     return (images - encoder.mean) / encoder.std
 
 
-def restored(x: Tensor, encoder: Encoder) -> Tensor:
+def destandardized(x: Tensor, encoder: Encoder) -> Tensor:
     """Return standardized images as images in [0, 1]."""
     return (x * encoder.std + encoder.mean).clamp(0, 1)

@@ -37,6 +37,7 @@ METHODS = {
 HOOKS = ("downstream", *METHODS)
 # A user's task is tried with a batch of the first size and, if that fails, of the second: some need more images.
 TRIAL_BATCHES, TRIAL_STEPS = (4, 16), 100
+MANY = 100_000  # images that `set_sizes` is tried with
 CUTOFF = 0.8  # names at least this similar to a hook's are taken for misspellings
 
 
@@ -197,12 +198,13 @@ def _try(task: Task, contract: Contract, image_size: int, n: int) -> None:
         return
     try:
         task = copy.deepcopy(task).train()
-        task.set_sizes(n, n)
     except Exception:  # some modules cannot be copied; they first run in training
         return
     images = torch.rand(n, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     rng = Rng(torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]):
+        with contract.running("set_sizes(images, batch_size)"):
+            task.set_sizes(MANY, n)
         with contract.running("before_step(step, total)"):
             task.before_step(0, TRIAL_STEPS)
         with contract.running("forward(batch, rng)"):

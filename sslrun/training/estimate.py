@@ -3,6 +3,7 @@
 import importlib
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sslrun.augment import ORDER, VIEWS, Rng, generator
+from sslrun.base.errors import UserError
 from sslrun.base.machine import cores, physical_memory
 from sslrun.config.build import build
 from sslrun.config.types import Node
@@ -138,7 +140,8 @@ def pretraining(
     if type(task).prepare is not Task.prepare:  # some images, each several times
         few = np.linspace(0, len(images) - 1, min(len(images), PREPARED)).astype(int)
         measured_on = images.take(np.resize(few, min(len(images), batch_size)))
-        task.prepare(images.take(np.resize(few[:2], len(measured_on))), hardware)  # which also loads a network
+        with suppress(UserError):  # two images may not be enough
+            task.prepare(images.take(np.resize(few[:2], len(measured_on))), hardware)  # which also loads a network
         began = time.perf_counter()
         task.prepare(measured_on, hardware)
         preparation = (time.perf_counter() - began) / len(few) * len(images)

@@ -164,8 +164,8 @@ def test_every_other_task_pretrains_resumes_and_finetunes(
     [
         (["pretext=moco", "pretext.queue=4096"], "pretext.queue=4096 is longer than the data set: at most 48"),
         (["pretext=swav", "pretext.prototypes=300"], "pretext.prototypes=300 is more than a batch has images: 16"),
-        (["pretext=masked", "pretext.hidden=1"], "pretext.hidden: must be less than 1.0, found 1"),
-        (["pretext=inpainting", "pretext.hidden=0"], "pretext.hidden: must be greater than 0.0, found 0"),
+        (["pretext=masked", "pretext.mask_ratio=1"], "pretext.mask_ratio: must be less than 1.0, found 1"),
+        (["pretext=inpainting", "pretext.mask_ratio=0"], "pretext.mask_ratio: must be greater than 0.0, found 0"),
         (["pretext=masked", "pretext.grid=20"], "Masked: grid must be 2 to 16 for images of 32 px, found 20"),
         (["pretext=relative_patch", "pretext.grid=3", "dataset.image_size=12"], "tiles of 3 px are too small: use"),
         (["pretext=colorization", "dataset.root=gray"], "the images are gray: take another pretext"),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sslrun.models.encoder import Encoder
-from sslrun.tasks.masks import random_masks, resized, visible_only
+from sslrun.tasks.masks import random_masks, refuse_other_norms, resized, visible_only
 from tests.helpers import encoder_of, make_task, rng
 
 
@@ -107,3 +107,22 @@ def test_an_encoder_is_usable_as_before_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), visible_only(encoder.backbone, torch.ones(1, 1, 4, 4)):
         raise ZeroDivisionError
     assert not any("forward" in vars(m) for m in encoder.modules())
+
+
+def test_a_network_with_another_batch_norm_is_refused() -> None:
+    class WithActivation(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).relu()
+
+    refuse_other_norms(nn.Sequential(nn.BatchNorm2d(3), nn.GroupNorm(1, 3)))
+    for norm in (WithActivation(3), nn.BatchNorm2d(3, affine=False), nn.BatchNorm2d(3, momentum=None)):
+        with pytest.raises(ValueError, match="cannot leave masked areas out: take smallcnn, resnet18, mobilenetv2 or"):
+            refuse_other_norms(nn.Sequential(nn.BatchNorm2d(3), norm))
+
+
+def test_statistics_of_values_far_from_zero_are_exact() -> None:
+    x = 100 + 0.1 * torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    one, two = nn.BatchNorm2d(3).train(), nn.BatchNorm2d(3).train()
+    with visible_only(nn.Sequential(two), torch.ones(8, 1, 4, 4)):
+        out = two(x)
+    assert torch.allclose(out, one(x), atol=2e-2)

@@ -1,12 +1,14 @@
 """Moving averages of a network."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from sslrun.models.encoder import Encoder
 from sslrun.tasks.teacher import Teacher, decay_at
-from tests.helpers import make_task, rng, small_encoder
+from tests.helpers import batch_of, make_task, rng, small_encoder
 
 
 class Student(nn.Module):
@@ -58,7 +60,7 @@ def test_the_teacher_gets_no_gradient_and_follows_after_each_step(name: str) -> 
     task = make_task(name)
     task.set_sizes(32, 8)
     before = [p.clone() for p in task.get_submodule("teacher").parameters()]
-    task({"images": rng().rand(8, 3, 32, 32)}, rng())["loss"].backward()
+    task(batch_of(rng().rand(8, 3, 32, 32)), rng())["loss"].backward()
     assert all(p.grad is None for p in task.get_submodule("teacher").parameters())
     with torch.no_grad():
         for p in task.encoder.parameters():  # type: ignore[union-attr]
@@ -67,3 +69,17 @@ def test_the_teacher_gets_no_gradient_and_follows_after_each_step(name: str) -> 
     after = [*task.get_submodule("teacher").parameters()]
     moved = [float((b - a).abs().max()) for a, b in zip(before, after, strict=True)]
     assert sum(m > 5e-3 for m in moved) == len([*task.encoder.parameters()])  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["byol", "dino", "moco"])
+def test_the_teacher_has_batch_statistics_of_its_own(name: str) -> None:
+    task: Any = make_task(name).train()
+    images = rng().rand(8, 3, 32, 32)
+    task(batch_of(images), rng())
+    norms = [of.encoder.backbone[1] for of in (task, task.teacher)]
+    assert all(int(n.num_batches_tracked) == 1 for n in norms)
+    with torch.no_grad():
+        task.teacher.encoder.backbone[0].weight.mul_(2)
+    task(batch_of(images), rng())
+    variances = [float((n.running_var - 0.81).mean()) for n in norms]  # 0.81 of them is the initial value, 1
+    assert variances[1] > 1.5 * variances[0]

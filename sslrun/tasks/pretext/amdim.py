@@ -19,7 +19,7 @@ class AMDIM(Task):
     Loss: noise-contrastive estimation (Bachman et al., eq. 1 and 2), symmetrized over the views, a mean over two
     scales; ln(1 + (N - 1) P) at chance level, with N images in the batch and P positions of a map. Scores are divided
     by the root of their dimension, softly clipped and regularized as in section 3.4. Its negatives are those of the
-    batch: few images make it easy.
+    batch: few images make it easy. The paper limits the receptive fields of the maps, which these backbones do not.
 
     Args:
         augment: draws the two views.

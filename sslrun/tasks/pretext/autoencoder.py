@@ -8,7 +8,7 @@ from sslrun.config.types import Node, NotNegative, PositiveInt, Share
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder, example_maps
 from sslrun.tasks.decoder import Decoder
-from sslrun.tasks.reconstruction import restored, standardized
+from sslrun.tasks.reconstruction import destandardized, standardized
 from sslrun.tasks.task import Task
 
 
@@ -16,7 +16,8 @@ class Autoencoder(Task):
     """The decoder reconstructs the view from the encoder's last map of the noisy view.
 
     Loss: squared error in standard deviations of the data set's colors; about 1 for the mean color. It learns what
-    costs most pixels, background and large areas, and often nothing that tells classes apart.
+    costs most pixels, background and large areas, and often nothing that tells classes apart; the statistics of batch
+    norm are those of noisy images.
 
     Args:
         augment: draws the view.
@@ -57,7 +58,7 @@ class Autoencoder(Task):
         """Return noisy images and their reconstructions."""
         noisy = self.noisy(images, rng)
         out = in_float32(self.decoder, self.encoder.maps(noisy)[-1])
-        return {"noisy": noisy.clamp(0, 1), "reconstruction": restored(out, self.encoder)}
+        return {"noisy": noisy.clamp(0, 1), "reconstruction": destandardized(out, self.encoder)}
 
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         """Return the squared error."""

@@ -16,8 +16,9 @@ from sslrun.tasks.teacher import Teacher, decay_at
 class BYOL(Task):
     """The predictor maps the projection of one view to the teacher's projection of the other, without negatives.
 
-    Loss: 2 - 2 cos (Grill et al., eq. 2), symmetrized; 2 for random vectors, 0 for a perfect prediction, which a
-    collapsed network reaches, too. Very small networks and high learning rates may collapse: see the logged spread.
+    Loss: 2 - 2 cos (Grill et al., eq. 2), a mean of both directions (the paper has their sum); 2 for random vectors, 0
+    for a perfect prediction, which a collapsed network reaches, too. Very small networks and high learning rates may
+    collapse: see the logged spread.
 
     Args:
         augment: draws the two views.

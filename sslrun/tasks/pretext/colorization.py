@@ -1,12 +1,15 @@
 """Colorization: predict the colors of a gray image (Zhang et al. 2016)."""
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from sslrun.augment import Augment, Rng
 from sslrun.base.errors import UserError
-from sslrun.config.types import Fraction, Node, Positive, PositiveInt
+from sslrun.config.types import Node, Positive, PositiveInt
 from sslrun.data.images import Images
 from sslrun.device import Device
 from sslrun.models.encoder import Encoder, example_maps
@@ -14,17 +17,20 @@ from sslrun.tasks.colors import in_gamut, lab_to_rgb, luminance, rgb_to_lab
 from sslrun.tasks.decoder import Decoder
 from sslrun.tasks.task import Task
 
-SAMPLED = 2000  # images from which the frequencies of colors are taken
+UniformShare = Annotated[float, Field(gt=0, le=1)]
+CHUNK = 64  # images at once
+SAMPLED = 2000  # images, at most, from which the frequencies of colors are taken
 GRAY = 1.0  # mean distance from gray in Lab, below which images count as gray
-PART = 4  # colors are predicted at a quarter of the image's side, as in the paper
+REDUCTION = 4  # colors are predicted at a quarter of the image's side, as in the paper
 
 
 class Colorization(Task):
     """Predict the color class of each position of a gray image, with rare colors weighted up.
 
     Classes are squares of the ab plane of Lab. Loss: cross-entropy (Zhang et al., eq. 2, with hard classes) with
-    weights of eq. 4, a weighted mean; ln(classes) for a uniform prediction. Where the color says nothing of the object
-    (stickers, flags, stained cells) there is nothing to learn.
+    weights of eq. 4 (without smoothing of the frequencies), a weighted mean; ln(classes) for a uniform prediction.
+    Where the color says nothing of the object (stickers, flags, stained cells) there is nothing to learn. The
+    statistics of batch norm are those of gray images, while later stages see colors.
 
     Args:
         augment: draws the view; color jitter would make the colors unpredictable.
@@ -43,13 +49,13 @@ class Colorization(Task):
         *,
         augment: Node | Augment,
         bin: Positive,
-        uniform: Fraction,
+        uniform: UniformShare,
         width: PositiveInt,
     ) -> None:
         super().__init__()
         assert callable(augment)
         self.encoder, self.augment, self.uniform = encoder, augment, uniform
-        self.side = max(1, image_size // PART)
+        self.side = max(1, image_size // REDUCTION)
         self.register_buffer("centers", in_gamut(bin), persistent=False)
         self.register_buffer("weights", torch.ones(len(self.centers)))
         side = example_maps(encoder.backbone, image_size)[-1].shape[-1]
@@ -57,12 +63,15 @@ class Colorization(Task):
 
     def prepare(self, images: Images, device: Device) -> float:
         """Weight the classes by their frequency; raise if the images are gray."""
-        rows = range(0, len(images), max(1, len(images) // SAMPLED))
-        sample = F.adaptive_avg_pool2d(images[torch.tensor(rows)].float() / 255, self.side)
-        ab = rgb_to_lab(sample)[:, 1:]
-        if ab.norm(dim=1).mean() < GRAY:
+        rows = torch.arange(0, len(images), -(-len(images) // SAMPLED))
+        frequency, distance = torch.zeros(len(self.centers)), 0.0
+        for part in rows.split(CHUNK):
+            pixels = images[part].to(device.torch).float() / 255
+            ab = rgb_to_lab(F.adaptive_avg_pool2d(pixels, self.side))[:, 1:]
+            distance += float(ab.norm(dim=1).mean()) * len(part) / len(rows)
+            frequency += torch.bincount(self._classes(ab).flatten(), minlength=len(self.centers)).cpu()
+        if distance < GRAY:
             raise UserError("pretext=colorization learns from colors, but the images are gray: take another pretext")
-        frequency = torch.bincount(self._classes(ab.to(device.torch)).flatten(), minlength=len(self.centers)).cpu()
         p = frequency / frequency.sum()
         weights = 1 / ((1 - self.uniform) * p + self.uniform / len(p))
         self.weights.copy_(weights / (p * weights).sum())

@@ -30,7 +30,7 @@ class DINO(Task):
     """The student predicts the teacher's distribution over outputs from the other view; the teacher goes downstream.
 
     The teacher is a moving average; its outputs are centered and sharpened, which together prevent collapse. Loss:
-    cross-entropy (Caron et al., eq. 3); ln(output_dim) where the teacher's outputs are uniform, 0 where all images have
+    cross-entropy (Caron et al., eq. 3); ln(output_dim) where both outputs are uniform, 0 where all images have
     the same one: both are collapse. It needs many steps: the teacher follows slowly.
 
     Args:

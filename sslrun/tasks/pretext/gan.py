@@ -12,7 +12,7 @@ from sslrun.tasks.decoder import Decoder
 from sslrun.tasks.task import Task
 
 SIDE = 4  # px, of the map that the generator starts from
-LARGEST = 1e4  # factor of a gradient
+MAX_FACTOR = 1e4  # factor of a gradient
 
 
 class GAN(Task):
@@ -21,8 +21,10 @@ class GAN(Task):
     Loss of the discriminator: softplus(-D(x)) + softplus(D(G(z))) (Goodfellow et al., eq. 1); 2 ln 2 = 1.386 at chance
     level, about 0 where the generator has lost. One optimizer trains both: the gradient of the generated images is
     reversed (Ganin & Lempitsky 2015) and multiplied by exp(-D(G(z))), which makes it that of the generator's
-    non-saturating loss softplus(-D(G(z))). Both kinds of images are augmented (Zhao et al. 2020). Features serve to
-    tell real from generated, which details decide; the generator may collapse to few images.
+    non-saturating loss softplus(-D(G(z))) (approximately, since images of a batch share batch statistics; real and
+    generated ones are batches of their own, but the running statistics are of both). Both kinds of images are augmented
+    (Zhao et al. 2020). Features serve to tell real from generated, which details decide; the generator may collapse to
+    few images.
 
     Args:
         augment: of images and generated images.
@@ -67,10 +69,10 @@ class GAN(Task):
         """Return the discriminator's loss, and the fraction of images that it classifies correctly."""
         images = batch["images"]
         fake = self.generated(len(images), rng, images.device)
-        both = torch.cat([self.augment(images, rng), self.augment(fake, rng)])
-        real_logits, fake_logits = in_float32(self.head, self.encoder(both)).squeeze(1).chunk(2)
+        views = self.augment(images, rng), self.augment(fake, rng)
+        real_logits, fake_logits = (in_float32(self.head, self.encoder(x)).squeeze(1) for x in views)
         if fake.requires_grad:
-            factor = fake_logits.detach().neg().exp().clamp(max=LARGEST)
+            factor = fake_logits.detach().neg().exp().clamp(max=MAX_FACTOR)
             fake.register_hook(lambda gradient: -factor[:, None, None, None] * gradient)
         hits = torch.cat([real_logits > 0, fake_logits < 0])
         return {

@@ -8,8 +8,8 @@ from sslrun.config.types import Node, PositiveInt
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder, example_maps
 from sslrun.tasks.decoder import Decoder
-from sslrun.tasks.masks import MaskShare
-from sslrun.tasks.reconstruction import restored, standardized
+from sslrun.tasks.masks import MaskRatio
+from sslrun.tasks.reconstruction import destandardized, standardized
 from sslrun.tasks.task import Task
 
 
@@ -22,7 +22,7 @@ class Inpainting(Task):
 
     Args:
         augment: draws the view.
-        hidden: area of the square as a fraction of the image.
+        mask_ratio: area of the square as a fraction of the image.
         width: channels of the decoder's first block.
     """
 
@@ -32,13 +32,13 @@ class Inpainting(Task):
         image_size: int,
         *,
         augment: Node | Augment,
-        hidden: MaskShare,
+        mask_ratio: MaskRatio,
         width: PositiveInt,
     ) -> None:
         super().__init__()
         assert callable(augment)
         self.encoder, self.augment = encoder, augment
-        self.side = min(image_size - 1, max(1, round(hidden**0.5 * image_size)))
+        self.side = min(image_size - 1, max(1, round(mask_ratio**0.5 * image_size)))
         side = example_maps(encoder.backbone, image_size)[-1].shape[-1]
         self.decoder = Decoder(encoder.channels[-1], side, image_size, width)
 
@@ -59,7 +59,7 @@ class Inpainting(Task):
         """Return images with a hidden square, and with the prediction in it."""
         mask = self.mask(images, rng)
         hidden = torch.where(mask, self.encoder.mean, images)
-        out = restored(in_float32(self.decoder, self.encoder.maps(hidden)[-1]), self.encoder)
+        out = destandardized(in_float32(self.decoder, self.encoder.maps(hidden)[-1]), self.encoder)
         return {"hidden": hidden, "reconstruction": torch.where(mask, out, images)}
 
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:

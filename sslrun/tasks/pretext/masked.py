@@ -10,8 +10,8 @@ from sslrun.augment import Augment, Rng
 from sslrun.config.types import Node, PositiveInt
 from sslrun.models.encoder import Encoder, example_maps
 from sslrun.tasks.decoder import Decoder
-from sslrun.tasks.masks import MaskShare, random_masks, resized, visible_only
-from sslrun.tasks.reconstruction import restored, standardized
+from sslrun.tasks.masks import MaskRatio, random_masks, refuse_other_norms, resized, visible_only
+from sslrun.tasks.reconstruction import destandardized, standardized
 from sslrun.tasks.task import Task
 
 FINE_FROM = 64  # px: smaller images have 4 x 4 cells, larger ones 8 x 8
@@ -22,11 +22,12 @@ class Masked(Task):
 
     The encoder is sparse: masked areas never enter a convolution or a batch statistic, so it sees neither borders of
     masks nor another distribution than later. Loss: squared error on masked cells alone, of pixels standardized in
-    each cell (He et al. 2022); about 1 for the mean color. It needs many steps, and large images, to be worth it.
+    each cell and channel (as He et al. 2022 do over all channels of a patch); at most 1 for the mean color of each
+    cell, and less where cells are flat. It needs many steps, and large images, to be worth it.
 
     Args:
         augment: draws the view.
-        hidden: fraction of the cells that is masked.
+        mask_ratio: fraction of the cells that is masked.
         grid: cells per side; `auto` is 8 from 64 px on, else 4.
         levels: number of maps that the decoder sees, the last ones.
         width: channels of the decoder's first block.
@@ -38,21 +39,22 @@ class Masked(Task):
         image_size: int,
         *,
         augment: Node | Augment,
-        hidden: MaskShare,
+        mask_ratio: MaskRatio,
         grid: PositiveInt | Literal["auto"],
         levels: PositiveInt,
         width: PositiveInt,
     ) -> None:
         super().__init__()
         assert callable(augment)
-        self.encoder, self.augment, self.hidden = encoder, augment, hidden
+        self.encoder, self.augment, self.mask_ratio = encoder, augment, mask_ratio
         self.grid = (8 if image_size >= FINE_FROM else 4) if isinstance(grid, str) else grid
         if not 2 <= self.grid <= image_size // 2:
             raise ValueError(f"grid must be 2 to {image_size // 2} for images of {image_size} px, found {self.grid}")
+        refuse_other_norms(encoder.backbone)
         maps = example_maps(encoder.backbone, image_size)
         levels = min(levels, len(maps))
         self.sides = [m.shape[-1] for m in maps[-levels:]]
-        self.tokens = nn.ParameterList([nn.Parameter(torch.zeros(c, 1, 1)) for c in encoder.channels[-levels:]])
+        self.tokens = nn.ParameterList([nn.Parameter(torch.zeros(c)) for c in encoder.channels[-levels:]])
         self.lateral = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, width, 1, bias=False), nn.BatchNorm2d(width)) for c in encoder.channels[-levels:]
         )
@@ -68,7 +70,7 @@ class Masked(Task):
         """Return images with masked cells, and with the prediction in them, in the colors of the cell."""
         visible = self._mask(images, rng)
         _, mean, std = self._standardized(images)
-        out = restored(self.predicted(images, visible).float() * std + mean, self.encoder)
+        out = destandardized(self.predicted(images, visible).float() * std + mean, self.encoder)
         seen = _at(visible, images)
         return {
             "visible": torch.where(seen, images, self.encoder.mean),
@@ -88,7 +90,9 @@ class Masked(Task):
         x: Tensor | None = None
         for level in reversed(range(len(maps))):
             at = resized(visible, *maps[level].shape[2:]).bool()
-            filled = self.lateral[level](torch.where(at, maps[level], self.tokens[level].to(maps[level].dtype)))
+            filled = self.lateral[level](
+                torch.where(at, maps[level], self.tokens[level].to(maps[level].dtype)[:, None, None])
+            )
             x = filled if x is None else filled + F.interpolate(x, filled.shape[2:])
         out: Tensor = self.decoder(x)
         return out
@@ -103,7 +107,7 @@ class Masked(Task):
         return {"loss": error.sum() / (3 * masked.sum())}
 
     def _mask(self, images: Tensor, rng: Rng) -> Tensor:
-        return random_masks(len(images), self.grid, self.hidden, rng).to(images.device, non_blocking=True)
+        return random_masks(len(images), self.grid, self.mask_ratio, rng).to(images.device, non_blocking=True)
 
     def _standardized(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return pixels standardized in each cell, and mean and standard deviation of the cell, at each pixel."""

@@ -16,7 +16,7 @@ from sslrun.tasks.heads import mlp
 from sslrun.tasks.task import Task
 from sslrun.tasks.teacher import Teacher
 
-LONGEST = 4096  # keys of queue=auto
+MAX_QUEUE = 4096  # keys of queue=auto
 
 
 class MoCo(Task):
@@ -28,14 +28,15 @@ class MoCo(Task):
 
     Args:
         augment: draws the two views.
-        queue: number of keys; `auto` is at most 4,096, and at most half of the images, so that no key is of the query's
-            own image, unless that would be less than a batch.
+        queue: number of keys; `auto` is at most 4,096, and at most half of the images. Keys of the query's own image,
+            from the epoch before, do not count.
         temperature: of the similarities.
         momentum: decay of the moving average.
         hidden_dim, output_dim: of the projection head.
     """
 
     queue: Tensor
+    rows: Tensor
     position: Tensor
 
     def __init__(
@@ -56,15 +57,16 @@ class MoCo(Task):
         self.projector = mlp(encoder.feature_dim, hidden_dim, output_dim)
         self.teacher = Teacher(encoder=encoder, projector=self.projector)
         self.auto = queue == "auto"
-        keys = torch.randn(LONGEST if isinstance(queue, str) else queue, output_dim)
+        keys = torch.randn(MAX_QUEUE if isinstance(queue, str) else queue, output_dim)
         self.register_buffer("queue", F.normalize(keys, dim=1))
+        self.register_buffer("rows", torch.full((len(keys),), -1))  # of the images of the keys
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
-        self.keys = torch.zeros(0, output_dim)  # of the batch, not yet in the queue
+        self.keys, self.key_rows = torch.zeros(0, output_dim), torch.zeros(0, dtype=torch.int64)  # not yet in the queue
 
     def set_sizes(self, images: int, batch_size: int) -> None:
         """Shorten the queue to half of the images; raise if a given queue is longer than the data set."""
         if self.auto and len(self.queue) > images // 2:
-            self.queue = self.queue[: max(1, images // 2)].clone()
+            self.queue, self.rows = self.queue[: max(1, images // 2)].clone(), self.rows[: max(1, images // 2)].clone()
             log.info("pretext.queue=auto is %d keys, half of the images", len(self.queue))
         if len(self.queue) > images:
             raise UserError(f"pretext.queue={len(self.queue)} is longer than the data set: at most {images}")
@@ -80,8 +82,10 @@ class MoCo(Task):
         key = self.teacher(views["key"])
         with torch.autocast(query.device.type, enabled=False):
             query, key = F.normalize(query, dim=1), F.normalize(key, dim=1)
+            rows = batch["rows"].to(key.device, non_blocking=True)
             logits = info_nce_logits(query, key, self.queue) / self.temperature
-        self.keys = key
+            logits[:, 1:] = logits[:, 1:].masked_fill(rows[:, None] == self.rows, float("-inf"))
+        self.keys, self.key_rows = key, rows
         loss = logits.logsumexp(1).mean() - logits[:, 0].mean()
         return {"loss": loss, "pretext_accuracy": (logits.detach().argmax(1) == 0).float().mean()}
 
@@ -91,7 +95,7 @@ class MoCo(Task):
         self.teacher.follow(self, self.momentum)
         keys = self.keys[-len(self.queue) :]
         rows = (self.position + torch.arange(len(keys), device=keys.device)) % len(self.queue)
-        self.queue[rows] = keys
+        self.queue[rows], self.rows[rows] = keys, self.key_rows[-len(self.queue) :]
         self.position.copy_((self.position + len(keys)) % len(self.queue))
 
 

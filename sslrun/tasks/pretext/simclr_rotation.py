@@ -7,6 +7,8 @@ from sslrun.config.types import NotNegative
 from sslrun.models.encoder import Encoder
 from sslrun.tasks.task import Task, TaskNode
 
+NOT_CALLED = ("set_sizes", "prepare", "before_step", "after_step", "learning_rates")
+
 
 class SimCLRRotation(Task):
     """The sum of SimCLR's loss and that of rotation, times a weight (Dangovski et al., eq. 2).
@@ -32,6 +34,9 @@ class SimCLRRotation(Task):
         assert callable(simclr)
         assert callable(rotation)
         self.simclr, self.rotation = simclr(encoder, image_size), rotation(encoder, image_size)
+        for part in (self.simclr, self.rotation):
+            if hooks := [h for h in NOT_CALLED if getattr(type(part), h) is not getattr(Task, h)]:
+                raise ValueError(f"{type(part).__name__} cannot be a part: its {hooks[0]} would not be called")
 
     def views(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
         """Return the two views of SimCLR, and the rotated one."""

@@ -15,14 +15,15 @@ from sslrun.models.encoder import Encoder
 from sslrun.tasks.heads import mlp
 from sslrun.tasks.task import Task
 
-MOST = 128  # prototypes of `auto`
+MAX_PROTOTYPES = 128  # prototypes of `auto`
 
 
 class SwAV(Task):
     """The assignment of one view to prototypes, balanced over the batch, is predicted from the other view.
 
-    Loss: cross-entropy (Caron et al., eq. 2), symmetrized; ln(prototypes) at chance level, and where all images have
-    the same projection. It fails with more prototypes than images in a batch, which cannot be balanced.
+    Loss: cross-entropy (Caron et al., eq. 2), a mean of both directions; ln(prototypes) for a uniform prediction, and
+    at least that where all images have the same projection. It fails with more prototypes than images in a batch, which
+    cannot be balanced.
 
     Args:
         augment: draws the two views.
@@ -54,7 +55,7 @@ class SwAV(Task):
         self.epsilon, self.iterations, self.freeze = epsilon, iterations, freeze
         self.projector = mlp(encoder.feature_dim, hidden_dim, output_dim)
         self.auto = prototypes == "auto"
-        count = MOST if isinstance(prototypes, str) else prototypes
+        count = MAX_PROTOTYPES if isinstance(prototypes, str) else prototypes
         self.prototypes = nn.Parameter(F.normalize(torch.randn(count, output_dim), dim=1))
 
     def set_sizes(self, images: int, batch_size: int) -> None:
@@ -83,7 +84,7 @@ class SwAV(Task):
             scores = F.normalize(z, dim=1) @ self.prototypes.T
             loss = swapped_loss(scores, self.temperature, self.epsilon, self.iterations)
             used = (scores.detach() / self.temperature).softmax(1).mean(0)
-            return {"loss": loss, "prototypes_used": torch.special.entr(used).sum().exp()}
+            return {"loss": loss, "prototype_perplexity": torch.special.entr(used).sum().exp()}
 
 
 def swapped_loss(scores: Tensor, temperature: float, epsilon: float, iterations: int) -> Tensor:
@@ -106,8 +107,8 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     Returns:
         `N x K`; rows sum to 1, columns after many iterations to N / K.
     """
-    q = (scores / epsilon).double()
+    q = scores / epsilon
     for _ in range(iterations):
         q = q - q.logsumexp(0, keepdim=True)
         q = q - q.logsumexp(1, keepdim=True)
-    return q.exp().to(scores.dtype)
+    return q.exp()

@@ -7,7 +7,7 @@ from sslrun.config.types import Node, NotNegative, PositiveInt
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
 from sslrun.tasks.decoder import Decoder
-from sslrun.tasks.reconstruction import restored, standardized
+from sslrun.tasks.reconstruction import destandardized, standardized
 from sslrun.tasks.task import Task
 
 SIDE = 4  # px, of the map that the decoder starts from
@@ -16,9 +16,10 @@ SIDE = 4  # px, of the map that the decoder starts from
 class VAE(Task):
     """The decoder reconstructs the view from a sample of a normal distribution that the features determine.
 
-    Loss: the negative evidence lower bound, with a normal likelihood of the standardized colors, a value of a pixel:
-    0.5 squared error + beta KL divergence / (3 S^2). About 0.5 for the mean color with a divergence of 0, which is
-    collapse: then no image has an influence. Features keep only what the samples can carry: large areas and colors.
+    Loss: the negative evidence lower bound up to a constant, with a normal likelihood of the standardized colors, a
+    value of a pixel: 0.5 squared error + beta KL divergence / (3 S^2). About 0.5 for the mean color with a divergence
+    of 0, which is collapse: then no image has an influence. Features keep only what the samples can carry: large areas
+    and colors.
 
     Args:
         augment: draws the view.
@@ -56,7 +57,7 @@ class VAE(Task):
         mean, _ = in_float32(self.posterior, self.encoder(images)).chunk(2, 1)
         prior = rng.randn(len(images), self.latent_dim).to(mean.device)
         drawn = {"reconstruction": mean, "sample": prior}
-        return {name: restored(self.decoder(z), self.encoder) for name, z in drawn.items()}
+        return {name: destandardized(self.decoder(z), self.encoder) for name, z in drawn.items()}
 
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         """Return the loss, the squared error of a value, and the divergence of an image in nats."""

@@ -29,3 +29,13 @@ def test_noise_has_its_strength(pieces: Tensor) -> None:
     assert float(dropped.float().mean()) == pytest.approx(0.25, abs=0.01)
     kept = (noisy - gray).movedim(1, 3)[~dropped]
     assert float(kept.std()) == pytest.approx(0.5 * 0.25, rel=0.02)
+
+
+@torch.no_grad()
+def test_the_encoder_sees_the_noise_and_the_error_is_to_the_clean_view(pieces: Tensor) -> None:
+    task: Any = make_task("autoencoder", augment=PLAIN).eval()
+    seen: list[Tensor] = []
+    task.encoder.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    task.decoder.forward = lambda x: (pieces - 0.5) / 0.25
+    assert float(task({"images": pieces}, rng())["loss"]) == pytest.approx(0, abs=1e-6)
+    assert (seen[0] - (pieces - 0.5) / 0.25).abs().mean() > 0.3

@@ -12,7 +12,7 @@ PLAIN = {"_target_": "sslrun.augment.Augment", **IDENTITY}
 
 
 def test_the_hidden_square_is_hidden_and_alone_counts(pieces: Tensor) -> None:
-    task: Any = make_task("inpainting", hidden=0.25, augment=PLAIN).eval()
+    task: Any = make_task("inpainting", mask_ratio=0.25, augment=PLAIN).eval()
     numbers = rng()
     task.augment(pieces, numbers)
     mask = task.mask(pieces, numbers)

@@ -1,12 +1,15 @@
 """VICReg."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from sslrun.tasks.pretext.vicreg import vicreg_terms
+from tests.helpers import batch_of, make_task, rng
 from tests.tasks.pretext.references import LIGHTLY, vectors
 
 
@@ -24,3 +27,11 @@ def test_the_terms() -> None:
     assert 25 * terms["invariance"] + 25 * variance + covariance == pytest.approx(LIGHTLY["vicreg"], rel=1e-5)
     constant = {name: float(v) for name, v in vicreg_terms(torch.ones(6, 8), torch.ones(6, 8)).items()}
     assert constant == pytest.approx({"invariance": 0, "variance": 0.99, "covariance": 0})
+
+
+@torch.no_grad()
+def test_the_loss_is_the_weighted_sum(pieces: Tensor) -> None:
+    task: Any = make_task("vicreg", invariance_weight=2.0, variance_weight=3.0, covariance_weight=5.0)
+    out = {name: float(v) for name, v in task(batch_of(pieces), rng()).items()}
+    expected = 2 * out["invariance"] + 3 * out["variance"] + 5 * out["covariance"]
+    assert out["loss"] == pytest.approx(expected, rel=1e-5)
