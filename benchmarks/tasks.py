@@ -28,7 +28,7 @@ FIXED = (
     "dataset.image_size=32", "backbone=smallcnn", f"train.batch_size={BATCH}", "device=cpu", "device.threads=1",
     "device.precision=bf16", "device.memory_format=channels_last", "train.evaluations=1",
 )  # fmt: skip
-# Settings besides the default one; four for each new task.
+# Settings other than the default; with it four for each new task.
 TRIED: dict[str, tuple[str, str, str]] = {
     "moco": ("pretext.temperature=0.1", "pretext.momentum=0.9", "pretext.queue=512"),
     "byol": ("pretext.momentum=0.9", "pretext.momentum=0.996", "train.learning_rate=0.0005"),
