@@ -1,8 +1,11 @@
 """`sslrun runs`."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.helpers import Cli
@@ -26,3 +29,19 @@ def test_runs_lists_all_runs(in_world: Path, cli: Cli) -> None:
     empty = cli("runs")
     assert (empty.code, empty.out) == (0, "")
     assert "No runs" in empty.err
+
+
+def test_no_color_leaves_colors_out(world: Path) -> None:
+    """A failed run is red where colors are forced; bold stays."""
+    run = Path("outputs/pretrain/2026-01-01_00-00-00-000000")
+    shutil.copytree(next((world / "outputs/pretrain").iterdir()), run)
+    content = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**content, "status": "failed"}))
+    red = []
+    for given in ({}, {"NO_COLOR": "1"}):
+        environment = {**os.environ, "FORCE_COLOR": "1", "TERM": "xterm", **given}
+        command = [sys.executable, "-m", "sslrun", "runs"]
+        out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        assert "failed" in out.stdout + out.stderr
+        red.append("\x1b[31m" in out.stdout + out.stderr)
+    assert red == [True, False]
