@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every command on a CUDA GPU, and images/s of training against the network alone.
 #
-#   benchmarks/gpu.sh commands [FOLDER [OUT]]     every command, 5 minutes
+#   benchmarks/gpu.sh commands [FOLDER [OUT]]     every command, 9 minutes
 #   benchmarks/gpu.sh speed                       images/s, 5 minutes
 #
 # FOLDER: images in train/CLASS and test/CLASS; without it, scikit-learn's digits.
@@ -33,6 +33,12 @@ newest() { ls -d "outputs/$1"/2*/ | tail -n 1; }
 [ "$what" = speed ] && exec "$python" "$here/gpu.py" speed
 for pretext in rotation jigsaw simclr; do
   sslrun "pretrain_$pretext" pretrain pretext=$pretext "${data[@]}" train.epochs=3 train.evaluations=3 device=cuda
+done
+for file in "$here"/../conf/pretext/*.yaml; do
+  pretext=$(basename "$file" .yaml)
+  case $pretext in rotation | jigsaw | simclr | distill) continue ;; esac  # above; without published weights
+  [ "$pretext" = colorization ] && [ "${data[0]}" = dataset=digits ] && continue  # gray
+  sslrun "pretrain_$pretext" pretrain pretext="$pretext" "${data[@]}" dataset.image_size=32 train.steps=20 train.evaluations=1 device=cuda
 done
 sslrun pretrain_compiled pretrain "${data[@]}" train.steps=20 train.evaluations=1 device=cuda device.compile=default
 sslrun pretrain_fp16 pretrain "${data[@]}" train.steps=20 train.evaluations=1 device=cuda device.precision=fp16
