@@ -56,10 +56,10 @@ class AMDIM(Task):
         features = in_float32(self.projector, maps[-1].mean((2, 3), dtype=torch.float32)).chunk(2)
         losses, hits = [], []
         for layer, x in zip(self.local, maps[-SCALES:], strict=True):
-            first, second = in_float32(layer, x).flatten(2).chunk(2)
+            first, second = in_float32(layer, x).permute(0, 2, 3, 1).flatten(1, 2).chunk(2)  # N x P x D
             for g, local in ((features[0], second), (features[1], first)):
                 with torch.autocast(g.device.type, enabled=False):
-                    scores = torch.einsum("id,jdp->ijp", g, local) / g.shape[1] ** 0.5
+                    scores = (g / g.shape[1] ** 0.5 @ local.flatten(0, 1).T).view(len(g), *local.shape[:2])
                     losses.append(nce(soft_clip(scores, self.clip)) + self.score_weight * scores.square().mean())
                 nearest = scores.detach().amax(2).argmax(1)
                 hits.append((nearest == torch.arange(len(g), device=g.device)).float().mean())

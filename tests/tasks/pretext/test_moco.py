@@ -47,7 +47,7 @@ def test_keys_come_from_the_teacher_as_it_was_and_the_loss_at_chance_is_ln_of_th
 @torch.no_grad()
 def test_keys_of_the_own_image_do_not_count(pieces: Tensor) -> None:
     """As if they were not in the queue."""
-    task: Any = make_task("moco", queue=10).eval()
+    task: Any = make_task("moco", queue=10, temperature=0.2).eval()
     task.rows[3], task.rows[7] = 1, 5
     images = pieces[:4]
     loss = float(task(batch_of(images), rng())["loss"])
