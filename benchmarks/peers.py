@@ -29,7 +29,7 @@ from scipy.stats import t as student
 
 from sslrun.config.build import build
 from sslrun.config.compose import compose_config
-from sslrun.data.dataset import load_split, load_test
+from sslrun.data.dataset import load_test, load_train, split_validation
 from sslrun.data.images import Images
 from sslrun.data.labels import LabelBudget
 from sslrun.models.classifier import knn_probabilities
@@ -59,8 +59,8 @@ def lightly_python() -> str:
 
 
 def peer(python: str, script: str, *arguments: Any) -> dict[str, Any]:
-    """Run a script of benchmarks/peers and return what it printed."""
-    command = [python, str(HERE / "peers" / script), *map(str, arguments)]
+    """Run a script of benchmarks/peer_scripts and return what it printed."""
+    command = [python, str(HERE / "peer_scripts" / script), *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -175,7 +175,7 @@ def accuracy(overrides: list[str], seconds: float, seeds: int) -> None:
     data = [o if not o.startswith("dataset.root=") else f"dataset.root={_absolute(o)}" for o in overrides]
     data.append("dataset.image_size=32")
     config: dict[str, Any] = OmegaConf.to_container(compose_config("pretrain", data, None), resolve=True)  # type: ignore[assignment]
-    train, val = load_split(config["dataset"])
+    train, val = split_validation(load_train(config["dataset"])[0], config["dataset"])
     assert val is not None
     assert train.labels is not None
     assert val.labels is not None
@@ -254,7 +254,7 @@ def recipe(overrides: list[str], seeds: int, ours: bool) -> None:
     data = [o if not o.startswith("dataset.root=") else f"dataset.root={_absolute(o)}" for o in overrides]
     data += ["dataset.image_size=32", "dataset.val_fraction=0"]  # nobody gets more labels than the others
     config: dict[str, Any] = OmegaConf.to_container(compose_config("pretrain", data, None), resolve=True)  # type: ignore[assignment]
-    train, _ = load_split(config["dataset"])
+    train = load_train(config["dataset"])[0]
     test = load_test(config["dataset"])
     assert train.labels is not None
     assert test.labels is not None
@@ -274,7 +274,7 @@ def recipe(overrides: list[str], seeds: int, ours: bool) -> None:
                 rows[start].append((100 * tested["test/accuracy"], before + tuned["seconds"]))
             print({k: v[-1] for k, v in rows.items() if v}, file=sys.stderr, flush=True)
             labels = train.labels.numpy()
-            labeled = LabelBudget(0.1, seed=seed).rows(labels, train.class_sizes, train.class_names)
+            labeled = LabelBudget(fraction=0.1, seed=seed).rows(labels)
             if ours:
                 continue
             np.savez(folder / "data.npz", train=_array(train.images), train_labels=labels, labeled=labeled,

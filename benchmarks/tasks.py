@@ -8,8 +8,8 @@
 DATA is the name of a data set in MINUTES and its overrides: "emoji dataset=folder dataset.root=photos". A task gets the
 steps that it takes in these minutes of one core, by the images/s in `tasks_speed.csv`, so that neither the load of a
 machine nor a GPU changes what is compared. `--factor 3` trains three times as long. A training is that of `sslrun
-pretrain`, with `smallcnn` at 32 px, in bf16. Rows are appended to `tasks_tuning.csv`, `tasks.csv` and `tasks_probes.csv`
-as they come, and those that are there are not measured again.
+pretrain`, with `smallcnn` at 32 px, in bf16. Rows are appended to `tasks_tuning.csv`, `tasks.csv` and
+`tasks_probes.csv` as they come, and those that are there are not measured again.
 
 The score of `tune` is the accuracy of nearest neighbors on held-out training images; it never reads a test split.
 """
@@ -147,11 +147,12 @@ def trained(job: Job, data: Loaded, device: Device) -> Encoder:
     given = [f"pretext={job.task}"] if job.task != UNTRAINED else []
     config = composed([*job.overrides, *given, f"train.steps={job.steps}", *filter(None, [job.setting])])
     torch.manual_seed(job.seed)
-    encoder = build_encoder(config["backbone"], config["dataset"]["image_size"], *normalization(config["dataset"], data.train))
+    size = config["dataset"]["image_size"]
+    encoder = build_encoder(config["backbone"], size, *normalization(config["dataset"], data.train))
     if job.task == UNTRAINED:
         device.put(encoder)
         return encoder
-    task = build_task(config["pretext"], encoder, config["dataset"]["image_size"])
+    task = build_task(config["pretext"], encoder, size)
     task.set_sizes(len(data.train), BATCH)
     device.put(task)
     task.prepare(data.train.images, device)
@@ -223,8 +224,8 @@ def speed(folder: Path) -> None:
     """Measure each task's images/s on one thread, as `sslrun pretrain` reports it."""
     for task in (*OLD, *TRIED):
         with tempfile.TemporaryDirectory() as work:
-            command = [sys.executable, "-m", "sslrun", "pretrain", str(folder.resolve()), *SETTINGS, *MODE, "device=cpu"]
-            command += [f"pretext={task}", f"train.steps={WARM}", "train.evaluations=1"]
+            command = [sys.executable, "-m", "sslrun", "pretrain", str(folder.resolve()), f"pretext={task}"]
+            command += [*SETTINGS, *MODE, "device=cpu", f"train.steps={WARM}", "train.evaluations=1"]
             subprocess.run(command, cwd=work, check=True, stderr=subprocess.PIPE)
             (summary,) = Path(work).glob("outputs/pretrain/2*/summary.json")
             row = {"task": task, "images_per_second": round(json.loads(summary.read_text())["images_per_second"])}

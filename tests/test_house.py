@@ -512,6 +512,14 @@ def test_tests_lie_where_the_code_lies(house: Sources) -> None:
     assert rooms <= set(house), f"folders of tests that are no rooms: {sorted(rooms - set(house))}"
 
 
+def test_no_module_is_hidden_by_a_folder() -> None:
+    """mypy reads a folder, not the module of the same name next to it."""
+    root = Path(__file__).parents[1]
+    modules = [m for top in ("sslrun", "tests", "benchmarks") for m in (root / top).rglob("*.py")]
+    assert len(modules) > 300
+    assert [str(m.relative_to(root)) for m in modules if m.with_suffix("").is_dir()] == []
+
+
 def test_a_test_of_no_module_is_seen() -> None:
     tests = ("test_device.py", "data/test_cache.py", "data/sources/test_cifar10.py", "test_house.py")
     sources = ("device.py", "data/cache.py", "data/sources/cifar10.py")

@@ -1,4 +1,4 @@
-"""Vectors, and losses of them that lightly computes (benchmarks/peers/losses.py), as references."""
+"""Vectors, and losses of them that lightly computes (benchmarks/peer_scripts/losses.py), as references."""
 
 import json
 import math

@@ -136,7 +136,8 @@ class DINO(Method):
     def __init__(self, net: nn.Module, d: int) -> None:
         super().__init__(net, d)
         self.head = heads.DINOProjectionHead(d, 512, 64, 2048, freeze_last_layer=1)
-        self.net_t, self.head_t = self.copied(net), self.copied(heads.DINOProjectionHead(d, 512, 64, 2048))
+        self.net_t, self.head_t = self.copied(net), heads.DINOProjectionHead(d, 512, 64, 2048)
+        deactivate_requires_grad(self.head_t)
         self.loss = losses.DINOLoss(output_dim=2048, warmup_teacher_temp_epochs=5)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Losses of lightly 1.6 for fixed random vectors, as references for the tests; runs in a separate environment.
 
-    python benchmarks/peers/losses.py > tests/tasks/pretext/lightly_losses.json
+    python benchmarks/peer_scripts/losses.py > tests/tasks/pretext/lightly_losses.json
 
 The vectors are those of `numpy.random.default_rng(0).standard_normal((4, 12, 8))`, in this order: two views, and the
 teacher's outputs for them.
