@@ -48,7 +48,7 @@ from sslrun.evaluation.selection import Predictions, corrected_accuracy
 from sslrun.evaluation.validation import encoder_metrics, knn_images
 from sslrun.models.encoder import Encoder, build_encoder
 from sslrun.models.features import pooled_features
-from sslrun.tasks.task import build_task
+from sslrun.tasks.task import Task, build_task
 from sslrun.training.batches import Batches
 from sslrun.training.frozen import Frozen
 from sslrun.training.loop import train_step
@@ -142,17 +142,18 @@ def composed(overrides: Iterable[str]) -> Any:
     return OmegaConf.to_container(compose_config("pretrain", [*SETTINGS, *MODE, *overrides], None), resolve=True)
 
 
-def trained(job: Job, data: Loaded, device: Device) -> Encoder:
-    """Return the encoder that `sslrun pretrain` returns for these settings."""
-    given = [f"pretext={job.task}"] if job.task != UNTRAINED else []
-    config = composed([*job.overrides, *given, f"train.steps={job.steps}", *filter(None, [job.setting])])
-    torch.manual_seed(job.seed)
-    size = config["dataset"]["image_size"]
-    encoder = build_encoder(config["backbone"], size, *normalization(config["dataset"], data.train))
-    if job.task == UNTRAINED:
-        device.put(encoder)
-        return encoder
-    task = build_task(config["pretext"], encoder, size)
+def encoder_of(config: Any, data: Loaded, seed: int) -> Encoder:
+    """Return the encoder with random weights."""
+    torch.manual_seed(seed)
+    size, statistics = config["dataset"]["image_size"], normalization(config["dataset"], data.train)
+    return build_encoder(config["backbone"], size, *statistics)
+
+
+def trained(job: Job, data: Loaded, device: Device) -> Task:
+    """Return the task that `sslrun pretrain` trains with these settings."""
+    given = (f"pretext={job.task}", f"train.steps={job.steps}", *filter(None, [job.setting]))
+    config = composed((*job.overrides, *given))
+    task = build_task(config["pretext"], encoder_of(config, data, job.seed), config["dataset"]["image_size"])
     task.set_sizes(len(data.train), BATCH)
     device.put(task)
     task.prepare(data.train.images, device)
@@ -162,16 +163,22 @@ def trained(job: Job, data: Loaded, device: Device) -> Encoder:
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate_at(step.step, job.steps, group["rate"])
         train_step(task, step, job.steps, optimizer, device, training.gradient_clip)
-    downstream = task.get_submodule(task.downstream)
-    assert isinstance(downstream, Encoder)
-    return downstream
+    return task.eval()
+
+
+def downstream(job: Job, data: Loaded, device: Device) -> Encoder:
+    """Train, and return the encoder that goes downstream."""
+    if job.task == UNTRAINED:
+        return device.put(encoder_of(composed(job.overrides), data, job.seed)).eval()  # type: ignore[return-value]
+    task = trained(job, data, device)
+    return task.get_submodule(task.downstream)  # type: ignore[return-value]
 
 
 def measured(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Train; return the row of the training and those of its probes; an empty row if the task refuses the data."""
     data, device = loaded(job.overrides)
     try:
-        encoder = trained(job, data, device).eval()
+        encoder = downstream(job, data, device)
     except UserError as error:  # colorization of gray images
         print(f"{job.data} {job.task}: {error}", flush=True)
         return job.key | {"steps": 0}, []

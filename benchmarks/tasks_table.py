@@ -1,0 +1,152 @@
+"""The tables and the figure of docs/tasks.md, from the rows of benchmarks/tasks.py; it measures nothing.
+
+    python benchmarks/tasks_table.py [--rows FOLDER] [--figure docs/tasks.png]
+
+Reads tasks.csv and tasks_probes.csv. A task is compared with SimCLR on the same label subsets and seeds: the
+difference in test accuracy, with a 95 % CI for another pretraining and other label subsets (`sslrun.study.gains`) and
+p-values that are corrected for all tasks and both label budgets of a data set (Holm).
+"""
+
+import argparse
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import NamedTuple
+
+import numpy as np
+
+from sslrun.report.style import COLORS, GRAY, new_figure, styled
+from sslrun.study.gains import Gain, gains_over_scratch, holm
+
+HERE = Path(__file__).parent
+DEFAULT, UNTRAINED = "simclr", "none"
+TITLES = {"fashion_mnist": "Fashion-MNIST", "emoji": "emoji", "solar_cells": "solar cells"}
+Rows = list[dict[str, str]]
+
+
+class Compared(NamedTuple):
+    """A task at a label budget: mean accuracies, and the difference from the default task."""
+
+    val: float
+    test: float
+    gain: Gain | None
+    p: float | None
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def matrix(probes: Rows, task: str, budget: str, column: str) -> np.ndarray:
+    """Return the accuracies of a task's pretrainings and label subsets, `P x L`."""
+    own = [r for r in probes if r["task"] == task and r["labels_per_class"] == budget]
+    cells = {(int(r["seed"]), int(r["subset"])): float(r[column]) for r in own}
+    seeds, subsets = (sorted({key[i] for key in cells}) for i in range(2))
+    return np.array([[cells[p, s] for s in subsets] for p in seeds])
+
+
+def compared(probes: Rows, seeds: set[str]) -> dict[tuple[str, str], Compared]:
+    """Compare the tasks of a data set with the default one, at each label budget.
+
+    Args:
+        seeds: of the pretrainings that all tasks have.
+    """
+    probes = [r for r in probes if r["seed"] in seeds]
+    tasks = list(dict.fromkeys(r["task"] for r in probes))
+    budgets = list(dict.fromkeys(r["labels_per_class"] for r in probes))
+    found: dict[tuple[str, str], Gain] = {}
+    for budget in budgets:
+        of = {t: matrix(probes, t, budget, "test_accuracy") for t in tasks}
+        gains = gains_over_scratch({t: m - of[DEFAULT] for t, m in of.items() if t != DEFAULT})
+        found |= {(t, budget): gain for t, gain in gains.items()}
+    corrected = dict(zip(found, holm([g.p for g in found.values()]), strict=True))
+    return {
+        (t, b): Compared(
+            float(matrix(probes, t, b, "val_accuracy").mean()),
+            float(matrix(probes, t, b, "test_accuracy").mean()),
+            found.get((t, b)),
+            corrected.get((t, b)),
+        )
+        for t in tasks
+        for b in budgets
+    }
+
+
+def difference(cell: Compared) -> str:
+    """Return a difference in points with its interval; bold where Holm's p is below 0.05."""
+    gain, p = cell.gain, cell.p
+    if gain is None or gain.low is None or gain.high is None or p is None:
+        return ""
+    text = f"{100 * gain.gain:+.1f} [{100 * gain.low:.1f}, {100 * gain.high:.1f}]"
+    return f"**{text}**" if p < 0.05 else text
+
+
+def table(rows: Rows, probes: Rows) -> dict[tuple[str, str], Compared]:
+    """Print the table of a data set; return what it compares."""
+    rows = [r for r in rows if r["knn_accuracy"]]
+    of = {t: [r for r in rows if r["task"] == t] for t in dict.fromkeys(r["task"] for r in rows)}
+    cells = compared(probes, set.intersection(*({r["seed"] for r in own} for own in of.values())))
+    budgets = list(dict.fromkeys(b for _, b in cells))
+
+    def averaged(task: str, name: str) -> float:
+        return mean(float(r[name]) for r in of[task])
+
+    head = "| task | steps | seeds | val kNN | effective rank |"
+    for b in budgets:
+        head += f" val, {b} labels | test, {b} labels | difference from SimCLR |"
+    print(head + "\n|" + "---|" * (head.count("|") - 1))
+    key: Callable[[str], float] = lambda t: -averaged(t, "knn_accuracy")  # noqa: E731
+    for task in sorted(of, key=key):
+        line = f"| `{task}` | {of[task][0]['steps']} | {len(of[task])} | {percent(averaged(task, 'knn_accuracy'))} "
+        line += f"| {averaged(task, 'effective_rank'):.0f} |"
+        for b in budgets:
+            cell = cells[task, b]
+            line += f" {percent(cell.val)} | {percent(cell.test)} | {difference(cell)} |"
+        print(line)
+    return cells
+
+
+@styled()
+def draw(of: dict[str, dict[tuple[str, str], Compared]], path: Path) -> None:
+    """Draw the differences from SimCLR at the larger label budget, one panel per data set."""
+    shown = {name: {t: c for (t, b), c in cells.items() if b == [*cells][-1][1]} for name, cells in of.items()}
+    every = list(dict.fromkeys(t for cells in shown.values() for t in cells if t != DEFAULT))
+    every.sort(key=lambda t: mean(c[t].gain.gain for c in shown.values() if t in c))  # type: ignore[union-attr]
+    figure, (axes,) = new_figure(1, len(of), (10, 4.6))
+    for axis, (name, cells) in zip(axes, shown.items(), strict=True):
+        for i, task in enumerate(every):
+            gain = cells[task].gain if task in cells else None
+            if gain is None or gain.low is None or gain.high is None:
+                continue
+            x, low, high = (100 * v for v in (gain.gain, gain.low, gain.high))
+            axis.errorbar(
+                x, i, xerr=[[x - low], [high - x]], fmt="o", capsize=2, markersize=4, linewidth=1.2,
+                color=GRAY if task == UNTRAINED else COLORS[0],
+            )  # fmt: skip
+        axis.axvline(0, color=GRAY, linewidth=0.8, linestyle=":")
+        axis.set_ylim(-0.6, len(every) - 0.4)
+        axis.set_yticks(range(len(every)), every if axis is axes[0] else [])
+        axis.set_title(f"{TITLES[name]}, {[*of[name]][-1][1]} labels per class")
+        axis.set_xlabel("difference from SimCLR (points), 95 % CI")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Print the tables and draw the figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=Path, default=HERE)
+    parser.add_argument("--figure", type=Path, default=HERE.parent / "docs" / "tasks.png")
+    args = parser.parse_args()
+    rows, probes = ([*csv.DictReader((args.rows / f).open())] for f in ("tasks.csv", "tasks_probes.csv"))
+    rows, probes = ([r for r in given if r["factor"] == "1"] for given in (rows, probes))
+    cells = {}
+    for name in dict.fromkeys(r["data"] for r in rows):
+        print(f"\n### {TITLES[name]}\n")
+        cells[name] = table([r for r in rows if r["data"] == name], [r for r in probes if r["data"] == name])
+    draw(cells, args.figure)
+
+
+if __name__ == "__main__":
+    main()
