@@ -38,18 +38,14 @@ def draw(rows: dict[str, Tensor], path: Path) -> None:
             for spine in axis.spines.values():
                 spine.set_visible(False)
         cells[0].set_ylabel(name, rotation=0, ha="right", va="center")
-    figure.subplots_adjust(
-        left=0.9 / (0.7 * SHOWN + 0.9) + 0.01, right=0.995, top=0.99, bottom=0.01, wspace=0.06, hspace=0.06
-    )
-    figure.savefig(path, dpi=110)
+    figure.subplots_adjust(left=0.18, right=0.99, wspace=0.05, hspace=0.07, top=0.99, bottom=0.01)
+    figure.savefig(path, dpi=110, bbox_inches="tight", pad_inches=0.03)
 
 
 def rows_of(task: Task, images: Tensor) -> dict[str, Tensor]:
-    """Return images, their views, and what the trained task makes of them."""
+    """Return images, and what the trained task makes of them or, if it draws nothing, their views."""
     with torch.no_grad():
-        views = task.views(images, Rng(generator(0)))
-        made = task.figures(images, Rng(generator(0)))
-    return {"image": images, **{k: v for k, v in views.items() if k not in made}, **made}
+        return {"image": images, **(task.figures(images, Rng(generator(0))) or task.views(images, Rng(generator(0))))}
 
 
 def main() -> None:

@@ -1,10 +1,12 @@
 """The tables and the figure of docs/tasks.md, from the rows of benchmarks/tasks.py; it measures nothing.
 
     python benchmarks/tasks_table.py [--rows FOLDER] [--figure docs/tasks.png]
+    python benchmarks/tasks_table.py --tuning
 
-Reads tasks.csv and tasks_probes.csv. A task is compared with SimCLR on the same label subsets and seeds: the
-difference in test accuracy, with a 95 % CI for another pretraining and other label subsets (`sslrun.study.gains`) and
-p-values that are corrected for all tasks and both label budgets of a data set (Holm).
+Reads tasks.csv and tasks_probes.csv; `--tuning` prints what tasks_tuning.csv has instead. A task is compared with
+SimCLR on the same label subsets and seeds: the difference in test accuracy, with a 95 % CI for another pretraining and
+other label subsets (`sslrun.study.gains`) and p-values that are corrected for all tasks and both label budgets of a
+data set (Holm).
 """
 
 import argparse
@@ -133,12 +135,29 @@ def draw(of: dict[str, dict[tuple[str, str], Compared]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def tuning(rows: Rows) -> None:
+    """Print the mean accuracy of nearest neighbors for every setting that was tried."""
+    cells: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for r in rows:
+        if r["knn_accuracy"]:
+            of = cells.setdefault((r["task"], r["setting"]), {})
+            of.setdefault(r["data"], []).append(float(r["knn_accuracy"]))
+    print("| task | setting | " + " | ".join(TITLES.values()) + " |\n|---|---|---|---|---|")
+    for (task, setting), of in sorted(cells.items()):
+        means = [f"{percent(mean(of[d]))} ({len(of[d])})" if d in of else "" for d in TITLES]
+        print(f"| {task} | {setting or 'as it was'} | {' | '.join(means)} |")
+
+
 def main() -> None:
     """Print the tables and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, default=HERE)
     parser.add_argument("--figure", type=Path, default=HERE.parent / "docs" / "tasks.png")
+    parser.add_argument("--tuning", action="store_true")
     args = parser.parse_args()
+    if args.tuning:
+        tuning([*csv.DictReader((args.rows / "tasks_tuning.csv").open())])
+        return
     rows, probes = ([*csv.DictReader((args.rows / f).open())] for f in ("tasks.csv", "tasks_probes.csv"))
     rows, probes = ([r for r in given if r["factor"] == "1"] for given in (rows, probes))
     cells = {}
