@@ -31,6 +31,7 @@ from sslrun.run.resume import CHECKPOINT, MAY_DIFFER, STUDY, fixed, refuse_older
 from sslrun.run.run import Run, Stages
 
 IN_STUDY = "study_run"  # hydra.job.name of a run that belongs to a study
+NO_MEMORY = "can't allocate memory"  # in the message of torch's RuntimeError
 
 
 class AnotherJob(UserError):
@@ -143,6 +144,8 @@ def explained(error: Exception) -> str:
         return f"sslrun: {error.filename or 'the disk'}: {error.strerror}; earlier files are kept"
     if isinstance(error, torch.OutOfMemoryError):
         return "sslrun: out of GPU memory: try a smaller train.batch_size or batch_size"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY in str(error)):
+        return "sslrun: out of memory: try a smaller train.batch_size, batch_size, network or sizes of pretext"
     return traceback.format_exc()
 
 

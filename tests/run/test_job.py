@@ -163,6 +163,10 @@ def test_errors_that_a_user_can_correct_are_one_line() -> None:
         "sslrun: a: No space left on device; earlier files are kept"
     )
     assert "out of GPU memory" in job.explained(torch.OutOfMemoryError())
+    assert "out of memory: try" in job.explained(MemoryError())
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert "out of memory: try" in job.explained(caught.value)
     for error in (OSError(5, "Input/output error", "a"), ValueError("x")):
         try:
             raise error
