@@ -76,10 +76,12 @@ def compared(probes: Rows, seeds: set[str]) -> dict[tuple[str, str], Compared]:
 
 
 def difference(cell: Compared) -> str:
-    """Return a difference in points with its interval; bold where Holm's p is below 0.05."""
+    """Return a difference in points, with its interval if there are two pretrainings; bold where p is below 0.05."""
     gain, p = cell.gain, cell.p
     if gain is None or gain.low is None or gain.high is None or p is None:
         return ""
+    if gain.pretrainings < 2:  # an interval would be for this pretraining alone
+        return f"{100 * gain.gain:+.1f}"
     text = f"{100 * gain.gain:+.1f} [{100 * gain.low:.1f}, {100 * gain.high:.1f}]"
     return f"**{text}**" if p < 0.05 else text
 
@@ -88,7 +90,9 @@ def table(rows: Rows, probes: Rows) -> dict[tuple[str, str], Compared]:
     """Print the table of a data set; return what it compares."""
     rows = [r for r in rows if r["knn_accuracy"]]
     of = {t: [r for r in rows if r["task"] == t] for t in dict.fromkeys(r["task"] for r in rows)}
-    cells = compared(probes, set.intersection(*({r["seed"] for r in own} for own in of.values())))
+    seeds = set.intersection(*({r["seed"] for r in own} for own in of.values()))  # of all tasks
+    of = {t: [r for r in own if r["seed"] in seeds] for t, own in of.items()}
+    cells = compared(probes, seeds)
     budgets = list(dict.fromkeys(b for _, b in cells))
 
     def averaged(task: str, name: str) -> float:
@@ -122,6 +126,8 @@ def draw(of: dict[str, dict[tuple[str, str], Compared]], path: Path) -> None:
             if gain is None or gain.low is None or gain.high is None:
                 continue
             x, low, high = (100 * v for v in (gain.gain, gain.low, gain.high))
+            if gain.pretrainings < 2:
+                low = high = x
             axis.errorbar(
                 x, i, xerr=[[x - low], [high - x]], fmt="o", capsize=2, markersize=4, linewidth=1.2,
                 color=GRAY if task == UNTRAINED else COLORS[0],
