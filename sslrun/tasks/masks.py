@@ -28,9 +28,11 @@ def random_masks(n: int, grid: int, ratio: float, rng: Rng) -> Tensor:
 
 def resized(visible: Tensor, height: int, width: int) -> Tensor:
     """Return a mask at the size of a feature map; a position is visible if any of its cells is."""
-    if height >= visible.shape[2] and width >= visible.shape[3]:
+    rows, columns = visible.shape[2:]
+    if height % rows == 0 and width % columns == 0:
         return F.interpolate(visible, (height, width))
-    return F.adaptive_max_pool2d(visible, (height, width))
+    fine = F.interpolate(visible, (height * rows, width * columns))  # whole steps of both rasters
+    return F.adaptive_max_pool2d(fine, (height, width))
 
 
 def is_plain(norm: nn.BatchNorm2d) -> bool:

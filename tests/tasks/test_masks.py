@@ -126,3 +126,13 @@ def test_statistics_of_values_far_from_zero_are_exact() -> None:
     with visible_only(nn.Sequential(two), torch.ones(8, 1, 4, 4)):
         out = two(x)
     assert torch.allclose(out, one(x), atol=2e-2)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 5, 6, 8, 12, 20])
+def test_a_position_is_visible_if_any_of_its_cells_is(side: int) -> None:
+    visible = random_masks(1, 8, 0.6, rng())
+    found = resized(visible, side, side)[0, 0]
+    for i in range(side):
+        for j in range(side):  # cells that overlap [i, i + 1) / side
+            rows, columns = (slice(k * 8 // side, -(-(k + 1) * 8 // side)) for k in (i, j))
+            assert found[i, j] == visible[0, 0, rows, columns].max()
