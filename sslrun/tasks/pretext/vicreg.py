@@ -17,8 +17,8 @@ EPSILON = 1e-4  # of the standard deviation, as in the paper
 class VICReg(Task):
     """The projections of two views agree, each dimension has a standard deviation of 1, and no two are correlated.
 
-    Loss: Bardes et al., eq. 6. For constant projections the variance term is its maximum, 0.99, and the others
-    are 0.
+    Loss: Bardes et al., eq. 6, with the invariance as in the authors' code: a mean over dimensions, where eq. 5 has
+    the sum. For constant projections the variance term is its maximum, 0.99, and the others are 0.
 
     Args:
         augment: draws the two views.
