@@ -9,6 +9,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]  # a fraction that leaves a remainder
 PositiveInt = Annotated[int, Field(ge=1)]
+TwoOrMore = Annotated[int, Field(ge=2)]
 Count = Annotated[int, Field(ge=0)]
 Pair = Annotated[list[NotNegative], Field(min_length=2, max_length=2)]
 

@@ -16,6 +16,7 @@ SAMPLES, CHUNK = 2000, 100  # of the bootstrap, and how many at once
 MANY_IMAGES = 10  # of every class: with fewer, the bootstrap is only approximate
 COLLAPSED_SPREAD = 0.05  # where 1 is a uniform distribution on the sphere
 COLLAPSED_RANK = 2.0
+RANKED = 10  # images; the effective rank of n of them is at most n - 1, so that of fewer says nothing
 
 
 def embedding_health(features: Tensor) -> dict[str, float]:
@@ -56,9 +57,10 @@ def alignment_and_uniformity(features: Tensor, views: Tensor) -> dict[str, float
     return {"alignment": float((x - y).square().sum(1).mean()), "uniformity": float(uniformity)}
 
 
-def has_collapsed(health: dict[str, float]) -> bool:
-    """Return whether the metrics of `embedding_health` indicate a collapsed embedding."""
-    return health["feature_spread"] < COLLAPSED_SPREAD or health["effective_rank"] < COLLAPSED_RANK
+def has_collapsed(health: dict[str, float], images: int = RANKED) -> bool:
+    """Return whether the metrics of `embedding_health` of this many images indicate a collapsed embedding."""
+    low_rank = images >= RANKED and health["effective_rank"] < COLLAPSED_RANK
+    return low_rank or health["feature_spread"] < COLLAPSED_SPREAD
 
 
 def scored(

@@ -96,7 +96,7 @@ def encoder_metrics(
     sample = images[_of_health(images)]
     seen = features(encoder, sample, device)
     health = embedding_health(seen)
-    if has_collapsed(health):
+    if has_collapsed(health, len(sample)):
         log.warning(
             "The embedding has collapsed: feature spread %.3f (expected about 1), effective rank %.1f. Try a lower "
             "train.learning_rate, a larger train.batch_size, or another pretext.",

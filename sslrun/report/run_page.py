@@ -88,7 +88,8 @@ def health_text(summary: dict[str, Any]) -> str:
     spread, rank = summary.get("val/feature_spread"), summary.get("val/effective_rank")
     if spread is None or rank is None:
         return ""
-    collapsed = has_collapsed({"feature_spread": spread, "effective_rank": rank})
+    health = {"feature_spread": spread, "effective_rank": rank}
+    collapsed = has_collapsed(health, summary["images"]) if "images" in summary else has_collapsed(health)
     state = "The features have collapsed: they hardly differ from image to image" if collapsed else "No collapse"
     return (
         f"{state}. Feature spread {spread:.2f} (0: the same for all images, 1: even), effective rank {rank:.0f}: the "

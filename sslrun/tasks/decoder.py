@@ -25,7 +25,9 @@ class Decoder(nn.Module):
     def __init__(self, channels: int, side: int, out_side: int, width: int, out_channels: int = 3) -> None:
         super().__init__()
         self.out_side = out_side
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        reduction = max(1, side // out_side)
+        layers: list[nn.Module] = [nn.AvgPool2d(reduction)] if reduction > 1 else []
+        layers += [nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
         while side * 2 < out_side:
             narrower = max(SMALLEST, width // 2)
             layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, narrower, 3, padding=1, bias=False)]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from sslrun.augment import Rng
+from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.models.encoder import Encoder, example_maps
 
@@ -17,7 +18,7 @@ class Tiles:
     Args:
         encoder: the tiles are to be large enough for it.
         image_size: in px.
-        grid: cells per side; `auto` is 3 from 64 px on, else 2.
+        grid: cells per side; `auto` is 3 from 64 px on if the network takes tiles of that size, else 2.
         gap: width of the gap between tiles as a fraction of a cell's side.
         normalize: normalize each tile to the mean and standard deviation of the data set, so that brightness and
             contrast do not reveal its neighbors.
@@ -28,19 +29,25 @@ class Tiles:
 
     def __init__(self, encoder: Encoder, image_size: int, grid: int | str, gap: float, normalize: bool) -> None:
         self.encoder, self.normalize = [encoder], normalize  # in a list: not a second path to its weights
-        self.grid = (3 if image_size >= GRID_3_FROM else 2) if isinstance(grid, str) else grid
-        self.cell = image_size // self.grid
-        self.side = self.cell - round(gap * self.cell)
-        if self.side < SMALLEST:
-            raise ValueError(
-                f"tiles of {self.side} px are too small: use larger images, a coarser grid or a smaller gap"
-            )
-        try:
-            example_maps(encoder.backbone, self.side)
-        except UserError:
-            raise ValueError(
-                f"tiles of {self.side} px are too small for this backbone: use larger images, or a coarser grid"
-            ) from None
+        grids = ([3, 2] if image_size >= GRID_3_FROM else [2]) if isinstance(grid, str) else [grid]
+        for self.grid in grids:
+            self.cell = image_size // self.grid
+            self.side = self.cell - round(gap * self.cell)
+            if self.side < SMALLEST:
+                raise ValueError(
+                    f"tiles of {self.side} px are too small: use larger images, a coarser grid or a smaller gap"
+                )
+            try:
+                example_maps(encoder.backbone, self.side)
+            except UserError as error:
+                if self.grid == grids[-1]:
+                    raise ValueError(
+                        f"tiles of {self.side} px do not fit this backbone ({error}): use larger images, a coarser "
+                        "grid, or another backbone"
+                    ) from None
+                log.info("pretext.grid=auto is 2: this backbone takes no tiles of %d px", self.side)
+            else:
+                break
 
     def cut(self, images: Tensor, cells: Tensor, rng: Rng) -> Tensor:
         """Return the tiles of some cells.

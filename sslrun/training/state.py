@@ -72,7 +72,7 @@ class Window:
             bad = steps - len(losses) + 1 + int((~losses.isfinite()).nonzero()[0, 0])
             raise diverged(f"the loss became {losses[~losses.isfinite()][0]:g}", bad, rate, run)
         n = sum(k for _, k in self.rows)
-        sums = {k: sum(out[k].float() * m for out, m in self.rows) / n for k in self.rows[0][0]}
+        sums = {k: sum(out[k].float() * (m / n) for out, m in self.rows) for k in self.rows[0][0]}
         self.last = {f"train/{k}": float(v) for k, v in sums.items()}
         loss = self.last["train/loss"]
         self.note = metric("train/loss", loss)

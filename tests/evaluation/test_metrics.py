@@ -180,6 +180,14 @@ def test_a_small_spread_or_a_small_rank_is_a_collapse(spread: float, rank: float
     assert has_collapsed({"feature_spread": spread, "effective_rank": rank}) == collapsed
 
 
+def test_two_images_have_no_rank_that_could_tell_a_collapse() -> None:
+    for n in (2, 3):
+        apart, equal = (embedding_health(x) for x in (torch.eye(64)[:n], torch.ones(n, 64)))
+        assert apart["effective_rank"] < 2.1
+        assert not has_collapsed(apart, n)
+        assert has_collapsed(equal, n)
+
+
 def test_the_health_of_one_image_is_finite() -> None:
     assert embedding_health(torch.ones(1, 4)) == {"feature_spread": 0.0, "effective_rank": 1.0}
 

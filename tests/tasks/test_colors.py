@@ -79,3 +79,33 @@ def test_uniform_logits_have_the_loss_of_chance(pieces: Tensor) -> None:
 def test_gray_images_are_refused(pieces: Tensor) -> None:
     with pytest.raises(UserError, match="learns from colors, but the images are gray"):
         make_task("colorization").prepare(images_of(luminance(pieces)), cpu())
+
+
+def test_the_network_sees_the_view_without_its_colors_and_predicts_those_of_the_view(pieces: Tensor) -> None:
+    """The loss, with logits that differ, by a naive loop over the view's 4 px cells."""
+    task: Any = make_task("colorization").eval()
+    task.prepare(images_of(pieces), cpu())
+    seen: list[Tensor] = []
+    task.encoder.backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    logits = rng(3).randn(4, len(task.centers), 8, 8)
+    task.decoder.forward = lambda x: logits
+    loss = float(task({"images": pieces[:4]}, rng())["loss"])
+    gray = seen[0] * task.encoder.std + task.encoder.mean
+    assert torch.allclose(gray[:, 0], gray[:, 2], atol=1e-5)
+    view = task.augment(pieces[:4], rng())
+    assert not torch.allclose(view, pieces[:4], atol=0.1)
+    total = weight = 0.0
+    for i in range(4):
+        for y in range(8):
+            for x in range(8):
+                cell = view[i, :, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4].mean((1, 2)).view(1, 3, 1, 1)
+                k = int((task.centers - rgb_to_lab(cell)[0, 1:, 0, 0]).norm(dim=1).argmin())
+                total -= float(task.weights[k] * logits[i, :, y, x].log_softmax(0)[k])
+                weight += float(task.weights[k])
+    assert loss == pytest.approx(total / weight, rel=1e-4)
+
+
+def test_luminance_is_that_of_the_eye() -> None:
+    """ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B."""
+    found = luminance(torch.eye(3).view(3, 3, 1, 1))[:, 0].flatten().tolist()
+    assert found == pytest.approx([0.299, 0.587, 0.114], abs=1e-3)

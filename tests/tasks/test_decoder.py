@@ -20,6 +20,29 @@ def test_a_new_decoder_has_no_checkerboard() -> None:
     assert out.std() > 0.01
 
 
+def test_a_map_that_is_larger_than_the_output_is_reduced_not_cropped() -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(3, 16, 8, 16).eval()
+    x = torch.zeros(1, 3, 16, 16)
+    changed = x.clone()
+    changed[..., 12:, 12:] = 1
+    moved = (decoder(changed) - decoder(x)).abs().sum(1)[0]
+    assert moved[6:, 6:].min() > 0
+    assert moved[:4, :4].max() == 0
+
+
+def test_an_output_that_is_no_multiple_begins_at_the_top_left() -> None:
+    """As the maps of strided layers do: position i of a side of 5 sees pixels from 8 i on, of 33."""
+    torch.manual_seed(0)
+    decoder = Decoder(3, 5, 33, 16).eval()
+    x = torch.zeros(1, 3, 5, 5)
+    changed = x.clone()
+    changed[0, :, 2, 2] = 1
+    moved = (decoder(changed) - decoder(x)).detach().abs().sum(1)[0]
+    middle = [float((moved.sum(d) * torch.arange(33)).sum() / moved.sum()) for d in (0, 1)]
+    assert middle == pytest.approx([19.5, 19.5], abs=3)  # a crop at the other end: 12.5
+
+
 def test_every_position_of_a_map_decides_its_own_area() -> None:
     torch.manual_seed(0)
     decoder = Decoder(3, 4, 32, 16).eval()

@@ -136,3 +136,29 @@ def test_a_position_is_visible_if_any_of_its_cells_is(side: int) -> None:
         for j in range(side):  # cells that overlap [i, i + 1) / side
             rows, columns = (slice(k * 8 // side, -(-(k + 1) * 8 // side)) for k in (i, j))
             assert found[i, j] == visible[0, 0, rows, columns].max()
+
+
+def test_the_target_is_standardized_in_each_cell_and_channel(pieces: Tensor) -> None:
+    task: Any = make_task("masked")
+    target, _, _ = task._standardized(pieces[:4])
+    pixels = (pieces[:4] - task.encoder.mean) / task.encoder.std
+    for i, c, y, x in ((0, 0, 0, 0), (1, 2, 3, 1), (3, 1, 2, 2)):
+        cell = pixels[i, c, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8]
+        naive = (cell - cell.mean()) / (cell.var(correction=0) + 0.01).sqrt()
+        assert torch.allclose(target[i, c, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8], naive, atol=1e-4)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_the_decoder_sees_each_of_its_levels_and_no_masked_pixel(levels: int, pieces: Tensor) -> None:
+    task: Any = make_task("masked", levels=levels).eval()
+    images, visible = pieces[:4], random_masks(4, 4, 0.5, rng())
+    hidden = (torch.nn.functional.interpolate(visible, (32, 32)) == 0).expand_as(images)
+    with torch.no_grad():
+        out = task.predicted(images, visible)
+        assert torch.equal(task.predicted(torch.where(hidden, rng().rand(4, 3, 32, 32), images), visible), out)
+        for lateral in task.lateral:
+            weight = lateral[0].weight.clone()
+            lateral[0].weight.zero_()
+            assert not torch.allclose(task.predicted(images, visible), out, atol=1e-4)
+            lateral[0].weight.copy_(weight)
+    assert len(task.lateral) == levels

@@ -21,7 +21,7 @@ MILD = {"augment": {"_target_": "sslrun.augment.Augment", **IDENTITY, "crop_scal
 # Steps on 16 images, and the loss after them as a fraction of that before, where the loss has no other scale.
 LEARNED: dict[str, tuple[int, float]] = {
     "rotation": (80, 0.7), "jigsaw": (120, 0.7), "simclr": (60, 0.7), "moco": (100, 0.4), "byol": (30, 0.2),
-    "barlowtwins": (120, 0.65), "vicreg": (60, 0.9), "swav": (60, 0.3), "dino": (60, 0.2), "relative_patch": (60, 0.3),
+    "barlowtwins": (200, 0.6), "vicreg": (60, 0.9), "swav": (60, 0.3), "dino": (60, 0.2), "relative_patch": (60, 0.3),
     "inpainting": (60, 0.4), "masked": (140, 0.8), "autoencoder": (40, 0.3), "vae": (40, 0.4), "gan": (60, 0.8),
     "amdim": (80, 0.85), "colorization": (60, 0.3), "simclr_rotation": (60, 0.85), "simsiam": (40, -2.0),
 }  # fmt: skip

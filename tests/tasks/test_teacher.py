@@ -71,6 +71,23 @@ def test_the_teacher_gets_no_gradient_and_follows_after_each_step(name: str) -> 
     assert sum(m > 5e-3 for m in moved) == len([*task.encoder.parameters()])  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(("name", "decays"), [("byol", (0.9, 0.95)), ("dino", (0.9, 0.95)), ("moco", (0.9, 0.9))])
+def test_the_teacher_moves_by_one_minus_the_decay(name: str, decays: tuple[float, float]) -> None:
+    """At the first step and in the middle of the training, where that of BYOL and DINO is halfway to 1."""
+    for step, decay in zip((0, 50), decays, strict=True):
+        task = make_task(name, momentum=0.9)
+        task.set_sizes(32, 8)
+        task(batch_of(rng().rand(8, 3, 32, 32)), rng())
+        student, teacher = (dict(task.get_submodule(p).named_parameters()) for p in ("encoder", "teacher.encoder"))
+        before = {k: p.clone() for k, p in teacher.items()}
+        with torch.no_grad():
+            for p in student.values():
+                p.add_(1)
+        task.after_step(step, 100)
+        for k, p in teacher.items():
+            assert torch.allclose(p - before[k], torch.full_like(p, 1 - decay), atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["byol", "dino", "moco"])
 def test_the_teacher_has_batch_statistics_of_its_own(name: str) -> None:
     task: Any = make_task(name).train()

@@ -57,6 +57,8 @@ class Colorization(Task):
         self.encoder, self.augment, self.uniform = encoder, augment, uniform
         self.side = max(1, image_size // REDUCTION)
         self.register_buffer("centers", in_gamut(bin), persistent=False)
+        if len(self.centers) < 2:
+            raise ValueError(f"bin={bin:g} makes one class of all colors: use at most 100")
         self.register_buffer("weights", torch.ones(len(self.centers)))
         side = example_maps(encoder.backbone, image_size)[-1].shape[-1]
         self.decoder = Decoder(encoder.channels[-1], side, self.side, width, len(self.centers))
@@ -67,7 +69,7 @@ class Colorization(Task):
         frequency, distance = torch.zeros(len(self.centers)), 0.0
         for part in rows.split(CHUNK):
             pixels = images[part].to(device.torch).float() / 255
-            ab = rgb_to_lab(F.adaptive_avg_pool2d(pixels, self.side))[:, 1:]
+            ab = rgb_to_lab(F.avg_pool2d(pixels, REDUCTION))[:, 1:]
             distance += float(ab.norm(dim=1).mean()) * len(part) / len(rows)
             frequency += torch.bincount(self._classes(ab).flatten(), minlength=len(self.centers)).cpu()
         if distance < GRAY:
@@ -97,6 +99,6 @@ class Colorization(Task):
         view = self.augment(batch["images"], rng)
         logits = self.decoder(self.encoder.maps(luminance(view))[-1]).float()
         with torch.no_grad(), torch.autocast(view.device.type, enabled=False):
-            target = self._classes(rgb_to_lab(F.adaptive_avg_pool2d(view, self.side))[:, 1:])
+            target = self._classes(rgb_to_lab(F.avg_pool2d(view, REDUCTION))[:, 1:])
         accuracy = (logits.detach().argmax(1) == target).float().mean()
         return {"loss": F.cross_entropy(logits, target, self.weights), "pretext_accuracy": accuracy}

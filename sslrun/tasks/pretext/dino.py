@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.augment import Augment, Rng
-from sslrun.config.types import Node, Positive, PositiveInt, Share
+from sslrun.config.types import Node, Positive, PositiveInt, Share, TwoOrMore
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
 from sslrun.tasks.heads import mlp
@@ -58,7 +58,7 @@ class DINO(Task):
         freeze: Share,
         hidden_dim: PositiveInt,
         bottleneck: PositiveInt,
-        output_dim: PositiveInt,
+        output_dim: TwoOrMore,
     ) -> None:
         super().__init__()
         assert callable(augment)

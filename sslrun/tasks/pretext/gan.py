@@ -21,10 +21,10 @@ class GAN(Task):
     Loss of the discriminator: softplus(-D(x)) + softplus(D(G(z))) (Goodfellow et al., eq. 1); 2 ln 2 = 1.386 at chance
     level, about 0 where the generator has lost. One optimizer trains both: the gradient of the generated images is
     reversed (Ganin & Lempitsky 2015) and multiplied by exp(-D(G(z))), which makes it that of the generator's
-    non-saturating loss softplus(-D(G(z))) (approximately, since images of a batch share batch statistics; real and
-    generated ones are batches of their own, but the running statistics are of both). Both kinds of images are augmented
-    (Zhao et al. 2020). Features serve to tell real from generated, which details decide; the generator may collapse to
-    few images.
+    non-saturating loss softplus(-D(G(z))). This is approximate, since images of a batch share batch statistics, and
+    ends where D(G(z)) falls below -9, where the factor is limited. Real and generated images are batches of their own,
+    but the running statistics are of both. Both kinds are augmented (Zhao et al. 2020). Features serve to tell real
+    from generated, which details decide; the generator may collapse to few images.
 
     Args:
         augment: of images and generated images.

@@ -21,7 +21,8 @@ class Masked(Task):
     """A light decoder predicts masked cells of the image from feature maps of the visible ones.
 
     The encoder is sparse: masked areas never enter a convolution or a batch statistic, so it sees neither borders of
-    masks nor another distribution than later. Loss: squared error on masked cells alone, of pixels standardized in
+    masks nor another distribution than later. Other layers, such as attention, group norm or squeeze-and-excitation,
+    see zeros there. Loss: squared error on masked cells alone, of pixels standardized in
     each cell and channel (as He et al. 2022 do over all channels of a patch); at most 1 for the mean color of each
     cell, and less where cells are flat. It needs many steps, and large images, to be worth it.
 
@@ -67,14 +68,14 @@ class Masked(Task):
         return {"visible": torch.where(_at(visible, view), view, self.encoder.mean)}
 
     def figures(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
-        """Return images with masked cells, and with the prediction in them, in the colors of the cell."""
+        """Return images with masked cells, and with the predicted detail in them, at the true mean and contrast."""
         visible = self._mask(images, rng)
         _, mean, std = self._standardized(images)
         out = destandardized(self.predicted(images, visible).float() * std + mean, self.encoder)
         seen = _at(visible, images)
         return {
             "visible": torch.where(seen, images, self.encoder.mean),
-            "reconstruction": torch.where(seen, images, out),
+            "predicted detail": torch.where(seen, images, out),
         }
 
     def predicted(self, images: Tensor, visible: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from sslrun.augment import Augment, Rng
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
+from sslrun.base.text import counted
 from sslrun.config.types import Node, Positive, PositiveInt, Share
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
@@ -67,7 +68,7 @@ class MoCo(Task):
         """Shorten the queue to half of the images; raise if a given queue is longer than the data set."""
         if self.auto and len(self.queue) > images // 2:
             self.queue, self.rows = self.queue[: max(1, images // 2)].clone(), self.rows[: max(1, images // 2)].clone()
-            log.info("pretext.queue=auto is %d keys, half of the images", len(self.queue))
+            log.info("pretext.queue=auto is %s, half of the images", counted(len(self.queue), "key"))
         if len(self.queue) > images:
             raise UserError(f"pretext.queue={len(self.queue)} is longer than the data set: at most {images}")
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sslrun.augment import Augment, Rng
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.config.types import Node, Positive, PositiveInt, Share
+from sslrun.config.types import Node, Positive, PositiveInt, Share, TwoOrMore
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
 from sslrun.tasks.heads import mlp
@@ -41,7 +41,7 @@ class SwAV(Task):
         image_size: int,
         *,
         augment: Node | Augment,
-        prototypes: PositiveInt | Literal["auto"],
+        prototypes: TwoOrMore | Literal["auto"],
         temperature: Positive,
         epsilon: Positive,
         iterations: PositiveInt,

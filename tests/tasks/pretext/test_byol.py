@@ -48,3 +48,11 @@ def test_byol_predicts_the_teachers_projections(pieces: Tensor) -> None:
         p.mul_(1.1)
     expected = byol_loss(task.predictor(task.projector(task.encoder(views))), task.teacher(views))
     assert float(task(batch_of(pieces), rng())["loss"]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_simsiams_projections_are_normalized_over_the_batch(pieces: Tensor) -> None:
+    """As in the paper (section 4.4): batch norm without weights after the last layer."""
+    task: Any = make_task("simsiam").train()
+    projections = task.projector(task.encoder(pieces))
+    assert projections.mean(0).abs().max() < 1e-4
+    assert torch.allclose(projections.std(0, correction=0), torch.ones(projections.shape[1]), atol=0.05)

@@ -39,3 +39,15 @@ def test_the_generator_gets_the_gradient_of_its_own_loss(pieces: Tensor) -> None
     (real.mean() + fake.mean()).backward()
     for a, b in zip(discriminator, [p.grad for p in task.encoder.parameters()], strict=True):
         assert torch.allclose(a, b, atol=1e-6, rtol=1e-3)
+
+
+def test_real_and_generated_images_are_augmented_batches_of_their_own(pieces: Tensor) -> None:
+    task: Any = make_task("gan").train()
+    seen: list[Tensor] = []
+    task.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    task({"images": pieces[:8]}, rng())
+    assert [len(x) for x in seen] == [8, 8]
+    given = rng()
+    fake = task.generated(8, given, pieces.device).detach()
+    assert torch.allclose(seen[0], task.augment(pieces[:8], given), atol=1e-5)
+    assert torch.allclose(seen[1], task.augment(fake, given), atol=1e-5)

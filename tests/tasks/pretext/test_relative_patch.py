@@ -44,3 +44,18 @@ def test_the_pairs_are_tiles_of_the_same_image(pieces: Tensor) -> None:
 def test_tiles_too_small_are_one_line(name: str) -> None:
     with pytest.raises(Exception, match=r"tiles of 3 px are too small: use larger images, a coarser grid or a smaller"):
         make_task(name, grid=3, gap=0.7)
+
+
+def test_directions_have_equal_weights(pieces: Tensor) -> None:
+    """A 3 x 3 grid has 6 pairs of each straight direction, and 4 of each diagonal one."""
+    task: Any = make_task("relative_patch", grid=3).eval()
+    logits = rng(1).randn(4 * len(task.directions), 8)
+    task.head.forward = lambda x: logits
+    out = task({"images": pieces[:4]}, rng())
+    directions = task.directions.repeat(4)
+    losses = -logits.log_softmax(1)[torch.arange(len(logits)), directions]
+    naive = torch.stack([losses[directions == k].mean() for k in range(8)]).mean()
+    assert float(out["loss"]) == pytest.approx(float(naive), rel=1e-4)
+    hits = (logits.argmax(1) == directions).float()
+    accuracy = torch.stack([hits[directions == k].mean() for k in range(8)]).mean()
+    assert float(out["pretext_accuracy"]) == pytest.approx(float(accuracy), rel=1e-4)

@@ -71,3 +71,13 @@ def test_prototypes_have_a_norm_of_1_before_every_step() -> None:
         task.prototypes.mul_(3)
     task.before_step(0, 10)
     assert torch.allclose(task.prototypes.norm(dim=1), torch.ones(128))
+
+
+def test_assignments_have_no_gradient() -> None:
+    scores = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    swapped_loss(scores, 0.1, 0.05, 3).backward()
+    with torch.no_grad():
+        codes = torch.cat([sinkhorn(view, 0.05, 3) for view in scores.chunk(2)]).roll(6, 0)
+    given = scores.detach().clone().requires_grad_()
+    (-(codes * (given / 0.1).log_softmax(1)).sum(1).mean()).backward()
+    assert torch.allclose(scores.grad, given.grad, atol=1e-6)  # type: ignore[arg-type]
