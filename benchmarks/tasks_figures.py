@@ -64,7 +64,7 @@ def main() -> None:
     for name in args.only.split(",") if args.only else (*UNTRAINED, *TRAINED):
         if name in TRAINED:
             steps = round(MINUTES * 60 * rates[name] / BATCH)
-            task = trained(Job("", overrides, name, "", 1, 0, steps, False), data, device)
+            task = trained(Job("", overrides, name, "", steps, "cpu", 0, False), data, device)
         else:
             config = composed((*overrides, f"pretext={name}"))
             task = build_task(config["pretext"], encoder_of(config, data, 0), config["dataset"]["image_size"]).eval()
