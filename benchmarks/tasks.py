@@ -209,7 +209,9 @@ def measured(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     data, device = loaded(job.overrides)
     try:
         encoder = downstream(job, data, device)
-    except UserError as error:  # colorization of gray images
+    except UserError as error:
+        if "gray" not in str(error):  # colorization refuses gray images
+            raise
         print(f"{job.data} {job.task}: {error}", flush=True)
         return job.key, []
     metrics = encoder_metrics(encoder, data.images, data.knn, device)

@@ -443,10 +443,17 @@ def small_encoder(widths: tuple[int, ...] = (16, 32)) -> Encoder:
     return Encoder(smallcnn(32, widths=list(widths)), [0.5] * 3, [0.25] * 3)
 
 
-def make_task(name: str, **changes: Any) -> Task:
+def node_of(name: str, **changes: Any) -> dict[str, Any]:
+    """Return the node of a pretext task with some changes."""
     config = compose_config("pretrain", [f"pretext={name}"], None)
     node: dict[str, Any] = OmegaConf.to_container(config.pretext, resolve=True)  # type: ignore[assignment]
-    return build_task({**node, **changes}, small_encoder(), 32)
+    return {**node, **changes}
+
+
+def make_task(name: str, **changes: Any) -> Task:
+    task = build_task(node_of(name, **changes), small_encoder(), 32)
+    task.set_sizes(100_000, 128)
+    return task
 
 
 BACKBONES: dict[str, dict[str, Any]] = {

@@ -1,16 +1,20 @@
 """`sslrun COMMAND --help`. Neither torch nor Hydra is imported here, so that it prints at once."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from sslrun.base.paths import CONF
 from sslrun.config.commands import COMMANDS, FROM_CHECKPOINT, typed
+from sslrun.config.names import nearest
 
 
-def print_help(stage: str, config_dir: str | None) -> None:
+def print_help(stage: str, overrides: Sequence[str], config_dir: str | None) -> None:
     """Print a command's config groups with their choices, and its keys with their defaults and comments.
 
     Args:
         stage: the command.
+        overrides: of the command line; the keys are those of the choices in them.
         config_dir: the user's own config folder.
     """
     folders = [CONF, *([Path(config_dir)] if config_dir else [])]
@@ -18,24 +22,31 @@ def print_help(stage: str, config_dir: str | None) -> None:
     about = [line.removeprefix("#")[1:] for line in lines if line.startswith("#")]
     defaults, keys = _of_stage(stage)
     paths = "[IMAGE or FOLDER ...] " if COMMANDS[stage].images else "[FOLDER] " if COMMANDS[stage].data else ""
-    print(f"Usage: {typed(stage)} [flags] {paths}[key=value ...]\n")
-    print("\n".join(f"  {line}".rstrip() for line in about))
+    given = {k: v.split(",")[0] for k, v in (o.split("=", 1) for o in overrides if "=" in o)}  # the first of a sweep
     chosen: list[tuple[str, str]] = []
-    print("\nGroups (group=choice, then group.key=value):")
+    groups = []
     for line in defaults:
         item = line.split("#")[0].strip(" -").removeprefix("optional ").replace("override ", "")
         if ":" in item and not item.startswith("hydra"):
             group, default = (part.strip() for part in item.split(":"))
             names = {p.stem for f in folders for p in (f / group).glob("*.yaml") if not p.stem.startswith("_")}
             names -= {FROM_CHECKPOINT} if default != FROM_CHECKPOINT else set()
-            print(f"  {group + '=' + default:<27}{' | '.join(sorted(names))}")
-            chosen.append((group, default))
+            groups.append(f"  {group + '=' + default:<27}{' | '.join(sorted(names))}")
+            choice = given.get(group, default)
+            if choice != default and choice not in names:
+                hint = nearest(choice, sorted(names)) or "."
+                sys.exit(f"sslrun: {group}={choice}: no such {group}{hint} Choices: {', '.join(sorted(names))}")
+            chosen.append((group, choice))
+    print(f"Usage: {typed(stage)} [flags] {paths}[key=value ...]\n")
+    print("\n".join(f"  {line}".rstrip() for line in about))
+    print("\nGroups (group=choice, then group.key=value):")
+    print("\n".join(groups))
     print("\nKeys and their defaults:")
     print("\n".join(f"  {line}" for line in keys if line.strip() and not _is_target(line)))
-    for group, default in chosen:
-        if default not in ("null", FROM_CHECKPOINT):
-            print(f"  {group}:  # {default}")
-            print("\n".join(f"    {line}" for line in _keys(folders, group, default)))
+    for group, choice in chosen:
+        if choice not in ("null", FROM_CHECKPOINT):
+            print(f"  {group}:  # {choice}")
+            print("\n".join(f"    {line}" for line in _keys(folders, group, choice)))
     print(
         "\nFlags (put them before key=value):"
         "\n  -m             run a sweep over comma-separated values"

@@ -21,7 +21,7 @@ def run_command(command: str, args: list[str]) -> None:
     if "-h" in invocation.flags or "--help" in invocation.flags:
         from sslrun.cli.help import print_help
 
-        print_help(command, invocation.config_dir)
+        print_help(command, invocation.overrides, invocation.config_dir)
         return
     guarded(lambda: launch(invocation))
 

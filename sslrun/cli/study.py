@@ -14,7 +14,7 @@ from sslrun.config.compose import choices, chosen, group_choices
 from sslrun.config.grammar import key_of
 from sslrun.config.overrides import check_overrides, composed_configs
 from sslrun.run.encoders import SCRATCH
-from sslrun.study.inits import WITHOUT_TASK, parsed
+from sslrun.study.inits import WITHOUT_TASK, name_of, parsed
 
 LABEL_LISTS = ("labels", "labels_per_class", "label_fractions")
 OPTIMIZER = "optimizer"  # config group whose keys may differ between pretext tasks, and depend on its choice
@@ -40,6 +40,7 @@ def mistakes(config: DictConfig, overrides: Sequence[str], config_dir: str | Non
     return [
         *(line for entry in _texts(config, "inits") for line in _init(entry, overrides, check, config_dir)),
         *_init_of_all(config),
+        *_without_effect(_texts(config, "inits"), overrides, config_dir),
         *_budget(config.get("budget")),
         *_label_budgets(config),
         *_searched(_texts(config, "search"), groups, check),
@@ -90,6 +91,20 @@ def _init_of_all(config: DictConfig) -> list[str]:
     """Return a line if all pretrainings of a study would start from other weights than random ones."""
     init = config.get("init") if "inits" in config else SCRATCH
     return [] if init == SCRATCH else [f'init={init}: give it to a task, as in inits=["rotation init={init}"]']
+
+
+def _without_effect(inits: Sequence[str], overrides: Sequence[str], config_dir: str | None) -> list[str]:
+    """Return a line for each setting of a pretext task that a study with `inits=` does not train."""
+    given = [o for o in overrides if key_of(o).split(".")[0] == TASKS]
+    if not (inits and given):
+        return []
+    try:
+        task = chosen(COMPARE, TASKS, [o for o in overrides if key_of(o) in ("experiment", TASKS)], config_dir)
+    except (HydraException, OmegaConfBaseException):
+        return []  # reported by the check of the config
+    if task in map(name_of, inits):
+        return []
+    return [f"{o}: inits= has no {task}, so it would have no effect; add {task} to inits=, or remove it" for o in given]
 
 
 def _label_budgets(config: DictConfig) -> list[str]:

@@ -48,7 +48,13 @@ WITHOUT = {
 PRINTED = ("out", "output", "output_file", "save_to", "outfile", "file")  # names of a file for results in other tools
 
 
-ALIASES = {"gpu": "cuda", "nvidia": "cuda", "metal": "mps", "apple": "mps"}  # of choices of `device`
+ALIASES = {  # of choices
+    **{"gpu": "cuda", "nvidia": "cuda", "metal": "mps", "apple": "mps"},  # of `device`
+    **dict.fromkeys(("mae", "simmim", "spark", "mim"), "masked"),  # of `pretext`
+    **dict.fromkeys(("ae", "dae", "denoising"), "autoencoder"),
+    **dict.fromkeys(("cpc", "dim"), "amdim"),
+    **{"context_encoder": "inpainting", "context_prediction": "relative_patch", "puzzle": "jigsaw", "kd": "distill"},
+}
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

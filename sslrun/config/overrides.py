@@ -168,7 +168,7 @@ def check_resumed(stage: str, overrides: Sequence[str], config: dict[str, Any], 
         if o.is_delete() or o.is_sweep_override() or "${" in str(o.value()):
             mistakes.append(f"{o.input_line}: a resumed run takes only plain values")
         elif not _is_group(o, in_stage):
-            _check_key(o, OmegaConf.create(config), mistakes)
+            _check_key(o, OmegaConf.create(config), config_dir, mistakes)
     if mistakes:
         raise UserError("\n".join(mistakes))
 
@@ -183,7 +183,7 @@ def _missing(trial: _Trial, compose: _Composer, in_stage: Container[str], mistak
     swept = [line for o, line in chosen if o.is_sweep_override()]
     with_choices = f" with {' '.join(swept)}" if swept else ""
     keys = [o for o, _ in trial if not (_is_group(o, in_stage) or _is_hydra(o))]
-    return [o for o in keys if not _check_key(o, base, mistakes, with_choices)]
+    return [o for o in keys if not _check_key(o, base, compose.config_dir, mistakes, with_choices)]
 
 
 def _first_lines(error: Exception) -> str:
@@ -300,7 +300,9 @@ def _trials(overrides: Sequence[Override], config_dir: str | None) -> Iterator[_
         yield trial
 
 
-def _check_key(o: Override, config: DictConfig, mistakes: list[str], with_choices: str = "") -> bool:
+def _check_key(
+    o: Override, config: DictConfig, config_dir: str | None, mistakes: list[str], with_choices: str = ""
+) -> bool:
     if o.is_add() or o.is_delete():
         return True
     plain: Any = OmegaConf.to_container(config, resolve=False)
@@ -311,10 +313,21 @@ def _check_key(o: Override, config: DictConfig, mistakes: list[str], with_choice
             continue
         if depth and node == {}:
             return True  # a free mapping, such as dataset.classes
-        hint = key_hint(key, _leaves(plain), str(o.value()))
+        hint = _of_others(key, config_dir) or key_hint(key, _leaves(plain), str(o.value()))
         mistakes.append(f"{key or o.input_line}: no such key{with_choices}{hint}")
         return False
     return True
+
+
+def _of_others(key: str, config_dir: str | None) -> str:
+    """Return which other choices of a group have a key: `; moco and byol have it`, or an empty string."""
+    group, _, rest = key.partition(".")
+    having = []
+    for choice in choices(group, config_dir) if rest else []:
+        path = next(p for d in folders(config_dir) if (p := d / group / f"{choice}.yaml").is_file())
+        if OmegaConf.select(OmegaConf.load(path), rest, throw_on_resolution_failure=False) is not None:
+            having.append(choice)
+    return f"; it is a key of {group}={'|'.join(having)}" if having else ""
 
 
 def keys_of(stage: str, config_dir: str | None) -> list[str]:

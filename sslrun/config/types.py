@@ -8,9 +8,10 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]  # a fraction that leaves a remainder
-PositiveInt = Annotated[int, Field(ge=1)]
-TwoOrMore = Annotated[int, Field(ge=2)]
-Count = Annotated[int, Field(ge=0)]
+MOST = 2**32 - 1  # of an integer: the largest seed that scikit-learn takes
+PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
+TwoOrMore = Annotated[int, Field(ge=2, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
 Pair = Annotated[list[NotNegative], Field(min_length=2, max_length=2)]
 
 Node = dict[str, Any]  # a mapping in the config, most with a `_target_`

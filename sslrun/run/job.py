@@ -116,7 +116,7 @@ def _executed(config: DictConfig, stages: Stages, hydra: Any, opened: list[Run])
         run.close("finished", **result)
     opened.clear()
     log.info("Finished in %s: %s", duration(run.summary["wall_time_seconds"]), run.directory)
-    if not (in_sweep or in_study) and (following := stages.following(run.summary)):
+    if not (in_sweep or in_study) and (following := stages.following(run.summary, run.elsewhere)):
         log.info("Next: %s", following)
     signals.check()
     return run.summary

@@ -36,7 +36,7 @@ from sslrun.base.locks import locked
 from sslrun.base.output import write_json
 from sslrun.base.version import SCHEMA, __version__
 from sslrun.config.commands import typed
-from sslrun.run.find import read_summary
+from sslrun.run.find import OUTPUTS, read_summary
 from sslrun.run.log import Loggers
 from sslrun.run.resume import STUDY, Unchanged
 
@@ -50,12 +50,12 @@ class Stages:
     Attributes:
         named: returns the function of a command.
         job: the function that Hydra calls to run a command.
-        following: returns the command to type after a finished one, by its summary, or None.
+        following: returns the command to type after a finished one, by its summary and `Run.elsewhere`, or None.
     """
 
     named: Callable[[str], Stage]
     job: Callable[[DictConfig], float | None]
-    following: Callable[[Mapping[str, Any]], str | None] = lambda _: None
+    following: Callable[[Mapping[str, Any], Path | None], str | None] = lambda _, __: None
 
 
 class Run:
@@ -183,6 +183,11 @@ class Run:
         """Return the command that repeats this run; a default `run=latest` is replaced by the run that was used."""
         command, run = str(self._summary["command"]), self.config.get("run")
         return command if run is None or "run" in self.overrides else f"{command} {shlex.quote(f'run={run}')}"
+
+    @property
+    def elsewhere(self) -> Path | None:
+        """Return the directory if it is outside `outputs/`, so that `latest` does not find the run."""
+        return None if self.directory.resolve().is_relative_to(OUTPUTS.resolve()) else self.directory
 
     @property
     def stages(self) -> Stages:

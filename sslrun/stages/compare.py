@@ -1,6 +1,7 @@
 """`sslrun compare`: does pretraining help on these images, and at which label budgets?"""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,10 @@ def compare(run: Run, settings: Compare) -> dict[str, Any]:
     validation = settings.validation
     if validation == "auto" and chosen.get("experiment"):
         validation = "extra"  # as in the publication
-    run.resolve(inits=inits_of(run.config, chosen))
+    inits = inits_of(run.config, chosen)
+    for entry in [e for e, count in Counter(inits).items() if count > 1]:
+        log.info("inits: %s is named several times, and run only once.", entry)
+    run.resolve(inits=inits)
     given = overrides_of(run.stages, run.config, chosen, config_dir)  # reports mistakes before images are decoded
     _note_network(run, given, settings)
     loaded = load_data(settings.dataset, settings.unlabeled, validation, run.overrides)

@@ -117,7 +117,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
         Novelty.of(encoder, labeled.pool, labeled.val, device).save(run.directory / NOVELTY)
         neighbors_figure(run, encoder, labeled.budget.images, labeled.budget.names, device, settings.seed)
         sentences = finetuning_text(run.summary, settings.dataset["image_size"])
-        publish(run, sentences, curves_figure(run), next_command(run.summary))
+        publish(run, sentences, curves_figure(run), next_command(run.summary, run.elsewhere))
     return result
 
 

@@ -123,7 +123,8 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     if not run.in_study:
         neighbors_figure(run, downstream, images, names, device, settings.seed)
         run.note(**result)
-        publish(run, pretraining_text(run.summary, settings.dataset["image_size"]), curves, next_command(run.summary))
+        text = pretraining_text(run.summary, settings.dataset["image_size"])
+        publish(run, text, curves, next_command(run.summary, run.elsewhere))
     return result
 
 

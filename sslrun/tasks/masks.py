@@ -47,7 +47,8 @@ def refuse_other_norms(network: nn.Module) -> None:
     if others:
         raise ValueError(
             f"the batch norm of this network ({type(others[0]).__name__}) cannot leave masked areas out: take "
-            "smallcnn, resnet18, mobilenetv2 or another network with torch.nn.BatchNorm2d"
+            "smallcnn, resnet18, mobilenetv2 or another network with torch.nn.BatchNorm2d that has weights, running "
+            "statistics and a momentum"
         )
 
 

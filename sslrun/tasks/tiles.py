@@ -1,5 +1,8 @@
 """Tiles of images, for tasks on their positions."""
 
+import itertools
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,18 +35,16 @@ class Tiles:
         grids = ([3, 2] if image_size >= GRID_3_FROM else [2]) if isinstance(grid, str) else [grid]
         for self.grid in grids:
             self.cell = image_size // self.grid
-            self.side = self.cell - round(gap * self.cell)
+            self.side = side_of(self.cell, gap)
             if self.side < SMALLEST:
-                raise ValueError(
-                    f"tiles of {self.side} px are too small: use larger images, a coarser grid or a smaller gap"
-                )
+                raise ValueError(_too_small(image_size, self.grid, gap))
             try:
                 example_maps(encoder.backbone, self.side)
             except UserError as error:
                 if self.grid == grids[-1]:
                     raise ValueError(
-                        f"tiles of {self.side} px do not fit this backbone ({error}): use larger images, a coarser "
-                        "grid, or another backbone"
+                        f"tiles of {self.side} px do not fit this backbone ({error}): use a larger dataset.image_size, "
+                        "a smaller pretext.grid or another backbone"
                     ) from None
                 log.info("pretext.grid=auto is 2: this backbone takes no tiles of %d px", self.side)
             else:
@@ -66,6 +67,25 @@ class Tiles:
             own = tiles.square().mean((2, 3, 4), keepdim=True).sqrt()
             tiles = torch.addcmul(mean, tiles, std / (own + 0.05))
         return tiles
+
+
+def side_of(cell: int, gap: float) -> int:
+    """Return the side in px of the tile in a cell."""
+    return cell - round(gap * cell)
+
+
+def _too_small(image_size: int, grid: int, gap: float) -> str:
+    """Return the message for tiles that are too small, with the nearest settings that fit."""
+    cell = next(c for c in itertools.count(math.ceil((SMALLEST - 0.5) / (1 - gap))) if side_of(c, gap) >= SMALLEST)
+    settings = [f"dataset.image_size={cell * grid}"]
+    if image_size // grid >= SMALLEST:
+        settings.append(f"pretext.gap={int((1 - SMALLEST / (image_size // grid)) * 100) / 100:g}")
+    if grid == 3 and side_of(image_size // 2, gap) >= SMALLEST:
+        settings.append("pretext.grid=2")
+    return (
+        f"tiles of {side_of(image_size // grid, gap)} px are too small, at least {SMALLEST} px are needed: use "
+        f"{' or '.join(settings)}"
+    )
 
 
 def cut(images: Tensor, cells: Tensor, grid: int, cell: int, tile: int, rng: Rng) -> Tensor:

@@ -70,7 +70,8 @@ class Window:
         self._count_seconds()
         if not losses.isfinite().all():
             bad = steps - len(losses) + 1 + int((~losses.isfinite()).nonzero()[0, 0])
-            raise diverged(f"the loss became {losses[~losses.isfinite()][0]:g}", bad, rate, run)
+            value = f"{losses[~losses.isfinite()][0]:g}"
+            raise diverged(f"the loss became {value}", bad, rate, run) if bad > 1 else undefined(value, run)
         n = sum(k for _, k in self.rows)
         sums = {k: sum(out[k].float() * (m / n) for out, m in self.rows) for k in self.rows[0][0]}
         self.last = {f"train/{k}": float(v) for k, v in sums.items()}
@@ -114,6 +115,16 @@ def diverged(what: str, step: int, rate: float, run: Run) -> UserError:
         f"{what} in step {step} at learning rate {rate:.3g}; try train.learning_rate={rate / 10:.1g}, "
         f"train.gradient_clip=1 or device.precision=fp32. The last good checkpoint is "
         f"{run.directory / LAST}"
+    )
+
+
+def undefined(loss: str, run: Run) -> UserError:
+    """Return the error for a loss that is not finite before any update of the weights."""
+    exact = run.config.get("device", {}).get("precision") == "fp32"
+    return UserError(
+        f"the loss is {loss} in step 1, before any update of the weights, so no learning rate can help: look at "
+        f"the settings of pretext{'' if exact else ', try device.precision=fp32'}, and see the images with "
+        "sslrun data check and sslrun data preview"
     )
 
 

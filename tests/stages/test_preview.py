@@ -12,7 +12,7 @@ from PIL import Image
 
 from sslrun.data.decode import decode
 from sslrun.stages import preview
-from tests.helpers import BACKBONES, Cli, folder_node, source_node
+from tests.helpers import BACKBONES, Cli, folder_node, make_task, source_node
 
 
 @pytest.mark.parametrize(("pretext", "columns"), [("rotation", 6), ("simclr", 4), ("jigsaw", 3)])
@@ -68,7 +68,7 @@ def test_the_drawn_images_are_chosen_at_random_and_named_by_their_files(
         return Path(f"{seed}.png")
 
     monkeypatch.setattr(preview, "views_figure", figure)
-    monkeypatch.setattr(preview, "build_task", lambda *_: None)
+    monkeypatch.setattr(preview, "build_task", lambda *_: make_task("rotation"))
     node = folder_node(few_photos) if of_files else source_node("digits", None)
     (few_photos / "flower/flower 00.jpg").write_text("x")
     for seed in (0, 0, 5):

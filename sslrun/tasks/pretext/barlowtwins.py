@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sslrun.augment import Augment, Rng
-from sslrun.config.types import Node, NotNegative, PositiveInt
+from sslrun.config.types import Node, NotNegative, PositiveInt, TwoOrMore
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
 from sslrun.tasks.heads import mlp
@@ -34,7 +34,7 @@ class BarlowTwins(Task):
         augment: Node | Augment,
         redundancy_weight: NotNegative,
         hidden_dim: PositiveInt,
-        output_dim: PositiveInt,
+        output_dim: TwoOrMore,
     ) -> None:
         super().__init__()
         assert callable(augment)

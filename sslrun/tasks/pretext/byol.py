@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.augment import Augment, Rng
-from sslrun.config.types import Node, PositiveInt, Share
+from sslrun.config.types import Node, PositiveInt, Share, TwoOrMore
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
 from sslrun.tasks.heads import mlp
@@ -34,7 +34,7 @@ class BYOL(Task):
         augment: Node | Augment,
         momentum: Share,
         hidden_dim: PositiveInt,
-        output_dim: PositiveInt,
+        output_dim: TwoOrMore,
     ) -> None:
         super().__init__()
         assert callable(augment)

@@ -58,7 +58,7 @@ class Colorization(Task):
         self.side = max(1, image_size // REDUCTION)
         self.register_buffer("centers", in_gamut(bin), persistent=False)
         if len(self.centers) < 2:
-            raise ValueError(f"bin={bin:g} makes one class of all colors: use at most 100")
+            raise ValueError(f"pretext.bin={bin:g} makes one class of all colors: use at most 100")
         self.register_buffer("weights", torch.ones(len(self.centers)))
         side = example_maps(encoder.backbone, image_size)[-1].shape[-1]
         self.decoder = Decoder(encoder.channels[-1], side, self.side, width, len(self.centers))

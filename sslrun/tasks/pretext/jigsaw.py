@@ -98,7 +98,7 @@ def permutation_set(tiles: int, count: int) -> np.ndarray:
     """
     maximum = min(math.factorial(tiles), MAX_PERMUTATIONS)
     if not 2 <= count <= maximum:
-        raise ValueError(f"permutations must be 2 to {maximum} for {tiles} tiles, found {count}")
+        raise ValueError(f"pretext.permutations must be 2 to {maximum} for {tiles} tiles, found {count}")
     candidates = np.array(list(itertools.permutations(range(tiles))), dtype=np.int8)
     chosen = [0]
     minimum = np.full(len(candidates), tiles, dtype=np.int32)

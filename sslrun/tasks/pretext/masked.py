@@ -50,7 +50,9 @@ class Masked(Task):
         self.encoder, self.augment, self.mask_ratio = encoder, augment, mask_ratio
         self.grid = (8 if image_size >= FINE_FROM else 4) if isinstance(grid, str) else grid
         if not 2 <= self.grid <= image_size // 2:
-            raise ValueError(f"grid must be 2 to {image_size // 2} for images of {image_size} px, found {self.grid}")
+            raise ValueError(
+                f"pretext.grid must be 2 to {image_size // 2} for images of {image_size} px, found {self.grid}"
+            )
         refuse_other_norms(encoder.backbone)
         maps = example_maps(encoder.backbone, image_size)
         levels = min(levels, len(maps))

@@ -10,7 +10,7 @@ from sslrun.augment import Augment, Rng
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.text import counted
-from sslrun.config.types import Node, Positive, PositiveInt, Share
+from sslrun.config.types import Node, Positive, PositiveInt, Share, TwoOrMore
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
 from sslrun.tasks.heads import mlp
@@ -50,7 +50,7 @@ class MoCo(Task):
         temperature: Positive,
         momentum: Share,
         hidden_dim: PositiveInt,
-        output_dim: PositiveInt,
+        output_dim: TwoOrMore,
     ) -> None:
         super().__init__()
         assert callable(augment)
@@ -58,19 +58,22 @@ class MoCo(Task):
         self.projector = mlp(encoder.feature_dim, hidden_dim, output_dim)
         self.teacher = Teacher(encoder=encoder, projector=self.projector)
         self.auto = queue == "auto"
-        keys = torch.randn(MAX_QUEUE if isinstance(queue, str) else queue, output_dim)
-        self.register_buffer("queue", F.normalize(keys, dim=1))
-        self.register_buffer("rows", torch.full((len(keys),), -1))  # of the images of the keys
+        self.size = MAX_QUEUE if isinstance(queue, str) else queue
+        self.register_buffer("queue", torch.zeros(0, output_dim))  # filled by `set_sizes`
+        self.register_buffer("rows", torch.zeros(0, dtype=torch.int64))  # of the images of the keys; -1: of none
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
         self.keys, self.key_rows = torch.zeros(0, output_dim), torch.zeros(0, dtype=torch.int64)  # not yet in the queue
 
     def set_sizes(self, images: int, batch_size: int) -> None:
-        """Shorten the queue to half of the images; raise if a given queue is longer than the data set."""
-        if self.auto and len(self.queue) > images // 2:
-            self.queue, self.rows = self.queue[: max(1, images // 2)].clone(), self.rows[: max(1, images // 2)].clone()
-            log.info("pretext.queue=auto is %s, half of the images", counted(len(self.queue), "key"))
-        if len(self.queue) > images:
-            raise UserError(f"pretext.queue={len(self.queue)} is longer than the data set: at most {images}")
+        """Fill the queue with random keys; raise if a given queue is longer than the data set."""
+        size = self.size
+        if self.auto and size > images // 2:
+            size = max(1, images // 2)
+            log.info("pretext.queue=auto is %s, half of the images", counted(size, "key"))
+        if size > images:
+            raise UserError(f"pretext.queue={size} is longer than the data set: at most {images}")
+        self.queue = F.normalize(torch.randn(size, self.queue.shape[1]), dim=1)
+        self.rows = torch.full((size,), -1)
 
     def views(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:
         """Return the view of the query and that of the key."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.augment import Augment, Rng
-from sslrun.config.types import Node, Positive, PositiveInt
+from sslrun.config.types import Node, Positive, PositiveInt, TwoOrMore
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
 from sslrun.tasks.heads import mlp
@@ -35,7 +35,7 @@ class SimCLR(Task):
         loss: Literal["ntxent", "dcl"],
         temperature: Positive,
         hidden_dim: PositiveInt,
-        output_dim: PositiveInt,
+        output_dim: TwoOrMore,
         layers: Literal[1, 2, 3],
     ) -> None:
         super().__init__()

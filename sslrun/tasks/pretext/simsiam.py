@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.augment import Augment, Rng
-from sslrun.config.types import Node, PositiveInt
+from sslrun.config.types import Node, PositiveInt, TwoOrMore
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
 from sslrun.tasks.heads import mlp
@@ -33,7 +33,7 @@ class SimSiam(Task):
         *,
         augment: Node | Augment,
         hidden_dim: PositiveInt,
-        output_dim: PositiveInt,
+        output_dim: TwoOrMore,
         bottleneck: PositiveInt,
     ) -> None:
         super().__init__()

@@ -1,9 +1,10 @@
 """SwAV: predict the cluster of one view from another (Caron et al. 2020); two crops, without a queue."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from sslrun.augment import Augment, Rng
@@ -44,10 +45,10 @@ class SwAV(Task):
         prototypes: TwoOrMore | Literal["auto"],
         temperature: Positive,
         epsilon: Positive,
-        iterations: PositiveInt,
+        iterations: Annotated[int, Field(ge=1, le=1000)],
         freeze: Share,
         hidden_dim: PositiveInt,
-        output_dim: PositiveInt,
+        output_dim: TwoOrMore,
     ) -> None:
         super().__init__()
         assert callable(augment)
@@ -55,16 +56,18 @@ class SwAV(Task):
         self.epsilon, self.iterations, self.freeze = epsilon, iterations, freeze
         self.projector = mlp(encoder.feature_dim, hidden_dim, output_dim)
         self.auto = prototypes == "auto"
-        count = MAX_PROTOTYPES if isinstance(prototypes, str) else prototypes
-        self.prototypes = nn.Parameter(F.normalize(torch.randn(count, output_dim), dim=1))
+        self.count = MAX_PROTOTYPES if isinstance(prototypes, str) else prototypes
+        self.prototypes = nn.Parameter(torch.zeros(0, output_dim))  # drawn by `set_sizes`
 
     def set_sizes(self, images: int, batch_size: int) -> None:
-        """Use no more prototypes than there are images in a batch; raise if more are given."""
-        if self.auto and len(self.prototypes) > batch_size:
-            self.prototypes = nn.Parameter(self.prototypes.detach()[:batch_size].clone())
+        """Draw the prototypes, no more than there are images in a batch; raise if more are given."""
+        count = self.count
+        if self.auto and count > batch_size:
+            count = batch_size
             log.info("pretext.prototypes=auto is %d, the batch size", batch_size)
-        if len(self.prototypes) > batch_size:
-            raise UserError(f"pretext.prototypes={len(self.prototypes)} is more than a batch has images: {batch_size}")
+        if count > batch_size:
+            raise UserError(f"pretext.prototypes={count} is more than a batch has images: {batch_size}")
+        self.prototypes = nn.Parameter(F.normalize(torch.randn(count, self.prototypes.shape[1]), dim=1))
 
     def before_step(self, step: int, total: int) -> None:
         """Normalize the prototypes, and freeze them in the first steps."""

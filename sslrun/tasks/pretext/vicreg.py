@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.augment import Augment, Rng
-from sslrun.config.types import Node, NotNegative, PositiveInt
+from sslrun.config.types import Node, NotNegative, PositiveInt, TwoOrMore
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
 from sslrun.tasks.heads import mlp
@@ -36,11 +36,13 @@ class VICReg(Task):
         variance_weight: NotNegative,
         covariance_weight: NotNegative,
         hidden_dim: PositiveInt,
-        output_dim: PositiveInt,
+        output_dim: TwoOrMore,
     ) -> None:
         super().__init__()
         assert callable(augment)
         self.encoder, self.augment = encoder, augment
+        if not invariance_weight + variance_weight + covariance_weight > 0:
+            raise ValueError("one of pretext.invariance_weight, variance_weight and covariance_weight must be above 0")
         self.weights = {"invariance": invariance_weight, "variance": variance_weight, "covariance": covariance_weight}
         self.projector = mlp(encoder.feature_dim, hidden_dim, hidden_dim, output_dim)
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sslrun.base.errors import UserError
 from sslrun.tasks.pretext.relative_patch import OFFSETS, adjacent
-from tests.helpers import IDENTITY, make_task, rng
+from sslrun.tasks.task import build_task
+from tests.helpers import IDENTITY, make_task, node_of, rng, small_encoder
 
 
 @pytest.mark.parametrize(("grid", "pairs"), [(2, 12), (3, 40)])
@@ -42,8 +44,16 @@ def test_the_pairs_are_tiles_of_the_same_image(pieces: Tensor) -> None:
 
 @pytest.mark.parametrize("name", ["relative_patch", "jigsaw"])
 def test_tiles_too_small_are_one_line(name: str) -> None:
-    with pytest.raises(Exception, match=r"tiles of 3 px are too small: use larger images, a coarser grid or a smaller"):
+    with pytest.raises(Exception, match=r"tiles of 3 px are too small, at least 4 px are needed: use") as error:
         make_task(name, grid=3, gap=0.7)
+    settings = "dataset.image_size=36 or pretext.gap=0.6 or pretext.grid=2"
+    assert str(error.value).endswith(f"use {settings}")
+    make_task(name, grid=3, gap=0.6)  # as advised
+    make_task(name, grid=2, gap=0.7)
+    node = node_of(name, grid=3, gap=0.7)
+    build_task(node, small_encoder(), 36)
+    with pytest.raises(UserError, match=r"dataset\.image_size=36 or"):
+        build_task(node, small_encoder(), 35)
 
 
 def test_directions_have_equal_weights(pieces: Tensor) -> None:
