@@ -35,7 +35,9 @@ def print_help(stage: str, overrides: Sequence[str], config_dir: str | None) -> 
             choice = given.get(group, default)
             if choice != default and choice not in names:
                 hint = nearest(choice, sorted(names)) or "."
-                sys.exit(f"sslrun: {group}={choice}: no such {group}{hint} Choices: {', '.join(sorted(names))}")
+                message = f"{group}={choice}: no such {group}{hint} Choices: {', '.join(sorted(names))}"
+                print(f"sslrun: {message}", file=sys.stderr)
+                sys.exit(1)
             chosen.append((group, choice))
     print(f"Usage: {typed(stage)} [flags] {paths}[key=value ...]\n")
     print("\n".join(f"  {line}".rstrip() for line in about))

@@ -146,6 +146,7 @@ def _expected(e: Any) -> str:
         "string_type": "text (put a number in quotes)",
         "list_type": "a list",
         "dict_type": "a mapping",
+        "is_instance_of": "a mapping",
         "none_required": "null",
         "finite_number": "a finite number",
     }

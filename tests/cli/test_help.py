@@ -17,6 +17,16 @@ def test_help_of_a_command_lists_its_groups_choices_and_keys(cli: Cli) -> None:
     assert "from_checkpoint" in cli("finetune", "--help").out
 
 
+def test_help_with_a_choice_shows_its_keys(cli: Cli) -> None:
+    default, chosen = cli("pretrain", "--help").out, cli("pretrain", "pretext=vae", "--help").out
+    assert ("temperature: " in default, "beta: " in default) == (True, False)
+    assert ("temperature: " in chosen, "beta: " in chosen) == (False, True)
+    assert "beta: " in cli("pretrain", "-m", "pretext=vae,simclr", "--help").out
+    wrong = cli("pretrain", "pretext=mae", "--help")
+    assert (wrong.code, wrong.out) == (1, "")
+    assert wrong.err.startswith("sslrun: pretext=mae: no such pretext; did you mean masked? Choices: amdim, ")
+
+
 @pytest.mark.parametrize("command", ["fetch", "check", "preview"])
 def test_help_of_the_data_commands(command: str, cli: Cli) -> None:
     answer = cli("data", command, "--help")

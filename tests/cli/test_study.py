@@ -37,12 +37,21 @@ def test_settings_of_a_task_may_be_those_of_the_chosen_optimizer() -> None:
     spec = 'inits=["simclr optimizer.momentum=0.8"]'
     assert not found(spec, "optimizer=sgd")
     assert found(spec) == [
-        "inits: simclr optimizer.momentum=0.8: optimizer.momentum: no such key; did you mean optimizer.betas?"
+        "inits: simclr optimizer.momentum=0.8: optimizer.momentum: no such key; it is a key of optimizer=lars|sgd"
     ]
 
 
 def found(*overrides: str) -> list[str]:
     return mistakes(compose_config("compare", list(overrides), None), overrides, None)
+
+
+def test_settings_of_a_task_that_a_study_does_not_train_are_refused() -> None:
+    without = "inits= has no vae, so it would have no effect; add vae to inits=, or remove it"
+    given = ("pretext=vae", "pretext.beta=3")
+    assert found("inits=[scratch,byol]", *given) == [f"{o}: {without}" for o in given]
+    assert found("inits=[byol]", "pretext.temperature=0.1")[0].startswith("pretext.temperature=0.1: inits= has no simc")
+    assert not found(*given)
+    assert not found('inits=[byol,"vae pretext.width=8"]', *given)
 
 
 @pytest.mark.parametrize("sign", ["", "++"])
@@ -66,7 +75,7 @@ def test_a_search_needs_no_required_key_of_the_data_set(cli: Cli) -> None:
 
 def test_searched_keys_may_be_those_of_the_chosen_optimizer() -> None:
     search = 'search=["optimizer.momentum=0.5"]'
-    assert found(search) == ["search: optimizer.momentum: no such key; did you mean optimizer.betas?"]
+    assert found(search) == ["search: optimizer.momentum: no such key; it is a key of optimizer=lars|sgd"]
     assert not found(search, 'finetune=["optimizer=sgd"]')
     config = compose_config("finetune", ["optimizer=sgd", search], None)
     assert not mistakes(config, ["optimizer=sgd", search], None)

@@ -5,8 +5,8 @@ from itertools import chain
 import pytest
 
 from sslrun.config.commands import COMMANDS
-from sslrun.config.compose import compose_config, groups
-from sslrun.config.names import ELSEWHERE, WITHOUT, key_hint, nearest
+from sslrun.config.compose import choices, compose_config, groups
+from sslrun.config.names import ALIASES, ELSEWHERE, WITHOUT, key_hint, nearest
 from sslrun.config.nodes import flattened, plain
 from tests.helpers import Cli
 
@@ -56,6 +56,12 @@ def test_results_are_redirected_where_a_command_prints_them() -> None:
 )
 def test_nearest(name: str, names: list[str], here: str) -> None:
     assert nearest(name, names) == f"; did you mean {here}?"
+
+
+def test_names_of_tasks_in_other_tools_suggest_ours() -> None:
+    for other, ours in (("mae", "masked"), ("simmim", "masked"), ("dae", "autoencoder"), ("puzzle", "jigsaw")):
+        assert nearest(other, choices("pretext", None)) == f"; did you mean {ours}?"
+    assert {*ALIASES.values()} <= {*choices("pretext", None), *choices("device", None)}
 
 
 def test_no_suggestion_without_a_similar_name() -> None:

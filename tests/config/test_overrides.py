@@ -93,6 +93,15 @@ def test_a_key_is_checked_with_every_choice_of_a_swept_group() -> None:
         assert line.startswith("pretext.temperature: no such key with pretext=rotation")
 
 
+def test_a_key_of_another_choice_names_those_that_have_it() -> None:
+    others = "dino|moco|simclr|swav"
+    assert mistakes("pretext=byol", "pretext.temperature=1") == (
+        f"pretext.temperature: no such key; it is a key of pretext={others}"
+    )
+    assert mistakes("pretext=rotation", "pretext.beta=1").endswith("it is a key of pretext=vae")
+    assert mistakes("pretext=simclr", "pretext.temprature=1").endswith("did you mean pretext.temperature?")
+
+
 @pytest.mark.parametrize(
     ("override", "line"),
     [

@@ -133,6 +133,7 @@ def test_every_task_times_three_backbones_pretrain_and_finetune(
 
 
 QUICKLY = ("moco", "dino", "masked", "gan")  # with a queue, with a teacher that goes downstream, sparse, with a hook
+VICREG = ("invariance", "variance", "covariance")
 OTHERS = sorted({p.stem for p in (CONF / "pretext").glob("*.yaml")} - {*TASKS})
 
 
@@ -163,11 +164,22 @@ def test_every_other_task_pretrains_resumes_and_finetunes(
     ("keys", "message"),
     [
         (["pretext=moco", "pretext.queue=4096"], "pretext.queue=4096 is longer than the data set: at most 48"),
+        (["pretext=moco", "pretext.queue=1000000000"], "pretext.queue=1000000000 is longer than the data set"),
+        (["pretext=swav", "pretext.prototypes=1000000000"], "pretext.prototypes=1000000000 is more than a batch"),
+        (["pretext=swav", "pretext.iterations=1000000"], "pretext.iterations: must be at most 1000, found 1000000"),
+        (["pretext=byol", "pretext.output_dim=1"], "pretext.output_dim: must be at least 2, found 1"),
+        (["pretext=vicreg", *(f"pretext.{n}_weight=0" for n in VICREG)], "variance_weight and covariance_weight must"),
+        (["pretext=jigsaw", "pretext.permutations=25"], "pretext.permutations must be 2 to 24 for 4 tiles, found 25"),
+        (["pretext=byol", "pretext.augment=null"], "pretext.augment: must be a mapping, found null"),
+        (["seed=99999999999999999999"], "seed: must be at most 4294967295, found 99999999999999999999"),
         (["pretext=swav", "pretext.prototypes=300"], "pretext.prototypes=300 is more than a batch has images: 16"),
         (["pretext=masked", "pretext.mask_ratio=1"], "pretext.mask_ratio: must be less than 1.0, found 1"),
         (["pretext=inpainting", "pretext.mask_ratio=0"], "pretext.mask_ratio: must be greater than 0.0, found 0"),
-        (["pretext=masked", "pretext.grid=20"], "Masked: grid must be 2 to 16 for images of 32 px, found 20"),
-        (["pretext=relative_patch", "pretext.grid=3", "dataset.image_size=12"], "tiles of 3 px are too small: use"),
+        (["pretext=masked", "pretext.grid=20"], "Masked: pretext.grid must be 2 to 16 for images of 32 px, found 20"),
+        (
+            ["pretext=relative_patch", "pretext.grid=3", "dataset.image_size=12"],
+            "tiles of 3 px are too small, at least 4 px",
+        ),
         (["pretext=colorization", "dataset.root=gray"], "the images are gray: take another pretext"),
     ],
 )

@@ -26,6 +26,13 @@ def test_preview_draws_the_file_the_image_and_its_views(pretext: str, columns: i
         assert len(image.convert("RGB").getcolors(1 << 24) or []) > 1000
 
 
+def test_preview_refuses_what_pretrain_refuses(cli: Cli) -> None:
+    for command in (("data", "preview"), ("pretrain",)):
+        answer = cli(*command, "dataset=digits", "pretext=moco", "pretext.queue=2000")
+        assert answer.code == 1
+        assert answer.err.splitlines()[-1] == "sslrun: pretext.queue=2000 is longer than the data set: at most 1438"
+
+
 def test_previews_of_arrays_depend_on_the_seed_only(cli: Cli) -> None:
     drawn = [Path(cli("data", "preview", "dataset=digits", f"seed={s}").out.strip()).read_bytes() for s in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]

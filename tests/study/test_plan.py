@@ -31,7 +31,7 @@ from tests.helpers import SMALL_STUDY, Cli, folder_node, runs, study_runs, study
 @pytest.mark.slow
 def test_duplicates_run_once_and_lost_weights_are_trained_again(cli: Cli) -> None:
     twice = (
-        'inits=[rotation,"rotation  train.steps=4"]',
+        'inits=[rotation,rotation,"rotation  train.steps=4"]',
         "label_fractions=[0.1,0.1001]",
         "mode=finetune",
         "seeds=1",
@@ -42,6 +42,7 @@ def test_duplicates_run_once_and_lost_weights_are_trained_again(cli: Cli) -> Non
         "Label budgets label_fraction=0.1 and label_fraction=0.1001 both give 30 labels; only the first is used."
         in answer.err
     )
+    assert "inits: rotation is named several times, and run only once." in answer.err
     assert "rotation  train.steps=4 is the same as rotation, so it is run only once." in answer.err
     assert (len(study_runs("pretrain")), len(study_runs("finetune"))) == (1, 5)
     (study,) = runs("compare")

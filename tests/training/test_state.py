@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -440,6 +441,19 @@ def test_the_first_loss_that_is_not_finite_is_named_with_its_step(bad: tuple[int
         f"the loss became inf in step {step} at learning rate 0.05; try train.learning_rate=0.005, "
         "train.gradient_clip=1 or device.precision=fp32. The last good checkpoint is somewhere/last.pt"
     )
+
+
+@pytest.mark.parametrize(("precision", "advice"), [("bf16", True), ("fp32", False)])
+def test_a_loss_that_is_not_finite_before_any_update_is_no_matter_of_the_learning_rate(
+    precision: str, advice: bool
+) -> None:
+    window = Window()
+    for loss in (float("nan"), 1.0):
+        window.add(out(loss), 1)
+    run: Any = SimpleNamespace(config={"device": {"precision": precision}})
+    with pytest.raises(UserError, match=r"^the loss is nan in step 1, before any update of the weights") as error:
+        window.close(2, 0.05, run)
+    assert ("device.precision=fp32" in str(error.value)) == advice
 
 
 def test_a_row_is_shown_without_learning_rate_and_epoch() -> None:
