@@ -4,6 +4,7 @@ Random numbers come from the `Rng` argument and are drawn on the CPU, so views a
 """
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -29,30 +30,48 @@ def generator(*numbers: int) -> torch.Generator:
 
 
 class Rng:
-    """Random numbers of one step, drawn for every sample of the global batch.
+    """Random numbers of one step, drawn for every sample of the global batch, of which a process takes its share.
 
     Args:
         generator: a CPU generator.
+        batch: number of samples of the global batch; None if this process has all of them.
+        share: this process's samples.
     """
 
-    def __init__(self, generator: torch.Generator) -> None:
-        self._generator = generator
+    def __init__(self, generator: torch.Generator, batch: int | None = None, share: slice = slice(None)) -> None:
+        self._generator, self._batch, self._share = generator, batch, share
 
     def rand(self, *shape: int, dim: int = 0) -> Tensor:
         """Return uniform numbers in [0, 1), drawn for the global batch; this process's rows along `dim`."""
-        return torch.rand(shape, generator=self._generator)
+        return self._own(torch.rand(self._whole(shape, dim), generator=self._generator), dim)
 
     def randint(self, high: int, *shape: int, dim: int = 0) -> Tensor:
         """Return integers below `high`, drawn for the global batch; this process's rows along `dim`."""
-        return torch.randint(high, shape, generator=self._generator)
+        return self._own(torch.randint(high, self._whole(shape, dim), generator=self._generator), dim)
 
     def randn(self, *shape: int, dim: int = 0) -> Tensor:
         """Return standard normal numbers, drawn for the global batch; this process's rows along `dim`."""
-        return torch.randn(shape, generator=self._generator)
+        return self._own(torch.randn(self._whole(shape, dim), generator=self._generator), dim)
+
+    def _whole(self, shape: Sequence[int], dim: int) -> list[int]:
+        """Return the shape for the global batch.
+
+        Raises:
+            ValueError: `dim` is not that of the samples of the batch.
+        """
+        if self._batch is None:
+            return [*shape]
+        own = len(range(self._batch)[self._share])
+        if shape[dim] != own:
+            raise ValueError(f"numbers for {shape[dim]} rows along dim={dim}, where this process has {own} samples")
+        return [*shape[:dim], self._batch, *shape[dim + 1 :]]
+
+    def _own(self, numbers: Tensor, dim: int) -> Tensor:
+        return numbers if self._batch is None else numbers[(slice(None),) * dim + (self._share,)]
 
     def copy(self) -> "Rng":
         """Return an `Rng` that will draw the same numbers again, e.g. for the same view at another size."""
-        return Rng(self._generator.clone_state())
+        return Rng(self._generator.clone_state(), self._batch, self._share)
 
     def initial_seed(self) -> int:
         """Return the seed of the generator."""

@@ -80,7 +80,7 @@ def pooled(maps: list[Tensor], pooling: Pooling) -> Tensor:
 
 def average(features: Tensor) -> Tensor:
     """Average a feature map, `N x C x H x W`, over its positions to `N x C`, in float32."""
-    return features.mean((2, 3), dtype=torch.float32)
+    return features.mean((2, 3), dtype=torch.promote_types(features.dtype, torch.float32))
 
 
 def grid_average(features: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 import itertools
 
-from torch import nn
+from torch import Tensor, nn
+
+from sslrun.augment import Rng
 
 
 def mlp(*widths: int, batch_norm: bool = True, last_norm: bool = False) -> nn.Sequential:
@@ -21,3 +23,14 @@ def mlp(*widths: int, batch_norm: bool = True, last_norm: bool = False) -> nn.Se
     layers.append(nn.Linear(widths[-2], widths[-1], bias=not last_norm))
     layers += [nn.BatchNorm1d(widths[-1], affine=False)] if last_norm else []
     return nn.Sequential(*layers)
+
+
+def dropped(x: Tensor, rate: float, rng: Rng, views: int) -> Tensor:
+    """Return x with dropout (Srivastava et al. 2014), whose random numbers are those of the step.
+
+    Args:
+        x: `views * N x D`, view by view.
+        rate: probability of a value to be 0; the others are divided by 1 - rate.
+    """
+    kept = rng.rand(views, len(x) // views, x.shape[1], dim=1).flatten(0, 1) >= rate
+    return x * kept.to(x.device, non_blocking=True) / (1 - rate)

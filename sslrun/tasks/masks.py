@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslrun.augment import Rng
+from sslrun.base import processes
 
 MaskRatio = Annotated[float, Field(gt=0, lt=1)]
 
@@ -37,7 +38,7 @@ def resized(visible: Tensor, height: int, width: int) -> Tensor:
 
 def is_plain(norm: nn.BatchNorm2d) -> bool:
     """Return whether `visible_only` can replace a batch norm: it does nothing else, and has weights and statistics."""
-    plain = type(norm).forward is nn.BatchNorm2d.forward
+    plain = type(norm).forward in (nn.BatchNorm2d.forward, processes.Synchronized.forward)
     return plain and norm.affine and norm.track_running_stats and norm.momentum is not None
 
 
@@ -96,10 +97,10 @@ def _masked_batch_norm(norm: nn.BatchNorm2d, mask, x: Tensor) -> Tensor:  # type
     if not norm.training:
         return nn.BatchNorm2d.forward(norm, x) * visible
     with torch.autocast(x.device.type, enabled=False):
-        count = visible.float().sum()
+        count = processes.total(visible.float().sum())
         wide = x.float()
-        mean = (wide * visible).sum((0, 2, 3)) / count
-        variance = ((wide - mean[:, None, None]).square() * visible).sum((0, 2, 3)) / count
+        mean = processes.total((wide * visible).sum((0, 2, 3))) / count
+        variance = processes.total(((wide - mean[:, None, None]).square() * visible).sum((0, 2, 3))) / count
         scale = norm.weight * (variance + norm.eps).rsqrt()
         out = torch.addcmul((norm.bias - mean * scale)[:, None, None], wide, scale[:, None, None]).to(x.dtype) * visible
     with torch.no_grad():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sslrun.augment import ORDER, VIEWS, Rng, generator
+from sslrun.base import processes
 from sslrun.data.balance import balanced_order
 from sslrun.data.images import Images
 from sslrun.device import Device
@@ -20,10 +21,10 @@ class Step(NamedTuple):
 
     Attributes:
         step: number of the step, from 0.
-        batch: `images`, `N x 3 x S x S`, floats in [0, 1], and `labels`, N, if there are any, on the device; `rows`, N,
-            their positions, on the CPU.
+        batch: `images`, `n x 3 x S x S`, floats in [0, 1], and `labels`, n, if there are any, on the device; `rows`, n,
+            their positions, on the CPU. They are this process's share of the batch.
         rng: random numbers for the views.
-        images: N, the same in every step.
+        images: number of images of the batch, of all processes; the same in every step.
     """
 
     step: int
@@ -41,7 +42,7 @@ class Batches:
     Args:
         images: `N x 3 x S x S`, uint8, on any device.
         labels: N, or None.
-        batch_size: images per batch; all images, if there are fewer.
+        batch_size: images per batch, of all processes together; all images, if there are fewer.
         total: number of steps of the whole training.
         balanced: draw an epoch's images by `balanced_order`, instead of every image once per epoch; needs labels.
 
@@ -62,6 +63,7 @@ class Batches:
         self.images, self.labels, self.total, self.seed, self.device = images, labels, total, seed, device
         self._balanced_by = labels.cpu() if balanced and labels is not None else None
         self.size = min(batch_size, len(images))
+        self._share = processes.share(self.size)
 
     def epochs(self, steps: int) -> float:
         """Return the number of epochs after this many steps."""
@@ -70,14 +72,15 @@ class Batches:
     def after(self, done: int) -> Iterator[Step]:
         """Yield the steps after the first `done`. The next batch is prefetched in a thread during each step."""
         with ThreadPoolExecutor(1) as thread:
-            submitted = (thread.submit(self._gather, rows) for rows in self._rows(done))
+            submitted = (thread.submit(self._gather, rows[self._share]) for rows in self._rows(done))
             prefetched: deque[Future[tuple[Tensor, Tensor]]] = deque(itertools.islice(submitted, 1))
             for step in range(done, self.total):
                 prefetched.extend(itertools.islice(submitted, 1))
                 rows, pixels = prefetched.popleft().result()
                 batch = batch_of(pixels, self.labels, rows, self.device)
-                rng = Rng(generator(self.seed, VIEWS, step))
-                yield Step(step, batch, rng, len(rows))
+                numbers = generator(self.seed, VIEWS, step)
+                rng = Rng(numbers, self.size, self._share) if processes.count() > 1 else Rng(numbers)
+                yield Step(step, batch, rng, self.size)
 
     def _rows(self, done: int) -> Iterator[Tensor]:
         """Yield the rows of every step after the first `done`."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sslrun.base import signals
+from sslrun.base import processes, signals
 from sslrun.base.console import log, progress
 from sslrun.base.errors import UserError
 from sslrun.device import Device
@@ -89,11 +89,14 @@ def train_step(
     """
     task.train()
     task.before_step(step.step, total)
-    torch.manual_seed(step.rng.initial_seed())  # dropout
+    processes.begin(step.images)
+    torch.manual_seed(step.rng.initial_seed() + processes.rank())  # layers that draw from torch, such as drop path
     with device.autocast():
         out = task(step.batch, step.rng)
     optimizer.zero_grad(set_to_none=True)
-    device.scaler.scale(out["loss"]).backward()
+    loss = out["loss"] * processes.weight() if processes.count() > 1 else out["loss"]
+    device.scaler.scale(loss).backward()
+    processes.sum_gradients(task)
     if gradient_clip:
         device.scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(task.parameters(), gradient_clip)

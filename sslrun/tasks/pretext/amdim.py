@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from sslrun.augment import Augment, Rng
+from sslrun.base.processes import gathered
 from sslrun.config.types import Node, NotNegative, Positive, PositiveInt
 from sslrun.device import in_float32
-from sslrun.models.encoder import Encoder
+from sslrun.models.encoder import Encoder, average
 from sslrun.tasks.heads import mlp
 from sslrun.tasks.task import Task
 
@@ -53,13 +54,14 @@ class AMDIM(Task):
         """Return the loss, and the fraction of features that are most similar to a position of their own image."""
         views = torch.cat(list(self.views(batch["images"], rng).values()))
         maps = self.encoder.maps(views)
-        features = in_float32(self.projector, maps[-1].mean((2, 3), dtype=torch.float32)).chunk(2)
+        features = gathered(in_float32(self.projector, average(maps[-1])), views=2).chunk(2)
         losses, hits = [], []
         for layer, x in zip(self.local, maps[-SCALES:], strict=True):
-            first, second = in_float32(layer, x).permute(0, 2, 3, 1).flatten(1, 2).chunk(2)  # N x P x D
-            for g, local in ((features[0], second), (features[1], first)):
+            local = gathered(in_float32(layer, x).permute(0, 2, 3, 1).flatten(1, 2), views=2)
+            first, second = local.chunk(2)  # N x P x D
+            for g, other in ((features[0], second), (features[1], first)):
                 with torch.autocast(g.device.type, enabled=False):
-                    scores = (g / g.shape[1] ** 0.5 @ local.flatten(0, 1).T).view(len(g), *local.shape[:2])
+                    scores = (g / g.shape[1] ** 0.5 @ other.flatten(0, 1).T).view(len(g), *other.shape[:2])
                     losses.append(nce(soft_clip(scores, self.clip)) + self.score_weight * scores.square().mean())
                 nearest = scores.detach().amax(2).argmax(1)
                 hits.append((nearest == torch.arange(len(g), device=g.device)).float().mean())

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from sslrun.augment import Augment, Rng
+from sslrun.base.processes import gathered
 from sslrun.config.types import Node, NotNegative, PositiveInt, TwoOrMore
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
@@ -48,7 +49,7 @@ class BarlowTwins(Task):
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         """Return the loss, and the mean correlation of the same dimension of the two views."""
         views = torch.cat(list(self.views(batch["images"], rng).values()))
-        z = in_float32(self.projector, self.encoder(views))
+        z = gathered(in_float32(self.projector, self.encoder(views)), views=2)
         with torch.autocast(z.device.type, enabled=False):
             c = cross_correlation(*z.chunk(2))
             loss = barlow_loss(c, self.redundancy_weight)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sslrun.augment import Augment, Rng
 from sslrun.base.errors import UserError
+from sslrun.base.processes import mean_of_share
 from sslrun.config.types import Node, Positive, PositiveInt
 from sslrun.data.images import Images
 from sslrun.device import Device
@@ -100,5 +101,8 @@ class Colorization(Task):
         logits = self.decoder(self.encoder.maps(luminance(view))[-1]).float()
         with torch.no_grad(), torch.autocast(view.device.type, enabled=False):
             target = self._classes(rgb_to_lab(F.avg_pool2d(view, REDUCTION))[:, 1:])
+        weights = self.weights[target]
+        losses = F.cross_entropy(logits, target, reduction="none")
+        loss = (weights * losses).sum() / mean_of_share(weights.sum())
         accuracy = (logits.detach().argmax(1) == target).float().mean()
-        return {"loss": F.cross_entropy(logits, target, self.weights), "pretext_accuracy": accuracy}
+        return {"loss": loss, "pretext_accuracy": accuracy}

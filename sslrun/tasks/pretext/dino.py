@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.augment import Augment, Rng
+from sslrun.base.processes import gathered
 from sslrun.config.types import Node, Positive, PositiveInt, Share, TwoOrMore
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
@@ -92,7 +93,7 @@ class DINO(Task):
     def after_step(self, step: int, total: int) -> None:
         """Update the teacher and the center."""
         self.teacher.follow(self, decay_at(step, total, self.momentum))
-        self.center.lerp_(self.outputs.mean(0), 1 - self.center_momentum)
+        self.center.lerp_(gathered(self.outputs, views=2).mean(0), 1 - self.center_momentum)
 
 
 def dino_loss(logits: Tensor, target: Tensor) -> Tensor:

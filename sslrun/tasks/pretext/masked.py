@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.augment import Augment, Rng
+from sslrun.base.processes import mean_of_share
 from sslrun.config.types import Node, PositiveInt
 from sslrun.models.encoder import Encoder, example_maps
 from sslrun.tasks.decoder import Decoder
@@ -107,7 +108,7 @@ class Masked(Task):
         target, _, _ = self._standardized(view)
         masked = ~_at(visible, view)
         error = (self.predicted(view, visible).float() - target).square() * masked
-        return {"loss": error.sum() / (3 * masked.sum())}
+        return {"loss": error.sum() / (3 * mean_of_share(masked.sum()))}
 
     def _mask(self, images: Tensor, rng: Rng) -> Tensor:
         return random_masks(len(images), self.grid, self.mask_ratio, rng).to(images.device, non_blocking=True)

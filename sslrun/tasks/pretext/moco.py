@@ -9,6 +9,7 @@ from torch import Tensor
 from sslrun.augment import Augment, Rng
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
+from sslrun.base.processes import gathered
 from sslrun.base.text import counted
 from sslrun.config.types import Node, Positive, PositiveInt, Share, TwoOrMore
 from sslrun.device import in_float32
@@ -89,7 +90,7 @@ class MoCo(Task):
             rows = batch["rows"].to(key.device, non_blocking=True)
             logits = info_nce_logits(query, key, self.queue) / self.temperature
             logits[:, 1:] = logits[:, 1:].masked_fill(rows[:, None] == self.rows, float("-inf"))
-        self.keys, self.key_rows = key, rows
+        self.keys, self.key_rows = gathered(key), gathered(rows)
         loss = logits.logsumexp(1).mean() - logits[:, 0].mean()
         return {"loss": loss, "pretext_accuracy": (logits.detach().argmax(1) == 0).float().mean()}
 

@@ -10,6 +10,7 @@ from sslrun.augment import Augment, Rng
 from sslrun.config.types import Node, PositiveInt, Share
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
+from sslrun.tasks.heads import dropped
 from sslrun.tasks.task import Task
 
 
@@ -35,10 +36,10 @@ class Rotation(Task):
     ) -> None:
         super().__init__()
         assert callable(augment)
-        self.encoder, self.augment, self.copies = encoder, augment, copies
+        self.encoder, self.augment, self.copies, self.dropout = encoder, augment, copies, dropout
         d = encoder.feature_dim
         hidden = [nn.Linear(d, hidden_dim), nn.ReLU(inplace=True)] if hidden_dim else []
-        self.head = nn.Sequential(*hidden, nn.Dropout(dropout), nn.Linear(hidden_dim or d, 4))
+        self.hidden, self.head = nn.Sequential(*hidden), nn.Linear(hidden_dim or d, 4)
 
     def rotated(self, images: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
         """Return `4N` rotated images (all by 0 degrees, then all by 90, ...) or `N`, and their rotations, 0 to 3."""
@@ -64,7 +65,10 @@ class Rotation(Task):
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         """Return the cross-entropy and the accuracy of the predicted rotations."""
         images, rotations = self.rotated(batch["images"], rng)
-        logits = in_float32(self.head, self.encoder(images))
+        hidden = in_float32(self.hidden, self.encoder(images))
+        if self.training and self.dropout:
+            hidden = dropped(hidden, self.dropout, rng, self.copies)
+        logits = in_float32(self.head, hidden)
         return {
             "loss": F.cross_entropy(logits, rotations),
             "pretext_accuracy": (logits.argmax(1) == rotations).float().mean(),

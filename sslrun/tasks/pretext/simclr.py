@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.augment import Augment, Rng
+from sslrun.base.processes import gathered
 from sslrun.config.types import Node, Positive, PositiveInt, TwoOrMore
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
@@ -55,7 +56,7 @@ class SimCLR(Task):
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         """Return the loss, and the fraction of views whose nearest neighbor is the other view of their image."""
         views = self.views(batch["images"], rng)
-        z = in_float32(self.projector, self.encoder(torch.cat(list(views.values()))))
+        z = gathered(in_float32(self.projector, self.encoder(torch.cat(list(views.values())))), views=2)
         with torch.autocast(z.device.type, enabled=False):
             similarity = cosine(z)
             loss = self.loss(similarity, self.temperature)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sslrun.augment import Augment, Rng
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
+from sslrun.base.processes import gathered
 from sslrun.config.types import Node, Positive, PositiveInt, Share, TwoOrMore
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
@@ -84,7 +85,7 @@ class SwAV(Task):
         views = torch.cat(list(self.views(batch["images"], rng).values()))
         z = in_float32(self.projector, self.encoder(views))
         with torch.autocast(z.device.type, enabled=False):
-            scores = F.normalize(z, dim=1) @ self.prototypes.T
+            scores = gathered(F.normalize(z, dim=1) @ self.prototypes.T, views=2)
             loss = swapped_loss(scores, self.temperature, self.epsilon, self.iterations)
             used = (scores.detach() / self.temperature).softmax(1).mean(0)
             return {"loss": loss, "prototype_perplexity": torch.special.entr(used).sum().exp()}

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.augment import Augment, Rng
+from sslrun.base.processes import gathered
 from sslrun.config.types import Node, NotNegative, PositiveInt, TwoOrMore
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
@@ -53,7 +54,7 @@ class VICReg(Task):
     def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         """Return the loss, and its three terms without their weights."""
         views = torch.cat(list(self.views(batch["images"], rng).values()))
-        z = in_float32(self.projector, self.encoder(views))
+        z = gathered(in_float32(self.projector, self.encoder(views)), views=2)
         with torch.autocast(z.device.type, enabled=False):
             terms = vicreg_terms(*z.chunk(2))
         loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
