@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sslrun.base.errors import UserError
-from sslrun.base.machine import cpu_flags
+from sslrun.base.machine import cpu_flags, started_processes
 from sslrun.config.build import build
 from sslrun.config.types import Node, PositiveInt
 
@@ -57,7 +57,9 @@ class Device:
             raise UserError(
                 f"device.compile={compile} needs a C++ compiler, such as g++; install one, or use device.compile=null"
             )
-        self.torch, self.compiled, self.threads = torch.device(name), compile, threads
+        several = name == "cuda" and started_processes() > 1  # each with a GPU of its own
+        self.torch = torch.device(name, int(os.environ["LOCAL_RANK"])) if several else torch.device(name)
+        self.compiled, self.threads = compile, threads
         native = native_precision(name)
         half: list[Precision] = ["bf16"] if _has_bf16() else []
         every: dict[str, list[Precision]] = {"cpu": ["fp32", *half], "cuda": [native, "fp32"], "mps": ["fp32"]}
@@ -68,12 +70,14 @@ class Device:
         self.use(native if precision == "auto" else precision, self.formats[0])
 
     def claim(self) -> None:
-        """Configure this process for speed: number of threads, reuse of freed memory.
+        """Configure this process for speed: number of threads, reuse of freed memory; and its GPU of several.
 
         Only commands call this. `sslrun.load()` leaves the settings of its host process unchanged.
         """
         if self.threads:
             torch.set_num_threads(self.threads)
+        if self.torch.index is not None:
+            torch.cuda.set_device(self.torch)
         if self.torch.type == "cpu":
             _keep_freed_memory()
 

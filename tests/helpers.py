@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -240,6 +241,26 @@ def spawn(
     process = FORKED.Process(target=_call, args=(function, arguments, dict(os.environ), places))
     process.start()
     return process
+
+
+def start_several(count: int, *arguments: str, **of_last: str) -> list[ForkServerProcess]:
+    """Start a command in several processes, as torchrun does; what they print goes to the files `output0` and so on.
+
+    Args:
+        of_last: overrides of the last process alone.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started, before = [], dict(os.environ)
+    for rank in range(count):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+        os.environ |= place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        more = [f"{k}={v}" for k, v in of_last.items()] if rank == count - 1 else []
+        started.append(spawn(run_here, *arguments, *more, out=f"output{rank}", err=f"output{rank}"))
+    os.environ.clear()
+    os.environ.update(before)
+    return started
 
 
 def start(*arguments: str, folder: str = ".") -> ForkServerProcess:

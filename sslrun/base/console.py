@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from sslrun.base.machine import is_first
 from sslrun.base.text import duration
 
 log = logging.getLogger("sslrun")
@@ -46,7 +47,7 @@ class _ToConsole(logging.Handler):
 
 def start_logging() -> None:
     """Log to standard error; repeated calls have no effect."""
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if is_first() else logging.CRITICAL)
     log.propagate = False
     logging.raiseExceptions = False  # no traceback if the log's disk is full
     if not any(isinstance(h, _ToConsole) for h in log.handlers):
@@ -115,7 +116,7 @@ def progress(what: str, total: int, unit: str, before: int = 0, per: float = 1.0
     Yields:
         A function `advance(n, note="")`, to be called after every `n` units.
     """
-    if ERR.is_terminal:
+    if ERR.is_terminal and is_first():
         counts = (DownloadColumn(), TransferSpeedColumn()) if unit == "B" else (MofNCompleteColumn(), _Rate(unit, per))
         columns = (TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn())
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=ERR) as bar:

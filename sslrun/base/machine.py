@@ -42,3 +42,13 @@ def one_thread(library: Literal["blas", "openmp"]) -> AbstractContextManager[Any
 def cores() -> int:
     """Return the number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def started_processes() -> int:
+    """Return the number of processes that torchrun started together with this one, which is one of them."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def is_first() -> bool:
+    """Return whether this is the only process, or the first of several: it alone writes, prints and decides."""
+    return started_processes() == 1 or os.environ["RANK"] == "0"

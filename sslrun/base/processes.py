@@ -6,24 +6,163 @@ loss of the whole batch, and so are the gradients: those of `gathered` and `tota
 processes train the same model as one, up to rounding. In a single process everything here does nothing.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import datetime
+import functools
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sslrun.base.errors import UserError
+from sslrun.base.machine import is_first, started_processes
+from sslrun.base.paths import PACKAGE
+
+TIME_LIMIT = datetime.timedelta(minutes=30)  # for which a process waits for the others, as while the first evaluates
+LOST = ("gloo", "nccl", "connection closed", "connection reset", "socket")  # in messages of torch
+PATIENCE = datetime.timedelta(seconds=3)
+REPORTED, SEEN = "sslrun reported", "sslrun seen"  # keys of torchrun's store
+T = TypeVar("T")
+P = ParamSpec("P")
+_alone = False  # the first process does what the others wait for
 _batch = 0  # images of the global batch of the current step
 
 
 def count() -> int:
     """Return the number of processes."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if not _alone and dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Return the number of this process, from 0."""
     return dist.get_rank() if count() > 1 else 0
+
+
+def start() -> None:
+    """Join the other processes that torchrun has started, if there are any."""
+    if started_processes() > 1 and not dist.is_initialized():
+        gpu = torch.cuda.is_available() and dist.is_nccl_available()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=TIME_LIMIT)
+
+
+def end() -> None:
+    """Leave the group of processes."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def is_lost(error: RuntimeError) -> bool:
+    """Return whether a collective failed since another process has ended or does not answer."""
+    return count() > 1 and (isinstance(error, dist.DistError) or any(w in str(error).lower() for w in LOST))
+
+
+def leave() -> None:
+    """Go on without the others."""
+    global _alone
+    _alone = True
+
+
+def report(show: Callable[[], object]) -> None:
+    """Show a mistake once: in the first process, and in another one only if the first has shown none for a while."""
+    if started_processes() == 1:
+        show()
+        return
+    try:
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=PATIENCE)
+        if not is_first():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others
+            if not _within(PATIENCE, lambda: store.check([REPORTED])):
+                show()
+            store.add(SEEN, 1)
+            return
+        show()
+        store.set(REPORTED, "")
+        _within(PATIENCE, lambda: store.add(SEEN, 0) == started_processes() - 1)  # the store may end with this process
+    except RuntimeError:  # the store has gone with the first process
+        show()
+
+
+def _within(time_limit: datetime.timedelta, condition: Callable[[], bool]) -> bool:
+    """Return whether a condition comes true within a time."""
+    until = time.monotonic() + time_limit.total_seconds()
+    while time.monotonic() < until:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def wait() -> None:
+    """Wait until all processes are here."""
+    if count() > 1:
+        dist.barrier()
+
+
+def from_first(function: Callable[[], T]) -> T:
+    """Return what a function returns in the first process, which alone calls it, as if there were no others."""
+    global _alone
+    if count() == 1:
+        return function()
+    box: list[Any] = [None]
+    if rank() == 0:
+        _alone = True
+        try:
+            box = [function()]
+        finally:
+            _alone = False
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def by_first(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function that only the first process calls; all get its result."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return from_first(lambda: function(*args, **kwargs))
+
+    return call
+
+
+def largest(*values: float) -> list[float]:
+    """Return the maximum of each value over the processes."""
+    if count() == 1:
+        return list(values)
+    out = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(out, dist.ReduceOp.MAX)
+    return out.tolist()
+
+
+def refuse_differences(**values: str) -> None:
+    """Raise if a value is not the same in all processes.
+
+    Raises:
+        UserError: names the value and the process that has another one than most.
+    """
+    if count() == 1:
+        return
+    every: list[dict[str, str]] = [{}] * count()
+    dist.all_gather_object(every, values)
+    for name in values:
+        given = [of[name] for of in every]
+        common = max(given, key=given.count)
+        odd = [str(r) for r, value in enumerate(given) if value != common]
+        if odd:
+            raise UserError(
+                f"the processes must have the same {name}, and process {', '.join(odd)} of 0 to {count() - 1} has "
+                f"another: {', '.join(given[int(r)] for r in odd)} instead of {common}"
+            )
+
+
+def code() -> str:
+    """Return a hash of sslrun's code."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16] if count() > 1 else ""
 
 
 def sizes(n: int) -> list[int]:

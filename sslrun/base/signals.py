@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from sslrun.base.machine import is_first
+
 HANDLED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 SAME_SIGNAL_SECONDS = 0.5  # a repetition within this time counts as one: `timeout` signals the process and its group
 _received: int | None = None  # number of the signal
@@ -61,9 +63,9 @@ def deferred() -> Iterator[None]:
         _deferring = False
 
 
-def stop_requested() -> bool:
-    """Return whether a signal arrived within `deferred()`."""
-    return _received is not None
+def received() -> int:
+    """Return the number of the signal that arrived within `deferred()`; 0 for none."""
+    return _received or 0
 
 
 def check() -> None:
@@ -83,7 +85,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     message = f"\n{signal.Signals(number).name}: finishing the step, saving\n" if _deferring else "\n"
     stderr = sys.__stderr__.fileno() if sys.__stderr__ else 2
     try:
-        os.write(stderr, message.encode())  # unbuffered: the signal may have interrupted a buffered write
+        if is_first():
+            os.write(stderr, message.encode())  # unbuffered: the signal may have interrupted a buffered write
     except OSError:  # terminal or pipe closed: later messages must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), stderr)
     if not _deferring:

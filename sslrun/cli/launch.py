@@ -8,9 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from sslrun.base.machine import is_first, started_processes
 from sslrun.base.paths import CONF
 from sslrun.cli.invocation import Invocation, parsed
-from sslrun.config.commands import COMMANDS, COMPARE, EVALUATE, FINETUNE, TASKS, typed
+from sslrun.config.commands import COMMANDS, COMPARE, EVALUATE, FINETUNE, PRETRAIN, TASKS, typed
 
 FEW = 20  # paths of images that are written without quotes, where they need none
 
@@ -37,7 +38,8 @@ def guarded(action: Callable[[], object]) -> None:
     except UserError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"sslrun: {error}", file=sys.stderr)
+        if is_first():
+            print(f"sslrun: {error}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -52,8 +54,10 @@ def launch(invocation: Invocation) -> None:
     from sslrun.base.locks import locked
     from sslrun.cli import images, resume, sweeps
     from sslrun.cli.places import quoted_paths
+    from sslrun.config.grammar import quoted
     from sslrun.config.renames import renamed_overrides
 
+    _refuse_processes(invocation)
     invocation = images.with_folder(invocation)
     _refuse_others(invocation)
     invocation = invocation.with_overrides(renamed_overrides(invocation.overrides, notice=True))
@@ -73,9 +77,23 @@ def launch(invocation: Invocation) -> None:
     from sslrun.stages.table import job
 
     with ExitStack() as stack:
+        if not is_first():  # which writes into the run directory
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sslrun"))
+            sys.argv.append(f"hydra.run.dir={quoted(folder + '/run')}")
         if invocation.sweep is not None:
             stack.callback(locked(invocation.sweep).release)
         hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name=invocation.command)(job)()
+
+
+def _refuse_processes(invocation: Invocation) -> None:
+    """Raise if torchrun has started several processes of a command that runs in one."""
+    from sslrun.base.errors import UserError
+
+    several = started_processes() > 1
+    if several and invocation.command not in (PRETRAIN, FINETUNE):
+        raise UserError(f"{typed(invocation.command)} runs in one process: start it without torchrun")
+    if several and invocation.multirun:
+        raise UserError("a sweep runs in one process; remove -m, or start it without torchrun")
 
 
 def _refuse_others(invocation: Invocation) -> None:

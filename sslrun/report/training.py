@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sslrun.augment import Rng
+from sslrun.base.machine import is_first
 from sslrun.base.text import is_share, words
 from sslrun.data.depth import Range
 from sslrun.data.images import Images
@@ -41,8 +42,10 @@ def views_figure(
         gray_range: of the files, see `decode`.
 
     Returns:
-        The path of the figure; None for a task without views.
+        The path of the figure; None for a task without views, and in other processes than the first.
     """
+    if not is_first():
+        return None
     originals = images.float() / 255
     with torch.no_grad():
         views = task.views(originals, Rng(torch.Generator().manual_seed(seed)))

@@ -4,6 +4,7 @@ import errno
 import gc
 import os
 import shlex
+import shutil
 import sys
 import traceback
 from contextlib import nullcontext
@@ -15,9 +16,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from sslrun.base import signals
+from sslrun.base import processes, signals
 from sslrun.base.console import forget_logged, log, quietly, start_logging
 from sslrun.base.errors import UserError
+from sslrun.base.machine import is_first
 from sslrun.base.paths import home
 from sslrun.base.text import duration
 from sslrun.config.build import build, built_settings, refuse_foreign, settings_of
@@ -27,10 +29,12 @@ from sslrun.config.renames import renamed_composed
 from sslrun.data.decode import ignore_pillow_warnings
 from sslrun.data.workers import ensure_start_method
 from sslrun.run.find import has_checkpoint, is_complete, read_summary, score
+from sslrun.run.log import METRICS
 from sslrun.run.resume import CHECKPOINT, MAY_DIFFER, STUDY, fixed, refuse_older, resumed_config
 from sslrun.run.run import Run, Stages
 
 IN_STUDY = "study_run"  # hydra.job.name of a run that belongs to a study
+COPIED = ("summary.json", "config.yaml", METRICS)  # what a resumed run reads, beside its checkpoints
 NO_MEMORY = "can't allocate memory"  # in the message of torch's RuntimeError
 
 
@@ -47,6 +51,7 @@ def execute(config: DictConfig, stages: Stages) -> float | None:
     _configure_process()
     hydra = HydraConfig.get()
     config = renamed_composed(config, hydra.overrides.task)
+    processes.start()
     in_sweep, in_study = hydra.mode == RunMode.MULTIRUN, hydra.job.name == IN_STUDY
     if in_sweep and not in_study:
         log.info("--- job %s: %s", hydra.job.num, " ".join(hydra.overrides.task) or "defaults")
@@ -66,7 +71,8 @@ def execute(config: DictConfig, stages: Stages) -> float | None:
             run.close("interrupted")
         raise SystemExit(128 + stop.number) from None  # the convention of shells
     except Exception as error:
-        log.error("%s", explained(error))
+        message = explained(error)
+        processes.report(lambda: _show(message))
         for run in opened:
             run.close("failed", error=str(error) or type(error).__name__)
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -75,8 +81,15 @@ def execute(config: DictConfig, stages: Stages) -> float | None:
             return None  # continue with the other jobs; failed ones are reported at the end of the sweep
         raise SystemExit(1) from None
     finally:
+        processes.end()
         if in_sweep:
             gc.collect()  # before the next job
+
+
+def _show(message: str) -> None:
+    log.error("%s", message)
+    if not is_first():  # its log is silent
+        print(f"process {os.environ['RANK']}: {message}", file=sys.stderr, flush=True)
 
 
 def _configure_process() -> None:
@@ -193,4 +206,18 @@ def _open(config: DictConfig, hydra: Any, stages: Stages, before: dict[str, Any]
         raise UserError("\n".join(mistakes))
     if resumed:
         build(dict(config.device))  # raises if the device is not available, before the run is changed
+    if resumed and not is_first():
+        directory = _copied(directory, Path(hydra.runtime.output_dir))
+    processes.wait()  # until all have read what is resumed
     return Run(directory, stage, config, overrides, bool(resumed), before is not None, stages)
+
+
+def _copied(directory: Path, to: Path) -> Path:
+    """Return a copy of a run directory, with links to its checkpoints, for a process that does not write into it."""
+    to.mkdir(parents=True, exist_ok=True)
+    for path in directory.iterdir():
+        if path.suffix == ".pt":
+            (to / path.name).symlink_to(path.resolve())
+        elif path.is_file() and path.name in COPIED:
+            shutil.copy(path, to)
+    return to

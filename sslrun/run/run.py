@@ -14,6 +14,8 @@ The jobs of a sweep are in folders 0, 1, 2, ... of one such directory.
 
 import copy
 import datetime
+import hashlib
+import json
 import logging
 import os
 import platform
@@ -177,6 +179,15 @@ class Run:
         """Return the resolved config as a plain dict."""
         config: dict[str, Any] = self._summary["config"]
         return config
+
+    @property
+    def data(self) -> str:
+        """Return the fingerprint of the data, or an empty string before it is noted."""
+        return str(self._summary.get("data_fingerprint", ""))
+
+    def settings_digest(self) -> str:
+        """Return a hash of the resolved config, without the directory of a resumed run."""
+        return hashlib.sha256(json.dumps(self.config | {"resume": None}, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def command(self) -> str:

@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
+from sslrun.base.machine import is_first
 from sslrun.base.text import counted
 from sslrun.config.build import build, built_settings
 from sslrun.config.compose import given_keys, group_choices
@@ -110,7 +111,7 @@ def finetune(run: Run, settings: Finetune) -> dict[str, Any]:
     labeled = load_labeled(settings.dataset, settings.budget, settings.validation, keys)
     settings = _with_data(run, settings, labeled)
     result = _result(run, settings, network, labeled, device)
-    if not run.in_study:
+    if not run.in_study and is_first():
         run.note(**result)
         encoder = load_classifier(run.directory).encoder
         device.put(encoder)
@@ -134,7 +135,7 @@ def _result(run: Run, settings: Finetune, network: Network, labeled: Labeled, de
         return _continued(run, network, labeled, device)
     candidates = candidates_of(config, settings.search if folds.trainings else [])
     parallel = _parallel(device)
-    trainings_parallel = parallel and device.torch.type == "cpu"
+    trainings_parallel = is_first() and parallel and device.torch.type == "cpu"
     if any(c.is_trained for c in candidates) and not run.in_study:  # a study estimates the time of all its runs
         candidates = in_time(run, candidates, network, labeled, device)
     trained = sum(c.is_trained for c in candidates)
@@ -353,6 +354,8 @@ def _trained(
     score = score_name(config["balance"])
     state = State(run, task, optimizer, device, content, score if val else None, metrics)
     result = fit(task, batches, optimizer, training, device, state, lambda: classifier_metrics(classifier, val, device))
+    if not is_first():
+        return result
     best = checkpoint.load(run.directory / BEST)
     if val:
         unchanged = ": finetuning did not improve on the probe it started from"

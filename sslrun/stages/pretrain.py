@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
+from sslrun.base.machine import is_first
 from sslrun.base.text import counted
 from sslrun.config.build import build
 from sslrun.config.compose import given_keys
@@ -82,11 +83,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
         )
     torch.manual_seed(settings.seed)
     encoder = network.encoder(data)
-    if not any(True for _ in encoder.parameters()):
-        name = network_name(settings.backbone)
-        raise UserError(
-            f"backbone={name} has no weights to pretrain; use it with sslrun finetune init=scratch mode=probe"
-        )
+    _refuse_no_weights(encoder, settings.backbone)
     task = build_task(settings.pretext, encoder, settings.dataset["image_size"])
     task.set_sizes(len(images), min(training.batch_size, len(images)))
     views_figure(run, task, sample_images(images, settings.seed), settings.seed)
@@ -118,6 +115,8 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     )
     metrics = partial(encoder_metrics, downstream, on_device, knn, device)
     result = fit(task, batches, optimizer, training, device, state, metrics)
+    if not is_first():
+        return result
     curves = curves_figure(run)
     task_figures(run, task, sample_images(images, settings.seed), settings.seed, device)
     if not run.in_study:
@@ -143,6 +142,14 @@ def _network(run: Run, settings: Pretrain) -> Network:
     if not run.resumed:
         run.note(init=network.name)
     return network
+
+
+def _refuse_no_weights(encoder: Encoder, backbone: Node) -> None:
+    if not any(True for _ in encoder.parameters()):
+        raise UserError(
+            f"backbone={network_name(backbone)} has no weights to pretrain; use it with sslrun finetune init=scratch "
+            "mode=probe"
+        )
 
 
 def _origin(network: Network, task: Task) -> Node:

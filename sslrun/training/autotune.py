@@ -22,6 +22,7 @@ from sslrun.base.console import log
 from sslrun.base.files import replacing
 from sslrun.base.machine import processor
 from sslrun.base.paths import home
+from sslrun.base.processes import by_first
 from sslrun.config.types import Node
 from sslrun.device import Device, MemoryFormat, Precision
 from sslrun.models.encoder import build_encoder
@@ -132,6 +133,7 @@ def measure(
     return {" ".join(m): round(n / min(timings[m]), 1) if m in timings else 0.0 for m in candidates} if steady else {}
 
 
+@by_first
 def _cached_rates(
     device: Device, backbone: Node, image_size: int, batch_size: int, candidates: list[Candidate]
 ) -> dict[str, float]:

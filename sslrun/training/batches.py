@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sslrun.augment import ORDER, VIEWS, Rng, generator
 from sslrun.base import processes
+from sslrun.base.errors import UserError
 from sslrun.data.balance import balanced_order
 from sslrun.data.images import Images
 from sslrun.device import Device
@@ -48,6 +49,9 @@ class Batches:
 
     Attributes:
         size: number of images of every batch.
+
+    Raises:
+        UserError: there are more processes than images in a batch.
     """
 
     def __init__(
@@ -63,6 +67,11 @@ class Batches:
         self.images, self.labels, self.total, self.seed, self.device = images, labels, total, seed, device
         self._balanced_by = labels.cpu() if balanced and labels is not None else None
         self.size = min(batch_size, len(images))
+        if self.size < processes.count():
+            raise UserError(
+                f"{processes.count()} processes need batches of at least as many images, found {self.size}: start "
+                "fewer, or set a larger train.batch_size"
+            )
         self._share = processes.share(self.size)
 
     def epochs(self, steps: int) -> float:

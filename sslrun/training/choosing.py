@@ -7,6 +7,7 @@ import numpy as np
 
 from sslrun.base.console import log
 from sslrun.base.files import replacing
+from sslrun.base.processes import by_first
 from sslrun.base.text import percent, time_range
 from sslrun.config.build import build
 from sslrun.data.labeled import Labeled
@@ -53,6 +54,7 @@ def affordable(
     return kept
 
 
+@by_first
 def in_time(
     run: Run, candidates: list[Candidate], network: Network, labeled: Labeled, device: Device
 ) -> list[Candidate]:
@@ -71,6 +73,7 @@ def in_time(
     return candidates
 
 
+@by_first
 def choose_candidate(
     run: Run,
     candidates: Sequence[Candidate],

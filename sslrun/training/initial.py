@@ -10,6 +10,7 @@ import numpy as np
 
 from sslrun.base.console import log, silently
 from sslrun.base.errors import UserError
+from sslrun.base.processes import by_first
 from sslrun.base.text import percent
 from sslrun.config.build import build
 from sslrun.config.commands import FOR_ENCODER
@@ -41,6 +42,7 @@ def published_here(backbone: Node) -> Published | None:
     return weights if weights and weights.path else None
 
 
+@by_first
 def choose_initialization(
     run: Run, budget: LabelBudget, overrides: Mapping[str, str], parallel: bool
 ) -> dict[str, Any]:

@@ -47,32 +47,38 @@ def fit(
     run.keep_changes()
     if start == total:
         log.info("Nothing to do: all %d steps are done. To train longer, set train.steps or train.epochs", total)
+    processes.synchronize(task)
+    run.note(processes=processes.count())
+    processes.refuse_differences(code=processes.code(), config=run.settings_digest(), data=run.data)
+    state.refuse_differences(start)
     if not resumed:
         state.evaluated(0, _evaluate(task, evaluate))
 
     with (
         progress(f"{run.stage} step", total, "images", start, batches.size) as advance,
         signals.deferred(),
+        state.saved_where_others_end(),
     ):
         window.start_clock()
         for step in batches.after(start):
             for group in optimizer.param_groups:
                 group["lr"] = training.learning_rate_at(step.step, total, group["rate"])
+            state.begin(step.step)
             window.add(train_step(task, step, total, optimizer, device, training.gradient_clip), step.images)
             advance(1, window.note)
-            done = step.step + 1
+            done = state.ended(step.step)
             if done % training.log_every == 0 or done in stops:
                 row = state.log(done, batches.epochs(done))
             also = f"step_{done:06d}.pt" if training.kept_after(done) else None
-            stop = signals.stop_requested()
+            stop, due = processes.largest(signals.received(), state.minutes() > training.save_minutes)
             if done in stops:
                 metrics = _evaluate(task, evaluate)
                 state.evaluated(done, metrics, also)
                 log.info("step %d/%d %s", done, total, formatted(row | metrics))
-            elif also or stop or state.minutes() > training.save_minutes:
+            elif also or stop or due:
                 state.save(done, also)
             if stop:
-                signals.check()
+                raise signals.Stopped(int(stop))
     signals.check()
     state.finished(total)
     return state.summary()
@@ -109,4 +115,4 @@ def train_step(
 @torch.no_grad()
 def _evaluate(task: Task, evaluate: Evaluation) -> dict[str, float]:
     task.eval()
-    return evaluate()
+    return processes.from_first(evaluate)

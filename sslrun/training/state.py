@@ -1,15 +1,20 @@
 """The state of a training: checkpoints, logged metrics, and checks for divergence."""
 
+import hashlib
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sslrun.base import processes
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
+from sslrun.base.machine import is_first
 from sslrun.base.text import metric
 from sslrun.device import Device
 from sslrun.models.weights import load_state
@@ -42,6 +47,7 @@ class Window:
 
     def __init__(self) -> None:
         self.rows: list[tuple[dict[str, Tensor], int]] = []
+        self.collected = 0  # of the rows, those that are means over all processes
         self.seconds = self.total_seconds = 0.0
         self.images = 0
         self.note = ""
@@ -55,7 +61,7 @@ class Window:
         self._began = time.perf_counter()
 
     def add(self, out: dict[str, Tensor], n: int) -> None:
-        """Add the output of a step with n images, and the time since the previous one."""
+        """Add this process's output of a step with n images, and the time since the previous one."""
         self.rows.append((out, n))
         self.images += n
         self._count_seconds()
@@ -64,8 +70,20 @@ class Window:
         self.seconds += time.perf_counter() - self._began
         self.start_clock()
 
+    def _collect(self) -> None:
+        """Replace the outputs of this process by the means over all processes."""
+        own, self.collected = self.rows[self.collected :], len(self.rows)
+        if processes.count() > 1 and own:
+            keys = list(own[0][0])
+            values = torch.stack([torch.stack([out[k].float() for k in keys]) for out, _ in own])
+            means = processes.total(values * processes.weight())
+            self.rows[-len(own) :] = [
+                (dict(zip(keys, row, strict=True)), n) for row, (_, n) in zip(means, own, strict=True)
+            ]
+
     def close(self, steps: int, rate: float, run: Run) -> dict[str, float]:
         """Return the means since the last line and clear the window. Only this synchronizes with the device."""
+        self._collect()
         losses = torch.stack([out["loss"] for out, _ in self.rows]).float().cpu()
         self._count_seconds()
         if not losses.isfinite().all():
@@ -86,12 +104,13 @@ class Window:
             )  # fmt: skip
         speed = n / self.seconds
         self.total_seconds += self.seconds
-        self.rows, self.seconds = [], 0.0
+        self.rows, self.collected, self.seconds = [], 0, 0.0
         self.start_clock()
         return {**self.last, "learning_rate": rate, "images_per_second": speed}
 
     def state(self) -> dict[str, Any]:
         """Return the state that a resumed run needs to log the same means."""
+        self._collect()
         rows = [({k: float(v) for k, v in out.items()}, n) for out, n in self.rows]
         kept = {"seconds": self.seconds, "last": self.last, "first": self.first, "warned": self.warned}
         return {"rows": rows, **kept}
@@ -99,6 +118,7 @@ class Window:
     def restore(self, state: dict[str, Any], device: Device) -> None:
         """Restore what `state` returned."""
         self.rows = [({k: torch.tensor(v, device=device.torch) for k, v in out.items()}, n) for out, n in state["rows"]]
+        self.collected = len(self.rows)
         self.images, self.seconds = sum(n for _, n in self.rows), state["seconds"]
         self.last, self.first, self.warned = state["last"], state["first"], state["warned"]
 
@@ -164,6 +184,45 @@ class State:
         self.best: tuple[float, int] = (-math.inf, 0)
         self.metrics = metrics or {}
         self._saved_at = time.monotonic()
+        self._whole: tuple[int, list[Tensor]] = (0, [])
+
+    def begin(self, done: int) -> None:
+        """Begin a step, after `done` others. Several processes keep the buffers, for `saved_where_others_end`."""
+        if processes.count() > 1:
+            self._whole = done, [b.clone() for b in self.task.buffers()]
+
+    def ended(self, step: int) -> int:
+        """End a step; return how many are done."""
+        self._whole = step + 1, []
+        return step + 1
+
+    @contextmanager
+    def saved_where_others_end(self) -> Iterator[None]:
+        """Save the state of the last whole step if another process ends, so that a collective fails.
+
+        Raises:
+            UserError: another process has ended.
+        """
+        place = processes.from_first(self.run.directory.as_posix)
+        try:
+            yield
+        except RuntimeError as error:
+            if not processes.is_lost(error):
+                raise
+            if not is_first():
+                raise UserError(
+                    f"another process has ended, or did not answer; go on from the last checkpoint: resume={place}"
+                ) from error
+            done, buffers = self._whole
+            for now, before in zip(self.task.buffers(), buffers, strict=False):
+                now.copy_(before)
+            processes.leave()
+            self.window.rows = self.window.rows[: self.window.collected]  # the others are of this process alone
+            self.save(done)
+            raise UserError(
+                f"another process has ended, or did not answer; the state after step {done} is saved. Go on with any "
+                f"number of processes: resume={place}"
+            ) from error
 
     def log(self, steps: int, epochs: float) -> dict[str, float]:
         """Log the means since the last line of metrics, and return them.
@@ -194,22 +253,41 @@ class State:
         if self.monitor is None:
             self._keep_best(float(step), step)
 
+    def refuse_differences(self, step: int) -> None:
+        """Raise if the processes are not at the same step with the same weights, queues and centers."""
+        if processes.count() > 1:
+            processes.refuse_differences(**{f"weights after {step} steps": self._digest()})
+
+    def _digest(self) -> str:
+        """Return a hash of the task's state."""
+        digest = hashlib.blake2b(digest_size=8)
+        for value in self.task.state_dict().values():
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
     def _keep_best(self, value: float, step: int) -> None:
         self.best = (value, step)
-        checkpoint.save(self.run.directory / BEST, self._content(step))
+        if is_first():
+            checkpoint.save(self.run.directory / BEST, self._content(step))
 
     def save(self, step: int, also: str | None = None) -> None:
-        """Save the state after this many steps as `last.pt`, and under the name `also`, if given."""
+        """Save the state after this many steps as `last.pt`, and under the name `also`, if given.
+
+        Raises:
+            UserError: the state of a process is not that of the others.
+        """
         trainer = {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.device.scaler.state_dict(),
             "window": self.window.state(),
         }
+        self.refuse_differences(step)
         directory, content = self.run.directory, self._content(step) | trainer
         self.run.log.sync()
-        if also:
+        if also and is_first():
             checkpoint.save(directory / also, content)
-        checkpoint.save(directory / LAST, content, before=directory / PREVIOUS)
+        if is_first():
+            checkpoint.save(directory / LAST, content, before=directory / PREVIOUS)
         self._saved_at = time.monotonic()
         self.window.start_clock()  # exclude evaluations and checkpoints from the speed
 

@@ -1,5 +1,8 @@
 """Several processes train the same model as one, up to rounding."""
 
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +11,34 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sslrun import augment, processes
+from sslrun import augment
 from sslrun.augment import Augment, Rng, generator
+from sslrun.base import processes
 from sslrun.base.paths import CONF
 from sslrun.config.compose import compose_nodes
 from sslrun.models.classifier import Classifier
+from sslrun.run import checkpoint
+from sslrun.run.find import LAST
 from sslrun.tasks import colors
 from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.tasks.task import Task
 from sslrun.training.batches import Batches
 from sslrun.training.loop import train_step
 from sslrun.training.optimizers import build_optimizer
-from tests.helpers import IDENTITY, cpu, ended, make_task, small_encoder, spawn
+from tests.helpers import (
+    DIGITS,
+    IDENTITY,
+    Cli,
+    cpu,
+    ended,
+    make_task,
+    metric_rows,
+    runs,
+    small_encoder,
+    spawn,
+    start_several,
+    summary,
+)
 
 TASKS = sorted({p.stem for p in (CONF / "pretext").glob("*.yaml")} - {"distill"})  # which needs a teacher
 IMAGES, BATCH, STEPS = 22, 13, 20  # batches of two epochs, shares of unequal size
@@ -116,3 +135,127 @@ def test_random_numbers_of_a_share_are_those_of_the_global_batch() -> None:
         assert torch.equal(draw(whole, 10), torch.cat([draw(r, k) for r, k in zip(shares, n, strict=True)], dim))
     with pytest.raises(ValueError, match=r"numbers for 10 rows along dim=0, where this process has 3 samples"):
         shares[0].rand(10)
+
+
+# Commands
+
+FINETUNE = ("finetune", "backbone=smallcnn", "init=scratch", "mode=finetune", "labels_per_class=3")
+SHORT = (*DIGITS, "train.steps=6", "train.evaluations=2", "train.log_every=1")
+
+
+def printed(rank: int) -> str:
+    return Path(f"output{rank}").read_text()
+
+
+def losses(run: Path) -> list[float]:
+    return [r["train/loss"] for r in metric_rows(str(run)) if "train/loss" in r]
+
+
+@pytest.mark.parametrize("command", [("pretrain",), FINETUNE])
+def test_two_processes_write_one_run_with_the_numbers_of_one(command: tuple[str, ...], cli: Cli) -> None:
+    given = tuple(s for s in SHORT if command[0] == "pretrain" or "evaluations" not in s)
+    assert cli(*command, *given).code == 0
+    assert [ended(p) for p in start_several(2, *command, *given)] == [0, 0], printed(0)
+    one, two = runs(command[0])
+    assert (summary(one)["processes"], summary(two)["processes"]) == (1, 2)
+    assert summary(two)["status"] == "finished"
+    assert losses(two)[0] == pytest.approx(losses(one)[0], rel=1e-5)
+    assert losses(two) == pytest.approx(losses(one), rel=0.02)
+    assert {p.name for p in two.iterdir() if "events" not in p.name} == {
+        p.name for p in one.iterdir() if "events" not in p.name
+    }
+    assert printed(1) == ""
+    assert printed(0).count("Finished in") == 1
+
+
+def test_a_run_goes_on_with_another_number_of_processes(cli: Cli) -> None:
+    assert [ended(p) for p in start_several(2, "pretrain", *SHORT)] == [0, 0]
+    assert cli("pretrain", "resume=latest", "train.steps=8").code == 0
+    assert [ended(p) for p in start_several(3, "pretrain", "resume=latest", "train.steps=10")] == [0, 0, 0], printed(0)
+    (run,) = runs("pretrain")
+    assert [r["step"] for r in metric_rows(str(run)) if "train/loss" in r] == list(range(1, 11))
+    assert checkpoint.load(run / LAST)["step"] == 10
+    assert summary(run)["processes"] == 3
+
+
+LONG = ("pretrain", *DIGITS, "train.steps=4000", "train.evaluations=1", "train.log_every=1", "train.save_minutes=0.001")
+
+
+def started(*arguments: str) -> Path:
+    """Wait for the first steps of a run."""
+    for _ in range(600):
+        found = runs("pretrain") if Path("outputs/pretrain").exists() else []
+        if found and (found[0] / LAST).exists() and len(losses(found[0])) > 3:
+            return found[0]
+        time.sleep(0.1)
+    raise AssertionError(printed(0))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(rank: int, cli: Cli) -> None:
+    both = start_several(2, *LONG)
+    run = started()
+    os.kill(both[rank].pid or 0, signal.SIGTERM)
+    assert [ended(p) for p in both] == [143, 143]
+    assert summary(run)["status"] == "interrupted"
+    assert f"Stopped by SIGTERM. Resume with: sslrun pretrain resume={run}" in printed(0)
+    steps = checkpoint.load(run / LAST)["step"]
+    assert cli("pretrain", "resume=latest", f"train.steps={steps + 2}").code == 0
+
+
+def test_where_another_process_is_killed_the_last_whole_step_is_saved(cli: Cli) -> None:
+    both = start_several(2, *(o for o in LONG if "save_minutes" not in o))
+    run = started()
+    os.kill(both[1].pid or 0, signal.SIGKILL)
+    assert [ended(p) for p in both] == [1, -signal.SIGKILL]
+    step = checkpoint.load(run / LAST)["step"]
+    assert step >= len(losses(run)) > 3
+    assert f"another process has ended, or did not answer; the state after step {step} is saved. Go on" in printed(0)
+    assert f"resume={run}" in printed(0)
+    assert cli("pretrain", "resume=latest", f"train.steps={step + 2}").code == 0
+    assert losses(run)[-1] > 0
+
+
+def test_where_the_first_process_is_killed_another_one_says_how_to_go_on(cli: Cli) -> None:
+    both = start_several(2, *LONG)
+    run = started()
+    os.kill(both[0].pid or 0, signal.SIGKILL)
+    assert [ended(p) for p in both] == [-signal.SIGKILL, 1]
+    assert "process 1: sslrun: another process has ended, or did not answer; go on from the last" in printed(1)
+    assert f"checkpoint: resume={run}" in printed(1)
+    step = checkpoint.load(run / LAST)["step"]
+    assert cli("pretrain", "resume=latest", f"train.steps={step + 1}").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("pretrain", *DIGITS, "pretext=moco", "pretext.queue=500"), "sslrun: pretext.queue=500 is longer than"),
+        (("pretrain", *DIGITS, "pretext=mae"), "sslrun: pretext=mae: no such pretext; did you mean masked?"),
+        (("evaluate",), "sslrun: sslrun evaluate runs in one process: start it without torchrun"),
+        (("pretrain", "-m", "seed=1,2"), "sslrun: a sweep runs in one process; remove -m, or"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_of_the_first_process(arguments: tuple[str, ...], message: str) -> None:
+    assert [ended(p) for p in start_several(2, *arguments)] == [1, 1]
+    assert [line for line in printed(0).splitlines() if line.startswith("sslrun: ")] == [printed(0).splitlines()[-1]]
+    assert message in printed(0)
+    assert printed(1) == ""
+
+
+def test_more_processes_than_images_in_a_batch_are_refused() -> None:
+    five = start_several(5, "pretrain", *DIGITS, "train.batch_size=4")
+    assert [ended(p) for p in five] == [1] * 5
+    assert "sslrun: 5 processes need batches of at least as many images, found 4: start fewer, or" in printed(0)
+
+
+def test_a_process_with_other_settings_is_named() -> None:
+    assert [ended(p) for p in start_several(3, "pretrain", *SHORT, seed="7")] == [1, 1, 1]
+    assert "sslrun: the processes must have the same config, and process 2 of 0 to 2 has another: " in printed(0)
+
+
+def test_what_only_one_process_does_is_known_to_all_and_differences_are_found_in_one_process_too() -> None:
+    assert processes.from_first(lambda: 3) == 3
+    assert processes.largest(2, 1.5) == [2, 1.5]
+    processes.refuse_differences(code="a")
+    assert torch.equal(processes.gathered(torch.ones(2, 3)), torch.ones(2, 3))

@@ -69,7 +69,7 @@ class DINO(Task):
         self.head = Head(encoder.feature_dim, hidden_dim, bottleneck, output_dim)
         self.teacher = Teacher(encoder=encoder, head=self.head)
         self.register_buffer("center", torch.zeros(output_dim))
-        self.outputs = torch.zeros(1, output_dim)  # the teacher's, of the batch
+        self.outputs = torch.zeros(1, output_dim)  # the teacher's, of the batch of all processes
 
     def before_step(self, step: int, total: int) -> None:
         """Freeze the prototypes in the first steps."""
@@ -83,9 +83,10 @@ class DINO(Task):
         """Return the loss, and the entropy of the teacher's distribution for an image."""
         views = torch.cat(list(self.views(batch["images"], rng).values()))
         student = in_float32(self.head, self.encoder(views))
-        self.outputs = self.teacher(views)
+        outputs = self.teacher(views)
+        self.outputs = gathered(outputs, views=2)
         with torch.autocast(student.device.type, enabled=False):
-            target = ((self.outputs - self.center) / self.teacher_temperature).softmax(1)
+            target = ((outputs - self.center) / self.teacher_temperature).softmax(1)
             loss = dino_loss(student / self.temperature, target)
             return {"loss": loss, "teacher_entropy": torch.special.entr(target).sum(1).mean()}
 
@@ -93,7 +94,7 @@ class DINO(Task):
     def after_step(self, step: int, total: int) -> None:
         """Update the teacher and the center."""
         self.teacher.follow(self, decay_at(step, total, self.momentum))
-        self.center.lerp_(gathered(self.outputs, views=2).mean(0), 1 - self.center_momentum)
+        self.center.lerp_(self.outputs.mean(0), 1 - self.center_momentum)
 
 
 def dino_loss(logits: Tensor, target: Tensor) -> Tensor:
