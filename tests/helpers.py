@@ -243,10 +243,13 @@ def spawn(
     return process
 
 
-def start_several(count: int, *arguments: str, **of_last: str) -> list[ForkServerProcess]:
+def start_several(
+    count: int, *arguments: str, function: Callable[..., int | None] | None = None, **of_last: str
+) -> list[ForkServerProcess]:
     """Start a command in several processes, as torchrun does; what they print goes to the files `output0` and so on.
 
     Args:
+        function: runs the command.
         of_last: overrides of the last process alone.
     """
     with socket.socket() as free:
@@ -257,7 +260,7 @@ def start_several(count: int, *arguments: str, **of_last: str) -> list[ForkServe
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
         os.environ |= place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         more = [f"{k}={v}" for k, v in of_last.items()] if rank == count - 1 else []
-        started.append(spawn(run_here, *arguments, *more, out=f"output{rank}", err=f"output{rank}"))
+        started.append(spawn(function or run_here, *arguments, *more, out=f"output{rank}", err=f"output{rank}"))
     os.environ.clear()
     os.environ.update(before)
     return started

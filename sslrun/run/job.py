@@ -34,7 +34,7 @@ from sslrun.run.resume import CHECKPOINT, MAY_DIFFER, STUDY, fixed, refuse_older
 from sslrun.run.run import Run, Stages
 
 IN_STUDY = "study_run"  # hydra.job.name of a run that belongs to a study
-COPIED = ("summary.json", "config.yaml", METRICS)  # what a resumed run reads, beside its checkpoints
+COPIED = ("summary.json", "config.yaml", METRICS)  # what a resumed run reads, with its checkpoints
 NO_MEMORY = "can't allocate memory"  # in the message of torch's RuntimeError
 
 

@@ -1,5 +1,6 @@
 """Several processes train the same model as one, up to rounding."""
 
+import datetime
 import os
 import signal
 import time
@@ -33,6 +34,7 @@ from tests.helpers import (
     ended,
     make_task,
     metric_rows,
+    run_here,
     runs,
     small_encoder,
     spawn,
@@ -225,6 +227,23 @@ def test_where_the_first_process_is_killed_another_one_says_how_to_go_on(cli: Cl
     assert f"checkpoint: resume={run}" in printed(1)
     step = checkpoint.load(run / LAST)["step"]
     assert cli("pretrain", "resume=latest", f"train.steps={step + 1}").code == 0
+
+
+def run_impatiently(*arguments: str) -> int | None:
+    processes.TIME_LIMIT = datetime.timedelta(seconds=8)
+    return run_here(*arguments)
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_ends_the_others_after_the_time_limit(cli: Cli) -> None:
+    both = start_several(2, *LONG, function=run_impatiently)
+    run = started()
+    os.kill(both[1].pid or 0, signal.SIGSTOP)
+    assert ended(both[0]) == 1
+    os.kill(both[1].pid or 0, signal.SIGKILL)
+    ended(both[1])
+    step = checkpoint.load(run / LAST)["step"]
+    assert f"another process has ended, or did not answer; the state after step {step} is saved" in printed(0)
 
 
 @pytest.mark.parametrize(
