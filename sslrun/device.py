@@ -58,7 +58,13 @@ class Device:
                 f"device.compile={compile} needs a C++ compiler, such as g++; install one, or use device.compile=null"
             )
         several = name == "cuda" and started_processes() > 1  # each with a GPU of its own
-        self.torch = torch.device(name, int(os.environ["LOCAL_RANK"])) if several else torch.device(name)
+        gpu = int(os.environ.get("LOCAL_RANK", "0"))
+        if several and gpu >= torch.cuda.device_count():
+            raise UserError(
+                f"device=cuda: there are {torch.cuda.device_count()} GPUs for more processes; start one for each, or "
+                "use device=cpu"
+            )
+        self.torch = torch.device(name, gpu) if several else torch.device(name)
         self.compiled, self.threads = compile, threads
         native = native_precision(name)
         half: list[Precision] = ["bf16"] if _has_bf16() else []

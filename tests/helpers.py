@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -197,6 +196,7 @@ def summary(path: Path) -> dict:
     return json.loads((path / "summary.json").read_text())
 
 
+STORES: list[torch.distributed.TCPStore] = []  # of `start_several`
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(
     ["torch", "torchvision", "torch.utils.tensorboard", "matplotlib.figure", "sklearn.datasets", "sslrun.run.job",
@@ -252,17 +252,17 @@ def start_several(
         function: runs the command.
         of_last: overrides of the last process alone.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     started, before = [], dict(os.environ)
     for rank in range(count):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-        os.environ |= place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ |= place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
         more = [f"{k}={v}" for k, v in of_last.items()] if rank == count - 1 else []
         started.append(spawn(function or run_here, *arguments, *more, out=f"output{rank}", err=f"output{rank}"))
     os.environ.clear()
     os.environ.update(before)
+    STORES.append(store)  # which ends with this process
     return started
 
 

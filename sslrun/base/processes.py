@@ -12,7 +12,8 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -23,13 +24,15 @@ from sslrun.base.errors import UserError
 from sslrun.base.machine import is_first, started_processes
 from sslrun.base.paths import PACKAGE
 
-TIME_LIMIT = datetime.timedelta(minutes=30)  # for which a process waits for the others, as while the first evaluates
+TIME_LIMIT = datetime.timedelta(minutes=30)  # for which a process waits for the others in a step
+PATIENT = datetime.timedelta(days=7)  # the same while the first evaluates or compares candidates
 LOST = ("gloo", "nccl", "connection closed", "connection reset", "socket")  # in messages of torch
 PATIENCE = datetime.timedelta(seconds=3)
-REPORTED, SEEN = "sslrun reported", "sslrun seen"  # keys of torchrun's store
+REPORTED, SEEN = (f"sslrun {what} {os.environ.get('TORCHELASTIC_RESTART_COUNT')}" for what in ("reported", "seen"))
 T = TypeVar("T")
 P = ParamSpec("P")
-_alone = False  # the first process does what the others wait for
+_alone = False  # this process does something that the others do not
+_patient: Any = None  # the group of all processes, with a longer time limit
 _batch = 0  # images of the global batch of the current step
 
 
@@ -45,9 +48,11 @@ def rank() -> int:
 
 def start() -> None:
     """Join the other processes that torchrun has started, if there are any."""
+    global _patient
     if started_processes() > 1 and not dist.is_initialized():
         gpu = torch.cuda.is_available() and dist.is_nccl_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=TIME_LIMIT)
+        _patient = dist.new_group(backend="gloo", timeout=PATIENT)
 
 
 def end() -> None:
@@ -105,18 +110,25 @@ def wait() -> None:
 
 def from_first(function: Callable[[], T]) -> T:
     """Return what a function returns in the first process, which alone calls it, as if there were no others."""
-    global _alone
     if count() == 1:
         return function()
     box: list[Any] = [None]
     if rank() == 0:
-        _alone = True
-        try:
+        with alone():
             box = [function()]
-        finally:
-            _alone = False
-    dist.broadcast_object_list(box)
+    dist.broadcast_object_list(box, group=_patient)
     return box[0]
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Compute within the context as if there were no other processes."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def by_first(function: Callable[P, T]) -> Callable[P, T]:
@@ -219,16 +231,29 @@ def mean_of_share(x: Tensor) -> Tensor:
 
 
 def sum_gradients(module: nn.Module) -> None:
-    """Replace all gradients by their sums over the processes, in one message."""
+    """Replace all gradients by their sums over the processes, in one message; a missing one counts as 0.
+
+    A parameter without a gradient in every process still has none.
+    """
     if count() == 1:
         return
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    if not gradients:
-        return
-    flat = torch.cat([g.flatten() for g in gradients])
+    trained = [p for p in module.parameters() if p.requires_grad]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    there = torch.tensor([float(p.grad is not None) for p in trained]).to(gradients[0])
+    flat = torch.cat([g.flatten() for g in gradients] + [there])
     dist.all_reduce(flat)
-    for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        g.copy_(part.view_as(g))
+    *parts, there = flat.split([g.numel() for g in gradients] + [len(there)])
+    for p, g, part, n in zip(trained, gradients, parts, there.tolist(), strict=True):
+        p.grad = g.copy_(part.view_as(g)) if n else None
+
+
+def broadcast(module: nn.Module) -> None:
+    """Copy the parameters and buffers of the first process to the others: what was computed may differ by rounding."""
+    if count() > 1:
+        for x in (*module.parameters(), *module.buffers()):
+            copy = x.detach().contiguous()
+            dist.broadcast(copy, 0)
+            x.detach().copy_(copy)
 
 
 class _Gather(torch.autograd.Function):
@@ -279,7 +304,7 @@ class Synchronized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalized x, `N x C` or `N x C x ...`."""
-        if not self.training and self.running_mean is not None:
+        if not self.training or count() == 1:
             return super().forward(x)
         dims = [d for d in range(x.ndim) if d != 1]
         with torch.autocast(x.device.type, enabled=False):
@@ -295,7 +320,7 @@ class Synchronized(nn.Module):
             scale, shift = (scale * self.weight, self.bias) if self.affine else (scale, torch.zeros_like(scale))
             shape = (-1, *[1] * (x.ndim - 2))
             out = torch.addcmul((shift - mean * scale).view(shape), wide, scale.view(shape)).to(x.dtype)
-        if self.training and self.running_mean is not None and self.running_var is not None:
+        if self.running_mean is not None:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)
                 factor = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
@@ -320,8 +345,19 @@ KINDS = {nn.BatchNorm1d: _Synchronized1d, nn.BatchNorm2d: _Synchronized2d, nn.Ba
 
 
 def synchronize(module: nn.Module) -> None:
-    """Make all batch norms of a module those of all processes; the state dict does not change."""
+    """Make all batch norms of a module those of all processes; the state dict does not change.
+
+    Raises:
+        UserError: a batch norm is not one of torch's.
+    """
     if count() == 1:
         return
     for norm in module.modules():
+        known = (*KINDS, *KINDS.values())
+        if getattr(norm, "running_mean", None) is not None and type(norm) not in known:
+            raise UserError(
+                f"the batch norm of this network ({type(norm).__name__}) cannot have the statistics of several "
+                "processes: train it in one, or take smallcnn, resnet18, mobilenetv2 or another network with "
+                "torch.nn.BatchNorm2d"
+            )
         norm.__class__ = KINDS.get(type(norm), type(norm))  # type: ignore[arg-type]

@@ -38,8 +38,13 @@ def guarded(action: Callable[[], object]) -> None:
     except UserError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        if is_first():
-            print(f"sslrun: {error}", file=sys.stderr)
+        message = f"sslrun: {error}"
+        if started_processes() == 1:
+            print(message, file=sys.stderr)
+        else:
+            from sslrun.base import processes
+
+            processes.report(lambda: print(message, file=sys.stderr))
         sys.exit(1)
 
 

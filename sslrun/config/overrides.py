@@ -320,12 +320,12 @@ def _check_key(
 
 
 def _of_others(key: str, config_dir: str | None) -> str:
-    """Return which other choices of a group have a key: `; moco and byol have it`, or an empty string."""
+    """Return which other choices of a group have a key: `; it is a key of pretext=moco|byol`, or an empty string."""
     group, _, rest = key.partition(".")
     having = []
     for choice in choices(group, config_dir) if rest else []:
         path = next(p for d in folders(config_dir) if (p := d / group / f"{choice}.yaml").is_file())
-        if OmegaConf.select(OmegaConf.load(path), rest, throw_on_resolution_failure=False) is not None:
+        if rest in _leaves(OmegaConf.to_container(OmegaConf.load(path), resolve=False)):  # type: ignore[arg-type]
             having.append(choice)
     return f"; it is a key of {group}={'|'.join(having)}" if having else ""
 

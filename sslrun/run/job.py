@@ -155,6 +155,8 @@ def explained(error: Exception) -> str:
         return f"sslrun: {error}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         return f"sslrun: {error.filename or 'the disk'}: {error.strerror}; earlier files are kept"
+    if isinstance(error, RuntimeError) and processes.is_lost(error):
+        return "sslrun: another process has ended, or did not answer"
     if isinstance(error, torch.OutOfMemoryError):
         return "sslrun: out of GPU memory: try a smaller train.batch_size or batch_size"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY in str(error)):
@@ -209,7 +211,9 @@ def _open(config: DictConfig, hydra: Any, stages: Stages, before: dict[str, Any]
     if resumed and not is_first():
         directory = _copied(directory, Path(hydra.runtime.output_dir))
     processes.wait()  # until all have read what is resumed
-    return Run(directory, stage, config, overrides, bool(resumed), before is not None, stages)
+    run = Run(directory, stage, config, overrides, bool(resumed), before is not None, stages)
+    processes.refuse_differences(code=processes.code(), config=run.settings_digest())
+    return run
 
 
 def _copied(directory: Path, to: Path) -> Path:

@@ -31,6 +31,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sslrun.base import processes
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.files import write_text
@@ -134,6 +135,7 @@ class Run:
             | {"sslrun": __version__, "python": platform.python_version()},
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             "git_commit": _git_commit(),
+            "processes": processes.count(),
         }
 
     def resolve(self, **nodes: Any) -> dict[str, Any]:
@@ -180,11 +182,6 @@ class Run:
         config: dict[str, Any] = self._summary["config"]
         return config
 
-    @property
-    def data(self) -> str:
-        """Return the fingerprint of the data, or an empty string before it is noted."""
-        return str(self._summary.get("data_fingerprint", ""))
-
     def settings_digest(self) -> str:
         """Return a hash of the resolved config, without the directory of a resumed run."""
         return hashlib.sha256(json.dumps(self.config | {"resume": None}, sort_keys=True).encode()).hexdigest()[:16]
@@ -207,15 +204,16 @@ class Run:
         return self._stages
 
     def refuse_other_data(self, fingerprint: str, images: int) -> None:
-        """Check that a resumed run has the same data as before.
+        """Check that a resumed run has the same data as before, and that all processes have the same.
 
         Args:
             fingerprint: of the data.
             images: number of images, for the message.
 
         Raises:
-            UserError: images, labels or classes have changed.
+            UserError: images, labels or classes have changed, or differ between processes.
         """
+        processes.refuse_differences(data=fingerprint)
         was = self._summary.get("data_fingerprint")
         if self.resumed and was not in (None, fingerprint):
             raise UserError(

@@ -134,8 +134,8 @@ def _result(run: Run, settings: Finetune, network: Network, labeled: Labeled, de
     if run.resumed and has_checkpoint(run.directory):
         return _continued(run, network, labeled, device)
     candidates = candidates_of(config, settings.search if folds.trainings else [])
-    parallel = _parallel(device)
-    trainings_parallel = is_first() and parallel and device.torch.type == "cpu"
+    parallel = _parallel(device) and is_first()
+    trainings_parallel = parallel and device.torch.type == "cpu"
     if any(c.is_trained for c in candidates) and not run.in_study:  # a study estimates the time of all its runs
         candidates = in_time(run, candidates, network, labeled, device)
     trained = sum(c.is_trained for c in candidates)

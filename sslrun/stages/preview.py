@@ -8,8 +8,6 @@ import torch
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.config.commands import PRETRAIN
-from sslrun.config.compose import compose_nodes
 from sslrun.config.types import Count, PositiveInt
 from sslrun.data.cache import resized
 from sslrun.data.dataset import limits_of, listed, with_range
@@ -66,7 +64,7 @@ def preview(run: Run, settings: Preview) -> dict[str, Any]:
         chosen = np.stack(decoded)
     encoder = build_encoder(settings.backbone, options.image_size, [0.5] * 3, [0.5] * 3)
     task = build_task(settings.pretext, encoder, options.image_size)
-    task.set_sizes(len(listing.names), min(compose_nodes(PRETRAIN, "train")[0]["batch_size"], len(listing.names)))
+    task.set_sizes(len(listing.names), len(listing.names))
     batch = torch.from_numpy(chosen).permute(0, 3, 1, 2)
     path = views_figure(run, task, batch, settings.seed, files, limits)
     if path is None:

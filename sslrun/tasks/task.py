@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sslrun.augment import Rng
+from sslrun.base import processes
 from sslrun.base.errors import UserError
 from sslrun.base.paths import EXTENDING, shown
 from sslrun.config.build import build
@@ -152,13 +153,8 @@ def build_task(node: Node, encoder: Encoder, image_size: int) -> Task:
         raise contract.broken(f"a task must derive from sslrun.tasks.task.Task, as in class {name}(Task)")
     if not contract.ours:
         _check_methods(task, contract)
-        try:
-            _try(task, contract, image_size, TRIAL_BATCHES[0])
-        except UserError as error:
-            try:
-                _try(task, contract, image_size, TRIAL_BATCHES[1])
-            except UserError:
-                raise error from error.__cause__
+        with processes.alone():
+            _try_twice(task, contract, image_size)
     return task
 
 
@@ -187,6 +183,16 @@ def _check_methods(task: Task, contract: Contract) -> None:
         available = ", ".join(encoders) or "no encoder"
         raise contract.broken(f"`downstream` must be the path of an encoder, found {task.downstream!r}; "
                               f"the task has {available}")  # fmt: skip
+
+
+def _try_twice(task: Task, contract: Contract, image_size: int) -> None:
+    try:
+        _try(task, contract, image_size, TRIAL_BATCHES[0])
+    except UserError as error:
+        try:
+            _try(task, contract, image_size, TRIAL_BATCHES[1])
+        except UserError:
+            raise error from error.__cause__
 
 
 def _try(task: Task, contract: Contract, image_size: int, n: int) -> None:

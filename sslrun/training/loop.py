@@ -48,9 +48,7 @@ def fit(
     if start == total:
         log.info("Nothing to do: all %d steps are done. To train longer, set train.steps or train.epochs", total)
     processes.synchronize(task)
-    run.note(processes=processes.count())
-    processes.refuse_differences(code=processes.code(), config=run.settings_digest(), data=run.data)
-    state.refuse_differences(start)
+    processes.broadcast(task)
     if not resumed:
         state.evaluated(0, _evaluate(task, evaluate))
 
@@ -78,6 +76,7 @@ def fit(
             elif also or stop or due:
                 state.save(done, also)
             if stop:
+                processes.wait()  # until it is saved: torchrun ends the first process when another one has ended
                 raise signals.Stopped(int(stop))
     signals.check()
     state.finished(total)

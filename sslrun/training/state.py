@@ -72,7 +72,7 @@ class Window:
 
     def _collect(self) -> None:
         """Replace the outputs of this process by the means over all processes."""
-        own, self.collected = self.rows[self.collected :], len(self.rows)
+        own = self.rows[self.collected :]
         if processes.count() > 1 and own:
             keys = list(own[0][0])
             values = torch.stack([torch.stack([out[k].float() for k in keys]) for out, _ in own])
@@ -80,6 +80,7 @@ class Window:
             self.rows[-len(own) :] = [
                 (dict(zip(keys, row, strict=True)), n) for row, (_, n) in zip(means, own, strict=True)
             ]
+        self.collected = len(self.rows)
 
     def close(self, steps: int, rate: float, run: Run) -> dict[str, float]:
         """Return the means since the last line and clear the window. Only this synchronizes with the device."""
@@ -143,8 +144,7 @@ def undefined(loss: str, run: Run) -> UserError:
     exact = run.config.get("device", {}).get("precision") == "fp32"
     return UserError(
         f"the loss is {loss} in step 1, before any update of the weights, so no learning rate can help: look at "
-        f"the settings of pretext{'' if exact else ', try device.precision=fp32'}, and see the images with "
-        "sslrun data check and sslrun data preview"
+        f"the other settings{'' if exact else ', try device.precision=fp32'}, and at the images with sslrun data check"
     )
 
 
@@ -209,7 +209,7 @@ class State:
         except RuntimeError as error:
             if not processes.is_lost(error):
                 raise
-            if not is_first():
+            if not is_first() or self.device.torch.type != "cpu":  # a GPU may wait for the others for ever
                 raise UserError(
                     f"another process has ended, or did not answer; go on from the last checkpoint: resume={place}"
                 ) from error

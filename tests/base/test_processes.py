@@ -3,6 +3,8 @@
 import datetime
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslrun import augment
 from sslrun.augment import Augment, Rng, generator
 from sslrun.base import processes
+from sslrun.base.errors import UserError
 from sslrun.base.paths import CONF
 from sslrun.config.compose import compose_nodes
 from sslrun.models.classifier import Classifier
@@ -100,8 +103,9 @@ def trained(pieces: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*TASKS, "finetuning"])
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_train_the_same_model_as_one(name: str, count: int, trained: Any) -> None:
     (losses, weights), *_ = [of[name] for of in trained(1)]
     several = [of[name] for of in trained(count)]
@@ -119,9 +123,21 @@ def test_in_single_precision_the_first_step_is_the_same(name: str, trained: Any)
     assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
 
 
-def test_shares_cover_the_batch_and_differ_by_one_image_at_most() -> None:
+def test_one_process_has_the_whole_batch() -> None:
     assert (processes.count(), processes.rank(), processes.share(7), processes.sizes(7)) == (1, 0, slice(0, 7), [7])
     assert processes.weight() == 1.0
+
+
+@pytest.mark.parametrize("n", [4, 7, 128, 130])
+def test_shares_cover_the_batch_and_differ_by_one_image_at_most(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "count", lambda: 4)
+    shares = []
+    for rank in range(4):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        shares.append(range(n)[processes.share(n)])
+    assert [i for share in shares for i in share] == list(range(n))
+    assert [len(share) for share in shares] == processes.sizes(n)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_random_numbers_of_a_share_are_those_of_the_global_batch() -> None:
@@ -153,7 +169,7 @@ def losses(run: Path) -> list[float]:
     return [r["train/loss"] for r in metric_rows(str(run)) if "train/loss" in r]
 
 
-@pytest.mark.parametrize("command", [("pretrain",), FINETUNE])
+@pytest.mark.parametrize("command", [("pretrain",), pytest.param(FINETUNE, marks=pytest.mark.slow)])
 def test_two_processes_write_one_run_with_the_numbers_of_one(command: tuple[str, ...], cli: Cli) -> None:
     given = tuple(s for s in SHORT if command[0] == "pretrain" or "evaluations" not in s)
     assert cli(*command, *given).code == 0
@@ -170,6 +186,7 @@ def test_two_processes_write_one_run_with_the_numbers_of_one(command: tuple[str,
     assert printed(0).count("Finished in") == 1
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(cli: Cli) -> None:
     assert [ended(p) for p in start_several(2, "pretrain", *SHORT)] == [0, 0]
     assert cli("pretrain", "resume=latest", "train.steps=8").code == 0
@@ -193,7 +210,7 @@ def started(*arguments: str) -> Path:
     raise AssertionError(printed(0))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_to_one_process_stops_all_after_the_same_step(rank: int, cli: Cli) -> None:
     both = start_several(2, *LONG)
     run = started()
@@ -205,6 +222,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(rank: int, cli: C
     assert cli("pretrain", "resume=latest", f"train.steps={steps + 2}").code == 0
 
 
+@pytest.mark.slow
 def test_where_another_process_is_killed_the_last_whole_step_is_saved(cli: Cli) -> None:
     both = start_several(2, *(o for o in LONG if "save_minutes" not in o))
     run = started()
@@ -218,6 +236,7 @@ def test_where_another_process_is_killed_the_last_whole_step_is_saved(cli: Cli) 
     assert losses(run)[-1] > 0
 
 
+@pytest.mark.slow
 def test_where_the_first_process_is_killed_another_one_says_how_to_go_on(cli: Cli) -> None:
     both = start_several(2, *LONG)
     run = started()
@@ -262,19 +281,81 @@ def test_a_mistake_is_one_line_of_the_first_process(arguments: tuple[str, ...], 
     assert printed(1) == ""
 
 
+@pytest.mark.slow
 def test_more_processes_than_images_in_a_batch_are_refused() -> None:
     five = start_several(5, "pretrain", *DIGITS, "train.batch_size=4")
     assert [ended(p) for p in five] == [1] * 5
     assert "sslrun: 5 processes need batches of at least as many images, found 4: start fewer, or" in printed(0)
 
 
+@pytest.mark.slow
 def test_a_process_with_other_settings_is_named() -> None:
     assert [ended(p) for p in start_several(3, "pretrain", *SHORT, seed="7")] == [1, 1, 1]
     assert "sslrun: the processes must have the same config, and process 2 of 0 to 2 has another: " in printed(0)
 
 
-def test_what_only_one_process_does_is_known_to_all_and_differences_are_found_in_one_process_too() -> None:
-    assert processes.from_first(lambda: 3) == 3
-    assert processes.largest(2, 1.5) == [2, 1.5]
-    processes.refuse_differences(code="a")
-    assert torch.equal(processes.gathered(torch.ones(2, 3)), torch.ones(2, 3))
+def collect(rank: int, place: str) -> None:
+    """What single functions do in three processes, each with another value."""
+    dist.init_process_group("gloo", init_method=f"file://{place}.store", rank=rank, world_size=3)
+    calls: list[int] = []
+
+    def alone() -> int:
+        calls.append(rank)
+        return processes.count()
+
+    assert processes.from_first(alone) == 1
+    assert calls == ([0] if rank == 0 else [])
+    assert processes.largest(rank, -rank) == [2, 0]
+    with pytest.raises(UserError, match="must have the same code, and process 2 of 0 to 2 has another: b instead of a"):
+        processes.refuse_differences(code="aab"[rank], data="x")
+    with processes.alone():
+        assert processes.count() == 1
+    processes.begin(7)  # shares of 2, 2 and 3
+    assert processes.weight() == [2, 2, 3][rank] / 7
+    own = torch.arange(14).view(2, 7)[:, processes.share(7)]  # of two views
+    assert torch.equal(processes.gathered(own.flatten(), views=2), torch.arange(14))
+
+    layers = [nn.Linear(1, 1) for _ in range(3)]
+    layers[0].weight.grad = torch.full((1, 1), 1.0)
+    if rank == 1:
+        layers[1].weight.grad = torch.full((1, 1), 5.0)
+    processes.sum_gradients(nn.ModuleList(layers))
+    assert [None if m.weight.grad is None else m.weight.grad.item() for m in layers] == [3, 5, None]
+
+    torch.manual_seed(rank)
+    other = nn.BatchNorm1d(4)
+    nn.init.normal_(other.weight)
+    processes.broadcast(other)
+    assert processes.from_first(lambda: other.weight.tolist()) == other.weight.tolist()
+
+    class Own(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(UserError, match=r"the batch norm of this network .Own. cannot have the statistics of several"):
+        processes.synchronize(nn.Sequential(nn.BatchNorm2d(3), Own(3)))
+
+
+def test_what_the_processes_tell_each_other(tmp_path: Path) -> None:
+    three = [spawn(collect, rank, str(tmp_path / "x"), err=f"{rank}.err") for rank in range(3)]
+    assert [ended(p) for p in three] == [0, 0, 0], Path("0.err").read_text()
+
+
+@pytest.mark.slow
+def test_torchrun_itself_starts_stops_and_reports(cli: Cli) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "sslrun"]
+    done = subprocess.run([*torchrun, "pretrain", *SHORT], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Finished in") == 1
+    wrong = subprocess.run([*torchrun, "evaluate"], check=False, capture_output=True, text=True)
+    assert wrong.returncode == 1
+    assert wrong.stderr.count("sslrun: sslrun evaluate runs in one process") == 1
+    with Path("output0").open("w") as file:
+        running = subprocess.Popen([*torchrun, *LONG], stderr=file)
+        for _ in range(600):
+            time.sleep(0.1)
+            if len(runs("pretrain")) == 2 and len(losses(runs("pretrain")[1])) > 3:
+                break
+        running.terminate()
+        assert running.wait() != 0
+    assert summary(runs("pretrain")[1])["status"] == "interrupted"
+    assert cli("pretrain", "resume=latest", f"train.steps={len(losses(runs('pretrain')[1])) + 2}").code == 0

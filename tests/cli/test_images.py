@@ -123,7 +123,7 @@ def test_from_a_folder_to_predictions(cli: Cli, photos: Path) -> None:
     run, pretrained = runs("finetune")[-1], runs("pretrain")[-1]
     assert ends == [
         "Next: sslrun finetune photos",
-        "Next: sslrun pretrain photos pretext=simclr",
+        "Next: sslrun pretrain photos pretext=simclr dataset.image_size=16",
         "Next: sslrun finetune",
         "Next: sslrun evaluate",
         f"Next: sslrun predict image.jpg run={run}",

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from sslrun.augment import Augment, Rng
 from sslrun.base.errors import UserError
+from sslrun.base.processes import gathered
 from sslrun.config.types import Node, PositiveInt
 from sslrun.data.images import Images
 from sslrun.device import Device, in_float32
@@ -103,7 +104,8 @@ class Distill(Task):
         with torch.autocast(predicted.device.type, enabled=False):
             target = self.targets(batch["rows"])
             loss = ((predicted - target).square() * self.weight).mean()
-            total = ((target - target.mean(0)).square() * self.weight).mean()
+            every = gathered(target)
+            total = ((every - every.mean(0)).square() * self.weight).mean()
         return {"loss": loss, "explained_variance": 1 - loss.detach() / total.clamp(min=1e-6)}
 
 

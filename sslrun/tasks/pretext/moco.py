@@ -25,7 +25,7 @@ class MoCo(Task):
     """The query of one view attracts the key of the other, and is repelled by the keys of earlier batches.
 
     InfoNCE (He et al., eq. 1); at chance level the loss is ln(queue + 1). Keys come from a moving average of the
-    network. In one process the batch statistics of query and key are those of the same images (He et al., section 3.3),
+    network. The batch statistics of query and key are those of the same images (He et al., section 3.3),
     which is known to make the task easier than it should be with batches of very few images.
 
     Args:
