@@ -200,12 +200,12 @@ def test_a_run_goes_on_with_another_number_of_processes(cli: Cli) -> None:
 LONG = ("pretrain", *DIGITS, "train.steps=4000", "train.evaluations=1", "train.log_every=1", "train.save_minutes=0.001")
 
 
-def started(*arguments: str) -> Path:
-    """Wait for the first steps of a run."""
+def started(number: int = 1) -> Path:
+    """Wait for the first steps of the last of so many runs."""
     for _ in range(600):
         found = runs("pretrain") if Path("outputs/pretrain").exists() else []
-        if found and (found[0] / LAST).exists() and len(losses(found[0])) > 3:
-            return found[0]
+        if len(found) == number and (found[-1] / LAST).exists() and len(losses(found[-1])) > 3:
+            return found[-1]
         time.sleep(0.1)
     raise AssertionError(printed(0))
 
@@ -351,11 +351,8 @@ def test_torchrun_itself_starts_stops_and_reports(cli: Cli) -> None:
     assert wrong.stderr.count("sslrun: sslrun evaluate runs in one process") == 1
     with Path("output0").open("w") as file:
         running = subprocess.Popen([*torchrun, *LONG], stderr=file)
-        for _ in range(600):
-            time.sleep(0.1)
-            if len(runs("pretrain")) == 2 and len(losses(runs("pretrain")[1])) > 3:
-                break
+        run = started(2)
         running.terminate()
         assert running.wait() != 0
-    assert summary(runs("pretrain")[1])["status"] == "interrupted"
-    assert cli("pretrain", "resume=latest", f"train.steps={len(losses(runs('pretrain')[1])) + 2}").code == 0
+    assert summary(run)["status"] == "interrupted"
+    assert cli("pretrain", "resume=latest", f"train.steps={len(losses(run)) + 2}").code == 0
