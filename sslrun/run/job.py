@@ -118,6 +118,7 @@ def _executed(config: DictConfig, stages: Stages, hydra: Any, opened: list[Run])
         return before
     run = _open(config, hydra, stages, before)
     opened.append(run)
+    processes.refuse_differences(code=processes.code(), config=run.settings_digest())
     run.in_sweep, run.in_study = in_sweep, in_study
     if not in_study:
         forget_logged()  # so that every run has the lines on its data in its own log
@@ -211,9 +212,7 @@ def _open(config: DictConfig, hydra: Any, stages: Stages, before: dict[str, Any]
     if resumed and not is_first():
         directory = _copied(directory, Path(hydra.runtime.output_dir))
     processes.wait()  # until all have read what is resumed
-    run = Run(directory, stage, config, overrides, bool(resumed), before is not None, stages)
-    processes.refuse_differences(code=processes.code(), config=run.settings_digest())
-    return run
+    return Run(directory, stage, config, overrides, bool(resumed), before is not None, stages)
 
 
 def _copied(directory: Path, to: Path) -> Path:
