@@ -136,7 +136,8 @@ def draw(of: dict[str, dict[tuple[str, str], Compared]], path: Path) -> None:
         axis.set_ylim(-0.6, len(every) - 0.4)
         axis.set_yticks(range(len(every)), every if axis is axes[0] else [])
         axis.set_title(f"{TITLES[name]}, {[*of[name]][-1][1]} labels per class")
-        axis.set_xlabel("difference from SimCLR (points), 95 % CI")
+        several = any(c.gain is not None and c.gain.pretrainings > 1 for c in shown[name].values())
+        axis.set_xlabel(f"difference from SimCLR (points){', 95 % CI' if several else ''}")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 
