@@ -184,7 +184,7 @@ class Run:
 
     def settings_digest(self) -> str:
         """Return a hash of the resolved config, without the directory of a resumed run."""
-        return hashlib.sha256(json.dumps(self.config | {"resume": None}, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.config | {"resume": None}).encode()).hexdigest()[:16]
 
     @property
     def command(self) -> str:

@@ -184,7 +184,7 @@ class State:
         self.best: tuple[float, int] = (-math.inf, 0)
         self.metrics = metrics or {}
         self._saved_at = time.monotonic()
-        self._whole: tuple[int, list[Tensor]] = (0, [])
+        self._whole: tuple[int, list[Tensor] | None] = (0, None)  # steps, and the buffers within the next one
 
     def begin(self, done: int) -> None:
         """Begin a step, after `done` others. Several processes keep the buffers, for `saved_where_others_end`."""
@@ -193,7 +193,7 @@ class State:
 
     def ended(self, step: int) -> int:
         """End a step; return how many are done."""
-        self._whole = step + 1, []
+        self._whole = step + 1, None
         return step + 1
 
     @contextmanager
@@ -214,8 +214,9 @@ class State:
                     f"another process has ended, or did not answer; go on from the last checkpoint: resume={place}"
                 ) from error
             done, buffers = self._whole
-            for now, before in zip(self.task.buffers(), buffers, strict=False):
-                now.copy_(before)
+            if buffers is not None:
+                for now, before in zip(self.task.buffers(), buffers, strict=True):
+                    now.copy_(before)
             processes.leave()
             self.window.rows = self.window.rows[: self.window.collected]  # the others are of this process alone
             self.save(done)
