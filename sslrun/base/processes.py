@@ -32,6 +32,7 @@ REPORTED, SEEN = (f"sslrun {what} {os.environ.get('TORCHELASTIC_RESTART_COUNT')}
 T = TypeVar("T")
 P = ParamSpec("P")
 _alone = False  # this process does something that the others do not
+_lost = False  # this process has not met the others
 _patient: Any = None  # the group of all processes, with a longer time limit
 _batch = 0  # images of the global batch of the current step
 
@@ -47,12 +48,27 @@ def rank() -> int:
 
 
 def start() -> None:
-    """Join the other processes that torchrun has started, if there are any."""
-    global _patient
-    if started_processes() > 1 and not dist.is_initialized():
-        gpu = torch.cuda.is_available() and dist.is_nccl_available()
+    """Join the other processes that torchrun has started, if there are any.
+
+    Raises:
+        UserError: they cannot meet, since the port is in use, for example.
+    """
+    global _patient, _lost
+    _lost = False
+    if started_processes() == 1 or dist.is_initialized():
+        return
+    gpu = torch.cuda.is_available() and dist.is_nccl_available()
+    try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=TIME_LIMIT)
         _patient = dist.new_group(backend="gloo", timeout=PATIENT)
+    except (RuntimeError, ValueError) as error:
+        _lost = True
+        place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        reason = str(error).splitlines()[0].rpartition("message: ")[2]
+        raise UserError(
+            f"the {started_processes()} processes cannot meet at {place}: {reason}; start them with torchrun, and with "
+            "--master-port=PORT if a port is in use"
+        ) from None
 
 
 def end() -> None:
@@ -74,7 +90,7 @@ def leave() -> None:
 
 def report(show: Callable[[], object]) -> None:
     """Show a mistake once: in the first process, and in another one only if the first has shown none for a while."""
-    if started_processes() == 1:
+    if started_processes() == 1 or _lost:
         show()
         return
     try:
@@ -210,7 +226,7 @@ def gathered(x: Tensor, views: int = 1) -> Tensor:
     if count() == 1:
         return x
     by_image = x.unflatten(0, (views, -1)).transpose(0, 1).contiguous()
-    every: Tensor = _Gather.apply(by_image, sizes(_batch))
+    every: Tensor = Gather.apply(by_image, sizes(_batch))
     return every.transpose(0, 1).flatten(0, 1)
 
 
@@ -256,7 +272,7 @@ def broadcast(module: nn.Module) -> None:
             x.detach().copy_(copy)
 
 
-class _Gather(torch.autograd.Function):
+class Gather(torch.autograd.Function):
     """Concatenate the rows of all processes; the gradient of a row is the sum over the processes."""
 
     @staticmethod
@@ -288,76 +304,3 @@ class _Total(torch.autograd.Function):
         gradient = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         return gradient
-
-
-class Synchronized(nn.Module):
-    """Batch norm with the statistics of all processes, before a class of torch's; its own takes no CPU tensors."""
-
-    eps: float
-    momentum: float | None
-    affine: bool
-    weight: Any
-    bias: Any
-    running_mean: Any
-    running_var: Any
-    num_batches_tracked: Any
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the normalized x, `N x C` or `N x C x ...`."""
-        if not self.training or count() == 1:
-            return super().forward(x)
-        dims = [d for d in range(x.ndim) if d != 1]
-        with torch.autocast(x.device.type, enabled=False):
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            variance, mean = torch.var_mean(wide, dims, correction=0)
-            own = torch.cat([mean, variance, mean.new_full((1,), x.numel() / x.shape[1])])
-            means, variances, counts = _Gather.apply(own[None], [1] * count()).split([len(mean), len(mean), 1], 1)
-            n = counts.sum()
-            parts = counts / n
-            mean = (parts * means).sum(0)
-            variance = (parts * (variances + (means - mean).square())).sum(0)
-            scale = (variance + self.eps).rsqrt()
-            scale, shift = (scale * self.weight, self.bias) if self.affine else (scale, torch.zeros_like(scale))
-            shape = (-1, *[1] * (x.ndim - 2))
-            out = torch.addcmul((shift - mean * scale).view(shape), wide, scale.view(shape)).to(x.dtype)
-        if self.running_mean is not None:
-            with torch.no_grad():
-                self.num_batches_tracked.add_(1)
-                factor = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-                self.running_mean.lerp_(mean, factor)
-                self.running_var.lerp_(variance * n / (n - 1).clamp(min=1), factor)
-        return out
-
-
-class _Synchronized1d(Synchronized, nn.BatchNorm1d):
-    pass
-
-
-class _Synchronized2d(Synchronized, nn.BatchNorm2d):
-    pass
-
-
-class _Synchronized3d(Synchronized, nn.BatchNorm3d):
-    pass
-
-
-KINDS = {nn.BatchNorm1d: _Synchronized1d, nn.BatchNorm2d: _Synchronized2d, nn.BatchNorm3d: _Synchronized3d}
-
-
-def synchronize(module: nn.Module) -> None:
-    """Make all batch norms of a module those of all processes; the state dict does not change.
-
-    Raises:
-        UserError: a batch norm is not one of torch's.
-    """
-    if count() == 1:
-        return
-    for norm in module.modules():
-        known = (*KINDS, *KINDS.values())
-        if getattr(norm, "running_mean", None) is not None and type(norm) not in known:
-            raise UserError(
-                f"the batch norm of this network ({type(norm).__name__}) cannot have the statistics of several "
-                "processes: train it in one, or take smallcnn, resnet18, mobilenetv2 or another network with "
-                "torch.nn.BatchNorm2d"
-            )
-        norm.__class__ = KINDS.get(type(norm), type(norm))  # type: ignore[arg-type]

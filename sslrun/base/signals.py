@@ -1,17 +1,21 @@
-"""Graceful stop on Ctrl-C, SIGTERM (a preempted node) and SIGHUP (a closed terminal)."""
+"""Graceful stop on Ctrl-C, SIGTERM, SIGHUP (a closed terminal), and the signals of a cluster that wants its node back.
+
+SLURM sends SIGUSR1 where a job script says `#SBATCH --signal=USR1@120`, and submitit SIGUSR2.
+"""
 
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from sslrun.base.machine import is_first
 
-HANDLED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+OF_CLUSTER = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+HANDLED = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)] + OF_CLUSTER
 SAME_SIGNAL_SECONDS = 0.5  # a repetition within this time counts as one: `timeout` signals the process and its group
 _received: int | None = None  # number of the signal
 _received_at = 0.0
@@ -61,6 +65,13 @@ def deferred() -> Iterator[None]:
         yield
     finally:
         _deferring = False
+
+
+def handler_outside(number: int) -> Callable[[int, None], object] | None:
+    """Return what another library, such as submitit, does on a signal, after `handled()`; None for nothing."""
+    handler = signal.getsignal(number)
+    ours = handler in (_on_signal, signal.default_int_handler)
+    return handler if callable(handler) and not ours else None
 
 
 def received() -> int:

@@ -72,7 +72,7 @@ def launch(invocation: Invocation) -> None:
         invocation = sweeps.over_finished_jobs(invocation)
     if invocation.command == COMPARE:
         invocation = _with_settings_of_classifiers(_with_inits(invocation))
-    invocation = resume.restored_sweep(resume.with_latest_run(invocation))
+    invocation = resume.restored_sweep(resume.requeued(resume.with_latest_run(invocation)))
     invocation = _resumed_or_checked(invocation)
     if invocation.multirun and invocation.sweep is None:
         sweeps.refuse_used_folder(invocation)
@@ -202,12 +202,14 @@ def _check(invocation: Invocation) -> None:
     """Check the config without torch first, so that most mistakes are reported at once; then against signatures."""
     from sslrun.cli import images, places, study
     from sslrun.config.overrides import check_signatures, composed_configs
+    from sslrun.run.loggers import missing_packages
 
     command, config_dir = invocation.command, invocation.config_dir
     seen: set[str] = set()
 
     def more(config: Any) -> list[str]:
-        lines = [] if invocation.shows_only else places.mistakes(command, config, config_dir, seen)
+        lines = missing_packages(config.get("logger") or [])
+        lines += [] if invocation.shows_only else places.mistakes(command, config, config_dir, seen)
         return lines + (
             study.mistakes(config, invocation.overrides, config_dir) if command in (COMPARE, FINETUNE) else []
         )

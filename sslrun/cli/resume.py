@@ -8,17 +8,19 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.text import with_article
 from sslrun.cli import places
 from sslrun.cli.invocation import Invocation
-from sslrun.config.commands import COMPARE, FINETUNE
+from sslrun.config.commands import COMMANDS, COMPARE, FINETUNE
 from sslrun.config.compose import compose_config
 from sslrun.config.grammar import key_of, quoted
 from sslrun.config.overrides import check_resumed, check_shape
 from sslrun.config.renames import renamed_overrides
-from sslrun.run.find import find, newest, read_summary
-from sslrun.run.resume import refuse_older, resumed_config
+from sslrun.run import slurm
+from sslrun.run.find import find, has_checkpoint, newest, read_summary
+from sslrun.run.resume import STUDY, fixed, refuse_older, resumed_config
 
 SWEEP = "multirun.yaml"  # written by Hydra to the folder of a sweep
 
@@ -55,6 +57,30 @@ def with_latest_run(invocation: Invocation) -> Invocation:
     directory, _ = run
     path = directory.parent if (directory.parent / SWEEP).is_file() else directory
     return invocation.with_overrides(f"resume={path}" if is_resume(v) else v for v in invocation.overrides)
+
+
+def requeued(invocation: Invocation) -> Invocation:
+    """Add `resume=` in a SLURM job that was requeued, if it had started this command before."""
+    command, values = invocation.command, invocation.overrides
+    if not slurm.is_requeued() or COMMANDS[command].one_shot or resumed_directory(values) is not None:
+        return invocation
+    own = [v for v in values if not key_of(v).startswith("hydra")]
+    if invocation.multirun:
+        sweeps = {d.parent for d, s in find([command]) if slurm.is_ours(s) and (d.parent / SWEEP).is_file()}
+        found = [d for d in sorted(sweeps) if list(OmegaConf.load(d / SWEEP).hydra.overrides.task) == own]
+        return invocation.with_overrides([f"resume={quoted(str(found[-1]))}"]) if found else invocation
+    given = [v.lstrip("+") for v in own if "=" in v]
+    run = newest(find([command]), lambda _, s: slurm.is_ours(s) and fixed(s["overrides"]) == fixed(given))
+    if run is None:
+        return invocation
+    directory, summary = run
+    if summary["status"] == "finished":
+        log.info("Already finished: %s", directory)
+        raise SystemExit(0)
+    if not has_checkpoint(directory) and summary.get("resumable") != STUDY:
+        return invocation
+    log.info("SLURM job %s was requeued: resuming %s", summary[slurm.JOB], directory)
+    return invocation.with_overrides([*values, f"resume={quoted(str(directory))}"])
 
 
 def restored_sweep(invocation: Invocation) -> Invocation:

@@ -1,5 +1,6 @@
 """Sweeps: over the finished jobs of an earlier sweep, into an empty folder, and the table at the end."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,14 @@ from omegaconf import DictConfig
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.base.text import counted
+from sslrun.base.text import counted, metric
 from sslrun.cli.invocation import Invocation
 from sslrun.config.grammar import quoted
-from sslrun.run.find import is_finished, job_order
+from sslrun.run.find import is_finished, job_order, read_summary, score
+from sslrun.run.loggers import begin_sweep, end_sweep
+
+WATCH_SECONDS = 2.0  # between looks at the jobs
+_ended = threading.Event()  # not of the callback, which is sent to the jobs
 
 
 def refuse_used_folder(invocation: Invocation) -> None:
@@ -44,19 +49,47 @@ def over_finished_jobs(invocation: Invocation) -> Invocation:
 
 
 class SweepTable(Callback):
-    """Hydra callback that ends a sweep with a table, a CSV file, and the exit code."""
+    """Hydra callback that ends a sweep with a table, a CSV file, and the exit code.
+
+    At MLflow and Weights & Biases its jobs are children of one run, or in one group. What jobs of submitit print goes
+    to files, so lines here tell which have ended.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Open the parent of the jobs."""
+        directory = Path(config.hydra.sweep.dir)
+        begin_sweep(directory, config.hydra.job.config_name, config.get("logger") or [])
+        _ended.clear()
+        if config.hydra.runtime.choices["hydra/launcher"].startswith("submitit"):
+            log.info("What the jobs print goes to %s", directory / ".submitit")
+            threading.Thread(target=_watch, args=(directory,), daemon=True).start()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Report on all jobs, whichever launcher ran them; exit with 1 if one failed."""
         from sslrun.report.sweep import finish_sweep
         from sslrun.run.job import explained
 
-        directory = Path(config.hydra.sweep.dir)
+        _ended.set()
+        directory, failed = Path(config.hydra.sweep.dir), 1
         try:
             failed = finish_sweep(directory)
         except Exception as error:  # Hydra would turn it into a warning
             log.error("%s", explained(error))
             raise SystemExit(1) from None
+        finally:
+            end_sweep(directory, failed > 0)
         if failed:
             log.error("%s failed; see above and the run.log of each", counted(failed, "job"))
             raise SystemExit(1)
+
+
+def _watch(directory: Path) -> None:
+    """Log each job as it ends."""
+    seen = {p.parent for p in directory.glob("*/summary.json") if is_finished(p.parent)}
+    while not _ended.wait(WATCH_SECONDS):
+        for job in sorted({p.parent for p in directory.glob("*/summary.json")} - seen, key=job_order):
+            summary = read_summary(job)
+            if summary["status"] != "running":
+                seen.add(job)
+                named = score(summary)
+                log.info("job %s %s%s", job.name, summary["status"], f"  {metric(*named)}" if named else "")

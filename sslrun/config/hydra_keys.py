@@ -31,6 +31,8 @@ PACKAGES = {  # of Hydra's plugins, by the prefix of a choice
     "hydra/hydra_logging": {"colorlog": "hydra-colorlog"},
 }
 
+EXTRAS = {"hydra-submitit-launcher": "'sslrun[cluster]'"}  # of ours, that bring a package
+
 
 def check(o: Override, mistakes: list[str]) -> bool:
     """Return whether an override is not one of Hydra's or may be set; otherwise add a line to `mistakes`."""
@@ -46,7 +48,8 @@ def check(o: Override, mistakes: list[str]) -> bool:
         return False
     package = next((p for start, p in PACKAGES.get(key, {}).items() if value.startswith(start)), None)
     if package and not _installed(package):
-        mistakes.append(f"{o.input_line}: needs the package {package}; install it with pip install {package}")
+        install = f"pip install {EXTRAS.get(package, package)}"
+        mistakes.append(f"{o.input_line}: needs the package {package}; install it with {install}")
         return False
     return True
 

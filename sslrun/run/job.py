@@ -28,6 +28,7 @@ from sslrun.config.commands import typed
 from sslrun.config.renames import renamed_composed
 from sslrun.data.decode import ignore_pillow_warnings
 from sslrun.data.workers import ensure_start_method
+from sslrun.run import slurm
 from sslrun.run.find import has_checkpoint, is_complete, read_summary, score
 from sslrun.run.log import METRICS
 from sslrun.run.resume import CHECKPOINT, MAY_DIFFER, STUDY, fixed, refuse_older, resumed_config
@@ -51,13 +52,13 @@ def execute(config: DictConfig, stages: Stages) -> float | None:
     _configure_process()
     hydra = HydraConfig.get()
     config = renamed_composed(config, hydra.overrides.task)
-    processes.start()
     in_sweep, in_study = hydra.mode == RunMode.MULTIRUN, hydra.job.name == IN_STUDY
     if in_sweep and not in_study:
         log.info("--- job %s: %s", hydra.job.num, " ".join(hydra.overrides.task) or "defaults")
     opened: list[Run] = []  # until closed
     try:
         with signals.handled(), quietly() if in_study else nullcontext():
+            processes.start()
             return _score(_executed(config, stages, hydra, opened))
     except BrokenPipeError:  # `sslrun data check format=json | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -69,6 +70,8 @@ def execute(config: DictConfig, stages: Stages) -> float | None:
             with quietly() if in_study else nullcontext():  # the study reports it
                 (log.info if in_study else log.warning)("Stopped by %s.%s", stop, _resume_hint(run, hydra))
             run.close("interrupted")
+        if not in_study or signals.handler_outside(stop.number):
+            slurm.requeue(stop.number)
         raise SystemExit(128 + stop.number) from None  # the convention of shells
     except Exception as error:
         message = explained(error)

@@ -1,4 +1,4 @@
-"""Loggers of metrics and images: JSON lines and TensorBoard."""
+"""Loggers of metrics and images in files: JSON lines and TensorBoard."""
 
 import json
 import os
@@ -8,11 +8,14 @@ from typing import Any, Protocol
 
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
-from sslrun.base.files import disk_error, write_text
+from sslrun.base.files import write_text
 from sslrun.config.nodes import flattened
+from sslrun.run.find import OUTPUTS
 
 METRICS = "metrics.jsonl"
 HPARAMS = ("pretext", "init", "mode", "labels_total", "seeds")  # for TensorBoard, in addition to the config
+# Environment variables that make the runs of this process, and of those that it starts, children of another.
+PARENT, GROUP = "SSLRUN_MLFLOW_PARENT", "WANDB_RUN_GROUP"
 
 
 class Logger(Protocol):
@@ -30,8 +33,8 @@ class Logger(Protocol):
     def forget_after(self, step: int) -> None:
         """Drop the entries of later steps, which a resumed run repeats."""
 
-    def close(self, summary: Mapping[str, Any] | None) -> None:
-        """Close the logger. `summary` is None if the run did not finish."""
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """Close the logger at the end of a run with this summary, whose `status` says how it ended."""
 
 
 class JsonLines:
@@ -61,7 +64,7 @@ class JsonLines:
             rows = [r for r in read_metrics(self.directory) if r["step"] <= step]
             write_text(self.path, "".join(json.dumps(r) + "\n" for r in rows))
 
-    def close(self, summary: Mapping[str, Any] | None) -> None:
+    def close(self, summary: Mapping[str, Any]) -> None:
         """Do nothing: the file is closed after every line."""
 
 
@@ -107,59 +110,26 @@ class TensorBoard:
             self._opened = None
         self._purge = step + 1
 
-    def close(self, summary: Mapping[str, Any] | None) -> None:
+    def close(self, summary: Mapping[str, Any]) -> None:
         """Add the hyperparameters and metrics of a finished run, and close the writer, if it is open."""
         if self._opened is None:
             return
-        if summary is not None:
+        if summary["status"] == "finished":
             hparams = {k: summary[k] for k in HPARAMS if k in summary}
             settings = (flattened(hparams) | flattened(summary["config"])).items()
             flat = {k: v for k, v in settings if isinstance(v, bool | int | float | str)}
-            scores = {k: v for k, v in summary.items() if "/" in k and isinstance(v, float)}
-            self._opened.add_hparams(flat, scores, run_name=".")
+            self._opened.add_hparams(flat, scores_of(summary), run_name=".")
         self._opened.close()
 
 
-class Loggers:
-    """All loggers of a run."""
+def scores_of(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics in a run's summary."""
+    return {k: v for k, v in summary.items() if "/" in k and isinstance(v, float)}
 
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.tensorboard = directory, TensorBoard(directory)
-        self._all: list[Logger] = [JsonLines(directory), self.tensorboard]
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Log scalars of a step; nothing if there are none, as where nothing is evaluated.
-
-        Raises:
-            UserError: the disk is full.
-        """
-        if not values:
-            return
-        try:
-            for logger in self._all:
-                logger.scalars(step, values)
-        except OSError as error:
-            raise disk_error(self.directory, error) from None
-
-    def image(self, name: str, png: Path) -> None:
-        """Log an image from a file."""
-        for logger in self._all:
-            logger.image(name, png)
-
-    def sync(self) -> None:
-        """Flush everything to the disk."""
-        for logger in self._all:
-            logger.sync()
-
-    def forget_after(self, step: int) -> None:
-        """Drop the entries of later steps."""
-        for logger in self._all:
-            logger.forget_after(step)
-
-    def close(self, summary: Mapping[str, Any] | None) -> None:
-        """Close all loggers. `summary` is None if the run did not finish."""
-        for logger in self._all:
-            logger.close(summary)
+def name_of(directory: Path, command: str) -> str:
+    """Return the name of a run or a sweep on a server: its directory without outputs/."""
+    return str(directory.relative_to(OUTPUTS)) if directory.is_relative_to(OUTPUTS) else f"{command} {directory.name}"
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:

@@ -15,7 +15,9 @@ from sslrun.run.find import has_checkpoint, read_summary
 
 STUDY, CHECKPOINT = "study", "checkpoint"  # values of `resumable` in a summary: by its runs, or from its checkpoint
 # Keys that may change when a run is resumed, in addition to the device.
-MAY_DIFFER = ("train.epochs", "train.steps", "train.save_minutes", "train.keep_every", "dataset.root", "unlabeled")
+MAY_DIFFER = (
+    "train.epochs", "train.steps", "train.save_minutes", "train.keep_every", "dataset.root", "unlabeled", "logger"
+)  # fmt: skip
 
 
 class Unchanged:

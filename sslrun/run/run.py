@@ -39,8 +39,9 @@ from sslrun.base.locks import locked
 from sslrun.base.output import write_json
 from sslrun.base.version import SCHEMA, __version__
 from sslrun.config.commands import typed
+from sslrun.run import slurm
 from sslrun.run.find import OUTPUTS, read_summary
-from sslrun.run.log import Loggers
+from sslrun.run.loggers import TENSORBOARD, Loggers
 from sslrun.run.resume import STUDY, Unchanged
 
 Stage = Callable[..., dict[str, Any]]  # takes a run and the command's settings; the result goes into the summary
@@ -95,7 +96,7 @@ class Run:
         self.directory, self.stage, self.overrides, self.resumed = directory, stage, overrides, resumed
         self._stages, self._config = stages, config
         self.in_sweep = self.in_study = False
-        self.log = Loggers(directory)
+        self.log = Loggers(directory, config.get("logger", [TENSORBOARD]))
         self._clock = time.monotonic()
         self._summary: dict[str, Any] = {}
         self._unchanged = Unchanged(directory) if resumed else None  # to restore if resuming fails
@@ -110,6 +111,7 @@ class Run:
         self._before = self._summary.get("wall_time_seconds", 0.0)
         self._summary |= self._first_entries()
         self.resolve()
+        self.note(**self.log.connect(self._summary))
 
     def _open(self) -> None:
         try:
@@ -136,6 +138,7 @@ class Run:
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             "git_commit": _git_commit(),
             "processes": processes.count(),
+            **({slurm.JOB: job} if (job := slurm.job()) else {}),
         }
 
     def resolve(self, **nodes: Any) -> dict[str, Any]:
@@ -238,7 +241,7 @@ class Run:
                 self._unchanged.restore()
             else:
                 self.note(status=status, **entries)
-            self.log.close(self._summary if status == "finished" else None)
+            self.log.close({**self._summary, "status": status})
         except OSError as error:
             log.error("Cannot write the final summary: %s", error)
         finally:

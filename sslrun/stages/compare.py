@@ -30,6 +30,7 @@ from sslrun.report.plots import name_of
 from sslrun.report.study import Maps, publish
 from sslrun.run.encoders import PIXELS, SCRATCH
 from sslrun.run.find import find, read_summary, whole_seconds
+from sslrun.run.loggers import LoggerName
 from sslrun.run.resume import STUDY
 from sslrun.run.run import Run
 from sslrun.study import results
@@ -73,6 +74,7 @@ class Compare:
     optimizer: Node
     train: Node
     seed: Count
+    logger: list[LoggerName]
     resume: str | None
 
 

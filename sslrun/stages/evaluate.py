@@ -33,6 +33,7 @@ from sslrun.report import evaluation
 from sslrun.report.evaluation import log_small_classes, print_classification
 from sslrun.report.sheets import mistakes_figure
 from sslrun.run.find import read_summary
+from sslrun.run.loggers import LoggerName
 from sslrun.run.named import find_run
 from sslrun.run.run import Run
 from sslrun.training.candidates import folds_of
@@ -55,6 +56,7 @@ class Evaluate:
     stages: bool
     batch_size: PositiveInt | None
     device: Node
+    logger: list[LoggerName]
 
 
 def evaluate(run: Run, settings: Evaluate) -> dict[str, Any]:

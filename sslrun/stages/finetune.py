@@ -33,6 +33,7 @@ from sslrun.report.training import curves_figure, sample_images, views_figure
 from sslrun.run import checkpoint
 from sslrun.run.encoders import AUTO, PRETRAINED, SCRATCH
 from sslrun.run.find import BEST, LAST, has_checkpoint
+from sslrun.run.loggers import LoggerName
 from sslrun.run.resume import STUDY
 from sslrun.run.run import Run
 from sslrun.stages.next import next_command
@@ -88,6 +89,7 @@ class Finetune:
     train: Node
     seed: Count
     subset_seed: Count
+    logger: list[LoggerName]
     resume: str | None
 
     @property

@@ -26,6 +26,7 @@ from sslrun.models.trained import ORIGIN
 from sslrun.report.run_page import neighbors_figure, pretraining_text, publish
 from sslrun.report.training import curves_figure, sample_images, task_figures, views_figure
 from sslrun.run.encoders import SCRATCH
+from sslrun.run.loggers import LoggerName
 from sslrun.run.resume import CHECKPOINT
 from sslrun.run.run import Run
 from sslrun.stages.next import next_command
@@ -52,6 +53,7 @@ class Pretrain:
     optimizer: Node
     train: Node
     seed: Count
+    logger: list[LoggerName]
     resume: str | None
 
 

@@ -39,7 +39,7 @@ from sslrun.run.run import Stages
 ROOMS = ("augment.py", "device.py", "data", "models", "tasks", "evaluation", "training")
 LAUNCHED = (PRETRAIN, FINETUNE, EVALUATE)
 # Settings that do not affect the weights; the images are identified by their fingerprints, not by their location.
-IGNORED_KEYS = ("dataset.root", "unlabeled", "train.save_minutes", "train.keep_every")
+IGNORED_KEYS = ("dataset.root", "unlabeled", "train.save_minutes", "train.keep_every", "logger")
 WATCH_SECONDS = 2.0  # between checks for runs that other processes have finished
 
 

@@ -164,7 +164,7 @@ def plan_of(
         cells = [c for c in cells if c.mode != EQUAL_TIME]
     fingerprints = [d.fingerprint() if d else "" for d in (pool.data, pool.val)]
     composed: dict[tuple[str, ...], Node] = {}
-    evaluating = device_of(config, chosen, EVALUATE)
+    evaluating = [*device_of(config, chosen, EVALUATE), f"logger={literal(config['logger'])}"]
     classifiers: dict[Cell, StudyRun] = {}
     evaluations: dict[Cell, StudyRun] = {}
     for cell in cells:

@@ -26,7 +26,7 @@ from sslrun.training.candidates import KNN
 NODES = ("dataset", "backbone", "optimizer", "device")  # shared by a study and its pretrainings
 STUDY_KEYS = (  # keys of finetune that the study sets
     "init", "mode", "resume", "seed", "subset_seed", "labels", "label_fraction", "labels_per_class", "validation",
-    "search", "backbone", "dataset", "dataset.root", "dataset.val_fraction", "dataset.split_seed",
+    "search", "logger", "backbone", "dataset", "dataset.root", "dataset.val_fraction", "dataset.split_seed",
     *(f"dataset.{k}" for k in PREPROCESSING),
 )  # fmt: skip
 TASK_KEYS = ("init", "pretext", "train", "optimizer", "seed", "dataset.max_images")  # that may differ between tasks
@@ -200,7 +200,7 @@ def _pretraining(
                 f"{s}: cannot differ between the tasks of a study; use settings of pretext, train or optimizer"
             )
     overrides = [*(f"{n}={chosen[n]}" for n in NODES), f"pretext={name}"]
-    nodes = (*NODES, "train", "unlabeled", "seed", *(["pretext"] if name == chosen["pretext"] else []))
+    nodes = (*NODES, "train", "unlabeled", "seed", "logger", *(["pretext"] if name == chosen["pretext"] else []))
     overrides += differing({k: config[k] for k in nodes}, plain(compose_config(PRETRAIN, overrides, None)))
     if any(key_of(s) == "init" for s in settings):  # whose image size would else be that of the weights
         overrides.append(f"dataset.image_size={config['dataset']['image_size']}")
@@ -227,7 +227,7 @@ def _common(stages: Stages, config: Node, chosen: Mapping[str, str]) -> list[str
         overrides += [f"{n}.{k}={literal(v)}" for k, v in config[n].items() if k != "_target_"]
     if config["validation"] == "inside":
         overrides = [o for o in overrides if key_of(o) not in OF_EXTRA]
-    overrides += [*device_of(config, chosen, FINETUNE), *config["finetune"]]
+    overrides += [f"logger={literal(config['logger'])}", *device_of(config, chosen, FINETUNE), *config["finetune"]]
     try:
         composed = compose_config(FINETUNE, overrides, None)
     except Exception as error:  # Hydra and OmegaConf raise many types

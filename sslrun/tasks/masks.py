@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sslrun.augment import Rng
 from sslrun.base import processes
+from sslrun.base.batch_norm import Synchronized
 
 MaskRatio = Annotated[float, Field(gt=0, lt=1)]
 
@@ -38,7 +39,7 @@ def resized(visible: Tensor, height: int, width: int) -> Tensor:
 
 def is_plain(norm: nn.BatchNorm2d) -> bool:
     """Return whether `visible_only` can replace a batch norm: it does nothing else, and has weights and statistics."""
-    plain = type(norm).forward in (nn.BatchNorm2d.forward, processes.Synchronized.forward)
+    plain = type(norm).forward in (nn.BatchNorm2d.forward, Synchronized.forward)
     return plain and norm.affine and norm.track_running_stats and norm.momentum is not None
 
 

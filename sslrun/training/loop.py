@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sslrun.base import processes, signals
+from sslrun.base.batch_norm import synchronize
 from sslrun.base.console import log, progress
 from sslrun.base.errors import UserError
 from sslrun.device import Device
@@ -47,7 +48,7 @@ def fit(
     run.keep_changes()
     if start == total:
         log.info("Nothing to do: all %d steps are done. To train longer, set train.steps or train.epochs", total)
-    processes.synchronize(task)
+    synchronize(task)
     processes.broadcast(task)
     if not resumed:
         state.evaluated(0, _evaluate(task, evaluate))

@@ -3,12 +3,15 @@
 import datetime
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from sslrun import augment
 from sslrun.augment import Augment, Rng, generator
 from sslrun.base import processes
+from sslrun.base.batch_norm import synchronize
 from sslrun.base.errors import UserError
 from sslrun.base.paths import CONF
 from sslrun.config.compose import compose_nodes
@@ -25,6 +29,7 @@ from sslrun.run import checkpoint
 from sslrun.run.find import LAST
 from sslrun.tasks import colors
 from sslrun.tasks.finetuning.supervised import Finetuning
+from sslrun.tasks.pretext import distill
 from sslrun.tasks.task import Task
 from sslrun.training.batches import Batches
 from sslrun.training.loop import train_step
@@ -45,18 +50,33 @@ from tests.helpers import (
     summary,
 )
 
-TASKS = sorted({p.stem for p in (CONF / "pretext").glob("*.yaml")} - {"distill"})  # which needs a teacher
+TASKS = sorted(p.stem for p in (CONF / "pretext").glob("*.yaml"))
 IMAGES, BATCH, STEPS = 22, 13, 20  # batches of two epochs, shares of unequal size
 CHANGES: dict[str, dict[str, Any]] = {"moco": {"queue": 20}, "swav": {"prototypes": 8}, "rotation": {"dropout": 0.3}}
 
 
 def task_named(name: str) -> Task:
     torch.manual_seed(0)
+    if name == "distill":
+        return distillation()
     if name != "finetuning":
         return make_task(name, **CHANGES.get(name, {}))
     classifier = Classifier(small_encoder(), 3)
     weights = torch.tensor([0.5, 1.0, 2.0])
     return Finetuning(classifier, Augment(**IDENTITY | {"grayscale": 0.5}), 0.1, 5, False, 0.5, class_weights=weights)
+
+
+def distillation() -> Task:
+    """Return a task with features of a teacher, as if it had been prepared."""
+    teacher = SimpleNamespace(encoder=small_encoder(), origin={}, digest=lambda: "00" * 16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distill, "teacher_of", lambda *_: teacher)
+        task = make_task("distill", components=4)
+    assert isinstance(task, distill.Distill)
+    task.features = np.random.default_rng(0).normal(size=(IMAGES, 32)).astype(np.float16)
+    for buffer in (task.mean, task.directions, task.weight):
+        buffer.copy_(torch.rand(buffer.shape))
+    return task
 
 
 def train(names: list[str], rank: int, count: int, double: bool, pieces: Tensor, place: str) -> None:
@@ -74,7 +94,7 @@ def train(names: list[str], rank: int, count: int, double: bool, pieces: Tensor,
     out = {}
     for name in names:
         task = task_named(name)
-        processes.synchronize(task)
+        synchronize(task)
         (node,) = compose_nodes("pretrain", "optimizer")
         optimizer = build_optimizer(node, task, 0.002)
         losses = []
@@ -332,12 +352,30 @@ def collect(rank: int, place: str) -> None:
         pass
 
     with pytest.raises(UserError, match=r"the batch norm of this network .Own. cannot have the statistics of several"):
-        processes.synchronize(nn.Sequential(nn.BatchNorm2d(3), Own(3)))
+        synchronize(nn.Sequential(nn.BatchNorm2d(3), Own(3)))
 
 
 def test_what_the_processes_tell_each_other(tmp_path: Path) -> None:
     three = [spawn(collect, rank, str(tmp_path / "x"), err=f"{rank}.err") for rank in range(3)]
     assert [ended(p) for p in three] == [0, 0, 0], Path("0.err").read_text()
+
+
+def test_a_port_in_use_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, str(value))
+        answer = cli("pretrain", *DIGITS, "train.steps=1")
+    assert answer.code == 1
+    assert answer.lines()[-1] == (
+        f"sslrun: the 2 processes cannot meet at 127.0.0.1:{port}: address already in use; start them with torchrun, "
+        "and with --master-port=PORT if a port is in use"
+    )
+    monkeypatch.delenv("MASTER_PORT")
+    answer = cli("pretrain", *DIGITS, "train.steps=1")
+    assert answer.lines()[-1].startswith("sslrun: the 2 processes cannot meet at 127.0.0.1:?: Error initializing")
 
 
 @pytest.mark.slow

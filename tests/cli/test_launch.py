@@ -146,7 +146,7 @@ pretrain -m pretext=simclr,simcrl
 pretrain -m dataset=folder dataset.root=.,nowhere
 pretrain resume=nowhere
 pretrain hydra.job.chdir=true
-pretrain -m hydra/launcher=submitit_slurm seed=0,1
+pretrain -m hydra/launcher=ray seed=0,1
 finetune init=latest
 finetune init=moco
 finetune init=nowhere/best.pt

@@ -116,6 +116,53 @@ def test_a_resumed_sweep_of_finetuning_keeps_its_initial_weights() -> None:
     assert summaries[0]["overrides"][0] == "init=simclr"
 
 
+LOCAL = "hydra/launcher=submitit_local"
+
+
+@pytest.mark.slow
+def test_submitit_runs_the_jobs_of_a_sweep(cli: Cli) -> None:
+    pytest.importorskip("submitit")
+    sweep = ("pretrain", "-m", *PRETRAIN[1:], "train.steps=3", "seed=0,1")
+    assert cli(*sweep, "hydra.sweep.dir=here").code == 0
+    answer = run_forked(*sweep, LOCAL, "hydra.sweep.dir=there")
+    assert "What the jobs print goes to there/.submitit" in answer
+    for job in ("0", "1"):
+        assert summary(Path("there", job))["status"] == "finished"
+        assert same(*(whole(Path(sweep, job))["last.pt"]["task"] for sweep in ("here", "there")))
+    assert re.search(r"scratch .* 2 *$", answer, re.M), answer  # the table
+    failing = start(*sweep, LOCAL, "train.learning_rate=1e30", "hydra.sweep.dir=failing")
+    assert ended(failing) == 1
+    assert "2 jobs failed" in Path("output").read_text()
+
+
+@pytest.mark.slow
+def test_a_preempted_job_of_submitit_saves_is_started_again_and_resumes(cli: Cli) -> None:
+    pytest.importorskip("submitit")
+    settings = (*PRETRAIN[1:], "train.steps=300", "train.evaluations=1", "train.save_minutes=1000")
+    assert cli("pretrain", *settings, "hydra.run.dir=whole").code == 0
+    process = start("pretrain", "-m", *settings, "seed=0", LOCAL, "hydra.sweep.dir=sweep")
+    job = Path("sweep/0")
+    wait_for(process, lambda: (job / "metrics.jsonl").exists() and "train/loss" in (job / "metrics.jsonl").read_text())
+    pid = next(
+        int(p.name)
+        for p in Path("/proc").iterdir()
+        if p.name.isdigit() and (line := _command(p)) and "submitit.core._submit" in line and str(Path.cwd()) in line
+    )
+    os.kill(pid, signal.SIGUSR2)
+    assert ended(process) == 0
+    assert "Stopped by SIGUSR2" in (job / "run.log").read_text()
+    assert "Resuming after step" in (job / "run.log").read_text()
+    assert same(whole(job)["last.pt"]["task"], whole(Path("whole"))["last.pt"]["task"])
+
+
+def _command(process: Path) -> str:
+    """Return the command line of a process, or nothing if it has ended."""
+    try:
+        return (process / "cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
 def test_a_sweep_does_not_touch_folders_of_other_jobs(cli: Cli) -> None:
     answer = cli("pretrain", "-m", "hydra.sweep.subdir=one", "seed=0,1", *PRETRAIN[1:])
     assert answer.code == 1

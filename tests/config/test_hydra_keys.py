@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from sslrun.config import hydra_keys
 from tests.helpers import PRETRAIN, Cli
 
 
@@ -45,8 +46,8 @@ def test_harmless_keys_are_accepted(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("override", "package"),
     [
-        ("hydra/launcher=submitit_slurm", "hydra-submitit-launcher"),
         ("hydra/launcher=ray", "hydra-ray-launcher"),
+        ("hydra/launcher=rq", "hydra-rq-launcher"),
         ("hydra/sweeper=optuna", "hydra-optuna-sweeper"),
         ("hydra/job_logging=colorlog", "hydra-colorlog"),
     ],
@@ -55,6 +56,16 @@ def test_a_plugin_that_is_not_installed_is_named_with_its_package(cli: Cli, over
     answer = cli("pretrain", "-m", override, "seed=0,1")
     assert answer.code == 1
     assert answer.err == f"sslrun: {override}: needs the package {package}; install it with pip install {package}\n"
+
+
+def test_the_launcher_of_clusters_is_named_with_our_extra(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hydra_keys, "_installed", lambda package: False)
+    answer = cli("pretrain", "-m", "hydra/launcher=submitit_slurm", "seed=0,1")
+    assert (answer.code, answer.err) == (
+        1,
+        "sslrun: hydra/launcher=submitit_slurm: needs the package hydra-submitit-launcher; install it with "
+        "pip install 'sslrun[cluster]'\n",
+    )
 
 
 def test_an_unknown_plugin_gets_a_suggestion(cli: Cli) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from sslrun.run.log import JsonLines, Loggers, read_metrics
+from sslrun.run.log import JsonLines, read_metrics
+from sslrun.run.loggers import Loggers
 from tests.helpers import STUDY_RUNS, Cli, study_table
 
 
@@ -91,26 +92,26 @@ def curves(directory: Path) -> Any:
 
 
 def test_a_resumed_run_continues_its_curves_after_the_step_of_its_checkpoint(tmp_path: Path) -> None:
-    first = Loggers(tmp_path)
+    first = Loggers(tmp_path, ["tensorboard"])
     for step in (0, 10, 20):
         first.scalars(step, {"train/loss": step / 3})
-    first.close(None)
-    second = Loggers(tmp_path)
+    first.close({"status": "failed"})
+    second = Loggers(tmp_path, ["tensorboard"])
     second.forget_after(10)
     second.scalars(15, {"train/loss": 15.0})
     second.forget_after(10)  # also with an open file
     second.scalars(16, {"train/loss": 16.0})
-    second.close(None)
+    second.close({"status": "failed"})
     assert [e.step for e in curves(tmp_path).Scalars("train/loss")] == [0, 10, 16]
     rows = [{"step": 0, "train/loss": 0.0}, {"step": 10, "train/loss": 3.333333}, {"step": 16, "train/loss": 16.0}]
     assert read_metrics(tmp_path) == rows
 
 
 def test_a_step_without_metrics_has_no_row(tmp_path: Path) -> None:
-    log = Loggers(tmp_path)
+    log = Loggers(tmp_path, ["tensorboard"])
     log.scalars(0, {})
     log.scalars(10, {"train/loss": 1.0})
-    log.close(None)
+    log.close({"status": "failed"})
     assert read_metrics(tmp_path) == [{"step": 10, "train/loss": 1.0}]
 
 
@@ -124,11 +125,11 @@ def test_only_a_finished_run_has_hyperparameters(tmp_path: Path) -> None:
         "val/n": 3,
         "x": 1.0,
     }
-    for name, given in (("failed", None), ("finished", summary)):
+    for name in ("failed", "finished"):
         (tmp_path / name).mkdir()
-        logger = Loggers(tmp_path / name)
+        logger = Loggers(tmp_path / name, ["tensorboard"])
         logger.scalars(1, {"train/loss": 1.0})
-        logger.close(given)
+        logger.close(summary | {"status": name})
     from tensorboard.plugins.hparams import metadata
 
     assert not curves(tmp_path / "failed").summary_metadata.keys() & {metadata.SESSION_START_INFO_TAG}
@@ -141,7 +142,7 @@ def test_only_a_finished_run_has_hyperparameters(tmp_path: Path) -> None:
 
 
 def test_metrics_are_on_the_disk_before_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    logger = Loggers(tmp_path)
+    logger = Loggers(tmp_path, ["tensorboard"])
     logger.sync()
     logger.scalars(1, {"train/loss": 1.0})
     synced: list[int] = []
@@ -149,4 +150,4 @@ def test_metrics_are_on_the_disk_before_a_checkpoint(tmp_path: Path, monkeypatch
     logger.sync()
     assert synced == [(tmp_path / "metrics.jsonl").stat().st_ino]
     assert [e.step for e in curves(tmp_path).Scalars("train/loss")] == [1]
-    logger.close(None)
+    logger.close({"status": "failed"})

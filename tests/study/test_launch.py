@@ -35,6 +35,7 @@ from tests.helpers import (
     STUDY_STEPS,
     Cli,
     ended,
+    run_forked,
     runs,
     start,
     study_runs,
@@ -79,6 +80,18 @@ def test_joblib_runs_in_parallel_with_the_same_results(in_study: Path, cli: Cli)
         rf"finetune (\d+)/{STUDY_RUNS} .*?(left)?$", answer.err, re.M
     )  # logged while the others were running
     assert messages == [(str(i + 1), "left" * (i + 1 < STUDY_RUNS)) for i in range(STUDY_RUNS)]
+
+
+@pytest.mark.slow
+def test_submitit_runs_a_study_with_the_same_results() -> None:
+    pytest.importorskip("submitit")
+    study = ("compare", *SMALL_STUDY, "inits=[rotation]", "labels_per_class=[3]", "seeds=1")
+    tables = []
+    for launcher in ((), ("hydra/launcher=submitit_local",)):
+        run_forked(*study, *launcher)
+        tables.append([r["test_accuracy"] for r in study_table(runs("compare")[0])])
+        shutil.rmtree("outputs")
+    assert tables[0] == tables[1]
 
 
 @pytest.mark.slow
