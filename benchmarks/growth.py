@@ -111,11 +111,11 @@ def over_processes() -> None:
     """Print the table over images and processes."""
     row = "| {:,} | {} | {} | {:.0f} | {:.2f} | {:.2f} |"
     print("| images | px | processes | images/s | own memory, GiB | images mapped, GiB |\n|---|---|---|---|---|---|")
-    common = ("-cd", "own", "dataset=noise", "train.evaluations=1", "device=cpu", "device.threads=1")
-    common = (*common, "device.precision=bf16", "device.memory_format=channels_last", "train.epochs=1")
-    few = ("backbone.widths=[8,16]", "pretext=rotation", "pretext.copies=1", "train.batch_size=1024")
+    common = ["-cd", "own", "dataset=noise", "train.evaluations=1", "device=cpu", "device.threads=1"]
+    common += ["device.precision=bf16", "device.memory_format=channels_last"]
+    few = ("backbone.widths=[8,16]", "pretext=rotation", "pretext.copies=1", "train.batch_size=1024", "train.epochs=1")
     for n, size, steps, more in [
-        *((n, 32, 40, ("train.batch_size=256",)) for n in (1_000, 10_000, 100_000, 1_000_000)),
+        *((n, 32, 40, ("train.batch_size=256", "train.epochs=null")) for n in (1_000, 10_000, 100_000, 1_000_000)),
         (250_000, 64, None, few),
     ]:
         with tempfile.TemporaryDirectory() as name:

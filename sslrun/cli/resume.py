@@ -69,7 +69,7 @@ def requeued(invocation: Invocation) -> Invocation:
         sweeps = {d.parent for d, s in find([command]) if slurm.is_ours(s) and (d.parent / SWEEP).is_file()}
         found = [d for d in sorted(sweeps) if list(OmegaConf.load(d / SWEEP).hydra.overrides.task) == own]
         return invocation.with_overrides([f"resume={quoted(str(found[-1]))}"]) if found else invocation
-    given = [v.lstrip("+") for v in own if "=" in v]
+    given = [f"{k}={v}" for k, v in dict(o.lstrip("+").split("=", 1) for o in own if "=" in o).items()]
     run = newest(find([command]), lambda _, s: slurm.is_ours(s) and fixed(s["overrides"]) == fixed(given))
     if run is None:
         return invocation
