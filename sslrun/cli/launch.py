@@ -61,6 +61,7 @@ def launch(invocation: Invocation) -> None:
     from sslrun.cli.places import quoted_paths
     from sslrun.config.grammar import quoted
     from sslrun.config.renames import renamed_overrides
+    from sslrun.run import slurm
 
     _refuse_processes(invocation)
     invocation = images.with_folder(invocation)
@@ -87,6 +88,8 @@ def launch(invocation: Invocation) -> None:
             sys.argv.append(f"hydra.run.dir={quoted(folder + '/run')}")
         if invocation.sweep is not None:
             stack.callback(locked(invocation.sweep).release)
+        stack.callback(sweeps.end_interrupted)
+        stack.enter_context(slurm.requeued_on_signals())
         hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name=invocation.command)(job)()
 
 

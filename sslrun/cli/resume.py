@@ -20,7 +20,7 @@ from sslrun.config.overrides import check_resumed, check_shape
 from sslrun.config.renames import renamed_overrides
 from sslrun.run import slurm
 from sslrun.run.find import find, has_checkpoint, newest, read_summary
-from sslrun.run.resume import STUDY, fixed, refuse_older, resumed_config
+from sslrun.run.resume import STUDY, refuse_older, resumed_config
 
 SWEEP = "multirun.yaml"  # written by Hydra to the folder of a sweep
 
@@ -70,7 +70,7 @@ def requeued(invocation: Invocation) -> Invocation:
         found = [d for d in sorted(sweeps) if list(OmegaConf.load(d / SWEEP).hydra.overrides.task) == own]
         return invocation.with_overrides([f"resume={quoted(str(found[-1]))}"]) if found else invocation
     given = [f"{k}={v}" for k, v in dict(o.lstrip("+").split("=", 1) for o in own if "=" in o).items()]
-    run = newest(find([command]), lambda _, s: slurm.is_ours(s) and fixed(s["overrides"]) == fixed(given))
+    run = newest(find([command]), lambda _, s: slurm.is_ours(s) and s["overrides"] == given)
     if run is None:
         return invocation
     directory, summary = run

@@ -1,6 +1,7 @@
 """Sweeps: over the finished jobs of an earlier sweep, into an empty folder, and the table at the end."""
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sslrun.run.find import is_finished, job_order, read_summary, score
 from sslrun.run.loggers import begin_sweep, end_sweep
 
 WATCH_SECONDS = 2.0  # between looks at the jobs
-_ended = threading.Event()  # not of the callback, which is sent to the jobs
+_begun: list[Path] = []  # the folder of the sweep that runs
 
 
 def refuse_used_folder(invocation: Invocation) -> None:
@@ -59,17 +60,17 @@ class SweepTable(Callback):
         """Open the parent of the jobs."""
         directory = Path(config.hydra.sweep.dir)
         begin_sweep(directory, config.hydra.job.config_name, config.get("logger") or [])
-        _ended.clear()
+        _begun.append(directory)
         if config.hydra.runtime.choices["hydra/launcher"].startswith("submitit"):
             log.info("What the jobs print goes to %s", directory / ".submitit")
-            threading.Thread(target=_watch, args=(directory,), daemon=True).start()
+            _watch.start(directory)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Report on all jobs, whichever launcher ran them; exit with 1 if one failed."""
         from sslrun.report.sweep import finish_sweep
         from sslrun.run.job import explained
 
-        _ended.set()
+        _watch.stop()
         directory, failed = Path(config.hydra.sweep.dir), 1
         try:
             failed = finish_sweep(directory)
@@ -77,19 +78,59 @@ class SweepTable(Callback):
             log.error("%s", explained(error))
             raise SystemExit(1) from None
         finally:
-            end_sweep(directory, failed > 0)
+            _begun.clear()
+            end_sweep(directory, "failed" if failed else "finished")
         if failed:
             log.error("%s failed; see above and the run.log of each", counted(failed, "job"))
             raise SystemExit(1)
 
 
-def _watch(directory: Path) -> None:
-    """Log each job as it ends."""
-    seen = {p.parent for p in directory.glob("*/summary.json") if is_finished(p.parent)}
-    while not _ended.wait(WATCH_SECONDS):
-        for job in sorted({p.parent for p in directory.glob("*/summary.json")} - seen, key=job_order):
-            summary = read_summary(job)
-            if summary["status"] != "running":
-                seen.add(job)
+def end_interrupted() -> None:
+    """End a sweep that did not come to its end."""
+    _watch.stop()
+    while _begun:
+        end_sweep(_begun.pop(), "interrupted")
+
+
+class _Watch:
+    """Logs in a thread how each job of a sweep ends."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._ended = threading.Event()
+
+    def start(self, directory: Path) -> None:
+        """Begin to look at the jobs; those that have ended already are not told."""
+        self._known = self._states(directory)
+        self._ended.clear()
+        self._thread = threading.Thread(target=self._look, args=(directory,), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look once more, and end."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _look(self, directory: Path) -> None:
+        while True:
+            ended = self._ended.wait(WATCH_SECONDS)
+            for job, (status, result) in self._states(directory).items():
+                if status != "running" and (status, result) != self._known.get(job):
+                    log.info("job %s %s%s", job.name, status, result)
+                self._known[job] = status, result
+            if ended:
+                return
+
+    def _states(self, directory: Path) -> dict[Path, tuple[str, str]]:
+        out = {}
+        for job in sorted((p.parent for p in directory.glob("*/summary.json")), key=job_order):
+            with suppress(UserError):  # damaged, which the table tells
+                summary = read_summary(job)
                 named = score(summary)
-                log.info("job %s %s%s", job.name, summary["status"], f"  {metric(*named)}" if named else "")
+                out[job] = summary["status"], f"  {metric(*named)}" if named else ""
+        return out
+
+
+_watch = _Watch()  # not of the callback, which is sent to the jobs

@@ -7,10 +7,10 @@ from queue import SimpleQueue
 from typing import Any
 
 from sslrun.base.console import log
+from sslrun.base.text import counted
 
 PAUSES = (1.0, 10.0, 60.0, 300.0)  # seconds between the tries to send an entry, which is then left out
 LONGEST = 150  # characters of a reason
-CLOSE_SECONDS = 30.0  # for which the end of a run waits for the server
 
 
 class InBackground:
@@ -45,14 +45,19 @@ class InBackground:
         self._calls.put(lambda: self._logger.forget_after(step))
 
     def close(self, summary: Mapping[str, Any]) -> None:
-        """Close the logger; wait for the server, but not for long."""
+        """Send the end of the run, without waiting; see `wait`."""
         self._calls.put(lambda: self._logger.close(summary))
         self._calls.put(None)
         self._closing.set()
-        self._thread.join(CLOSE_SECONDS)
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the server after `close`, but not longer than so many seconds."""
+        self._thread.join(max(0.0, seconds))
         left_out = self._left_out + (self._calls.qsize() if self._thread.is_alive() else 0)
         if left_out:
-            log.warning("%s: %d entries could not be sent; the run directory has them all", self._name, left_out)
+            log.warning(
+                "%s: %s could not be sent; the run directory has all of them", self._name, counted(left_out, "entry")
+            )
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -60,24 +65,33 @@ class InBackground:
                 self._left_out += 1
 
     def _sent(self, call: Callable[[], object]) -> bool:
-        """Try to send an entry: several times while the run trains, once at its end."""
+        """Try to send an entry: several times while the run trains, once at its end or if it cannot help."""
         for pause in PAUSES:
             try:
                 call()
                 return True
-            except Exception as error:  # of any type: these libraries raise many
+            except BaseException as error:  # of any type: these libraries raise many
                 self._warn(error)
+                if _is_permanent(error):
+                    return False
             if self._closing.wait(pause):
                 return False
         return False
 
-    def _warn(self, error: Exception) -> None:
+    def _warn(self, error: BaseException) -> None:
         if not self._warned:
-            log.warning("%s: %s; the run continues, and tries again later", self._name, reason_of(error))
+            log.warning("%s: %s; the run continues", self._name, reason_of(error))
         self._warned = True
 
 
-def reason_of(error: Exception) -> str:
+def _is_permanent(error: BaseException) -> bool:
+    """Return whether the next try would fail in the same way."""
+    return isinstance(error, ImportError | ValueError | TypeError | AttributeError) or any(
+        word in str(getattr(error, "error_code", "")) for word in ("INVALID", "PERMISSION", "NOT_FOUND", "NOT_EXIST")
+    )
+
+
+def reason_of(error: BaseException) -> str:
     """Return the beginning of an error's message."""
     line = next(iter(str(error).splitlines()), "") or type(error).__name__
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."

@@ -52,14 +52,25 @@ def execute(config: DictConfig, stages: Stages) -> float | None:
     _configure_process()
     hydra = HydraConfig.get()
     config = renamed_composed(config, hydra.overrides.task)
+    in_study = hydra.job.name == IN_STUDY
+    with signals.handled(), quietly() if in_study else nullcontext():
+        try:
+            return _to_its_end(config, stages, hydra)
+        finally:
+            processes.end()
+            if hydra.mode == RunMode.MULTIRUN:
+                gc.collect()  # before the next job
+
+
+def _to_its_end(config: DictConfig, stages: Stages, hydra: Any) -> float | None:
+    """Execute a job; whatever happens, its run is closed."""
     in_sweep, in_study = hydra.mode == RunMode.MULTIRUN, hydra.job.name == IN_STUDY
     if in_sweep and not in_study:
         log.info("--- job %s: %s", hydra.job.num, " ".join(hydra.overrides.task) or "defaults")
     opened: list[Run] = []  # until closed
     try:
-        with signals.handled(), quietly() if in_study else nullcontext():
-            processes.start()
-            return _score(_executed(config, stages, hydra, opened))
+        processes.start()
+        return _score(_executed(config, stages, hydra, opened))
     except BrokenPipeError:  # `sslrun data check format=json | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         for run in opened:
@@ -67,11 +78,12 @@ def execute(config: DictConfig, stages: Stages) -> float | None:
         raise SystemExit(141) from None
     except signals.Stopped as stop:
         for run in opened:
-            with quietly() if in_study else nullcontext():  # the study reports it
-                (log.info if in_study else log.warning)("Stopped by %s.%s", stop, _resume_hint(run, hydra))
+            (log.info if in_study else log.warning)("Stopped by %s.%s", stop, _resume_hint(run, hydra))
             run.close("interrupted")
-        if not in_study or signals.handler_outside(stop.number):
+        if not in_study or slurm.in_submitit():  # else the study requeues the job
             slurm.requeue(stop.number)
+        if slurm.in_submitit():
+            return None  # its launcher would end the sweep
         raise SystemExit(128 + stop.number) from None  # the convention of shells
     except Exception as error:
         message = explained(error)
@@ -83,10 +95,6 @@ def execute(config: DictConfig, stages: Stages) -> float | None:
         if in_sweep and not isinstance(error, AnotherJob):
             return None  # continue with the other jobs; failed ones are reported at the end of the sweep
         raise SystemExit(1) from None
-    finally:
-        processes.end()
-        if in_sweep:
-            gc.collect()  # before the next job
 
 
 def _show(message: str) -> None:
@@ -121,6 +129,7 @@ def _executed(config: DictConfig, stages: Stages, hydra: Any, opened: list[Run])
         return before
     run = _open(config, hydra, stages, before)
     opened.append(run)
+    run.connect()
     processes.refuse_differences(code=processes.code(), config=run.settings_digest())
     run.in_sweep, run.in_study = in_sweep, in_study
     if not in_study:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,8 @@ from sslrun.run.log import GROUP, PARENT, JsonLines, Logger, TensorBoard, name_o
 
 TENSORBOARD, MLFLOW, WANDB = "tensorboard", "mlflow", "wandb"
 LoggerName = Literal["tensorboard", "mlflow", "wandb"]
+UNREACHABLE = "unreachable"  # instead of the parent: the runs of a sweep or a study do not wait for the server, too
+CLOSE_SECONDS, STOP_SECONDS = 30.0, 5.0  # for which the end of a run waits for servers; after a signal
 _of_sweep: list[str] = []  # environment variables that a sweep has set for its jobs
 
 
@@ -23,6 +26,7 @@ class Loggers:
     def __init__(self, directory: Path, names: Collection[str]) -> None:
         self.directory, self.names, self.tensorboard = directory, names, TensorBoard(directory)
         self._all: list[Logger] = [JsonLines(directory)]
+        self._servers: list[InBackground] = []
         self._for_children: list[str] = []  # environment variables
         if TENSORBOARD in names:
             self._all.append(self.tensorboard)
@@ -38,6 +42,8 @@ class Loggers:
         """
         entries: dict[str, str] = {}
         for name in [n for n in (MLFLOW, WANDB) if n in self.names and is_first()]:
+            if name == MLFLOW and os.environ.get(PARENT) == UNREACHABLE:
+                continue
             try:
                 if name == MLFLOW:
                     from sslrun.run.mlflow import MLflow as Connected
@@ -46,15 +52,20 @@ class Loggers:
                 connected = Connected(self.directory, summary)
             except Exception as error:  # of any type: these libraries raise many
                 log.warning("%s: %s; the run continues without it", name, reason_of(error))
+                self._tell_children({PARENT: UNREACHABLE} if name == MLFLOW else {})
                 continue
             log.info("%s: %s", name, connected.place)
             entries |= connected.entries
-            for variable, value in connected.for_children.items():
-                if variable not in os.environ:  # else this run is one of a sweep or a study
-                    os.environ[variable] = value
-                    self._for_children.append(variable)
-            self._all.append(InBackground(connected, name))
+            self._tell_children(connected.for_children)
+            self._servers.append(InBackground(connected, name))
+        self._all += self._servers
         return entries
+
+    def _tell_children(self, variables: Mapping[str, str]) -> None:
+        for variable, value in variables.items():
+            if variable not in os.environ:  # else this run is one of a sweep or a study
+                os.environ[variable] = value
+                self._for_children.append(variable)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log scalars of a step; nothing if there are none, as where nothing is evaluated.
@@ -86,11 +97,14 @@ class Loggers:
             logger.forget_after(step)
 
     def close(self, summary: Mapping[str, Any]) -> None:
-        """Close all loggers."""
+        """Close all loggers; servers have half a minute for what is left, and seconds after a signal."""
         for variable in self._for_children:
             os.environ.pop(variable, None)
         for logger in self._all:
             logger.close(summary)
+        until = time.monotonic() + (STOP_SECONDS if summary["status"] == "interrupted" else CLOSE_SECONDS)
+        for server in self._servers:
+            server.wait(until - time.monotonic())
 
 
 def missing_packages(names: Collection[str]) -> list[str]:
@@ -98,7 +112,7 @@ def missing_packages(names: Collection[str]) -> list[str]:
     return [
         f"logger={name}: needs the package {name}; install it with pip install 'sslrun[{name}]'"
         for name in (MLFLOW, WANDB)
-        if name in names and importlib.util.find_spec(name) is None
+        if name in names and not ((spec := importlib.util.find_spec(name)) and spec.origin)
     ]
 
 
@@ -112,18 +126,19 @@ def begin_sweep(directory: Path, command: str, names: Collection[str]) -> None:
 
         try:
             os.environ[PARENT] = mlflow.begun_sweep(directory, command)
-            _of_sweep.append(PARENT)
-        except Exception:  # of any type: each job will say so
-            return
+        except Exception as error:  # of any type
+            log.warning("mlflow: %s; the sweep continues without it", reason_of(error))
+            os.environ[PARENT] = UNREACHABLE
+        _of_sweep.append(PARENT)
 
 
-def end_sweep(directory: Path, failed: bool) -> None:
-    """End the run of a sweep."""
-    if PARENT in _of_sweep:
+def end_sweep(directory: Path, status: str) -> None:
+    """End the run of a sweep with `finished`, `failed` or `interrupted`."""
+    if PARENT in _of_sweep and os.environ[PARENT] != UNREACHABLE:
         from sslrun.run import mlflow
 
         try:
-            mlflow.end_sweep(os.environ[PARENT], directory, failed)
+            mlflow.end(os.environ[PARENT], directory, status)
         except Exception as error:
             log.warning("mlflow: %s; the run of the sweep stays open", reason_of(error))
     while _of_sweep:

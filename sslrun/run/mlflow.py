@@ -7,6 +7,7 @@ MLflow's own variables say where: `MLFLOW_TRACKING_URI` (by default a SQLite fil
 import logging
 import os
 import re
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +49,8 @@ class MLflow:
         before = _found(self._client, summary[RUN]) if RUN in summary else None
         self.id = summary[RUN] if before else self._created(experiment)
         self.entries, self.for_children = {RUN: self.id}, {PARENT: self.id}
-        self.place = f"see it with: mlflow ui --backend-store-uri {self._client.tracking_uri}"
+        own = f"mlflow ui --backend-store-uri {shlex.quote(self._client.tracking_uri)}"
+        self.place = f"run {self.id}" if "MLFLOW_TRACKING_URI" in os.environ else f"see it with: {own}"
         self._client.update_run(self.id, status="RUNNING")
         self._has_params = bool(before and before.data.params)
 
@@ -87,10 +89,12 @@ class MLflow:
         """Add the run's metrics and files, and end it."""
         from mlflow.entities import Metric
 
-        self._params()
-        now = round(1000 * time.time())
-        self._client.log_batch(self.id, metrics=[Metric(k, v, now, 0) for k, v in scores_of(summary).items()])
-        _end(self._client, self.id, self.directory, ENDED[summary["status"]])
+        try:
+            self._params()
+            now = round(1000 * time.time())
+            self._client.log_batch(self.id, metrics=[Metric(k, v, now, 0) for k, v in scores_of(summary).items()])
+        finally:
+            _end(self._client, self.id, self.directory, summary["status"])
 
     def _params(self) -> None:
         from mlflow.entities import Param
@@ -107,7 +111,7 @@ class MLflow:
 def begun_sweep(directory: Path, command: str) -> str:
     """Return the ID of the parent of a sweep's jobs, which an earlier process may have opened."""
     client, experiment = _opened()
-    place = str(directory.resolve())
+    place = str(directory.resolve()).replace("'", "_")  # which a filter cannot quote
     found = client.search_runs([experiment], f"tags.`{DIRECTORY}` = '{place}'", max_results=1)
     tags = {DIRECTORY: place, STAGE: command}
     run = found[0] if found else client.create_run(experiment, run_name=name_of(directory, command), tags=tags)
@@ -115,16 +119,18 @@ def begun_sweep(directory: Path, command: str) -> str:
     return str(run.info.run_id)
 
 
-def end_sweep(run: str, directory: Path, failed: bool) -> None:
+def end(run: str, directory: Path, status: str) -> None:
     """End the parent of a sweep's jobs, with `sweep.csv`."""
-    _end(_opened()[0], run, directory, "FAILED" if failed else "FINISHED")
+    _end(_opened()[0], run, directory, status)
 
 
 def _end(client: Any, run: str, directory: Path, status: str) -> None:
-    for file in FILES:
-        if (directory / file).is_file():
-            client.log_artifact(run, str(directory / file))
-    client.set_terminated(run, status)
+    try:
+        for file in FILES:
+            if (directory / file).is_file():
+                client.log_artifact(run, str(directory / file))
+    finally:
+        client.set_terminated(run, ENDED.get(status, "KILLED"))
 
 
 def _opened() -> tuple[Any, str]:
@@ -135,15 +141,21 @@ def _opened() -> tuple[Any, str]:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if address := os.environ.get("MLFLOW_TRACKING_URI"):
+        client = MlflowClient(address)
+        return client, _experiment(client, None)
     folder = OUTPUTS.absolute() / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder / ".lock", "opening MLflow"):  # two processes must not create the tables at once
-        client = MlflowClient(given or f"sqlite:///{folder / 'mlflow.db'}")
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "sslrun")
-        experiment = client.get_experiment_by_name(name)
-        files = None if given else (folder / "files").as_uri()
-        return client, experiment.experiment_id if experiment else client.create_experiment(name, files)
+        client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+        return client, _experiment(client, (folder / "files").as_uri())
+
+
+def _experiment(client: Any, files: str | None) -> str:
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "sslrun")
+    if (found := client.get_experiment_by_name(name)) is None:
+        return str(client.create_experiment(name, files))
+    return str(found.experiment_id)
 
 
 def _found(client: Any, run: str) -> Any:
@@ -152,5 +164,7 @@ def _found(client: Any, run: str) -> Any:
 
     try:
         return client.get_run(run)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
         return None

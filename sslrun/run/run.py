@@ -111,7 +111,6 @@ class Run:
         self._before = self._summary.get("wall_time_seconds", 0.0)
         self._summary |= self._first_entries()
         self.resolve()
-        self.note(**self.log.connect(self._summary))
 
     def _open(self) -> None:
         try:
@@ -140,6 +139,13 @@ class Run:
             "processes": processes.count(),
             **({slurm.JOB: job} if (job := slurm.job()) else {}),
         }
+
+    def connect(self) -> None:
+        """Open the run at the servers of its loggers; this is not time of the run."""
+        began = time.monotonic()
+        entries = self.log.connect(self._summary)
+        self._clock += time.monotonic() - began
+        self.note(**entries)
 
     def resolve(self, **nodes: Any) -> dict[str, Any]:
         """Set nodes of the config, resolve it, and write it to `config.yaml` and the summary.
@@ -239,6 +245,7 @@ class Run:
         try:
             if self._unchanged is not None and status != "finished":
                 self._unchanged.restore()
+                status = read_summary(self.directory)["status"]
             else:
                 self.note(status=status, **entries)
             self.log.close({**self._summary, "status": status})

@@ -2,7 +2,8 @@
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from sslrun.base import signals
@@ -18,8 +19,15 @@ def job() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
+def in_submitit() -> bool:
+    """Return whether submitit has started this process."""
+    return "SUBMITIT_EXECUTOR" in os.environ
+
+
 def requeue(number: int) -> None:
     """After a signal of the cluster, and after the run is saved, requeue the job: submitit's way, or SLURM's.
+
+    SIGTERM requeues nothing: `scancel` sends it, too, and a SLURM that preempts by requeueing does so itself.
 
     Raises:
         SystemExit: submitit has requeued it.
@@ -28,7 +36,10 @@ def requeue(number: int) -> None:
         return
     handler = signals.handler_outside(number)
     if handler is not None:
-        handler(number, None)
+        try:
+            handler(number, None)
+        except Exception as error:  # submitit's own, for example after too many time limits
+            log.warning("submitit does not start this job again: %s", error)
     elif (own := job()) and is_first():
         command = ["scontrol", "requeue", own]
         try:
@@ -40,6 +51,21 @@ def requeue(number: int) -> None:
             log.warning("%s failed: %s; submit the job again", " ".join(command), done.stderr.strip())
         else:
             log.info("SLURM job %s is requeued, and will resume this run", own)
+
+
+@contextmanager
+def requeued_on_signals() -> Iterator[None]:
+    """Handle signals that come outside of a job, such as between two jobs of a sweep.
+
+    Raises:
+        SystemExit: there was one.
+    """
+    with signals.handled():
+        try:
+            yield
+        except signals.Stopped as stop:
+            requeue(stop.number)
+            raise SystemExit(128 + stop.number) from None
 
 
 def is_requeued() -> bool:

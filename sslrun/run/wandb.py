@@ -16,7 +16,7 @@ from sslrun.run.background import reason_of
 from sslrun.run.log import GROUP, name_of, scores_of
 
 RUN = "wandb_run"  # entry of a run's summary
-TIME_LIMIT = 20  # seconds, to reach the server
+TIME_LIMIT = 20  # seconds, to reach the server, and to send what is left at the end
 
 
 class WandB:
@@ -42,12 +42,12 @@ class WandB:
         name = name_of(directory, summary["stage"])
         self.id = summary.get(RUN) or uuid.uuid4().hex[:12]
         self.entries, self.for_children = {RUN: self.id}, {GROUP: name}
-        settings = wandb.Settings(console="off", silent=True, init_timeout=TIME_LIMIT)
-        has_key = wandb.login(prompt=False, verify=False)
+        settings = wandb.Settings(console="off", silent=True, init_timeout=TIME_LIMIT, finish_timeout=TIME_LIMIT)
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
         given: Node = {"id": self.id, "name": name, "dir": str(directory), "job_type": summary["stage"]}
         given |= {"group": os.environ.get(GROUP), "entity": os.environ.get("WANDB_ENTITY")}
         given |= {"project": os.environ.get("WANDB_PROJECT", "sslrun"), "resume": "allow", "reinit": "create_new"}
-        given |= {"mode": os.environ.get("WANDB_MODE") or ("online" if has_key else "offline"), "settings": settings}
+        given |= {"mode": mode, "settings": settings, "config": summary["config"]}
         try:
             self._run: Any = wandb.init(**given)
         except wandb.errors.CommError as error:
@@ -56,7 +56,7 @@ class WandB:
             self._run = wandb.init(**given | {"id": self.id, "mode": "offline"})
         offline = self._run.settings.mode == "offline"
         folder = Path(self._run.dir).parent
-        self.place = f"offline; send it with: wandb sync {folder}" if offline else str(self._run.url)
+        self.place = f"offline; send it with: wandb sync {folder}" if offline else str(self._run.url or mode)
         self._run.define_metric("*", step_metric="step")  # steps of a resumed run are repeated
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

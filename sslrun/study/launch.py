@@ -31,6 +31,7 @@ from sslrun.config.build import locate
 from sslrun.config.commands import EVALUATE, FINETUNE, PRETRAIN, typed
 from sslrun.config.grammar import key_of
 from sslrun.config.types import Node
+from sslrun.run.background import reason_of
 from sslrun.run.find import OUTPUTS, STUDY_RUNS, is_complete, read_summary, score
 from sslrun.run.job import IN_STUDY
 from sslrun.run.run import Stages
@@ -165,6 +166,10 @@ def launch_all(runs: Sequence[StudyRun], stages: Stages, title: str = "") -> Non
             raise
         except OSError as error:  # creating the folder failed, before the run started
             log.error("%s: %s", error.filename, error.strerror)
+        except Exception as error:
+            if alone:
+                raise
+            log.error("%s", reason_of(error))  # of its process, which was killed, for example
         progress.show()
     failed = [p for p in todo if not p.finished()]
     if failed:

@@ -78,7 +78,7 @@ def fit(
                 state.save(done, also)
             if stop:
                 processes.wait()  # until it is saved: torchrun ends the first process when another one has ended
-                raise signals.Stopped(int(stop))
+                raise signals.Stopped(signals.of_rank(int(stop)))
     signals.check()
     state.finished(total)
     return state.summary()

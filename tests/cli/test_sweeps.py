@@ -138,7 +138,13 @@ def test_submitit_runs_the_jobs_of_a_sweep(cli: Cli) -> None:
 @pytest.mark.slow
 def test_a_preempted_job_of_submitit_saves_is_started_again_and_resumes(cli: Cli) -> None:
     pytest.importorskip("submitit")
-    settings = (*PRETRAIN[1:], "train.steps=300", "train.evaluations=1", "train.save_minutes=1000")
+    settings = (
+        *PRETRAIN[1:],
+        "train.epochs=null",
+        "train.steps=3000",
+        "train.evaluations=1",
+        "train.save_minutes=1000",
+    )
     assert cli("pretrain", *settings, "hydra.run.dir=whole").code == 0
     process = start("pretrain", "-m", *settings, "seed=0", LOCAL, "hydra.sweep.dir=sweep")
     job = Path("sweep/0")

@@ -60,21 +60,22 @@ def test_everything_arrives_in_order(warnings: pytest.LogCaptureFixture) -> None
     logger.image("views", Path("views.png"))
     logger.sync()
     logger.close({"status": "finished"})
+    logger.wait(20)
     rows = [("scalars", step, {"train/loss": float(step)}) for step in range(50)]
     assert server.got == [("forget", 3), *rows, ("image", "views", Path("views.png")), ("close", "finished")]
     assert not warnings.messages
 
 
-def test_a_slow_server_holds_nothing_up(monkeypatch: pytest.MonkeyPatch, warnings: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(background, "CLOSE_SECONDS", 0.2)
+def test_a_slow_server_holds_nothing_up(warnings: pytest.LogCaptureFixture) -> None:
     gate = threading.Event()
     server = Server(gate=gate)
     logger = InBackground(server, "here")
     for step in range(10):
         logger.scalars(step, {})
-    logger.close({"status": "finished"})  # although not one of them has arrived
+    logger.close({"status": "finished"})
+    logger.wait(0.2)  # although not one of them has arrived
     assert not server.got
-    assert warnings.messages == ["here: 11 entries could not be sent; the run directory has them all"]
+    assert warnings.messages == ["here: 11 entries could not be sent; the run directory has all of them"]
     gate.set()
 
 
@@ -90,8 +91,9 @@ def test_an_entry_is_sent_again_after_an_error(
     while len(server.got) < 2 and time.monotonic() < until:
         time.sleep(0.01)
     logger.close({"status": "finished"})
+    logger.wait(20)
     assert [got[0] for got in server.got] == ["scalars", "scalars", "close"]
-    assert warnings.messages == ["here: no route to host; the run continues, and tries again later"]
+    assert warnings.messages == ["here: no route to host; the run continues"]
 
 
 def test_what_cannot_be_sent_is_counted_once(
@@ -103,9 +105,27 @@ def test_what_cannot_be_sent_is_counted_once(
     logger.scalars(0, {})
     logger.scalars(1, {})
     logger.close({"status": "finished"})
+    logger.wait(20)
     first, last = warnings.messages
-    assert first == "here: no route to host; the run continues, and tries again later"
-    assert last == "here: 3 entries could not be sent; the run directory has them all"
+    assert first == "here: no route to host; the run continues"
+    assert last == "here: 3 entries could not be sent; the run directory has all of them"
+
+
+def test_what_can_never_be_sent_is_tried_once(warnings: pytest.LogCaptureFixture) -> None:
+    class Refuses(Server):
+        def image(self, name: str, png: Path) -> None:
+            raise ValueError("no such name")
+
+    logger = InBackground(server := Refuses(), "here")
+    logger.image("views", Path("views.png"))
+    logger.scalars(1, {})  # which does not wait for the image
+    logger.close({"status": "failed"})
+    logger.wait(20)
+    assert [got[0] for got in server.got] == ["scalars", "close"]
+    assert warnings.messages == [
+        "here: no such name; the run continues",
+        "here: 1 entry could not be sent; the run directory has all of them",
+    ]
 
 
 def test_a_reason_is_one_short_line() -> None:

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -115,6 +118,29 @@ def test_a_sweep_in_a_job_is_resumed_as_a_whole(monkeypatch: pytest.MonkeyPatch)
     assert "Already finished" in again
     assert "Resuming after step" in again
     assert [summary(r)["status"] for r in runs("pretrain")] == ["finished"] * 2
+
+
+@pytest.mark.slow
+def test_torchrun_passes_the_signal_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM signals every process of the job, and torchrun the others once more; see docs/scaling.md."""
+    for name in ("TORCHELASTIC_SIGNALS_TO_HANDLE", "PET_SIGNALS_TO_HANDLE"):
+        monkeypatch.setenv(name, "SIGTERM,SIGINT,SIGUSR1")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "sslrun", *LONG]
+    with Path("output").open("w") as output:
+        job = subprocess.Popen(command, stderr=output, start_new_session=True)
+    until = time.monotonic() + 200
+    while not in_steps("pretrain/*"):
+        assert job.poll() is None, Path("output").read_text()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.killpg(job.pid, signal.SIGUSR1)
+    assert job.wait(100) != 0
+    printed = Path("output").read_text()
+    assert printed.count("Stopped by SIGUSR1") == 1, printed
+    assert Path("requests").read_text() == "requeue 7\n"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert f"SLURM job 7 was requeued: resuming {only_run()}" in run_forked(*LONG)
+    assert summary(only_run())["status"] == "finished"
 
 
 def test_a_job_that_was_requeued_before_its_first_checkpoint_begins_anew(
