@@ -56,7 +56,7 @@ class InBackground:
         left_out = self._left_out + (self._calls.qsize() if self._thread.is_alive() else 0)
         if left_out:
             log.warning(
-                "%s: %s could not be sent; the run directory has all of them", self._name, counted(left_out, "entry")
+                "%s: %s could not be sent; the run directory has all of them", self._name, counted(left_out, "message")
             )
 
     def _work(self) -> None:

@@ -75,7 +75,7 @@ def test_a_slow_server_holds_nothing_up(warnings: pytest.LogCaptureFixture) -> N
     logger.close({"status": "finished"})
     logger.wait(0.2)  # although not one of them has arrived
     assert not server.got
-    assert warnings.messages == ["here: 11 entries could not be sent; the run directory has all of them"]
+    assert warnings.messages == ["here: 11 messages could not be sent; the run directory has all of them"]
     gate.set()
 
 
@@ -108,7 +108,7 @@ def test_what_cannot_be_sent_is_counted_once(
     logger.wait(20)
     first, last = warnings.messages
     assert first == "here: no route to host; the run continues"
-    assert last == "here: 3 entries could not be sent; the run directory has all of them"
+    assert last == "here: 3 messages could not be sent; the run directory has all of them"
 
 
 def test_what_can_never_be_sent_is_tried_once(warnings: pytest.LogCaptureFixture) -> None:
@@ -124,7 +124,7 @@ def test_what_can_never_be_sent_is_tried_once(warnings: pytest.LogCaptureFixture
     assert [got[0] for got in server.got] == ["scalars", "close"]
     assert warnings.messages == [
         "here: no such name; the run continues",
-        "here: 1 entry could not be sent; the run directory has all of them",
+        "here: 1 message could not be sent; the run directory has all of them",
     ]
 
 
