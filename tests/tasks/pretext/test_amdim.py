@@ -20,6 +20,7 @@ def test_the_loss() -> None:
             positive = math.exp(scores[i, i, p])
             total -= math.log(positive / (positive + others))
     assert float(nce(scores)) == pytest.approx(total / 15, rel=1e-5)
+    assert torch.autograd.gradcheck(nce, scores.double().requires_grad_())
     assert float(nce(torch.zeros(5, 5, 3))) == pytest.approx(math.log(1 + 4 * 3), rel=1e-5)  # chance
     assert float(soft_clip(torch.tensor(1e6), 20.0)) == 20
     assert float(soft_clip(torch.tensor(0.1), 20.0)) == pytest.approx(0.1, rel=1e-4)
