@@ -100,7 +100,7 @@ class _Watch:
         self._ended = threading.Event()
 
     def start(self, directory: Path) -> None:
-        """Begin to look at the jobs; those that have ended already are not told."""
+        """Begin to look at the jobs; those that have ended already are not logged."""
         self._known = self._states(directory)
         self._ended.clear()
         self._thread = threading.Thread(target=self._look, args=(directory,), daemon=True)
@@ -126,7 +126,7 @@ class _Watch:
     def _states(self, directory: Path) -> dict[Path, tuple[str, str]]:
         out = {}
         for job in sorted((p.parent for p in directory.glob("*/summary.json")), key=job_order):
-            with suppress(UserError):  # damaged, which the table tells
+            with suppress(UserError):  # damaged, as the table says
                 summary = read_summary(job)
                 named = score(summary)
                 out[job] = summary["status"], f"  {metric(*named)}" if named else ""

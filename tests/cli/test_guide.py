@@ -84,6 +84,7 @@ def test_a_distillation_has_a_few_hundred_steps(monkeypatch: pytest.MonkeyPatch)
     assert _pretraining(overrides, 1000, False)[1] == ["train.epochs=1"]
 
 
+@pytest.mark.slow
 def test_the_commands_can_be_run(cli: Cli, photos: Path) -> None:
     shutil.copytree(photos, "photos")
     answer = cli("guide", "photos", "--run")

@@ -205,10 +205,10 @@ def test_nothing_is_logged_to_a_run_after_its_end() -> None:
     assert run.figure("a") == Path("run/figures/a.png")
 
 
-def test_only_a_finished_run_gives_its_summary_to_the_loggers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_gives_its_summary_and_how_it_ended_to_the_loggers(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
     for status in ("finished", "failed"):
         run = begin(status == "failed")
         monkeypatch.setattr(run.log, "close", given.append)
         run.close(status, images=3)
-    assert given == [{**given[0], "images": 3, "status": "finished"}, None]
+    assert given == [{**g, "images": 3, "status": s} for g, s in zip(given, ("finished", "failed"), strict=True)]

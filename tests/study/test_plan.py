@@ -145,7 +145,13 @@ def test_the_runs_of_a_study_have_its_settings_and_depend_on_the_data_that_they_
         assert run.name == f"{cell.initialization}{seeded}_{cell.mode}_labels4_subset{seed}"
         reading = {o.replace("'", "") for o in result.evaluations[cell].overrides}
         place = {"dataset.root=photos", "dataset.test_fraction=0.2"}
-        assert reading == {f"run={run.directory.as_posix()}", "device=cpu", "device.threads=1", *place}
+        assert reading == {
+            f"run={run.directory.as_posix()}",
+            "device=cpu",
+            "device.threads=1",
+            "logger=[tensorboard]",
+            *place,
+        }
     assert {r.stage for r in result.evaluations.values()} == {"evaluate"}
     assert {d for _, d in made["evaluate"].values()} == {("test",)}
     assert {c["run"] for c, _ in made["evaluate"].values()} == {
