@@ -234,7 +234,7 @@ def total(x: Tensor) -> Tensor:
     """Return the sum over all processes; gradients flow to all of them."""
     if count() == 1:
         return x
-    out: Tensor = _Total.apply(x)
+    out: Tensor = Total.apply(x)
     return out
 
 
@@ -292,7 +292,7 @@ class Gather(torch.autograd.Function):
         return gradient[ctx.rows], None
 
 
-class _Total(torch.autograd.Function):
+class Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         out = x.clone(memory_format=torch.contiguous_format)
