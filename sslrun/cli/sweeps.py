@@ -1,5 +1,6 @@
 """Sweeps: over the finished jobs of an earlier sweep, into an empty folder, and the table at the end."""
 
+import shlex
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -12,12 +13,13 @@ from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.text import counted, metric
 from sslrun.cli.invocation import Invocation
+from sslrun.config.commands import typed
 from sslrun.config.grammar import quoted
 from sslrun.run.find import is_finished, job_order, read_summary, score
 from sslrun.run.loggers import begin_sweep, end_sweep
 
 WATCH_SECONDS = 2.0  # between looks at the jobs
-_begun: list[Path] = []  # the folder of the sweep that runs
+_begun: list[tuple[Path, str]] = []  # the sweep that runs: its folder and command
 
 
 def refuse_used_folder(invocation: Invocation) -> None:
@@ -60,7 +62,7 @@ class SweepTable(Callback):
         """Open the parent of the jobs."""
         directory = Path(config.hydra.sweep.dir)
         begin_sweep(directory, config.hydra.job.config_name, config.get("logger") or [])
-        _begun.append(directory)
+        _begun.append((directory, config.hydra.job.config_name))
         if config.hydra.runtime.choices["hydra/launcher"].startswith("submitit"):
             log.info("What the jobs print goes to %s", directory / ".submitit")
             _watch.start(directory)
@@ -86,10 +88,14 @@ class SweepTable(Callback):
 
 
 def end_interrupted() -> None:
-    """End a sweep that did not come to its end."""
-    _watch.stop()
+    """End a sweep that did not come to its end; where its jobs print to files, say how to resume it."""
+    watched = _watch.stop()
     while _begun:
-        end_sweep(_begun.pop(), "interrupted")
+        directory, command = _begun.pop()
+        end_sweep(directory, "interrupted")
+        if watched:
+            resume = f"resume={shlex.quote(directory.as_posix())}"
+            log.warning("The sweep did not come to its end. Resume with: %s %s", typed(command), resume)
 
 
 class _Watch:
@@ -106,12 +112,14 @@ class _Watch:
         self._thread = threading.Thread(target=self._look, args=(directory,), daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """Look once more, and end."""
+    def stop(self) -> bool:
+        """Look once more, and end; return whether there was something to end."""
         self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._thread is None:
+            return False
+        self._thread.join()
+        self._thread = None
+        return True
 
     def _look(self, directory: Path) -> None:
         while True:

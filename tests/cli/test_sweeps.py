@@ -149,16 +149,34 @@ def test_a_preempted_job_of_submitit_saves_is_started_again_and_resumes(cli: Cli
     process = start("pretrain", "-m", *settings, "seed=0", LOCAL, "hydra.sweep.dir=sweep")
     job = Path("sweep/0")
     wait_for(process, lambda: (job / "metrics.jsonl").exists() and "train/loss" in (job / "metrics.jsonl").read_text())
-    pid = next(
-        int(p.name)
-        for p in Path("/proc").iterdir()
-        if p.name.isdigit() and (line := _command(p)) and "submitit.core._submit" in line and str(Path.cwd()) in line
-    )
-    os.kill(pid, signal.SIGUSR2)
+    os.kill(job_process(), signal.SIGUSR2)
     assert ended(process) == 0
     assert "Stopped by SIGUSR2" in (job / "run.log").read_text()
     assert "Resuming after step" in (job / "run.log").read_text()
     assert same(whole(job), whole(Path("whole")))
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_of_submitit_says_how_to_resume_it() -> None:
+    pytest.importorskip("submitit")
+    settings = (*PRETRAIN[1:], "train.epochs=null", "train.steps=20000", "train.evaluations=1")
+    process = start("pretrain", "-m", *settings, "seed=0", LOCAL, "hydra.sweep.dir=sweep")
+    metrics = Path("sweep/0/metrics.jsonl")
+    wait_for(process, lambda: metrics.exists() and "train/loss" in metrics.read_text())
+    job = job_process()
+    process.terminate()
+    assert ended(process) == 128 + signal.SIGTERM
+    assert "Resume with: sslrun pretrain resume=sweep\n" in Path("output").read_text()
+    os.kill(job, signal.SIGTERM)
+
+
+def job_process() -> int:
+    """Return the process that runs the job of submitit in this folder."""
+    return next(
+        int(p.name)
+        for p in Path("/proc").iterdir()
+        if p.name.isdigit() and (line := _command(p)) and "submitit.core._submit" in line and str(Path.cwd()) in line
+    )
 
 
 def _command(process: Path) -> str:
