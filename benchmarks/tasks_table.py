@@ -4,9 +4,9 @@
     python benchmarks/tasks_table.py --tuning
 
 Reads tasks.csv and tasks_probes.csv; `--tuning` prints what tasks_tuning.csv has instead. A task is compared with
-SimCLR on the same label subsets and seeds: the difference in test accuracy, with a 95 % CI for another pretraining and
-other label subsets (`sslrun.study.gains`) and p-values that are corrected for all tasks and both label budgets of a
-data set (Holm).
+SimCLR on the same label subsets and the seeds that both have: the difference in test accuracy, with a 95 % CI for
+another pretraining and other label subsets (`sslrun.study.gains`) and p-values that are corrected for all tasks and
+both label budgets of a data set (Holm).
 """
 
 import argparse
@@ -40,33 +40,37 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def matrix(probes: Rows, task: str, budget: str, column: str) -> np.ndarray:
-    """Return the accuracies of a task's pretrainings and label subsets, `P x L`."""
+def matrix(probes: Rows, task: str, budget: str, column: str) -> dict[int, np.ndarray]:
+    """Return the accuracies of a task's label subsets by the seed of the pretraining."""
     own = [r for r in probes if r["task"] == task and r["labels_per_class"] == budget]
     cells = {(int(r["seed"]), int(r["subset"])): float(r[column]) for r in own}
     seeds, subsets = (sorted({key[i] for key in cells}) for i in range(2))
-    return np.array([[cells[p, s] for s in subsets] for p in seeds])
+    return {p: np.array([cells[p, s] for s in subsets]) for p in seeds}
 
 
-def compared(probes: Rows, seeds: set[str]) -> dict[tuple[str, str], Compared]:
-    """Compare the tasks of a data set with the default one, at each label budget.
+def mean_of(probes: Rows, task: str, budget: str, column: str) -> float:
+    return float(np.mean([*matrix(probes, task, budget, column).values()]))
 
-    Args:
-        seeds: of the pretrainings that all tasks have.
-    """
-    probes = [r for r in probes if r["seed"] in seeds]
+
+def minus(own: dict[int, np.ndarray], default: dict[int, np.ndarray]) -> np.ndarray:
+    """Return the differences of two tasks, `P x L`, for the seeds that both have."""
+    return np.array([values - default[seed] for seed, values in own.items() if seed in default])
+
+
+def compared(probes: Rows) -> dict[tuple[str, str], Compared]:
+    """Compare the tasks of a data set with the default one, at each label budget."""
     tasks = list(dict.fromkeys(r["task"] for r in probes))
     budgets = list(dict.fromkeys(r["labels_per_class"] for r in probes))
     found: dict[tuple[str, str], Gain] = {}
     for budget in budgets:
         of = {t: matrix(probes, t, budget, "test_accuracy") for t in tasks}
-        gains = gains_over_scratch({t: m - of[DEFAULT] for t, m in of.items() if t != DEFAULT})
+        gains = gains_over_scratch({t: minus(m, of[DEFAULT]) for t, m in of.items() if t != DEFAULT})
         found |= {(t, budget): gain for t, gain in gains.items()}
     corrected = dict(zip(found, holm([g.p for g in found.values()]), strict=True))
     return {
         (t, b): Compared(
-            float(matrix(probes, t, b, "val_accuracy").mean()),
-            float(matrix(probes, t, b, "test_accuracy").mean()),
+            mean_of(probes, t, b, "val_accuracy"),
+            mean_of(probes, t, b, "test_accuracy"),
             found.get((t, b)),
             corrected.get((t, b)),
         )
@@ -90,9 +94,7 @@ def table(rows: Rows, probes: Rows) -> dict[tuple[str, str], Compared]:
     """Print the table of a data set; return what it compares."""
     rows = [r for r in rows if r["knn_accuracy"]]
     of = {t: [r for r in rows if r["task"] == t] for t in dict.fromkeys(r["task"] for r in rows)}
-    seeds = set.intersection(*({r["seed"] for r in own} for own in of.values()))  # of all tasks
-    of = {t: [r for r in own if r["seed"] in seeds] for t, own in of.items()}
-    cells = compared(probes, seeds)
+    cells = compared(probes)
     budgets = list(dict.fromkeys(b for _, b in cells))
 
     def averaged(task: str, name: str) -> float:

@@ -131,20 +131,20 @@ class Augment:
             return self._flipped(images, rng.rand(len(images)))
         u = rng.rand(len(images), 14).to(images.device, non_blocking=True)
         with torch.autocast(images.device.type, enabled=False):  # colors need more than the 8 bits of bf16
-            views = self._crop_and_flip(images.contiguous(), u[:, [0, 1, 2, 3, 4, 13]])
+            views = self._crop_and_flip(images.contiguous(), u[:, :5], u[:, 13])
             views = self._recolor(views, u[:, 5:11])
             blur = (0.5 if images.shape[-1] >= BLUR_FROM else 0.0) if self.blur == "auto" else self.blur
             views = gaussian_blur(views, u[:, 11] < blur, 0.1 + 1.9 * u[:, 12]) if blur > 0 else views
         if self.probability == 1:
             return views
-        chosen = rng.rand(len(images)).to(images.device) < self.probability
+        chosen = rng.rand(len(images)).to(images.device, non_blocking=True) < self.probability
         return torch.where(chosen[:, None, None, None], views, self._flipped(images, u[:, 4]))
 
     def _flipped(self, images: Tensor, u: Tensor) -> Tensor:
-        flip = (u.to(images.device) < 0.5) & self.horizontal_flip
+        flip = (u.to(images.device, non_blocking=True) < 0.5) & self.horizontal_flip
         return torch.where(flip[:, None, None, None], images.flip(-1), images)
 
-    def _crop_and_flip(self, images: Tensor, u: Tensor) -> Tensor:
+    def _crop_and_flip(self, images: Tensor, u: Tensor, turn: Tensor) -> Tensor:
         flip = (u[:, 4] < 0.5) & self.horizontal_flip
         if tuple(self.crop_scale) == (1, 1) and self.degrees == 0:
             return self._flipped(images, u[:, 4])
@@ -153,7 +153,7 @@ class Augment:
         area, ratio = low + (high - low) * u[:, 0], torch.exp(log_low + (log_high - log_low) * u[:, 1])
         width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
         x, y = (1 - width) * (2 * u[:, 2] - 1), (1 - height) * (2 * u[:, 3] - 1)
-        angle = math.radians(self.degrees) * (2 * u[:, 5] - 1)
+        angle = math.radians(self.degrees) * (2 * turn - 1)
         return crop(images, x, y, torch.where(flip, -width, width), height, angle)
 
     def _recolor(self, images: Tensor, u: Tensor) -> Tensor:

@@ -44,9 +44,9 @@ class _Normalized(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Any, bias: Any, eps: float) -> tuple[Tensor, ...]:
-        one = x.new_ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))  # so that statistics are, too
-        _, mean, scale = torch.native_batch_norm(x, one, torch.zeros_like(one), None, None, True, 0.0, eps)
-        own = torch.cat([mean, scale**-2 - eps, mean.new_full((1,), x.numel() / x.shape[1])])
+        zero = x.new_zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))  # so that statistics are, too
+        mean, variance = torch.batch_norm_update_stats(x, zero, zero.clone(), 0.0)
+        own = torch.cat([mean, variance, mean.new_full((1,), x.numel() / x.shape[1])])
         means, variances, counts = processes.Gather.apply(own[None], [1] * processes.count()).split(
             [len(mean), len(mean), 1], 1
         )

@@ -102,7 +102,7 @@ class Images:
 
     def to(self, device: torch.device) -> "Images":
         """Return the images on a device; on another device they are copied into one array of N rows."""
-        if device == self.device:
+        if device.type == self.device.type and device.index in (None, self.device.index):  # "cuda" is the current one
             return self
         out = torch.empty(len(self), *self.tensors[0].shape[1:], dtype=torch.uint8, device=device)
         for i, batch in enumerate(self.split(4096)):
@@ -110,9 +110,11 @@ class Images:
         return Images([out], self.digests[self.index.numpy()])
 
     def on(self, device: torch.device) -> "Images":
-        """Return the images on a device if they fit into half of its free memory, else unchanged."""
-        if device.type == "cuda" and self.nbytes > torch.cuda.mem_get_info()[0] // 2:
-            return self
+        """Return the images on a device if they fit into half of the memory that is free there, else unchanged."""
+        if device.type == "cuda":
+            unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by earlier trainings
+            if self.nbytes > (torch.cuda.mem_get_info(device)[0] + unused) // 2:
+                return self
         return self.to(device)
 
     @property

@@ -110,7 +110,9 @@ class Batches:
         return torch.randperm(len(self.images), generator=numbers)
 
     def _gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return rows, self.images[rows]
+        pixels = self.images[rows]
+        on_host = self.device.torch.type == "cuda" and pixels.device.type == "cpu"
+        return rows, pixels.pin_memory() if on_host else pixels  # from pinned memory the copy is asynchronous
 
 
 def batch_of(pixels: Tensor, labels: Tensor | None, rows: Tensor, device: Device) -> dict[str, Tensor]:
@@ -123,5 +125,5 @@ def batch_of(pixels: Tensor, labels: Tensor | None, rows: Tensor, device: Device
     """
     batch = {"images": device.floats(pixels), "rows": rows}
     if labels is not None:
-        batch["labels"] = labels[rows.to(labels.device)].to(device.torch, non_blocking=True)
+        batch["labels"] = labels[rows.to(labels.device, non_blocking=True)].to(device.torch, non_blocking=True)
     return batch

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from sslrun.augment import Rng, generator
 from sslrun.base import processes, signals
 from sslrun.base.batch_norm import synchronize
 from sslrun.base.console import log, progress
@@ -13,6 +14,7 @@ from sslrun.device import Device
 from sslrun.run.find import has_checkpoint
 from sslrun.tasks.task import Task
 from sslrun.training.batches import Batches, Step
+from sslrun.training.memory import is_exhausted, largest_batch
 from sslrun.training.settings import Training
 from sslrun.training.state import State, formatted
 
@@ -38,6 +40,7 @@ def fit(
 
     Raises:
         UserError: the loss or a weight is not finite, or the run cannot be resumed.
+        UserError: memory is full; names the largest batch that fits.
         Stopped: on a signal, after the state of the last complete step has been saved.
     """
     run, window, total, stops = state.run, state.window, batches.total, training.evaluated_after(batches.total)
@@ -63,7 +66,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = training.learning_rate_at(step.step, total, group["rate"])
             state.begin(step.step)
-            window.add(train_step(task, step, total, optimizer, device, training.gradient_clip), step.images)
+            window.add(_step_within_memory(task, step, total, optimizer, device, training.gradient_clip), step.images)
             advance(1, window.note)
             done = state.ended(step.step)
             if done % training.log_every == 0 or done in stops:
@@ -82,6 +85,35 @@ def fit(
     signals.check()
     state.finished(total)
     return state.summary()
+
+
+def _step_within_memory(
+    task: Task, step: Step, total: int, optimizer: torch.optim.Optimizer, device: Device, gradient_clip: float | None
+) -> dict[str, Tensor]:
+    """Take a step, see `train_step`.
+
+    Raises:
+        UserError: memory is full; names the largest batch that fits. The task is of no use then.
+    """
+    try:
+        return train_step(task, step, total, optimizer, device, gradient_clip)
+    except (RuntimeError, MemoryError) as error:
+        if not is_exhausted(error):
+            raise
+
+    # Outside the except clause, which would keep the tensors of the failed step.
+    def attempt(n: int) -> None:
+        batch = {name: values[:n] for name, values in step.batch.items()}
+        train_step(task, Step(step.step, batch, Rng(generator(n)), n), total, optimizer, device, gradient_clip)
+
+    n = processes.count()
+    with processes.alone():
+        largest = n * largest_batch(attempt, len(step.batch["images"]))
+    advice = (
+        f"batches of {largest} fit, as measured: train.batch_size={largest}" if largest else "use a smaller network"
+    )
+    place = "GPU memory" if device.torch.type == "cuda" else "memory"
+    raise UserError(f"out of {place} with batches of {step.images} images: {advice}")
 
 
 def train_step(

@@ -85,15 +85,17 @@ class Window:
     def close(self, steps: int, rate: float, run: Run) -> dict[str, float]:
         """Return the means since the last line and clear the window. Only this synchronizes with the device."""
         self._collect()
-        losses = torch.stack([out["loss"] for out, _ in self.rows]).float().cpu()
+        keys = list(self.rows[0][0])
+        values = torch.stack([torch.stack([out[k].float() for k in keys]) for out, _ in self.rows]).cpu()
+        losses = values[:, keys.index("loss")]
         self._count_seconds()
         if not losses.isfinite().all():
             bad = steps - len(losses) + 1 + int((~losses.isfinite()).nonzero()[0, 0])
             value = f"{losses[~losses.isfinite()][0]:g}"
             raise diverged(f"the loss became {value}", bad, rate, run) if bad > 1 else undefined(value, run)
         n = sum(k for _, k in self.rows)
-        sums = {k: sum(out[k].float() * (m / n) for out, m in self.rows) for k in self.rows[0][0]}
-        self.last = {f"train/{k}": float(v) for k, v in sums.items()}
+        sums = sum(row * (m / n) for row, (_, m) in zip(values, self.rows, strict=True))
+        self.last = {f"train/{k}": float(v) for k, v in zip(keys, sums, strict=True)}
         loss = self.last["train/loss"]
         self.note = metric("train/loss", loss)
         self.first = loss if self.first is None else self.first
@@ -294,7 +296,8 @@ class State:
 
     def _content(self, step: int) -> dict[str, Any]:
         state = self.task.state_dict()
-        bad = [k for k, v in state.items() if not v.isfinite().all()]
+        finite = torch.stack([v.isfinite().all() for v in state.values()]).tolist()
+        bad = [k for k, ok in zip(state, finite, strict=True) if not ok]
         if bad:
             rate = self.optimizer.param_groups[-1]["lr"]
             raise diverged(f"{len(bad)} weights, the first {bad[0]}, became infinite", step, rate, self.run)

@@ -79,7 +79,9 @@ def test_images_go_to_a_gpu_if_they_fit_into_half_of_its_free_memory(monkeypatch
     moved = object()
     monkeypatch.setattr(Images, "to", lambda self, device: moved)
     for free, expected in ((2 * some.nbytes, moved), (2 * some.nbytes - 2, some)):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 10**12))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free - 9, 10**12))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 30)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 21)  # 9 bytes are free within torch
         assert some.on(torch.device("cuda")) is expected
         assert some.on(torch.device("cpu")) is moved
 
