@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Every command on a CUDA GPU, and images/s of training against the network alone.
 #
+#   benchmarks/gpu.sh tests                       tests/gpu, which need pytest
 #   benchmarks/gpu.sh commands [FOLDER [OUT]]     every command, 9 minutes
 #   benchmarks/gpu.sh speed                       images/s, 5 minutes
 #
@@ -30,6 +31,7 @@ sslrun() { local name=$1; shift; try "$name" "$python" -m sslrun "$@"; }
 newest() { ls -d "outputs/$1"/2*/ | tail -n 1; }
 
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "torch sees no CUDA GPU")' || exit 1
+[ "$what" = tests ] && exec "$python" -m pytest -q -p no:cacheprovider "$here/../tests/gpu"
 [ "$what" = speed ] && exec "$python" "$here/gpu.py" speed
 for pretext in rotation jigsaw simclr; do
   sslrun "pretrain_$pretext" pretrain pretext=$pretext "${data[@]}" train.epochs=3 train.evaluations=3 device=cuda

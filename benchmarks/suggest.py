@@ -36,7 +36,9 @@ def main() -> None:
     assert val is not None
     assert data.labels is not None
     assert val.labels is not None
-    device = Device(name="cpu", precision="fp32", memory_format="channels_last", compile=None, threads=None)
+    device = Device(
+        name="cpu", precision="fp32", memory_format="channels_last", compile=None, deterministic=False, threads=None
+    )
     device.claim()
     device.put(network.encoder)
     x, labels = features(network.encoder, data.images, device), data.labels

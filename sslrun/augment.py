@@ -29,6 +29,11 @@ def generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
+def moved(numbers: Tensor, device: torch.device) -> Tensor:
+    """Move numbers from the CPU to a device without waiting for it: large ones go through pinned memory."""
+    return (numbers.pin_memory() if device.type == "cuda" else numbers).to(device, non_blocking=True)
+
+
 class Rng:
     """Random numbers of one step, drawn for every sample of the global batch, of which a process takes its share.
 

@@ -31,6 +31,8 @@ class Device:
             CPU.
         memory_format: of images and feature maps; `auto` is the fastest, measured together with the precision.
         compile: mode of `torch.compile` for training steps; null runs them eagerly.
+        deterministic: use algorithms on a GPU that give the same bits again, and warn where torch has none. They are
+            slower. A CPU gives the same bits with the same number of threads.
         threads: number of CPU threads; null keeps torch's choice.
 
     Raises:
@@ -44,6 +46,7 @@ class Device:
         precision: Literal["auto", "fp32", "bf16", "fp16"],
         memory_format: Literal["auto", "contiguous", "channels_last"],
         compile: Literal["default", "reduce-overhead", "max-autotune"] | None,
+        deterministic: bool,
         threads: PositiveInt | None,
     ) -> None:
         name = kind(name)
@@ -65,7 +68,7 @@ class Device:
                 "use device=cpu"
             )
         self.torch = torch.device(name, gpu) if several else torch.device(name)
-        self.compiled, self.threads = compile, threads
+        self.compiled, self.deterministic, self.threads = compile, deterministic, threads
         native = native_precision(name)
         half: list[Precision] = ["bf16"] if _has_bf16() else []
         every: dict[str, list[Precision]] = {"cpu": ["fp32", *half], "cuda": [native, "fp32"], "mps": ["fp32"]}
@@ -76,7 +79,7 @@ class Device:
         self.use(native if precision == "auto" else precision, self.formats[0])
 
     def claim(self) -> None:
-        """Configure this process for speed: number of threads, reuse of freed memory; and its GPU of several.
+        """Configure this process: number of threads, reuse of freed memory, deterministic algorithms, which GPU.
 
         Only commands call this. `sslrun.load()` leaves the settings of its host process unchanged.
         """
@@ -84,6 +87,11 @@ class Device:
             torch.set_num_threads(self.threads)
         if self.torch.index is not None:
             torch.cuda.set_device(self.torch)
+        if self.torch.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # else fp32 convolutions would have 10 bits
+            if self.deterministic or torch.are_deterministic_algorithms_enabled():
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it starts
+                torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
         if self.torch.type == "cpu":
             _keep_freed_memory()
 

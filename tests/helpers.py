@@ -370,7 +370,9 @@ def study_table(study: Path) -> list[dict[str, str]]:
 
 ADAMW = {"_target_": "sslrun.training.optimizers.adamw", "weight_decay": 0.05, "betas": [0.9, 0.999]}
 SGD = {"_target_": "sslrun.training.optimizers.sgd", "weight_decay": 0.0, "momentum": 0.9, "nesterov": True}
-CPU = Device(name="cpu", precision="fp32", memory_format="channels_last", compile=None, threads=None)
+CPU = Device(
+    name="cpu", precision="fp32", memory_format="channels_last", compile=None, deterministic=False, threads=None
+)
 
 
 class Pixels(nn.Module):
@@ -492,7 +494,9 @@ def encoder_of(name: str, image_size: int) -> Encoder:
     return build_encoder(BACKBONES[name], image_size, [0.5] * 3, [0.25] * 3).eval()
 
 
-LEFT_OPEN: dict[str, Any] = {"precision": "auto", "memory_format": "auto", "compile": None, "threads": None}
+LEFT_OPEN: dict[str, Any] = {
+    **{"precision": "auto", "memory_format": "auto", "compile": None, "deterministic": False, "threads": None}
+}
 
 
 def cpu(**keys: Any) -> Device:

@@ -476,7 +476,8 @@ def test_every_exception_is_needed(house: Sources) -> None:
 # The tests mirror the house
 
 TESTS = Path(__file__).parent
-ABOUT_ALL: dict[str, str] = {  # tests of the repository as a whole, at the top of tests/ -> what they are about
+ABOUT_ALL: dict[str, str] = {  # tests of the repository as a whole -> what they are about
+    "gpu/test_gpu.py": "what runs on a CUDA GPU, against a CPU",
     "test_as_they_lie.py": "images and labels as people have them, from check to predict",
     "test_cases.py": "the numbered cases and their tests",
     "test_docs.py": "README and docs/: commands, defaults, links",
@@ -508,7 +509,7 @@ def test_tests_lie_where_the_code_lies(house: Sources) -> None:
     result = sorted(p.relative_to(TESTS).as_posix() for p in TESTS.rglob("test_*.py"))
     assert misplaced_tests(result, house) == []
     assert set(ABOUT_ALL) <= set(result)
-    rooms = {p.relative_to(TESTS).as_posix() for p in TESTS.rglob("__init__.py")} - {"__init__.py"}
+    rooms = {p.relative_to(TESTS).as_posix() for p in TESTS.rglob("__init__.py")} - {"__init__.py", "gpu/__init__.py"}
     assert rooms <= set(house), f"folders of tests that are no rooms: {sorted(rooms - set(house))}"
 
 

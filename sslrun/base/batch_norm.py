@@ -61,15 +61,39 @@ class _Normalized(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         x, weight, mean, variance, n = ctx.saved_tensors
+        inverse = (variance + ctx.eps).rsqrt()
+        if x.is_cuda:
+            return _backward_on_gpu(gradients[0], x, weight, mean, inverse, n)
         fixed, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            gradients[0], x, torch.ones_like(mean) if weight is None else weight, mean, variance, None, None, False,
+            gradients[0], x, torch.ones_like(mean) if weight is None else weight, mean, variance, mean, inverse, False,
             ctx.eps, [True, True, True],
         )  # fmt: skip
         sums = processes.Total.apply(torch.stack([of_weight, of_bias]).detach()) / n  # of all processes
-        scale = (variance + ctx.eps).rsqrt() * (1 if weight is None else weight)
+        scale = inverse * (1 if weight is None else weight)
         # What the statistics depend on: -scale (mean gradient + normalized x * mean of gradient * normalized x)
         fixed += F.batch_norm(x, mean, variance, -scale * sums[0], -scale * sums[1], False, 0.0, ctx.eps)
         return fixed, None if weight is None else of_weight, None if weight is None else of_bias, None
+
+
+def _backward_on_gpu(
+    gradient: Tensor, x: Tensor, weight: Any, mean: Tensor, inverse: Tensor, n: Tensor
+) -> tuple[Any, ...]:
+    """Return the gradients by the kernels of torch's `SyncBatchNorm`, which exist on GPUs alone.
+
+    Args:
+        inverse: 1 / standard deviation.
+        n: number of values of a channel in all processes.
+    """
+    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    gradient = gradient.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    affine = weight is not None
+    of_sum, of_product, of_weight, of_bias = torch.batch_norm_backward_reduce(
+        gradient, x, mean, inverse, weight, True, affine, affine
+    )
+    of_sum, of_product = processes.Total.apply(torch.cat([of_sum, of_product]).detach()).chunk(2)
+    counts = n.to(torch.int32)[None]
+    of_x = torch.batch_norm_backward_elemt(gradient, x, mean, inverse, weight, of_sum, of_product, counts)
+    return of_x, of_weight, of_bias, None
 
 
 class _Synchronized1d(Synchronized, nn.BatchNorm1d):

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -72,9 +73,15 @@ def start() -> None:
 
 
 def end() -> None:
-    """Leave the group of processes."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+    """Leave the group of processes. With an error on a GPU the process ends here: NCCL would wait for the others."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    error = sys.exc_info()[1]
+    if isinstance(error, SystemExit) and torch.cuda.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(error.code or 0))
+    dist.destroy_process_group()
 
 
 def is_lost(error: RuntimeError) -> bool:
@@ -134,6 +141,11 @@ def from_first(function: Callable[[], T]) -> T:
             box = [function()]
     dist.broadcast_object_list(box, group=_patient)
     return box[0]
+
+
+def same(value: T) -> T:
+    """Return the first process's value in all processes."""
+    return from_first(lambda: value)
 
 
 @contextmanager
@@ -247,20 +259,23 @@ def mean_of_share(x: Tensor) -> Tensor:
 
 
 def sum_gradients(module: nn.Module) -> None:
-    """Replace all gradients by their sums over the processes, in one message; a missing one counts as 0.
+    """Replace all gradients by their sums over the processes; a missing one counts as 0.
 
     A parameter without a gradient in every process still has none.
     """
     if count() == 1:
         return
     trained = [p for p in module.parameters() if p.requires_grad]
+    there = torch.tensor([float(p.grad is not None) for p in trained])
+    dist.all_reduce(there)  # on the CPU, so that nothing waits for a GPU, which may wait for a lost process
+    trained = [p for p, n in zip(trained, there.tolist(), strict=True) if n]
+    if not trained:
+        return
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-    there = torch.tensor([float(p.grad is not None) for p in trained]).to(gradients[0])
-    flat = torch.cat([g.flatten() for g in gradients] + [there])
+    flat = torch.cat([g.flatten() for g in gradients])
     dist.all_reduce(flat)
-    *parts, there = flat.split([g.numel() for g in gradients] + [len(there)])
-    for p, g, part, n in zip(trained, gradients, parts, there.tolist(), strict=True):
-        p.grad = g.copy_(part.view_as(g)) if n else None
+    for p, g, part in zip(trained, gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        p.grad = g.copy_(part.view_as(g))
 
 
 def broadcast(module: nn.Module) -> None:

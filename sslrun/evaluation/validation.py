@@ -103,7 +103,7 @@ def encoder_metrics(
             health["feature_spread"],
             health["effective_rank"],
         )
-    views = HEALTH_VIEWS(sample.cpu().float() / 255, Rng(torch.Generator().manual_seed(0)))
+    views = HEALTH_VIEWS(device.floats(sample), Rng(torch.Generator().manual_seed(0)))
     both = alignment_and_uniformity(seen, features(encoder, views.mul(255).round().byte(), device))
     metrics = {f"val/{k}": v for k, v in {**health, **both}.items()}
     if knn is None:

@@ -4,7 +4,6 @@ import itertools
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.base.errors import UserError, described
@@ -84,9 +83,18 @@ def average(features: Tensor) -> Tensor:
 
 
 def grid_average(features: Tensor) -> Tensor:
-    """Average a feature map, `N x C x H x W`, in 2 x 2 cells to `N x 4C`, in float32; a side of 1 px has one cell."""
-    sides = (min(GRID, features.shape[2]), min(GRID, features.shape[3]))
-    return F.adaptive_avg_pool2d(features.float(), sides).flatten(1)
+    """Average a feature map, `N x C x H x W`, in 2 x 2 cells to `N x 4C`, in float32; a side of 1 px has one cell.
+
+    Cells of an odd side overlap by one position, as in `adaptive_avg_pool2d`, which is not deterministic on GPUs.
+    """
+    rows, columns = (_cells(side) for side in features.shape[2:])
+    cells = [average(features[:, :, row, column]) for row in rows for column in columns]
+    return torch.stack(cells, 2).flatten(1)
+
+
+def _cells(side: int) -> list[slice]:
+    n = min(GRID, side)
+    return [slice(i * side // n, -(-(i + 1) * side // n)) for i in range(n)]
 
 
 def example_maps(backbone: nn.Module, image_size: int) -> list[Tensor]:

@@ -62,7 +62,7 @@ def task_figures(run: Run, task: Task, images: Tensor, seed: int, device: Device
         images: `N x 3 x S x S`, uint8.
     """
     task.eval()
-    with torch.no_grad():
+    with torch.no_grad(), device.eager():
         figures = task.figures(device.floats(images), Rng(torch.Generator().manual_seed(seed)))
     if figures:
         _draw_columns(run, "outputs", images.float() / 255, figures)

@@ -89,7 +89,9 @@ def export(run: Run, settings: Export) -> dict[str, Any]:
                 f"{network.path.parent} is a kNN classifier, which has no head to export; train one with mode=probe"
             )
         head = network.classifier.head
-    device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
+    device = Device(
+        name="cpu", precision="fp32", memory_format="contiguous", compile=None, deterministic=False, threads=None
+    )
     path = new_file(
         "out", Path(settings.out) if settings.out else run.directory / f"{settings.what}{SUFFIXES[settings.format]}"
     )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 
+from sslrun.base import processes
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.machine import is_first
@@ -158,6 +159,7 @@ def _result(run: Run, settings: Finetune, network: Network, labeled: Labeled, de
     if not (run.in_sweep or run.in_study):
         jobs.stop()
     its = frozen[chosen.name]
+    its.pooling = its.encoder.pooling = processes.same(its.pooling)  # which rounding may decide
     init = network.init if chosen.name != SCRATCH else SCRATCH
     used = {**chosen.config, "mode": chosen.mode, "init": init, "search": [], "pooling": its.pooling}
     run.note(chosen=chosen.name, setting=chosen.setting, pooling=its.pooling)

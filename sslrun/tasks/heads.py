@@ -4,7 +4,7 @@ import itertools
 
 from torch import Tensor, nn
 
-from sslrun.augment import Rng
+from sslrun.augment import Rng, moved
 
 
 def mlp(*widths: int, batch_norm: bool = True, last_norm: bool = False) -> nn.Sequential:
@@ -33,4 +33,4 @@ def dropped(x: Tensor, rate: float, rng: Rng, views: int) -> Tensor:
         rate: probability of a value to be 0; the others are divided by 1 - rate.
     """
     kept = rng.rand(views, len(x) // views, x.shape[1], dim=1).flatten(0, 1) >= rate
-    return x * kept.to(x.device, non_blocking=True) / (1 - rate)
+    return x * moved(kept, x.device) / (1 - rate)

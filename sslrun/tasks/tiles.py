@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from sslrun.augment import Rng
+from sslrun.augment import Rng, moved
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.models.encoder import Encoder, example_maps
@@ -99,7 +99,7 @@ def cut(images: Tensor, cells: Tensor, grid: int, cell: int, tile: int, rng: Rng
         `N x T x C x tile x tile`.
     """
     device = images.device
-    offsets = rng.randint(cell - tile + 1, 2, *cells.shape, dim=1).to(device, non_blocking=True)
+    offsets = moved(rng.randint(cell - tile + 1, 2, *cells.shape, dim=1), device)
     inside = torch.arange(tile, device=device)
     rows = (cells // grid * cell + offsets[0])[..., None] + inside
     columns = (cells % grid * cell + offsets[1])[..., None] + inside

@@ -53,8 +53,8 @@ def fit(
         log.info("Nothing to do: all %d steps are done. To train longer, set train.steps or train.epochs", total)
     synchronize(task)
     processes.broadcast(task)
-    if not resumed:
-        state.evaluated(0, _evaluate(task, evaluate))
+    if not resumed or (start in stops and not state.is_evaluated(start)):  # it was interrupted in an evaluation
+        state.evaluated(start, _evaluate(task, evaluate))
 
     with (
         progress(f"{run.stage} step", total, "images", start, batches.size) as advance,
@@ -103,6 +103,8 @@ def _step_within_memory(
 
     # Outside the except clause, which would keep the tensors of the failed step.
     def attempt(n: int) -> None:
+        optimizer.state.clear()  # a step that failed in the optimizer leaves a part of it
+        device.use(device.precision, device.memory_format)  # a new scaler
         batch = {name: values[:n] for name, values in step.batch.items()}
         train_step(task, Step(step.step, batch, Rng(generator(n)), n), total, optimizer, device, gradient_clip)
 

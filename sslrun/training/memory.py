@@ -6,7 +6,7 @@ import torch
 
 from sslrun.base.errors import UserError
 
-NO_MEMORY = ("out of memory", "can't allocate memory")  # in messages of torch, from a GPU and from the CPU
+NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # of CUDA, its libraries, and of a CPU
 REFINED = 3  # bisections after the first batch that fits
 
 

@@ -27,7 +27,10 @@ def sgd(
     groups: Groups, learning_rate: float, *, weight_decay: NotNegative, momentum: Share, nesterov: bool
 ) -> optim.Optimizer:
     """Stochastic gradient descent with momentum."""
-    return optim.SGD(groups, learning_rate, momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True)
+    built = optim.SGD(groups, learning_rate, momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True)
+    for p in (p for group in built.param_groups for p in group["params"] if momentum):
+        built.state[p]["momentum_buffer"] = torch.zeros_like(p)  # torch fails where some weights get gradients later
+    return built
 
 
 def lars(

@@ -186,11 +186,12 @@ class State:
         self.best: tuple[float, int] = (-math.inf, 0)
         self.metrics = metrics or {}
         self._saved_at = time.monotonic()
+        self._evaluated_at = 0  # steps
         self._whole: tuple[int, list[Tensor] | None] = (0, None)  # steps, and the buffers within the next one
 
     def begin(self, done: int) -> None:
         """Begin a step, after `done` others. Several processes keep the buffers, for `saved_where_others_end`."""
-        if processes.count() > 1:
+        if processes.count() > 1 and self.device.torch.type == "cpu":
             self._whole = done, [b.clone() for b in self.task.buffers()]
 
     def ended(self, step: int) -> int:
@@ -244,12 +245,17 @@ class State:
     def evaluated(self, step: int, metrics: dict[str, float], also: str | None = None) -> None:
         """Log an evaluation and save `last.pt`, and `best.pt` if the score is at least the best so far."""
         self.metrics = metrics or self.metrics
+        self._evaluated_at = step
         self.run.log.scalars(step, metrics)
         if self.monitor is not None:
             value = metrics.get(self.monitor, float(step))
             if value >= self.best[0]:
                 self._keep_best(value, step)
         self.save(step, also)
+
+    def is_evaluated(self, step: int) -> bool:
+        """Return whether the state after this many steps has been evaluated."""
+        return self._evaluated_at == step
 
     def finished(self, step: int) -> None:
         """Save `best.pt` after the last step if nothing is chosen."""
@@ -307,6 +313,7 @@ class State:
             "step": step,
             "best": list(self.best),
             "metrics": self.metrics,
+            "evaluated_at": self._evaluated_at,
             "model": state,
         }
 
@@ -332,6 +339,7 @@ class State:
             if content["scaler"]:  # only that of fp16 has a state
                 self.device.scaler.load_state_dict(content["scaler"])
             self.best, self.metrics = (content["best"][0], content["best"][1]), content["metrics"]
+            self._evaluated_at = content.get("evaluated_at", content["step"])
             if "window" in content:
                 self.window.restore(content["window"], self.device)
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:

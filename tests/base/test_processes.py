@@ -2,81 +2,48 @@
 
 import datetime
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from sslrun import augment
-from sslrun.augment import Augment, Rng, generator
+from sslrun.augment import Rng, generator
 from sslrun.base import processes
 from sslrun.base.batch_norm import synchronize
 from sslrun.base.errors import UserError
-from sslrun.base.paths import CONF
 from sslrun.config.compose import compose_nodes
-from sslrun.models.classifier import Classifier
 from sslrun.run import checkpoint
 from sslrun.run.find import LAST
 from sslrun.tasks import colors
-from sslrun.tasks.finetuning.supervised import Finetuning
-from sslrun.tasks.pretext import distill
-from sslrun.tasks.task import Task
 from sslrun.training.batches import Batches
 from sslrun.training.loop import train_step
 from sslrun.training.optimizers import build_optimizer
+from tests.every_task import IMAGES, PRETEXT, task_named
 from tests.helpers import (
     DIGITS,
-    IDENTITY,
     Cli,
     cpu,
     ended,
-    make_task,
     metric_rows,
     run_here,
     runs,
-    small_encoder,
     spawn,
     start_several,
     summary,
 )
+from tests.training.fitting import PLAIN_SGD, Slope
 
-TASKS = sorted(p.stem for p in (CONF / "pretext").glob("*.yaml"))
-IMAGES, BATCH, STEPS = 22, 13, 20  # batches of two epochs, shares of unequal size
-CHANGES: dict[str, dict[str, Any]] = {"moco": {"queue": 20}, "swav": {"prototypes": 8}, "rotation": {"dropout": 0.3}}
-
-
-def task_named(name: str) -> Task:
-    torch.manual_seed(0)
-    if name == "distill":
-        return distillation()
-    if name != "finetuning":
-        return make_task(name, **CHANGES.get(name, {}))
-    classifier = Classifier(small_encoder(), 3)
-    weights = torch.tensor([0.5, 1.0, 2.0])
-    return Finetuning(classifier, Augment(**IDENTITY | {"grayscale": 0.5}), 0.1, 5, False, 0.5, class_weights=weights)
-
-
-def distillation() -> Task:
-    """Return a task with features of a teacher, as if it had been prepared."""
-    teacher = SimpleNamespace(encoder=small_encoder(), origin={}, digest=lambda: "00" * 16)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distill, "teacher_of", lambda *_: teacher)
-        task = make_task("distill", components=4)
-    assert isinstance(task, distill.Distill)
-    task.features = np.random.default_rng(0).normal(size=(IMAGES, 32)).astype(np.float16)
-    for buffer in (task.mean, task.directions, task.weight):
-        buffer.copy_(torch.rand(buffer.shape))
-    return task
+BATCH, STEPS = 13, 20  # batches of two epochs of 22 images, shares of unequal size
 
 
 def train(names: list[str], rank: int, count: int, double: bool, pieces: Tensor, place: str) -> None:
@@ -115,7 +82,7 @@ def trained(pieces: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Any:
     def run(count: int, double: bool = True) -> list[dict[str, Any]]:
         place = str(folder / f"{count}{double}")
         if not Path(f"{place}.0").exists():
-            started = [spawn(train, [*TASKS, "finetuning"], r, count, double, images, place, err=f"{place}.{r}.err")
+            started = [spawn(train, [*PRETEXT, "finetuning"], r, count, double, images, place, err=f"{place}.{r}.err")
                        for r in range(count)]  # fmt: skip
             assert [ended(p) for p in started] == [0] * count, Path(f"{place}.0.err").read_text()
         return [torch.load(f"{place}.{r}") for r in range(count)]
@@ -124,7 +91,7 @@ def trained(pieces: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*TASKS, "finetuning"])
+@pytest.mark.parametrize("name", [*PRETEXT, "finetuning"])
 @pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_train_the_same_model_as_one(name: str, count: int, trained: Any) -> None:
     (losses, weights), *_ = [of[name] for of in trained(1)]
@@ -137,7 +104,7 @@ def test_several_processes_train_the_same_model_as_one(name: str, count: int, tr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*TASKS, "finetuning"])
+@pytest.mark.parametrize("name", [*PRETEXT, "finetuning"])
 def test_in_single_precision_the_first_step_is_the_same(name: str, trained: Any) -> None:
     (one,), (two,) = (trained(count, False)[0][name][0] for count in (1, 2))
     assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
@@ -204,6 +171,48 @@ def test_two_processes_write_one_run_with_the_numbers_of_one(command: tuple[str,
     }
     assert printed(1) == ""
     assert printed(0).count("Finished in") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_two_processes_compile_their_steps(cli: Cli) -> None:
+    for compiled in ("null", "default"):
+        both = start_several(2, "pretrain", *SHORT, f"device.compile={compiled}")
+        assert [ended(p) for p in both] == [0, 0], printed(0)
+    eager, compiled_run = runs("pretrain")
+    assert losses(compiled_run) == pytest.approx(losses(eager), rel=1e-2)
+
+
+class Overflows(Slope):
+    """The gradient of the second process overflows in the second step."""
+
+    def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
+        loss = super().forward(batch, rng)["loss"]
+        return {"loss": loss * (float("inf") if processes.rank() == 1 and self.step == 1 else 1.0)}
+
+    def before_step(self, step: int, total: int) -> None:
+        self.step = step
+
+
+def overflow(rank: int, place: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{place}.store", rank=rank, world_size=2)
+    on, task, rows = cpu(precision="fp32"), Overflows(), []
+    on.use("fp16", "channels_last")  # which a CPU supports, slowly
+    optimizer = build_optimizer(PLAIN_SGD, task, 0.01)
+    for step in Batches(torch.zeros(16, 3, 8, 8, dtype=torch.uint8), None, 8, 4, 0, on).after(0):
+        before = task.moved()
+        train_step(task, step, 4, optimizer, on, 1.0)
+        rows.append((task.moved() != before, on.scaler.get_scale()))
+    torch.save((rows, task.state_dict()), f"{place}.{rank}")
+
+
+def test_an_overflow_in_one_process_skips_the_step_in_all(tmp_path: Path) -> None:
+    place = str(tmp_path / "overflow")
+    both = [spawn(overflow, r, place, err=f"{place}.{r}.err") for r in range(2)]
+    assert [ended(p) for p in both] == [0, 0], Path(f"{place}.0.err").read_text()
+    (rows, weights), (others, same) = (torch.load(f"{place}.{r}") for r in range(2))
+    assert rows == others == [(True, 65536), (False, 32768), (True, 32768), (True, 32768)]
+    assert all(torch.equal(weights[k], same[k]) for k in weights)
 
 
 @pytest.mark.slow

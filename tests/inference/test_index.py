@@ -153,7 +153,9 @@ def test_each_checkpoint_stage_and_precision_has_its_own_features() -> None:
     for name, content in (("best.pt", b"weights"), ("other.pt", b"others"), ("copy.pt", b"weights")):
         Path(name).write_bytes(content)
     a = paint("a.bmp", 10)
-    bf16 = Device(name="cpu", precision="bf16", memory_format="contiguous", compile=None, threads=None)
+    bf16 = Device(
+        name="cpu", precision="bf16", memory_format="contiguous", compile=None, deterministic=False, threads=None
+    )
     cases = (
         [("best.pt", CPU, None, 1), ("other.pt", CPU, None, 1), ("best.pt", bf16, None, 1), ("best.pt", CPU, 1, 1)],
         [("best.pt", CPU, None, 0), ("copy.pt", CPU, None, 0), ("other.pt", CPU, None, 0), ("best.pt", bf16, None, 0)],

@@ -132,7 +132,12 @@ def model(temperature: float = 1.0, confidence_threshold: float | None = None) -
         temperature,
         confidence_threshold,
     )
-    return Model(network, Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None))
+    return Model(
+        network,
+        Device(
+            name="cpu", precision="fp32", memory_format="contiguous", compile=None, deterministic=False, threads=None
+        ),
+    )
 
 
 def light(brightness: float, temperature: float = 1.0) -> float:

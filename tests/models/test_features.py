@@ -10,7 +10,9 @@ from tests.helpers import CPU, encoder_of, small_encoder
 
 
 def test_features_do_not_depend_on_the_batch(pieces: Tensor) -> None:
-    device = Device(name="cpu", precision="fp32", memory_format="channels_last", compile=None, threads=None)
+    device = Device(
+        name="cpu", precision="fp32", memory_format="channels_last", compile=None, deterministic=False, threads=None
+    )
     images = (pieces * 255).round().to(torch.uint8)
     net = encoder_of("smallcnn", 32)
     assert torch.allclose(features(net, images, device, 7), features(net, images, device, 60), atol=1e-5)
@@ -21,7 +23,9 @@ def test_map_features_are_the_means_of_the_maps() -> None:
     encoder = build_encoder(
         {"_target_": "sslrun.models.backbones.resnet18.resnet18", "stem": "auto"}, 32, [0.5] * 3, [0.5] * 3, "grid"
     )
-    device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
+    device = Device(
+        name="cpu", precision="fp32", memory_format="contiguous", compile=None, deterministic=False, threads=None
+    )
     images = (torch.rand(5, 3, 32, 32) * 255).to(torch.uint8)
     result = map_features(encoder, images, device, batch_size=2)
     assert [f.shape for f in result] == [(5, 64), (5, 128), (5, 256), (5, 512)]
@@ -58,7 +62,9 @@ def test_features_are_those_of_the_encoder_in_evaluation_mode_with_each_pooling(
 
 
 def test_in_half_precision_features_and_probabilities_are_still_of_32_bits() -> None:
-    device = Device(name="cpu", precision="bf16", memory_format="contiguous", compile=None, threads=None)
+    device = Device(
+        name="cpu", precision="bf16", memory_format="contiguous", compile=None, deterministic=False, threads=None
+    )
     encoder, images = small_encoder((4, 8)), photos(3)
     assert features(encoder, images, device).dtype == torch.float32
     assert pooled_features(encoder, images, device, ["grid"])["grid"].dtype == torch.float32
@@ -80,14 +86,18 @@ def test_large_images_are_computed_in_small_batches(size: int, most: int) -> Non
     """A batch of 512 images at 224 px would need gigabytes for the maps of the first stages."""
     encoder, seen = small_encoder(), []
     encoder.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
+    device = Device(
+        name="cpu", precision="fp32", memory_format="contiguous", compile=None, deterministic=False, threads=None
+    )
     n = most + 1
     found = features(encoder, torch.zeros(1, 3, size, size, dtype=torch.uint8).expand(n, -1, -1, -1), device)
     assert (len(found), seen) == (n, [most, 1])
 
 
 def test_probabilities_and_maps_are_those_of_two_passes(pieces: Tensor) -> None:
-    device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
+    device = Device(
+        name="cpu", precision="fp32", memory_format="contiguous", compile=None, deterministic=False, threads=None
+    )
     images = (pieces * 255).round().to(torch.uint8)
     classifier = Classifier(encoder_of("smallcnn", 32), 4)
     found, maps = probabilities_and_maps(classifier, images, device)

@@ -14,7 +14,7 @@ from sslrun.study.results import Row
 from tests.helpers import CPU, Cli, row, runs, small_encoder
 
 DEVICE: Node = {"_target_": "sslrun.device.Device", "name": "cpu", "precision": "fp32", "memory_format": "contiguous",
-                "compile": None, "threads": 1}  # fmt: skip
+                "compile": None, "deterministic": False, "threads": 1}  # fmt: skip
 
 
 def test_the_size_is_that_of_all_numbers_of_the_network() -> None:

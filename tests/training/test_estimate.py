@@ -129,7 +129,14 @@ def test_finetuning_takes_the_regressions_the_trainings_in_folds_and_a_final_one
 
 def config() -> dict[str, Any]:
     keys = (key.removeprefix("device.").split("=") for key in QUICK[1:])
-    device = {"_target_": "sslrun.device.Device", "name": "cpu", "compile": None, "threads": None, **dict(keys)}
+    device = {
+        "_target_": "sslrun.device.Device",
+        "name": "cpu",
+        "compile": None,
+        "deterministic": False,
+        "threads": None,
+        **dict(keys),
+    }
     return {
         "device": device,
         "dataset": {"image_size": 8},

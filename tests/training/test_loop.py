@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sslrun.augment import Rng
-from sslrun.base import console, signals
+from sslrun.base import console, processes, signals
 from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.run import checkpoint
@@ -184,3 +184,30 @@ def test_gradients_do_not_add_up_over_steps() -> None:
     task = Slope(head=1.0, encoder=1.0)
     fit_slope(task, steps=2, learning_rate=0.5)
     assert task.moved() == pytest.approx((0.75, 0.75))  # 0.5, then half of it: the cosine is halfway
+
+
+def test_a_training_that_ended_in_an_evaluation_repeats_it_when_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process evaluates; when the others have ended meanwhile, it saves what it has."""
+    whole, calls = MeanTask(), 0
+
+    def evaluate() -> dict[str, float]:
+        return {"val/accuracy": 0.5}
+
+    def interrupted() -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise RuntimeError("Connection closed by peer")
+        return evaluate()
+
+    train(whole, ramp(16), "whole", steps=6, evaluations=2, evaluate=evaluate)
+    monkeypatch.setattr(processes, "is_lost", lambda error: True)
+    monkeypatch.setattr(processes, "leave", lambda: None)
+    with pytest.raises(UserError, match="the state after step 3 is saved"):
+        train(MeanTask(), ramp(16), "run", steps=6, evaluations=2, evaluate=interrupted)
+    resumed = MeanTask()
+    train(resumed, ramp(16), "run", resumed=True, steps=6, evaluations=2, evaluate=evaluate)
+    assert [r["step"] for r in metric_rows("run") if "val/accuracy" in r] == [0, 3, 6]
+    assert torch.equal(resumed.weight, whole.weight)
+    train(MeanTask(), ramp(16), "run", resumed=True, steps=6, evaluations=2, evaluate=evaluate)
+    assert [r["step"] for r in metric_rows("run") if "val/accuracy" in r] == [0, 3, 6]

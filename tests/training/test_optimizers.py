@@ -163,3 +163,25 @@ def test_the_first_prefix_gives_the_rate_and_frozen_parameters_are_left_out() ->
     names = {id(p): name for name, p in net.named_parameters()}
     rates = {names[id(p)]: g["rate"] for g in found for p in g["params"]}
     assert rates == {"a.weight": 2.0, "a.bias": 2.0, "b.bias": 4.0, "ba.weight": 3.0, "ba.bias": 3.0}
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
+def test_weights_that_get_gradients_later_are_updated_as_alone(name: str) -> None:
+    """Prototypes are frozen in the first steps, for example."""
+    node: Any = OmegaConf.to_container(compose_config("pretrain", [f"optimizer={name}"], None).optimizer)
+
+    def built(*ws: nn.Parameter) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = build(node, [{"params": [*ws], "rate": 1.0, "weight_decay": DECAY}], RATE)
+        return optimizer
+
+    early, late, alone = weights(), weights(), weights()
+    together, own = built(early, late), built(alone)
+    for i in range(6):
+        early.grad = torch.ones_like(early)
+        late.grad = None if i < 2 else torch.full_like(late, float(i))
+        together.step()
+        if i >= 2:
+            alone.grad = torch.full_like(alone, float(i))
+            own.step()
+    assert torch.equal(late, alone)
+    assert not torch.equal(late, weights())

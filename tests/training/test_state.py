@@ -170,7 +170,9 @@ def test_a_run_can_be_resumed_in_the_other_memory_format(
     node: Any = OmegaConf.to_container(compose_config("pretrain", [f"optimizer={name}"], None).optimizer)
 
     def go(where: str, memory_format: MemoryFormat, steps: int, resumed: bool = False) -> dict[str, Tensor]:
-        device = Device(name="cpu", precision="fp32", memory_format=memory_format, compile=None, threads=None)
+        device = Device(
+            name="cpu", precision="fp32", memory_format=memory_format, compile=None, deterministic=False, threads=None
+        )
         torch.manual_seed(0)
         encoder = Encoder(smallcnn(32, widths=[4, 8]), [0.5] * 3, [0.2] * 3)
         model = Finetuning(Classifier(encoder, 2), Augment(**IDENTITY), 0.1, 0, False, 1.0)
@@ -195,7 +197,14 @@ def test_a_run_can_be_resumed_in_another_precision() -> None:
     """Only the scaler of fp16 has a state."""
     for first, second in (("fp32", "fp16"), ("fp16", "fp32")):
         for precision, resumed, steps in ((first, False, 4), (second, True, 6)):
-            device = Device(name="cpu", precision="fp32", memory_format="contiguous", compile=None, threads=None)
+            device = Device(
+                name="cpu",
+                precision="fp32",
+                memory_format="contiguous",
+                compile=None,
+                deterministic=False,
+                threads=None,
+            )
             device.use(precision, "contiguous")  # type: ignore[arg-type]
             model = MeanTask()
             train(model, ramp(16), first, resumed, device=device, steps=steps, optimizer=SGD)

@@ -96,7 +96,7 @@ class _NCE(torch.autograd.Function):
         largest = scores.amax((1, 2), keepdim=True)
         exps = (scores - largest).exp_()
         own = exps[i, i]  # N x P
-        exps[i, i] = 0
+        exps.diagonal().zero_()
         whole = (own + exps.sum((1, 2))[:, None]).clamp_(min=TINY)
         loss = (whole.log() + largest[:, 0] - scores[i, i]).mean()
         exps *= (1 / whole).mean(1)[:, None, None] / n

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sslrun.augment import Augment, Rng
+from sslrun.augment import Augment, Rng, moved
 from sslrun.config.types import Node, NotNegative, PositiveInt, Share
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder, example_maps
@@ -45,8 +45,8 @@ class Autoencoder(Task):
     def noisy(self, images: Tensor, rng: Rng) -> Tensor:
         """Return images with noise and dropped pixels."""
         n, _, height, width = images.shape
-        noise = rng.randn(n, 3, height, width).to(images.device, non_blocking=True) * self.noise * self.encoder.std
-        dropped = rng.rand(n, 1, height, width).to(images.device, non_blocking=True) < self.drop
+        noise = moved(rng.randn(n, 3, height, width), images.device) * self.noise * self.encoder.std
+        dropped = moved(rng.rand(n, 1, height, width), images.device) < self.drop
         return torch.where(dropped, self.encoder.mean, images + noise)
 
     def views(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:

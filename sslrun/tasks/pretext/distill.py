@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sslrun.augment import Augment, Rng
+from sslrun.augment import Augment, Rng, moved
 from sslrun.base.errors import UserError
 from sslrun.base.processes import gathered
 from sslrun.config.types import Node, PositiveInt
@@ -90,7 +90,7 @@ class Distill(Task):
     def targets(self, rows: Tensor) -> Tensor:
         """Return the whitened features of images, `N x components`, in float32."""
         assert self.features is not None
-        features = half_rows(self.features, rows).to(self.mean.device, non_blocking=True)
+        features = moved(half_rows(self.features, rows), self.mean.device)
         with torch.autocast(self.mean.device.type, enabled=False):
             return (features - self.mean) @ self.directions.T
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.augment import Augment, Rng
+from sslrun.augment import Augment, Rng, moved
 from sslrun.config.types import Node, PositiveInt
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
@@ -58,7 +58,7 @@ class GAN(Task):
 
     def generated(self, n: int, rng: Rng, device: torch.device) -> Tensor:
         """Return generated images, `n x 3 x S x S`."""
-        out: Tensor = self.generator(rng.randn(n, self.latent_dim).to(device, non_blocking=True))
+        out: Tensor = self.generator(moved(rng.randn(n, self.latent_dim), device))
         return out.float()
 
     def figures(self, images: Tensor, rng: Rng) -> dict[str, Tensor]:

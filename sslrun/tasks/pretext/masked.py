@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.augment import Augment, Rng
+from sslrun.augment import Augment, Rng, moved
 from sslrun.base.processes import mean_of_share
 from sslrun.config.types import Node, PositiveInt
 from sslrun.models.encoder import Encoder, example_maps
@@ -111,7 +111,7 @@ class Masked(Task):
         return {"loss": error.sum() / (3 * mean_of_share(masked.sum()))}
 
     def _mask(self, images: Tensor, rng: Rng) -> Tensor:
-        return random_masks(len(images), self.grid, self.mask_ratio, rng).to(images.device, non_blocking=True)
+        return moved(random_masks(len(images), self.grid, self.mask_ratio, rng), images.device)
 
     def _standardized(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return pixels standardized in each cell, and mean and standard deviation of the cell, at each pixel."""

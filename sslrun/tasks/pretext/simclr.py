@@ -84,10 +84,10 @@ def ntxent(similarity: Tensor, temperature: float) -> Tensor:
 def dcl(similarity: Tensor, temperature: float) -> Tensor:
     """Return the decoupled contrastive loss (Yeh et al. 2022, eq. 5): NT-Xent with a denominator of negatives only."""
     n = len(similarity) // 2
-    rows = torch.arange(n, device=similarity.device)
     positive = similarity.diagonal(n)
     others = similarity.clone()
-    others[rows, rows + n] = others[rows + n, rows] = float("-inf")
+    for k in (n, -n):
+        others.diagonal(k).fill_(float("-inf"))
     return (others / temperature).logsumexp(1).mean() - positive.mean() / temperature
 
 

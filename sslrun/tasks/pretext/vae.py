@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from sslrun.augment import Augment, Rng
+from sslrun.augment import Augment, Rng, moved
 from sslrun.config.types import Node, NotNegative, PositiveInt
 from sslrun.device import in_float32
 from sslrun.models.encoder import Encoder
@@ -64,7 +64,7 @@ class VAE(Task):
         view = self.augment(batch["images"], rng)
         mean, log_variance = in_float32(self.posterior, self.encoder(view)).chunk(2, 1)
         log_variance = log_variance.clamp(-20, 20)
-        noise = rng.randn(*mean.shape).to(mean.device, non_blocking=True)
+        noise = moved(rng.randn(*mean.shape), mean.device)
         out = self.decoder(mean + (0.5 * log_variance).exp() * noise).float()
         error = (out - standardized(view, self.encoder)).square().mean()
         divergence = kl_divergence(mean, log_variance)

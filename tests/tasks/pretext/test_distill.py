@@ -324,7 +324,7 @@ def test_an_estimate_counts_the_pass_of_the_teacher_and_caches_nothing(
     backbone = {"_target_": "sslrun.models.backbones.smallcnn.smallcnn", "widths": [8, 16]}
     device = {
         "_target_": "sslrun.device.Device", "name": "cpu", "precision": "fp32", "memory_format": "contiguous",
-        "compile": None, "threads": None,
+        "compile": None, "deterministic": False, "threads": None,
     }  # fmt: skip
     optimizer = {"_target_": "sslrun.training.optimizers.adamw", "weight_decay": 0.0, "betas": [0.9, 0.999]}
     found = estimate.pretraining(images, node, backbone, optimizer, device, SIZE, 32)
