@@ -67,6 +67,8 @@ class Device:
                 f"device=cuda: there are {torch.cuda.device_count()} GPUs for more processes; start one for each, or "
                 "use device=cpu"
             )
+        if several and not torch.distributed.is_nccl_available():
+            raise UserError("device=cuda: several processes need NCCL, which this build of torch lacks; use device=cpu")
         self.torch = torch.device(name, gpu) if several else torch.device(name)
         self.compiled, self.deterministic, self.threads = compile, deterministic, threads
         native = native_precision(name)

@@ -1,4 +1,5 @@
 import json
+import os
 import platform
 import shutil
 from contextlib import nullcontext
@@ -209,3 +210,43 @@ def test_a_run_that_did_not_note_its_memory_format_is_used_in_the_default_one() 
     assert (
         inference_device(given, {"precision": "fp32", "memory_format": "contiguous"}).memory_format == "channels_last"
     )
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nccl", "words"),
+    [
+        (1, True, "there are 1 GPUs for more processes"),
+        (2, False, "several processes need NCCL, which this build of torch lacks; use device=cpu"),
+        (2, True, ""),
+    ],
+)
+def test_each_of_several_processes_has_a_gpu_of_its_own(
+    gpus: int, nccl: bool, words: str, cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: nccl)
+    if words:
+        with pytest.raises(UserError, match=words):
+            Device(name="cuda", **LEFT_OPEN)
+    else:
+        assert Device(name="cuda", **LEFT_OPEN).torch == torch.device("cuda", 1)
+    assert cpu().torch == torch.device("cpu")
+
+
+def test_deterministic_algorithms_are_used_where_they_are_set(
+    cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs of a sweep share a process, so that the next one resets them."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        for deterministic in (False, True, False):
+            Device(name="cuda", **LEFT_OPEN | {"deterministic": deterministic}).claim()
+            assert torch.are_deterministic_algorithms_enabled() == deterministic
+            assert not torch.backends.cudnn.allow_tf32
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
