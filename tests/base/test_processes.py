@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from sslrun import augment
@@ -24,13 +26,17 @@ from sslrun.base.errors import UserError
 from sslrun.config.compose import compose_nodes
 from sslrun.run import checkpoint
 from sslrun.run.find import LAST
+from sslrun.run.run import Run
 from sslrun.tasks import colors
 from sslrun.training.batches import Batches
-from sslrun.training.loop import train_step
+from sslrun.training.loop import fit, train_step
 from sslrun.training.optimizers import build_optimizer
+from sslrun.training.settings import Training
+from sslrun.training.state import State
 from tests.every_task import IMAGES, PRETEXT, task_named
 from tests.helpers import (
     DIGITS,
+    TRAINING,
     Cli,
     cpu,
     ended,
@@ -46,14 +52,18 @@ from tests.training.fitting import PLAIN_SGD, Slope
 BATCH, STEPS = 13, 20  # batches of two epochs of 22 images, shares of unequal size
 
 
+def compute_in_double_precision() -> None:
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
+    for module in (augment, colors):
+        for key, value in vars(module).copy().items():
+            setattr(module, key, value.double() if isinstance(value, Tensor) else value)
+
+
 def train(names: list[str], rank: int, count: int, double: bool, pieces: Tensor, place: str) -> None:
     """Train each task, and save the losses and the weights of this process."""
     if double:
-        torch.set_default_dtype(torch.float64)
-        torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
-        for module in (augment, colors):
-            for key, value in vars(module).copy().items():
-                setattr(module, key, value.double() if isinstance(value, Tensor) else value)
+        compute_in_double_precision()
     if count > 1:
         dist.init_process_group("gloo", init_method=f"file://{place}.store", rank=rank, world_size=count)
     device = cpu(precision="fp32", memory_format="contiguous")
@@ -101,6 +111,59 @@ def test_several_processes_train_the_same_model_as_one(name: str, count: int, tr
     for key, value in weights.items():
         assert torch.allclose(value.double(), several[0][1][key].double(), rtol=1e-7, atol=1e-9), key
         assert all(torch.equal(several[0][1][key], other[1][key]) for other in several[1:]), key
+
+
+PHASES = ((2, 6), (1, 12), (4, STEPS))  # processes, and after how many steps they end
+RESUMED = ("moco", "byol", "rotation", "swav", "finetuning")  # a queue, an average, dropout, prototypes, given labels
+
+
+def train_in_phases(rank: int, phase: int, phases: tuple[tuple[int, int], ...], pieces: Tensor, place: str) -> None:
+    """Train a part of all steps, as far as the phase goes; each process has a directory of its own."""
+    compute_in_double_precision()
+    count, end = phases[phase]
+    if count > 1:
+        dist.init_process_group("gloo", init_method=f"file://{place}.store{phase}", rank=rank, world_size=count)
+    device, labels, weights = cpu(precision="fp32", memory_format="contiguous"), torch.arange(IMAGES) % 3, {}
+    (node,) = compose_nodes("pretrain", "optimizer")
+    training = Training(**TRAINING | {"steps": STEPS, "batch_size": BATCH, "keep_every": 6, "gradient_clip": 1.0})
+    for name in RESUMED:
+        task, steps = task_named(name), list[int]()
+
+        def stop(step: int, total: int, before: Any = task.before_step, steps: list[int] = steps) -> None:
+            steps.append(step)
+            if step == end:
+                raise InterruptedError
+            before(step, total)
+
+        task.before_step = stop  # type: ignore[method-assign]
+        run = Run(Path(f"{place}.{rank}/{name}"), "pretrain", OmegaConf.create({"logger": []}), {}, phase > 0)
+        optimizer = build_optimizer(node, task, training.learning_rate)
+        state = State(run, task, optimizer, device, {}, None)
+        with suppress(InterruptedError):
+            fit(task, Batches(pieces, labels, BATCH, STEPS, 0, device), optimizer, training, device, state, dict)
+        run.close("interrupted")
+        assert steps[0] == (phases[phase - 1][1] if phase else 0)
+        weights[name] = task.state_dict()
+    torch.save(weights, f"{place}.{rank}.pt")
+
+
+@pytest.mark.slow
+def test_a_training_resumed_in_other_numbers_of_processes_is_that_of_one(pieces: Tensor, tmp_path: Path) -> None:
+    images, found = pieces[torch.arange(IMAGES) % len(pieces)].mul(255).byte(), []
+    for phases in (((1, STEPS),), PHASES):
+        place = str(tmp_path / str(len(phases)))
+        for phase, (count, _) in enumerate(phases):
+            for rank in range(1, count if phase else 0):
+                shutil.copytree(f"{place}.0", f"{place}.{rank}", dirs_exist_ok=True)
+            started = [
+                spawn(train_in_phases, r, phase, phases, images, place, err=f"{place}.err") for r in range(count)
+            ]
+            assert [ended(p) for p in started] == [0] * count, Path(f"{place}.err").read_text()
+        found.append(torch.load(f"{place}.0.pt"))
+    one, several = found
+    for name in RESUMED:
+        for key, value in one[name].items():
+            assert torch.allclose(value.double(), several[name][key].double(), rtol=1e-7, atol=1e-9), (name, key)
 
 
 @pytest.mark.slow
