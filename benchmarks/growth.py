@@ -110,7 +110,7 @@ def several(folder: Path, processes: int, *arguments: str) -> tuple[tuple[int, i
 def over_processes() -> None:
     """Print the table over images and processes."""
     row = "| {:,} | {} | {} | {:.0f} | {:.2f} | {:.2f} |"
-    print("| images | px | processes | images/s | own memory, GiB | images mapped, GiB |\n|---|---|---|---|---|---|")
+    print("| images | px | processes | images/s | own memory, GiB | mapped files, GiB |\n|---|---|---|---|---|---|")
     common = ["-cd", "own", "dataset=noise", "train.evaluations=1", "device=cpu", "device.threads=1"]
     common += ["device.precision=bf16", "device.memory_format=channels_last"]
     few = ("backbone.widths=[8,16]", "pretext=rotation", "pretext.copies=1", "train.batch_size=1024", "train.epochs=1")

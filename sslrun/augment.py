@@ -30,7 +30,7 @@ def generator(*numbers: int) -> torch.Generator:
 
 
 def moved(numbers: Tensor, device: torch.device) -> Tensor:
-    """Move numbers from the CPU to a device without waiting for it: large ones go through pinned memory."""
+    """Move numbers from the CPU to a device without waiting for it: to a GPU through pinned memory."""
     return (numbers.pin_memory() if device.type == "cuda" else numbers).to(device, non_blocking=True)
 
 

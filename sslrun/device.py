@@ -91,8 +91,8 @@ class Device:
             torch.cuda.set_device(self.torch)
         if self.torch.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # else fp32 convolutions would have 10 bits
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once, when it starts
             if self.deterministic or torch.are_deterministic_algorithms_enabled():
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it starts
                 torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
         if self.torch.type == "cpu":
             _keep_freed_memory()

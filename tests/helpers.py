@@ -495,8 +495,8 @@ def encoder_of(name: str, image_size: int) -> Encoder:
 
 
 LEFT_OPEN: dict[str, Any] = {
-    **{"precision": "auto", "memory_format": "auto", "compile": None, "deterministic": False, "threads": None}
-}
+    "precision": "auto", "memory_format": "auto", "compile": None, "deterministic": False, "threads": None,
+}  # fmt: skip
 
 
 def cpu(**keys: Any) -> Device:

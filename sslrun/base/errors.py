@@ -13,6 +13,15 @@ class UserError(CompactHydraException):
     """A mistake that the user can correct: reported without a traceback, exit code 1."""
 
 
+NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # of CUDA, its libraries, and of a CPU
+
+
+def is_exhausted(error: Exception) -> bool:
+    """Return whether an error says that memory is full: Python's, or torch's, which is a RuntimeError."""
+    torch_says = isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
+    return isinstance(error, MemoryError) or torch_says
+
+
 def described(error: BaseException) -> str:
     """Return an error's type, the first line of its message, and the line of the user's own code that raised it.
 

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
@@ -73,14 +74,17 @@ def start() -> None:
 
 
 def end() -> None:
-    """Leave the group of processes. With an error on a GPU the process ends here: NCCL would wait for the others."""
+    """Leave the group of processes. After an error on a GPU the process ends here: NCCL would wait for the others."""
     if not (dist.is_available() and dist.is_initialized()):
         return
     error = sys.exc_info()[1]
-    if isinstance(error, SystemExit) and torch.cuda.is_initialized():
+    stopped = isinstance(error, SystemExit) and error.code != 1  # by a signal: all do
+    if error is not None and not stopped and torch.cuda.is_initialized():
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(int(error.code or 0))
+        os._exit(1)
     dist.destroy_process_group()
 
 
@@ -261,7 +265,7 @@ def mean_of_share(x: Tensor) -> Tensor:
 def sum_gradients(module: nn.Module) -> None:
     """Replace all gradients by their sums over the processes; a missing one counts as 0.
 
-    A parameter without a gradient in every process still has none.
+    A parameter without a gradient in any process still has none.
     """
     if count() == 1:
         return

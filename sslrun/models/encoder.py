@@ -4,6 +4,7 @@ import itertools
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.base.errors import UserError, described
@@ -85,8 +86,16 @@ def average(features: Tensor) -> Tensor:
 def grid_average(features: Tensor) -> Tensor:
     """Average a feature map, `N x C x H x W`, in 2 x 2 cells to `N x 4C`, in float32; a side of 1 px has one cell.
 
-    Cells of an odd side overlap by one position, as in `adaptive_avg_pool2d`, which is not deterministic on GPUs.
+    On a GPU cell by cell, since the gradient of `adaptive_avg_pool2d` is not deterministic there.
     """
+    if not features.is_cuda:
+        sides = (min(GRID, features.shape[2]), min(GRID, features.shape[3]))
+        return F.adaptive_avg_pool2d(features.float(), sides).flatten(1)
+    return _by_cell(features)
+
+
+def _by_cell(features: Tensor) -> Tensor:
+    """Average in cells; those of an odd side overlap by one position."""
     rows, columns = (_cells(side) for side in features.shape[2:])
     cells = [average(features[:, :, row, column]) for row in rows for column in columns]
     return torch.stack(cells, 2).flatten(1)

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sslrun.base import processes, signals
 from sslrun.base.console import forget_logged, log, quietly, start_logging
-from sslrun.base.errors import UserError
+from sslrun.base.errors import UserError, is_exhausted
 from sslrun.base.machine import is_first
 from sslrun.base.paths import home
 from sslrun.base.text import duration
@@ -36,7 +36,6 @@ from sslrun.run.run import Run, Stages
 
 IN_STUDY = "study_run"  # hydra.job.name of a run that belongs to a study
 COPIED = ("summary.json", "config.yaml", METRICS)  # what a resumed run reads, with its checkpoints
-NO_MEMORY = "can't allocate memory"  # in the message of torch's RuntimeError
 
 
 class AnotherJob(UserError):
@@ -172,7 +171,7 @@ def explained(error: Exception) -> str:
         return "sslrun: another process has ended, or did not answer"
     if isinstance(error, torch.OutOfMemoryError):
         return "sslrun: out of GPU memory: try a smaller train.batch_size or batch_size"
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY in str(error)):
+    if is_exhausted(error):
         return "sslrun: out of memory: try a smaller train.batch_size, batch_size, network or sizes of pretext"
     return traceback.format_exc()
 

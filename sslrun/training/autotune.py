@@ -139,6 +139,8 @@ def _cached_rates(
 ) -> dict[str, float]:
     """Return the rates from the cache, or measure and cache them."""
     machine = [device.describe(), processor(), torch.__version__, os.environ.get("OMP_NUM_THREADS")]
+    if device.torch.type == "cuda":
+        machine += ["without TF32", str(device.deterministic)]
     names = [" ".join(m) for m in candidates]
     parts = [backbone, image_size, batch_size, *machine, names]
     key = f"{backbone['_target_']} {image_size} {hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}"

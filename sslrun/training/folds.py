@@ -19,7 +19,7 @@ from sslrun.models.encoder import build_encoder
 from sslrun.models.features import probabilities
 from sslrun.tasks.finetuning.supervised import Finetuning
 from sslrun.training.batches import Batches
-from sslrun.training.loop import train_step
+from sslrun.training.loop import step_within_memory
 from sslrun.training.optimizers import build_optimizer
 from sslrun.training.settings import Training
 
@@ -84,7 +84,7 @@ def fold_probabilities(job: FoldTraining) -> np.ndarray:
     """Train a classifier on the training part of a fold; return probabilities of its validation, `images x classes`.
 
     Raises:
-        UserError: the training diverged.
+        UserError: the training diverged, or memory is full.
     """
     config, labels = job.config, torch.from_numpy(job.labels[job.fold.train])
     device = build(config["device"])
@@ -109,7 +109,7 @@ def fold_probabilities(job: FoldTraining) -> np.ndarray:
     for step in batches.after(0):
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate_at(step.step, total, group["rate"])
-        train_step(task, step, total, optimizer, device, training.gradient_clip)
+        step_within_memory(task, step, total, optimizer, device, training.gradient_clip)
     p = probabilities(classifier, every.take(job.fold.val), device).numpy()
     if not np.isfinite(p).all():
         raise UserError(

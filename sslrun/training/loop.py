@@ -9,12 +9,12 @@ from sslrun.augment import Rng, generator
 from sslrun.base import processes, signals
 from sslrun.base.batch_norm import synchronize
 from sslrun.base.console import log, progress
-from sslrun.base.errors import UserError
+from sslrun.base.errors import UserError, is_exhausted
 from sslrun.device import Device
 from sslrun.run.find import has_checkpoint
 from sslrun.tasks.task import Task
 from sslrun.training.batches import Batches, Step
-from sslrun.training.memory import is_exhausted, largest_batch
+from sslrun.training.memory import largest_batch
 from sslrun.training.settings import Training
 from sslrun.training.state import State, formatted
 
@@ -54,7 +54,8 @@ def fit(
     synchronize(task)
     processes.broadcast(task)
     if not resumed or (start in stops and not state.is_evaluated(start)):  # it was interrupted in an evaluation
-        state.evaluated(start, _evaluate(task, evaluate))
+        kept = f"step_{start:06d}.pt" if resumed and training.kept_after(start) else None
+        state.evaluated(start, _evaluate(task, evaluate), kept)
 
     with (
         progress(f"{run.stage} step", total, "images", start, batches.size) as advance,
@@ -66,7 +67,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = training.learning_rate_at(step.step, total, group["rate"])
             state.begin(step.step)
-            window.add(_step_within_memory(task, step, total, optimizer, device, training.gradient_clip), step.images)
+            window.add(step_within_memory(task, step, total, optimizer, device, training.gradient_clip), step.images)
             advance(1, window.note)
             done = state.ended(step.step)
             if done % training.log_every == 0 or done in stops:
@@ -87,7 +88,7 @@ def fit(
     return state.summary()
 
 
-def _step_within_memory(
+def step_within_memory(
     task: Task, step: Step, total: int, optimizer: torch.optim.Optimizer, device: Device, gradient_clip: float | None
 ) -> dict[str, Tensor]:
     """Take a step, see `train_step`.
@@ -106,14 +107,16 @@ def _step_within_memory(
         optimizer.state.clear()  # a step that failed in the optimizer leaves a part of it
         device.use(device.precision, device.memory_format)  # a new scaler
         batch = {name: values[:n] for name, values in step.batch.items()}
-        train_step(task, Step(step.step, batch, Rng(generator(n)), n), total, optimizer, device, gradient_clip)
+        for _ in range(2):  # the optimizer has no state yet in the first step's forward and backward pass
+            one = Step(step.step, batch, Rng(generator(n)), n)
+            with device.eager():
+                train_step(task, one, total, optimizer, device, gradient_clip)
 
     n = processes.count()
     with processes.alone():
         largest = n * largest_batch(attempt, len(step.batch["images"]))
-    advice = (
-        f"batches of {largest} fit, as measured: train.batch_size={largest}" if largest else "use a smaller network"
-    )
+    about = "about " if n > 1 else ""  # a process alone needs less for the whole batch
+    advice = f"{about}{largest} fit, as measured: train.batch_size={largest}" if largest else "use a smaller network"
     place = "GPU memory" if device.torch.type == "cuda" else "memory"
     raise UserError(f"out of {place} with batches of {step.images} images: {advice}")
 

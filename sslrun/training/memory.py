@@ -4,28 +4,22 @@ from collections.abc import Callable
 
 import torch
 
-from sslrun.base.errors import UserError
+from sslrun.base.errors import is_exhausted
 
-NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # of CUDA, its libraries, and of a CPU
+SMALLEST = 4  # images of a batch, with which every task can be trained
 REFINED = 3  # bisections after the first batch that fits
 
 
-def is_exhausted(error: Exception) -> bool:
-    """Return whether an error says that memory is full."""
-    torch_says = isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or torch_says
-
-
 def largest_batch(attempt: Callable[[int], object], above: int) -> int:
-    """Return the largest number of images, below `above`, with which a step can be taken, within an eighth of it.
+    """Return the largest number of images, below `above`, that can be trained on, within an eighth of it.
 
-    Halves the number until a step succeeds, then bisects.
+    Halves the number until an attempt succeeds, then bisects.
 
     Args:
-        attempt: take a step with this number of images.
+        attempt: train on this number of images, at least `SMALLEST`.
 
     Returns:
-        0 if no step succeeds.
+        0 if no attempt succeeds.
     """
 
     def fits(n: int) -> bool:
@@ -33,8 +27,6 @@ def largest_batch(attempt: Callable[[int], object], above: int) -> int:
             torch.cuda.empty_cache()
         try:
             attempt(n)
-        except UserError:  # too few images for the task
-            return False
         except (RuntimeError, MemoryError) as error:
             if not is_exhausted(error):
                 raise
@@ -42,9 +34,11 @@ def largest_batch(attempt: Callable[[int], object], above: int) -> int:
         return True
 
     low, high = above // 2, above
-    while low and not fits(low):
+    while low >= SMALLEST and not fits(low):
         low, high = low // 2, low
-    for _ in range(REFINED if low else 0):
+    if low < SMALLEST:
+        return 0
+    for _ in range(REFINED):
         middle = (low + high) // 2
         low, high = (middle, high) if middle > low and fits(middle) else (low, middle)
     return low

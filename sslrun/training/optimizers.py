@@ -28,9 +28,17 @@ def sgd(
 ) -> optim.Optimizer:
     """Stochastic gradient descent with momentum."""
     built = optim.SGD(groups, learning_rate, momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True)
-    for p in (p for group in built.param_groups for p in group["params"] if momentum):
-        built.state[p]["momentum_buffer"] = torch.zeros_like(p)  # torch fails where some weights get gradients later
+    _complete(built)
+    built.register_load_state_dict_post_hook(_complete)
     return built
+
+
+def _complete(optimizer: optim.Optimizer) -> None:
+    """Give each weight a momentum of 0: torch fails where some have one, and others get their first gradient."""
+    for group in optimizer.param_groups:
+        for p in group["params"] if group["momentum"] else []:
+            if optimizer.state[p].get("momentum_buffer") is None:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def lars(

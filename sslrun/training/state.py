@@ -114,7 +114,9 @@ class Window:
     def state(self) -> dict[str, Any]:
         """Return the state that a resumed run needs to log the same means."""
         self._collect()
-        rows = [({k: float(v) for k, v in out.items()}, n) for out, n in self.rows]
+        keys = list(self.rows[0][0]) if self.rows else []
+        values = torch.stack([torch.stack([out[k] for k in keys]) for out, _ in self.rows]).tolist() if keys else []
+        rows = [(dict(zip(keys, row, strict=True)), n) for row, (_, n) in zip(values, self.rows, strict=True)]
         kept = {"seconds": self.seconds, "last": self.last, "first": self.first, "warned": self.warned}
         return {"rows": rows, **kept}
 

@@ -29,7 +29,7 @@ from sslrun.run.find import LAST
 from sslrun.run.run import Run
 from sslrun.tasks import colors
 from sslrun.training.batches import Batches
-from sslrun.training.loop import fit, train_step
+from sslrun.training.loop import fit, step_within_memory, train_step
 from sslrun.training.optimizers import build_optimizer
 from sslrun.training.settings import Training
 from sslrun.training.state import State
@@ -276,6 +276,54 @@ def test_an_overflow_in_one_process_skips_the_step_in_all(tmp_path: Path) -> Non
     (rows, weights), (others, same) = (torch.load(f"{place}.{r}") for r in range(2))
     assert rows == others == [(True, 65536), (False, 32768), (True, 32768), (True, 32768)]
     assert all(torch.equal(weights[k], same[k]) for k in weights)
+
+
+class Full(Slope):
+    """Each process holds 10 images."""
+
+    def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
+        if len(batch["images"]) > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().forward(batch, rng)
+
+
+def fill(rank: int, place: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{place}.store", rank=rank, world_size=2)
+    on, task = cpu(precision="fp32"), Full()
+    optimizer = build_optimizer(PLAIN_SGD, task, 0.01)
+    step = next(Batches(torch.zeros(64, 3, 8, 8, dtype=torch.uint8), None, 64, 4, 0, on).after(0))
+    try:
+        step_within_memory(task, step, 4, optimizer, on, 1.0)
+    except UserError as error:
+        Path(f"{place}.{rank}").write_text(str(error))
+
+
+def test_full_memory_in_several_processes_names_the_batch_of_all(tmp_path: Path) -> None:
+    place = str(tmp_path / "full")
+    both = [spawn(fill, r, place, err=f"{place}.{r}.err") for r in range(2)]
+    assert [ended(p) for p in both] == [0, 0], Path(f"{place}.0.err").read_text()
+    for rank in range(2):
+        message = Path(f"{place}.{rank}").read_text()
+        assert message == ("out of memory with batches of 64 images: about 20 fit, as measured: train.batch_size=20")
+
+
+def test_after_an_error_on_a_gpu_a_process_ends_without_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL would wait for the others. Where all stop together, the group is left."""
+    ended: list[Any] = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: ended.append("left"))
+    monkeypatch.setattr(os, "_exit", ended.append)
+    for on_gpu in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda on_gpu=on_gpu: on_gpu)
+        for error in (None, SystemExit(143), SystemExit(1), ValueError("x")):
+            with suppress(SystemExit, ValueError):
+                try:
+                    if error:
+                        raise error
+                finally:
+                    processes.end()
+    assert [e for e in ended if e != "left"] == [1, 1]
+    assert ended[:2] == ended[-4:-2] == ["left", "left"]
 
 
 @pytest.mark.slow

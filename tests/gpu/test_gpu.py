@@ -16,9 +16,10 @@ from torch import Tensor, nn
 import sslrun
 from sslrun.augment import Augment, Rng, generator
 from sslrun.base import processes
-from sslrun.base.batch_norm import synchronize
+from sslrun.base.batch_norm import Synchronized, synchronize
 from sslrun.data.images import Images, digests
 from sslrun.device import Device
+from sslrun.models.encoder import grid_average
 from sslrun.tasks.task import Task
 from sslrun.training.batches import Batches
 from sslrun.training.loop import train_step
@@ -38,9 +39,9 @@ def gpu(**keys: Any) -> Device:
 
 
 @pytest.fixture(autouse=True)
-def _exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _exact() -> Iterator[None]:
     """Compute convolutions in fp32 where the test says fp32: by default cuDNN rounds to 10 bits there (TF32)."""
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
     torch.use_deterministic_algorithms(False)
     torch.cuda.set_sync_debug_mode("default")
@@ -102,6 +103,12 @@ def test_a_classifier_predicts_as_on_a_cpu(cli: Cli, tmp_path: Path) -> None:
     on_gpu, on_cpu = (sslrun.load(device=d).predict(images) for d in ("cuda", "cpu"))
     for one, other in zip(on_gpu, on_cpu, strict=True):
         assert one.top[0].confidence == pytest.approx(other.top[0].confidence, abs=2e-3)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 5, 8])
+def test_pooling_on_a_grid_is_that_of_a_cpu(side: int) -> None:
+    maps = torch.randn(4, 6, side, side)
+    torch.testing.assert_close(grid_average(maps.cuda()).cpu(), grid_average(maps), rtol=0, atol=1e-6)
 
 
 # No step waits
@@ -261,12 +268,13 @@ def test_batch_norm_of_several_gpus_is_that_of_one(
         for several in (False, True):
             norm: Any = (nn.BatchNorm1d if x.ndim == 2 else nn.BatchNorm2d)(8).cuda()
             nn.init.uniform_(norm.weight, 0.5, 2, generator=torch.Generator("cuda").manual_seed(0))
-            synchronize(norm)
             inputs = x.clone().requires_grad_()
             with monkeypatch.context() as patch:
-                if several:  # as the layer sees it; its messages have the rows of one
-                    counts = iter([2])
+                if several:  # as `synchronize` and the layer see it; its messages have the rows of one
+                    counts = iter([2, 2])
                     patch.setattr(processes, "count", lambda counts=counts: next(counts, 1))
+                    synchronize(norm)
+                assert isinstance(norm, Synchronized) == several
                 out = norm(inputs)
                 out.backward(upstream)
             found.append([out, inputs.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var])

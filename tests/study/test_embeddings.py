@@ -20,9 +20,9 @@ def test_points_and_labels_belong_to_the_same_images(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(embeddings, "features", lambda encoder, images, device: images[:].float().mean((1, 2, 3)) / 80)
     monkeypatch.setattr(embeddings, "tsne", lambda x, seed: x)
     device = {
-        **{"name": "cpu", "precision": "fp32", "memory_format": "contiguous"},
-        **{"compile": None, "deterministic": False, "threads": None},
-    }
+        "name": "cpu", "precision": "fp32", "memory_format": "contiguous", "compile": None, "deterministic": False,
+        "threads": None,
+    }  # fmt: skip
     node = {**source_node("digits", None), "image_size": 16}
     hardware = {"_target_": "sslrun.device.Device", **device}
     maps, names = embeddings.embedding_maps({}, BACKBONES["smallcnn"], node, hardware, data, data)

@@ -211,3 +211,53 @@ def test_a_training_that_ended_in_an_evaluation_repeats_it_when_resumed(monkeypa
     assert torch.equal(resumed.weight, whole.weight)
     train(MeanTask(), ramp(16), "run", resumed=True, steps=6, evaluations=2, evaluate=evaluate)
     assert [r["step"] for r in metric_rows("run") if "val/accuracy" in r] == [0, 3, 6]
+
+
+def test_a_checkpoint_between_two_evaluations_is_not_evaluated_when_resumed() -> None:
+    """Also one of an earlier version, which does not say when it was evaluated."""
+
+    class Fails(MeanTask):
+        def before_step(self, step: int, total: int) -> None:
+            if step == 4:
+                raise RuntimeError
+
+    keys: dict[str, Any] = {"steps": 6, "evaluations": 2, "evaluate": lambda: {"val/accuracy": 0.5}}
+    for where, keep_every, evaluated in (("between", 2, [0, 3, 6]), ("older", 3, [0, 3, 6])):
+        with pytest.raises(RuntimeError):
+            train(Fails(), ramp(16), where, keep_every=keep_every, **keys)
+        if where == "older":
+            content = checkpoint.load(Path(where, "last.pt"))
+            del content["evaluated_at"]
+            checkpoint.save(Path(where, "last.pt"), content)
+        train(MeanTask(), ramp(16), where, resumed=True, keep_every=keep_every, **keys)
+        assert [r["step"] for r in metric_rows(where) if "val/accuracy" in r] == evaluated
+
+
+def test_an_evaluation_that_is_repeated_keeps_its_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def interrupted() -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise RuntimeError("Connection closed by peer")
+        return {}
+
+    monkeypatch.setattr(processes, "is_lost", lambda error: True)
+    monkeypatch.setattr(processes, "leave", lambda: None)
+    with pytest.raises(UserError, match="the state after step 3 is saved"):
+        train(MeanTask(), ramp(16), "run", steps=6, evaluations=2, keep_every=3, evaluate=interrupted)
+    train(MeanTask(), ramp(16), "run", resumed=True, steps=6, evaluations=2, keep_every=3)
+    assert sorted(p.name for p in Path("run").glob("step_*.pt")) == ["step_000003.pt", "step_000006.pt"]
+
+
+def test_the_loss_is_logged_whatever_is_returned_before_it() -> None:
+    class Backwards(MeanTask):
+        def forward(self, batch: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
+            out = super().forward(batch, rng)
+            return {"sizes": out["sizes"], "loss": out["loss"]}
+
+    for where, task in (("a", MeanTask()), ("b", Backwards())):
+        train(task, ramp(16), where, steps=4)
+    one, other = ([{k: r.get(k) for k in ("train/loss", "train/sizes")} for r in metric_rows(w)] for w in "ab")
+    assert one == other

@@ -185,3 +185,18 @@ def test_weights_that_get_gradients_later_are_updated_as_alone(name: str) -> Non
             own.step()
     assert torch.equal(late, alone)
     assert not torch.equal(late, weights())
+
+
+def test_a_state_of_sgd_without_some_momenta_is_resumed() -> None:
+    """Earlier versions saved none for weights without gradients."""
+    early, late = weights(), weights()
+    optimizer = sgd([{"params": [early, late], "rate": 1.0}], RATE, weight_decay=0.0, momentum=0.9, nesterov=False)
+    early.grad = torch.ones_like(early)
+    optimizer.step()
+    content = optimizer.state_dict()
+    del content["state"][1]
+    optimizer.load_state_dict(content)
+    late.grad = torch.ones_like(late)
+    optimizer.step()
+    assert torch.equal(late, weights() - RATE)
+    assert torch.allclose(early, weights() - RATE * 2.9)
