@@ -57,6 +57,7 @@ def range_of(run: Path) -> Any:
     return summary(run)["config"]["dataset"]["range"]
 
 
+@pytest.mark.slow
 def test_a_folder_of_16_bits_gives_the_same_predictions_as_the_same_images_with_8(slides: Path, cli: Cli) -> None:
     deep, flat = trained("deep"), trained("flat")
     assert [range_of(r) for r in runs("pretrain")] == [range_of(deep), range_of(flat)] == [[0, 4095], None]

@@ -721,7 +721,7 @@ def test_cases_23_and_26_an_interrupted_final_training_repeats_no_fold_and_has_n
 ) -> None:
     steps: list[int] = []
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", stopping(loop.train_step, 2, steps))
+        patch.setattr(loop, "step_within_memory", stopping(loop.step_within_memory, 2, steps))
         answer = cli("finetune", *AUTO)
     assert answer.code == 128 + signal.SIGTERM
     run = runs("finetune")[-1]

@@ -53,6 +53,7 @@ def test_the_next_command(summary: dict[str, Any], command: str | None) -> None:
     assert summary["stage"] in COMMANDS
 
 
+@pytest.mark.slow
 def test_the_next_command_after_a_run_outside_outputs_names_it(cli: Cli) -> None:
     answer = cli("pretrain", "dataset=digits", "train.steps=1", "hydra.run.dir=my runs/a", *QUICK)
     assert answer.code == 0, answer.err
