@@ -19,7 +19,7 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)  ## pretrain, finetune and evaluate on scikit-learn's digits, offline, 95 seconds on 2 cores
 	$(VENV)/bin/sslrun demo
 
-test: $(READY)  ## the tests, at most 6 minutes on 2 cores
+test: $(READY)  ## the tests, about 17 minutes on 2 cores
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 test-all: $(READY)  ## the slow tests too
