@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 
 from sslrun.base.errors import is_exhausted
+from sslrun.training.settings import SMALLEST_BATCH
 
-SMALLEST = 4  # images of a batch, with which every task can be trained
 REFINED = 3  # bisections after the first batch that fits
 
 
@@ -16,7 +16,7 @@ def largest_batch(attempt: Callable[[int], object], above: int) -> int:
     Halves the number until an attempt succeeds, then bisects.
 
     Args:
-        attempt: train on this number of images, at least `SMALLEST`.
+        attempt: train on this number of images, at least `SMALLEST_BATCH`.
 
     Returns:
         0 if no attempt succeeds.
@@ -34,9 +34,9 @@ def largest_batch(attempt: Callable[[int], object], above: int) -> int:
         return True
 
     low, high = above // 2, above
-    while low >= SMALLEST and not fits(low):
+    while low >= SMALLEST_BATCH and not fits(low):
         low, high = low // 2, low
-    if low < SMALLEST:
+    if low < SMALLEST_BATCH:
         return 0
     for _ in range(REFINED):
         middle = (low + high) // 2

@@ -13,7 +13,8 @@ from sslrun.base.errors import UserError, is_exhausted
 from sslrun.run import checkpoint
 from sslrun.training.batches import Step
 from sslrun.training.loop import step_within_memory
-from sslrun.training.memory import SMALLEST, largest_batch
+from sslrun.training.memory import largest_batch
+from sslrun.training.settings import SMALLEST_BATCH
 from tests.helpers import MeanTask, cpu, ramp, train
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB"
@@ -43,12 +44,12 @@ def test_the_largest_batch_is_found_within_an_eighth(above: int, holds: int) -> 
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
 
     found, best = largest_batch(attempt, above), min(holds, above - 1)
-    assert all(SMALLEST <= n < above for n in tried)
+    assert all(SMALLEST_BATCH <= n < above for n in tried)
     assert len(tried) <= above.bit_length() + 3
-    if best < SMALLEST:
+    if best < SMALLEST_BATCH:
         assert found == 0
     elif found == 0:  # 3 of 7, for example: halving goes past the few sizes that fit
-        assert above // 2 < SMALLEST or best < 2 * SMALLEST
+        assert above // 2 < SMALLEST_BATCH or best < 2 * SMALLEST_BATCH
     else:
         assert best * 7 / 8 - 1 <= found <= best
 
@@ -78,7 +79,7 @@ def test_a_training_that_does_not_fit_names_the_largest_batch(full_at: int) -> N
 
 def test_where_no_batch_fits_the_message_says_so() -> None:
     with pytest.raises(UserError, match=r"out of memory with batches of 16 images: use a smaller network$"):
-        train(Large(holds=SMALLEST - 1), ramp(16), "run", batch_size=16)
+        train(Large(holds=SMALLEST_BATCH - 1), ramp(16), "run", batch_size=16)
 
 
 def test_the_state_of_the_optimizer_needs_memory_too() -> None:
