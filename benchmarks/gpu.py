@@ -2,17 +2,20 @@
 
     python benchmarks/gpu.py checks RUN      a run of the GPU on the CPU; synchronizations in a training step
     python benchmarks/gpu.py speed           images/s and seconds an epoch, over the network alone
+    python benchmarks/gpu.py compile         the same of SimCLR in each mode of torch.compile
 
 `speed`: 50,000 random images of 32 px, batches of 512, as `sslrun pretrain` trains (log_every=10), two epochs of which
 the first is not counted; `network` is forward and backward of encoder and head on one batch of ready views.
 """
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +39,19 @@ from sslrun.training.state import State
 SIZE, BATCH, IMAGES = 32, 512, 50_000
 
 
-def train(pretext: str, backbone: str, images: int, steps: int, hook: Any = None) -> tuple[list[dict], Any, Device]:
+def train(
+    pretext: str, backbone: str, images: int, steps: int, hook: Any = None, mode: str = "null"
+) -> tuple[list[dict], Any, Device]:
     """Pretrain on random images on the GPU; return the rows of metrics.jsonl, the task and its device."""
-    config = config_of(pretext, backbone, SIZE, "device=cuda", f"train.batch_size={BATCH}")
+    given = ("device=cuda", f"device.compile={mode}", f"train.batch_size={BATCH}")
+    config = config_of(pretext, backbone, SIZE, *given)
     device: Device = build(config["device"])
     device.claim()
     torch.manual_seed(0)
     encoder = build_encoder(config["backbone"], SIZE, [0.5] * 3, [0.25] * 3)
     choose(device, config["backbone"], SIZE, BATCH)
     task: Any = device.put(build(config["pretext"], encoder, SIZE))
+    device.compile(encoder)
     if hook:
         task.after_step = hook
     data = noise(images, SIZE).on(device.torch)
@@ -59,17 +66,19 @@ def train(pretext: str, backbone: str, images: int, steps: int, hook: Any = None
     return rows, task, device
 
 
-def speed() -> None:
-    """Print images/s of training and of the network alone for every task and backbone."""
+def speed(tasks: Sequence[str], backbones: Sequence[str], modes: Sequence[str]) -> None:
+    """Print images/s of training and of the network alone for every task, backbone and mode of torch.compile."""
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {IMAGES:,} images of {SIZE} px, batch {BATCH}\n")
-    print("| pretext | backbone | mode | network, images/s | training, images/s | ratio | s an epoch | memory |")
-    print("|---|---|---|---|---|---|---|---|")
-    for backbone in ("smallcnn", "resnet18", "mobilenetv2"):
-        for pretext in ("simclr", "rotation", "jigsaw"):
+    print(
+        "| pretext | backbone | mode | compiled | network, images/s | training, images/s | ratio | epoch, s | memory |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for backbone in backbones:
+        for pretext, mode in itertools.product(tasks, modes):
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             epoch = IMAGES // BATCH
-            rows, task, device = train(pretext, backbone, IMAGES, 2 * epoch)
+            rows, task, device = train(pretext, backbone, IMAGES, 2 * epoch, None, mode)
             memory = torch.cuda.max_memory_allocated() / 2**30
             rates = [r["images_per_second"] for r in rows if "images_per_second" in r and r["step"] > epoch]
             training = statistics.harmonic_mean(rates)
@@ -83,7 +92,7 @@ def speed() -> None:
                 times.append(time.perf_counter() - began)
             network = BATCH / statistics.median(times[5:])
             print(
-                f"| {pretext} | {backbone} | {device.precision} {device.memory_format} | {network:,.0f} "
+                f"| {pretext} | {backbone} | {device.precision} {device.memory_format} | {mode} | {network:,.0f} "
                 f"| {training:,.0f} | {training / network:.2f} | {IMAGES / training:.2f} | {memory:.1f} GiB |",
                 flush=True,
             )
@@ -114,7 +123,12 @@ def checks(run: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["checks", "speed"])
+    parser.add_argument("what", choices=["checks", "speed", "compile"])
     parser.add_argument("run", nargs="?")
     arguments = parser.parse_args()
-    speed() if arguments.what == "speed" else checks(arguments.run)
+    if arguments.what == "checks":
+        checks(arguments.run)
+    elif arguments.what == "speed":
+        speed(("simclr", "rotation", "jigsaw"), ("smallcnn", "resnet18", "mobilenetv2"), ["null"])
+    else:
+        speed(["simclr"], ("smallcnn", "resnet18"), ("null", "default", "reduce-overhead"))

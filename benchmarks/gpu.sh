@@ -4,6 +4,7 @@
 #   benchmarks/gpu.sh tests                       tests/gpu, which need pytest
 #   benchmarks/gpu.sh commands [FOLDER [OUT]]     every command, 9 minutes
 #   benchmarks/gpu.sh speed                       images/s, 5 minutes
+#   benchmarks/gpu.sh compile                     images/s of SimCLR in each mode of torch.compile
 #
 # FOLDER: images in train/CLASS and test/CLASS; without it, scikit-learn's digits.
 # OUT (default: a temporary folder) gets the commands' output and their times, commands.txt. Exits with 1 if a command failed.
@@ -32,7 +33,7 @@ newest() { ls -d "outputs/$1"/2*/ | tail -n 1; }
 
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "torch sees no CUDA GPU")' || exit 1
 [ "$what" = tests ] && exec "$python" -m pytest -q -p no:cacheprovider "$here/../tests/gpu"
-[ "$what" = speed ] && exec "$python" "$here/gpu.py" speed
+[ "$what" = speed ] || [ "$what" = compile ] && exec "$python" "$here/gpu.py" "$what"
 for pretext in rotation jigsaw simclr; do
   sslrun "pretrain_$pretext" pretrain pretext=$pretext "${data[@]}" train.epochs=3 train.evaluations=3 device=cuda
 done

@@ -1,6 +1,7 @@
 """The device, its precision and its memory format."""
 
 import ctypes
+import functools
 import os
 import platform
 import shutil
@@ -10,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sslrun.base.console import log
 from sslrun.base.errors import UserError
 from sslrun.base.machine import cpu_flags, started_processes
 from sslrun.config.build import build
@@ -17,6 +19,7 @@ from sslrun.config.types import Node, PositiveInt
 
 Precision = Literal["fp32", "bf16", "fp16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
+Compilation = Literal["default", "reduce-overhead", "max-autotune"] | None
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
@@ -30,7 +33,8 @@ class Device:
             supports it natively (GPUs since Ampere, CPUs with AVX512-BF16 or AMX), else fp16 on a GPU and fp32 on a
             CPU.
         memory_format: of images and feature maps; `auto` is the fastest, measured together with the precision.
-        compile: mode of `torch.compile` for training steps; null runs them eagerly.
+        compile: mode of `torch.compile` for training steps; null runs them eagerly. `auto` is the fastest for a
+            pretraining of minutes, as measured by `sslrun.training.compilation`, and null for everything else.
         deterministic: use algorithms on a GPU that give the same bits again, and warn where torch has none. They are
             slower. A CPU gives the same bits with the same number of threads.
         threads: number of CPU threads; null keeps torch's choice.
@@ -45,7 +49,7 @@ class Device:
         name: Literal["auto", "cpu", "cuda", "mps"],
         precision: Literal["auto", "fp32", "bf16", "fp16"],
         memory_format: Literal["auto", "contiguous", "channels_last"],
-        compile: Literal["default", "reduce-overhead", "max-autotune"] | None,
+        compile: Literal["auto", "default", "reduce-overhead", "max-autotune"] | None,
         deterministic: bool,
         threads: PositiveInt | None,
     ) -> None:
@@ -56,7 +60,8 @@ class Device:
             raise UserError("device=mps: torch found no Apple GPU; use device=cpu or device=auto")
         if precision == "fp16" and name == "cpu":
             raise UserError("device.precision=fp16 needs a GPU; on a CPU use bf16 or fp32")
-        if compile and not any(shutil.which(c) for c in (os.environ.get("CXX", "g++"), "clang++", "cl")):
+        compilers = (os.environ.get("CXX", "g++"), "clang++", "cl")
+        if compile not in (None, "auto") and not any(shutil.which(c) for c in compilers):
             raise UserError(
                 f"device.compile={compile} needs a C++ compiler, such as g++; install one, or use device.compile=null"
             )
@@ -70,7 +75,10 @@ class Device:
         if several and not torch.distributed.is_nccl_available():
             raise UserError("device=cuda: several processes need NCCL, which this build of torch lacks; use device=cpu")
         self.torch = torch.device(name, gpu) if several else torch.device(name)
-        self.compiled, self.deterministic, self.threads = compile, deterministic, threads
+        self.deterministic, self.threads = deterministic, threads
+        graphs: list[Compilation] = ["reduce-overhead"] if name == "cuda" else []  # CUDA graphs
+        self.compilations: list[Compilation] = [None, "default", *graphs] if compile == "auto" else [compile]
+        self.compiled = self.compilations[0]
         native = native_precision(name)
         half: list[Precision] = ["bf16"] if _has_bf16() else []
         every: dict[str, list[Precision]] = {"cpu": ["fp32", *half], "cuda": [native, "fp32"], "mps": ["fp32"]}
@@ -96,6 +104,8 @@ class Device:
                 torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
         if self.torch.type == "cpu":
             _keep_freed_memory()
+            if self.precisions == ["bf16"] and not _has_bf16():
+                warn_of_emulation()
 
     def use(self, precision: Precision, memory_format: MemoryFormat) -> None:
         """Set precision and memory format; modules and images placed before must be placed again."""
@@ -120,9 +130,14 @@ class Device:
         self.use(native if native in self.precisions else self.precisions[0], self.formats[0])
 
     def compile(self, encoder: nn.Module) -> None:
-        """Compile an encoder's training steps if `compile` is set; the state dict does not change."""
+        """Compile an encoder's training steps if `compiled` is set; the state dict does not change."""
         if self.compiled:
             encoder.compile(mode=self.compiled)
+
+    def begin_step(self) -> None:
+        """Tell CUDA graphs that the outputs of the step before are not used any more, but for copies."""
+        if self.compiled:
+            torch.compiler.cudagraph_mark_step_begin()
 
     def eager(self) -> AbstractContextManager[None]:
         """Return a context without compilation, for batches of varying size."""
@@ -194,6 +209,12 @@ def _has_bf16() -> bool:
     """
     flags = cpu_flags()
     return torch.backends.mkldnn.is_available() and ({"avx512bw", "avx512dq", "avx512vl"} <= flags or "bf16" in flags)
+
+
+@functools.cache
+def warn_of_emulation() -> None:
+    """Warn once in a process, of all runs of a study, that bf16 is slow here."""
+    log.warning("device.precision=bf16 is emulated on this CPU, many times slower than device.precision=fp32")
 
 
 def _keep_freed_memory() -> None:

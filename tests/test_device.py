@@ -191,6 +191,37 @@ def test_the_precision_of_a_cpu_follows_its_instructions(
     assert cpu().precisions == ["fp32"]
 
 
+def test_a_cpu_that_emulates_bf16_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(devices, "_keep_freed_memory", lambda: None)
+    devices.warn_of_emulation.cache_clear()
+    monkeypatch.setattr(devices, "cpu_flags", lambda: frozenset(AVX512))
+    cpu(precision="bf16").claim()
+    monkeypatch.setattr(devices, "cpu_flags", lambda: frozenset({"avx2"}))
+    cpu(precision="fp32").claim()
+    cpu().claim()
+    assert not caplog.messages
+    cpu(precision="bf16").claim()
+    cpu(precision="bf16").claim()
+    assert caplog.messages == [
+        "device.precision=bf16 is emulated on this CPU, many times slower than device.precision=fp32"
+    ]
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_the_modes_of_compilation_that_are_measured(
+    compiler: bool, cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: "g++" if compiler else None)
+    assert cpu().compilations == [None]
+    assert cpu(compile="auto").compilations == [None, "default"]
+    on_gpu = Device(name="cuda", **LEFT_OPEN | {"compile": "auto"})
+    assert (on_gpu.compilations, on_gpu.compiled) == ([None, "default", "reduce-overhead"], None)
+    if compiler:
+        assert cpu(compile="default").compilations == ["default"]
+
+
 def test_what_is_given_is_used_and_only_what_is_left_open_is_measured() -> None:
     device = cpu()
     assert (device.memory_format, device.formats) == ("channels_last", ["channels_last", "contiguous"])

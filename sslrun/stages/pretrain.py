@@ -32,6 +32,7 @@ from sslrun.run.run import Run
 from sslrun.stages.next import next_command
 from sslrun.study.launch import user_config_dir
 from sslrun.tasks.task import Task, TaskNode, build_task, views_per_image
+from sslrun.training import compilation
 from sslrun.training.autotune import choose
 from sslrun.training.batches import Batches
 from sslrun.training.loop import fit
@@ -93,7 +94,6 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     fastest = choose(device, settings.backbone, settings.dataset["image_size"], training.batch_size)
     config = run.resolve(device=settings.device | fastest, backbone=settings.backbone, dataset=dataset)
     device.put(task)
-    device.compile(encoder)
     if not run.resumed:
         run.note(**_origin(network, task))
     origin = {k: run.summary[k] for k in ORIGIN if k in run.summary}
@@ -103,6 +103,10 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     on_device = images.on(device.torch)
     total = training.total_steps(len(on_device), quiet=False)
     batches = Batches(on_device, None, training.batch_size, total, settings.seed, device)
+    if len(device.compilations) > 1:
+        mode = compilation.choose(task, encoder, next(iter(batches.after(0))), total, config, device)
+        config = run.resolve(device=config["device"] | {"compile": mode})
+    device.compile(encoder)
     optimizer = build_optimizer(settings.optimizer, task, training.learning_rate)
     state = State(run, task, optimizer, device, {"stage": run.stage, "config": config, **origin}, None)
     downstream = cast(Encoder, task.get_submodule(task.downstream))  # may be that of a teacher

@@ -12,6 +12,7 @@ import math
 import os
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,11 @@ def choose(device: Device, backbone: Node, image_size: int, batch_size: int, fro
     if frozen:
         device.use_native()
     elif len(candidates) > 1:
-        rates = _cached_rates(device, backbone, image_size, batch_size, candidates)
+        names = [" ".join(m) for m in candidates]
+        about = [backbone, image_size, batch_size]
+        rates = cached_rates(
+            device, about, names, lambda: measure(device, backbone, image_size, batch_size, candidates)
+        )
         best = max(rates.values(), default=0.0)
         device.use(*(next(m for m in candidates if rates[" ".join(m)] >= EQUAL * best) if best else default))
         texts = [f"{name} {rate:.0f}" for name, rate in sorted(rates.items(), key=lambda r: -r[1]) if rate]
@@ -134,29 +139,34 @@ def measure(
 
 
 @by_first
-def _cached_rates(
-    device: Device, backbone: Node, image_size: int, batch_size: int, candidates: list[Candidate]
+def cached_rates(
+    device: Device, about: Sequence[Any], names: list[str], measured: Callable[[], dict[str, float]]
 ) -> dict[str, float]:
-    """Return the rates from the cache, or measure and cache them."""
+    """Return the rates of candidates from the cache, or measure and cache them.
+
+    Args:
+        about: what the rates depend on, in addition to the machine: first the node of the network, then its image size.
+        names: of the candidates.
+        measured: returns their rates; none if the measurement is of no use.
+    """
     machine = [device.describe(), processor(), torch.__version__, os.environ.get("OMP_NUM_THREADS")]
     if device.torch.type == "cuda":
         machine += ["without TF32", str(device.deterministic)]
-    names = [" ".join(m) for m in candidates]
-    parts = [backbone, image_size, batch_size, *machine, names]
-    key = f"{backbone['_target_']} {image_size} {hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}"
-    cached = Cached(home() / "autotune.json", "measuring the fastest precision", _load)
+    parts = [*about, *machine, names]
+    key = f"{about[0]['_target_']} {about[1]} {hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}"
+    cached = Cached(home() / "autotune.json", "measuring what is fastest", _load)
     try:
         with cached.alone():
             known = cached.read() or {}
             timings = known.get(key)
             if timings is None or sorted(timings) != sorted(names):
-                timings = measure(device, backbone, image_size, batch_size, candidates)
+                timings = measured()
                 if timings:
                     _write(cached.path, known | {key: timings})
             return timings
     except OSError as error:  # the folder or the lock file cannot be created
         log.warning("Cannot cache the result of autotuning in %s: %s", cached.path, error.strerror)
-        return measure(device, backbone, image_size, batch_size, candidates)
+        return measured()
 
 
 def _write(path: Path, known: Rates) -> None:

@@ -131,6 +131,7 @@ def train_step(
         gradient_clip: maximum norm of the gradient; None disables clipping.
     """
     task.train()
+    device.begin_step()
     task.before_step(step.step, total)
     processes.begin(step.images)
     torch.manual_seed(step.rng.initial_seed() + processes.rank())  # layers that draw from torch, such as drop path

@@ -21,6 +21,12 @@ NODE = {"_target_": "sslrun.models.backbones.smallcnn.smallcnn", "widths": [8, 1
 EVERY = ["fp32 contiguous", "fp32 channels_last", "bf16 contiguous", "bf16 channels_last"]
 
 
+@pytest.fixture(autouse=True)
+def _with_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that this CPU supports bf16; others emulate it."""
+    monkeypatch.setattr("sslrun.device.cpu_flags", lambda: {"avx512bw", "avx512dq", "avx512vl"})
+
+
 def rates(monkeypatch: pytest.MonkeyPatch, fastest: str) -> list[int]:
     """Replace the measurement; return a list that grows with each."""
     sizes: list[int] = []
