@@ -54,6 +54,8 @@ def fit(
     synchronize(task)
     processes.broadcast(task)
     if not resumed or (start in stops and not state.is_evaluated(start)):  # it was interrupted in an evaluation
+        if resumed:
+            log.info("The evaluation after step %d was interrupted, and is repeated", start)
         kept = f"step_{start:06d}.pt" if resumed and training.kept_after(start) else None
         state.evaluated(start, _evaluate(task, evaluate), kept)
 

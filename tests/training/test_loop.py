@@ -233,7 +233,9 @@ def test_a_checkpoint_between_two_evaluations_is_not_evaluated_when_resumed() ->
         assert [r["step"] for r in metric_rows(where) if "val/accuracy" in r] == evaluated
 
 
-def test_an_evaluation_that_is_repeated_keeps_its_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_that_is_repeated_keeps_its_checkpoint_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     calls = 0
 
     def interrupted() -> dict[str, float]:
@@ -247,7 +249,10 @@ def test_an_evaluation_that_is_repeated_keeps_its_checkpoint(monkeypatch: pytest
     monkeypatch.setattr(processes, "leave", lambda: None)
     with pytest.raises(UserError, match="the state after step 3 is saved"):
         train(MeanTask(), ramp(16), "run", steps=6, evaluations=2, keep_every=3, evaluate=interrupted)
+    caplog.set_level("INFO", "sslrun")
+    assert "is repeated" not in caplog.text
     train(MeanTask(), ramp(16), "run", resumed=True, steps=6, evaluations=2, keep_every=3)
+    assert "The evaluation after step 3 was interrupted, and is repeated" in caplog.messages
     assert sorted(p.name for p in Path("run").glob("step_*.pt")) == ["step_000003.pt", "step_000006.pt"]
 
 
