@@ -5,7 +5,8 @@
 
 DATA and the trainings are those of benchmarks/tasks.py, in fp32, which every CPU computes fast. Each pretrained network
 is finetuned on three label subsets, with the settings and the steps of `sslrun finetune mode=finetune`, but without its
-cross-validation: nothing is chosen. `none` is trained from scratch on the same subsets. Rows are appended to
+cross-validation: nothing is chosen. `none` is trained from scratch on the same subsets. `--factor 3` pretrains three
+times as long, and trains three times as long from scratch: `steps` of `none` are those on top of the usual ones. Rows are appended to
 tasks_finetuning.csv as they come, and trainings whose rows are there are not repeated.
 """
 
@@ -86,7 +87,7 @@ def finetuned(
     config: Any = OmegaConf.to_container(compose_config("finetune", [f"seed={seed}"], None), resolve=False)
     config |= {name: of_pretraining[name] for name in ("backbone", "dataset", "device")}
     config = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
-    config["train"]["steps"] = default_steps(n)
+    config["train"]["steps"] = default_steps(n) + (job.steps if job.task == UNTRAINED else 0)
     config["balance"] = balanced_method("auto", subset.labels)
     frozen = Frozen(encoder, "auto", subset, folds(labels, FOLDS, seed), device, config["balance"])
     rows = np.arange(n)
@@ -129,7 +130,8 @@ def main() -> None:
     for seed in map(int, args.seeds.split(",")):
         for task in args.only.split(","):
             for name, *overrides in map(shlex.split, args.data):
-                steps = args.factor * round(MINUTES[name] * 60 * rates[task] / BATCH) if task in rates else 0
+                usual = round(MINUTES[name] * 60 * rates[task] / BATCH) if task in rates else 0
+                steps = args.factor * usual or (args.factor - 1) * default_steps(0)
                 own = (*overrides, "device=cpu", "device.precision=fp32")
                 jobs.append(Job(name, own, task, "", steps, "cpu", seed, True))
     left = [job for job in jobs if tuple(str(v) for v in job.key.values()) not in done]

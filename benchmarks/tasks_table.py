@@ -2,8 +2,10 @@
 
     python benchmarks/tasks_table.py [--rows FOLDER] [--figure docs/tasks.png]
     python benchmarks/tasks_table.py --tuning
+    python benchmarks/tasks_table.py --finetuning
 
-Reads tasks.csv and tasks_probes.csv; `--tuning` prints what tasks_tuning.csv has instead. A task is compared with
+Reads tasks.csv and tasks_probes.csv; `--tuning` prints what tasks_tuning.csv has instead, and `--finetuning` the tables
+from tasks_finetuning.csv, in which networks are compared with training from scratch as well. A task is compared with
 SimCLR on the same label subsets and the seeds that both have: the difference in test accuracy, with a 95 % CI for
 another pretraining and other label subsets (`sslrun.study.gains`) and p-values that are corrected for all tasks and
 both label budgets of a data set (Holm).
@@ -157,6 +159,40 @@ def tuning(rows: Rows) -> None:
         print(f"| {task} | {setting or 'default'} | {' | '.join(means)} |")
 
 
+def finetuning(rows: Rows) -> None:
+    """Print a table for each data set: finetuned networks, compared with SimCLR and with training from scratch."""
+    for data in dict.fromkeys(r["data"] for r in rows):
+        own = [r for r in rows if r["data"] == data]
+        budget = own[0]["labels_per_class"]
+        networks = list(dict.fromkeys((r["task"], r["steps"]) for r in own))
+        of = {n: [r for r in own if (r["task"], r["steps"]) == n] for n in networks}
+        tested = {n: matrix(of[n], n[0], budget, "test_accuracy") for n in networks}
+        scratch = (UNTRAINED, "0")
+        default = min((n for n in networks if n[0] == DEFAULT), key=lambda n: int(n[1]))
+        cells = []
+        for reference in (scratch, default):
+            compared = {str(n): minus(m, tested[reference]) for n, m in tested.items() if n not in (scratch, default)}
+            if reference == scratch:
+                compared[str(default)] = minus(tested[default], tested[scratch])
+            gains = gains_over_scratch(compared)
+            corrected = dict(zip(gains, holm([g.p for g in gains.values()]), strict=True))
+            cells.append({n: difference(Compared(0, 0, gains.get(n), corrected.get(n))) for n in map(str, networks)})
+        print(f"\n### {TITLES[data]}, {budget} labels per class\n")
+        print("| pretraining | steps | seeds | val kNN | probe | finetuned | difference from scratch | from SimCLR |")
+        print("|---|---|---|---|---|---|---|---|")
+        for network in networks:
+            task, steps = network
+            seeds = len({r["seed"] for r in of[network]})
+            knn, probe, test = (
+                percent(mean(float(r[name]) for r in of[network]))
+                for name in ("knn_accuracy", "probe_accuracy", "test_accuracy")
+            )
+            more = f", {steps} more steps" if steps != "0" else ""
+            name = f"none: from scratch{more}" if task == UNTRAINED else f"`{task}`"
+            print(f"| {name} | {steps if task != UNTRAINED else ''} | {seeds} | {knn} | {probe} | {test} ", end="")
+            print(f"| {cells[0][str(network)]} | {cells[1][str(network)]} |")
+
+
 def _of(row: dict[str, str]) -> tuple[str, str]:
     return row["data"], row["task"]
 
@@ -167,9 +203,13 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=HERE)
     parser.add_argument("--figure", type=Path, default=HERE.parent / "docs" / "tasks.png")
     parser.add_argument("--tuning", action="store_true")
+    parser.add_argument("--finetuning", action="store_true")
     args = parser.parse_args()
     if args.tuning:
         tuning([*csv.DictReader((args.rows / "tasks_tuning.csv").open())])
+        return
+    if args.finetuning:
+        finetuning([*csv.DictReader((args.rows / "tasks_finetuning.csv").open())])
         return
     rows, probes = ([*csv.DictReader((args.rows / f).open())] for f in ("tasks.csv", "tasks_probes.csv"))
     fewest = {_of(r): min(int(o["steps"]) for o in rows if _of(o) == _of(r)) for r in rows}
