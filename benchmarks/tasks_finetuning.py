@@ -6,8 +6,8 @@
 DATA and the trainings are those of benchmarks/tasks.py, in fp32, which every CPU computes fast. Each pretrained network
 is finetuned on three label subsets, with the settings and the steps of `sslrun finetune mode=finetune`, but without its
 cross-validation: nothing is chosen. `none` is trained from scratch on the same subsets. `--factor 3` pretrains three
-times as long, and trains three times as long from scratch: `steps` of `none` are those on top of the usual ones. Rows are appended to
-tasks_finetuning.csv as they come, and trainings whose rows are there are not repeated.
+times as long, and trains three times as long from scratch: `steps` of `none` are those on top of the usual ones.
+Rows are appended to tasks_finetuning.csv as they come, and trainings whose rows are there are not repeated.
 """
 
 import argparse
