@@ -1,16 +1,21 @@
 """What `benchmarks/gpu.sh` measures on a CUDA GPU, in addition to running every command there.
 
     python benchmarks/gpu.py checks RUN      a run of the GPU on the CPU; synchronizations in a training step
-    python benchmarks/gpu.py speed           images/s and seconds an epoch, over the network alone
+    python benchmarks/gpu.py speed           images/s and seconds an epoch, over the network alone, at 32 px
+    python benchmarks/gpu.py speed 64        the same at 64 px
     python benchmarks/gpu.py compile         the same of SimCLR in each mode of torch.compile
+    python benchmarks/gpu.py peer            images/s of lightly 1.6, which this Python must have, with all cores
 
-`speed`: 50,000 random images of 32 px, batches of 512, as `sslrun pretrain` trains (log_every=10), two epochs of which
+`speed`: 50,000 random images, batches of 512, as `sslrun pretrain` trains (log_every=10), two epochs of which
 the first is not counted; `network` is forward and backward of encoder and head on one batch of ready views.
 """
 
 import argparse
 import itertools
+import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -25,6 +30,7 @@ from omegaconf import OmegaConf
 from speed import bare, config_of, noise
 
 import sslrun
+from sslrun.base.machine import cores
 from sslrun.config.build import build
 from sslrun.device import Device
 from sslrun.models.encoder import build_encoder
@@ -40,21 +46,21 @@ SIZE, BATCH, IMAGES = 32, 512, 50_000
 
 
 def train(
-    pretext: str, backbone: str, images: int, steps: int, hook: Any = None, mode: str = "null"
+    pretext: str, backbone: str, images: int, steps: int, hook: Any = None, mode: str = "null", size: int = SIZE
 ) -> tuple[list[dict], Any, Device]:
     """Pretrain on random images on the GPU; return the rows of metrics.jsonl, the task and its device."""
     given = ("device=cuda", f"device.compile={mode}", f"train.batch_size={BATCH}")
-    config = config_of(pretext, backbone, SIZE, *given)
+    config = config_of(pretext, backbone, size, *given)
     device: Device = build(config["device"])
     device.claim()
     torch.manual_seed(0)
-    encoder = build_encoder(config["backbone"], SIZE, [0.5] * 3, [0.25] * 3)
-    choose(device, config["backbone"], SIZE, BATCH)
-    task: Any = device.put(build(config["pretext"], encoder, SIZE))
+    encoder = build_encoder(config["backbone"], size, [0.5] * 3, [0.25] * 3)
+    choose(device, config["backbone"], size, BATCH)
+    task: Any = device.put(build(config["pretext"], encoder, size))
     device.compile(encoder)
     if hook:
         task.after_step = hook
-    data = noise(images, SIZE).on(device.torch)
+    data = noise(images, size).on(device.torch)
     training = build({**config["train"], "epochs": None, "steps": steps, "evaluations": 1})
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), "pretrain", OmegaConf.create({}), {})
@@ -66,9 +72,9 @@ def train(
     return rows, task, device
 
 
-def speed(tasks: Sequence[str], backbones: Sequence[str], modes: Sequence[str]) -> None:
+def speed(tasks: Sequence[str], backbones: Sequence[str], modes: Sequence[str], size: int = SIZE) -> None:
     """Print images/s of training and of the network alone for every task, backbone and mode of torch.compile."""
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {IMAGES:,} images of {SIZE} px, batch {BATCH}\n")
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {IMAGES:,} images of {size} px, batch {BATCH}\n")
     print(
         "| pretext | backbone | mode | compiled | network, images/s | training, images/s | ratio | epoch, s | memory |"
     )
@@ -78,11 +84,11 @@ def speed(tasks: Sequence[str], backbones: Sequence[str], modes: Sequence[str]) 
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             epoch = IMAGES // BATCH
-            rows, task, device = train(pretext, backbone, IMAGES, 2 * epoch, None, mode)
+            rows, task, device = train(pretext, backbone, IMAGES, 2 * epoch, None, mode, size)
             memory = torch.cuda.max_memory_allocated() / 2**30
             rates = [r["images_per_second"] for r in rows if "images_per_second" in r and r["step"] > epoch]
             training = statistics.harmonic_mean(rates)
-            step = bare(task, device.floats(noise(BATCH, SIZE)[:]), device)
+            step = bare(task, device.floats(noise(BATCH, size)[:]), device)
             times = []
             for _ in range(25):
                 device.wait()
@@ -96,6 +102,19 @@ def speed(tasks: Sequence[str], backbones: Sequence[str], modes: Sequence[str]) 
                 f"| {training:,.0f} | {training / network:.2f} | {IMAGES / training:.2f} | {memory:.1f} GiB |",
                 flush=True,
             )
+
+
+def peer() -> None:
+    """Print images/s of lightly's SimCLR, 20 s of each backbone after its first batch."""
+    with tempfile.TemporaryDirectory() as folder:
+        array = noise(IMAGES, SIZE)[:].permute(0, 2, 3, 1).numpy()
+        np.savez(Path(folder) / "noise.npz", train=array, val=array[:10])
+        for backbone in ("smallcnn", "resnet18"):
+            script = Path(__file__).parent / "peer_scripts" / "lightly_simclr.py"
+            arguments = [Path(folder) / "noise.npz", backbone, 20, 0, "", "cuda", cores()]
+            command = [sys.executable, str(script), *map(str, arguments)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            print(f"lightly, {backbone}: {json.loads(done.stdout.splitlines()[-1])['images_per_second']:,.0f} images/s")
 
 
 def checks(run: str) -> None:
@@ -123,12 +142,19 @@ def checks(run: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["checks", "speed", "compile"])
-    parser.add_argument("run", nargs="?")
+    parser.add_argument("what", choices=["checks", "speed", "compile", "peer"])
+    parser.add_argument("run", nargs="?", help="of checks; or the image size of speed")
     arguments = parser.parse_args()
     if arguments.what == "checks":
         checks(arguments.run)
     elif arguments.what == "speed":
-        speed(("simclr", "rotation", "jigsaw"), ("smallcnn", "resnet18", "mobilenetv2"), ["null"])
+        speed(
+            ("simclr", "rotation", "jigsaw"),
+            ("smallcnn", "resnet18", "mobilenetv2"),
+            ["null"],
+            int(arguments.run or SIZE),
+        )
+    elif arguments.what == "peer":
+        peer()
     else:
         speed(["simclr"], ("smallcnn", "resnet18"), ("null", "default", "reduce-overhead"))

@@ -3,8 +3,9 @@
 #
 #   benchmarks/gpu.sh tests                       tests/gpu, which need pytest
 #   benchmarks/gpu.sh commands [FOLDER [OUT]]     every command, 9 minutes
-#   benchmarks/gpu.sh speed                       images/s, 5 minutes
+#   benchmarks/gpu.sh speed [64]                  images/s at 32 px, 5 minutes, or at 64 px
 #   benchmarks/gpu.sh compile                     images/s of SimCLR in each mode of torch.compile
+#   benchmarks/gpu.sh peer                        images/s of lightly 1.6, which PYTHON must have
 #
 # FOLDER: images in train/CLASS and test/CLASS; without it, scikit-learn's digits.
 # OUT (default: a temporary folder) gets the commands' output and their times, commands.txt. Exits with 1 if a command failed.
@@ -33,7 +34,7 @@ newest() { ls -d "outputs/$1"/2*/ | tail -n 1; }
 
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "torch sees no CUDA GPU")' || exit 1
 [ "$what" = tests ] && exec "$python" -m pytest -q -p no:cacheprovider "$here/../tests/gpu"
-[ "$what" = speed ] || [ "$what" = compile ] && exec "$python" "$here/gpu.py" "$what"
+[[ $what =~ ^(speed|compile|peer)$ ]] && exec "$python" "$here/gpu.py" "$what" "$@"
 for pretext in rotation jigsaw simclr; do
   sslrun "pretrain_$pretext" pretrain pretext=$pretext "${data[@]}" train.epochs=3 train.evaluations=3 device=cuda
 done

@@ -1,8 +1,9 @@
 """SimCLR by lightly 1.6, set up as in its CIFAR-10 benchmark; runs in a separate environment.
 
-    python lightly_simclr.py DATA.npz BACKBONE SECONDS SEED OUT.npz
+    python lightly_simclr.py DATA.npz BACKBONE SECONDS SEED OUT.npz [DEVICE [WORKERS]]
 
-Its transform, loss, head, optimizer, batch size and cosine schedule; 2 workers; fp32, as there. The clock starts when
+Its transform, loss, head, optimizer, batch size and cosine schedule; 2 workers; fp32, as there. On a GPU torch chooses
+the precision, and memory is pinned. OUT may be "". The clock starts when
 the first batch has come, and the cosine reaches 0 when the time is up. OUT gets the features of all images.
 """
 
@@ -46,21 +47,22 @@ def backbone(name: str) -> tuple[nn.Module, int]:
     ), 512
 
 
-def main(data: str, name: str, seconds: float, seed: int, out: str) -> None:
+def main(data: str, name: str, seconds: float, seed: int, out: str, device: str = "cpu", workers: int = 2) -> None:
     torch.manual_seed(seed)
     content = np.load(data)
     net, dim = backbone(name)
-    head = SimCLRProjectionHead(dim, dim, 128)
+    net, head = net.to(device), SimCLRProjectionHead(dim, dim, 128).to(device)
     loss_of = NTXentLoss()
     batch = min(BATCH, len(content["train"]))
     parameters = [*net.parameters(), *head.parameters()]
     rate = 6e-2 * batch / 128
     optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=5e-4)
-    loader = DataLoader(Images(content["train"]), batch, shuffle=True, drop_last=True, num_workers=2,
-                        persistent_workers=True)  # fmt: skip
+    loader = DataLoader(Images(content["train"]), batch, shuffle=True, drop_last=True, num_workers=workers,
+                        persistent_workers=True, pin_memory=device == "cuda")  # fmt: skip
     began, seen, steps, passed = None, 0, 0, 0.0
     while passed < seconds:
-        for a, b in loader:
+        for views in loader:
+            a, b = (view.to(device, non_blocking=True) for view in views)
             if began is None:
                 began = time.perf_counter()
             for group in optimizer.param_groups:
@@ -70,6 +72,8 @@ def main(data: str, name: str, seconds: float, seed: int, out: str) -> None:
             loss.backward()
             optimizer.step()
             seen, steps = seen + len(a), steps + 1
+            if device == "cuda":
+                torch.cuda.synchronize()
             passed = time.perf_counter() - began
             if passed >= seconds:
                 break
@@ -85,8 +89,10 @@ def main(data: str, name: str, seconds: float, seed: int, out: str) -> None:
 def embed(net: nn.Module, array: np.ndarray) -> np.ndarray:
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     x = torch.from_numpy(array).permute(0, 3, 1, 2)
-    return torch.cat([net((part.float() / 255 - mean) / std) for part in x.split(512)]).numpy()
+    device = next(net.parameters()).device
+    return torch.cat([net(((part.float() / 255 - mean) / std).to(device)).cpu() for part in x.split(512)]).numpy()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]), sys.argv[5] if len(sys.argv) > 5 else "")
+    out, device, workers = [*sys.argv[5:], *("", "cpu", "2")[len(sys.argv) - 5 :]]
+    main(sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]), out, device, int(workers))
