@@ -33,8 +33,8 @@ class Device:
             supports it natively (GPUs since Ampere, CPUs with AVX512-BF16 or AMX), else fp16 on a GPU and fp32 on a
             CPU.
         memory_format: of images and feature maps; `auto` is the fastest, measured together with the precision.
-        compile: mode of `torch.compile` for training steps; null runs them eagerly. `auto` is the fastest for a
-            pretraining of minutes, as measured by `sslrun.training.compilation`, and null for everything else.
+        compile: mode of `torch.compile` for training steps; null runs them eagerly. `auto` is the fastest for a long
+            pretraining, as measured by `sslrun.training.compilation`, and null for everything else.
         deterministic: use algorithms on a GPU that give the same bits again, and warn where torch has none. They are
             slower. A CPU gives the same bits with the same number of threads.
         threads: number of CPU threads; null keeps torch's choice.
@@ -104,7 +104,7 @@ class Device:
                 torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
         if self.torch.type == "cpu":
             _keep_freed_memory()
-            if self.precisions == ["bf16"] and not _has_bf16():
+            if self.precisions == ["bf16"] and cpu_flags() and not _has_bf16():
                 warn_of_emulation()
 
     def use(self, precision: Precision, memory_format: MemoryFormat) -> None:
@@ -130,13 +130,13 @@ class Device:
         self.use(native if native in self.precisions else self.precisions[0], self.formats[0])
 
     def compile(self, encoder: nn.Module) -> None:
-        """Compile an encoder's training steps if `compiled` is set; the state dict does not change."""
+        """Compile an encoder's backbone if `compiled` is set, for training; the state dict does not change."""
         if self.compiled:
-            encoder.compile(mode=self.compiled)
+            encoder.backbone.compile(mode=self.compiled)  # type: ignore[union-attr]
 
     def begin_step(self) -> None:
         """Tell CUDA graphs that the outputs of the step before are not used any more, but for copies."""
-        if self.compiled:
+        if self.compiled in ("reduce-overhead", "max-autotune"):
             torch.compiler.cudagraph_mark_step_begin()
 
     def eager(self) -> AbstractContextManager[None]:

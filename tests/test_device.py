@@ -111,7 +111,7 @@ def test_any_compiler_will_do(compiler: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(shutil, "which", lambda name: name if name == compiler else None)
     calls: list[str] = []
     monkeypatch.setattr(torch.compiler, "set_stance", lambda stance: calls.append(stance) or nullcontext())  # type: ignore[func-returns-value]
-    encoder: Any = SimpleNamespace(compile=lambda mode: calls.append(mode))
+    encoder: Any = SimpleNamespace(backbone=SimpleNamespace(compile=lambda mode: calls.append(mode)))
     for device in (cpu(compile="max-autotune"), cpu()):
         device.compile(encoder)
         with device.eager():

@@ -87,25 +87,25 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     encoder = network.encoder(data)
     _refuse_no_weights(encoder, settings.backbone)
-    task = build_task(settings.pretext, encoder, settings.dataset["image_size"])
+    size = settings.dataset["image_size"]
+    task = build_task(settings.pretext, encoder, size)
     task.set_sizes(len(images), min(training.batch_size, len(images)))
     views_figure(run, task, sample_images(images, settings.seed), settings.seed)
-    views = views_per_image(task, settings.dataset["image_size"])
-    fastest = choose(device, settings.backbone, settings.dataset["image_size"], training.batch_size)
+    views = views_per_image(task, size)
+    fastest = choose(device, settings.backbone, size, training.batch_size)
     config = run.resolve(device=settings.device | fastest, backbone=settings.backbone, dataset=dataset)
     device.put(task)
     if not run.resumed:
         run.note(**_origin(network, task))
     origin = {k: run.summary[k] for k in ORIGIN if k in run.summary}
     _begin(run, settings, task, images, device)
-    run.note(labeled=data.labels is not None)
-    run.note(cached_seconds=round(task.prepare(images, device) or 0.0, 2))
+    run.note(labeled=data.labels is not None, cached_seconds=round(task.prepare(images, device) or 0.0, 2))
     on_device = images.on(device.torch)
     total = training.total_steps(len(on_device), quiet=False)
     batches = Batches(on_device, None, training.batch_size, total, settings.seed, device)
     if len(device.compilations) > 1:
-        mode = compilation.choose(task, encoder, next(iter(batches.after(0))), total, config, device)
-        config = run.resolve(device=config["device"] | {"compile": mode})
+        seen = batches.size * views
+        config = run.resolve(device=config["device"] | compilation.choose(device, settings.backbone, size, seen, total))
     device.compile(encoder)
     optimizer = build_optimizer(settings.optimizer, task, training.learning_rate)
     state = State(run, task, optimizer, device, {"stage": run.stage, "config": config, **origin}, None)
@@ -128,7 +128,7 @@ def pretrain(run: Run, settings: Pretrain) -> dict[str, Any]:
     if not run.in_study:
         neighbors_figure(run, downstream, images, names, device, settings.seed)
         run.note(**result)
-        text = pretraining_text(run.summary, settings.dataset["image_size"])
+        text = pretraining_text(run.summary, size)
         publish(run, text, curves, next_command(run.summary, run.elsewhere))
     return result
 

@@ -140,21 +140,27 @@ def measure(
 
 @by_first
 def cached_rates(
-    device: Device, about: Sequence[Any], names: list[str], measured: Callable[[], dict[str, float]]
+    device: Device,
+    about: Sequence[Any],
+    names: list[str],
+    measured: Callable[[], dict[str, float]],
+    file: str = "autotune.json",
 ) -> dict[str, float]:
     """Return the rates of candidates from the cache, or measure and cache them.
 
     Args:
         about: what the rates depend on, in addition to the machine: first the node of the network, then its image size.
         names: of the candidates.
-        measured: returns their rates; none if the measurement is of no use.
+        measured: returns their rates; none if the measurement is of no use. Without one of them, all are measured again
+            next time.
+        file: of the cache.
     """
     machine = [device.describe(), processor(), torch.__version__, os.environ.get("OMP_NUM_THREADS")]
     if device.torch.type == "cuda":
         machine += ["without TF32", str(device.deterministic)]
     parts = [*about, *machine, names]
     key = f"{about[0]['_target_']} {about[1]} {hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}"
-    cached = Cached(home() / "autotune.json", "measuring what is fastest", _load)
+    cached = Cached(home() / file, "measuring what is fastest", _load)
     try:
         with cached.alone():
             known = cached.read() or {}
