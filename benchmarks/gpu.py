@@ -3,7 +3,7 @@
     python benchmarks/gpu.py checks RUN      a run of the GPU on the CPU; synchronizations in a training step
     python benchmarks/gpu.py speed           images/s and seconds an epoch, over the network alone, at 32 px
     python benchmarks/gpu.py speed 64        the same at 64 px
-    python benchmarks/gpu.py compile         the same of SimCLR in each mode of torch.compile
+    python benchmarks/gpu.py compile         the same of SimCLR in each mode of torch.compile, over the eager network
     python benchmarks/gpu.py peer            images/s of lightly 1.6, which this Python must have, with all cores
 
 `speed`: 50,000 random images, batches of 512, as `sslrun pretrain` trains (log_every=10), two epochs of which
@@ -81,6 +81,7 @@ def speed(tasks: Sequence[str], backbones: Sequence[str], modes: Sequence[str], 
     print("|---|---|---|---|---|---|---|---|---|")
     for backbone in backbones:
         for pretext, mode in itertools.product(tasks, modes):
+            torch.compiler.reset()  # which keeps the memory of CUDA graphs
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             epoch = IMAGES // BATCH
@@ -88,14 +89,15 @@ def speed(tasks: Sequence[str], backbones: Sequence[str], modes: Sequence[str], 
             memory = torch.cuda.max_memory_allocated() / 2**30
             rates = [r["images_per_second"] for r in rows if "images_per_second" in r and r["step"] > epoch]
             training = statistics.harmonic_mean(rates)
-            step = bare(task, device.floats(noise(BATCH, size)[:]), device)
             times = []
-            for _ in range(25):
-                device.wait()
-                began = time.perf_counter()
-                step()
-                device.wait()
-                times.append(time.perf_counter() - began)
+            with device.eager():
+                step = bare(task, device.floats(noise(BATCH, size)[:]), device)
+                for _ in range(25):
+                    device.wait()
+                    began = time.perf_counter()
+                    step()
+                    device.wait()
+                    times.append(time.perf_counter() - began)
             network = BATCH / statistics.median(times[5:])
             print(
                 f"| {pretext} | {backbone} | {device.precision} {device.memory_format} | {mode} | {network:,.0f} "

@@ -3,7 +3,8 @@
     python benchmarks/tasks_finetuning.py DATA ... [--seeds 10,11] [--only TASK,...] [--factor 3] [--workers 2]
         [--rows FOLDER]
 
-DATA and the trainings are those of benchmarks/tasks.py, in fp32, which every CPU computes fast. Each pretrained network
+DATA and the trainings are those of benchmarks/tasks.py, with the same steps, but in fp32, which every CPU computes
+fast. Each pretrained network
 is finetuned on three label subsets, with the settings and the steps of `sslrun finetune mode=finetune`, but without its
 cross-validation: nothing is chosen. `none` is trained from scratch on the same subsets. `--factor 3` pretrains three
 times as long, and trains three times as long from scratch: `steps` of `none` are those on top of the usual ones.
@@ -89,7 +90,7 @@ def finetuned(
     config = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     config["train"]["steps"] = default_steps(n) + (job.steps if job.task == UNTRAINED else 0)
     config["balance"] = balanced_method("auto", subset.labels)
-    frozen = Frozen(encoder, "auto", subset, folds(labels, FOLDS, seed), device, config["balance"])
+    frozen = Frozen(encoder, "auto", subset, folds(labels, FOLDS, seed, subset.groups), device, config["balance"])
     rows = np.arange(n)
     weight, bias = frozen.head(rows)
     features = pooled_features(encoder, test.images, device, [frozen.pooling])[frozen.pooling]
@@ -125,7 +126,7 @@ def main() -> None:
     args = parser.parse_args()
     path = args.rows / "tasks_finetuning.csv"
     rates = {r["task"]: float(r["images_per_second"]) for r in csv.DictReader((HERE / "tasks_speed.csv").open())}
-    done = {tuple(r[k] for k in KEY) for r in csv.DictReader(path.open())} if path.exists() else set()
+    rows = [tuple(r[k] for k in KEY) for r in csv.DictReader(path.open())] if path.exists() else []
     jobs = []
     for seed in map(int, args.seeds.split(",")):
         for task in args.only.split(","):
@@ -134,7 +135,7 @@ def main() -> None:
                 steps = args.factor * usual or (args.factor - 1) * default_steps(0)
                 own = (*overrides, "device=cpu", "device.precision=fp32")
                 jobs.append(Job(name, own, task, "", steps, "cpu", seed, True))
-    left = [job for job in jobs if tuple(str(v) for v in job.key.values()) not in done]
+    left = [job for job in jobs if tuple(str(v) for v in job.key.values()) not in rows]
     print(f"{len(left)} of {len(jobs)} trainings", flush=True)
     with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
         for future in as_completed([pool.submit(measured, job) for job in left]):
@@ -142,8 +143,8 @@ def main() -> None:
                 traceback.print_exception(future.exception())
                 continue
             for row in future.result():
-                append(path, row, ROW)
                 print(*row.values(), flush=True)
+                append(path, row, ROW)
 
 
 if __name__ == "__main__":

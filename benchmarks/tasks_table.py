@@ -160,37 +160,38 @@ def tuning(rows: Rows) -> None:
 
 
 def finetuning(rows: Rows) -> None:
-    """Print a table for each data set: finetuned networks, compared with SimCLR and with training from scratch."""
+    """Print a table for each data set and length of training: finetuned networks, and networks from scratch."""
     for data in dict.fromkeys(r["data"] for r in rows):
         own = [r for r in rows if r["data"] == data]
-        budget = own[0]["labels_per_class"]
-        networks = list(dict.fromkeys((r["task"], r["steps"]) for r in own))
-        of = {n: [r for r in own if (r["task"], r["steps"]) == n] for n in networks}
-        tested = {n: matrix(of[n], n[0], budget, "test_accuracy") for n in networks}
-        scratch = (UNTRAINED, "0")
-        default = min((n for n in networks if n[0] == DEFAULT), key=lambda n: int(n[1]))
-        cells = []
-        for reference in (scratch, default):
-            compared = {str(n): minus(m, tested[reference]) for n, m in tested.items() if n not in (scratch, default)}
-            if reference == scratch:
-                compared[str(default)] = minus(tested[default], tested[scratch])
-            gains = gains_over_scratch(compared)
-            corrected = dict(zip(gains, holm([g.p for g in gains.values()]), strict=True))
-            cells.append({n: difference(Compared(0, 0, gains.get(n), corrected.get(n))) for n in map(str, networks)})
-        print(f"\n### {TITLES[data]}, {budget} labels per class\n")
-        print("| pretraining | steps | seeds | val kNN | probe | finetuned | difference from scratch | from SimCLR |")
-        print("|---|---|---|---|---|---|---|---|")
-        for network in networks:
-            task, steps = network
-            seeds = len({r["seed"] for r in of[network]})
-            knn, probe, test = (
-                percent(mean(float(r[name]) for r in of[network]))
-                for name in ("knn_accuracy", "probe_accuracy", "test_accuracy")
-            )
-            more = f", {steps} more steps" if steps != "0" else ""
-            name = f"none: from scratch{more}" if task == UNTRAINED else f"`{task}`"
-            print(f"| {name} | {steps if task != UNTRAINED else ''} | {seeds} | {knn} | {probe} | {test} ", end="")
-            print(f"| {cells[0][str(network)]} | {cells[1][str(network)]} |")
+        fewest = {r["task"]: min(int(o["steps"]) for o in own if o["task"] == r["task"]) for r in own}
+        for longer in (False, True):
+            part = [r for r in own if (int(r["steps"]) > fewest[r["task"]]) == longer]
+            if part:
+                print(f"\n### {TITLES[data]}, {part[0]['labels_per_class']} labels per class{', longer' * longer}\n")
+                _finetuning(part)
+
+
+def _finetuning(rows: Rows) -> None:
+    tasks, budget = list(dict.fromkeys(r["task"] for r in rows)), rows[0]["labels_per_class"]
+    tested = {t: matrix(rows, t, budget, "test_accuracy") for t in tasks}
+    differences = {
+        f"{t} {reference}": minus(tested[t], tested[reference])
+        for reference in (UNTRAINED, DEFAULT)
+        for t in tasks
+        if reference in tasks and t not in (UNTRAINED, reference)
+    }
+    gains = gains_over_scratch(differences)
+    corrected = dict(zip(gains, holm([g.p for g in gains.values()]), strict=True))
+    print("| pretraining | steps | seeds | val kNN | probe | finetuned | difference from scratch | from SimCLR |")
+    print("|---|---|---|---|---|---|---|---|")
+    for task in tasks:
+        own = [r for r in rows if r["task"] == task]
+        scores = [mean(float(r[name]) for r in own) for name in ("knn_accuracy", "probe_accuracy", "test_accuracy")]
+        names = [f"{task} {reference}" for reference in (UNTRAINED, DEFAULT)]
+        compared = [difference(Compared(0, 0, gains.get(name), corrected.get(name))) for name in names]
+        name = "none, from scratch" if task == UNTRAINED else f"`{task}`"
+        cells = [name, own[0]["steps"], len({r["seed"] for r in own}), *map(percent, scores), *compared]
+        print(f"| {' | '.join(map(str, cells))} |")
 
 
 def _of(row: dict[str, str]) -> tuple[str, str]:
