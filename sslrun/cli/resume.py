@@ -66,8 +66,8 @@ def requeued(invocation: Invocation) -> Invocation:
         return invocation
     own = [v for v in values if not key_of(v).startswith("hydra")]
     if invocation.multirun:
-        sweeps = {d.parent for d, s in find([command]) if slurm.is_ours(s) and (d.parent / SWEEP).is_file()}
-        found = [d for d in sorted(sweeps) if list(OmegaConf.load(d / SWEEP).hydra.overrides.task) == own]
+        sweeps = [d for d in slurm.our_sweeps(command) if (d / SWEEP).is_file()]
+        found = [d for d in sweeps if list(OmegaConf.load(d / SWEEP).hydra.overrides.task) == own]
         return invocation.with_overrides([f"resume={quoted(str(found[-1]))}"]) if found else invocation
     given = [f"{k}={v}" for k, v in dict(o.lstrip("+").split("=", 1) for o in own if "=" in o).items()]
     run = newest(find([command]), lambda _, s: slurm.is_ours(s) and s["overrides"] == given)

@@ -15,6 +15,7 @@ from sslrun.base.text import counted, metric
 from sslrun.cli.invocation import Invocation
 from sslrun.config.commands import typed
 from sslrun.config.grammar import quoted
+from sslrun.run import slurm
 from sslrun.run.find import is_finished, job_order, read_summary, score
 from sslrun.run.loggers import begin_sweep, end_sweep
 
@@ -61,6 +62,7 @@ class SweepTable(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the parent of the jobs."""
         directory = Path(config.hydra.sweep.dir)
+        slurm.mark_sweep(directory)
         begin_sweep(directory, config.hydra.job.config_name, config.get("logger") or [])
         _begun.append((directory, config.hydra.job.config_name))
         if config.hydra.runtime.choices["hydra/launcher"].startswith("submitit"):

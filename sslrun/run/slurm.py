@@ -4,13 +4,17 @@ import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from sslrun.base import signals
 from sslrun.base.console import log
+from sslrun.base.files import write_text
 from sslrun.base.machine import is_first
+from sslrun.run.find import OUTPUTS
 
 JOB = "slurm_job"  # entry of a run's summary
+SWEEP_JOB = ".slurm_job"  # in the folder of a sweep, whose own jobs may be others, of submitit
 
 
 def job() -> str | None:
@@ -76,3 +80,15 @@ def is_requeued() -> bool:
 def is_ours(summary: Mapping[str, Any]) -> bool:
     """Return whether a run was started by this SLURM job."""
     return summary.get(JOB) is not None and summary[JOB] == job()
+
+
+def mark_sweep(sweep: Path) -> None:
+    """Write into the folder of a sweep by which SLURM job it was started."""
+    if own := job():
+        sweep.mkdir(parents=True, exist_ok=True)
+        write_text(sweep / SWEEP_JOB, own)
+
+
+def our_sweeps(command: str) -> list[Path]:
+    """Return the folders of the sweeps that this SLURM job has started, oldest first."""
+    return sorted(p.parent for p in OUTPUTS.glob(f"{command}/*/{SWEEP_JOB}") if p.read_text() == job())

@@ -120,6 +120,22 @@ def test_a_sweep_in_a_job_is_resumed_as_a_whole(monkeypatch: pytest.MonkeyPatch)
     assert [summary(r)["status"] for r in runs("pretrain")] == ["finished"] * 2
 
 
+def test_a_sweep_is_found_again_if_its_jobs_are_those_of_submitit(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    sweep = ("pretrain", "-m", *PRETRAIN[1:], "train.steps=2", "seed=0,1")
+    assert cli(*sweep).code == 0
+    for run in runs("pretrain"):
+        path = run / "summary.json"
+        assert '"slurm_job": "7"' in path.read_text()
+        path.write_text(path.read_text().replace('"slurm_job": "7"', '"slurm_job": "8"'))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    again = cli(*sweep)
+    assert again.code == 0
+    assert again.err.count("Already finished") == 2
+    assert len(runs("pretrain")) == 2
+    assert cli(*sweep[:-1], "seed=0,2").code == 0  # another sweep begins anew
+    assert len(runs("pretrain")) == 4
+
+
 @pytest.mark.slow
 def test_torchrun_passes_the_signal_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """SLURM signals every process of the job, and torchrun the others once more; see docs/scaling.md."""
