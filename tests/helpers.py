@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -184,6 +184,11 @@ class Served:
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+
+def slow(values: Iterable[Any]) -> list[Any]:
+    """Return values of a parametrized test that only `make test-all` runs."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def runs(stage: str) -> list[Path]:

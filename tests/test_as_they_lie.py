@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import QUICK, SMALL, Cli, runs, summary
+from tests.helpers import QUICK, SMALL, Cli, runs, slow, summary
 
 
 def tile(color: int, i: int) -> Image.Image:
@@ -59,7 +59,7 @@ def microscopy() -> list[str]:
     return ["set/one/0.tif", "set/many/1.tif", "many", "60 images, 2 classes", "range 0 to 4095 (dataset.range)"]
 
 
-@pytest.mark.parametrize("lay_out", [flat_with_a_table, classes_of_days, microscopy])
+@pytest.mark.parametrize("lay_out", [flat_with_a_table, *slow([classes_of_days, microscopy])])
 def test_from_check_to_predict(lay_out: Callable[[], list[str]], cli: Cli) -> None:
     Path("set").mkdir()
     first, second, expected, *words = lay_out()

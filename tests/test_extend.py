@@ -64,6 +64,7 @@ def noise(split, *, root: None = None):
 '''
 
 
+@pytest.mark.slow
 def test_a_toy_of_each_outside_the_package(cli: Cli) -> None:
     Path("toys.py").write_text(CODE)
     for group, name, text in [

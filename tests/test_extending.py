@@ -63,8 +63,8 @@ ALWAYS = ("curves", "neighbors")  # figures of every pretraining
     ("section", "figures", "downstream"),
     [
         ("A pretext task", {"views", *ALWAYS}, "encoder"),
-        ("A task with a teacher", {"views", *ALWAYS}, "teacher.encoder"),
-        ("A task with a decoder", {"views", "outputs", *ALWAYS}, "encoder"),
+        pytest.param("A task with a teacher", {"views", *ALWAYS}, "teacher.encoder", marks=pytest.mark.slow),
+        pytest.param("A task with a decoder", {"views", "outputs", *ALWAYS}, "encoder", marks=pytest.mark.slow),
     ],
 )
 def test_a_task_of_the_page_pretrains_resumes_and_is_probed(
@@ -79,6 +79,7 @@ def test_a_task_of_the_page_pretrains_resumes_and_is_probed(
     assert checkpoint.load(pretrained / LAST)["step"] == 5
 
 
+@pytest.mark.slow
 def test_the_backbone_of_the_page_trains_predicts_and_says_where_its_file_has_to_be(
     cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +95,7 @@ def test_the_backbone_of_the_page_trains_predicts_and_says_where_its_file_has_to
     assert "run sslrun in the folder that has widenet.py" in answer.err
 
 
+@pytest.mark.slow
 def test_the_data_set_of_the_page_is_checked_pretrained_on_and_evaluated(cli: Cli, photos: Path) -> None:
     shutil.copytree(photos, "images")
     commands = written("A data set")

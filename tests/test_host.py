@@ -137,6 +137,7 @@ def host(world: Path, photos: Path) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 def test_a_host_gets_what_it_asks_for(host: dict[str, Any]) -> None:
     assert host["done"] == [*STEPS]
 

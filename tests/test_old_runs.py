@@ -66,6 +66,7 @@ def test_an_old_classifier_is_evaluated(cli: Cli, golden: dict[str, Any]) -> Non
     assert "Skipped the probes of the stages: the labeled images are not those of the run" in answer.err
 
 
+@pytest.mark.slow
 def test_a_classifier_starts_from_an_old_pretraining(cli: Cli) -> None:
     for init in ("outputs/pretrain/simclr", "outputs/pretrain/simclr/last.pt", "outputs/finetune/tuned", "simclr"):
         answer = cli("finetune", f"init={init}", "mode=probe", "labels_per_class=5", *QUICK)
@@ -109,6 +110,7 @@ def test_going_on_with_an_old_run_is_refused(cli: Cli, command: str, run: str) -
     assert {p: p.read_bytes() for p in before} == before
 
 
+@pytest.mark.slow
 def test_going_on_with_an_old_sweep_is_refused_before_a_job_begins(cli: Cli) -> None:
     assert cli("pretrain", "-m", "dataset=digits", "seed=0,1", "train.steps=1", "backbone.widths=[4]", *QUICK).code == 0
     (sweep,) = Path("outputs/pretrain").glob("20*")

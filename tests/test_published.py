@@ -34,7 +34,8 @@ def labels(data: Dataset) -> np.ndarray:
     return data.labels.numpy()
 
 
-RARE = ("stl10", "flowers102", "tinyimagenet")  # run in make test-all; their layouts are tested below all the same
+# Run in make test-all; their layouts are tested below all the same.
+RARE = ("cifar10", "fashion_mnist", "stl10", "flowers102", "tinyimagenet")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in RARE else n for n in NAMES])
@@ -239,17 +240,17 @@ def test_a_run_from_before_a_data_set_had_an_address_is_refused_in_words(served:
         load_split(old)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "name", "more"),
     [
-        pytest.param("rotation_flowers", "flowers", ("label_fractions=[0.1]", "mode=finetune"), marks=pytest.mark.slow),
-        pytest.param("simclr_cifar10", "cifar10", ("labels_per_class=[2]", "mode=probe"), marks=pytest.mark.slow),
+        ("rotation_flowers", "flowers", ("label_fractions=[0.1]", "mode=finetune")),
+        ("simclr_cifar10", "cifar10", ("labels_per_class=[2]", "mode=probe")),
         ("rotation_cifar10", "cifar10", ("labels_per_class=[2]", "mode=finetune", "search=[]")),
-        pytest.param(
+        (
             "rotation_tinyimagenet",
             "tinyimagenet",
             ("labels_per_class=[4]", "finetune.dataset.classes={bird: [n01855672, n02056570], fish: [n01443537]}"),
-            marks=pytest.mark.slow,
         ),
     ],
 )

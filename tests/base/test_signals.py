@@ -15,6 +15,7 @@ import pytest
 
 from sslrun.run import checkpoint
 from sslrun.run.find import LAST, PREVIOUS
+from tests import helpers
 from tests.helpers import (
     DIGITS,
     FINETUNE,
@@ -60,8 +61,8 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[str, .
     return run
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-@pytest.mark.parametrize("stage", [PRETRAIN, FINETUNE], ids=["pretrain", "finetune"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *helpers.slow([signal.SIGINT, signal.SIGHUP])])
+@pytest.mark.parametrize("stage", [PRETRAIN, *helpers.slow([FINETUNE])], ids=["pretrain", "finetune"])
 def test_case_23_a_signal_saves_and_prints_the_command_that_goes_on(
     number: int, stage: tuple[str, ...], straight: Callable[[tuple[str, ...]], str]
 ) -> None:
@@ -109,6 +110,7 @@ def slow(seconds: float) -> ForkServerProcess:
     return process
 
 
+@pytest.mark.slow
 def test_case_24_a_second_signal_ends_at_once_and_a_repeated_one_is_the_same() -> None:
     process = slow(20.0)
     assert process.pid is not None

@@ -9,7 +9,7 @@ import pytest
 from sslrun.cli.app import app
 from sslrun.cli.completion import PLAIN, entries, script
 from sslrun.config.commands import COMMANDS
-from tests.helpers import Cli
+from tests.helpers import Cli, slow
 
 BASH = """
 source ./script
@@ -42,7 +42,7 @@ def completed(shell: str, line: str) -> list[str]:
     return [word for word in result.stdout.split() if word]
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("shell", ["bash", *slow(["zsh", "fish"])])
 def test_a_shell_completes_commands_choices_and_keys(shell: str) -> None:
     assert sorted(completed(shell, "sslrun pre")) == ["predict", "pretrain"]
     assert sorted(completed(shell, "sslrun data ")) == sorted(n for n, c in COMMANDS.items() if c.is_data)

@@ -73,6 +73,7 @@ def test_a_finetuning_that_takes_long_is_a_probe(cli: Cli, photos: Path, monkeyp
     assert re.search(r"labels; without mode=probe in \d+ (s|min) to \d+ (s|min)", " ".join(answer.err.split()))
 
 
+@pytest.mark.slow
 def test_a_distillation_has_a_few_hundred_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = ["dataset=digits", "pretext=rotation"]  # whose steps are measured without a teacher
     for seconds, images, length in (

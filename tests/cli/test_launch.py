@@ -85,12 +85,14 @@ def test_an_outputs_folder_that_cannot_be_written(cli: Cli) -> None:
     assert len(answer.lines()) == 1
 
 
+@pytest.mark.slow
 def test_mistakes_in_a_separate_process_exit_with_1() -> None:
     answer = process("pretrain", "dataset=digits", "train.epochs=0")
     assert (answer.code, answer.out) == (1, "")
     assert answer.err == "sslrun: train.epochs: must be at least 1, found 0\n"
 
 
+@pytest.mark.slow
 def test_case_17_a_folder_that_cannot_be_written() -> None:
     done = in_a_mount("ro", f"cd disk; {SSLRUN} {' '.join(PRETRAIN)}")
     assert done.returncode == 1

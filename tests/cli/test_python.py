@@ -43,6 +43,7 @@ def test_pandas_takes_runs_and_metrics(in_world: Path) -> None:
     assert metrics["train/loss"].notna().any()
 
 
+@pytest.mark.slow
 def test_commands_run_in_a_child_process_and_return_their_run(capfd: pytest.CaptureFixture[str]) -> None:
     before = (dict(os.environ), os.getcwd(), signal.getsignal(signal.SIGINT), threading.active_count())
     pretrained = sslrun.pretrain(*SMALL, "train.steps=2", pretext="rotation", seed=3, **{"train.batch_size": 8})
@@ -61,6 +62,7 @@ def test_commands_run_in_a_child_process_and_return_their_run(capfd: pytest.Capt
     assert before == (dict(os.environ), os.getcwd(), signal.getsignal(signal.SIGINT), threading.active_count())
 
 
+@pytest.mark.slow
 def test_mistakes_are_raised_as_the_command_reports_them() -> None:
     with pytest.raises(sslrun.UserError) as error:
         sslrun.pretrain("dataset=digits", pretext="rotatoin", seeds=3)
@@ -83,6 +85,7 @@ def test_values_are_typed_as_the_command_line_reads_them(value: object, text: st
     assert python._text(value) == text
 
 
+@pytest.mark.slow
 def test_an_interruption_reaches_the_command_which_saves_its_state(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

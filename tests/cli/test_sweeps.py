@@ -55,6 +55,7 @@ def test_a_sweep_ends_with_a_table_and_a_csv_and_names_its_failures(in_world: Pa
     assert "finished" in (max(Path("outputs/finetune").glob("*/sweep.csv"))).read_text()
 
 
+@pytest.mark.slow
 def test_case_10_a_job_of_a_sweep_has_the_same_numbers_as_a_single_run(cli: Cli) -> None:
     settings = ("pretext=rotation", "dataset.max_images=100", "dataset.image_size=16", *TINY, "train.steps=3")
     assert cli("pretrain", "dataset=digits", "-m", "seed=0,1", *settings).code == 0
@@ -64,6 +65,7 @@ def test_case_10_a_job_of_a_sweep_has_the_same_numbers_as_a_single_run(cli: Cli)
     assert a["train/loss"] == b["train/loss"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_resumes() -> None:
     longer = tuple(a.replace(f"={STEPS}", "=100") for a in PRETRAIN[1:])
     process = start("pretrain", "-m", *longer, "seed=0,1,2")
@@ -88,6 +90,7 @@ def test_an_interrupted_sweep_resumes() -> None:
     assert same(whole(sweep / "1"), whole(only_run("straight")))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_run")
 def test_a_resumed_sweep_of_finetuning_keeps_its_initial_weights() -> None:
     """Each job has `init=simclr` and has noted which run that was."""
@@ -193,6 +196,7 @@ def test_a_sweep_does_not_touch_folders_of_other_jobs(cli: Cli) -> None:
     assert "contains another job" in answer.err
 
 
+@pytest.mark.slow
 def test_a_sweep_with_a_damaged_job_fails_after_its_table(finished_sweep: Path, cli: Cli) -> None:
     sweep = finished_sweep
     (sweep / "0/summary.json").write_text("")

@@ -128,6 +128,7 @@ def test_mistakes_in_old_keys_are_reported_with_new_names(cli: Cli) -> None:
     )
 
 
+@pytest.mark.slow
 def test_old_keys_in_user_yaml_files(cli: Cli) -> None:
     shutil.copytree(HERE / "conf/pretext", "mine/pretext")
     own = Path("mine/pretext/tilted.yaml")

@@ -14,6 +14,7 @@ import pytest
 
 from sslrun.base.machine import cores
 from sslrun.data import cache, workers
+from tests.helpers import slow
 
 
 def test_results_are_in_order_and_few_tasks_are_pending() -> None:
@@ -69,6 +70,7 @@ def spread(tasks: int) -> list[int]:
         return list(workers.in_order(pool, abs, range(-tasks, 0)))
 
 
+@pytest.mark.slow
 def test_processes_also_start_in_joblib_workers() -> None:
     """Their start method is unknown to multiprocessing; needed for decoding in a sweep with hydra/launcher=joblib."""
     joblib = pytest.importorskip("joblib")
@@ -78,7 +80,7 @@ def test_processes_also_start_in_joblib_workers() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, "worker"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, *slow([signal.SIGINT, "worker"])])
 def test_case_26_no_worker_is_left_behind(photos: Path, how: Any) -> None:
     Path("big.py").write_text(BIG_CHILD)
     process = subprocess.Popen(

@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from sslrun.evaluation import selection
 from sslrun.evaluation.calibration import fit_temperature
 from sslrun.evaluation.selection import Predictions, choose, corrected_accuracy, score
-from tests.helpers import bounded
+from tests.helpers import bounded, slow
 
 
 def guesses(predicted: list[list[int]] | np.ndarray, classes: int, confidence: float = 0.9) -> np.ndarray:
@@ -224,14 +224,14 @@ def random_predictions(seed: int, grouped: bool = False) -> Predictions:
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", [*range(15), *slow(range(15, 60))])
 def test_the_choice_is_that_of_a_naive_loop(seed: int, grouped: bool) -> None:
     predictions = random_predictions(seed, grouped)
     assert choose(predictions) == naive_choice(predictions, list(range(len(predictions.labels))))
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(3), *slow(range(3, 12))])
 def test_the_corrected_accuracy_is_that_of_a_naive_loop(
     seed: int, grouped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

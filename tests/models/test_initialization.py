@@ -19,6 +19,7 @@ from sslrun.run import checkpoint
 from tests.helpers import QUICK, Cli, runs, summary
 
 
+@pytest.mark.slow
 def test_initializations(in_world: Path, cli: Cli) -> None:
     quick = ("mode=probe", *QUICK)
     pretrained = runs("pretrain")
@@ -69,6 +70,7 @@ def test_overrides_that_contradict_the_checkpoint_are_an_error(
     assert "Traceback" not in answer.err
 
 
+@pytest.mark.slow
 def test_scratch_has_the_same_backbone_and_data_set(in_world: Path, cli: Cli) -> None:
     """The baseline of a pretrained network, with and without explicit backbone and data set."""
     has = summary(runs("pretrain")[-1])["config"]
@@ -83,6 +85,7 @@ def test_scratch_has_the_same_backbone_and_data_set(in_world: Path, cli: Cli) ->
     assert summary(runs("finetune")[-1])["config"]["dataset"]["image_size"] == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", ["pretrained", "imagenet"])
 def test_a_classifier_from_published_weights_can_be_loaded(
     in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, init: str
@@ -144,6 +147,7 @@ def test_the_value_of_init_for_a_file_without_a_suffix_finds_it_again(name: str)
         assert resolve(name, resnet, dataset, {}).kind == kind
 
 
+@pytest.mark.slow
 def test_a_run_without_steps_can_initialize_another(short_run: Path, cli: Cli) -> None:
     assert cli("finetune", "mode=probe", *QUICK).code == 0
     result = cli("finetune", f"init={runs('finetune')[0]}", "mode=probe", *QUICK)
@@ -327,6 +331,7 @@ def test_a_file_of_weights_that_is_not_used_is_one_line(in_world: Path, cli: Cli
     assert answer.lines() == [f"sslrun: backbone.weights needs init=pretrained, found init={init}; remove one of them"]
 
 
+@pytest.mark.slow
 def test_a_backbone_and_an_image_size_of_an_experiment_are_kept(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Published weights of another network would be taken if only the command line counted."""
     downloaded(models.resnet18(), monkeypatch)
@@ -354,6 +359,7 @@ def test_a_normalization_other_than_that_of_published_weights_is_one_line(
     ]
 
 
+@pytest.mark.slow
 def test_labels_that_a_pretraining_started_from_are_not_forgotten(short_run: Path, cli: Cli) -> None:
     few = ("train.steps=1", "train.batch_size=8", *QUICK)
     assert cli("finetune", "mode=finetune", "labels=20", *few).code == 0

@@ -11,6 +11,7 @@ from sslrun.report import plots, style
 from sslrun.report.sheets import contact_sheet
 
 
+@pytest.mark.slow
 def test_the_style_of_figures_leaves_rc_params_unchanged(tmp_path: Path) -> None:
     """In a separate process: importing and drawing do not change matplotlib's settings."""
     script = """

@@ -12,6 +12,7 @@ from sslrun.report.sweep import finish_sweep, sweep_rows, sweep_table
 from tests.helpers import QUICK, Cli, summary
 
 
+@pytest.mark.slow
 def test_a_sweep_averages_over_seeds_only(in_world: Path, cli: Cli) -> None:
     """Not over learning rates, nor over initial weights from different runs."""
     rates = ("train.learning_rate=0.001,0.01", "seed=0,1", "train.steps=2", "train.evaluations=1")

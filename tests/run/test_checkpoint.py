@@ -66,6 +66,7 @@ def test_cases_14_and_19_damaged_and_malicious_checkpoints_are_refused(kind: str
     assert "weights_only" not in str(refused.value)  # torch advises to switch the protection off
 
 
+@pytest.mark.slow
 def test_case_13_a_failed_write_keeps_the_old_checkpoint_and_leaves_no_temporary_file() -> None:
     assert ended(spawn(save_too_much, folder="run")) == 0
     assert Path("output").read_text().startswith("cannot write x.pt")
@@ -134,6 +135,7 @@ def test_case_11_a_run_killed_twenty_times_at_random_ends_like_an_uninterrupted_
     killed_until_done(int(os.environ.get("SSLRUN_KILLS", "20")), stage, 1)
 
 
+@pytest.mark.slow
 def test_case_13_a_full_disk_leaves_a_checkpoint_to_resume_from() -> None:
     more = " ".join([*PRETRAIN, *OFTEN, "train.steps=2000", "train.keep_every=1", "backbone.widths=[8,16,64]"])
     done = in_a_mount("size=6m", f"cd disk; {SSLRUN} {more}; echo rc $?; cp -r outputs ../kept; find . -name '.*.part'")

@@ -22,6 +22,7 @@ from sslrun.run.run import Run, Stages
 from tests.helpers import SMALL, STUDY, ended, in_steps, start, summary, wait_for
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_error(photos: Path) -> None:
     where = ("data", "check", "dataset=folder", f"dataset.root={photos}", *SMALL, "format=json")
     read, write = os.pipe()
@@ -33,6 +34,7 @@ def test_a_closed_pipe_is_no_error(photos: Path) -> None:
     assert "BrokenPipe" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_study_that_is_stopped_says_so_once() -> None:
     process = start(*(a.replace("train.steps=4", "train.steps=100000") for a in STUDY))
     wait_for(process, lambda: in_steps("*/study_runs/*"))
@@ -216,6 +218,7 @@ def test_a_job_with_a_checkpoint_is_resumed_with_what_may_change(monkeypatch: py
     assert changed == [here, here, (Path("other"), "pretrain", overrides)]
 
 
+@pytest.mark.slow
 def test_a_user_without_a_home_or_name(photos: Path) -> None:
     """As in a container (`docker run --user 12345`): nothing is in the way."""
     unnamed = (

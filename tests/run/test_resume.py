@@ -96,6 +96,7 @@ def test_case_8_a_choice_with_other_values_is_refused_and_the_same_choice_is_not
     assert summary(run)["config"]["pretext"]["temperature"] == 0.4
 
 
+@pytest.mark.slow
 def test_a_preset_may_be_repeated(cli: Cli) -> None:
     assert cli("pretrain", "experiment=simclr_digits", *SHORT).code == 0
     (run,) = runs("pretrain")
@@ -104,6 +105,7 @@ def test_a_preset_may_be_repeated(cli: Cli) -> None:
     assert "Nothing to do" in again.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["removed", "renamed"])
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_a_run_is_not_resumed_with_other_images(

@@ -120,6 +120,7 @@ def test_a_sweep_in_a_job_is_resumed_as_a_whole(monkeypatch: pytest.MonkeyPatch)
     assert [summary(r)["status"] for r in runs("pretrain")] == ["finished"] * 2
 
 
+@pytest.mark.slow
 def test_a_sweep_is_found_again_if_its_jobs_are_those_of_submitit(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
     sweep = ("pretrain", "-m", *PRETRAIN[1:], "train.steps=2", "seed=0,1")
     assert cli(*sweep).code == 0

@@ -68,6 +68,7 @@ def test_accuracies_are_those_of_the_evaluations(in_study: Path) -> None:
         assert float(r["test_accuracy"]) == pytest.approx(right.mean(), abs=0.006)  # they are kept with 11 bits
 
 
+@pytest.mark.slow
 def test_auto_of_a_study_is_the_choice_of_finetune(in_study: Path, cli: Cli) -> None:
     """The same candidates, scores and corrected accuracy."""
     (row,) = (

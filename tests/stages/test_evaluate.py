@@ -133,6 +133,7 @@ def test_classes_without_or_with_few_test_images_are_named(in_world: Path, cli: 
     assert f"{100 * flower['recall_low']:.1f} to {100 * flower['recall_high']:.1f}" in page
 
 
+@pytest.mark.slow
 def test_two_classifiers_are_compared_image_by_image(in_world: Path, cli: Cli) -> None:
     (classifier,) = runs("finetune")
     assert cli("finetune", "mode=knn", "label_fraction=0.5", *QUICK).code == 0
@@ -198,6 +199,7 @@ def test_case_52_only_evaluate_reads_test_images(cli: Cli, photos: Path) -> None
     assert "60 of 60 images cannot be read" in answer.err
 
 
+@pytest.mark.slow
 def test_evaluate_on_other_images_of_the_same_classes(in_world: Path, cli: Cli, photos: Path) -> None:
     shutil.copytree(photos, "more/train")
     shutil.copytree(photos, "more/test")
@@ -343,6 +345,7 @@ def excess_of(cli: Cli, *overrides: str) -> tuple[float, float, dict[str, Any], 
     return summary(runs("finetune")[-1])["val/accuracy"], summary(run)["test/accuracy"], report, line
 
 
+@pytest.mark.slow
 def test_frames_of_one_object_on_both_sides_make_validation_accuracy_too_high(cli: Cli) -> None:
     """As trial 24 was: few objects with many frames each, and other objects in the test split."""
     frames("frames/train", 30, 6, 2)
@@ -368,6 +371,7 @@ def test_frames_of_one_object_on_both_sides_make_validation_accuracy_too_high(cl
     assert low < wilson_interval(round(val * 108), 108)[1]
 
 
+@pytest.mark.slow
 def test_the_reasons_for_a_lower_test_accuracy(cli: Cli) -> None:
     """Images of another folder differ from those of the training, whatever the groups."""
     frames("frames/train", 20, 6, 0)
@@ -381,6 +385,7 @@ def test_the_reasons_for_a_lower_test_accuracy(cli: Cli) -> None:
     assert line.endswith("by more than both intervals allow: the test images differ from the training images")
 
 
+@pytest.mark.slow
 def test_the_test_split_of_a_run_with_groups_is_that_of_its_training(cli: Cli) -> None:
     """Even if the folder is typed again without them, its groups decide which images are held out."""
     frames("frames", 10, 4, 0)
@@ -447,6 +452,7 @@ def test_groups_of_a_data_set_without_the_key_are_refused(cli: Cli) -> None:
     assert answer.lines()[-1] == "sslrun: digits has no key dataset.groups; it is one of dataset=folder"
 
 
+@pytest.mark.slow
 def test_labels_that_have_changed_since_the_training_are_a_warning(photos: Path, cli: Cli) -> None:
     files = sorted(photos.rglob("*.jpg"))
 

@@ -45,6 +45,7 @@ from tests.helpers import (
     run_here,
     runs,
     same,
+    slow,
     spawn,
     stopping,
     summary,
@@ -159,6 +160,7 @@ def test_every_mode_gives_a_classifier_for_evaluate_and_predict(
     assert all(sum(g["confidence"] for g in r["top"]) == pytest.approx(1, abs=1e-3) for r in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", ["latest", "scratch"])
 def test_freezing_and_the_backbone_rate_apply_to_pretrained_networks_only(
     init: str, in_world: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
@@ -185,6 +187,7 @@ def test_freezing_and_the_backbone_rate_apply_to_pretrained_networks_only(
     assert set(seen) == ({0.2, 0.05} if pretrained else {1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "candidates"), [(0.001, ["probe", "finetune", "scratch"]), (10.0, ["probe"])])
 def test_a_published_network_that_is_slow_on_this_cpu_is_not_trained_by_auto(
     seconds: float, candidates: list[str], photos: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
@@ -205,6 +208,7 @@ def test_a_finetuning_whose_best_state_is_the_first_says_so(init: str, cli: Cli)
     assert ("step 0 of 3: finetuning did not improve on the probe it started from" in answer.err) == (init == "latest")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_run")
 @pytest.mark.parametrize("arguments", [("mode=auto",), ("mode=finetune", *EXTRA)])
 def test_neither_features_nor_worker_processes_are_kept_during_the_training(
@@ -303,6 +307,7 @@ def test_a_small_class_gives_all_its_labels_and_that_is_logged(uneven: tuple[str
     assert "balance=" not in answer.err.replace("balance=none", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["finetune", "probe"])
 def test_every_method_of_balancing_changes_the_classifier(uneven: tuple[str, ...], cli: Cli, mode: str) -> None:
     heads = []
@@ -315,6 +320,7 @@ def test_every_method_of_balancing_changes_the_classifier(uneven: tuple[str, ...
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(heads, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balance", ["sampling", "weights", "logit"])
 def test_balanced_training_resumes_exactly(uneven: tuple[str, ...], cli: Cli, balance: str) -> None:
     answer = cli("finetune", *uneven, "mode=finetune", "train.steps=6", "train.keep_every=2", f"balance={balance}")
@@ -338,8 +344,8 @@ def test_neighbors_are_not_balanced(uneven: tuple[str, ...], cli: Cli) -> None:
 
 
 @pytest.mark.usefixtures("short_run")
-@pytest.mark.parametrize("init", ["latest", "scratch"])
-@pytest.mark.parametrize("mode", ["probe", "knn", "finetune", "auto"])
+@pytest.mark.parametrize("init", ["latest", *slow(["scratch"])])
+@pytest.mark.parametrize("mode", ["knn", "finetune", *slow(["probe", "auto"])])
 def test_inside_a_budget_every_number_of_labels_is_at_most_the_budget(cli: Cli, mode: str, init: str) -> None:
     answer = cli("finetune", f"mode={mode}", f"init={init}", *FEW)
     assert answer.code == 0, answer.err
@@ -455,6 +461,7 @@ def test_evaluations_inside_a_budget_are_not_ignored_silently(in_world: Path, cl
     assert "train.evaluations" not in answer.err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_run")
 @pytest.mark.parametrize("mode", ["finetune", "auto"])
 def test_a_search_tries_every_setting_for_every_trained_network(
@@ -487,7 +494,7 @@ def test_a_search_tries_every_setting_for_every_trained_network(
 
 
 @pytest.mark.usefixtures("short_run")
-@pytest.mark.parametrize("chosen", ["probe", "finetune", "scratch"])
+@pytest.mark.parametrize("chosen", ["finetune", *slow(["probe", "scratch"])])
 def test_the_classifier_of_auto_is_that_of_the_chosen_mode_alone(
     chosen: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -569,8 +576,8 @@ def assert_same_classifier(a: Path, b: Path) -> None:
 
 
 @pytest.mark.usefixtures("short_run")
-@pytest.mark.parametrize("budget", ["labels=24", "labels_per_class=3", "label_fraction=0.25"])
-@pytest.mark.parametrize("mode", ["probe", "knn", "finetune", "auto"])
+@pytest.mark.parametrize("budget", ["labels=24", *slow(["labels_per_class=3", "label_fraction=0.25"])])
+@pytest.mark.parametrize("mode", ["finetune", *slow(["probe", "knn", "auto"])])
 def test_labels_outside_the_budget_change_no_bit(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, mode: str, budget: str
 ) -> None:
@@ -583,6 +590,7 @@ def test_labels_outside_the_budget_change_no_bit(
     assert spy.changed > 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["probe", "finetune", "auto"])
 def test_labels_outside_the_budget_change_no_bit_of_imbalanced_classes(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, mode: str
@@ -602,6 +610,7 @@ def test_labels_outside_the_budget_change_no_bit_of_imbalanced_classes(
     assert spy.changed
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_run")
 def test_case_69_the_saved_config_of_a_finetuning_runs_again(cli: Cli) -> None:
     assert cli("finetune", "mode=auto", 'search=["label_smoothing=0"]', *FEW).code == 0
@@ -617,6 +626,7 @@ def test_case_69_the_saved_config_of_a_finetuning_runs_again(cli: Cli) -> None:
     assert_same_classifier(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_run")
 def test_case_10_a_finetuning_in_a_sweep_is_that_of_a_single_run(cli: Cli) -> None:
     assert cli("finetune", "-m", "seed=0,1", "mode=auto", *FEW).code == 0
@@ -697,6 +707,7 @@ def resumed(cli: Cli, answer: Any) -> Any:
     return result
 
 
+@pytest.mark.slow
 def test_cases_23_and_26_an_interrupted_validation_training_repeats_no_fold(
     uninterrupted: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -716,6 +727,7 @@ def test_cases_23_and_26_an_interrupted_validation_training_repeats_no_fold(
     assert_same_classifier(uninterrupted, run)
 
 
+@pytest.mark.slow
 def test_cases_23_and_26_an_interrupted_final_training_repeats_no_fold_and_has_no_classifier(
     uninterrupted: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, photos: Path
 ) -> None:

@@ -15,6 +15,7 @@ from sslrun.study.results import Row
 from tests.helpers import QUICK, Cli, row, runs, study_table, summary
 
 
+@pytest.mark.slow
 def test_report_of_existing_runs_equals_that_of_the_study(in_study: Path, cli: Cli) -> None:
     answer = cli("report", str(in_study))
     assert answer.code == 0, answer.err

@@ -119,6 +119,7 @@ def test_an_interrupted_study_can_be_resumed(studied: Path) -> None:
     assert [r["test_accuracy"] for r in study_table(study)] == [r["test_accuracy"] for r in study_table(there)]
 
 
+@pytest.mark.slow
 def test_failed_runs_are_listed_and_only_they_are_repeated(
     in_study: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -235,6 +235,7 @@ def test_candidates_that_fail_have_a_rate_of_zero(monkeypatch: pytest.MonkeyPatc
     assert (device.precision, device.memory_format) == default
 
 
+@pytest.mark.slow
 def test_the_choice_is_recorded_and_kept_by_resume_and_finetune(
     monkeypatch: pytest.MonkeyPatch, cli: Cli, tmp_path: Path
 ) -> None:

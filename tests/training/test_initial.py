@@ -95,6 +95,7 @@ def test_scratch_is_taken_where_the_probe_is_no_better_and_no_fold_is_trained_tw
     assert not (runs("finetune")[-1] / "folds").exists()
 
 
+@pytest.mark.slow
 def test_an_image_size_of_an_experiment_is_kept(cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(monkeypatch, 1)
     Path("mine/experiment").mkdir(parents=True)
@@ -107,6 +108,7 @@ def test_an_image_size_of_an_experiment_is_kept(cli: Cli, photos: Path, monkeypa
     assert result["config"]["dataset"]["image_size"] == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "title"), [("probe", "linear probe of "), ("knn", "kNN on ")])
 def test_modes_without_training_compare_both_networks_without_training(
     cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch, mode: str, title: str
@@ -119,6 +121,7 @@ def test_modes_without_training_compare_both_networks_without_training(
     assert not trained
 
 
+@pytest.mark.slow
 def test_on_a_validation_split_the_comparison_is_made_there(
     cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +186,7 @@ def test_a_file_of_weights_is_taken_without_a_comparison(cli: Cli, photos: Path)
     assert "init_compared" not in result
 
 
+@pytest.mark.slow
 def test_only_a_pretraining_of_the_same_images_and_the_given_backbone_is_taken(
     in_world: Path, cli: Cli, few_photos: Path
 ) -> None:
@@ -202,6 +206,7 @@ def test_only_a_pretraining_of_the_same_images_and_the_given_backbone_is_taken(
     assert refused.code == 1
 
 
+@pytest.mark.slow
 def test_a_root_without_a_data_set_is_a_folder(cli: Cli, photos: Path) -> None:
     """The default data set has no folder, so the user's images would be ignored."""
     for init in ("auto", "scratch"):
@@ -210,6 +215,7 @@ def test_a_root_without_a_data_set_is_a_folder(cli: Cli, photos: Path) -> None:
             assert summary(runs("finetune")[-1])["dataset"] == f"folder {photos}"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_choose_again(cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(monkeypatch, 1)
 

@@ -41,6 +41,7 @@ def test_there_are_no_weights_and_both_poolings_are_the_same() -> None:
     assert encoder.feature_dim == 192
 
 
+@pytest.mark.slow
 def test_a_classifier_on_pixels_is_evaluated_exported_and_predicts(cli: Cli, photo_files: list[str]) -> None:
     for mode in ("knn", "probe"):
         made = cli("finetune", "init=scratch", f"mode={mode}", "labels=30", *DIGITS)
