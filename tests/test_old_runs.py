@@ -22,8 +22,9 @@ CPU = ("device=cpu", "device.precision=fp32", "device.memory_format=contiguous")
 
 @pytest.fixture(autouse=True)
 def _unpacked() -> None:
+    safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # not before Python 3.11.4
     with tarfile.open(HERE / "runs_0.1.0.tar.gz") as packed:
-        packed.extractall(filter="data")
+        packed.extractall(**safely)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from sslrun.base.console import log, progress
 from sslrun.base.errors import UserError
@@ -235,10 +236,13 @@ def _unzip(packed: Path, inside: str) -> None:
 
 
 def _untar(packed: Path, inside: str) -> None:
+    # Python before 3.11.4, as in Debian 12, has no filter: there, names and kinds of members are all that is checked.
+    safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with tarfile.open(packed) as tarred, progress("unpacking", 0, "files") as advance:
         for member in tarred:
             _check_member(packed, member.name, link=not (member.isfile() or member.isdir()))
-            tarred.extract(member, inside, filter="data")
+            member.mode &= 0o755  # nobody else may write, and nothing runs as another user
+            tarred.extract(member, inside, **safely)
             advance(1)
 
 

@@ -58,6 +58,20 @@ def test_an_archive_is_downloaded_verified_unpacked_and_reused(served: Served, p
     assert {p.name for p in Path("data").iterdir()} == {"a.bin", FOLDER, ".fetch.lock"}
 
 
+def test_python_before_3_11_4_unpacks_too(served: Served, packed: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in Debian 12: its tarfile has no filters."""
+    extract = tarfile.TarFile.extract
+    with_filter = {"filter": "fully_trusted"} if hasattr(tarfile, "data_filter") else {}
+
+    def older(self: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
+        extract(self, member, path, **with_filter)  # type: ignore[arg-type]
+
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    monkeypatch.setattr(tarfile.TarFile, "extract", older)
+    (served.folder / "a.tar.gz").write_bytes(packed)
+    assert is_complete(get(served, packed))
+
+
 def test_case_42_a_lost_connection_is_resumed(served: Served, packed: bytes) -> None:
     (served.folder / "a.tar.gz").write_bytes(packed)
     served.cut = [1000, 2000, 500]
