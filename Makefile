@@ -19,10 +19,10 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)  ## pretrain, finetune and evaluate on scikit-learn's digits, offline, 95 seconds on 2 cores
 	$(VENV)/bin/sslrun demo
 
-test: $(READY)  ## the quick tests, 6 to 13 minutes on 2 cores
+test: $(READY)  ## the quick tests, 12 minutes on 2 slow cores
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
-test-all: $(READY)  ## the slow tests too, an hour or more
+test-all: $(READY)  ## the slow tests too
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist worksteal
 
 bench: $(READY)  ## the benchmarks, about 15 minutes on 2 cores, into benchmarks/RESULTS.md

@@ -227,13 +227,18 @@ def measured(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     ]
 
 
+def label_subset(train: Dataset, per_class: int, seed: int) -> Dataset:
+    """Return the images of a label budget."""
+    assert train.labels is not None
+    return train.take(LabelBudget(per_class=per_class, seed=seed).rows(train.labels.numpy()))
+
+
 def probe(
     encoder: Encoder, train: Dataset, test: Dataset, tested: Any, per_class: int, seed: int, device: Device
 ) -> dict[str, float]:
     """Fit a logistic regression on the features of a label subset, as `sslrun finetune mode=probe`."""
-    assert train.labels is not None
     assert test.labels is not None
-    subset = train.take(LabelBudget(per_class=per_class, seed=seed).rows(train.labels.numpy()))
+    subset = label_subset(train, per_class, seed)
     labels = subset.labels.numpy()  # type: ignore[union-attr]
     frozen = Frozen(encoder, "auto", subset, folds(labels, FOLDS, seed), device, "none")
     weight, bias = frozen.head(np.arange(len(subset)))

@@ -38,6 +38,7 @@ from tasks import (
     Job,
     composed,
     downstream,
+    label_subset,
     loaded,
     tested_on,
 )
@@ -45,7 +46,7 @@ from tasks import (
 from sslrun.config.compose import compose_config
 from sslrun.data.balance import balanced_method
 from sslrun.data.dataset import Dataset
-from sslrun.data.labels import Fold, LabelBudget, folds
+from sslrun.data.labels import Fold, folds
 from sslrun.device import Device
 from sslrun.evaluation.validation import encoder_metrics
 from sslrun.models.encoder import Encoder
@@ -79,9 +80,8 @@ def finetuned(
     job: Job, encoder: Encoder, train: Dataset, test: Dataset, per_class: int, seed: int, device: Device
 ) -> dict[str, float]:
     """Finetune on a label subset; return the scores on the test split, and that of the regression it starts from."""
-    assert train.labels is not None
     assert test.labels is not None
-    subset = train.take(LabelBudget(per_class=per_class, seed=seed).rows(train.labels.numpy()))
+    subset = label_subset(train, per_class, seed)
     assert subset.labels is not None
     labels, truth, n = subset.labels.numpy(), test.labels.numpy(), len(subset)
     of_pretraining = composed(job.overrides)

@@ -92,6 +92,8 @@ def _measured(device: Device, backbone: Node, image_size: int, images: int, step
         torch.compiler.reset()  # and the memory of CUDA graphs is kept otherwise
         if on_gpu:
             torch.cuda.empty_cache()
+    if None not in times:  # it failed after its first step
+        return {}
     best = min(times.values(), key=min)
     if statistics.median(best) > MAX_NOISE * min(best):
         return {}

@@ -117,6 +117,19 @@ def test_the_scaler_of_the_training_is_not_used(monkeypatch: pytest.MonkeyPatch)
     assert choose(device, NODE, 16, IMAGES, STEPS) == {"compile": None}
 
 
+def test_a_network_that_fails_later_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when another process takes the memory; training says why."""
+    seconds, calls = compilation._Trial.seconds, iter([False] * len(MODES) + [True] * 99)
+
+    def failing(self: Any) -> float:
+        if next(calls):
+            raise RuntimeError("out of memory")
+        return seconds(self)
+
+    monkeypatch.setattr(compilation._Trial, "seconds", failing)
+    assert chosen(monkeypatch, {None: 0.02, "default": 0.002, "reduce-overhead": 0.02})[0] is None
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("task", ["simclr", "inpainting"])  # features, and maps
