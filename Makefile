@@ -16,7 +16,7 @@ $(READY): requirements.lock pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-demo: $(READY)  ## pretrain, finetune and evaluate on scikit-learn's digits, offline, 95 seconds on 2 cores
+demo: $(READY)  ## pretrain, finetune and evaluate on scikit-learn's digits, offline, 95 seconds on 2 cores, 3 minutes without AVX-512
 	$(VENV)/bin/sslrun demo
 
 test: $(READY)  ## the quick tests, 12 minutes on 2 slow cores
